@@ -1,0 +1,216 @@
+"""Names of methods, methods from text, and what `genkit.methods()` lists."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+import types
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar, Union
+
+from genkit.attention.base import Method
+from genkit.errors import UsageError, explain
+
+_MODULES: dict[str, str] = {}
+_METHODS: dict[str, type[Method]] = {}
+
+M = TypeVar("M", bound=type[Method])
+
+
+def register(name: str) -> Callable[[M], M]:
+    """Class decorator: make a frozen :class:`Method` dataclass known under ``name``."""
+
+    def enter(cls: M) -> M:
+        if not (isinstance(cls, type) and issubclass(cls, Method) and dataclasses.is_dataclass(cls)):
+            raise UsageError(f"{cls!r} cannot be registered: a method is a frozen dataclass derived from Method")
+        known = _METHODS.get(name)
+        if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise UsageError(f"the name {name!r} already belongs to {known.__module__}.{known.__qualname__}")
+        cls.name = name
+        _METHODS[name] = cls
+        return cls
+
+    return enter
+
+
+def names() -> list[str]:
+    """Names of all methods, sorted. Imports nothing."""
+    return sorted(set(_MODULES) | set(_METHODS))
+
+
+def method_class(name: str) -> type[Method]:
+    """The class registered under ``name``; UsageError lists the valid names."""
+    if name not in _METHODS and name in _MODULES:
+        importlib.import_module(_MODULES[name])
+    if name not in _METHODS:
+        raise UsageError(explain("attention method", name, names()))
+    return _METHODS[name]
+
+
+@dataclass(frozen=True)
+class FieldInfo:
+    """One setting of a method: its name, type as text, default as text and meaning."""
+
+    name: str
+    type: str
+    default: str
+    help: str
+
+
+@dataclass(frozen=True)
+class MethodInfo:
+    """What `genkit.methods()` says about a method."""
+
+    name: str
+    summary: str
+    roles: tuple[str, ...]
+    needs_grid: bool
+    trainable: bool
+    exact: bool
+    source: str
+    fields: tuple[FieldInfo, ...]
+
+
+def _type_text(hint: Any) -> str:
+    if hint is type(None):
+        return "none"
+    origin = typing.get_origin(hint)
+    if origin in (Union, types.UnionType):
+        return " | ".join(_type_text(part) for part in typing.get_args(hint))
+    if origin is Literal:
+        return " | ".join(str(value) for value in typing.get_args(hint))
+    if origin is tuple:
+        parts = typing.get_args(hint)
+        if len(parts) == 2 and parts[1] is Ellipsis:
+            return f"{_type_text(parts[0])} (x-separated)"
+        return "x".join(_type_text(part) for part in parts)
+    return getattr(hint, "__name__", str(hint))
+
+
+def describe_method(name: str) -> MethodInfo:
+    """The listing entry of one method."""
+    cls = method_class(name)
+    hints = typing.get_type_hints(cls)
+    fields = []
+    for field in dataclasses.fields(cls):
+        missing = field.default is dataclasses.MISSING
+        text = field.metadata.get("help", "")
+        fields.append(
+            FieldInfo(field.name, _type_text(hints[field.name]), "required" if missing else str(field.default), text)
+        )
+    summary = (inspect.getdoc(cls) or "").split("\n\n")[0].replace("\n", " ")
+    return MethodInfo(name, summary, cls.roles, cls.needs_grid, cls.trainable, cls.exact, cls.source, tuple(fields))
+
+
+def methods() -> list[MethodInfo]:
+    """Everything that is registered, by name."""
+    return [describe_method(name) for name in names()]
+
+
+def _parse_number(kind: type, text: str) -> Any:
+    try:
+        return kind(text)
+    except ValueError as error:
+        raise ValueError(f"{text!r} is not {'a whole number' if kind is int else 'a number'}") from error
+
+
+def _parse_text(hint: Any, text: str) -> Any:
+    """A value of the type ``hint`` from text; ValueError when it does not fit."""
+    origin = typing.get_origin(hint)
+    if origin in (Union, types.UnionType):
+        for part in typing.get_args(hint):
+            try:
+                return _parse_text(part, text)
+            except ValueError:
+                continue
+        raise ValueError(f"{text!r} is none of {_type_text(hint)}")
+    if origin is Literal:
+        for value in typing.get_args(hint):
+            if str(value).lower() == text.lower():
+                return value
+        raise ValueError(f"{text!r} is none of {_type_text(hint)}")
+    if origin is tuple:
+        parts = [part for part in text.strip("()[] ").replace("x", " ").replace(",", " ").split() if part]
+        kinds = typing.get_args(hint)
+        if len(kinds) == 2 and kinds[1] is Ellipsis:
+            kinds = (kinds[0],) * len(parts)
+        if len(parts) != len(kinds) or len(parts) < 2:
+            raise ValueError(f"{text!r} does not have the form {_type_text(hint)}")
+        return tuple(_parse_text(kind, part) for kind, part in zip(kinds, parts, strict=True))
+    if hint is type(None):
+        if text.lower() in ("none", ""):
+            return None
+        raise ValueError(f"{text!r} is not none")
+    if hint is bool:
+        if text.lower() in ("true", "yes", "on", "1"):
+            return True
+        if text.lower() in ("false", "no", "off", "0"):
+            return False
+        raise ValueError(f"{text!r} is not true or false")
+    if hint in (int, float):
+        return _parse_number(hint, text)
+    return text
+
+
+def _fits(hint: Any, value: Any) -> bool:
+    origin = typing.get_origin(hint)
+    if origin in (Union, types.UnionType):
+        return any(_fits(part, value) for part in typing.get_args(hint))
+    if origin is Literal:
+        return any(type(value) is type(choice) and value == choice for choice in typing.get_args(hint))
+    if origin is tuple:
+        kinds = typing.get_args(hint)
+        if not isinstance(value, tuple):
+            return False
+        if len(kinds) == 2 and kinds[1] is Ellipsis:
+            kinds = (kinds[0],) * len(value)
+        return len(value) == len(kinds) and all(_fits(kind, part) for kind, part in zip(kinds, value, strict=True))
+    if hint is type(None):
+        return value is None
+    if hint is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, hint)
+
+
+def build(name: str, args: Mapping[str, Any] | None = None) -> Method:
+    """A method from its name and settings given as text (or as values of the right type).
+
+    Args:
+        name: a name from :func:`names`.
+        args: setting -> value. Texts are parsed into the field's type: numbers, ``true``/``false``, ``none``, and
+            per-axis values as ``allx7x7``. Lists become tuples, so values read from YAML work as they are.
+
+    Raises:
+        UsageError: unknown method or setting (the message lists the valid ones), a value of the wrong type, a missing
+            required setting, or values the method itself refuses.
+    """
+    cls = method_class(name)
+    hints = typing.get_type_hints(cls)
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    values: dict[str, Any] = {}
+    for key, given in dict(args or {}).items():
+        if key not in fields:
+            raise UsageError(explain(f"setting of {name}", key, list(fields)))
+        hint = hints[key]
+        value = tuple(given) if isinstance(given, list) else given
+        if isinstance(value, str):
+            try:
+                value = _parse_text(hint, value.strip())
+            except ValueError as error:
+                raise UsageError(explain(f"{name}.{key}", given, _type_text(hint))) from error
+        elif not _fits(hint, value):
+            raise UsageError(explain(f"{name}.{key}", given, _type_text(hint)))
+        values[key] = value
+    missing = [
+        key
+        for key, field in fields.items()
+        if key not in values and field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    ]
+    if missing:
+        raise UsageError(f"{name} needs {', '.join(missing)}: give it as a setting, for instance {missing[0]}=...")
+    return cls(**values)
