@@ -1,0 +1,21 @@
+"""Reading and writing images, video and sound, with the settings that made them inside the file and beside it."""
+
+from __future__ import annotations
+
+from genkit.media.files import Media, read_media, read_settings, write_media
+from genkit.media.formats import check_output, format_of, numbered, sidecar_of
+from genkit.media.video import exact_fps, read_mp4, write_mp4
+
+__all__ = [
+    "Media",
+    "check_output",
+    "exact_fps",
+    "format_of",
+    "numbered",
+    "read_media",
+    "read_mp4",
+    "read_settings",
+    "sidecar_of",
+    "write_media",
+    "write_mp4",
+]

@@ -1,0 +1,108 @@
+"""Animated GIF and WebP, single PNG images and numbered PNG frames, with settings in the place each format has for them."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+
+from genkit.errors import ArtifactError, UsageError
+from genkit.media.video import check_frames, exact_fps
+
+PNG_KEY = "genkit"
+EXIF_DESCRIPTION = 0x010E
+PALETTE_SAMPLES = 16
+# Lossless WebP keeps the toy models' flat colours exactly and stays small for them; beyond this many pixels it becomes huge.
+LOSSLESS_PIXELS = 16_000_000
+
+
+def durations(count: int, fps: Fraction, unit: int) -> list[int]:
+    """Milliseconds of each frame in multiples of ``unit`` ms, rounded so that no error accumulates over the clip."""
+    edges = [round(Fraction(1000 * index, unit) / fps) for index in range(count + 1)]
+    return [max(1, stop - start) * unit for start, stop in zip(edges[:-1], edges[1:], strict=True)]
+
+
+def write_gif(path: str | Path, frames: np.ndarray, fps: float | str | Fraction, *, comment: str | None = None) -> None:
+    """Write a looping GIF of frames (T, H, W, 3) uint8.
+
+    One palette of 256 colours serves all frames, so still areas do not flicker. GIF times are multiples of 10 ms; they are
+    rounded without drift. Consecutive equal frames are stored once with their times added.
+    """
+    from PIL import Image
+
+    frames = check_frames(frames)
+    picks = frames[np.unique(np.linspace(0, len(frames) - 1, PALETTE_SAMPLES).round().astype(int))]
+    palette = Image.fromarray(picks.reshape(-1, frames.shape[2], 3)).quantize(256, method=Image.Quantize.MEDIANCUT)
+    images = [Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
+    extra = {"comment": comment.encode("ascii")} if comment is not None else {}
+    times = durations(len(frames), exact_fps(fps), 10)
+    images[0].save(path, format="GIF", save_all=True, append_images=images[1:], duration=times, loop=0, disposal=1, **extra)
+
+
+def write_webp(path: str | Path, frames: np.ndarray, fps: float | str | Fraction, *, comment: str | None = None) -> None:
+    """Write a looping WebP of frames (T, H, W, 3) uint8: lossless up to 16 million pixels in all, quality 92 beyond. Times in ms without drift."""
+    from PIL import Image
+
+    frames = check_frames(frames)
+    images = [Image.fromarray(frame) for frame in frames]
+    quality = {"lossless": True, "quality": 80} if frames[..., 0].size <= LOSSLESS_PIXELS else {"lossless": False, "quality": 92}
+    extra = {}
+    if comment is not None:
+        exif = Image.Exif()
+        exif[EXIF_DESCRIPTION] = comment
+        extra["exif"] = exif.tobytes()
+    times = durations(len(frames), exact_fps(fps), 1)
+    images[0].save(path, format="WEBP", save_all=True, append_images=images[1:], duration=times, loop=0, **quality, **extra)
+
+
+def write_png(path: str | Path, image: np.ndarray, *, comment: str | None = None) -> None:
+    """Write one image (H, W, 3) uint8, lossless, with ``comment`` in a text chunk named ``genkit``."""
+    from PIL import Image, PngImagePlugin
+
+    info = PngImagePlugin.PngInfo()
+    if comment is not None:
+        info.add_text(PNG_KEY, comment)
+    Image.fromarray(check_frames(image[None])[0]).save(path, format="PNG", pnginfo=info)
+
+
+def read_image(path: str | Path) -> tuple[np.ndarray, Fraction | None, str | None]:
+    """Decode a GIF, WebP or PNG: frames (T, H, W, 3) uint8, mean frame rate (None for one frame), stored comment or None.
+
+    Raises:
+        ArtifactError: the file is no readable image.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as image:
+            comment = _comment(image)
+            frames, total = [], 0
+            for index in range(getattr(image, "n_frames", 1)):
+                image.seek(index)
+                frames.append(np.asarray(image.convert("RGB")))
+                total += image.info.get("duration", 0)
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        raise ArtifactError(f"cannot read {path} as an image: {error}") from error
+    fps = Fraction(1000 * len(frames), round(total)) if len(frames) > 1 and total else None
+    return np.stack(frames), fps, comment
+
+
+def _comment(image) -> str | None:
+    if image.format == "PNG":
+        image.load()
+        return image.text.get(PNG_KEY)
+    if image.format == "GIF":
+        raw = image.info.get("comment")
+        return raw.decode("ascii", "replace") if raw else None
+    return image.getexif().get(EXIF_DESCRIPTION)
+
+
+def read_frames(paths: list[Path]) -> tuple[np.ndarray, str | None]:
+    """Decode numbered PNG files in order: frames (T, H, W, 3) uint8 and the first file's comment."""
+    if not paths:
+        raise UsageError("no numbered .png frame was found")
+    decoded = [read_image(path) for path in paths]
+    if len({frames.shape for frames, _, _ in decoded}) > 1:
+        raise ArtifactError(f"the frames beginning with {paths[0]} differ in size")
+    return np.concatenate([frames for frames, _, _ in decoded]), decoded[0][2]
