@@ -20,8 +20,8 @@ def merge(parts: Sequence[Part]) -> Part:
     """Merge attention parts over disjoint key sets into the attention over their union.
 
     Args:
-        parts: at least one ``(out, lse)``. ``out`` is (B, N, H, D), ``lse`` (B, H, N), natural logarithm. A row that saw
-            no key in a part has lse ``-inf`` there and its output is ignored, whatever it holds (NaN included).
+        parts: at least one ``(out, lse)``. ``out`` is (B, N, H, D), ``lse`` (B, H, N), natural logarithm. A row that
+            saw no key in a part has lse ``-inf`` there and its output is ignored, whatever it holds (NaN included).
 
     Returns:
         ``(out, lse)`` in the dtype of the first part's ``out`` and in float32 (float64 for float64 outputs). A row with
@@ -53,7 +53,8 @@ def _check(parts: list[Part]) -> None:
             )
         if o.dtype != out.dtype or o.device != out.device or s.device != out.device:
             raise UsageError(
-                f"merge: part {number} is {o.dtype} on {o.device} (lse on {s.device}), part 0 is {out.dtype} on {out.device}"
+                f"merge: part {number} is {o.dtype} on {o.device} (lse on {s.device}), "
+                f"part 0 is {out.dtype} on {out.device}"
             )
 
 

@@ -54,7 +54,13 @@ def test_gradcheck_with_rows_that_one_part_does_not_see():
     hidden[0, 1, 2] = True
 
     def run(*tensors):
-        out, lse = merge([(tensors[0], tensors[3]), (tensors[1], tensors[4].masked_fill(hidden, -torch.inf)), (tensors[2], tensors[5])])
+        out, lse = merge(
+            [
+                (tensors[0], tensors[3]),
+                (tensors[1], tensors[4].masked_fill(hidden, -torch.inf)),
+                (tensors[2], tensors[5]),
+            ]
+        )
         return out, lse
 
     assert torch.autograd.gradcheck(run, (*outs, *lses))
@@ -62,7 +68,10 @@ def test_gradcheck_with_rows_that_one_part_does_not_see():
 
 def test_row_unseen_everywhere_gives_zero_and_minus_infinity_and_no_nan_gradient():
     outs = [torch.full((1, 3, 1, 4), torch.nan, requires_grad=True), torch.ones(1, 3, 1, 4, requires_grad=True)]
-    lses = [torch.full((1, 1, 3), -torch.inf, requires_grad=True), torch.tensor([[[0.0, -torch.inf, 1.0]]], requires_grad=True)]
+    lses = [
+        torch.full((1, 1, 3), -torch.inf, requires_grad=True),
+        torch.tensor([[[0.0, -torch.inf, 1.0]]], requires_grad=True),
+    ]
     out, lse = merge(list(zip(outs, lses, strict=True)))
     assert out[0, 1].abs().max() == 0 and lse[0, 0, 1] == -torch.inf
     torch.testing.assert_close(out[0, 0], torch.ones(1, 4))

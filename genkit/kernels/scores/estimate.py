@@ -1,0 +1,228 @@
+"""Estimates of how much softmax mass each key block receives from each query block."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from genkit.errors import UsageError, explain
+
+NORMALISATIONS = ("none", "softmax")
+
+
+def token_validity(n: int, block: int, valid: Tensor | None, device: torch.device) -> Tensor:
+    """Bool (M, block): which slots hold a real token.
+
+    Args:
+        n: tokens in the sequence.
+        block: tokens per block; M = ceil(n / block).
+        valid: optional (M,) count of real tokens at the front of each block (padded border tiles). Default: all tokens.
+    """
+    if block < 1:
+        raise UsageError(f"block must be at least 1 token, got {block}")
+    blocks = -(-n // block)
+    slots = torch.arange(block, device=device)
+    ends = (n - torch.arange(blocks, device=device) * block).clamp(max=block)
+    if valid is not None:
+        if valid.shape != (blocks,):
+            raise UsageError(f"valid must hold one count per block: {blocks} blocks, got shape {tuple(valid.shape)}")
+        ends = torch.minimum(ends, valid.to(device))
+    return slots < ends[:, None]
+
+
+def split_blocks(x: Tensor, block: int) -> Tensor:
+    """(B, N, H, D) to (B, M, block, H, D), the tail padded with zeros."""
+    b, n, h, d = x.shape
+    blocks = -(-n // block)
+    if blocks * block != n:
+        x = torch.cat([x, x.new_zeros(b, blocks * block - n, h, d)], 1)
+    return x.reshape(b, blocks, block, h, d)
+
+
+@torch.no_grad()
+def pool_blocks(x: Tensor, block: int, valid: Tensor | None = None) -> Tensor:
+    """Mean of the real tokens of every block: (B, N, H, D) to (B, M, H, D) float32; 0 for a block without tokens."""
+    real = token_validity(x.shape[1], block, valid, x.device)
+    tiles = split_blocks(x, block).float()
+    tiles = torch.where(real[None, :, :, None, None], tiles, torch.zeros((), device=x.device))
+    return tiles.sum(2) / real.sum(1).clamp(min=1)[None, :, None, None]
+
+
+def _match_heads(k: Tensor, heads: int) -> Tensor:
+    """Repeat key heads so that query head h meets key head h // (H / Hk)."""
+    if heads % k.shape[2]:
+        raise UsageError(f"query heads must be a multiple of key heads, got {heads} and {k.shape[2]}")
+    return k if k.shape[2] == heads else k.repeat_interleave(heads // k.shape[2], 2)
+
+
+def _normalised(scores: Tensor, normalise: str) -> Tensor:
+    if normalise not in NORMALISATIONS:
+        raise UsageError(explain("normalise", normalise, NORMALISATIONS))
+    return scores.softmax(-1) if normalise == "softmax" else scores
+
+
+@torch.no_grad()
+def pooled_scores(
+    q: Tensor,
+    k: Tensor,
+    block_q: int,
+    block_k: int,
+    *,
+    q_valid: Tensor | None = None,
+    k_valid: Tensor | None = None,
+    scale: float | None = None,
+    normalise: str = "softmax",
+    centre_k: bool = False,
+) -> Tensor:
+    """Score of every block pair from the means of its tokens: the cheapest estimate, 1 / (2 block^2) of dense
+    attention.
+
+    Args:
+        q, k: (B, Nq, H, D) and (B, Nk, Hk, D), as they enter the attention (after RoPE).
+        block_q, block_k: tokens per block; ragged tails are averaged over their real tokens.
+        q_valid, k_valid: optional (Mq,) and (Mk,) counts of real tokens at the front of each block.
+        scale: softmax scale, default 1/sqrt(D).
+        normalise: ``"softmax"`` gives masses that sum to 1 over keys; ``"none"`` the raw scaled products.
+        centre_k: subtract the mean key first. It changes no ranking, only keeps low-precision products small.
+
+    Returns:
+        (B, H, Mq, Mk) float32, larger means keep; key blocks without a real token are ``-inf`` (mass 0).
+    """
+    pooled_q = pool_blocks(q, block_q, q_valid)
+    pooled_k = _match_heads(pool_blocks(k, block_k, k_valid), q.shape[2])
+    if centre_k:
+        pooled_k = pooled_k - pooled_k.mean(1, keepdim=True)
+    factor = q.shape[-1] ** -0.5 if scale is None else scale
+    scores = torch.einsum("bqhd,bkhd->bhqk", pooled_q * factor, pooled_k)
+    empty = ~token_validity(k.shape[1], block_k, k_valid, k.device).any(1)
+    return _normalised(scores.masked_fill(empty, -torch.inf), normalise)
+
+
+@torch.no_grad()
+def antidiagonal_scores(
+    q: Tensor,
+    k: Tensor,
+    block: int,
+    stride: int = 8,
+    *,
+    pairing: str = "aligned",
+    scale: float | None = None,
+) -> Tensor:
+    """Mass per block pair from one product per ``stride`` x ``stride`` cell pair, 1 / (2 stride) of dense attention.
+
+    Args:
+        q, k: (B, N, H, D), (B, N, Hk, D).
+        block: tokens per block, a multiple of ``stride``.
+        stride: cell size s; every cell is represented by the mean of s of its s*s products.
+        pairing: ``"aligned"`` pairs equal places of the two cells (right when a block is a box of the grid);
+            ``"reversed"`` pairs opposite places, the antidiagonals of XAttention, meant for raster order.
+        scale: softmax scale, default 1/sqrt(D).
+
+    Returns:
+        (B, H, Mq, Mk) float32; every row of full blocks sums to ``block / stride``.
+    """
+    if pairing not in ("aligned", "reversed"):
+        raise UsageError(explain("pairing", pairing, ("aligned", "reversed")))
+    if stride < 1 or block % stride:
+        raise UsageError(f"block must be a multiple of stride, got block {block} and stride {stride}")
+    factor = (q.shape[-1] ** -0.5 if scale is None else scale) / stride
+    cells_q, real_q = _cells(q, block, stride)
+    cells_k, real_k = _cells(_match_heads(k, q.shape[2]), block, stride)
+    if pairing == "reversed":
+        cells_q = cells_q.flip(2)
+    scores = torch.einsum("bqshd,bkshd->bhqk", cells_q * factor, cells_k)
+    mass = scores.masked_fill(~real_k, -torch.inf).softmax(-1) * real_q[:, None]
+    b, h, nq, nk = mass.shape
+    per = block // stride
+    return mass.reshape(b, h, nq // per, per, nk // per, per).sum((3, 5))
+
+
+def _cells(x: Tensor, block: int, stride: int) -> tuple[Tensor, Tensor]:
+    """(B, N, H, D) to cells (B, M * block/stride, stride, H, D) and which cells hold a real token."""
+    tiles = split_blocks(x.float(), block)
+    b, m, _, h, d = tiles.shape
+    real = token_validity(x.shape[1], block, None, x.device).reshape(-1, stride).any(1)
+    return tiles.reshape(b, m * (block // stride), stride, h, d), real
+
+
+@torch.no_grad()
+def sampled_scores(
+    q: Tensor,
+    k: Tensor,
+    block_q: int,
+    block_k: int,
+    *,
+    samples_q: int = 8,
+    samples_k: int = 8,
+    reduction: str = "mass",
+    seed: int = 0,
+    scale: float | None = None,
+) -> Tensor:
+    """Score from a few tokens per block: softmax over all sampled keys, reduced over each block pair.
+
+    Args:
+        q, k: (B, Nq, H, D), (B, Nk, Hk, D).
+        block_q, block_k: tokens per block.
+        samples_q, samples_k: tokens drawn per block, the same places in every block; cost is
+            samples_q * samples_k / (2 * block_q * block_k) of dense attention.
+        reduction: ``"mass"``: summed over keys, averaged over queries (rows sum to 1); ``"max"``: the largest sampled
+            weight (the rule of Pyramid Sparse Attention); ``"row_max"``: the largest weight after scaling every sampled
+            row by its own maximum instead of its sum.
+        seed: seed of the draw; equal seeds give equal scores.
+        scale: softmax scale, default 1/sqrt(D).
+
+    Returns:
+        (B, H, Mq, Mk) float32.
+    """
+    if reduction not in ("mass", "max", "row_max"):
+        raise UsageError(explain("reduction", reduction, ("mass", "max", "row_max")))
+    generator = torch.Generator().manual_seed(seed)
+    factor = q.shape[-1] ** -0.5 if scale is None else scale
+    some_q, real_q = _sample(q, block_q, samples_q, generator)
+    some_k, real_k = _sample(k, block_k, samples_k, generator)
+    some_k = _match_heads(some_k.flatten(1, 2), q.shape[2]).unflatten(1, some_k.shape[1:3])
+    b, mq, sq, h, _ = some_q.shape
+    mk, sk = some_k.shape[1:3]
+    scores = torch.einsum("bnhd,bmhd->bhnm", some_q.flatten(1, 2) * factor, some_k.flatten(1, 2))
+    scores = scores.masked_fill(~real_k.reshape(-1), -torch.inf)
+    if reduction == "row_max":
+        weights = (scores - scores.amax(-1, keepdim=True)).exp()
+    else:
+        weights = scores.softmax(-1)
+    weights = (weights * real_q.reshape(-1)[:, None]).reshape(b, h, mq, sq, mk, sk)
+    if reduction == "mass":
+        return weights.sum((3, 5)) / real_q.sum(1).clamp(min=1)[:, None]
+    return weights.amax((3, 5))
+
+
+def _sample(x: Tensor, block: int, samples: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """The same random places of every block, wrapped into its real tokens: (B, M, samples, H, D) and which are real."""
+    if not 1 <= samples <= block:
+        raise UsageError(f"samples per block must lie between 1 and the block size {block}, got {samples}")
+    places = torch.randperm(block, generator=generator)[:samples].sort().values.to(x.device)
+    counts = token_validity(x.shape[1], block, None, x.device).sum(1)
+    # A short block has fewer tokens than places: wrap into it and drop the repeats, so that no token counts twice.
+    wrapped = places % counts[:, None]
+    first = torch.ones_like(wrapped, dtype=torch.bool)
+    for column in range(1, samples):
+        first[:, column] = (wrapped[:, :column] != wrapped[:, column : column + 1]).all(1)
+    rows = (torch.arange(len(counts), device=x.device)[:, None] * block + wrapped).reshape(-1)
+    chosen = x.index_select(1, rows).float()
+    return chosen.reshape(x.shape[0], len(counts), samples, *x.shape[2:]), first
+
+
+@torch.no_grad()
+def block_mass(q: Tensor, k: Tensor, block_q: int, block_k: int, *, scale: float | None = None) -> Tensor:
+    """The true mean softmax mass of every block pair, (B, H, Mq, Mk) float32. Costs a dense attention: for measuring
+    only.
+    """
+    factor = q.shape[-1] ** -0.5 if scale is None else scale
+    keys = _match_heads(k, q.shape[2]).float()
+    real_k = token_validity(k.shape[1], block_k, None, k.device).reshape(-1)
+    padded = split_blocks(keys, block_k).flatten(1, 2)
+    rows = []
+    for start in range(0, q.shape[1], block_q):
+        tile = q[:, start : start + block_q].float() * factor
+        weights = torch.einsum("bqhd,bkhd->bhqk", tile, padded).masked_fill(~real_k, -torch.inf).softmax(-1)
+        rows.append(weights.mean(2).unflatten(-1, (-1, block_k)).sum(-1))
+    return torch.stack(rows, 2)
