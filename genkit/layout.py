@@ -1,0 +1,112 @@
+"""Where tokens sit: the (T, H, W) grid, text before or after it, and extra segments. Plain arithmetic, no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+
+from genkit.errors import UsageError
+
+GRID = "grid"
+TEXT = "text"
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A run of consecutive tokens of one kind.
+
+    Args:
+        name: ``"grid"`` for the image or video tokens, ``"text"``, ``"audio"``, ``"reference"``, ``"keyframe"``, ...
+        length: number of tokens, zero allowed.
+    """
+
+    name: str
+    length: int
+
+    def __post_init__(self):
+        if not self.name:
+            raise UsageError("a segment needs a name, for instance 'text'")
+        if isinstance(self.length, bool) or not isinstance(self.length, int) or self.length < 0:
+            raise UsageError(f"segment {self.name!r}: length must be a whole number >= 0, got {self.length!r}")
+
+
+@dataclass(frozen=True)
+class TokenLayout:
+    """The order of tokens in one attention sequence.
+
+    Args:
+        grid: tokens along time, height and width after patching; ``(0, 0, 0)`` for a sequence without a grid.
+        segments: the runs of tokens in sequence order. Exactly one is named ``"grid"`` and has ``T*H*W`` tokens,
+            unless the layout has no grid. The grid is in raster order (time slowest, width fastest).
+        times: optional time in seconds of every token, for methods that align modalities by time.
+    """
+
+    grid: tuple[int, int, int]
+    segments: tuple[Segment, ...]
+    times: tuple[float, ...] | None = None
+
+    def __post_init__(self):
+        if len(self.grid) != 3 or any(isinstance(n, bool) or not isinstance(n, int) or n < 0 for n in self.grid):
+            raise UsageError(f"grid must be three whole numbers (T, H, W) >= 0, got {self.grid!r}")
+        names = [segment.name for segment in self.segments]
+        if len(set(names)) != len(names):
+            raise UsageError(f"segment names must differ, got {names}")
+        tokens = prod(self.grid)
+        found = next((segment.length for segment in self.segments if segment.name == GRID), 0)
+        if found != tokens:
+            raise UsageError(f"grid {self.grid} has {tokens} tokens, but the segment named 'grid' has {found}")
+        if self.times is not None and len(self.times) != self.length:
+            raise UsageError(f"times must give one value per token: {self.length} tokens, {len(self.times)} times")
+
+    @classmethod
+    def of_grid(cls, t: int, h: int, w: int, text: int = 0, text_first: bool = False) -> TokenLayout:
+        """A grid with ``text`` tokens after it (or before it with ``text_first``); no text segment when ``text`` is 0."""
+        grid = Segment(GRID, t * h * w)
+        if not text:
+            return cls((t, h, w), (grid,))
+        words = Segment(TEXT, text)
+        return cls((t, h, w), (words, grid) if text_first else (grid, words))
+
+    @classmethod
+    def sequence(cls, length: int, name: str = TEXT) -> TokenLayout:
+        """A plain sequence without a grid, such as the text keys of cross-attention or audio tokens."""
+        return cls((0, 0, 0), (Segment(name, length),))
+
+    @property
+    def length(self) -> int:
+        """Number of tokens in the whole sequence."""
+        return sum(segment.length for segment in self.segments)
+
+    @property
+    def grid_length(self) -> int:
+        """Number of grid tokens, T*H*W."""
+        return prod(self.grid)
+
+    @property
+    def frame_tokens(self) -> int:
+        """Tokens of one frame, H*W."""
+        return self.grid[1] * self.grid[2]
+
+    @property
+    def has_grid(self) -> bool:
+        """Whether the sequence contains image or video tokens."""
+        return self.grid_length > 0
+
+    def span(self, name: str) -> tuple[int, int] | None:
+        """Half-open token range of a segment, or None when the layout has no such segment."""
+        start = 0
+        for segment in self.segments:
+            if segment.name == name:
+                return start, start + segment.length
+            start += segment.length
+        return None
+
+    @property
+    def grid_span(self) -> tuple[int, int]:
+        """Half-open token range of the grid; ``(0, 0)`` without one."""
+        return self.span(GRID) or (0, 0)
+
+    @property
+    def text_span(self) -> tuple[int, int] | None:
+        """Half-open token range of the text, or None."""
+        return self.span(TEXT)

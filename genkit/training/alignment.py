@@ -1,0 +1,87 @@
+"""Teaching a hidden layer what the picture shows.
+
+The toy world knows, for every latent position and frame, which object is nearest, where its centre lies and how it
+moves. A linear read-out of an early block predicts these figures during training. In the spirit of representation
+alignment (Yu et al., 2024), with exact ground truth in the place of a pretrained encoder: words are bound to places and
+motions after far fewer steps. The read-out is dropped afterwards.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import nn
+
+from genkit.world.scene import Scene, Tracks
+from genkit.world.vocabulary import BACKGROUNDS, COLOURS, MOTIONS, SHAPES, SIZES
+
+FEATURES = 1 + 2 + 1 + 3 + 3 + len(SHAPES) + len(MOTIONS) + len(SIZES)
+
+
+def scene_features(scene: Scene, tracks: Tracks, height: int, width: int, cell: int = 16, step: int = 4) -> np.ndarray:
+    """Ground truth per latent position.
+
+    Args:
+        scene, tracks: what is shown and where.
+        height, width: canvas in pixels.
+        cell: pixels per latent position.
+        step: frames per latent frame after the first.
+
+    Returns:
+        float16 array (T, H, W, FEATURES): nearness of the nearest object's centre, offset to it in canvas units, its
+        radius, its colour, the background's colour, one-hot shape, motion and size of that object.
+    """
+    frames = tracks.x.shape[1]
+    latent = 1 + (frames - 1) // step
+    groups = [[0]] + [list(range(step * i - step + 1, step * i + 1)) for i in range(1, latent)]
+    x, y, radius = (np.stack([column[:, g].mean(1) for g in groups], 1) for column in (tracks.x, tracks.y, tracks.radius))
+    rows = (np.arange(height // cell) + 0.5) * cell
+    columns = (np.arange(width // cell) + 0.5) * cell
+    dx = x[:, :, None, None] - columns[None, None, None, :]
+    dy = y[:, :, None, None] - rows[None, None, :, None]
+    distance = np.sqrt(dx**2 + dy**2)
+    nearest = distance.argmin(0)
+    constant = np.stack([_constants(scene, actor) for actor in range(len(scene.actors))])
+    pick = lambda values: np.take_along_axis(np.broadcast_to(values, distance.shape), nearest[None], 0)[0]  # noqa: E731
+    reach = np.broadcast_to(radius[:, :, None, None], distance.shape)
+    local = [
+        np.exp(-0.5 * (pick(distance) / pick(reach)) ** 2) * 2,
+        pick(np.broadcast_to(dx, distance.shape)) / 64,
+        pick(np.broadcast_to(dy, distance.shape)) / 64,
+        pick(reach) / 8 - 2,
+    ]
+    return np.concatenate([np.stack(local, -1), constant[nearest]], -1).astype(np.float16)
+
+
+def _constants(scene: Scene, index: int) -> np.ndarray:
+    actor = scene.actors[index]
+    colour = np.array(COLOURS[actor.colour]) / 64 - 2
+    background = np.array(BACKGROUNDS[scene.background]) / 64 - 2
+    hot = [np.eye(len(words))[words.index(word)] for words, word in
+           ((SHAPES, actor.shape), (MOTIONS, actor.motion), (SIZES, actor.size))]
+    return np.concatenate([colour, background, *(2 * part for part in hot)])
+
+
+class AlignmentHead(nn.Module):
+    """Linear read-out of one transformer block, kept up to date by a forward hook on that block.
+
+    Args:
+        block: the block whose output is read, (B, N, width).
+        width: channels of the block's output.
+    """
+
+    def __init__(self, block: nn.Module, width: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.read = nn.Linear(width, FEATURES)
+        self._seen: torch.Tensor | None = None
+        block.register_forward_hook(self._keep)
+
+    def _keep(self, module: nn.Module, inputs, output: torch.Tensor) -> None:
+        self._seen = output
+
+    def loss(self, features: torch.Tensor) -> torch.Tensor:
+        """Mean squared error against features (B, T, H, W, FEATURES) of the last forward pass."""
+        guess = self.read(self.norm(self._seen))
+        self._seen = None
+        return torch.nn.functional.mse_loss(guess, features.flatten(1, 3).to(guess))

@@ -1,0 +1,87 @@
+"""A growing pool of encoded clips, so that rendering and encoding cost a small part of the training time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import nn
+
+from genkit.training.alignment import scene_features
+from genkit.training.video_vae import as_tensor
+from genkit.world.render import render_clip
+from genkit.world.scene import Scene, draw_scene, lay_out
+
+
+@dataclass(frozen=True)
+class ClipSize:
+    """Frames and canvas of a clip; latents are (1 + (frames - 1) / 4, height / 16, width / 16)."""
+
+    frames: int
+    height: int
+    width: int
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the latent grid."""
+        return (1 + (self.frames - 1) // 4) * (self.height // 16) * (self.width // 16)
+
+
+@dataclass
+class Sample:
+    """One encoded clip: normalised latents (C, T, H, W) in float16, its scene and alignment features."""
+
+    latents: torch.Tensor
+    scene: Scene
+    features: torch.Tensor
+
+
+@dataclass
+class LatentPool:
+    """Draws batches of encoded clips, a share of them new, the rest from what was encoded before.
+
+    Args:
+        vae: frozen video autoencoder with its latent statistics set.
+        rng: source of randomness; the pool's content follows from it.
+        fresh: share of new clips in a batch once the pool is ``enough`` large.
+        capacity: clips kept per size.
+        two_share: share of scenes with two objects.
+    """
+
+    vae: nn.Module
+    rng: np.random.Generator
+    fresh: float = 0.25
+    capacity: int = 6000
+    two_share: float = 0.2
+    stored: dict[ClipSize, list[Sample]] = field(default_factory=dict)
+
+    def draw(self, size: ClipSize, count: int) -> list[Sample]:
+        """``count`` samples of one size."""
+        shelf = self.stored.setdefault(size, [])
+        new = count if len(shelf) < 2 * count else max(1, round(self.fresh * count))
+        made = self._encode(size, new)
+        old = [shelf[i] for i in self.rng.integers(len(shelf), size=count - new)] if count > new else []
+        for sample in made:
+            if len(shelf) < self.capacity:
+                shelf.append(sample)
+            else:
+                shelf[int(self.rng.integers(self.capacity))] = sample
+        return made + old
+
+    @torch.no_grad()
+    def _encode(self, size: ClipSize, count: int) -> list[Sample]:
+        scenes, clips, features = [], [], []
+        for _ in range(count):
+            scene = draw_scene(self.rng, moving=size.frames > 1, two_share=self.two_share)
+            tracks = lay_out(scene, size.frames, size.height, size.width, self.rng)
+            scenes.append(scene)
+            clips.append(render_clip(scene, tracks, size.height, size.width))
+            features.append(torch.from_numpy(scene_features(scene, tracks, size.height, size.width)))
+        device = next(self.vae.parameters()).device
+        mode = self.vae.encode(as_tensor(np.stack(clips)).to(device)).latent_dist.mode()
+        shape = (1, -1, 1, 1, 1)
+        mean = torch.tensor(self.vae.config.latents_mean, device=device).view(shape)
+        std = torch.tensor(self.vae.config.latents_std, device=device).view(shape)
+        latents = ((mode - mean) / std).half().cpu()
+        return [Sample(*row) for row in zip(latents, scenes, features, strict=True)]

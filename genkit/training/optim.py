@@ -1,0 +1,116 @@
+"""Muon for weight matrices and convolutions, AdamW for everything else, as one optimizer.
+
+Muon (Jordan et al., 2024) replaces the momentum of a matrix by its nearest semi-orthogonal matrix, found with five
+Newton-Schulz iterations. torch ships a Muon for 2-D parameters only; this one flattens convolution kernels to
+(out, in * taps), which is what makes the small video autoencoder train in a quarter of AdamW's steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+
+
+@torch.no_grad()
+def orthogonalise(matrix: torch.Tensor, steps: int = 5) -> torch.Tensor:
+    """Approximate the semi-orthogonal factor of a 2-D matrix by a quintic Newton-Schulz iteration.
+
+    The singular values of the result lie in about 0.7..1.2, which is all Muon needs.
+    """
+    a, b, c = _COEFFICIENTS
+    wide = matrix.shape[0] <= matrix.shape[1]
+    x = matrix if wide else matrix.T
+    x = x / (x.norm() + 1e-7)
+    for _ in range(steps):
+        gram = x @ x.T
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x if wide else x.T
+
+
+class MuonAdamW(torch.optim.Optimizer):
+    """One optimizer over two kinds of parameter groups, told apart by the group's ``muon`` flag.
+
+    Args:
+        matrices: parameters with at least two dimensions, updated by Muon with RMS-matched step size
+            ``0.2 * sqrt(max(rows, columns)) * lr``, so that one learning rate serves both kinds.
+        others: parameters updated by AdamW.
+        lr: base learning rate of both kinds.
+        weight_decay: decoupled decay of the matrices; the others get none.
+        momentum: Nesterov momentum of Muon.
+        betas: AdamW's averaging constants.
+    """
+
+    def __init__(
+        self,
+        matrices: Iterable[nn.Parameter],
+        others: Iterable[nn.Parameter],
+        lr: float,
+        weight_decay: float = 0.0,
+        momentum: float = 0.95,
+        betas: tuple[float, float] = (0.9, 0.98),
+    ):
+        groups = [
+            {"params": list(matrices), "muon": True, "momentum": momentum, "weight_decay": weight_decay},
+            {"params": list(others), "muon": False, "betas": betas, "weight_decay": 0.0},
+        ]
+        super().__init__([group for group in groups if group["params"]], {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        """Update all parameters that have a gradient."""
+        loss = None if closure is None else torch.enable_grad()(closure)()
+        for group in self.param_groups:
+            update = self._muon if group["muon"] else self._adamw
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    update(parameter, group)
+        return loss
+
+    def _muon(self, parameter: nn.Parameter, group: dict) -> None:
+        state = self.state[parameter]
+        gradient = parameter.grad
+        if "momentum" not in state:
+            state["momentum"] = torch.zeros_like(gradient)
+        momentum = state["momentum"]
+        momentum.lerp_(gradient, 1 - group["momentum"])
+        direction = orthogonalise(gradient.lerp(momentum, group["momentum"]).flatten(1))
+        scale = 0.2 * max(direction.shape) ** 0.5
+        if group["weight_decay"]:
+            parameter.mul_(1 - group["lr"] * group["weight_decay"])
+        parameter.add_(direction.view_as(parameter), alpha=-group["lr"] * scale)
+
+    def _adamw(self, parameter: nn.Parameter, group: dict) -> None:
+        state = self.state[parameter]
+        if "step" not in state:
+            state["step"] = 0
+            state["mean"] = torch.zeros_like(parameter)
+            state["square"] = torch.zeros_like(parameter)
+        state["step"] += 1
+        beta1, beta2 = group["betas"]
+        state["mean"].lerp_(parameter.grad, 1 - beta1)
+        state["square"].mul_(beta2).addcmul_(parameter.grad, parameter.grad, value=1 - beta2)
+        corrected = (state["square"] / (1 - beta2 ** state["step"])).sqrt_().add_(1e-8)
+        parameter.addcdiv_(state["mean"], corrected, value=-group["lr"] / (1 - beta1 ** state["step"]))
+
+
+def muon_adamw(
+    named: Iterable[tuple[str, nn.Parameter]], lr: float, adam_names: tuple[str, ...] = (), **options
+) -> MuonAdamW:
+    """Sort named parameters into Muon's and AdamW's.
+
+    Args:
+        named: pairs as from ``model.named_parameters()``.
+        lr: learning rate.
+        adam_names: parts of names that go to AdamW although they are matrices (embeddings, first and last layers).
+        options: passed on to :class:`MuonAdamW`.
+    """
+    matrices, others = [], []
+    for name, parameter in named:
+        if parameter.requires_grad:
+            wants_adam = parameter.ndim < 2 or min(parameter.flatten(1).shape) < 2 or any(part in name for part in adam_names)
+            (others if wants_adam else matrices).append(parameter)
+    return MuonAdamW(matrices, others, lr=lr, **options)

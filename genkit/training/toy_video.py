@@ -1,0 +1,162 @@
+"""Training toy-video: a text encoder and a Wan transformer on latents of the toy world."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from genkit.training.alignment import AlignmentHead
+from genkit.training.latent_pool import ClipSize, LatentPool, Sample
+from genkit.training.padding import PaddedCrossAttention, padding_bias
+from genkit.training.toy_text import build_text_encoder, build_word_tokenizer
+from genkit.world.caption import caption
+
+TEXT_WIDTH = 128
+TRANSFORMER = {
+    "patch_size": [1, 1, 1],
+    "num_attention_heads": 4,
+    "attention_head_dim": 64,
+    "text_dim": TEXT_WIDTH,
+    "freq_dim": 256,
+    "ffn_dim": 1024,
+    "num_layers": 6,
+    "cross_attn_norm": True,
+    "qk_norm": "rms_norm_across_heads",
+    "rope_max_seq_len": 256,
+}
+# Text slots the pipeline may use; every one occurs in training.
+FULL_LENGTHS = (64, 64, 128, 226, 512)
+ALIGNED_BLOCK = 2
+
+
+class ToyVideo(nn.Module):
+    """Text encoder, transformer and alignment read-out, trained together."""
+
+    def __init__(self, latent_channels: int):
+        super().__init__()
+        from diffusers import WanTransformer3DModel
+
+        self.tokenizer = build_word_tokenizer()
+        self.text_encoder = build_text_encoder(len(self.tokenizer), TEXT_WIDTH)
+        self.transformer = WanTransformer3DModel(
+            in_channels=latent_channels, out_channels=latent_channels, **TRANSFORMER
+        )
+        nn.init.zeros_(self.transformer.proj_out.weight)
+        nn.init.zeros_(self.transformer.proj_out.bias)
+        width = TRANSFORMER["num_attention_heads"] * TRANSFORMER["attention_head_dim"]
+        self.alignment = AlignmentHead(self.transformer.blocks[ALIGNED_BLOCK], width)
+        self.padded = PaddedCrossAttention()
+        for block in self.transformer.blocks:
+            block.attn2.set_processor(self.padded)
+
+    def forward(self, noisy: torch.Tensor, sigma: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor, full: int):
+        """Predicted velocity.
+
+        Args:
+            noisy: (B, C, T, H, W) latents at noise level ``sigma``.
+            sigma: (B,) in 0..1.
+            ids, mask: (B, slots) token numbers and their validity; at least one padding slot per row.
+            full: text slots the padding stands for.
+        """
+        states = self.text_encoder(ids, mask).last_hidden_state * mask[..., None]
+        self.padded.bias = padding_bias(mask.sum(1), ids.shape[1], full)
+        return self.transformer(noisy, sigma * 1000, states, return_dict=False)[0]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What is trained on from a share of the budget on.
+
+    Args:
+        start: share of the budget at which the stage begins.
+        mix: clip sizes and their probabilities.
+    """
+
+    start: float
+    mix: tuple[tuple[ClipSize, float], ...]
+
+
+def sizes(*rows: tuple[int, int, int, float]) -> tuple[tuple[ClipSize, float], ...]:
+    """Shorthand: (frames, height, width, probability) rows."""
+    return tuple((ClipSize(*row[:3]), row[3]) for row in rows)
+
+
+STAGES = (
+    Stage(0.0, sizes((9, 96, 96, 0.75), (1, 96, 96, 0.05), (17, 96, 96, 0.2))),
+    Stage(0.4, sizes((17, 96, 96, 0.45), (9, 96, 96, 0.15), (17, 128, 128, 0.35), (1, 128, 128, 0.05))),
+    Stage(0.65, sizes((17, 128, 128, 0.4), (25, 128, 128, 0.3), (17, 96, 96, 0.2), (17, 96, 160, 0.06), (1, 128, 128, 0.04))),
+    Stage(0.85, sizes((25, 128, 128, 0.55), (17, 128, 128, 0.22), (17, 192, 192, 0.1), (25, 256, 256, 0.08), (49, 128, 128, 0.05))),
+)
+
+
+def text_batch(model: ToyVideo, samples: list[Sample], rng: np.random.Generator, device, empty: float = 0.1):
+    """Fresh captions of samples, a tenth of them empty, as (ids, mask) with at least one padding slot."""
+    texts = []
+    for sample in samples:
+        picture = sample.latents.shape[1] == 1
+        texts.append("" if rng.random() < empty else caption(sample.scene, rng, picture=picture))
+    batch = model.tokenizer(texts, padding=True, return_tensors="pt")
+    ids = torch.nn.functional.pad(batch.input_ids, (0, 1), value=0)
+    mask = torch.nn.functional.pad(batch.attention_mask, (0, 1), value=0)
+    return ids.to(device), mask.to(device)
+
+
+def draw_sigma(count: int, shift: float, generator: torch.Generator) -> torch.Tensor:
+    """Noise levels: logistic-normal, then shifted towards 1 by ``shift``."""
+    sigma = torch.sigmoid(torch.randn(count, generator=generator))
+    return shift * sigma / (1 + (shift - 1) * sigma)
+
+
+def diffusion_loss(
+    pool: LatentPool,
+    model: ToyVideo,
+    seed: int,
+    tokens: int = 2400,
+    shift: float = 4.0,
+    stages: tuple[Stage, ...] = STAGES,
+    align: float = 0.5,
+):
+    """The loss function handed to the training loop.
+
+    Args:
+        pool: where samples come from.
+        model: the unwrapped module, for its tokenizer.
+        seed: of captions, sizes and noise.
+        tokens: latent tokens per step; the batch is as large as they allow, at least 4.
+        shift: of the noise levels.
+        stages: clip sizes over the budget.
+        align: weight of the alignment loss at the start; falls linearly to zero at 80% of the budget.
+    """
+
+    def loss_at(wrapped: nn.Module, step: int, progress: float):
+        rng = np.random.default_rng((seed, step))
+        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+        mix = [stage for stage in stages if stage.start <= progress][-1].mix
+        weights = np.array([weight for _, weight in mix])
+        size = mix[int(rng.choice(len(mix), p=weights / weights.sum()))][0]
+        count = min(32, max(2 if size.tokens > 1000 else 4, round(tokens / size.tokens)))
+        samples = pool.draw(size, count)
+        device = next(wrapped.parameters()).device
+        latents = torch.stack([sample.latents for sample in samples]).to(device).float()
+        ids, mask = text_batch(model, samples, rng, device)
+        sigma = draw_sigma(count, shift, generator).to(device)
+        noise = torch.randn(latents.shape, generator=generator).to(device)
+        level = sigma.view(-1, 1, 1, 1, 1)
+        full = int(rng.choice(FULL_LENGTHS))
+        velocity = wrapped((1 - level) * latents + level * noise, sigma, ids, mask, full)
+        error = (velocity - (noise - latents)).square().mean((1, 2, 3, 4))
+        # Below a quarter the loss mostly measures latent noise that nobody can predict.
+        weight = torch.where(sigma < 0.25, 0.5, 1.0)
+        loss = (weight * error).mean()
+        figures = {"velocity": error.mean().item()}
+        strength = align * max(0.0, 1 - progress / 0.8)
+        if strength:
+            aligned = model.alignment.loss(torch.stack([sample.features for sample in samples]).to(device))
+            loss = loss + strength * aligned
+            figures["align"] = aligned.item()
+        return loss, figures
+
+    return loss_at

@@ -1,0 +1,123 @@
+"""Training the small video autoencoder of the shipped models on the toy world."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from genkit.world.render import render_clip
+from genkit.world.scene import draw_scene, lay_out
+
+# 16x16 pixels and 4 frames per latent position: 4x4 by moving pixels to channels, 4x4x4 by two learned halvings.
+VIDEO_VAE = {
+    "base_dim": 24,
+    "decoder_base_dim": 32,
+    "z_dim": 24,
+    "dim_mult": [1, 2, 2],
+    "num_res_blocks": 1,
+    "attn_scales": [],
+    "temperal_downsample": [True, True],
+    "is_residual": True,
+    "in_channels": 48,
+    "out_channels": 48,
+    "patch_size": 4,
+    "scale_factor_temporal": 4,
+    "scale_factor_spatial": 16,
+}
+
+
+def build_video_vae(config: dict | None = None) -> nn.Module:
+    """An ``AutoencoderKLWan`` whose residual branches start at zero, which saves hundreds of training steps."""
+    from diffusers import AutoencoderKLWan
+
+    config = dict(VIDEO_VAE, **(config or {}))
+    model = AutoencoderKLWan(latents_mean=[0.0] * config["z_dim"], latents_std=[1.0] * config["z_dim"], **config)
+    for name, child in model.named_modules():
+        if type(child).__name__ == "WanResidualBlock":
+            nn.init.zeros_(child.conv2.weight)
+            nn.init.zeros_(child.conv2.bias)
+        elif type(child).__name__ == "WanAttentionBlock":
+            nn.init.zeros_(child.proj.weight)
+            nn.init.zeros_(child.proj.bias)
+    return model
+
+
+def decode_unclamped(vae: nn.Module, latents: torch.Tensor) -> torch.Tensor:
+    """Decode (B, z, t, h, w) to (B, 3, 4t-3, 16h, 16w) without the final clamp, whose gradient is zero outside -1..1."""
+    from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
+
+    vae.clear_cache()
+    hidden = vae.post_quant_conv(latents)
+    chunks = []
+    for index in range(latents.shape[2]):
+        vae._conv_idx = [0]
+        chunk = vae.decoder(
+            hidden[:, :, index : index + 1], feat_cache=vae._feat_map, feat_idx=vae._conv_idx, first_chunk=index == 0
+        )
+        chunks.append(chunk)
+    vae.clear_cache()
+    return unpatchify(torch.cat(chunks, 2), patch_size=vae.config.patch_size)
+
+
+def as_tensor(clips: np.ndarray) -> torch.Tensor:
+    """uint8 (B, F, H, W, 3) to float32 (B, 3, F, H, W) in -1..1."""
+    return torch.from_numpy(clips).permute(0, 4, 1, 2, 3).float().div_(127.5).sub_(1.0)
+
+
+def draw_clips(rng: np.random.Generator, count: int, frames: int, size: int, two_share: float) -> np.ndarray:
+    """Render ``count`` random training clips as uint8 (count, frames, size, size, 3)."""
+    clips = []
+    for _ in range(count):
+        scene = draw_scene(rng, moving=frames > 1, two_share=two_share)
+        clips.append(render_clip(scene, lay_out(scene, frames, size, size, rng), size, size))
+    return np.stack(clips)
+
+
+def reconstruction_loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Mean absolute and squared error, and the absolute error of horizontal and vertical differences (sharp edges)."""
+    loss = F.l1_loss(output, target) + F.mse_loss(output, target)
+    for axis in (3, 4):
+        loss = loss + F.l1_loss(output.diff(dim=axis), target.diff(dim=axis))
+    return loss
+
+
+def vae_loss(seed: int, batch: int = 4, size: int = 96, kl: float = 2e-5, noise: float = 0.1):
+    """The loss function handed to the training loop.
+
+    Args:
+        seed: of the clips.
+        batch: clips per step.
+        size: pixels per side.
+        kl: weight of the KL term, per latent number.
+        noise: jitter given to the latents, in units of their mean spread, so that the decoder forgives small errors of
+            the diffusion model.
+    """
+
+    def loss_at(vae: nn.Module, step: int, progress: float):
+        rng = np.random.default_rng((seed, step))
+        frames = 5 if step % 4 == 3 else 9
+        target = as_tensor(draw_clips(rng, batch, frames, size, two_share=0.5)).to(next(vae.parameters()).device)
+        posterior = vae.encode(target).latent_dist
+        sampled = posterior.sample()
+        spread = sampled.detach().std()
+        output = decode_unclamped(vae, sampled + noise * spread * torch.randn_like(sampled))
+        image = reconstruction_loss(output, target)
+        divergence = posterior.kl().mean() / sampled[0].numel()
+        error = F.mse_loss(output.detach().clamp(-1, 1), target).item()
+        return image + kl * divergence * min(1.0, step / 300), {"psnr": -10 * np.log10(error / 4), "kl": divergence.item()}
+
+    return loss_at
+
+
+@torch.no_grad()
+def measure_latents(vae: nn.Module, seed: int = 7, batches: int = 24) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of every latent channel over random clips, for ``latents_mean`` and ``latents_std``."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for _ in range(batches):
+        mode = vae.encode(as_tensor(draw_clips(rng, 4, 9, 96, 0.3))).latent_dist.mode()
+        rows.append(mode.transpose(0, 1).flatten(1))
+    values = torch.cat(rows, 1)
+    return values.mean(1).tolist(), values.std(1).tolist()

@@ -1,0 +1,90 @@
+"""Captions of scenes: a small grammar with paraphrases, and the list of all its words."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from genkit.world.scene import Actor, Scene
+from genkit.world.vocabulary import BACKGROUNDS, COLOURS, SHAPE_WORDS, SIZE_WORDS
+
+_MOVE_VERBS = ("moves", "goes", "slides")
+_DIRECTION_PHRASES: dict[str, tuple[str, ...]] = {
+    "left": ("left", "to the left"),
+    "right": ("right", "to the right"),
+    "up": ("up", "upwards"),
+    "down": ("down", "downwards"),
+    "up_left": ("up and left", "diagonally up and to the left"),
+    "up_right": ("up and right", "diagonally up and to the right"),
+    "down_left": ("down and left", "diagonally down and to the left"),
+    "down_right": ("down and right", "diagonally down and to the right"),
+}
+_MOTION_PHRASES: dict[str, tuple[str, ...]] = {
+    "still": ("stays still", "does not move", "is still"),
+    "bounce": ("bounces", "bounces up and down", "jumps up and down"),
+    "grow": ("grows", "gets bigger"),
+    "shrink": ("shrinks", "gets smaller"),
+    "spin": ("spins", "rotates"),
+}
+
+
+def motion_phrase(motion: str, rng: np.random.Generator | None = None) -> str:
+    """Words for a motion, the plainest ones without ``rng``."""
+    pick = (lambda options: options[0]) if rng is None else (lambda options: str(rng.choice(options)))
+    if motion in _DIRECTION_PHRASES:
+        return f"{pick(_MOVE_VERBS)} {pick(_DIRECTION_PHRASES[motion])}"
+    return pick(_MOTION_PHRASES[motion])
+
+
+def actor_phrase(actor: Actor, rng: np.random.Generator | None = None, size: bool = True) -> str:
+    """Words for an actor without its motion, for instance "a big red ball"."""
+    pick = (lambda options: options[0]) if rng is None else (lambda options: str(rng.choice(options)))
+    words = [actor.colour, pick(SHAPE_WORDS[actor.shape])]
+    if size and SIZE_WORDS[actor.size] and actor.motion not in ("grow", "shrink"):
+        words.insert(0, pick(SIZE_WORDS[actor.size]))
+    article = "an" if words[0] == "orange" else "a"
+    return " ".join([article, *words])
+
+
+def caption(scene: Scene, rng: np.random.Generator | None = None, picture: bool = False) -> str:
+    """A caption of a scene.
+
+    Args:
+        scene: what is shown.
+        rng: draws among paraphrases; without it the canonical caption is given, which names everything.
+        picture: leave the motion out, for single frames.
+
+    Returns:
+        Lower-case text of at most 34 words.
+    """
+    if rng is None:
+        parts = [_say(actor, None, picture, True) for actor in scene.actors]
+        return f"{' and '.join(parts)} on a {scene.background} background"
+    parts = [_say(actor, rng, picture, rng.random() < 0.8) for actor in scene.actors]
+    subject = " and ".join(parts)
+    template = rng.integers(8)
+    if template < 4:
+        return f"{subject} on a {scene.background} background"
+    if template == 4:
+        return f"on a {scene.background} background {subject}"
+    if template == 5:
+        return f"{subject}, {scene.background} background"
+    if template == 6:
+        return f"{'an image' if picture else 'a video'} of {subject} on {scene.background}"
+    return f"{subject} on {scene.background}"
+
+
+def _say(actor: Actor, rng: np.random.Generator | None, picture: bool, size: bool) -> str:
+    phrase = actor_phrase(actor, rng, size)
+    return phrase if picture else f"{phrase} {motion_phrase(actor.motion, rng)}"
+
+
+def words() -> list[str]:
+    """Every word the grammar can produce, sorted; the vocabulary of the shipped word tokenizers."""
+    found = {"a", "an", "and", "on", "of", "background", "video", "image", *COLOURS, *BACKGROUNDS}
+    phrases = [*_MOVE_VERBS]
+    for table in (_DIRECTION_PHRASES, _MOTION_PHRASES, SHAPE_WORDS, SIZE_WORDS):
+        for options in table.values():
+            phrases.extend(options)
+    for phrase in phrases:
+        found.update(phrase.split())
+    return sorted(found)
