@@ -1,0 +1,145 @@
+"""``genkit generate``: video or image from text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from genkit.cli.options import Force, Json, with_settings
+from genkit.cli.output import RunProgress, print_json, quiet_libraries, warn
+from genkit.errors import UsageError
+from genkit.pipelines.settings import GenerateSettings, read_config
+
+TYPED = "the command line"
+
+
+@with_settings(GenerateSettings)
+def generate(
+    given: dict[str, Any],
+    text: Annotated[str | None, typer.Argument(metavar="PROMPT", help="What to show; the same as --prompt.")] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", help="YAML or JSON file of settings; flags win over it.")
+    ] = None,
+    source: Annotated[
+        Path | None, typer.Option("--from", help="Repeat an output (or its .json); flags change single settings.")
+    ] = None,
+    prompt_file: Annotated[
+        Path | None, typer.Option("--prompt-file", help="One prompt per line, one output each.")
+    ] = None,
+    force: Force = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything, print the settings, generate nothing.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Make a video or an image from a prompt.
+
+    Without --model the shipped toy-video is used. Sizes, steps and so on that are left open come from the model's genkit.json or
+    the pipeline's own defaults. Every output carries its settings inside and in a .json beside it.
+    """
+    record, prompts, settings = _settings(given, text, config, source, prompt_file)
+    quiet_libraries()
+    from genkit.pipelines import generate as runs
+
+    session = runs.prepare(settings)
+    jobs = runs.expand(session, prompts)
+    runs.check_outputs([output for _, output in jobs], force=force)
+    if dry_run:
+        _print_plan(jobs, json)
+        return
+    outputs = []
+    progress = RunProgress(len(jobs))
+    with progress.shown():
+        session.load()
+        _check_batch(session, jobs)
+        for line in _changes(record, session.made):
+            warn(line)
+        for job, output in jobs:
+            result = session.run(job, progress)
+            files = result.write(output, force=force)
+            progress.finished()
+            outputs.append(_summary(output, files, result))
+    for line in session.warnings:
+        warn(line)
+    _print_outputs(outputs, session.warnings, json)
+
+
+def _settings(
+    given: dict[str, Any], text: str | None, config: Path | None, source: Path | None, prompt_file: Path | None
+) -> tuple[dict | None, list[str], GenerateSettings]:
+    """Settings from all sources, the later winning: --from, --config, flags. Returns the --from record, all prompts, settings."""
+    from genkit.media.files import read_settings
+    from genkit.pipelines.prompts import read_prompt_file
+
+    if text is not None:
+        if "prompt" in given:
+            raise UsageError("the prompt is given twice: as an argument and with --prompt")
+        given["prompt"] = text
+    record = read_settings(source) if source is not None else None
+    sources = [(str(source), record["settings"])] if record is not None else []
+    if config is not None:
+        sources.append((str(config), read_config(config)))
+    settings = GenerateSettings.from_mappings(*sources, (TYPED, given))
+    if prompt_file is not None:
+        if "prompt" in given:
+            raise UsageError("give a prompt or --prompt-file, not both")
+        prompts = read_prompt_file(prompt_file)
+        settings = settings.replace(prompt=prompts[0])
+    else:
+        prompts = [settings.prompt]
+    return record, prompts, settings
+
+
+def _check_batch(session: Any, jobs: list) -> None:
+    """Every prompt of a batch is checked before the first one runs."""
+    from genkit.pipelines.prompts import check_prompt
+
+    for job, _ in jobs:
+        check_prompt(session.pipeline, job)
+
+
+def _changes(record: dict | None, made: dict[str, Any]) -> list[str]:
+    from genkit.pipelines.record import differences
+
+    changed = differences(record, made) if record else []
+    return [f"this run may differ from the original: {line}" for line in changed]
+
+
+def _summary(output: Path, files: list[Path], result: Any) -> dict[str, Any]:
+    count, height, width = result.frames.shape[:3]
+    return {
+        "file": str(output),
+        "files": [str(file) for file in files],
+        "frames": count,
+        "height": height,
+        "width": width,
+        "fps": None if result.fps is None else str(result.fps),
+        "seconds": round(result.seconds, 3),
+        "settings": result.settings.to_dict(),
+        "attention": result.report,
+    }
+
+
+def _print_plan(jobs: list, json: bool) -> None:
+    plan = [{"file": str(output), "settings": job.to_dict()} for job, output in jobs]
+    if json:
+        print_json({"dry_run": True, "outputs": plan})
+        return
+    for entry in plan:
+        print(f"would write {entry['file']}")
+    for name, value in plan[0]["settings"].items():
+        if value not in (None, [], {}):
+            print(f"  {name}: {value}")
+
+
+def _print_outputs(outputs: list[dict[str, Any]], warnings: list[str], json: bool) -> None:
+    if json:
+        print_json({"outputs": outputs, "warnings": warnings})
+        return
+    for entry in outputs:
+        shape = f"{entry['width']}x{entry['height']}"
+        if entry["fps"]:
+            shape = f"{entry['frames']} frames {shape} at {entry['fps']} fps"
+        print(f"{entry['file']}  ({shape}, seed {entry['settings']['seed']}, {entry['seconds']:.1f} s)")

@@ -1,0 +1,88 @@
+"""The ``genkit`` command: its subcommands, and the one place where exceptions become exit codes."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from genkit.cli import generate
+from genkit.cli.output import one_line, print_json
+from genkit.errors import GenkitError
+
+INTERRUPTED = 130
+TERMINATED = 143
+
+app = typer.Typer(
+    name="genkit",
+    help="Better attention for Hugging Face Diffusers pipelines.",
+    epilog="Exit codes: 0 done, 2 wrong usage, 1 failed. Add --debug to any command for the traceback of an unexpected error.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("generate")(generate.generate)
+
+
+class Terminated(BaseException):
+    """The process was asked to end (SIGTERM): temporary files are removed on the way out."""
+
+
+@app.callback()
+def root(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an unexpected error.")] = False,
+) -> None:
+    """Better attention for Hugging Face Diffusers pipelines."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code: 0 done, 2 wrong usage, 1 failed, 130 interrupted, 143 terminated.
+
+    Every exception ends here as one line on standard error; with ``--json`` also as ``{"error", "exit_code"}`` on standard output.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    options = given[: given.index("--")] if "--" in given else given
+    debug = "--debug" in options
+    if debug:
+        given.remove("--debug")
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        code = app(given, prog_name="genkit", standalone_mode=False)
+    except GenkitError as error:
+        return _fail(error, error.exit_code, options, debug)
+    except (KeyboardInterrupt, Terminated) as error:
+        return _fail("interrupted", INTERRUPTED if isinstance(error, KeyboardInterrupt) else TERMINATED, options, False)
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 1
+    except Exception as error:
+        if hasattr(error, "format_message"):  # Typer's own usage errors
+            return _fail(error.format_message(), error.exit_code, options, debug)
+        hint = "" if debug else "; run with --debug for the traceback"
+        return _fail(f"unexpected {type(error).__name__}: {error}{hint}", 1, options, debug)
+    if code == INTERRUPTED:
+        return _fail("interrupted", INTERRUPTED, options, False)
+    return code if isinstance(code, int) else 0
+
+
+def _terminate(number: int, frame: object) -> None:
+    raise Terminated
+
+
+def _fail(error: object, code: int, options: Sequence[str], debug: bool) -> int:
+    if debug:
+        import traceback
+
+        traceback.print_exc()
+    message = one_line(error)
+    if "--json" in options:
+        print_json({"error": message, "exit_code": code})
+    print(f"genkit: error: {message}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,99 @@
+"""From settings to a patched pipeline: the method by name, its schedule, and what really ran."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from genkit.errors import UsageError, explain
+from genkit.pipelines.settings import GenerateSettings
+from genkit.pipelines.text import parse_pairs
+
+SCHEDULE_KEYS = ("layers", "steps", "branches", "heads")
+
+
+def build(settings: GenerateSettings) -> tuple[Any, Any] | None:
+    """The method (or recipe) and schedule that settings ask for, or None when they ask for none. Touches no model.
+
+    Raises:
+        UsageError: unknown method, setting, recipe or schedule.
+    """
+    if settings.attention is None and settings.recipe is None:
+        return None
+    schedule = parse_schedule(settings.schedule)
+    if settings.recipe is not None:
+        import genkit
+
+        return genkit.recipe(settings.recipe), schedule
+    from genkit.attention import registry
+
+    return registry.build(settings.attention, settings.attention_args), schedule
+
+
+def parse_schedule(text: str | None) -> Any:
+    """A :class:`genkit.Schedule` from ``"steps=10:-2,layers=1:"``, or None.
+
+    Raises:
+        UsageError: an unknown key or a range that has no meaning.
+    """
+    if text is None:
+        return None
+    from genkit.patching.schedule import Schedule
+
+    pairs = parse_pairs(text, "--schedule")
+    for key in pairs:
+        if key not in SCHEDULE_KEYS:
+            raise UsageError(explain("--schedule", key, SCHEDULE_KEYS))
+    branches = pairs.pop("branches", None)
+    return Schedule(**pairs, branches=branches.split(",") if branches else None)
+
+
+def check_steps(settings: GenerateSettings) -> None:
+    """Refuse a schedule that does not fit the number of steps, before any weights are read.
+
+    Raises:
+        UsageError: a step range beyond ``settings.steps``.
+    """
+    schedule = parse_schedule(settings.schedule)
+    if schedule is None or settings.steps is None:
+        return
+    from genkit.patching.schedule import resolve
+
+    resolve("steps", schedule.steps, settings.steps)
+
+
+@contextmanager
+def applied(pipeline: Any, settings: GenerateSettings) -> Iterator[Any]:
+    """The pipeline patched as settings say, for the time of the ``with``; yields the patch handle or None."""
+    built = build(settings)
+    if built is None:
+        yield None
+        return
+    import genkit
+
+    method, schedule = built
+    extra = {} if schedule is None else {"schedule": schedule}
+    with genkit.patch(pipeline, method, backend=settings.backend, **extra) as handle:
+        yield handle
+
+
+def report_of(handle: Any) -> dict[str, Any] | None:
+    """A patch handle's report as plain JSON values; None without a handle."""
+    return None if handle is None else plain(handle.report())
+
+
+def plain(value: Any) -> Any:
+    """Dataclasses, tuples, sets and numbers of any library as what JSON can hold."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {str(key): plain(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(part) for part in value]
+    if isinstance(value, (set, frozenset)):
+        return sorted(plain(part) for part in value)
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    return str(value)

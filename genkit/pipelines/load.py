@@ -1,0 +1,251 @@
+"""``genkit.load``: a stock Diffusers pipeline from a shipped name, a folder or a hub id, checked before anything heavy is read."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from genkit.errors import ArtifactError, UnsupportedError, UsageError, explain
+from genkit.models.check import check_folder, check_safetensors
+from genkit.models.registry import Location, locate
+from genkit.pipelines.settings import DTYPE_CHOICES, DTYPES, OFFLOADS
+
+if TYPE_CHECKING:
+    import torch
+    from diffusers import DiffusionPipeline
+
+LORA_SEPARATOR = "@"
+
+
+def load(
+    model: str | Path,
+    dtype: torch.dtype | str | None = None,
+    device: torch.device | str | None = None,
+    *,
+    offload: str = "none",
+    vae_tiling: bool = False,
+    vae_slicing: bool = False,
+) -> DiffusionPipeline:
+    """Load a stock Diffusers pipeline, ready to be called.
+
+    Args:
+        model: a shipped name (``"toy-video"``), a local Diffusers folder, or a hub id ``owner/name[@revision]``. Only
+            safetensors weights are read, and no code from the model's repository is run.
+        dtype: torch dtype or its name. Default: float32 on the CPU, bfloat16 on a GPU that supports it, else float16.
+        device: where to run. Default: the first GPU, else the CPU.
+        offload: ``"model"`` keeps whole parts, ``"sequential"`` single layers in main memory until needed: less GPU memory,
+            slower. Needs a GPU.
+        vae_tiling: decode in tiles: less memory, slower, faint seams possible.
+        vae_slicing: decode one video of a batch at a time.
+
+    Raises:
+        UsageError: unknown name, dtype or option.
+        ArtifactError: the folder lacks a part, a file is corrupt, or the hub cannot be reached.
+        UnsupportedError: this machine has no such device, or the model no such feature.
+    """
+    location = locate(str(model))
+    where = resolve_device(device)
+    kind = resolve_dtype(dtype, where)
+    if offload not in OFFLOADS:
+        raise UsageError(explain("offload", offload, OFFLOADS))
+    if offload != "none" and where.type == "cpu":
+        raise UnsupportedError(
+            f"offload {offload!r} moves parts between a GPU and main memory, but the device is the CPU; leave it out"
+        )
+    folder = fetch(location)
+    check_folder(folder)
+    pipeline = _from_folder(folder, kind)
+    pipeline.set_progress_bar_config(disable=True)
+    if vae_tiling:
+        _enable_vae(pipeline, "enable_tiling", "--vae-tiling")
+    if vae_slicing:
+        _enable_vae(pipeline, "enable_slicing", "--vae-slicing")
+    if offload == "model":
+        pipeline.enable_model_cpu_offload(device=where)
+    elif offload == "sequential":
+        pipeline.enable_sequential_cpu_offload(device=where)
+    else:
+        pipeline.to(where)
+    return pipeline
+
+
+def resolve_device(device: torch.device | str | None) -> torch.device:
+    """The device to run on; None or ``"auto"`` means the first GPU, else the CPU."""
+    import torch
+
+    if device is None or device == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        where = torch.device(device)
+    except RuntimeError as error:
+        raise UsageError(explain("device", str(device), "auto, cpu, cuda, cuda:0, mps, ...")) from error
+    present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not present.get(where.type, True):
+        raise UnsupportedError(f"device {device} is not available here; genkit doctor tells why; use --device cpu")
+    if where.type == "cuda" and where.index is not None and where.index >= torch.cuda.device_count():
+        raise UnsupportedError(explain("device", str(device), f"cuda:0 to cuda:{torch.cuda.device_count() - 1}"))
+    return where
+
+
+def resolve_dtype(dtype: torch.dtype | str | None, device: torch.device) -> torch.dtype:
+    """The dtype to run in; None or ``"auto"`` means float32 on the CPU, bfloat16 on a GPU that has it, else float16."""
+    import torch
+
+    if dtype is None or dtype == "auto":
+        if device.type == "cpu":
+            return torch.float32
+        has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if has_bf16 else torch.float16
+    if isinstance(dtype, str):
+        name = DTYPES.get(dtype, dtype)
+        if name not in DTYPE_CHOICES:
+            raise UsageError(explain("dtype", dtype, DTYPE_CHOICES))
+        dtype = getattr(torch, name)
+    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        raise UsageError(explain("dtype", str(dtype), DTYPE_CHOICES))
+    if dtype == torch.float16 and device.type == "cpu":
+        raise UnsupportedError(
+            "float16 needs a GPU: on the CPU use float32 (exact) or bfloat16 (fast where the CPU has it)"
+        )
+    return dtype
+
+
+def fetch(location: Location) -> Path:
+    """The folder of a model; a hub id is downloaded (or found in the cache) first.
+
+    Raises:
+        ArtifactError: the hub has no such model, refuses it, or cannot be reached.
+    """
+    if location.path is not None:
+        return location.path
+    from diffusers import DiffusionPipeline
+    from diffusers.utils import logging as diffusers_logging
+
+    level = diffusers_logging.get_verbosity()
+    diffusers_logging.set_verbosity_error()  # the cause is told below, once
+    try:
+        return Path(DiffusionPipeline.download(location.name, revision=location.revision, use_safetensors=True))
+    except (OSError, ValueError, RuntimeError, TypeError) as error:
+        raise ArtifactError(f"cannot get {location.name} from the Hugging Face hub: {_hub_reason(error)}") from error
+    finally:
+        diffusers_logging.set_verbosity(level)
+
+
+def _hub_reason(error: BaseException) -> str:
+    """One line out of the chain of errors that the hub client raises."""
+    from huggingface_hub import constants
+
+    chain: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in chain:
+        chain.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    names = {type(link).__name__ for link in chain}
+    if constants.HF_HUB_OFFLINE or "OfflineModeIsEnabled" in names:
+        return "offline mode is on (HF_HUB_OFFLINE) and the cache does not hold it; download it first, or give a local folder"
+    if "GatedRepoError" in names:
+        return "access is restricted; accept its terms on the model page and log in with 'hf auth login'"
+    if "RevisionNotFoundError" in names:
+        return "it has no such revision"
+    if "RepositoryNotFoundError" in names:
+        return "there is no such model, or it is private and you are not logged in"
+    if names & {
+        "ConnectError",
+        "ConnectTimeout",
+        "ConnectionError",
+        "ProxyError",
+        "LocalEntryNotFoundError",
+        "ReadTimeout",
+        "gaierror",
+    }:
+        return "the hub cannot be reached and the cache does not hold it; check the network, or give a local folder"
+    return str(error).strip().splitlines()[0]
+
+
+def _from_folder(folder: Path, dtype: torch.dtype) -> DiffusionPipeline:
+    import diffusers
+    from diffusers import DiffusionPipeline
+
+    name = check_folder(folder)["_class_name"]
+    if not isinstance(name, str) or not hasattr(diffusers, name):
+        raise UnsupportedError(
+            f"{folder} needs the pipeline class {name}, which diffusers {diffusers.__version__} does not have"
+        )
+    try:
+        return DiffusionPipeline.from_pretrained(str(folder), dtype=dtype, use_safetensors=True, local_files_only=True)
+    except (OSError, ValueError, RuntimeError, TypeError, KeyError, AttributeError, ImportError) as error:
+        text = str(error).strip().splitlines()
+        raise ArtifactError(
+            f"{folder} cannot be loaded as {name}: {text[0] if text else type(error).__name__}"
+        ) from error
+
+
+def _enable_vae(pipeline: DiffusionPipeline, call: str, flag: str) -> None:
+    vae = getattr(pipeline, "vae", None)
+    if vae is None or not hasattr(vae, call):
+        raise UnsupportedError(f"{flag}: {type(pipeline).__name__} has no VAE that can do it; leave it out")
+    getattr(vae, call)()
+
+
+def parse_lora(text: str) -> tuple[Path, float]:
+    """``"folder/or/file[@strength]"`` -> path and strength (1.0 when not given).
+
+    Raises:
+        UsageError: the strength is no number.
+        ArtifactError: nothing there, or not a whole safetensors file.
+    """
+    name, separator, strength = text.rpartition(LORA_SEPARATOR)
+    if not separator or os.path.exists(text):
+        name, strength = text, "1"
+    try:
+        scale = float(strength)
+    except ValueError as error:
+        raise UsageError(explain("--lora strength", strength, "a number, as in style.safetensors@0.8")) from error
+    path = Path(name).expanduser()
+    if path.is_dir():
+        files = sorted(path.glob("*.safetensors"))
+        if not files:
+            raise ArtifactError(f"LoRA folder {path} has no .safetensors file")
+        named = [file for file in files if file.name == "pytorch_lora_weights.safetensors"]
+        if not named and len(files) > 1:
+            raise ArtifactError(f"LoRA folder {path} has {len(files)} .safetensors files; name one of them")
+        path = (named or files)[0]
+    if not path.is_file():
+        raise ArtifactError(f"LoRA {path} does not exist")
+    header = check_safetensors(path)
+    if not any("lora" in name.lower() for name in header):
+        raise ArtifactError(f"{path} holds no LoRA weights (no tensor name contains 'lora')")
+    return path, scale
+
+
+def apply_loras(pipeline: Any, loras: tuple[str, ...]) -> None:
+    """Load LoRA files into a pipeline under the names ``lora0``, ``lora1``, ... with their strengths.
+
+    Raises:
+        UnsupportedError: the pipeline takes no LoRA, or peft is not installed.
+        ArtifactError: a file that does not fit the model.
+    """
+    if not loras:
+        return
+    parsed = [parse_lora(text) for text in loras]
+    if not hasattr(pipeline, "load_lora_weights"):
+        raise UnsupportedError(f"{type(pipeline).__name__} takes no LoRA")
+    for index, (path, _) in enumerate(parsed):
+        _apply_lora(pipeline, path, f"lora{index}")
+    pipeline.set_adapters([f"lora{index}" for index in range(len(parsed))], [scale for _, scale in parsed])
+
+
+def _apply_lora(pipeline: Any, path: Path, name: str) -> None:
+    try:
+        pipeline.load_lora_weights(str(path.parent), weight_name=path.name, adapter_name=name, local_files_only=True)
+    except (ValueError, RuntimeError, KeyError, OSError, NotImplementedError) as error:
+        text = str(error).strip().splitlines()
+        raise ArtifactError(
+            f"{path} does not fit {type(pipeline).__name__}: {text[0] if text else type(error).__name__}"
+        ) from error
+    loaded = {adapter for adapters in pipeline.get_list_adapters().values() for adapter in adapters}
+    if name not in loaded:
+        raise ArtifactError(f"{path} changes no layer of {type(pipeline).__name__}; it was made for another model")

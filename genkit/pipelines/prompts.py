@@ -1,0 +1,72 @@
+"""How many tokens of a prompt a model reads, and what happens with the rest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from genkit.errors import ArtifactError, UsageError
+from genkit.pipelines.settings import GenerateSettings
+
+UNBOUNDED = 1_000_000
+
+
+def check_prompt(pipeline: Any, settings: GenerateSettings) -> tuple[str, str | None, list[str]]:
+    """The prompts as the model will read them, and a warning for each that was cut.
+
+    Diffusers pipelines drop the end of a long prompt, some without a word. Here a prompt that no text encoder of the pipeline
+    reads whole is refused, or cut with a warning when ``settings.truncate_prompt`` is on.
+
+    Raises:
+        UsageError: a prompt is too long; the message tells its length and the limit.
+    """
+    readers = _readers(pipeline, settings.max_sequence_length)
+    cut: list[str] = []
+    texts = []
+    for name, text in (("prompt", settings.prompt), ("negative prompt", settings.negative_prompt)):
+        texts.append(_fit(name, text, readers, settings.truncate_prompt, cut) if text and readers else text)
+    return texts[0], texts[1], cut
+
+
+def _readers(pipeline: Any, sequence_length: int | None) -> list[tuple[Any, int]]:
+    """The pipeline's tokenizers, each with the number of tokens it hands on."""
+    readers = []
+    for name, part in sorted(pipeline.components.items()):
+        if not name.startswith("tokenizer") or part is None or not callable(part):
+            continue
+        own = getattr(part, "model_max_length", UNBOUNDED)
+        is_clip = "CLIP" in type(part).__name__
+        limits = [own if own < UNBOUNDED else None, None if is_clip else sequence_length]
+        limit = min((value for value in limits if value is not None), default=None)
+        if limit is not None:
+            readers.append((part, limit))
+    return readers
+
+
+def _fit(name: str, text: str, readers: list[tuple[Any, int]], truncate: bool, cut: list[str]) -> str:
+    lengths = [(len(tokenizer(text)["input_ids"]), limit, tokenizer) for tokenizer, limit in readers]
+    if any(length <= limit for length, limit, _ in lengths):
+        return text
+    length, limit, tokenizer = max(lengths, key=lambda entry: entry[1])
+    told = f"the {name} has {length} tokens, the model reads {limit}"
+    if not truncate:
+        raise UsageError(f"{told}; shorten it, or add --truncate-prompt to drop the end")
+    cut.append(f"{told}; the end was dropped (--truncate-prompt)")
+    return text
+
+
+def read_prompt_file(path: str | Path) -> list[str]:
+    """Prompts from a text file, one per line; blank lines are skipped.
+
+    Raises:
+        ArtifactError: missing file or no UTF-8.
+        UsageError: no prompt in it.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ArtifactError(f"cannot read prompt file {path}: {getattr(error, 'strerror', None) or error}") from error
+    prompts = [line.strip() for line in lines if line.strip()]
+    if not prompts:
+        raise UsageError(f"prompt file {path} holds no prompt; write one per line")
+    return prompts

@@ -1,0 +1,56 @@
+"""Lists of ``key=value`` pairs and other small texts that settings are written in."""
+
+from __future__ import annotations
+
+import re
+
+from genkit.errors import UsageError, explain
+
+KEY = re.compile(r"[A-Za-z_][\w.]*$")
+
+
+def parse_pairs(text: str, what: str) -> dict[str, str]:
+    """``"a=1,b=2,3,c=x"`` -> ``{"a": "1", "b": "2,3", "c": "x"}``: a comma separates pairs only where a new ``key=`` follows.
+
+    Raises:
+        UsageError: no ``=``, an empty key or value, a key given twice.
+    """
+    pairs: dict[str, str] = {}
+    last = None
+    for piece in text.split(","):
+        key, sign, value = piece.partition("=")
+        key = key.strip()
+        if sign and KEY.match(key):
+            if key in pairs:
+                raise UsageError(f"{what}: {key!r} is given twice in {text!r}")
+            pairs[key], last = value.strip(), key
+        elif last is not None and not sign:
+            pairs[last] += f",{piece.strip()}"
+        else:
+            raise UsageError(explain(what, text, "key=value pairs separated by commas"))
+    empty = [key for key, value in pairs.items() if not value.strip(",")]
+    if empty:
+        raise UsageError(f"{what}: {empty[0]!r} has no value in {text!r}")
+    return pairs
+
+
+def join_pairs(pairs: dict) -> str:
+    """The inverse of :func:`parse_pairs`; keys in order, lists as comma-separated texts."""
+    return ",".join(f"{key}={_plain(value)}" for key, value in pairs.items())
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, (list, tuple)):
+        return ",".join(str(part) for part in value)
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def slug(text: str, length: int = 48) -> str:
+    """A file name from a prompt: lower case letters and digits joined by dashes, cut at a word; ``"clip"`` when nothing is left."""
+    words = re.findall(r"[^\W_]+", text[: 8 * length].lower())
+    name = ""
+    for word in words:
+        if len((name + "-" + word).encode()) > length:
+            break
+        name = f"{name}-{word}" if name else word
+    return name or "clip"
