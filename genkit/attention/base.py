@@ -66,8 +66,7 @@ class Density:
     Args:
         computed: share of the token pairs the method's definition wants.
         executed: share of the pairs in visited blocks, which is what the machine pays for.
-        dense: True when the plan was denser than the break-even point, so that dense attention computes it
-            (the same result, hidden pairs included in ``executed``).
+        dense: True when nothing is hidden and plain dense attention runs.
     """
 
     computed: float
@@ -76,7 +75,7 @@ class Density:
 
     def __str__(self) -> str:
         text = f"{self.computed:.1%} of pairs wanted, {self.executed:.1%} executed"
-        return f"{text} (runs dense: denser than break-even)" if self.dense else text
+        return f"{text} (nothing is hidden: runs dense)" if self.dense else text
 
 
 _CACHE_NUMBERS = itertools.count(1)
@@ -90,7 +89,12 @@ class PatchCache:
     traced function may look a plan up through a number, but not through an object it is tracing.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, backend: str = "auto") -> None:
+        """``backend`` is handed to the operator on every call."""
+        import torch
+
+        self.backend = backend
+        self.device = torch.device("cpu")
         self._items: dict[Hashable, Any] = {}
         self._lock = threading.RLock()
         self.number = next(_CACHE_NUMBERS)
@@ -107,6 +111,19 @@ class PatchCache:
             if key not in self._items:
                 self._items[key] = build()
             return self._items[key]
+
+    def of_tensor(self, tensor: torch.Tensor) -> Hashable:
+        """A key for the content of a small tensor; the content is read once per tensor object and version."""
+        import torch
+
+        seen = (id(tensor), tensor._version, tuple(tensor.shape))
+        known = self._items.get(("tensor", seen))
+        if known is not None and known[0]() is tensor:
+            return known[1]
+        content = (tuple(tensor.shape), tensor.detach().to("cpu", torch.uint8).contiguous().numpy().tobytes())
+        with self._lock:
+            self._items[("tensor", seen)] = (weakref.ref(tensor), content)
+        return content
 
     def clear(self) -> None:
         """Forget every stored plan."""
@@ -199,5 +216,5 @@ def check_int(owner: str, name: str, value: object, low: int, high: int | None =
 
 def check_choice(owner: str, name: str, value: object, choices: tuple[object, ...]) -> None:
     """Raise UsageError unless ``value`` is one of ``choices``."""
-    if isinstance(value, bool) or value not in choices:
+    if not any(type(value) is type(choice) and value == choice for choice in choices):
         raise UsageError(explain(f"{owner}.{name}", value, choices))

@@ -14,7 +14,10 @@ from typing import Any, Literal, TypeVar, Union
 from genkit.attention.base import Method
 from genkit.errors import UsageError, explain
 
-_MODULES: dict[str, str] = {}
+_MODULES = {
+    "neighborhood": "genkit.attention.neighborhood",
+    "radial": "genkit.attention.radial",
+}
 _METHODS: dict[str, type[Method]] = {}
 
 M = TypeVar("M", bound=type[Method])

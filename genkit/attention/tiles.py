@@ -11,6 +11,8 @@ from functools import lru_cache
 from itertools import product
 from math import ceil, prod
 
+import numpy as np
+
 from genkit.attention.windows import AxisTable
 
 Tile = tuple[int, int, int]
@@ -41,16 +43,12 @@ def axis_visits(table: AxisTable, tile_q: int, tile_k: int) -> AxisVisits:
 
 def visited_tiles(tables: tuple[AxisTable, ...], tile_q: Tile, tile_k: Tile) -> int:
     """Number of (query tile, key tile) pairs visited on the padded tile grid."""
-    return prod(
-        sum(axis_visits(table, tq, tk).visited) for table, tq, tk in zip(tables, tile_q, tile_k, strict=True)
-    )
+    return prod(sum(axis_visits(table, tq, tk).visited) for table, tq, tk in zip(tables, tile_q, tile_k, strict=True))
 
 
 def fully_sparse(tables: tuple[AxisTable, ...], tile_q: Tile, tile_k: Tile) -> bool:
     """Whether no visited key tile is partial, so that no per-pair test is needed anywhere."""
-    return all(
-        all(axis_visits(table, tq, tk).full) for table, tq, tk in zip(tables, tile_q, tile_k, strict=True)
-    )
+    return all(all(axis_visits(table, tq, tk).full) for table, tq, tk in zip(tables, tile_q, tile_k, strict=True))
 
 
 def speed_bound(tables: tuple[AxisTable, ...], tile_q: Tile, tile_k: Tile) -> float:
@@ -65,33 +63,35 @@ def flop_bound(tables: tuple[AxisTable, ...]) -> float:
     return prod(table.window.length for table in tables) ** 2 / prod(table.pairs() for table in tables)
 
 
-def _powers(limit: int, axis: int) -> list[int]:
-    """Powers of two up to ``limit`` that are not longer than an axis needs."""
-    sizes, size = [], 1
-    while size <= limit:
-        sizes.append(size)
-        if size >= axis:
-            break
-        size *= 2
-    return sizes
+@dataclass(frozen=True)
+class Kernel:
+    """What a device's kernel asks of tiles, and what its work costs.
+
+    Args:
+        query_tokens, key_tokens: smallest and largest tokens per tile.
+        powers: whether sides must be powers of two.
+        per_query, per_key: overhead of a visited tile pair relative to its work, shared out over its query rows and
+            keys: ``cost = pairs * (1 + per_query / rows + per_key / keys)``.
+        partial: extra cost of a pair that needs a mask.
+    """
+
+    query_tokens: tuple[int, int]
+    key_tokens: tuple[int, int]
+    powers: bool
+    per_query: float
+    per_key: float
+    partial: float
 
 
-def boxes(tokens: int, grid: Tile) -> list[Tile]:
-    """All boxes of exactly ``tokens`` tokens (a power of two) with power-of-two sides, none longer than needed."""
-    found = [
-        box for box in product(*(_powers(tokens, axis) for axis in grid)) if prod(box) == tokens
-    ]
-    if found:
-        return found
-    # A grid smaller than the tile: the whole grid is one padded tile, stretched along the width.
-    sides = [_powers(tokens, axis)[-1] for axis in grid]
-    sides[2] = max(1, tokens // (sides[0] * sides[1]))
-    return [tuple(sides)] if prod(sides) == tokens else []
+KERNELS = {
+    "cpu": Kernel((96, 320), (16, 128), powers=False, per_query=16.0, per_key=4.0, partial=0.3),
+    "gpu": Kernel((128, 128), (64, 128), powers=True, per_query=0.0, per_key=8.0, partial=0.15),
+}
 
 
 @dataclass(frozen=True)
 class TileChoice:
-    """A pair of tiles (``key`` divides ``query`` on every axis) and the speed-up bound they give."""
+    """A query tile and a key tile, the speed-up bound they give and whether no visited pair is partial."""
 
     query: Tile
     key: Tile
@@ -99,21 +99,78 @@ class TileChoice:
     full: bool
 
 
-@lru_cache(maxsize=256)
-def choose_tiles(tables: tuple[AxisTable, ...], tokens_q: int, tokens_k: int) -> TileChoice | None:
-    """The pair of boxes that visits least, for a kernel with ``tokens_q`` query rows and ``tokens_k`` keys per block.
+def _sides(length: int, powers: bool, most: int) -> list[int]:
+    """Useful tile sides of an axis: powers of two, or the smallest side for every number of tiles."""
+    if powers:
+        sides = [1]
+        while sides[-1] < length and sides[-1] * 2 <= most:
+            sides.append(sides[-1] * 2)
+        return sides
+    cut = sorted({-(-length // count) for count in range(1, length + 1)})
+    return [side for side in cut if side <= most]
 
-    Both are powers of two and the key box divides the query box, so that one permutation serves queries and keys.
-    Ties go to fully block-sparse pairs, then to boxes closest to cubes. None when no box fits.
+
+@dataclass(frozen=True)
+class _AxisPairs:
+    """Every pair of sides of one axis with its padded work and the share of it that needs no mask."""
+
+    query: np.ndarray
+    key: np.ndarray
+    work: np.ndarray
+    full: np.ndarray
+
+    @classmethod
+    def of(cls, table: AxisTable, kernel: Kernel, query: int | None) -> _AxisPairs:
+        length = max(table.groups)
+        queries = [query] if query else _sides(length, kernel.powers, min(32, kernel.query_tokens[1]))
+        keys = _sides(length, kernel.powers, min(32, kernel.key_tokens[1]))
+        rows = []
+        for tq, tk in product(queries, keys):
+            visits = axis_visits(table, tq, tk)
+            total = sum(visits.visited)
+            whole = sum(count for count, full in zip(visits.visited, visits.full, strict=True) if full)
+            rows.append((tq, tk, total * tq * tk, whole / total))
+        return cls(*(np.array(column, dtype=np.float64) for column in zip(*rows, strict=True)))
+
+
+def _outer(first: np.ndarray, second: np.ndarray, third: np.ndarray) -> np.ndarray:
+    return first[:, None, None] * second[None, :, None] * third[None, None, :]
+
+
+@lru_cache(maxsize=256)
+def choose_tiles(tables: tuple[AxisTable, ...], kind: str, query: Tile | None = None) -> TileChoice:
+    """The query and key tile that cost least on a kind of device (a key of :data:`KERNELS`), by simulation.
+
+    Args:
+        tables: the windows of the grid.
+        query: a query tile to keep; only the key tile is chosen then.
     """
+    kernel = KERNELS[kind]
+    axes = [_AxisPairs.of(table, kernel, None if query is None else query[axis]) for axis, table in enumerate(tables)]
+    rows, keys = (_outer(*(getattr(axis, name) for axis in axes)) for name in ("query", "key"))
+    work, full = (_outer(*(getattr(axis, name) for axis in axes)) for name in ("work", "full"))
+    cost = work * (1 + kernel.per_query / rows + kernel.per_key / keys + kernel.partial * (1 - full))
     grid = tuple(table.window.length for table in tables)
-    best: tuple[tuple[float, bool, int], TileChoice] | None = None
-    for query in boxes(tokens_q, grid):
-        for key in boxes(tokens_k, grid):
-            if any(q % k for q, k in zip(query, key, strict=True)):
-                continue
-            bound, full = speed_bound(tables, query, key), fully_sparse(tables, query, key)
-            rank = (round(bound, 6), full, -max(query) - max(key))
-            if best is None or rank > best[0]:
-                best = rank, TileChoice(query, key, bound, full)
-    return best[1] if best else None
+    misfit = _outside(keys, kernel.key_tokens, prod(grid))
+    if query is None:
+        misfit = misfit + _outside(rows, kernel.query_tokens, prod(grid))
+    best = np.unravel_index(np.argmin(cost * (1 + 1e3 * misfit)), cost.shape)
+    query_tile = tuple(int(axis.query[at]) for axis, at in zip(axes, best, strict=True))
+    key_tile = tuple(int(axis.key[at]) for axis, at in zip(axes, best, strict=True))
+    if kernel.powers:
+        query_tile = query or _stretched(query_tile, kernel.query_tokens[0])
+        key_tile = _stretched(key_tile, kernel.key_tokens[0])
+    return TileChoice(
+        query_tile, key_tile, speed_bound(tables, query_tile, key_tile), fully_sparse(tables, query_tile, key_tile)
+    )
+
+
+def _outside(tokens: np.ndarray, allowed: tuple[int, int], grid: int) -> np.ndarray:
+    """How far (in octaves) a tile lies outside the allowed number of tokens; a small grid lowers the bounds."""
+    low, high = min(allowed[0], grid), allowed[1]
+    return np.maximum(0, np.log2(low / tokens)) + np.maximum(0, np.log2(tokens / high))
+
+
+def _stretched(tile: Tile, tokens: int) -> Tile:
+    """A tile with at least ``tokens`` tokens: a grid smaller than a tile is padded along the width."""
+    return (tile[0], tile[1], tile[2] * max(1, tokens // prod(tile)))

@@ -45,7 +45,7 @@ class AxisWindow:
             raise UsageError(explain("window stride", self.stride, f"1 to {self.size}, the size of the window"))
         most = max(1, self.length // self.size) if self.border == "shift" else self.length
         if not 1 <= self.dilation <= most:
-            raise UsageError(explain("window dilation", self.dilation, f"1 to {most}, so that the window fits the axis"))
+            raise UsageError(explain("window dilation", self.dilation, f"1 to {most}, so that windows fit the axis"))
 
     def groups(self) -> list[int]:
         """Length of every dilation group: ``ceil((L - g) / d)``."""

@@ -72,7 +72,8 @@ def test_cosmos_windows_are_fully_sparse(height, width, bound):
 
 def test_bounds_of_freeswim_windows():
     inward = tables((21, 21), (68, 31), (120, 53))
-    for tile, bound in (((1, 8, 16), 2.63), ((2, 8, 8), 2.85), ((3, 4, 8), 3.71), ((7, 4, 4), 4.11), ((21, 2, 2), 4.57)):
+    bounds = {(1, 8, 16): 2.63, (2, 8, 8): 2.85, (3, 4, 8): 3.71, (7, 4, 4): 4.11, (21, 2, 2): 4.57}
+    for tile, bound in bounds.items():
         assert speed_bound(inward, tile, tile) == pytest.approx(bound, abs=0.005)
     for height, bound in ((36, 4.05), (28, 5.20)):
         strided = tables((21, 21), (68, height, 4), (120, 56, 8))
@@ -92,10 +93,7 @@ def test_visits_equal_counting_tile_by_tile(window):
     length = table.window.length
     keys = [set(table.slot[k] for k in table.keys(table.slot.index(slot))) for slot in range(length)]
     for tile_q, tile_k in itertools.product((1, 2, 3, 4), repeat=2):
-        cuts = [
-            (first, first + size)
-            for first, size in zip(table.offsets, table.groups, strict=True)
-        ]
+        cuts = [(first, first + size) for first, size in zip(table.offsets, table.groups, strict=True)]
         visited, full = 0, True
         for low, high in cuts:
             for start in range(low, high, tile_q):

@@ -145,7 +145,8 @@ def test_every_window_holds_its_query_and_every_key_is_seen_in_one_run(window):
 
 
 def test_impossible_windows_are_refused():
-    for bad in ({"size": 9}, {"size": 0}, {"size": 3, "stride": 4}, {"size": 3, "dilation": 3}, {"size": 3, "dilation": 0}):
+    wrong = ({"size": 9}, {"size": 0}, {"size": 3, "stride": 4}, {"size": 3, "dilation": 3}, {"size": 3, "dilation": 0})
+    for bad in wrong:
         with pytest.raises(UsageError):
             AxisWindow(8, **bad)
     with pytest.raises(UsageError, match="shift, clip"):

@@ -1,0 +1,292 @@
+"""Neighborhood attention: every grid token sees a window around itself, in one, two or three dimensions."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+import torch
+
+from genkit.attention.base import Density, Site, check_choice, check_int
+from genkit.attention.registry import register
+from genkit.attention.static import StaticMethod, StaticPlan, executed_share
+from genkit.attention.tiles import TileChoice, choose_tiles
+from genkit.attention.windows import BORDERS, AxisTable, AxisWindow, axis_table, rescaled
+from genkit.errors import UsageError, explain
+from genkit.kernels.block_sparse.plan import BlockPlan
+from genkit.kernels.block_sparse.rule import ALL, WINDOW, Rule
+from genkit.kernels.order import TokenOrder
+from genkit.layout import TokenLayout
+
+Size = int | float | Literal["all"]
+Sizes = Size | tuple[Size, Size] | tuple[Size, Size, Size] | None
+Counts = int | tuple[int, int] | tuple[int, int, int]
+Flags = bool | tuple[bool, bool] | tuple[bool, bool, bool]
+SHAPES = ("box", "disc")
+_AXES = ("time", "height", "width")
+
+
+def _per_axis(name: str, value: object, first: object) -> tuple:
+    """One value per axis (T, H, W): a single value holds for all axes, a pair is (H, W) with time at ``first``."""
+    if not isinstance(value, tuple):
+        return (value, value, value)
+    if len(value) == 2:
+        return (first, *value)
+    if len(value) == 3:
+        return value
+    allowed = "one value, a pair (height, width) or three (time, height, width)"
+    raise UsageError(explain(f"neighborhood.{name}", value, allowed))
+
+
+def _disc_pairs(offsets: list[dict[int, int]], radius: float) -> int:
+    """Pairs of tokens nearer than ``radius`` from the offsets seen on every axis."""
+    sums = {0: 1}
+    for seen in offsets:
+        grown: dict[int, int] = {}
+        for squared, count in sums.items():
+            for offset, often in seen.items():
+                total = squared + offset * offset
+                if total < radius * radius:
+                    grown[total] = grown.get(total, 0) + count * often
+        sums = grown
+    return sum(sums.values())
+
+
+def _check_size(value: object) -> None:
+    allowed = "a whole number >= 1, a fraction in (0, 1], or 'all'"
+    bad = isinstance(value, bool) or not (value == "all" or isinstance(value, (int, float)))
+    if bad or (isinstance(value, int) and value < 1) or (isinstance(value, float) and not 0 < value <= 1):
+        raise UsageError(explain("neighborhood.size", value, allowed))
+
+
+@register("neighborhood")
+@dataclass(frozen=True)
+class Neighborhood(StaticMethod):
+    """Local windows on the token grid, with stride, dilation and causality per axis.
+
+    A pair of grid tokens is visible when the key lies in the query's window on every axis. Tokens outside the grid
+    (text, reference, keyframes) see everything and are seen by everything. Sliding windows, blocked windows, dilated
+    windows and FreeSwim's inward windows are special cases.
+
+    Axes are (time, height, width). Settings accept one value for all axes, a pair for (height, width), or three values.
+    A window larger than an axis covers the whole axis. Without training, keep the first steps dense (see
+    :meth:`recommended`); with fine-tuning every step may be sparse.
+
+    Args:
+        size: keys per axis: a number of tokens, a fraction of the axis, or ``"all"``. A pair leaves time whole.
+            Default: all frames, half of the height and half of the width (a disc: the disc's own bounding box).
+            Larger is closer to dense attention and costs in proportion.
+        stride: neighbouring queries that share one window. Larger strides waste less work at the edges of tiles and
+            are a little less local. 1 to size.
+        dilation: step inside the window; reaches farther with the same number of keys.
+        causal: per axis, hide keys after the query.
+        border: ``"shift"`` moves windows inward at the border so that every query has its full number of keys;
+            ``"clip"`` cuts them.
+        shape: ``"box"``, or ``"disc"``: keys nearer than ``radius`` (strictly) over the axes that are not ``"all"``,
+            inside the box ``size``. A disc clips at borders and has no stride, dilation or causality.
+        radius: radius of the disc in tokens.
+        base_size: grid (T, H, W) the numbers were tuned for; they are rescaled to the actual grid. -1 = as actual.
+        tile: box of the grid that one query block covers; None = the best one by simulation.
+
+    Source: Generalized Neighborhood Attention (arXiv 2504.16922), Faster Neighborhood Attention (2403.04690).
+    """
+
+    size: Sizes = field(
+        default=None, metadata={"help": "keys per axis: number, fraction or all; none = all x half x half"}
+    )
+    stride: Counts = field(default=1, metadata={"help": "queries that share a window"})
+    dilation: Counts = field(default=1, metadata={"help": "step inside the window"})
+    causal: Flags = field(default=False, metadata={"help": "hide later keys, per axis"})
+    border: Literal["shift", "clip"] = field(default="shift", metadata={"help": "at the border: shift inward or clip"})
+    shape: Literal["box", "disc"] = field(default="box", metadata={"help": "box or disc"})
+    radius: float | None = field(default=None, metadata={"help": "radius of the disc in tokens"})
+    base_size: tuple[int, int, int] | None = field(default=None, metadata={"help": "grid the numbers were tuned for"})
+    tile: tuple[int, int, int] | None = field(default=None, metadata={"help": "query tile; none = by simulation"})
+
+    roles: ClassVar[tuple[str, ...]] = ("self", "joint")
+    trainable: ClassVar[bool] = True
+    source: ClassVar[str] = "Generalized Neighborhood Attention, arXiv 2504.16922"
+
+    def __post_init__(self):
+        check_choice("neighborhood", "border", self.border, BORDERS)
+        check_choice("neighborhood", "shape", self.shape, SHAPES)
+        for size in self.sizes():
+            _check_size(size)
+        for name in ("stride", "dilation"):
+            for value in _per_axis(name, getattr(self, name), 1):
+                check_int("neighborhood", name, value, 1)
+        for value in _per_axis("causal", self.causal, False):
+            check_choice("neighborhood", "causal", value, (True, False))
+        for size, stride in zip(self.sizes(), _per_axis("stride", self.stride, 1), strict=True):
+            if isinstance(size, int):
+                check_int("neighborhood", "stride", stride, 1, size)
+        for name, low in (("base_size", -1), ("tile", 1)):
+            values = getattr(self, name)
+            if values is not None and not (isinstance(values, tuple) and len(values) == 3):
+                raise UsageError(explain(f"neighborhood.{name}", values, "three numbers (time, height, width)"))
+            for value in values or ():
+                check_int("neighborhood", name, value, low)
+        if self.base_size is not None and 0 in self.base_size:
+            raise UsageError(
+                explain("neighborhood.base_size", self.base_size, "lengths >= 1, or -1 for the actual one")
+            )
+        if self.shape == "disc":
+            self._check_disc()
+        elif self.radius is not None:
+            raise UsageError("neighborhood.radius belongs to a disc: give shape='disc' too, or leave radius out")
+
+    def _check_disc(self) -> None:
+        if isinstance(self.radius, bool) or not isinstance(self.radius, (int, float)) or not 0 < self.radius < 32768:
+            raise UsageError(explain("neighborhood.radius", self.radius, "a number > 0, in tokens, for shape='disc'"))
+        if all(size == "all" for size in self.sizes()):
+            raise UsageError(
+                "neighborhood: a disc needs an axis whose size is not 'all'; leave size out for the usual one"
+            )
+        boxes_only = (
+            ("stride", self.stride, 1),
+            ("dilation", self.dilation, 1),
+            ("causal", self.causal, False),
+            ("base_size", self.base_size or -1, -1),
+        )
+        for name, value, plain in boxes_only:
+            if any(part != plain for part in _per_axis(name, value, plain)):
+                raise UsageError(
+                    explain(f"neighborhood.{name} of a disc", value, f"{plain}; use shape='box' for others")
+                )
+
+    def sizes(self) -> tuple[Size, Size, Size]:
+        """The window size per axis as it was asked for, defaults filled in."""
+        if self.size is not None:
+            return _per_axis("size", self.size, "all")
+        if self.shape == "disc" and isinstance(self.radius, (int, float)):
+            reach = 2 * (math.ceil(self.radius) - 1) + 1
+            return ("all", reach, reach)
+        return ("all", 0.5, 0.5)
+
+    def windows(self, grid: tuple[int, int, int]) -> tuple[AxisWindow, AxisWindow, AxisWindow]:
+        """The windows of a concrete grid, clamped or rescaled to it; UsageError when a dilation does not fit."""
+        settings = zip(
+            _AXES,
+            grid,
+            self.sizes(),
+            _per_axis("stride", self.stride, 1),
+            _per_axis("dilation", self.dilation, 1),
+            _per_axis("causal", self.causal, False),
+            self.base_size or (-1, -1, -1),
+            strict=True,
+        )
+        return tuple(self._window(*setting) for setting in settings)
+
+    def _window(
+        self, axis: str, length: int, size: Size, stride: int, dilation: int, causal: bool, base: int
+    ) -> AxisWindow:
+        if size == "all":
+            return AxisWindow(length, length, min(stride, length), 1, causal)
+        base = length if base == -1 else base
+        w = max(1, round(size * base)) if isinstance(size, float) else size
+        if self.base_size is not None:
+            w, stride, dilation = rescaled(w, stride, dilation, length, base)
+        border = "clip" if self.shape == "disc" else self.border
+        if border == "shift":
+            w = min(w, length)
+        if border == "shift" and w * dilation > length:
+            allowed = f"1 to {length // w}, because a window of {w} must fit into {length} tokens"
+            advice = "use a smaller dilation or size, or give base_size so that the numbers are rescaled"
+            raise UsageError(explain(f"neighborhood.dilation over {axis}", dilation, allowed, advice))
+        return AxisWindow(length, w, min(stride, w), min(dilation, length), causal, border)
+
+    def tables(self, grid: tuple[int, int, int]) -> tuple[AxisTable, AxisTable, AxisTable]:
+        """Visible intervals per axis of a concrete grid."""
+        return tuple(axis_table(window) for window in self.windows(grid))
+
+    def _limited(self, tables: tuple[AxisTable, ...]) -> list[int]:
+        """Axes on which something is hidden; a disc is measured over the axes whose size is not ``"all"``."""
+        if self.shape == "disc":
+            return [axis for axis, size in enumerate(self.sizes()) if size != "all"]
+        return [axis for axis, table in enumerate(tables) if not table.whole]
+
+    def why_not(self, site: Site) -> str | None:
+        """As :meth:`Method.why_not`; also a dilation that does not fit this grid."""
+        reason = super().why_not(site)
+        if reason is None:
+            try:
+                self.windows(site.layout.grid)
+            except UsageError as error:
+                reason = str(error)
+        return reason
+
+    def wanted_pairs(self, layout: TokenLayout) -> int:
+        """Number of visible token pairs of a layout, counted per axis."""
+        tables = self.tables(layout.grid)
+        if self.shape == "disc":
+            limited = self._limited(tables)
+            free = math.prod(tables[axis].pairs() for axis in range(3) if axis not in limited)
+            grid_pairs = free * _disc_pairs([tables[axis].offsets_seen() for axis in limited], self.radius)
+        else:
+            grid_pairs = math.prod(table.pairs() for table in tables)
+        others = layout.length - layout.grid_length
+        return grid_pairs + 2 * layout.grid_length * others + others**2
+
+    def rule(self, layout: TokenLayout) -> Rule | None:
+        """The closed form the operator executes, or None when nothing is hidden."""
+        tables = self.tables(layout.grid)
+        limited = self._limited(tables)
+        if self.wanted_pairs(layout) == layout.length**2:
+            return None
+        start, stop = layout.grid_span
+        steps = torch.meshgrid(*(torch.arange(n) for n in layout.grid), indexing="ij")
+        columns = {name: torch.zeros(layout.length, len(limited), dtype=torch.int32) for name in ("lo", "hi", "pos")}
+        for column, axis in enumerate(limited):
+            slot = torch.tensor(tables[axis].slot)[steps[axis].reshape(-1)]
+            columns["pos"][start:stop, column] = slot.int()
+            columns["lo"][start:stop, column] = torch.tensor(tables[axis].start)[slot].int()
+            columns["hi"][start:stop, column] = torch.tensor(tables[axis].end)[slot].int()
+        group = torch.ones(layout.length, dtype=torch.int8)
+        group[start:stop] = 0
+        return Rule(
+            q_lo=columns["lo"],
+            q_hi=columns["hi"],
+            k_pos=columns["pos"],
+            q_group=group,
+            k_group=group,
+            visible=torch.tensor([[WINDOW, ALL], [ALL, ALL]], dtype=torch.int8),
+            radius2=None if self.shape == "box" else math.ceil(self.radius**2),
+            q_pos=None if self.shape == "box" else columns["pos"],
+        )
+
+    def tiles(self, layout: TokenLayout, device: torch.device) -> TileChoice:
+        """Query and key tile for the kernels of a device."""
+        return choose_tiles(self.tables(layout.grid), "cpu" if device.type == "cpu" else "gpu", self.tile)
+
+    def build_plan(self, layout: TokenLayout, device: torch.device, key_mask: torch.Tensor | None = None) -> StaticPlan:
+        """The plan of a layout; see :meth:`StaticMethod.build_plan`."""
+        rule = self.rule(layout)
+        wanted = self.wanted_pairs(layout) / layout.length**2
+        if rule is None:
+            return StaticPlan(None, Density(1.0, 1.0, dense=True))
+        if key_mask is not None:
+            rule = rule.hide_keys(key_mask.cpu())
+        choice = self.tiles(layout, device)
+        dilation = [window.dilation for window in self.windows(layout.grid)]
+        order = TokenOrder.from_layout(layout, choice.query, dilation)
+        key_order = order if choice.key == choice.query else TokenOrder.from_layout(layout, choice.key, dilation)
+        plan = BlockPlan.from_rule(rule, order=order, key_order=key_order)
+        return StaticPlan(plan.to(device), Density(wanted, executed_share(plan)))
+
+    def mask(self, layout: TokenLayout) -> torch.Tensor:
+        """The visible pairs, bool (N, N), straight from the definition. O(N^2) memory."""
+        tables = self.tables(layout.grid)
+        grid = torch.ones(1, 1, dtype=torch.bool)
+        for table in tables:
+            axis = torch.zeros(table.window.length, table.window.length, dtype=torch.bool)
+            for query in range(table.window.length):
+                axis[query, table.keys(query)] = True
+            grid = torch.kron(grid, axis)
+        if self.shape == "disc":
+            place = torch.cartesian_prod(*(torch.arange(n) for n in layout.grid))[:, self._limited(tables)].double()
+            grid &= torch.cdist(place, place) ** 2 < self.radius**2 - 1e-9
+        full = torch.ones(layout.length, layout.length, dtype=torch.bool)
+        start, stop = layout.grid_span
+        full[start:stop, start:stop] = grid
+        return full
