@@ -1,0 +1,11 @@
+"""Block-sparse attention: plans, rules, biases and the operator."""
+
+from __future__ import annotations
+
+from genkit.kernels.block_sparse.api import backends, block_sparse_attention, why_not
+from genkit.kernels.block_sparse.bias import LowRank, Quadratic, Table
+from genkit.kernels.block_sparse.plan import BlockPlan, Density, InverseLists, PooledKeys
+from genkit.kernels.block_sparse.rule import ABSENT, ALL, FULL, NONE, PARTIAL, WINDOW, Rule
+
+__all__ = ["ABSENT", "ALL", "FULL", "NONE", "PARTIAL", "WINDOW", "BlockPlan", "Density", "InverseLists", "LowRank",
+           "PooledKeys", "Quadratic", "Rule", "Table", "backends", "block_sparse_attention", "why_not"]

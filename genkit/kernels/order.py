@@ -1,0 +1,166 @@
+"""Token orders: a permutation with padding, so that a block of consecutive tokens is a box of the grid."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import prod
+
+import torch
+from torch import Tensor
+
+from genkit.errors import UsageError
+from genkit.layout import GRID, TokenLayout
+
+
+@dataclass(frozen=True, eq=False)
+class TokenOrder:
+    """A permutation of N tokens into blocks of ``block`` slots; border blocks keep their tokens in front.
+
+    Args:
+        gather: (blocks * block,) int64, the token in every slot, -1 for padding.
+        inverse: (N,) int64, the slot of every token.
+        valid: (blocks,) int32, tokens at the front of each block.
+        block: slots per block.
+    """
+
+    gather: Tensor
+    inverse: Tensor
+    valid: Tensor
+    block: int
+
+    @classmethod
+    def from_grid(cls, grid: Sequence[int], tile: Sequence[int], segments: Sequence[tuple[str, int]] = (),
+                  dilation: Sequence[int] | int = 1) -> TokenOrder:
+        """Blocks that are boxes of a grid of any number of axes (1-D, 2-D, 3-D).
+
+        Args:
+            grid: tokens along each axis, row-major. tile: box of one block, cut at the grid's border.
+            segments: (name, length) in sequence order, one named ``"grid"``; empty = the grid alone. Every other
+                segment fills blocks of its own, padded at its end.
+            dilation: per axis; tokens are first split by coordinate modulo dilation, tiles count inside a group.
+        """
+        grid, tile = tuple(grid), tuple(tile)
+        steps = (dilation,) * len(grid) if isinstance(dilation, int) else tuple(dilation)
+        if not (len(grid) == len(tile) == len(steps)) or min((*tile, *steps), default=0) < 1:
+            raise UsageError(f"token order: tile {tile} and dilation {steps} need one number >= 1 for each axis "
+                             f"of the grid {grid}")
+        block = prod(tile)
+        blocks: list[Tensor] = []
+        start = 0
+        for name, length in segments or ((GRID, prod(grid)),):
+            if name == GRID:
+                if length != prod(grid):
+                    raise UsageError(f"token order: the grid {grid} has {prod(grid)} tokens, its segment {length}")
+                blocks += [part + start for part in _tiles(grid, tile, steps)]
+            else:
+                blocks += list(torch.arange(start, start + length).split(block))
+            start += length
+        return cls._from_blocks([part for part in blocks if part.numel()], block, start)
+
+    @classmethod
+    def from_layout(cls, layout: TokenLayout, tile: Sequence[int], dilation: Sequence[int] | int = 1) -> TokenOrder:
+        """Order of a :class:`~genkit.layout.TokenLayout`; ``tile`` is (T, H, W), for example (2, 8, 8)."""
+        segments = [(segment.name, segment.length) for segment in layout.segments]
+        if not layout.has_grid:
+            return cls.from_permutation(torch.arange(layout.length), prod(tile))
+        return cls.from_grid(layout.grid, tile, segments, dilation)
+
+    @classmethod
+    def from_permutation(cls, permutation: Tensor, block: int) -> TokenOrder:
+        """Any order (a space-filling curve, a sort): slot i holds token ``permutation[i]``; the tail block is padded."""
+        permutation = permutation.to(torch.int64)
+        if permutation.dim() != 1 or not torch.equal(permutation.sort().values, torch.arange(
+                permutation.numel(), device=permutation.device)):
+            raise UsageError("token order: the permutation must hold every index from 0 to N - 1 once")
+        if block < 1:
+            raise UsageError(f"token order: block must be >= 1, got {block}")
+        return cls._from_blocks(list(permutation.split(block)) if permutation.numel() else [], block,
+                                permutation.numel())
+
+    @classmethod
+    def _from_blocks(cls, blocks: Sequence[Tensor], block: int, tokens: int) -> TokenOrder:
+        if not blocks:
+            raise UsageError("token order: there are no tokens to order")
+        sizes = torch.tensor([part.numel() for part in blocks])
+        members = torch.cat(list(blocks)).cpu()
+        first = torch.arange(len(blocks)) * block
+        slots = torch.repeat_interleave(first - (sizes.cumsum(0) - sizes), sizes) + torch.arange(tokens)
+        gather = torch.full((len(blocks) * block,), -1)
+        gather[slots] = members
+        inverse = torch.empty(tokens, dtype=torch.int64)
+        inverse[members] = slots
+        return cls(gather, inverse, sizes.to(torch.int32), block)
+
+    @property
+    def length(self) -> int:
+        """Number of tokens N."""
+        return self.inverse.shape[0]
+
+    @property
+    def padded(self) -> int:
+        """Number of slots, ``blocks * block``."""
+        return self.gather.shape[0]
+
+    @property
+    def blocks(self) -> int:
+        """Number of blocks."""
+        return self.valid.shape[0]
+
+    def to(self, device: torch.device | str) -> TokenOrder:
+        """The same order with its tables on ``device``."""
+        return replace(self, gather=self.gather.to(device), inverse=self.inverse.to(device),
+                       valid=self.valid.to(device))
+
+    def apply(self, x: Tensor, dim: int = 1) -> Tensor:
+        """Tokens of ``x`` along ``dim`` (length N) in block order (length ``padded``); padding slots are 0. Differentiable."""
+        self._expect(x, dim, self.length)
+        return _Move.apply(x, dim, self.gather, self.inverse)
+
+    def restore(self, x: Tensor, dim: int = 1) -> Tensor:
+        """Inverse of :meth:`apply`: (..., padded, ...) back to (..., N, ...). Differentiable."""
+        self._expect(x, dim, self.padded)
+        return _Move.apply(x, dim, self.inverse, self.gather)
+
+    def _expect(self, x: Tensor, dim: int, length: int) -> None:
+        if x.shape[dim] != length:
+            raise UsageError(f"token order: axis {dim} has length {x.shape[dim]}, expected {length} "
+                             f"({self.length} tokens in {self.blocks} blocks of {self.block})")
+
+
+class _Move(torch.autograd.Function):
+    """Gather along an axis where -1 means zero. The gradient is a gather too, by the inverse table: no scatter, so
+    the result does not depend on the order of additions."""
+
+    @staticmethod
+    def forward(ctx, x, dim, table, inverse):
+        ctx.dim = dim
+        ctx.save_for_backward(table, inverse)
+        # only the longer of the two tables can point at padding
+        return _gather(x, dim, table) if table.numel() > inverse.numel() else x.index_select(dim, table)
+
+    @staticmethod
+    def backward(ctx, grad):
+        table, inverse = ctx.saved_tensors
+        return _Move.apply(grad, ctx.dim, inverse, table), None, None, None
+
+
+def _gather(x: Tensor, dim: int, table: Tensor) -> Tensor:
+    shape = [1] * x.dim()
+    shape[dim] = -1
+    return x.index_select(dim, table.clamp(min=0)).masked_fill_((table < 0).view(shape), 0)
+
+
+def _tiles(grid: Sequence[int], tile: Sequence[int], dilation: Sequence[int]) -> list[Tensor]:
+    """Token indices of every box, dilation group by dilation group, row-major inside a box."""
+    index = torch.arange(prod(grid)).view(tuple(grid))
+    parts = [index]
+    for axis, step in enumerate(dilation):
+        parts = [part[(slice(None),) * axis + (slice(g, None, step),)] for part in parts for g in range(step)]
+    boxes = []
+    for part in parts:
+        pieces = [part]
+        for axis, size in enumerate(tile):
+            pieces = [cut for piece in pieces if piece.numel() for cut in piece.split(size, dim=axis)]
+        boxes += [piece.reshape(-1) for piece in pieces]
+    return boxes
