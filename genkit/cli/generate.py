@@ -36,24 +36,26 @@ def generate(
 ) -> None:
     """Make a video or an image from a prompt.
 
-    Without --model the shipped toy-video is used. Sizes, steps and so on that are left open come from the model's genkit.json or
-    the pipeline's own defaults. Every output carries its settings inside and in a .json beside it.
+    Without --model the shipped toy-video is used. Sizes, steps and so on that are left open come from the model's
+    genkit.json or the pipeline's own defaults. Every output carries its settings inside and in a .json beside it.
     """
     record, prompts, settings = _settings(given, text, config, source, prompt_file)
     quiet_libraries()
     from genkit.pipelines import generate as runs
 
-    session = runs.prepare(settings)
-    jobs = runs.expand(session, prompts)
+    plan = runs.plan(settings)
+    jobs = runs.expand(plan, prompts)
     runs.check_outputs([output for _, output in jobs], force=force)
     if dry_run:
         _print_plan(jobs, json)
         return
+    session = runs.Session(plan)
     outputs = []
     progress = RunProgress(len(jobs))
     with progress.shown():
         session.load()
-        _check_batch(session, jobs)
+        for job, _ in jobs:  # a prompt that is too long must not stop a batch half way
+            session.check_prompt(job)
         for line in _changes(record, session.made):
             warn(line)
         for job, output in jobs:
@@ -69,7 +71,8 @@ def generate(
 def _settings(
     given: dict[str, Any], text: str | None, config: Path | None, source: Path | None, prompt_file: Path | None
 ) -> tuple[dict | None, list[str], GenerateSettings]:
-    """Settings from all sources, the later winning: --from, --config, flags. Returns the --from record, all prompts, settings."""
+    """Settings from all sources, the later winning: --from, --config, flags. Returns the --from record, all prompts,
+    settings."""
     from genkit.media.files import read_settings
     from genkit.pipelines.prompts import read_prompt_file
 
@@ -90,14 +93,6 @@ def _settings(
     else:
         prompts = [settings.prompt]
     return record, prompts, settings
-
-
-def _check_batch(session: Any, jobs: list) -> None:
-    """Every prompt of a batch is checked before the first one runs."""
-    from genkit.pipelines.prompts import check_prompt
-
-    for job, _ in jobs:
-        check_prompt(session.pipeline, job)
 
 
 def _changes(record: dict | None, made: dict[str, Any]) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from genkit.cli import generate
+from genkit.cli import doctor, families, generate, methods, models
 from genkit.cli.output import one_line, print_json
 from genkit.errors import GenkitError
 
@@ -19,12 +19,14 @@ TERMINATED = 143
 app = typer.Typer(
     name="genkit",
     help="Better attention for Hugging Face Diffusers pipelines.",
-    epilog="Exit codes: 0 done, 2 wrong usage, 1 failed. Add --debug to any command for the traceback of an unexpected error.",
+    epilog="Exit codes: 0 done, 2 wrong usage, 1 failed. "
+    "Add --debug to any command for the traceback of an unexpected error.",
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("generate")(generate.generate)
+for command in (generate.generate, models.models, methods.methods, families.families, doctor.doctor):
+    app.command(command.__name__)(command)
 
 
 class Terminated(BaseException):
@@ -41,7 +43,8 @@ def root(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code: 0 done, 2 wrong usage, 1 failed, 130 interrupted, 143 terminated.
 
-    Every exception ends here as one line on standard error; with ``--json`` also as ``{"error", "exit_code"}`` on standard output.
+    Every exception ends here as one line on standard error; with ``--json`` also as ``{"error", "exit_code"}`` on
+    standard output.
     """
     given = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     options = given[: given.index("--")] if "--" in given else given

@@ -21,8 +21,8 @@ Force = Annotated[bool, typer.Option("--force", "-f", help="Replace existing out
 def with_settings(settings: type) -> Callable[[Callable], Callable]:
     """Decorator for a Typer command: add one option per field of a settings dataclass.
 
-    The command receives them as ``given``, a dict of the options that were really typed; the others keep their place in the
-    order default, configuration file, command line.
+    The command receives them as ``given``, a dict of the options that were really typed; the others keep their place
+    in the order default, configuration file, command line.
     """
     fields = {field.name: field for field in dataclasses.fields(settings)}
     hints = typing.get_type_hints(settings)
@@ -49,7 +49,8 @@ def with_settings(settings: type) -> Callable[[Callable], Callable]:
 
 
 def _parameter(field: dataclasses.Field, hint: Any) -> inspect.Parameter:
-    """A keyword parameter with a Typer annotation. Its default is always None: "not typed" must differ from "typed the default"."""
+    """A keyword parameter with a Typer annotation. Its default is always None: "not typed" must differ from "typed
+    the default"."""
     flag = "--" + field.name.replace("_", "-")
     kind = _base(hint)
     names = (flag, *SHORT.get(field.name, ()))

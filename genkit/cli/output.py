@@ -81,7 +81,8 @@ class RunProgress:
         console = Console(file=sys.stderr)
         self._live = console.is_terminal
         self._bars = Progress(
-            TextColumn("{task.description:<9}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
+            TextColumn("{task.description:<9}"), BarColumn(), MofNCompleteColumn(),
+            TimeElapsedColumn(), TimeRemainingColumn(),
             console=console, transient=False, disable=not self._live,
         )  # fmt: skip
         self._outputs = outputs

@@ -16,7 +16,8 @@ PREFIX = ".genkit-"
 def check_writable(folder: Path) -> None:
     """Create ``folder`` if needed and prove that a file can be made in it.
 
-    Permission bits say little (root ignores them, network and read-only mounts do too), so a file is really made and removed.
+    Permission bits say little (root ignores them, network and read-only mounts do too), so a file is really made and
+    removed.
 
     Raises:
         ArtifactError: the folder cannot be created or written.
@@ -38,7 +39,8 @@ def reason(error: OSError) -> str:
 class Files:
     """A transaction over files and folders.
 
-    Use as a context manager: :meth:`new` hands out a temporary path per final path. Leaving without an exception flushes and
+    Use as a context manager: :meth:`new` hands out a temporary path per final path. Leaving without an exception
+    flushes and
     renames all of them; leaving with one removes all of them, so neither a full disk nor Ctrl-C leaves half a file.
     """
 
@@ -49,12 +51,15 @@ class Files:
         return self
 
     def new(self, final: Path) -> Path:
-        """A temporary path beside ``final`` with the same suffix; it becomes ``final`` when the transaction ends well."""
+        """A temporary path beside ``final`` with the same suffix; it becomes ``final`` when the transaction ends
+        well."""
         temporary = final.parent / f"{PREFIX}{secrets.token_hex(6)}{final.suffix}"
         self._pending.append((temporary, final))
         return temporary
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         try:
             if error is None:
                 self._commit()
@@ -81,7 +86,8 @@ class Files:
 
 
 def _flush(path: Path) -> None:
-    """Force a file, or every file of a folder, to the disk: a delayed "no space left" must surface before the rename."""
+    """Force a file, or every file of a folder, to the disk: a delayed "no space left" must surface before the
+    rename."""
     for file in sorted(path.iterdir()) if path.is_dir() else [path]:
         handle = os.open(file, os.O_RDONLY)
         try:

@@ -51,10 +51,11 @@ def write_media(
     """Write frames to ``path`` in the format its name asks for, together with a ``.json`` beside it, all or nothing.
 
     Args:
-        path: ``*.mp4``, ``*.gif``, ``*.webp``, ``*.png`` for one frame, ``name-%04d.png`` for numbered frames, or a folder.
-        frames: uint8 (T, H, W, 3).
+        path: ``*.mp4``, ``*.gif``, ``*.webp``, ``*.png`` for one frame, ``name-%04d.png`` for numbered frames, or a
+        folder. frames: uint8 (T, H, W, 3).
         fps: frames per second; required for the moving formats.
-        settings: what made the frames; stored inside the file and beside it. It should be the same for the same request:
+        settings: what made the frames; stored inside the file and beside it. It should be the same for the same
+        request:
             equal frames and settings give equal bytes.
         notes: what only this run knows (seconds, measured densities); stored beside the file only.
         audio: float samples (S,) or (S, channels); ``.mp4`` only.
@@ -74,7 +75,10 @@ def write_media(
     if kind in ("mp4", "gif", "webp") and fps is None:
         raise UsageError(explain("fps", fps, f"a number for .{kind}"))
     if kind == "png" and len(frames) > 1:
-        raise UsageError(f"{path} holds one image, but there are {len(frames)} frames; use a pattern such as {path.stem}-%04d.png, a folder, or .mp4")
+        raise UsageError(
+            f"{path} holds one image, but there are {len(frames)} frames; "
+            f"use a pattern such as {path.stem}-%04d.png, a folder, or .mp4"
+        )
     if audio is not None and kind != "mp4":
         raise UsageError(f"{ONLY_MP4_HAS_SOUND}; got {path}, choose a name ending in .mp4")
     check_output(path, force=force)
@@ -84,7 +88,9 @@ def write_media(
         written = _write(files, kind, path, frames, fps, comment, audio, sample_rate)
         if settings is not None or notes is not None:
             beside = sidecar_of(path)
-            text = json.dumps({**(settings or {}), **({"notes": notes} if notes is not None else {})}, indent=2, sort_keys=True)
+            text = json.dumps(
+                {**(settings or {}), **({"notes": notes} if notes is not None else {})}, indent=2, sort_keys=True
+            )
             files.new(beside).write_text(text + "\n", encoding="utf-8")
             written.append(beside)
     for stale in set(before) - set(written):  # frames of a longer clip, the settings of an older output
@@ -92,7 +98,9 @@ def write_media(
     return written
 
 
-def _write(files: Files, kind: str, path: Path, frames: np.ndarray, fps, comment: str | None, audio, sample_rate) -> list[Path]:
+def _write(
+    files: Files, kind: str, path: Path, frames: np.ndarray, fps, comment: str | None, audio, sample_rate
+) -> list[Path]:
     if kind == "folder":
         folder = files.new(path)
         folder.mkdir()
@@ -149,7 +157,9 @@ def read_settings(path: str | Path) -> dict:
     else:
         record = read_media(path).settings
     if record is None:
-        raise ArtifactError(f"{path} carries no genkit settings; --from needs a file that genkit generate wrote, or its .json")
+        raise ArtifactError(
+            f"{path} carries no genkit settings; --from needs a file that genkit generate wrote, or its .json"
+        )
     record.pop("notes", None)
     return record
 

@@ -16,7 +16,8 @@ ALLOWED = "*.mp4, *.gif, *.webp, *.png (one frame), a pattern such as shot-%04d.
 
 
 def format_of(path: str | Path) -> str:
-    """``"mp4"``, ``"gif"``, ``"webp"``, ``"png"`` (one image), ``"pattern"`` (numbered images) or ``"folder"`` (images in a new folder).
+    """``"mp4"``, ``"gif"``, ``"webp"``, ``"png"`` (one image), ``"pattern"`` (numbered images) or ``"folder"``
+    (images in a new folder).
 
     Raises:
         UsageError: a suffix that genkit does not write.
@@ -41,7 +42,8 @@ def sidecar_of(path: str | Path) -> Path:
 
 
 def numbered(path: str | Path, index: int, count: int) -> Path:
-    """The name of output ``index`` of ``count``: ``clip.mp4`` -> ``clip-0003.mp4``; unchanged when there is only one."""
+    """The name of output ``index`` of ``count``: ``clip.mp4`` -> ``clip-0003.mp4``; unchanged when there is only
+    one."""
     path = Path(path)
     if count == 1:
         return path
@@ -63,7 +65,9 @@ def existing(path: str | Path) -> list[Path]:
     if format_of(path) == "pattern":
         before, after = PATTERN.split(path.name)
         number = re.compile(re.escape(before) + r"\d+" + re.escape(after))
-        found = [entry for entry in path.parent.iterdir() if number.fullmatch(entry.name)] if path.parent.is_dir() else []
+        found = (
+            [entry for entry in path.parent.iterdir() if number.fullmatch(entry.name)] if path.parent.is_dir() else []
+        )
     else:
         found = [path] if path.exists() or path.is_symlink() else []
     beside = sidecar_of(path)
@@ -95,10 +99,15 @@ def check_output(path: str | Path, *, force: bool = False) -> None:
 
 def _check_own_folder(path: Path) -> None:
     if not path.is_dir():
-        raise UsageError(f"{path} is a file without a suffix; choose a folder name or a file name ending in {', '.join(SUFFIXES)}")
+        raise UsageError(
+            f"{path} is a file without a suffix; choose a folder name or a file name ending in {', '.join(SUFFIXES)}"
+        )
     foreign = [entry.name for entry in path.iterdir() if not re.fullmatch(r"frame-\d{4,}\.png", entry.name)]
     if foreign:
-        raise ArtifactError(f"{path} holds {foreign[0]!r}, which genkit did not write; --force will not delete it, choose another --output")
+        raise ArtifactError(
+            f"{path} holds {foreign[0]!r}, which genkit did not write; "
+            "--force will not delete it, choose another --output"
+        )
 
 
 def dump(record: dict) -> str:

@@ -1,4 +1,5 @@
-"""Animated GIF and WebP, single PNG images and numbered PNG frames, with settings in the place each format has for them."""
+"""Animated GIF and WebP, single PNG images and numbered PNG frames, with settings in the place each format has for
+them."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ from genkit.media.video import check_frames, exact_fps
 PNG_KEY = "genkit"
 EXIF_DESCRIPTION = 0x010E
 PALETTE_SAMPLES = 16
-# Lossless WebP keeps the toy models' flat colours exactly and stays small for them; beyond this many pixels it becomes huge.
+# Lossless WebP keeps the toy models' flat colours exactly and stays small for them; beyond this many pixels it
+# becomes huge.
 LOSSLESS_PIXELS = 16_000_000
 
 
@@ -26,8 +28,8 @@ def durations(count: int, fps: Fraction, unit: int) -> list[int]:
 def write_gif(path: str | Path, frames: np.ndarray, fps: float | str | Fraction, *, comment: str | None = None) -> None:
     """Write a looping GIF of frames (T, H, W, 3) uint8.
 
-    One palette of 256 colours serves all frames, so still areas do not flicker. GIF times are multiples of 10 ms; they are
-    rounded without drift. Consecutive equal frames are stored once with their times added.
+    One palette of 256 colours serves all frames, so still areas do not flicker. GIF times are multiples of 10 ms;
+    they are rounded without drift. Consecutive equal frames are stored once with their times added.
     """
     from PIL import Image
 
@@ -37,23 +39,34 @@ def write_gif(path: str | Path, frames: np.ndarray, fps: float | str | Fraction,
     images = [Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
     extra = {"comment": comment.encode("ascii")} if comment is not None else {}
     times = durations(len(frames), exact_fps(fps), 10)
-    images[0].save(path, format="GIF", save_all=True, append_images=images[1:], duration=times, loop=0, disposal=1, **extra)
+    images[0].save(
+        path, format="GIF", save_all=True, append_images=images[1:], duration=times, loop=0, disposal=1, **extra
+    )
 
 
-def write_webp(path: str | Path, frames: np.ndarray, fps: float | str | Fraction, *, comment: str | None = None) -> None:
-    """Write a looping WebP of frames (T, H, W, 3) uint8: lossless up to 16 million pixels in all, quality 92 beyond. Times in ms without drift."""
+def write_webp(
+    path: str | Path, frames: np.ndarray, fps: float | str | Fraction, *, comment: str | None = None
+) -> None:
+    """Write a looping WebP of frames (T, H, W, 3) uint8: lossless up to 16 million pixels in all, quality 92 beyond.
+    Times in ms without drift."""
     from PIL import Image
 
     frames = check_frames(frames)
     images = [Image.fromarray(frame) for frame in frames]
-    quality = {"lossless": True, "quality": 80} if frames[..., 0].size <= LOSSLESS_PIXELS else {"lossless": False, "quality": 92}
+    quality = (
+        {"lossless": True, "quality": 80}
+        if frames[..., 0].size <= LOSSLESS_PIXELS
+        else {"lossless": False, "quality": 92}
+    )
     extra = {}
     if comment is not None:
         exif = Image.Exif()
         exif[EXIF_DESCRIPTION] = comment
         extra["exif"] = exif.tobytes()
     times = durations(len(frames), exact_fps(fps), 1)
-    images[0].save(path, format="WEBP", save_all=True, append_images=images[1:], duration=times, loop=0, **quality, **extra)
+    images[0].save(
+        path, format="WEBP", save_all=True, append_images=images[1:], duration=times, loop=0, **quality, **extra
+    )
 
 
 def write_png(path: str | Path, image: np.ndarray, *, comment: str | None = None) -> None:
@@ -67,7 +80,8 @@ def write_png(path: str | Path, image: np.ndarray, *, comment: str | None = None
 
 
 def read_image(path: str | Path) -> tuple[np.ndarray, Fraction | None, str | None]:
-    """Decode a GIF, WebP or PNG: frames (T, H, W, 3) uint8, mean frame rate (None for one frame), stored comment or None.
+    """Decode a GIF, WebP or PNG: frames (T, H, W, 3) uint8, mean frame rate (None for one frame), stored comment or
+    None.
 
     Raises:
         ArtifactError: the file is no readable image.

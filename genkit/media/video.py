@@ -12,14 +12,16 @@ from genkit.errors import ArtifactError, UnsupportedError, UsageError, explain
 
 BT709 = 1
 LIMITED_RANGE = 1
-# x264 is deterministic for a fixed number of threads, but not across numbers: a fixed one makes the bytes repeatable anywhere.
+# x264 is deterministic for a fixed number of threads, but not across numbers: a fixed one makes the bytes repeatable
+# anywhere.
 ENCODER_THREADS = 4
 CRF = 10
 AUDIO_BLOCK = 1024
 
 
 def exact_fps(fps: float | int | str | Fraction) -> Fraction:
-    """A frame rate as an exact fraction; 23.976, 29.97 and 59.94 become the broadcast rates 24000/1001, 30000/1001, 60000/1001.
+    """A frame rate as an exact fraction; 23.976, 29.97 and 59.94 become the broadcast rates 24000/1001, 30000/1001,
+    60000/1001.
 
     Raises:
         UsageError: not a positive number.
@@ -43,7 +45,13 @@ def check_frames(frames: np.ndarray) -> np.ndarray:
     Raises:
         UsageError: wrong shape, type or an empty axis.
     """
-    if not isinstance(frames, np.ndarray) or frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or 0 in frames.shape:
+    if (
+        not isinstance(frames, np.ndarray)
+        or frames.dtype != np.uint8
+        or frames.ndim != 4
+        or frames.shape[-1] != 3
+        or 0 in frames.shape
+    ):
         shown = f"{frames.dtype} {frames.shape}" if isinstance(frames, np.ndarray) else type(frames).__name__
         raise UsageError(explain("frames", shown, "a uint8 array (frames, height, width, 3) without an empty axis"))
     return np.ascontiguousarray(frames)
@@ -68,7 +76,8 @@ def write_mp4(
         audio: float samples (S,) or (S, channels) in [-1, 1], one or two channels; becomes AAC.
         sample_rate: samples per second of ``audio``; required with it.
         comment: text kept in the file's comment field.
-        crf: quality, 0 (lossless) to 51. The default 10 keeps flat colours and edges clean at about 1 bit per pixel or less.
+        crf: quality, 0 (lossless) to 51. The default 10 keeps flat colours and edges clean at about 1 bit per pixel
+        or less.
 
     Raises:
         UsageError: odd sizes, wrong arrays, audio without a sample rate.
@@ -80,7 +89,11 @@ def write_mp4(
     rate = exact_fps(fps)
     height, width = frames.shape[1:3]
     if height % 2 or width % 2:
-        raise UsageError(explain("video size", f"{width}x{height}", "even width and height for .mp4", "write .gif, .webp or .png instead"))
+        raise UsageError(
+            explain(
+                "video size", f"{width}x{height}", "even width and height for .mp4", "write .gif, .webp or .png instead"
+            )
+        )
     sound = _check_audio(audio, sample_rate)
     try:
         with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
@@ -92,7 +105,9 @@ def write_mp4(
             if voice is not None:
                 _encode_audio(container, voice, sound, sample_rate)
     except av.error.EncoderNotFoundError as error:
-        raise UnsupportedError(f"this FFmpeg build has no encoder for .mp4 ({error}); install PyAV from its wheels, or write .webp") from error
+        raise UnsupportedError(
+            f"this FFmpeg build has no encoder for .mp4 ({error}); install PyAV from its wheels, or write .webp"
+        ) from error
 
 
 def _check_audio(audio: np.ndarray | None, sample_rate: int | None) -> np.ndarray | None:
@@ -129,7 +144,9 @@ def _encode_frames(container: Any, stream: Any, frames: np.ndarray, rate: Fracti
     reformatter = VideoReformatter()
     for index, pixels in enumerate(frames):
         frame = reformatter.reformat(
-            av.VideoFrame.from_ndarray(pixels, format="rgb24"), format="yuv420p", dst_colorspace=Colorspace.ITU709,
+            av.VideoFrame.from_ndarray(pixels, format="rgb24"),
+            format="yuv420p",
+            dst_colorspace=Colorspace.ITU709,
             interpolation=Interpolation.BICUBIC,
         )
         frame.pts, frame.time_base, frame.duration = index, 1 / rate, 1
@@ -156,7 +173,8 @@ def _encode_audio(container: Any, stream: Any, sound: np.ndarray, sample_rate: i
 
 
 def read_mp4(path: str | Path) -> tuple[np.ndarray, Fraction, np.ndarray | None, int | None, str | None]:
-    """Decode a video file: frames (T, H, W, 3) uint8, frame rate, audio (S, channels) float32 or None, its rate or None, comment or None.
+    """Decode a video file: frames (T, H, W, 3) uint8, frame rate, audio (S, channels) float32 or None, its rate or
+    None, comment or None.
 
     Raises:
         ArtifactError: the file cannot be decoded or holds no picture.

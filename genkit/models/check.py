@@ -1,4 +1,5 @@
-"""Is a Diffusers folder whole? Every part present, every safetensors file readable; told before anything heavy is loaded."""
+"""Is a Diffusers folder whole? Every part present, every safetensors file readable; told before anything heavy is
+loaded."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
 def check_safetensors(path: Path) -> dict:
-    """Read and check the header of a safetensors file: its length, its JSON, every tensor's place and size, the file's size.
+    """Read and check the header of a safetensors file: its length, its JSON, every tensor's place and size, the
+    file's size.
 
     Returns:
         The header: tensor name -> ``{"dtype", "shape", "data_offsets"}``, and ``"__metadata__"``.
@@ -68,7 +70,8 @@ def check_folder(folder: Path) -> dict:
     """Check a Diffusers pipeline folder and return its ``model_index.json``.
 
     Raises:
-        ArtifactError: no or unreadable index, a part without its folder, configuration or weights, weights that are no whole
+        ArtifactError: no or unreadable index, a part without its folder, configuration or weights, weights that are
+        no whole
             safetensors file. The message names the file.
     """
     index_path = folder / INDEX
@@ -128,7 +131,8 @@ def _check_weights(place: Path, class_name: str) -> None:
         pickles = sorted(path for pattern in PICKLES for path in place.glob(pattern))
         if pickles:
             raise ArtifactError(
-                f"{pickles[0]} is a pickle, which can run code when loaded; genkit loads .safetensors only, convert it first"
+                f"{pickles[0]} is a pickle, which can run code when loaded; "
+                "genkit loads .safetensors only, convert it first"
             )
         raise ArtifactError(f"{place} has no weights (*.safetensors) for {class_name}; the folder is incomplete")
     for path in files:

@@ -13,7 +13,8 @@ DEFAULTS = (
     "height", "width", "num_frames", "fps", "steps", "guidance_scale", "max_sequence_length", "negative_prompt",
 )  # fmt: skip
 LIMITS = (
-    "min_height", "max_height", "min_width", "max_width", "multiple", "max_frames", "frames_multiple", "max_prompt_tokens",
+    "min_height", "max_height", "min_width", "max_width", "multiple", "max_frames",
+    "frames_multiple", "max_prompt_tokens",
 )  # fmt: skip
 
 

@@ -13,6 +13,19 @@ from genkit.errors import UsageError
 ReadConfig = Callable[[str], dict]
 
 
+# setting -> the pipeline's names for it
+ARGUMENTS = {
+    "negative_prompt": ("negative_prompt",),
+    "steps": ("num_inference_steps",),
+    "guidance_scale": ("guidance_scale",),
+    "height": ("height",),
+    "width": ("width",),
+    "num_frames": ("num_frames", "video_length"),
+    "fps": ("frame_rate",),
+    "max_sequence_length": ("max_sequence_length",),
+}
+
+
 @dataclass(frozen=True)
 class Kind:
     """A kind of output.
@@ -60,19 +73,14 @@ class SizeRule:
         for name, size in (("--height", height), ("--width", width)):
             if size is not None and size % self.multiple:
                 low = max(self.multiple, size // self.multiple * self.multiple)
-                raise UsageError(
-                    f"{name}: got {size}, allowed: multiples of {self.multiple}; try {_either(low, low + self.multiple, size)}"
-                )
+                nearest = str(low) if size < low else f"{low} or {low + self.multiple}"
+                raise UsageError(f"{name}: got {size}, allowed: multiples of {self.multiple}; try {nearest}")
         if num_frames is not None and (num_frames - 1) % self.frames_multiple:
             low = (num_frames - 1) // self.frames_multiple * self.frames_multiple + 1
             raise UsageError(
                 f"--num-frames: got {num_frames}, allowed: 1 plus a multiple of {self.frames_multiple}; "
                 f"try {low} or {low + self.frames_multiple}"
             )
-
-
-def _either(low: int, high: int, given: int) -> str:
-    return str(low) if given < low else f"{low} or {high}"
 
 
 def _wan(config: ReadConfig) -> SizeRule:
@@ -127,7 +135,8 @@ def _patch_size(config: ReadConfig) -> tuple[int, int, int]:
 
 
 def size_rule(class_name: str, config: ReadConfig) -> SizeRule | None:
-    """The size rule of a pipeline class, or None when only the pipeline itself knows. ``config(part)`` returns a part's configuration."""
+    """The size rule of a pipeline class, or None when only the pipeline itself knows. ``config(part)`` returns a
+    part's configuration."""
     found = _by_prefix(SIZE_RULES, class_name)
     return found(config) if found else None
 

@@ -1,4 +1,5 @@
-"""``genkit.load``: a stock Diffusers pipeline from a shipped name, a folder or a hub id, checked before anything heavy is read."""
+"""``genkit.load``: a stock Diffusers pipeline from a shipped name, a folder or a hub id, checked before anything
+heavy is read."""
 
 from __future__ import annotations
 
@@ -34,7 +35,8 @@ def load(
             safetensors weights are read, and no code from the model's repository is run.
         dtype: torch dtype or its name. Default: float32 on the CPU, bfloat16 on a GPU that supports it, else float16.
         device: where to run. Default: the first GPU, else the CPU.
-        offload: ``"model"`` keeps whole parts, ``"sequential"`` single layers in main memory until needed: less GPU memory,
+        offload: ``"model"`` keeps whole parts, ``"sequential"`` single layers in main memory until needed: less GPU
+        memory,
             slower. Needs a GPU.
         vae_tiling: decode in tiles: less memory, slower, faint seams possible.
         vae_slicing: decode one video of a batch at a time.
@@ -145,7 +147,10 @@ def _hub_reason(error: BaseException) -> str:
         cause = cause.__cause__ or cause.__context__
     names = {type(link).__name__ for link in chain}
     if constants.HF_HUB_OFFLINE or "OfflineModeIsEnabled" in names:
-        return "offline mode is on (HF_HUB_OFFLINE) and the cache does not hold it; download it first, or give a local folder"
+        return (
+            "offline mode is on (HF_HUB_OFFLINE) and the cache does not hold it; "
+            "download it first, or give a local folder"
+        )
     if "GatedRepoError" in names:
         return "access is restricted; accept its terms on the model page and log in with 'hf auth login'"
     if "RevisionNotFoundError" in names:

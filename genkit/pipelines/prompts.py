@@ -11,16 +11,23 @@ from genkit.pipelines.settings import GenerateSettings
 UNBOUNDED = 1_000_000
 
 
-def check_prompt(pipeline: Any, settings: GenerateSettings) -> tuple[str, str | None, list[str]]:
+def check_prompt(
+    pipeline: Any, settings: GenerateSettings, most: int | None = None
+) -> tuple[str, str | None, list[str]]:
     """The prompts as the model will read them, and a warning for each that was cut.
 
-    Diffusers pipelines drop the end of a long prompt, some without a word. Here a prompt that no text encoder of the pipeline
-    reads whole is refused, or cut with a warning when ``settings.truncate_prompt`` is on.
+    Diffusers pipelines drop the end of a long prompt, some without a word. Here a prompt that no text encoder of the
+    pipeline reads whole is refused, or cut with a warning when ``settings.truncate_prompt`` is on.
+
+    Args:
+        pipeline: the loaded pipeline.
+        settings: prompt, negative prompt and ``max_sequence_length``.
+        most: fewer tokens than the text encoder reads, when the model was trained on short prompts only.
 
     Raises:
         UsageError: a prompt is too long; the message tells its length and the limit.
     """
-    readers = _readers(pipeline, settings.max_sequence_length)
+    readers = _readers(pipeline, settings.max_sequence_length, most)
     cut: list[str] = []
     texts = []
     for name, text in (("prompt", settings.prompt), ("negative prompt", settings.negative_prompt)):
@@ -28,7 +35,7 @@ def check_prompt(pipeline: Any, settings: GenerateSettings) -> tuple[str, str | 
     return texts[0], texts[1], cut
 
 
-def _readers(pipeline: Any, sequence_length: int | None) -> list[tuple[Any, int]]:
+def _readers(pipeline: Any, sequence_length: int | None, most: int | None) -> list[tuple[Any, int]]:
     """The pipeline's tokenizers, each with the number of tokens it hands on."""
     readers = []
     for name, part in sorted(pipeline.components.items()):
@@ -36,7 +43,7 @@ def _readers(pipeline: Any, sequence_length: int | None) -> list[tuple[Any, int]
             continue
         own = getattr(part, "model_max_length", UNBOUNDED)
         is_clip = "CLIP" in type(part).__name__
-        limits = [own if own < UNBOUNDED else None, None if is_clip else sequence_length]
+        limits = [own if own < UNBOUNDED else None, None if is_clip else sequence_length, most]
         limit = min((value for value in limits if value is not None), default=None)
         if limit is not None:
             readers.append((part, limit))
@@ -52,7 +59,19 @@ def _fit(name: str, text: str, readers: list[tuple[Any, int]], truncate: bool, c
     if not truncate:
         raise UsageError(f"{told}; shorten it, or add --truncate-prompt to drop the end")
     cut.append(f"{told}; the end was dropped (--truncate-prompt)")
-    return text
+    return _head(tokenizer, text, limit)
+
+
+def _head(tokenizer: Any, text: str, limit: int) -> str:
+    """The beginning of a text that has at most ``limit`` tokens, the special ones included.
+
+    A tokenizer that cannot tell where its tokens lie gets the whole text; the pipeline then cuts it at the same limit.
+    """
+    if not getattr(tokenizer, "is_fast", False):
+        return text
+    room = limit - tokenizer.num_special_tokens_to_add()
+    spans = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    return text[: spans[room - 1][1]] if room > 0 else ""
 
 
 def read_prompt_file(path: str | Path) -> list[str]:

@@ -186,7 +186,8 @@ def _checked(cls: type, origin: str, values: Mapping[str, Any]) -> dict[str, Any
 
 
 def _convert(what: str, kind: type, field: dataclasses.Field, value: Any) -> Any:
-    """A value from a flag or a file as the field's type. Nothing is guessed: "1.5" is no whole number, "yes" no switch."""
+    """A value from a flag or a file as the field's type. Nothing is guessed: "1.5" is no whole number, "yes" no
+    switch."""
     if kind is dict:
         if isinstance(value, Mapping):
             return {str(key): part for key, part in value.items()}

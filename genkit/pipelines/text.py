@@ -10,7 +10,8 @@ KEY = re.compile(r"[A-Za-z_][\w.]*$")
 
 
 def parse_pairs(text: str, what: str) -> dict[str, str]:
-    """``"a=1,b=2,3,c=x"`` -> ``{"a": "1", "b": "2,3", "c": "x"}``: a comma separates pairs only where a new ``key=`` follows.
+    """``"a=1,b=2,3,c=x"`` -> ``{"a": "1", "b": "2,3", "c": "x"}``: a comma separates pairs only where a new ``key=``
+    follows.
 
     Raises:
         UsageError: no ``=``, an empty key or value, a key given twice.
@@ -46,7 +47,8 @@ def _plain(value: object) -> str:
 
 
 def slug(text: str, length: int = 48) -> str:
-    """A file name from a prompt: lower case letters and digits joined by dashes, cut at a word; ``"clip"`` when nothing is left."""
+    """A file name from a prompt: lower case letters and digits joined by dashes, cut at a word; ``"clip"`` when
+    nothing is left."""
     words = re.findall(r"[^\W_]+", text[: 8 * length].lower())
     name = ""
     for word in words:

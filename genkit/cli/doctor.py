@@ -1,0 +1,166 @@
+"""``genkit doctor``: what this machine can run, and why the rest cannot."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import metadata, util
+from pathlib import Path
+
+import typer
+
+from genkit.cli.options import Json
+from genkit.cli.output import print_json, print_table
+
+REQUIRED = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "numpy", "av", "pillow", "pyyaml")
+FAST_BF16 = {"amx_bf16", "avx512_bf16", "bf16"}
+CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_tile", "asimd", "bf16", "sve")
+ENCODERS = {"libx264": "writes .mp4 video", "aac": "writes .mp4 sound"}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report: ``state`` is ``"ok"``, ``"absent"`` (optional, with the reason) or ``"broken"``
+    (needed)."""
+
+    topic: str
+    name: str
+    state: str
+    detail: str
+
+
+def doctor(json: Json = False) -> None:
+    """Report versions, processors, kernels' backends, codecs and shipped models; exit code 1 when something needed is
+    broken."""
+    sections: tuple[Callable[[], list[Finding]], ...] = (packages, processors, backends, codecs, models)
+    findings = [finding for section in sections for finding in section()]
+    broken = [finding for finding in findings if finding.state == "broken"]
+    if json:
+        print_json({"ok": not broken, "findings": [dataclasses.asdict(finding) for finding in findings]})
+    else:
+        print_table(["topic", "what", "state", "detail"], [dataclasses.astuple(finding) for finding in findings])
+        print(
+            "everything needed is there" if not broken else f"broken: {', '.join(finding.name for finding in broken)}"
+        )
+    if broken:
+        raise typer.Exit(1)
+
+
+def packages() -> list[Finding]:
+    """Python and the packages genkit needs."""
+    found = [Finding("package", "python", "ok", platform.python_version())]
+    for name in REQUIRED:
+        try:
+            found.append(Finding("package", name, "ok", metadata.version(name)))
+        except metadata.PackageNotFoundError:
+            found.append(Finding("package", name, "broken", f"not installed; pip install {name}"))
+    return found
+
+
+def processors() -> list[Finding]:
+    """The CPU's useful instruction sets, and the GPUs."""
+    import torch
+
+    flags = [flag for flag in CPU_FLAGS if flag in _cpu_flags()]
+    speed = "bfloat16 is fast here" if FAST_BF16 & set(flags) else "bfloat16 is slow here, use float32"
+    instructions = " ".join(flags) or "no special instructions"
+    cpu = f"{_usable_cores()} usable cores, {torch.get_num_threads()} threads, {instructions}; {speed}"
+    found = [Finding("cpu", platform.machine(), "ok", cpu)]
+    for index in range(torch.cuda.device_count()):
+        card = torch.cuda.get_device_properties(index)
+        detail = f"{card.name}, {card.total_memory / 2**30:.0f} GiB, compute capability {card.major}.{card.minor}"
+        found.append(Finding("gpu", f"cuda:{index}", "ok", detail))
+    if not torch.cuda.is_available():
+        built = torch.version.cuda or torch.version.hip
+        reason = "no GPU or driver was found" if built else "this torch is built without CUDA or ROCm"
+        found.append(Finding("gpu", "cuda", "absent", reason))
+    if torch.backends.mps.is_available():
+        found.append(Finding("gpu", "mps", "ok", "Apple GPU"))
+    return found
+
+
+def _usable_cores() -> int | None:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def _cpu_flags() -> set[str]:
+    path = Path("/proc/cpuinfo")
+    if not path.is_file():
+        return set()
+    lines = (line for line in path.read_text().splitlines() if line.startswith(("flags", "Features")))
+    return set(next(lines, ":").partition(":")[2].split())
+
+
+def backends() -> list[Finding]:
+    """Who can execute the attention operators."""
+    import torch
+
+    plain = [
+        Finding("backend", "reference", "ok", "plain torch, any device"),
+        Finding("backend", "cpu", "ok", "block-sparse torch on the CPU"),
+    ]
+    has_flex = util.find_spec("torch.nn.attention.flex_attention") is not None
+    flex = ("ok", "torch FlexAttention") if has_flex else ("absent", f"torch {torch.__version__} has none")
+    return [
+        *plain,
+        Finding("backend", "triton", *_gpu_package("triton")),
+        Finding("backend", "flex", *flex),
+        Finding("backend", "xformers", *_gpu_package("xformers")),
+    ]
+
+
+def _gpu_package(name: str) -> tuple[str, str]:
+    """State and reason of an optional package that needs a GPU."""
+    import torch
+
+    if util.find_spec(name) is None:
+        return "absent", f"not installed; pip install 'genkit[{name}]'"
+    if not torch.cuda.is_available():
+        return "absent", f"version {metadata.version(name)} is installed, but there is no GPU to run it"
+    return "ok", metadata.version(name)
+
+
+def codecs() -> list[Finding]:
+    """The encoders that outputs need."""
+    import av
+
+    found = []
+    for name, purpose in ENCODERS.items():
+        try:
+            av.codec.Codec(name, "w")
+            found.append(Finding("codec", name, "ok", purpose))
+        except av.error.FFmpegError:
+            found.append(
+                Finding(
+                    "codec",
+                    name,
+                    "broken",
+                    f"missing in this FFmpeg build, so nothing {purpose}; install PyAV from its wheels",
+                )
+            )
+    return found
+
+
+def models() -> list[Finding]:
+    """The shipped models: whole, and unchanged since they were packed."""
+    from genkit.errors import ArtifactError
+    from genkit.models import check_folder, read_sidecar, shipped, verify_checksums
+
+    found = []
+    for name, path in shipped().items():
+        try:
+            check_folder(path)
+            read_sidecar(path)
+        except ArtifactError as error:
+            found.append(Finding("model", name, "broken", str(error)))
+            continue
+        state, details = verify_checksums(path)
+        told = {"ok": "whole, checksums match", "unknown": f"whole; {details[0] if details else ''}"}
+        detail = told.get(state) or f"changed since it was packed: {', '.join(details)}"
+        found.append(Finding("model", name, "broken" if state == "changed" else "ok", detail))
+    if not found:
+        found.append(Finding("model", "shipped models", "absent", "none in this installation; give --model a folder"))
+    return found

@@ -1,0 +1,71 @@
+"""What pipelines return, as frames and sound that can be written."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from genkit.errors import ArtifactError, UnsupportedError, UsageError
+from genkit.media import format_of
+from genkit.pipelines.kinds import IMAGE, Kind
+
+
+def check_format(output: str, kind: Kind, num_frames: int | None) -> None:
+    """Refuse a file type that cannot hold what the model makes."""
+    form = format_of(output)
+    if form == "png" and kind is not IMAGE and (num_frames or 2) > 1:
+        raise UsageError(
+            f"--output {output}: a .png holds one image, not {num_frames} frames; use a folder, shot-%04d.png, or .mp4"
+        )
+    if form == "mp4" and kind is IMAGE:
+        raise UsageError(f"--output {output}: this model makes images; use .png or .webp")
+
+
+def to_frames(output: Any, kind: Kind) -> np.ndarray:
+    """The first video or image of a pipeline's output as uint8 (T, H, W, 3).
+
+    Raises:
+        ArtifactError: values that are NaN or infinite, which would be written as black pixels.
+        UnsupportedError: the output has a form that is not known.
+    """
+    raw = getattr(output, kind.fields[0], None)
+    if raw is None:
+        raise UnsupportedError(f"the pipeline returned no {kind.fields[0]}")
+    first = raw[0]
+    values = np.stack([np.asarray(image) for image in first]) if isinstance(first, list) else np.asarray(first)
+    if values.ndim == 3:
+        values = values[None]
+    if values.ndim != 4 or values.shape[-1] not in (1, 3, 4):
+        raise UnsupportedError(
+            f"the pipeline returned {kind.name} of shape {values.shape}, expected (frames, height, width, colours)"
+        )
+    if values.dtype != np.uint8:
+        if not np.isfinite(values).all():
+            share = 1 - np.isfinite(values).mean()
+            raise ArtifactError(
+                f"the model returned NaN or infinite pixels ({share:.0%}); nothing was written; "
+                "try --dtype float32 or other weights"
+            )
+        values = np.clip(np.rint(values * 255.0), 0, 255).astype(np.uint8)
+    return np.ascontiguousarray(values[..., :3] if values.shape[-1] > 1 else np.repeat(values, 3, axis=-1))
+
+
+def to_sound(output: Any, pipeline: Any, kind: Kind) -> tuple[np.ndarray | None, int | None]:
+    """The first soundtrack of a pipeline's output as float32 (S, channels) and its sample rate; (None, None) when
+    there is none."""
+    raw = getattr(output, "audio", None) if "audio" in kind.fields else None
+    if raw is None:
+        return None, None
+    sound = np.asarray(raw[0].float().cpu() if hasattr(raw[0], "cpu") else raw[0], dtype=np.float32)
+    sound = sound[:, None] if sound.ndim == 1 else sound.T if sound.shape[0] <= 2 else sound
+    if not np.isfinite(sound).all():
+        raise ArtifactError("the model returned NaN or infinite sound; nothing was written; try --dtype float32")
+    vocoder = getattr(pipeline, "vocoder", None)
+    rate = getattr(getattr(vocoder, "config", None), "output_sampling_rate", None)
+    if rate is None:
+        raise UnsupportedError(
+            f"{type(pipeline).__name__} does not tell the sample rate of its sound "
+            "(no vocoder.config.output_sampling_rate)"
+        )
+    return sound, int(rate)

@@ -1,0 +1,138 @@
+"""Checking a request against a model before any weights are read, and filling in what the user left open."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+
+from genkit.errors import UnsupportedError, UsageError
+from genkit.models import Sidecar, check_folder, locate, read_sidecar
+from genkit.pipelines import attention
+from genkit.pipelines.kinds import ARGUMENTS, IMAGE, Kind, accepted, kind_of, native_fps, size_rule
+from genkit.pipelines.load import fetch, parse_lora, resolve_device, resolve_dtype
+from genkit.pipelines.outputs import check_format
+from genkit.pipelines.settings import GenerateSettings
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A request that passed every check that needs no weights.
+
+    Args:
+        settings: the settings with open values filled in for this model.
+        folder: the model's folder.
+        pipeline_class: its Diffusers class.
+        kind: what it makes.
+        sidecar: its ``genkit.json``.
+    """
+
+    settings: GenerateSettings
+    folder: Path
+    pipeline_class: type
+    kind: Kind
+    sidecar: Sidecar
+
+
+def plan(settings: GenerateSettings) -> Plan:
+    """Check settings against the model as far as possible without reading weights, and fill in what was left open.
+
+    A hub id is downloaded here if the cache does not hold it.
+
+    Raises:
+        GenkitError: whatever is wrong, in one line; see :class:`GenerateSettings`, :func:`genkit.load`.
+    """
+    if settings.prompt is None:
+        raise UsageError('no prompt: give one, or "" for an unconditional run')
+    attention.build(settings)
+    for text in settings.lora:
+        parse_lora(text)
+    location = locate(settings.model)
+    device = resolve_device(settings.device)
+    dtype = resolve_dtype(settings.dtype, device)
+    if settings.offload != "none" and device.type == "cpu":
+        raise UnsupportedError(f"--offload {settings.offload} needs a GPU, and the device is the CPU; leave it out")
+    folder = fetch(location)
+    pipeline_class = _class_of(folder)
+    sidecar = read_sidecar(folder)
+    kind = kind_of(pipeline_class)
+    filled = _fill(settings, sidecar, pipeline_class, kind)
+    filled = filled.replace(
+        model=str(folder.resolve()) if location.kind == "folder" else settings.model,
+        device=str(device),
+        dtype=str(dtype).removeprefix("torch."),
+        seed=settings.seed if settings.seed is not None else secrets.randbelow(2**32),
+    )
+    _check_sizes(filled, sidecar, pipeline_class, folder)
+    attention.check_steps(filled)
+    if settings.output is not None:
+        check_format(settings.output, kind, filled.num_frames)
+    return Plan(filled, folder, pipeline_class, kind, sidecar)
+
+
+def _class_of(folder: Path) -> type:
+    import diffusers
+
+    name = check_folder(folder)["_class_name"]
+    found = getattr(diffusers, name, None) if isinstance(name, str) else None
+    if found is None:
+        raise UnsupportedError(
+            f"{folder} needs the pipeline class {name}, which diffusers {diffusers.__version__} does not have"
+        )
+    return found
+
+
+def _fill(settings: GenerateSettings, sidecar: Sidecar, pipeline_class: type, kind: Kind) -> GenerateSettings:
+    """Open values from genkit.json, then from the pipeline's own defaults; what the pipeline does not know is
+    refused."""
+    known = accepted(pipeline_class)
+    changes = {}
+    for name, targets in ARGUMENTS.items():
+        target = next((target for target in targets if target in known), None)
+        given = getattr(settings, name)
+        if target is None and name != "fps":
+            if given is not None:
+                raise UsageError(f"--{name.replace('_', '-')}: {pipeline_class.__name__} takes no {name}; leave it out")
+            continue
+        if given is None:
+            own = known[target].default if target is not None else None
+            value = sidecar.defaults.get(name, own)
+            changes[name] = str(value) if name == "fps" and value is not None else value
+    if kind is IMAGE:
+        if settings.fps is not None:
+            raise UsageError(f"--fps: {pipeline_class.__name__} makes images; leave it out")
+        changes.pop("fps", None)
+    elif settings.fps is None and changes.get("fps") is None:
+        changes["fps"] = native_fps(pipeline_class.__name__)
+    return settings.replace(**changes)
+
+
+def _check_sizes(settings: GenerateSettings, sidecar: Sidecar, pipeline_class: type, folder: Path) -> None:
+    def config(part: str) -> dict:
+        path = folder / part / "config.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+    rule = size_rule(pipeline_class.__name__, config)
+    limits = sidecar.limits
+    if rule is not None:
+        rule = dataclasses.replace(
+            rule,
+            multiple=limits.get("multiple", rule.multiple),
+            frames_multiple=limits.get("frames_multiple", rule.frames_multiple),
+        )
+        rule.check(settings.height, settings.width, settings.num_frames)
+    for name, low, high in (
+        ("height", "min_height", "max_height"),
+        ("width", "min_width", "max_width"),
+        ("num_frames", None, "max_frames"),
+    ):
+        value = getattr(settings, name)
+        if value is None:
+            continue
+        flag = f"--{name.replace('_', '-')}"
+        if low in limits and value < limits[low]:
+            raise UsageError(f"{flag}: got {value}, {settings.model} starts at {limits[low]}")
+        if high in limits and value > limits[high]:
+            raise UsageError(f"{flag}: got {value}, {settings.model} goes up to {limits[high]}")
