@@ -1,0 +1,50 @@
+"""genkit: better attention for Hugging Face Diffusers pipelines.
+
+Names are loaded when they are first used, so that ``import genkit`` stays light.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+# Public name -> the module that defines it.
+_EXPORTS = {
+    "patch": "genkit.patching",
+    "Schedule": "genkit.patching",
+    "PatchHandle": "genkit.patching",
+    "Part": "genkit.patching",
+    "families": "genkit.patching",
+    "methods": "genkit.attention.registry",
+    "TokenLayout": "genkit.layout",
+}
+_ROOMS = (
+    "attention",
+    "cli",
+    "demo",
+    "evaluation",
+    "kernels",
+    "media",
+    "models",
+    "patching",
+    "pipelines",
+    "training",
+    "world",
+)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _EXPORTS:
+        value = getattr(importlib.import_module(_EXPORTS[name]), name)
+    elif name in _ROOMS:
+        value = importlib.import_module(f"genkit.{name}")
+    else:
+        raise AttributeError(f"module 'genkit' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_EXPORTS, *_ROOMS})

@@ -1,0 +1,225 @@
+"""The gate inside torch.compile: opaque operators, so that one graph serves every step, layout and schedule.
+
+A traced graph must not freeze what changes from call to call (step, branch, layout, plans). So the model-level hook and
+every gate become operators that run as plain Python when the graph runs and look up their state by number.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from genkit.errors import UnsupportedError
+from genkit.patching import seam
+from genkit.patching.seam import SDPA, SEAM, Call
+
+if TYPE_CHECKING:
+    from genkit.patching.slot import Slot
+    from genkit.patching.watch import Watch
+
+_WATCHES: weakref.WeakValueDictionary[int, Watch] = weakref.WeakValueDictionary()
+_SEPARATOR = "|"
+
+_OBSERVE = (
+    "(Tensor sample, Tensor[] tensors, SymInt[] numbers, str tensor_names, str number_names, SymInt watch, "
+    "bool training) -> Tensor"
+)
+_GATE_ARGUMENTS = (
+    "Tensor q, Tensor k, Tensor v, Tensor? mask, float dropout, bool causal, float? scale, bool grouped, str origin, "
+    "SymInt slot, SymInt index"
+)
+
+
+def enroll(watch: Watch) -> int:
+    """A number under which the operators find a watch."""
+    number = max(_WATCHES, default=0) + 1
+    _WATCHES[number] = watch
+    return number
+
+
+def observe(
+    watch: Watch, given: Mapping[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any], training: bool
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Traced form of ``Watch.observe``: hands the sample through, so that the operator runs before everything else."""
+    tensors: list[torch.Tensor] = []
+    numbers: list[int] = []
+    tensor_names: list[str] = []
+    number_names: list[str] = []
+    for name in watch.family.reads:
+        _pack(name, given.get(name), tensors, tensor_names, numbers, number_names)
+    timestep = given.get("timestep")
+    if isinstance(timestep, (int, float)):
+        timestep = torch.full((1,), float(timestep))
+    _pack("timestep", timestep, tensors, tensor_names, numbers, number_names)
+    name = watch.family.sample
+    sample = torch.ops.genkit.observe(
+        given[name],
+        tensors,
+        numbers,
+        _SEPARATOR.join(tensor_names),
+        _SEPARATOR.join(number_names),
+        watch.number,
+        training,
+    )
+    if name in kwargs:
+        return args, {**kwargs, name: sample}
+    place = watch.names.index(name)
+    return (*args[:place], sample, *args[place + 1 :]), kwargs
+
+
+def _pack(name: str, value: Any, tensors: list, tensor_names: list, numbers: list, number_names: list) -> None:
+    """Flatten one argument; nested lists of numbers get dotted names."""
+    if value is None:
+        return
+    if isinstance(value, torch.Tensor):
+        tensors.append(value)
+        tensor_names.append(name)
+    elif isinstance(value, (list, tuple)):
+        for place, part in enumerate(value):
+            _pack(f"{name}.{place}", part, tensors, tensor_names, numbers, number_names)
+    else:
+        numbers.append(value)
+        number_names.append(name)
+
+
+def _unpack(names: str, values: list[Any], into: dict[str, Any]) -> None:
+    for name, value in zip(names.split(_SEPARATOR) if names else [], values, strict=True):
+        first, *places = name.split(".")
+        if not places:
+            into[first] = value
+            continue
+        level = into.setdefault(first, [])
+        for place in map(int, places[:-1]):
+            while len(level) <= place:
+                level.append([])
+            level = level[place]
+        level.append(value)
+
+
+def attend(number: int, index: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: Call) -> torch.Tensor:
+    """Traced form of ``Slot.attend``."""
+    if call.obstacle is not None:
+        seam.push(None)
+        out = call.own(q, k, v)
+        seam.pop(None)
+        return out
+    return torch.ops.genkit.gate(
+        q, k, v, call.mask, float(call.dropout), call.causal, call.scale, bool(call.grouped), call.origin, number, index
+    )
+
+
+def _own_attention(origin: str, facts: dict[str, Any]) -> Any:
+    """The model's own attention on (B, N, H, D) tensors, as an untraced call would run it."""
+    original = SEAM.original(origin)
+    if origin == SDPA:
+        return lambda q, k, v: original(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), **facts).transpose(
+            1, 2
+        )
+    from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
+
+    accepted = _AttentionBackendRegistry._supported_arg_names[AttentionBackendName(origin)]
+    return lambda q, k, v: original(query=q, key=k, value=v, **{n: x for n, x in facts.items() if n in accepted})
+
+
+def _slot(number: int) -> Slot:
+    from genkit.patching.slot import SLOTS
+
+    slot = SLOTS.get(number)
+    if slot is None:
+        raise UnsupportedError(
+            "a compiled graph outlived the patch it was traced with; call torch._dynamo.reset() and compile again"
+        )
+    return slot
+
+
+def _serve(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    mask: torch.Tensor | None,
+    dropout: float,
+    causal: bool,
+    scale: float | None,
+    grouped: bool,
+    origin: str,
+    slot: int,
+    index: int,
+    count: bool,
+) -> torch.Tensor:
+    facts = {"attn_mask": mask, "dropout_p": dropout, "is_causal": causal, "scale": scale, "enable_gqa": grouped}
+    call = Call(origin, mask, dropout, causal, scale, grouped, None, _own_attention(origin, facts))
+    with seam.own_attention():
+        return _slot(slot).serve(index, q, k, v, call, count)
+
+
+@torch.library.custom_op("genkit::observe", mutates_args=(), schema=_OBSERVE)
+def _observe(sample, tensors, numbers, tensor_names, number_names, watch, training):
+    given: dict[str, Any] = {}
+    _unpack(tensor_names, tensors, given)
+    _unpack(number_names, numbers, given)
+    follower = _WATCHES.get(watch)
+    if follower is None:
+        raise UnsupportedError(
+            "a compiled graph outlived the patch it was traced with; call torch._dynamo.reset() and compile again"
+        )
+    follower.observe(given, training)
+    return sample.clone()
+
+
+@_observe.register_fake
+def _observe_fake(sample, tensors, numbers, tensor_names, number_names, watch, training):
+    return torch.empty_like(sample)
+
+
+_observe.register_autograd(
+    lambda context, grad: (grad, [None] * context.tensors, None, None, None, None, None),
+    setup_context=lambda context, inputs, output: setattr(context, "tensors", len(inputs[1])),
+)
+
+
+@torch.library.custom_op("genkit::gate", mutates_args=(), schema=f"({_GATE_ARGUMENTS}) -> Tensor")
+def _gate(q, k, v, mask, dropout, causal, scale, grouped, origin, slot, index):
+    out = _serve(q, k, v, mask, dropout, causal, scale, grouped, origin, slot, index, True).contiguous()
+    storages = {x.untyped_storage().data_ptr() for x in (q, k, v)}
+    return out.clone() if out.untyped_storage().data_ptr() in storages else out
+
+
+@_gate.register_fake
+def _gate_fake(q, k, v, mask, dropout, causal, scale, grouped, origin, slot, index):
+    return q.new_empty((*q.shape[:3], v.shape[3]))
+
+
+@torch.library.custom_op(
+    "genkit::gate_backward", mutates_args=(), schema=f"(Tensor grad, {_GATE_ARGUMENTS}) -> (Tensor, Tensor, Tensor)"
+)
+def _gate_backward(grad, q, k, v, mask, dropout, causal, scale, grouped, origin, slot, index):
+    with torch.enable_grad():
+        inputs = [x.detach().requires_grad_() for x in (q, k, v)]
+        out = _serve(*inputs, mask, dropout, causal, scale, grouped, origin, slot, index, False)
+        grads = torch.autograd.grad(out, inputs, grad, allow_unused=True)
+    return tuple(
+        torch.zeros_like(x) if g is None else g.contiguous().clone() for g, x in zip(grads, (q, k, v), strict=True)
+    )
+
+
+@_gate_backward.register_fake
+def _gate_backward_fake(grad, q, k, v, mask, dropout, causal, scale, grouped, origin, slot, index):
+    return tuple(x.new_empty(x.shape) for x in (q, k, v))
+
+
+def _save_for_backward(context, inputs, output):
+    q, k, v, mask, *rest = inputs
+    context.save_for_backward(q, k, v, mask)
+    context.rest = rest
+
+
+def _backward(context, grad):
+    q, k, v, mask = context.saved_tensors
+    grads = torch.ops.genkit.gate_backward(grad, q, k, v, mask, *context.rest)
+    return (*grads, *[None] * (1 + len(context.rest)))
+
+
+_gate.register_autograd(_backward, setup_context=_save_for_backward)

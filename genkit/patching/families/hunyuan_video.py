@@ -1,0 +1,32 @@
+"""HunyuanVideo: joint attention, text last; a key mask hides text padding."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from genkit.patching.families.base import MAIN, TEXT, Family, SiteRule, Streams, grid_with, shape, text_length
+
+
+def _streams(model: Any, args: Mapping[str, Any]) -> Streams:
+    _, _, frames, height, width = shape(args, "hidden_states", 5, "HunyuanVideo")
+    patch, patch_t = model.config.patch_size, model.config.patch_size_t
+    grid = (frames // patch_t, height // patch, width // patch)
+    return {MAIN: grid_with(grid, after=((TEXT, text_length(args, "HunyuanVideo")),))}
+
+
+FAMILY = Family(
+    name="HunyuanVideo",
+    classes=("HunyuanVideoTransformer3DModel",),
+    pipelines=("HunyuanVideoPipeline", "HunyuanVideoImageToVideoPipeline"),
+    rules=(SiteRule(r"(?:single_)?transformer_blocks\.\d+\.attn", "joint"),),
+    streams=_streams,
+    reads=("hidden_states", "encoder_hidden_states"),
+    sample="hidden_states",
+    order=("transformer_blocks", "single_transformer_blocks"),
+    grid="hidden_states (B, C, F, H, W) divided by patch_size_t and patch_size",
+    text="last",
+    branches=("cond", "uncond"),
+    notes="Padding of the text is hidden by a key mask; a mask without padding is dropped. The text refiner keeps its "
+    "own attention.",
+)

@@ -1,0 +1,47 @@
+"""Qwen-Image: joint attention, text first, reference images (edit) after the image."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from genkit.errors import UnsupportedError
+from genkit.patching.families.base import MAIN, TEXT, Family, SiteRule, Streams, grid_with, shape, text_length
+
+
+def _streams(model: Any, args: Mapping[str, Any]) -> Streams:
+    tokens = shape(args, "hidden_states", 3, "Qwen-Image")[1]
+    shapes = args.get("img_shapes")
+    if not shapes:
+        raise UnsupportedError("Qwen-Image: the token grid follows from img_shapes, which this call of the model lacks")
+    samples = {_as_sizes(sample) for sample in shapes}
+    if len(samples) > 1:
+        raise UnsupportedError(f"Qwen-Image: the samples of one batch have different img_shapes: {sorted(samples)}")
+    grid = samples.pop()[0]
+    extra = tokens - grid[0] * grid[1] * grid[2]
+    if extra < 0:
+        raise UnsupportedError(f"Qwen-Image: a grid of {grid} has more than the {tokens} tokens that came")
+    text = text_length(args, "Qwen-Image")
+    return {MAIN: grid_with(grid, before=((TEXT, text),), after=(("reference", extra),))}
+
+
+def _as_sizes(sample: Any) -> tuple[tuple[int, int, int], ...]:
+    """``img_shapes`` of one sample: one (T, H, W), or a list of them."""
+    images = [sample] if isinstance(sample[0], int) else sample
+    return tuple(tuple(int(size) for size in image) for image in images)
+
+
+FAMILY = Family(
+    name="Qwen-Image",
+    classes=("QwenImageTransformer2DModel",),
+    pipelines=("QwenImagePipeline", "QwenImageEditPipeline", "QwenImageEditPlusPipeline", "QwenImageImg2ImgPipeline"),
+    rules=(SiteRule(r"transformer_blocks\.\d+\.attn", "joint"),),
+    streams=_streams,
+    reads=("hidden_states", "encoder_hidden_states", "img_shapes"),
+    sample="hidden_states",
+    order=("transformer_blocks",),
+    grid="the first of img_shapes; further images are the segment 'reference'",
+    text="first",
+    branches=("cond", "uncond"),
+    notes="A text mask that hides nothing is dropped.",
+)

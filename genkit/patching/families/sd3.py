@@ -1,0 +1,33 @@
+"""Stable Diffusion 3 and 3.5: joint attention, text last; dual blocks add image-only self-attention."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from genkit.patching.families.base import MAIN, TEXT, Family, SiteRule, Streams, grid_with, shape, text_length
+
+
+def _streams(model: Any, args: Mapping[str, Any]) -> Streams:
+    _, _, height, width = shape(args, "hidden_states", 4, "SD3")
+    patch = model.config.patch_size
+    grid = (1, height // patch, width // patch)
+    return {MAIN: grid_with(grid, after=((TEXT, text_length(args, "SD3")),)), "image": grid_with(grid)}
+
+
+FAMILY = Family(
+    name="SD3",
+    classes=("SD3Transformer2DModel",),
+    pipelines=("StableDiffusion3Pipeline", "StableDiffusion3Img2ImgPipeline", "StableDiffusion3InpaintPipeline"),
+    rules=(
+        SiteRule(r"transformer_blocks\.\d+\.attn", "joint"),
+        SiteRule(r"transformer_blocks\.\d+\.attn2", "self", queries="image"),
+    ),
+    streams=_streams,
+    reads=("hidden_states", "encoder_hidden_states"),
+    sample="hidden_states",
+    order=("transformer_blocks",),
+    grid="hidden_states (B, C, H, W) divided by patch_size",
+    text="last",
+    notes="The pipelines compute both branches in one call and announce none. attn2 exists in the dual blocks of 3.5.",
+)

@@ -1,0 +1,65 @@
+"""UNet2DCondition (Stable Diffusion 1.5, SDXL): self- and cross-attention at several resolutions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from genkit.patching.families.base import Family, SiteRule, Streams, grid_with, shape
+
+
+def _streams(model: Any, args: Mapping[str, Any]) -> Streams:
+    """One stream per resolution level. Every downsampling halves a side, rounding up; going up mirrors it."""
+    _, _, height, width = shape(args, "sample", 4, "UNet")
+    levels = len(model.config.block_out_channels)
+    streams = {}
+    for level in range(levels):
+        grid = grid_with((1, height, width))
+        streams[f"down{level}"] = streams[f"up{levels - 1 - level}"] = streams["mid"] = grid
+        height, width = (height + 1) // 2, (width + 1) // 2
+    return streams
+
+
+FAMILY = Family(
+    name="UNet2DCondition",
+    classes=("UNet2DConditionModel",),
+    pipelines=("StableDiffusionPipeline", "StableDiffusionXLPipeline", "StableDiffusionImg2ImgPipeline"),
+    rules=(
+        SiteRule(
+            r"(down|up)_blocks\.(\d+)\.attentions\.\d+\.transformer_blocks\.\d+\.attn1",
+            "self",
+            queries="{1}{2}",
+            keys=("text",),
+            ask_module=True,
+        ),
+        SiteRule(
+            r"(down|up)_blocks\.(\d+)\.attentions\.\d+\.transformer_blocks\.\d+\.attn2",
+            "cross",
+            queries="{1}{2}",
+            keys=("text", "image"),
+            ask_module=True,
+        ),
+        SiteRule(
+            r"mid_block\.attentions\.\d+\.transformer_blocks\.\d+\.attn1",
+            "self",
+            queries="mid",
+            keys=("text",),
+            ask_module=True,
+        ),
+        SiteRule(
+            r"mid_block\.attentions\.\d+\.transformer_blocks\.\d+\.attn2",
+            "cross",
+            queries="mid",
+            keys=("text", "image"),
+            ask_module=True,
+        ),
+    ),
+    streams=_streams,
+    reads=("sample",),
+    sample="sample",
+    order=("down_blocks", "mid_block", "up_blocks"),
+    grid="sample (B, C, H, W), halved (rounding up) at every downsampling",
+    text="apart",
+    notes="Layers are numbered in the order of execution: down, middle, up. The pipelines compute both branches in one "
+    "call and announce none. An image prompt adapter attends in further calls with keys named 'image'.",
+)

@@ -1,0 +1,83 @@
+"""Counting what really ran: calls, reasons, seconds and the sites that were met."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from genkit.attention.base import Site
+
+
+class Stopwatch:
+    """Seconds of work on one device; CUDA work is timed by events and summed when asked for."""
+
+    def __init__(self) -> None:
+        self._seconds = 0.0
+        self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+
+    def start(self, tensor: torch.Tensor) -> object:
+        """Begin; returns what :meth:`stop` needs."""
+        if tensor.is_cuda:
+            event = torch.cuda.Event(enable_timing=True)
+            event.record()
+            return event
+        return time.perf_counter()
+
+    def stop(self, begun: object) -> None:
+        """End what :meth:`start` began."""
+        if isinstance(begun, float):
+            self._seconds += time.perf_counter() - begun
+            return
+        end = torch.cuda.Event(enable_timing=True)
+        end.record()
+        self._events.append((begun, end))
+        if len(self._events) > 4096:
+            self.seconds()
+
+    def seconds(self) -> float:
+        """Seconds so far. Waits for the device when there is work in flight."""
+        for begin, end in self._events:
+            end.synchronize()
+            self._seconds += begin.elapsed_time(end) / 1000
+        self._events.clear()
+        return self._seconds
+
+
+class Tally:
+    """What happened at one site under one patch.
+
+    Args of interest: ``ran`` calls served by the method, ``outside`` calls the schedule does not cover, ``declined``
+    reason -> calls the model's own attention served instead, ``skipped`` forwards without any attention call.
+    """
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """Back to zero."""
+        self.ran = 0
+        self.outside = 0
+        self.skipped = 0
+        self.declined: Counter[str] = Counter()
+        self.steps: set[int] = set()
+        self.branches: set[str] = set()
+        self.sites: dict[Site, int] = {}
+        self.method_time = Stopwatch()
+        self.own_time = Stopwatch()
+
+    @property
+    def calls(self) -> int:
+        """All attention calls of the site."""
+        return self.ran + self.outside + sum(self.declined.values())
+
+    def note_run(self, site: Site) -> None:
+        """Count a call the method served, under its site without step and branch."""
+        self.ran += 1
+        if site.step is not None:
+            self.steps.add(site.step)
+        if site.branch is not None:
+            self.branches.add(site.branch)
