@@ -82,6 +82,10 @@ _CACHE_NUMBERS = itertools.count(1)
 _CACHES: weakref.WeakValueDictionary[int, PatchCache] = weakref.WeakValueDictionary()
 
 
+class Shelf:
+    """Named places that hold plans for graphs being traced; nothing but attributes."""
+
+
 class PatchCache:
     """Plans of one patch, built once per key. Lives on the patch object and dies with it.
 
@@ -95,6 +99,7 @@ class PatchCache:
 
         self.backend = backend
         self.device = torch.device("cpu")
+        self.shelf = Shelf()
         self._items: dict[Hashable, Any] = {}
         self._lock = threading.RLock()
         self.number = next(_CACHE_NUMBERS)
@@ -188,6 +193,14 @@ class Method:
     def mask(self, layout: TokenLayout) -> torch.Tensor:
         """The visible pairs of a layout as a bool (N, N) tensor. O(N^2) memory: for pictures, docs and tests."""
         raise UnsupportedError(f"{self.name} has no mask that is known without the queries and keys")
+
+    def mask_rows(self, layout: TokenLayout, queries: torch.Tensor) -> torch.Tensor:
+        """Rows of :meth:`mask` for some queries (n,) int64, as bool (n, N)."""
+        return self.mask(layout)[queries]
+
+    def details(self, layout: TokenLayout) -> str:
+        """One line on what the settings come to on a concrete layout; empty when there is nothing to add."""
+        return ""
 
     def recommended(self, steps: int, layers: int) -> dict[str, str]:
         """The schedule its authors use, as texts: ``{"steps": "12:", "layers": "1:"}``; empty = no advice."""

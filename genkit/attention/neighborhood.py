@@ -206,6 +206,18 @@ class Neighborhood(StaticMethod):
             return [axis for axis, size in enumerate(self.sizes()) if size != "all"]
         return [axis for axis, table in enumerate(tables) if not table.whole]
 
+    def details(self, layout: TokenLayout) -> str:
+        """See :meth:`Method.details`."""
+        windows = self.windows(layout.grid)
+        text = "window " + " x ".join(str(window.size) for window in windows)
+        for name, plain in (("stride", 1), ("dilation", 1), ("causal", False)):
+            values = [getattr(window, name) for window in windows]
+            if any(value != plain for value in values):
+                text += f", {name} " + " x ".join(str(value) for value in values)
+        choice = self.tiles(layout, torch.device("cpu"))
+        tiles = (" x ".join(map(str, tile)) for tile in (choice.query, choice.key))
+        return f"{text};  tiles {' by '.join(tiles)}{', none of them partial' if choice.full else ''}"
+
     def why_not(self, site: Site) -> str | None:
         """As :meth:`Method.why_not`; also a dilation that does not fit this grid."""
         reason = super().why_not(site)
@@ -273,6 +285,13 @@ class Neighborhood(StaticMethod):
         key_order = order if choice.key == choice.query else TokenOrder.from_layout(layout, choice.key, dilation)
         plan = BlockPlan.from_rule(rule, order=order, key_order=key_order)
         return StaticPlan(plan.to(device), Density(wanted, executed_share(plan)))
+
+    def mask_rows(self, layout: TokenLayout, queries: torch.Tensor) -> torch.Tensor:
+        """See :meth:`Method.mask_rows`; O(n N) memory."""
+        rule = self.rule(layout)
+        if rule is None:
+            return torch.ones(len(queries), layout.length, dtype=torch.bool)
+        return rule.tile(queries, torch.arange(layout.length))
 
     def mask(self, layout: TokenLayout) -> torch.Tensor:
         """The visible pairs, bool (N, N), straight from the definition. O(N^2) memory."""

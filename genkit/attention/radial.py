@@ -115,6 +115,13 @@ class Radial(StaticMethod):
             return np.ones((-(-layout.grid_length // bands.block),) * 2, dtype=bool)
         return _grid_mask(layout.grid[0], bands, self.rows, self.cover)
 
+    def details(self, layout: TokenLayout) -> str:
+        """See :meth:`Method.details`."""
+        bands = self.bands(layout)
+        widths = [bands.width(layout.grid[0], layout.grid[0] - d) for d in range(1, min(layout.grid[0], 9))]
+        text = ", ".join("none" if width is None else str(width) for width in widths)
+        return f"blocks of {bands.block} tokens;  half width of the band at frame distance 1, 2, ...: {text}"
+
     def why_not(self, site: Site) -> str | None:
         """As :meth:`Method.why_not`; also refuses the published row rule where it leaves tokens without any key."""
         reason = super().why_not(site)
@@ -153,6 +160,18 @@ class Radial(StaticMethod):
         others = layout.length - tokens
         pairs = int(valid @ grid.astype(np.int64) @ valid) + 2 * tokens * others + others**2
         return pairs / layout.length**2
+
+    def mask_rows(self, layout: TokenLayout, queries: torch.Tensor) -> torch.Tensor:
+        """See :meth:`Method.mask_rows`; O(n N) memory."""
+        size, (start, stop) = self.block(layout), layout.grid_span
+        rows = torch.ones(len(queries), layout.length, dtype=torch.bool)
+        inside = (queries >= start) & (queries < stop)
+        blocks = torch.from_numpy(self.grid_blocks(layout).copy())[(queries[inside] - start) // size]
+        keys = torch.arange(stop - start) // size
+        found = rows[inside]
+        found[:, start:stop] = blocks[:, keys]
+        rows[inside] = found
+        return rows
 
     def mask(self, layout: TokenLayout) -> torch.Tensor:
         """The visible pairs, bool (N, N). O(N^2) memory."""

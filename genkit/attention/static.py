@@ -52,15 +52,16 @@ class StaticMethod(Method):
                 f"layer {site.name}: {q.shape[1]} queries and {k.shape[1]} keys do not fit the layout of "
                 f"{site.layout.length} and {site.key_layout.length} tokens"
             )
-        if torch.compiler.is_compiling():
-            found = _traced_lookup(cache.number, self, site.layout, q.device.type, q.device.index)
+        if torch.compiler.is_dynamo_compiling():
+            place = _shelve(cache.number, self, site.layout, q.device.type, q.device.index)
+            plan = getattr(cache.shelf, place)
             bias = None if site.key_mask is None else hidden_key_bias(site.key_mask, q.shape[1])
         else:
-            found = lookup(self, site.layout, q.device, cache, site.key_mask)
+            plan = lookup(self, site.layout, q.device, cache, site.key_mask).plan
             bias = None
-        if found.plan is None:
+        if plan is None:
             return dense_attention(q, k, v, site.scale, site.key_mask)
-        out, _ = block_sparse_attention(q, k, v, found.plan, scale=site.scale, backend=cache.backend, bias=bias)
+        out, _ = block_sparse_attention(q, k, v, plan, scale=site.scale, backend=cache.backend, bias=bias)
         return out
 
     def density(self, site: Site, cache: PatchCache) -> Density:
@@ -85,10 +86,17 @@ def lookup(
 
 
 @torch.compiler.assume_constant_result
-def _traced_lookup(number: int, method: StaticMethod, layout: TokenLayout, kind: str, index: int | None) -> StaticPlan:
-    """:func:`lookup` while a graph is traced: runs in Python, its result is a constant of the graph."""
+def _shelve(number: int, method: StaticMethod, layout: TokenLayout, kind: str, index: int | None) -> str:
+    """Put the plan where a graph that is being traced can read it; returns the attribute of the cache's shelf.
+
+    Runs in Python while the graph is traced, and the name it returns is a constant of the graph. The plan itself cannot
+    be one: the compiler follows its tables only through an attribute of an object it knows.
+    """
     device = torch.device(kind) if index is None else torch.device(kind, index)
-    return lookup(method, layout, device, PatchCache.find(number))
+    cache = PatchCache.find(number)
+    place = cache.get(("shelf", method, layout, str(device)), lambda: f"plan{len(vars(cache.shelf))}")
+    setattr(cache.shelf, place, lookup(method, layout, device, cache).plan)
+    return place
 
 
 def hidden_key_bias(key_mask: torch.Tensor, queries: int) -> LowRank:
