@@ -5,25 +5,34 @@ from __future__ import annotations
 from typing import Any
 
 from genkit.cli.options import Json
-from genkit.cli.output import print_json, print_table
+from genkit.cli.output import print_json
 
 
 def families(json: Json = False) -> None:
     """List the model families that attention methods can be applied to."""
     import genkit
-    from genkit.pipelines.attention import plain
 
-    entries = [plain(entry) for entry in genkit.families()]
+    entries = [_entry(family) for family in genkit.families()]
     if json:
         print_json({"families": entries})
         return
-    columns = list(dict.fromkeys(key for entry in entries for key in entry))
-    print_table(columns, [[_cell(entry.get(column)) for column in columns] for entry in entries])
+    for entry in entries:
+        print(entry["name"])
+        for key in ("classes", "pipelines", "roles", "branches"):
+            print(f"  {key}: {', '.join(entry[key]) or 'not announced'}")
+        for key in ("grid", "text", "notes"):
+            if entry[key]:
+                print(f"  {key}: {entry[key]}")
 
 
-def _cell(value: Any) -> str:
-    if isinstance(value, list):
-        return ", ".join(_cell(part) for part in value)
-    if isinstance(value, dict):
-        return ", ".join(f"{key}: {_cell(part)}" for key, part in value.items())
-    return "" if value is None else str(value)
+def _entry(family: Any) -> dict[str, Any]:
+    return {
+        "name": family.name,
+        "classes": list(family.classes),
+        "pipelines": list(family.pipelines),
+        "roles": list(dict.fromkeys(rule.role for rule in family.rules)),
+        "branches": list(family.branches),
+        "grid": family.grid,
+        "text": family.text,
+        "notes": family.notes,
+    }

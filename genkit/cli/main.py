@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from genkit.cli import doctor, families, generate, methods, models
+from genkit.cli import doctor, families, generate, inspect, methods, models
 from genkit.cli.output import one_line, print_json
 from genkit.errors import GenkitError
 
@@ -25,7 +25,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (generate.generate, models.models, methods.methods, families.families, doctor.doctor):
+for command in (
+    generate.generate,
+    inspect.inspect,
+    models.models,
+    methods.methods,
+    families.families,
+    doctor.doctor,
+):
     app.command(command.__name__)(command)
 
 

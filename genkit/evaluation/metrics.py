@@ -1,6 +1,7 @@
 """Fidelity and steadiness of clips by arithmetic alone: no network, float64 inside.
 
-Clips are (T, H, W, C) arrays, uint8 or floats in [0, 1]. PSNR and SSIM to a dense run measure closeness to it, not quality:
+Clips are (T, H, W, C) arrays, uint8 or floats in [0, 1]. PSNR and SSIM to a dense run measure closeness to it, not
+quality:
 print the dense model's own seed-to-seed values beside them as the scale. A frozen clip has the best flicker, so print a
 motion number beside that one.
 """
@@ -46,7 +47,8 @@ def _pair(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:
-    """Peak signal-to-noise ratio in dB: 10 log10(1 / mean squared error) per frame, averaged over frames, 100 at most."""
+    """Peak signal-to-noise ratio in dB: 10 log10(1 / mean squared error) per frame, averaged over frames, 100 at
+    most."""
     first, second = _pair(a, b)
     errors = np.mean((first - second) ** 2, axis=(1, 2, 3))
     with np.errstate(divide="ignore"):

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from genkit.errors import UsageError, explain
+from genkit.pipelines.recipes import recipe
 from genkit.pipelines.settings import GenerateSettings
 from genkit.pipelines.text import parse_pairs
 
@@ -24,9 +25,7 @@ def build(settings: GenerateSettings) -> tuple[Any, Any] | None:
         return None
     schedule = parse_schedule(settings.schedule)
     if settings.recipe is not None:
-        import genkit
-
-        return genkit.recipe(settings.recipe), schedule
+        return recipe(settings.recipe), schedule
     from genkit.attention import registry
 
     return registry.build(settings.attention, settings.attention_args), schedule
@@ -50,18 +49,41 @@ def parse_schedule(text: str | None) -> Any:
     return Schedule(**pairs, branches=branches.split(",") if branches else None)
 
 
+def check_model(settings: GenerateSettings, pipeline_class: str) -> None:
+    """Refuse a recipe that was made for other models; see :meth:`genkit.pipelines.recipes.Recipe.check_model`."""
+    if settings.recipe is not None:
+        recipe(settings.recipe).check_model(settings.model, pipeline_class)
+
+
 def check_steps(settings: GenerateSettings) -> None:
     """Refuse a schedule that does not fit the number of steps, before any weights are read.
 
     Raises:
         UsageError: a step range beyond ``settings.steps``.
     """
-    schedule = parse_schedule(settings.schedule)
-    if schedule is None or settings.steps is None:
+    built = build(settings)
+    if built is None or settings.steps is None:
         return
     from genkit.patching.schedule import resolve
 
-    resolve("steps", schedule.steps, settings.steps)
+    method, schedule = built
+    schedules = [part.schedule for part in getattr(method, "parts", ())] or [schedule]
+    for each in schedules if schedule is None else [schedule]:
+        if each is not None:
+            resolve("steps", each.steps, settings.steps)
+
+
+def remarks(report: dict[str, Any] | None) -> list[str]:
+    """What a user should know about a patched run: calls that fell back to the model's own attention, or a patch that
+    never ran."""
+    if report is None:
+        return []
+    lines = [
+        f"attention: {count} calls ran the model's own attention: {why}" for why, count in report["declined"].items()
+    ]
+    if not report["ran"]:
+        lines.append("attention: the method never ran, so this output is the model's own")
+    return lines
 
 
 @contextmanager
@@ -71,17 +93,17 @@ def applied(pipeline: Any, settings: GenerateSettings) -> Iterator[Any]:
     if built is None:
         yield None
         return
-    import genkit
+    from genkit.patching import patch
 
     method, schedule = built
-    extra = {} if schedule is None else {"schedule": schedule}
-    with genkit.patch(pipeline, method, backend=settings.backend, **extra) as handle:
+    backend = None if settings.backend == "auto" else settings.backend
+    with patch(pipeline, method, schedule=schedule, backend=backend) as handle:
         yield handle
 
 
 def report_of(handle: Any) -> dict[str, Any] | None:
     """A patch handle's report as plain JSON values; None without a handle."""
-    return None if handle is None else plain(handle.report())
+    return None if handle is None else plain(handle.report().to_dict())
 
 
 def plain(value: Any) -> Any:

@@ -134,6 +134,63 @@ def _patch_size(config: ReadConfig) -> tuple[int, int, int]:
     return tuple(config("transformer").get("patch_size", (1, 2, 2)))
 
 
+def _wan_token(config: ReadConfig) -> tuple[int, int, int]:
+    vae, patch = config("vae"), _patch_size(config)
+    spatial = vae.get("scale_factor_spatial", 8)
+    return vae.get("scale_factor_temporal", 4) * patch[0], spatial * patch[1], spatial * patch[2]
+
+
+def _cogvideox_token(config: ReadConfig) -> tuple[int, int, int]:
+    vae, transformer = config("vae"), config("transformer")
+    spatial = 2 ** (len(vae.get("block_out_channels", (1, 1, 1, 1))) - 1) * transformer.get("patch_size", 2)
+    return vae.get("temporal_compression_ratio", 4) * (transformer.get("patch_size_t") or 1), spatial, spatial
+
+
+def _hunyuan_token(config: ReadConfig) -> tuple[int, int, int]:
+    vae, transformer = config("vae"), config("transformer")
+    spatial = vae.get("spatial_compression_ratio", 8) * transformer.get("patch_size", 2)
+    return vae.get("temporal_compression_ratio", 4) * transformer.get("patch_size_t", 1), spatial, spatial
+
+
+def _ltx_token(config: ReadConfig) -> tuple[int, int, int]:
+    vae, transformer = config("vae"), config("transformer")
+    spatial = (vae.get("spatial_compression_ratio") or 32) * transformer.get("patch_size", 1)
+    return (vae.get("temporal_compression_ratio") or 8) * transformer.get("patch_size_t", 1), spatial, spatial
+
+
+def _mochi_token(config: ReadConfig) -> tuple[int, int, int]:
+    return 6, 8 * config("transformer").get("patch_size", 2), 8 * config("transformer").get("patch_size", 2)
+
+
+def _flux_token(config: ReadConfig) -> tuple[int, int, int]:
+    spatial = 2 ** len(config("vae").get("block_out_channels", (1, 1, 1, 1)))
+    return 1, spatial, spatial
+
+
+# Frames and pixels behind one token, by the beginning of the pipeline's class name.
+TOKEN_SIZES: dict[str, Callable[[ReadConfig], tuple[int, int, int]]] = {
+    "Wan": _wan_token,
+    "CogVideoX": _cogvideox_token,
+    "HunyuanVideo": _hunyuan_token,
+    "LTX": _ltx_token,
+    "Mochi": _mochi_token,
+    "Flux": _flux_token,
+    "QwenImage": _flux_token,
+    "StableDiffusion3": _flux_token,
+}
+
+
+def token_grid(
+    class_name: str, config: ReadConfig, frames: int, height: int, width: int
+) -> tuple[int, int, int] | None:
+    """The (T, H, W) token grid of a size in pixels, or None for a pipeline class that is not listed."""
+    found = _by_prefix(TOKEN_SIZES, class_name)
+    if found is None:
+        return None
+    time, rows, columns = found(config)
+    return (frames - 1) // time + 1, height // rows, width // columns
+
+
 def size_rule(class_name: str, config: ReadConfig) -> SizeRule | None:
     """The size rule of a pipeline class, or None when only the pipeline itself knows. ``config(part)`` returns a
     part's configuration."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from genkit.errors import UnsupportedError, UsageError
 from genkit.models import Sidecar, check_folder, locate, read_sidecar
 from genkit.pipelines import attention
-from genkit.pipelines.kinds import ARGUMENTS, IMAGE, Kind, accepted, kind_of, native_fps, size_rule
+from genkit.pipelines.kinds import ARGUMENTS, IMAGE, Kind, ReadConfig, accepted, kind_of, native_fps, size_rule
 from genkit.pipelines.load import fetch, parse_lora, resolve_device, resolve_dtype
 from genkit.pipelines.outputs import check_format
 from genkit.pipelines.settings import GenerateSettings
@@ -58,6 +58,7 @@ def plan(settings: GenerateSettings) -> Plan:
     pipeline_class = _class_of(folder)
     sidecar = read_sidecar(folder)
     kind = kind_of(pipeline_class)
+    attention.check_model(settings, pipeline_class.__name__)
     filled = _fill(settings, sidecar, pipeline_class, kind)
     filled = filled.replace(
         model=str(folder.resolve()) if location.kind == "folder" else settings.model,
@@ -109,12 +110,18 @@ def _fill(settings: GenerateSettings, sidecar: Sidecar, pipeline_class: type, ki
     return settings.replace(**changes)
 
 
-def _check_sizes(settings: GenerateSettings, sidecar: Sidecar, pipeline_class: type, folder: Path) -> None:
+def configs_of(folder: Path) -> ReadConfig:
+    """A reader of the parts' configurations in a model folder; an absent part reads as empty."""
+
     def config(part: str) -> dict:
         path = folder / part / "config.json"
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
-    rule = size_rule(pipeline_class.__name__, config)
+    return config
+
+
+def _check_sizes(settings: GenerateSettings, sidecar: Sidecar, pipeline_class: type, folder: Path) -> None:
+    rule = size_rule(pipeline_class.__name__, configs_of(folder))
     limits = sidecar.limits
     if rule is not None:
         rule = dataclasses.replace(

@@ -8,6 +8,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from genkit import __version__
 from genkit.models.check import fingerprint
 from genkit.pipelines.settings import GenerateSettings
 
@@ -15,12 +16,12 @@ PACKAGES = ("torch", "diffusers", "transformers")
 
 
 @cache
-def version(package: str = "genkit") -> str:
-    """The installed version of a package; ``"source"`` for genkit run from a checkout, ``"absent"`` for others."""
+def version(package: str) -> str:
+    """The installed version of a package, or ``"absent"``."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
-        return "source" if package == "genkit" else "absent"
+        return "absent"
 
 
 def made_with(folder: Path, pipeline_class: str, device: str) -> dict[str, Any]:
@@ -39,7 +40,7 @@ def made_with(folder: Path, pipeline_class: str, device: str) -> dict[str, Any]:
 
 def build_record(settings: GenerateSettings, made: dict[str, Any]) -> dict[str, Any]:
     """The record stored inside an output: the same request on the same machine gives the same record."""
-    return {"genkit": version(), "command": "generate", "settings": settings.to_dict(), "made_with": made}
+    return {"genkit": __version__, "command": "generate", "settings": settings.to_dict(), "made_with": made}
 
 
 def differences(record: dict[str, Any], made: dict[str, Any]) -> list[str]:

@@ -81,8 +81,10 @@ class GenerateSettings:
             raise UsageError("--attention and --recipe exclude each other: a recipe names its methods itself")
         if self.attention is None and self.attention_args:
             raise UsageError("--attention-args needs --attention NAME; see genkit methods")
-        if self.attention is None and self.recipe is None and self.schedule is not None:
-            raise UsageError("--schedule needs --attention NAME or --recipe FILE")
+        if self.attention is None and self.recipe is None:
+            for flag, given in (("--schedule", self.schedule is not None), ("--backend", self.backend != "auto")):
+                if given:
+                    raise UsageError(f"{flag} needs --attention NAME or --recipe FILE")
 
     @classmethod
     def field_names(cls) -> list[str]:
@@ -104,7 +106,7 @@ class GenerateSettings:
             given = {key: value for key, value in _checked(cls, origin, values).items() if value is not None}
             if "attention" in given or "recipe" in given:
                 dropped = ["attention", "attention_args", "recipe"]
-                dropped += ["schedule"] if given.get("attention") == NONE else []
+                dropped += ["schedule", "backend"] if given.get("attention") == NONE else []
                 if given.get("attention") != merged.get("attention") or "recipe" in given:
                     merged = {key: value for key, value in merged.items() if key not in dropped}
             if given.get("attention") == NONE:

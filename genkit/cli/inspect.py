@@ -1,0 +1,100 @@
+"""``genkit inspect``: a picture of what a method lets every token see, and how dense it is."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from genkit.cli.options import Force, Json
+from genkit.cli.output import print_json
+from genkit.errors import UnsupportedError, UsageError, explain
+from genkit.pipelines.text import parse_pairs, slug
+
+MOST_TOKENS = 200_000
+
+
+def inspect(
+    method: Annotated[str, typer.Argument(help="Method by name; see genkit methods.")],
+    attention_args: Annotated[str | None, typer.Option(help="Settings of the method: key=value,key=value.")] = None,
+    grid: Annotated[
+        str | None, typer.Option(help="Token grid as frames x rows x columns, for instance 7x16x16.")
+    ] = None,
+    model: Annotated[str | None, typer.Option("--model", "-m", help="Take the grid from this model instead.")] = None,
+    height: Annotated[int | None, typer.Option(help="Height in pixels, with --model.")] = None,
+    width: Annotated[int | None, typer.Option(help="Width in pixels, with --model.")] = None,
+    num_frames: Annotated[int | None, typer.Option(help="Frames, with --model.")] = None,
+    text: Annotated[int, typer.Option(min=0, help="Text tokens in the same sequence (joint attention).")] = 0,
+    text_first: Annotated[bool, typer.Option("--text-first", help="The text comes before the grid.")] = False,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="PNG to write; METHOD-GRID.png when left out.")
+    ] = None,
+    force: Force = False,
+    json: Json = False,
+) -> None:
+    """Draw a method's mask over a token grid and print its computed and executed density.
+
+    Computed is the share of token pairs the method wants; executed is the share in the blocks that are visited, which
+    is what the machine pays for.
+    """
+    if (grid is None) == (model is None):
+        raise UsageError("give either --grid 7x16x16 or --model NAME with --height, --width and --num-frames")
+    if grid is not None and not (height is None and width is None and num_frames is None):
+        raise UsageError("--height, --width and --num-frames go with --model; --grid already counts tokens")
+    shape = _parse_grid(grid) if grid is not None else _grid_of(model, height, width, num_frames)
+    if shape[0] * shape[1] * shape[2] + text > MOST_TOKENS:
+        raise UsageError(
+            explain("tokens", shape[0] * shape[1] * shape[2] + text, f"at most {MOST_TOKENS} for a picture")
+        )
+    name = "x".join(str(side) for side in shape)
+    target = output if output is not None else Path(f"{slug(method)}-{name}.png")
+    if target.suffix.lower() != ".png":
+        raise UsageError(explain("--output", str(target), "a name ending in .png"))
+    from genkit.attention import registry
+    from genkit.attention.draw import draw
+    from genkit.layout import TokenLayout
+    from genkit.media.atomic import Files
+    from genkit.media.formats import check_output
+
+    built = registry.build(method, parse_pairs(attention_args, "--attention-args") if attention_args else {})
+    check_output(target, force=force)
+    layout = TokenLayout.of_grid(*shape, text=text, text_first=text_first)
+    picture, density = draw(built, layout)
+    with Files() as files:
+        picture.save(files.new(target), format="PNG", optimize=True)
+    if json:
+        told = None if density is None else dataclasses.asdict(density)
+        print_json(
+            {"file": str(target), "method": built.describe(), "grid": shape, "tokens": layout.length, "density": told}
+        )
+        return
+    print(
+        f"{target}  {built.describe()} on {name} = {layout.length} tokens: {density or 'density depends on the data'}"
+    )
+
+
+def _parse_grid(text: str) -> tuple[int, int, int]:
+    if not re.fullmatch(r"[1-9]\d*x[1-9]\d*x[1-9]\d*", text):
+        raise UsageError(explain("--grid", text, "frames x rows x columns in tokens, for instance 7x16x16"))
+    return tuple(int(side) for side in text.split("x"))
+
+
+def _grid_of(model: str, height: int | None, width: int | None, num_frames: int | None) -> tuple[int, int, int]:
+    """The token grid of a model at a size in pixels; sizes left out come from the model."""
+    from genkit.pipelines.kinds import token_grid
+    from genkit.pipelines.prepare import configs_of, plan
+    from genkit.pipelines.settings import GenerateSettings
+
+    request = GenerateSettings(prompt="", model=model, height=height, width=width, num_frames=num_frames, device="cpu")
+    found = plan(request)
+    size = found.settings
+    if size.height is None or size.width is None:
+        raise UsageError(f"{model} names no default size; give --height and --width")
+    name = found.pipeline_class.__name__
+    shape = token_grid(name, configs_of(found.folder), size.num_frames or 1, size.height, size.width)
+    if shape is None:
+        raise UnsupportedError(f"the token grid of {name} is not known; give --grid FRAMESxROWSxCOLUMNS")
+    return shape
