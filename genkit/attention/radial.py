@@ -118,7 +118,7 @@ class Radial(StaticMethod):
     def details(self, layout: TokenLayout) -> str:
         """See :meth:`Method.details`."""
         bands = self.bands(layout)
-        widths = [bands.width(layout.grid[0], layout.grid[0] - d) for d in range(1, min(layout.grid[0], 9))]
+        widths = [bands.width(1 + d, 1) for d in range(1, min(layout.grid[0], 9))]
         text = ", ".join("none" if width is None else str(width) for width in widths)
         return f"blocks of {bands.block} tokens;  half width of the band at frame distance 1, 2, ...: {text}"
 

@@ -1,0 +1,115 @@
+"""Names, settings from text, listing and the plan cache."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+
+import pytest
+import torch
+
+from genkit.attention import registry
+from genkit.attention.base import Density, Method, PatchCache, Site
+from genkit.attention.neighborhood import Neighborhood
+from genkit.attention.radial import Radial
+from genkit.errors import UnsupportedError, UsageError
+from genkit.layout import TokenLayout
+
+
+def test_text_becomes_typed_settings():
+    assert registry.build("radial", {"block_size": "64", "sink": "false", "decay_factor": "1"}) == Radial(
+        block_size=64, sink=False, decay_factor=1.0
+    )
+    assert registry.build("radial", {"block_size": "auto", "near": "HALF"}) == Radial(near="half")
+    assert registry.build("neighborhood", {"size": "allx7x0.5", "stride": "1x2x2", "causal": "true"}) == Neighborhood(
+        size=("all", 7, 0.5), stride=(1, 2, 2), causal=True
+    )
+    assert registry.build("neighborhood", {"size": "5", "base_size": "none"}) == Neighborhood(size=5)
+    assert registry.build("neighborhood", {"size": ["all", 5, 5], "stride": 2}) == Neighborhood(
+        size=("all", 5, 5), stride=2
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "words"),
+    [
+        ("radail", {}, "did you mean 'radial'"),
+        ("radial", {"blocksize": "64"}, "did you mean 'block_size'"),
+        ("radial", {"block_size": "64.5"}, "block_size"),
+        ("radial", {"sink": "maybe"}, "bool"),
+        ("radial", {"sink": 1}, "bool"),
+        ("radial", {"decay_factor": "much"}, "float"),
+        ("neighborhood", {"size": "7x7x7x7"}, "size"),
+        ("neighborhood", {"shape": "cube"}, "box"),
+        ("neighborhood", {"base_size": "4x4"}, "base_size"),
+    ],
+)
+def test_wrong_text_is_refused_with_the_choices(name, settings, words):
+    with pytest.raises(UsageError, match=words):
+        registry.build(name, settings)
+
+
+def test_the_listing_describes_every_setting():
+    listed = {info.name: info for info in registry.methods()}
+    assert set(listed) >= {"neighborhood", "radial"}
+    for info in listed.values():
+        assert info.summary and info.source and info.roles
+        assert all(field.help for field in info.fields)
+        assert registry.method_class(info.name).name == info.name
+    block = next(field for field in listed["radial"].fields if field.name == "block_size")
+    assert (block.type, block.default) == ("int | auto", "auto")
+
+
+def test_every_listed_method_is_a_frozen_hashable_dataclass():
+    for name in registry.names():
+        method = registry.build(name)
+        assert hash(method) == hash(registry.build(name)) and method == registry.build(name)
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            method.roles = ()
+        assert method.describe() == f"{name}()"
+        assert registry.build(name, method.settings()) == method
+
+
+def test_names_cannot_be_taken_twice():
+    @dataclasses.dataclass(frozen=True)
+    class Other(Method):
+        pass
+
+    with pytest.raises(UsageError, match="already belongs"):
+        registry.register("radial")(Other)
+    with pytest.raises(UsageError, match="frozen dataclass"):
+        registry.register("new")(int)
+
+
+def test_a_cache_builds_once_and_dies_with_its_owner():
+    cache, calls = PatchCache(), []
+    assert cache.get("key", lambda: calls.append(1) or 7) == 7
+    assert cache.get("key", lambda: calls.append(1) or 8) == 7
+    assert len(calls) == len(cache) == 1
+    number = cache.number
+    assert PatchCache.find(number) is cache
+    cache.clear()
+    assert len(cache) == 0
+    del cache
+    gc.collect()
+    with pytest.raises(KeyError):
+        PatchCache.find(number)
+
+
+def test_tensors_are_told_apart_by_content_and_version():
+    cache = PatchCache()
+    mask = torch.ones(2, 3, dtype=torch.bool)
+    key = cache.of_tensor(mask)
+    assert cache.of_tensor(mask) == key == cache.of_tensor(mask.clone())
+    mask[0, 0] = False
+    assert cache.of_tensor(mask) != key
+    assert cache.of_tensor(torch.ones(3, 2, dtype=torch.bool)) != key
+
+
+def test_sites_and_densities_speak_plainly():
+    site = Site.of_layout(TokenLayout.of_grid(2, 3, 4, text=5), heads=3)
+    assert (site.role, site.heads, site.key_layout) == ("joint", 3, site.layout)
+    assert str(Density(0.25, 0.3)) == "25.0% of pairs wanted, 30.0% executed"
+    assert "dense" in str(Density(1.0, 1.0, dense=True))
+    with pytest.raises(UnsupportedError, match="cross attention"):
+        Radial().require(Site("a.b", 0, 1, "cross", 1, site.layout, site.layout))
