@@ -12,13 +12,16 @@ __version__ = "0.1.0"
 
 # Public name -> the module that defines it.
 _EXPORTS = {
-    "patch": "genkit.patching",
-    "Schedule": "genkit.patching",
-    "PatchHandle": "genkit.patching",
     "Part": "genkit.patching",
-    "families": "genkit.patching",
-    "methods": "genkit.attention.registry",
+    "PatchHandle": "genkit.patching",
+    "Schedule": "genkit.patching",
     "TokenLayout": "genkit.layout",
+    "attn_processors": "genkit.patching",
+    "families": "genkit.patching",
+    "load": "genkit.pipelines.load",
+    "methods": "genkit.attention.registry",
+    "patch": "genkit.patching",
+    "why_not": "genkit.patching",
 }
 _ROOMS = (
     "attention",

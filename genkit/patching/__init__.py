@@ -2,9 +2,23 @@
 
 from __future__ import annotations
 
-from genkit.patching.families import Family, families
-from genkit.patching.handle import Part, PatchHandle, patch
+from genkit.patching.families import FamilyInfo, families
+from genkit.patching.handle import PatchHandle, patch
+from genkit.patching.parts import Part
+from genkit.patching.processors import attn_processors
 from genkit.patching.report import Description, Report
 from genkit.patching.schedule import Schedule
+from genkit.patching.targets import why_not
 
-__all__ = ["Description", "Family", "Part", "PatchHandle", "Report", "Schedule", "families", "patch"]
+__all__ = [
+    "Description",
+    "FamilyInfo",
+    "Part",
+    "PatchHandle",
+    "Report",
+    "Schedule",
+    "attn_processors",
+    "families",
+    "patch",
+    "why_not",
+]

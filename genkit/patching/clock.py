@@ -43,16 +43,25 @@ class Clock:
     """
 
     def __init__(self, pipe: Any = None, total: int | None = None):
-        self._pipe = weakref.ref(pipe) if pipe is not None else None
-        self._total = total
+        self._pipe: weakref.ref[Any] | None = None
+        self._total: int | None = None
+        self._run = -1
         self.restart()
-        self._run = 0
+        self.learn(pipe, total)
+
+    def learn(self, pipe: Any, total: int | None) -> None:
+        """Add what another patch of the same model knows."""
+        if pipe is not None:
+            self._pipe = weakref.ref(pipe)
+        if total is not None:
+            self._total = self._steps = total
 
     def restart(self) -> None:
         """Take the next call for the first of a new run."""
         self._started = False
+        self._timesteps: Any = None
         self._ticks = 0
-        self._run = getattr(self, "_run", 0) + 1
+        self._run += 1
         self._index: Any = _MISSING
         self._value: float | None = None
         self._direction = 0.0

@@ -27,7 +27,7 @@ def view_mask(mask: torch.Tensor | None, batch: int, n_q: int, n_k: int) -> Mask
     """Read a mask: bool (True = attend) or additive, of shape (B, Nk) or broadcastable to (B, H, Nq, Nk).
 
     A mask that hides nothing is dropped. A mask that hides the same keys from every query and head becomes ``keys``.
-    Anything else (per query, per head, soft biases) gives an ``obstacle``. Reads the values: one device synchronisation.
+    Anything else (per query, per head, soft biases) gives an ``obstacle``. Reads the values (device synchronisation).
     """
     if mask is None:
         return MaskView()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from genkit.attention.base import Density
@@ -102,71 +102,52 @@ class Report:
     """What really ran under a patch. Printing gives a summary.
 
     Args:
-        sites: a row per site the patch holds.
         forwards: denoiser calls.
         steps: sampling steps of the latest run, None when nobody told.
+        calls: all attention calls at the patched sites = ran + outside + declined.
+        ran: calls the methods served.
+        outside: calls the schedule leaves to the model.
+        declined: reason -> calls that fell back to the model's own attention although the schedule covers them.
+        seconds: time inside the methods.
+        own_seconds: time inside the model's own attention at the patched sites.
+        density: mean over all served calls; None when a served site's density is unknown or nothing was served.
+        sites: a row per site the patch holds.
     """
 
-    sites: tuple[SiteReport, ...]
     forwards: int
     steps: int | None
-    notes: tuple[str, ...] = field(default=())
+    calls: int
+    ran: int
+    outside: int
+    declined: dict[str, int]
+    seconds: float
+    own_seconds: float
+    density: Density | None
+    sites: tuple[SiteReport, ...]
 
-    @property
-    def calls(self) -> int:
-        """All attention calls at the patched sites."""
-        return sum(site.calls for site in self.sites)
-
-    @property
-    def ran(self) -> int:
-        """Calls the methods served."""
-        return sum(site.ran for site in self.sites)
-
-    @property
-    def outside(self) -> int:
-        """Calls the schedule leaves to the model."""
-        return sum(site.outside for site in self.sites)
-
-    @property
-    def declined(self) -> dict[str, int]:
-        """Reason -> calls that fell back to the model's own attention."""
-        total: dict[str, int] = {}
-        for site in self.sites:
+    @classmethod
+    def of_sites(cls, sites: tuple[SiteReport, ...], forwards: int, steps: int | None) -> Report:
+        """Sum up the sites."""
+        declined: dict[str, int] = {}
+        for site in sites:
             for reason, count in site.declined.items():
-                total[reason] = total.get(reason, 0) + count
-        return total
-
-    @property
-    def seconds(self) -> float:
-        """Time inside the methods."""
-        return sum(site.seconds for site in self.sites)
-
-    @property
-    def own_seconds(self) -> float:
-        """Time inside the model's own attention at the patched sites."""
-        return sum(site.own_seconds for site in self.sites)
-
-    @property
-    def density(self) -> Density | None:
-        """Mean over all served calls; None when a served site's density is unknown or nothing was served."""
-        return mean_density([(site.density, site.ran) for site in self.sites])
+                declined[reason] = declined.get(reason, 0) + count
+        return cls(
+            forwards=forwards,
+            steps=steps,
+            calls=sum(site.calls for site in sites),
+            ran=sum(site.ran for site in sites),
+            outside=sum(site.outside for site in sites),
+            declined=declined,
+            seconds=sum(site.seconds for site in sites),
+            own_seconds=sum(site.own_seconds for site in sites),
+            density=mean_density([(site.density, site.ran) for site in sites]),
+            sites=sites,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
-        density = self.density
-        return {
-            "forwards": self.forwards,
-            "steps": self.steps,
-            "calls": self.calls,
-            "ran": self.ran,
-            "outside": self.outside,
-            "declined": self.declined,
-            "seconds": self.seconds,
-            "own_seconds": self.own_seconds,
-            "density": None if density is None else asdict(density),
-            "notes": list(self.notes),
-            "sites": [asdict(site) for site in self.sites],
-        }
+        return asdict(self)
 
     def __str__(self) -> str:
         lines = [
@@ -177,7 +158,6 @@ class Report:
         if self.ran:
             lines.append(f"density: {self.density or 'not known without the data'}")
         lines += [f"declined {count} calls: {reason}" for reason, count in self.declined.items()]
-        lines += list(self.notes)
         cells = [("layer", "site", "method", "ran", "outside", "declined", "seconds", "steps")]
         for site in self.sites:
             cells.append(

@@ -33,19 +33,14 @@ class Claim:
         method: the attention method.
         schedule: where it applies.
         heads: covered query heads, or None for all of them.
-        covered: whether the layer is in the schedule at all.
         cache: plan storage of the patch.
-        owner: the patch, for messages.
     """
 
-    def __init__(
-        self, method: Method, schedule: Schedule, heads: tuple[int, ...] | None, cache: PatchCache, owner: Any
-    ):
+    def __init__(self, method: Method, schedule: Schedule, heads: tuple[int, ...] | None, cache: PatchCache):
         self.method = method
         self.schedule = schedule
         self.heads = heads
         self.cache = cache
-        self.owner = owner
         self.tally = Tally()
         self._steps: frozenset[int] | None = None
         self._total: int | None = None
@@ -142,11 +137,10 @@ class Slot:
         if torch.compiler.is_compiling():
             return
         if record is not None and record.calls == 0 and output is not None:
-            self.nothing_came(module)
+            self.nothing_came(getattr(module, "processor", None))
 
-    def nothing_came(self, module: torch.nn.Module) -> None:
+    def nothing_came(self, processor: Any) -> None:
         """The module finished without an attention call that passes the gate."""
-        processor = getattr(module, "processor", None)
         name = type(processor).__name__
         if name not in self.watch.family.skipping:
             raise UnsupportedError(

@@ -54,10 +54,11 @@ class Watch:
                 return owner
         return None
 
-    def close(self, model: nn.Module) -> None:
+    def close(self) -> None:
         """Leave the model as it was found."""
         self._hook.remove()
-        if self._contexts is not None and model.__dict__.get("cache_context") is self._contexts:
+        model = self.model()
+        if self._contexts is not None and model is not None and model.__dict__.get("cache_context") is self._contexts:
             del model.__dict__["cache_context"]
 
     @property

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from genkit.patching.families.base import Family, SiteRule, diffusers_class, families, family_of, unwrap
+from genkit.patching.families.base import Family, FamilyInfo, families, family_of
 
-__all__ = ["Family", "SiteRule", "diffusers_class", "families", "family_of", "unwrap"]
+__all__ = ["Family", "FamilyInfo", "families", "family_of"]

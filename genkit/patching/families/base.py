@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 import re
 from collections.abc import Callable, Mapping
@@ -70,6 +71,7 @@ class Family:
         order: prefixes of module paths in the order of execution, for numbering layers.
         grid: the grid rule in words.
         text: where text tokens sit in joint attention: "first", "last" or "apart" (cross-attention).
+        video: whether the grid has a time axis.
         branches: names the pipelines announce for their calls; empty when they announce none.
         varying_text: whether attention calls may hold fewer text tokens than the forward's arguments say.
         skipping: processors that may rightly return without computing attention.
@@ -86,6 +88,7 @@ class Family:
     order: tuple[str, ...]
     grid: str
     text: str
+    video: bool
     branches: tuple[str, ...] = ()
     varying_text: bool = False
     skipping: tuple[str, ...] = ()
@@ -95,11 +98,6 @@ class Family:
     def roles(self) -> tuple[str, ...]:
         """Roles of attention the family has, in the order of its rules."""
         return tuple(dict.fromkeys(rule.role for rule in self.rules))
-
-    def to_dict(self) -> dict[str, Any]:
-        """The listing as plain values."""
-        fields = ("name", "classes", "pipelines", "grid", "text", "branches", "notes")
-        return {name: getattr(self, name) for name in fields} | {"roles": self.roles}
 
     def find_sites(self, model: nn.Module) -> list[FoundSite]:
         """Every attention module of a model that a rule names, in the order of execution."""
@@ -143,8 +141,40 @@ class FoundSite:
     module: Any = dataclasses.field(compare=False)
 
 
-def families() -> tuple[Family, ...]:
-    """The records of all model families genkit knows, each tested on a tiny model of the real class."""
+@dataclass(frozen=True)
+class FamilyInfo:
+    """What `genkit.families()` says about a family.
+
+    Args:
+        name: short name.
+        classes: Diffusers model classes.
+        pipelines: the usual pipelines.
+        roles: kinds of attention that can be patched.
+        grid: where the token grid comes from.
+        text: where text tokens sit in joint attention: "first", "last" or "apart" (cross-attention).
+        branches: names the pipelines announce for their calls, for ``Schedule(branches=...)``.
+        notes: what else to know.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    pipelines: tuple[str, ...]
+    roles: tuple[str, ...]
+    grid: str
+    text: str
+    branches: tuple[str, ...]
+    notes: str
+
+
+def families() -> tuple[FamilyInfo, ...]:
+    """The model families genkit knows, each tested on a tiny model of the real class."""
+    names = [field.name for field in dataclasses.fields(FamilyInfo)]
+    return tuple(FamilyInfo(**{name: getattr(family, name) for name in names}) for family in records())
+
+
+@functools.cache
+def records() -> tuple[Family, ...]:
+    """The full records of all families."""
     return tuple(importlib.import_module(f"genkit.patching.families.{name}").FAMILY for name in _RECORDS)
 
 
@@ -173,7 +203,7 @@ def diffusers_class(model: Any) -> str | None:
 def family_of(model: Any) -> Family:
     """The record of a denoiser; UnsupportedError names what is missing for an unknown class."""
     name = diffusers_class(model)
-    known = {cls: family for family in families() for cls in family.classes}
+    known = {cls: family for family in records() for cls in family.classes}
     if name in known:
         return known[name]
     given = type(model).__name__ if name is None else name
@@ -208,4 +238,20 @@ def text_length(args: Mapping[str, Any], family: str, name: str = "encoder_hidde
     return shape(args, name, 3, family)[1]
 
 
-__all__ = ["GRID", "MAIN", "TEXT", "Family", "FoundSite", "SiteRule", "Streams", "families", "family_of", "grid_with"]
+__all__ = [
+    "MAIN",
+    "TEXT",
+    "Family",
+    "FamilyInfo",
+    "FoundSite",
+    "SiteRule",
+    "Streams",
+    "diffusers_class",
+    "families",
+    "family_of",
+    "grid_with",
+    "records",
+    "shape",
+    "text_length",
+    "unwrap",
+]

@@ -26,6 +26,7 @@ FAMILY = Family(
     order=("transformer_blocks",),
     grid="hidden_states (B, F, C, H, W) divided by patch_size_t (1.5 only) and patch_size",
     text="first",
+    video=True,
     branches=("cond_uncond",),
     notes="Both branches are computed in one call.",
 )

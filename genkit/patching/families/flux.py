@@ -40,6 +40,7 @@ FAMILY = Family(
     order=("transformer_blocks", "single_transformer_blocks"),
     grid="img_ids with first coordinate 0; further tokens are the segment 'reference'",
     text="first",
+    video=False,
     branches=("cond", "uncond"),
     notes="Single blocks are numbered after double blocks. Image prompt adapters' extra attention stays as it is.",
 )

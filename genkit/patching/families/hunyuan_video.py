@@ -26,6 +26,7 @@ FAMILY = Family(
     order=("transformer_blocks", "single_transformer_blocks"),
     grid="hidden_states (B, C, F, H, W) divided by patch_size_t and patch_size",
     text="last",
+    video=True,
     branches=("cond", "uncond"),
     notes="Padding of the text is hidden by a key mask; a mask without padding is dropped. The text refiner keeps its "
     "own attention.",

@@ -63,6 +63,7 @@ FAMILY = Family(
     order=("transformer_blocks",),
     grid="num_frames x height x width, or the full grid at the end of video_coords; tokens before it are 'keyframe'",
     text="apart",
+    video=True,
     branches=("cond_uncond",),
     notes="Both branches are computed in one call.",
 )

@@ -45,8 +45,9 @@ FAMILY = Family(
     order=("transformer_blocks",),
     grid="num_frames x height x width; tokens after it are 'keyframe'",
     text="apart",
+    video=True,
     branches=("cond_uncond", "uncond_stg", "uncond_modality"),
     skipping=("LTX2PerturbedAttnProcessor",),
-    notes="Names go from source to target: audio_to_video has video queries and audio keys. Both cross-modal attentions "
-    "are skipped when a pass isolates the modalities.",
+    notes="Names go from source to target: audio_to_video has video queries and audio keys. Both cross-modal "
+    "attentions are skipped when a pass isolates the modalities.",
 )

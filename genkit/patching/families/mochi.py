@@ -26,6 +26,7 @@ FAMILY = Family(
     order=("transformer_blocks",),
     grid="hidden_states (B, C, F, H, W); height and width divided by patch_size",
     text="last",
+    video=True,
     branches=("cond_uncond",),
     varying_text=True,
     notes="Every sample is attended in a call of its own, with its valid text tokens only. No attention processors can "

@@ -42,6 +42,7 @@ FAMILY = Family(
     order=("transformer_blocks",),
     grid="the first of img_shapes; further images are the segment 'reference'",
     text="first",
+    video=False,
     branches=("cond", "uncond"),
     notes="A text mask that hides nothing is dropped.",
 )

@@ -29,5 +29,6 @@ FAMILY = Family(
     order=("transformer_blocks",),
     grid="hidden_states (B, C, H, W) divided by patch_size",
     text="last",
+    video=False,
     notes="The pipelines compute both branches in one call and announce none. attn2 exists in the dual blocks of 3.5.",
 )

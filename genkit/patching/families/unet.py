@@ -60,6 +60,7 @@ FAMILY = Family(
     order=("down_blocks", "mid_block", "up_blocks"),
     grid="sample (B, C, H, W), halved (rounding up) at every downsampling",
     text="apart",
+    video=False,
     notes="Layers are numbered in the order of execution: down, middle, up. The pipelines compute both branches in one "
     "call and announce none. An image prompt adapter attends in further calls with keys named 'image'.",
 )

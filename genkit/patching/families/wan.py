@@ -28,6 +28,7 @@ FAMILY = Family(
     order=("blocks", "vace_blocks"),
     grid="hidden_states (B, C, F, H, W) divided by patch_size",
     text="apart",
+    video=True,
     branches=("cond", "uncond"),
     notes="Image-to-video attends the image tokens in a first cross-attention call and the text in a second. In VACE "
     "the layers of the control branch are numbered after the main ones.",

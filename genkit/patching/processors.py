@@ -1,0 +1,132 @@
+"""The other door: standard Diffusers attention processors that wrap the model's own and go through the same gate."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import weakref
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+
+from genkit.attention.base import Method
+from genkit.errors import UnsupportedError, UsageError, explain
+from genkit.patching import seam
+from genkit.patching.families.base import unwrap
+from genkit.patching.handle import PatchHandle
+from genkit.patching.parts import Part, as_parts
+from genkit.patching.schedule import Schedule
+from genkit.patching.seam import Record
+from genkit.patching.slot import Slot
+
+# What Diffusers sets on a processor has to reach the one that reads it.
+_FORWARDED = ("_attention_backend", "_parallel_config")
+
+
+class _Keeper:
+    """Held by all processors of one call and by nothing else: when the last one goes, so does the patch."""
+
+    def __init__(self, handle: PatchHandle):
+        self.handle = handle
+        weakref.finalize(self, handle.remove).atexit = False
+
+
+class GateProcessor:
+    """An attention processor that runs the model's own one with its attention calls led through the gate."""
+
+    def __init__(self, inner: Any, slot: Slot, keeper: _Keeper):
+        for name, value in (("_inner", inner), ("_slot", slot), ("_keeper", keeper)):
+            object.__setattr__(self, name, value)
+
+    @property
+    def handle(self) -> PatchHandle:
+        """The patch behind this processor: ``describe()`` and ``report()`` tell what it does."""
+        return self._keeper.handle
+
+    def __call__(self, attn: Any, *args: Any, **kwargs: Any) -> Any:
+        frame = None if torch.compiler.is_compiling() else sys._getframe(0)
+        record = Record(self._slot, frame)
+        seam.push(record)
+        try:
+            output = self._inner(attn, *args, **kwargs)
+        finally:
+            seam.pop(self._slot)
+        if record.calls == 0 and not torch.compiler.is_compiling():
+            self._slot.nothing_came(self._inner)
+        return output
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(object.__getattribute__(self, "_inner"), name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _FORWARDED:
+            setattr(self._inner, name, value)
+        else:
+            object.__setattr__(self, name, value)
+
+
+def attn_processors(
+    model: Any,
+    method: Method | Part | Sequence[Method | Part] | Any,
+    schedule: Schedule | None = None,
+    *,
+    roles: str | Iterable[str] | None = None,
+    backend: str | None = "auto",
+    total_steps: int | None = None,
+) -> dict[str, Any]:
+    """Processors for ``model.set_attn_processor(...)`` that let a method compute the attention.
+
+    They wrap the model's present processors and do what :func:`genkit.patch` does, with the same arguments. Setting
+    other processors ends it: when the last of these processors is gone, the model is as before.
+
+    Returns:
+        processor name -> processor, for every attention layer of the model; layers the method is not put on keep
+        their own processor. Any of the wrapped ones has ``handle`` for ``describe()`` and ``report()``.
+
+    Raises:
+        UnsupportedError: as :func:`genkit.patch`, and for models whose attention takes no processors (Mochi) or has
+            processors with weights (image prompt adapters), where :func:`genkit.patch` works.
+    """
+    model = unwrap(model)
+    own = getattr(model, "attn_processors", None)
+    if not isinstance(own, dict) or not own:
+        raise UnsupportedError(
+            f"{type(model).__name__} has no attention processors that could be set; use genkit.patch instead"
+        )
+    handle = PatchHandle(model, as_parts(method, schedule, roles, backend), total_steps=total_steps, hook=False)
+    try:
+        keeper = _Keeper(handle)
+        wrapped = {}
+        for path, slot in handle.slots.items():
+            name = f"{path}.processor"
+            _refuse(name, own)
+            wrapped[name] = _gate_processor(own[name], slot, keeper)
+    except Exception:
+        handle.remove()
+        raise
+    return {**own, **wrapped}
+
+
+def _refuse(name: str, own: dict[str, Any]) -> None:
+    inner = own.get(name)
+    if inner is None:
+        raise UnsupportedError(f"{name} cannot be set on this model; use genkit.patch instead")
+    if isinstance(inner, GateProcessor):
+        raise UsageError(explain(name, inner, "the model's own processor: set these back first"))
+    if isinstance(inner, torch.nn.Module):
+        raise UnsupportedError(
+            f"{name} is {type(inner).__name__}, a processor with weights, which wrapping would take out of the model; "
+            f"use genkit.patch instead"
+        )
+
+
+def _gate_processor(inner: Any, slot: Slot, keeper: _Keeper) -> GateProcessor:
+    """A processor whose call has the signature of the wrapped one: Diffusers passes only arguments it finds there."""
+
+    def call(self: GateProcessor, attn: Any, *args: Any, **kwargs: Any) -> Any:
+        return GateProcessor.__call__(self, attn, *args, **kwargs)
+
+    call.__signature__ = inspect.signature(type(inner).__call__)
+    kind = type("GateProcessor", (GateProcessor,), {"__call__": call, "__doc__": GateProcessor.__doc__})
+    return kind(inner, slot, keeper)
