@@ -1,0 +1,136 @@
+"""Tile sizes of the Triton kernels by architecture, kernel, head dim and dtype, and how a plan's blocks shrink them.
+
+Every entry compiles without register spills and within the shared memory of its target (see docs/kernels.md and the
+ahead-of-time checks). No entry has been timed on a device yet; :mod:`genkit.kernels.block_sparse.tuning` measures on the
+machine at hand and lets its findings go first.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import NamedTuple
+
+import torch
+
+
+class Tile(NamedTuple):
+    """Queries and keys of one kernel tile, warps per program and pipeline stages."""
+
+    queries: int
+    keys: int
+    warps: int
+    stages: int
+
+
+KERNELS = ("forward", "dq", "dkv")
+
+# Shared memory one block may use, KiB.
+SHARED_KIB = {
+    "sm_80": 163,
+    "sm_89": 99,
+    "sm_90": 227,
+    "sm_100": 227,
+    "sm_120": 99,
+    "gfx942": 64,
+    "gfx950": 160,
+}
+
+# Preferred first; later entries serve plans with smaller query (forward, dq) or key (dkv) blocks.
+_SMALL = (Tile(32, 32, 4, 1), Tile(16, 32, 4, 1))
+_NVIDIA: dict[str, dict[int, tuple[Tile, ...]]] = {
+    "forward": {
+        64: (Tile(128, 64, 8, 3), Tile(64, 64, 4, 2), *_SMALL),
+        128: (Tile(128, 64, 8, 2), Tile(64, 32, 4, 2), *_SMALL),
+        256: _SMALL,
+    },
+    "dq": {
+        64: (Tile(128, 64, 8, 2), Tile(64, 64, 4, 2), *_SMALL),
+        128: (Tile(64, 32, 4, 2), *_SMALL),
+        256: (Tile(16, 32, 8, 1),),
+    },
+    "dkv": {
+        64: (Tile(64, 64, 8, 2), Tile(32, 64, 4, 2), *_SMALL),
+        128: (Tile(32, 64, 8, 2), *_SMALL),
+        256: (Tile(16, 16, 8, 1),),
+    },
+}
+_TABLE: dict[str, dict[str, dict[int, tuple[Tile, ...]]]] = {name: _NVIDIA for name in SHARED_KIB}
+_FLOAT32 = {64: Tile(32, 32, 4, 1), 128: Tile(32, 32, 8, 1), 256: Tile(16, 16, 8, 1)}
+# In the interpreter a tile costs the same whatever its size.
+_INTERPRETER = Tile(64, 64, 4, 1)
+
+
+def architecture(device: torch.device) -> str | None:
+    """Row of the table for a device: ``"sm_90"``, ``"gfx942"``, ``"interpreter"`` for a CPU, None when too old."""
+    return "interpreter" if device.type == "cpu" else _architecture(device.index or 0)
+
+
+@cache
+def _architecture(index: int) -> str | None:
+    if torch.version.hip:
+        name = torch.cuda.get_device_properties(index).gcnArchName.split(":")[0]
+        return name if name in _TABLE else "gfx942" if name.startswith("gfx9") else None
+    major, minor = torch.cuda.get_device_capability(index)
+    known = sorted((int(name[3:]), name) for name in _TABLE if name.startswith("sm_"))
+    # A newer device runs with the sizes of the nearest older one.
+    return next((name for number, name in reversed(known) if number <= 10 * major + minor), None)
+
+
+def width_class(dim: int) -> int:
+    """Column of the table: 64, 128 or 256."""
+    return 64 if dim <= 64 else 128 if dim <= 128 else 256
+
+
+def candidates(arch: str, kernel: str, dim: int, dtype: torch.dtype) -> tuple[Tile, ...]:
+    """Tiles of the table, preferred first."""
+    if arch == "interpreter":
+        return (_INTERPRETER,)
+    if dtype == torch.float32:
+        return (_FLOAT32[width_class(dim)],)
+    return _TABLE[arch][kernel][width_class(dim)]
+
+
+_measured: dict[tuple[str, str, int, str], Tile] = {}
+
+
+def choose_tile(
+    kernel: str, dim: int, dtype: torch.dtype, device: torch.device, block_q: int, block_k: int
+) -> Tile:
+    """The tile for a plan: the first of the table that its blocks fill, shrunk to them if none does.
+
+    Args:
+        kernel: ``"forward"``, ``"dq"`` or ``"dkv"``.
+        block_q, block_k: tokens per block of the plan.
+    """
+    arch = architecture(device)
+    measured = _measured.get((arch, kernel, width_class(dim), str(dtype)))
+    options = candidates(arch, kernel, dim, dtype)
+    return fit((measured, *options) if measured else options, kernel, block_q, block_k)
+
+
+def fit(options: tuple[Tile, ...], kernel: str, block_q: int, block_k: int) -> Tile:
+    """The first tile that divides the plan's blocks on the side a program owns, else the last one shrunk to them."""
+    for tile in options:
+        own, block = (tile.keys, block_k) if kernel == "dkv" else (tile.queries, block_q)
+        if block % own == 0:
+            break
+    queries = _shrink(tile.queries, block_q)
+    # Forward and dQ pack several small key blocks into one tile.
+    packs = kernel != "dkv" and block_k < tile.keys and tile.keys % block_k == 0
+    return tile._replace(queries=queries, keys=tile.keys if packs else _shrink(tile.keys, block_k))
+
+
+def _shrink(tile: int, block: int) -> int:
+    """The largest size down from ``tile`` that wastes little of a block; 16 is the least a matrix unit takes."""
+    while tile > 16 and (tile >= 2 * block or (tile > 32 and block % tile)):
+        tile //= 2
+    return tile
+
+
+def prefer(arch: str, kernel: str, dim: int, dtype: torch.dtype, tile: Tile | None) -> None:
+    """Put a measured tile before the table for this process; None forgets it."""
+    key = (arch, kernel, width_class(dim), str(dtype))
+    if tile is None:
+        _measured.pop(key, None)
+    else:
+        _measured[key] = tile

@@ -1,0 +1,172 @@
+"""The public entry of per-token selection: checks, choice of backend, autograd and torch.compile."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from genkit.errors import UnsupportedError, UsageError, explain
+from genkit.kernels.token_select import cpu, reference, triton
+
+_BACKENDS: dict[str, ModuleType] = {"triton": triton, "cpu": cpu, "reference": reference}
+
+
+def backends() -> tuple[str, ...]:
+    """Names of the backends, in the order ``auto`` tries them."""
+    return tuple(_BACKENDS)
+
+
+def why_not(backend: str, q: Tensor, k: Tensor, v: Tensor) -> str | None:
+    """None when ``backend`` can run these inputs, otherwise the reason why not."""
+    if backend not in _BACKENDS:
+        raise UsageError(explain("backend", backend, ("auto", *_BACKENDS)))
+    return _BACKENDS[backend].why_not(q, k, v)
+
+
+def token_select_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    selected: Tensor,
+    blocks: Tensor | list[int] | int,
+    *,
+    scale: float | None = None,
+    backend: str = "auto",
+    allow_empty: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Attention in which every query token attends exactly to the keys of the blocks it selected (VMoBA).
+
+    Args:
+        q: (B, Nq, H, D).
+        k, v: (B, Nk, Hk, D), Hk divides H. Tokens of a key block are neighbours in the sequence: permute first.
+        selected: bool (B|1, H|1, Nq, C), which key blocks each query token attends to. No gradient flows through it.
+        blocks: how keys split into C blocks: tokens per block (the last may be short), or the C + 1 token offsets
+            ``[0, ..., Nk]`` of blocks of any length.
+        scale: softmax scale, default 1/sqrt(D).
+        backend: ``"auto"``, or one of :func:`backends`, which then runs or raises.
+        allow_empty: let a query that selected nothing give output 0 and lse -inf (for merging with another part).
+            Otherwise such a query raises, which costs one synchronisation with a GPU.
+
+    Returns:
+        ``out`` (B, Nq, H, D) in the dtype of q, and ``lse`` (B, H, Nq) float32, natural logarithm; both differentiable
+        in q, k and v.
+
+    Cost: 4 * D per selected (token, key) pair and head. Selections that differ from token to token are what this
+        operator is
+    for; when whole query blocks share their key blocks, the block-sparse operator is faster.
+
+    Raises:
+        UsageError: shapes, dtypes or devices that do not fit, a query without a block.
+        UnsupportedError: the backend asked for cannot run these inputs.
+    """
+    starts = _offsets(blocks, k.shape[1] if k.dim() == 4 else 0)
+    _check(q, k, v, selected, starts)
+    chosen = _choose(backend, q, k, v)
+    factor = float(q.shape[-1] ** -0.5 if scale is None else scale)
+    mask = selected.expand(q.shape[0], q.shape[2], *selected.shape[2:])
+    if not allow_empty and not torch.compiler.is_compiling() and not bool(mask.any(-1).all()):
+        empty = (~mask.any(-1)).nonzero()[0].tolist()
+        raise UsageError(
+            f"query token {empty[2]} of batch {empty[0]}, head {empty[1]} selects no key block; select at least one "
+            "(its own), or pass allow_empty=True to get output 0 and lse -inf"
+        )
+    if chosen == "reference":
+        return reference.attention(q, k, v, mask, starts, factor)
+    return torch.ops.genkit.token_select(q, k, v, mask, starts, factor, chosen)
+
+
+def _offsets(blocks: Tensor | list[int] | int, n: int) -> list[int]:
+    if isinstance(blocks, bool) or not isinstance(blocks, (int, list, tuple, Tensor)):
+        raise UsageError(f"blocks must be a block size or a list of offsets, got {blocks!r}")
+    if isinstance(blocks, int):
+        if blocks < 1:
+            raise UsageError(f"blocks: a block needs at least 1 token, got {blocks}")
+        return [*range(0, n, blocks), n]
+    starts = blocks.tolist() if isinstance(blocks, Tensor) else [int(x) for x in blocks]
+    if (
+        len(starts) < 2
+        or starts[0] != 0
+        or starts[-1] != n
+        or any(a >= b for a, b in zip(starts, starts[1:], strict=False))
+    ):
+        raise UsageError(
+            f"blocks: offsets must rise from 0 to the number of keys {n} without empty blocks, got {starts}"
+        )
+    return starts
+
+
+def _check(q: Tensor, k: Tensor, v: Tensor, selected: Tensor, starts: list[int]) -> None:
+    if q.dim() != 4 or k.dim() != 4 or k.shape != v.shape or k.shape[0] != q.shape[0] or k.shape[3] != q.shape[3]:
+        raise UsageError(
+            "token_select_attention needs q (B, Nq, H, D) and k, v (B, Nk, Hk, D), got "
+            f"{tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}"
+        )
+    if q.shape[2] % k.shape[2]:
+        raise UsageError(f"query heads must be a multiple of key heads, got {q.shape[2]} and {k.shape[2]}")
+    if not q.dtype == k.dtype == v.dtype or not q.device == k.device == v.device == selected.device:
+        raise UsageError(
+            f"q, k, v must share dtype and device (with selected), got {q.dtype}, {k.dtype}, {v.dtype} on {q.device}, "
+            f"{k.device}, {v.device}, {selected.device}"
+        )
+    wanted = (q.shape[0], q.shape[2], q.shape[1], len(starts) - 1)
+    fits = selected.dim() == 4 and all(
+        have == want or (axis < 2 and have == 1)
+        for axis, (have, want) in enumerate(zip(selected.shape, wanted, strict=True))
+    )
+    if selected.dtype != torch.bool or not fits:
+        raise UsageError(f"selected must be bool {wanted}, got {selected.dtype} {tuple(selected.shape)}")
+
+
+def _choose(backend: str, q: Tensor, k: Tensor, v: Tensor) -> str:
+    if backend != "auto":
+        reason = why_not(backend, q, k, v)
+        if reason:
+            raise UnsupportedError(f"token_select backend {backend!r}: {reason}")
+        return backend
+    # The interpreter is for tests: far too slow to be chosen on its own.
+    order = [name for name in _BACKENDS if name != "triton" or q.device.type == "cuda"]
+    return next(name for name in order if why_not(name, q, k, v) is None)
+
+
+@torch.library.custom_op("genkit::token_select", mutates_args=())
+def _token_select(
+    q: Tensor, k: Tensor, v: Tensor, selected: Tensor, starts: list[int], scale: float, backend: str
+) -> tuple[Tensor, Tensor]:
+    return _BACKENDS[backend].forward(q, k, v, selected, starts, scale)
+
+
+@_token_select.register_fake
+def _(q, k, v, selected, starts, scale, backend):
+    wide = torch.float64 if q.dtype == torch.float64 else torch.float32
+    return q.new_empty(q.shape), q.new_empty(q.shape[0], q.shape[2], q.shape[1], dtype=wide)
+
+
+@torch.library.custom_op("genkit::token_select_backward", mutates_args=())
+def _token_select_backward(
+    d_out: Tensor, d_lse: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, selected: Tensor,
+    starts: list[int], scale: float, backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    return _BACKENDS[backend].backward(d_out, d_lse, q, k, v, out, lse, selected, starts, scale)
+
+
+@_token_select_backward.register_fake
+def _(d_out, d_lse, q, k, v, out, lse, selected, starts, scale, backend):
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+
+
+def _save(ctx, inputs, output):
+    q, k, v, selected, ctx.starts, ctx.scale, ctx.backend = inputs
+    ctx.save_for_backward(q, k, v, selected, *output)
+
+
+def _differentiate(ctx, d_out, d_lse):
+    q, k, v, selected, out, lse = ctx.saved_tensors
+    grads = torch.ops.genkit.token_select_backward(
+        d_out, d_lse, q, k, v, out, lse, selected, ctx.starts, ctx.scale, ctx.backend
+    )
+    return (*grads, None, None, None, None)
+
+
+torch.library.register_autograd("genkit::token_select", _differentiate, setup_context=_save)

@@ -1,0 +1,208 @@
+"""Triton kernels of per-token selection: outer loop over key blocks, inner over the queries that chose them, reduction
+last.
+
+Partial results of a pair (query token, key block) go to a buffer in float32 and are merged per query row, so no
+atomics.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+LOG2E = tl.constexpr(1.4426950408889634)
+LN2 = tl.constexpr(0.6931471805599453)
+
+
+@triton.jit
+def _gather(x, batch, head, rows, ok, D: tl.constexpr, DP: tl.constexpr):
+    """(TILE, DP) rows of one head of a (B, N, H, D) view, 0 where not ok."""
+    columns = tl.arange(0, DP)
+    at = x.ptr + batch.to(tl.int64) * x.batch + head.to(tl.int64) * x.head
+    at = at + rows.to(tl.int64)[:, None] * x.token + columns[None, :]
+    return tl.load(at, mask=ok[:, None] & (columns < D)[None, :], other=0.0)
+
+
+@triton.jit
+def _pair_tile(tiles, work, heads, blocks, TILE_Q: tl.constexpr):
+    """Where one query tile of the work list belongs: (batch, head, block, pair numbers, validity)."""
+    segment = tl.load(tiles.segment + work)
+    first = tl.load(tiles.start + work)
+    last = tl.load(tiles.block_start + segment + 1)
+    block = segment % blocks
+    head = (segment // blocks) % heads
+    batch = segment // (blocks * heads)
+    pairs = first + tl.arange(0, TILE_Q)
+    return batch, head, block, pairs, pairs < last
+
+
+@triton.jit
+def forward_kernel(
+    q, k, v, part_out, part_lse, tiles, starts, pair_query, first_pair, scale, heads, group, blocks,
+    D: tl.constexpr, DP: tl.constexpr, TILE_Q: tl.constexpr, TILE_K: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """Attention of one tile of gathered queries over one key block, unmerged."""
+    batch, head, block, pairs, ok = _pair_tile(tiles, tl.program_id(0), heads, blocks, TILE_Q)
+    rows = tl.load(pair_query + pairs, mask=ok, other=0)
+    q_tile = _gather(q, batch, head, rows, ok, D, DP)
+    key_start = tl.load(starts + block)
+    key_end = tl.load(starts + block + 1)
+    running_max = tl.full([TILE_Q], -float("inf"), tl.float32)
+    mass = tl.zeros([TILE_Q], tl.float32)
+    acc = tl.zeros([TILE_Q, DP], tl.float32)
+    for at in tl.range(key_start, key_end, TILE_K, num_stages=STAGES):
+        keys = at + tl.arange(0, TILE_K)
+        k_ok = keys < key_end
+        k_tile = _gather(k, batch, head // group, keys, k_ok, D, DP)
+        scores = tl.dot(q_tile, tl.trans(k_tile), input_precision="ieee") * (scale * LOG2E)
+        scores = tl.where(k_ok[None, :], scores, -float("inf"))
+        new_max = tl.maximum(running_max, tl.max(scores, 1))
+        weights = tl.exp2(scores - new_max[:, None])
+        shrink = tl.exp2(running_max - new_max)
+        mass = mass * shrink + tl.sum(weights, 1)
+        v_tile = _gather(v, batch, head // group, keys, k_ok, D, DP)
+        acc = acc * shrink[:, None]
+        acc = tl.dot(weights.to(v_tile.dtype), v_tile, acc, input_precision="ieee")
+        running_max = new_max
+    slots = pairs - first_pair
+    columns = tl.arange(0, DP)
+    tl.store(part_out + slots[:, None] * DP + columns[None, :], acc / mass[:, None], mask=ok[:, None])
+    tl.store(part_lse + slots, running_max + tl.log2(mass), mask=ok)
+
+
+@triton.jit
+def merge_kernel(
+    part_out, part_lse, out, lse, row_start, row_pair, first_pair, first_head, n, heads,
+    D: tl.constexpr, DP: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """Log-sum-exp merge of the parts of TILE query rows, in ascending block order."""
+    where = first_head + tl.program_id(1)
+    tokens = tl.program_id(0) * TILE + tl.arange(0, TILE)
+    ok = tokens < n
+    at = where.to(tl.int64) * n + tokens
+    begin = tl.load(row_start + at, mask=ok, other=0)
+    count = tl.load(row_start + at + 1, mask=ok, other=0) - begin
+    columns = tl.arange(0, DP)
+    top = tl.full([TILE], -float("inf"), tl.float32)
+    mass = tl.zeros([TILE], tl.float32)
+    acc = tl.zeros([TILE, DP], tl.float32)
+    for step in range(tl.max(count, 0)):
+        live = step < count
+        slot = tl.load(row_pair + begin + step, mask=live, other=first_pair) - first_pair
+        part = tl.load(part_lse + slot, mask=live, other=-float("inf"))
+        new_top = tl.maximum(top, part)
+        pivot = tl.where(new_top == -float("inf"), 0.0, new_top)
+        weight = tl.exp2(part - pivot)
+        shrink = tl.exp2(top - pivot)
+        piece = tl.load(part_out + slot[:, None] * DP + columns[None, :], mask=live[:, None], other=0.0)
+        acc = acc * shrink[:, None] + piece * weight[:, None]
+        mass = mass * shrink + weight
+        top = new_top
+    empty = mass == 0.0
+    acc = tl.where(empty[:, None], 0.0, acc / tl.where(empty, 1.0, mass)[:, None])
+    total = tl.where(empty, -float("inf"), (top + tl.log2(tl.where(empty, 1.0, mass))) * LN2)
+    target = out.ptr + (where // heads).to(tl.int64) * out.batch + (where % heads).to(tl.int64) * out.head
+    target = target + tokens.to(tl.int64)[:, None] * out.token + columns[None, :]
+    tl.store(target, acc.to(out.ptr.dtype.element_ty), mask=ok[:, None] & (columns < D)[None, :])
+    tl.store(lse + at, total, mask=ok)
+
+
+@triton.jit
+def dq_kernel(
+    q, k, v, d_out, part_dq, delta, exponent, tiles, starts, pair_query, first_pair, scale, n, heads, group, blocks,
+    D: tl.constexpr, DP: tl.constexpr, TILE_Q: tl.constexpr, TILE_K: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """The share of dQ that one key block gives to the queries that chose it."""
+    batch, head, block, pairs, ok = _pair_tile(tiles, tl.program_id(0), heads, blocks, TILE_Q)
+    rows = tl.load(pair_query + pairs, mask=ok, other=0)
+    q_tile = _gather(q, batch, head, rows, ok, D, DP)
+    d_tile = _gather(d_out, batch, head, rows, ok, D, DP)
+    at = (batch * heads + head).to(tl.int64) * n + rows
+    row_delta = tl.load(delta + at, mask=ok, other=0.0)
+    row_exponent = tl.load(exponent + at, mask=ok, other=float("inf"))
+    key_start = tl.load(starts + block)
+    key_end = tl.load(starts + block + 1)
+    acc = tl.zeros([TILE_Q, DP], tl.float32)
+    for first_key in tl.range(key_start, key_end, TILE_K, num_stages=STAGES):
+        keys = first_key + tl.arange(0, TILE_K)
+        k_ok = keys < key_end
+        k_tile = _gather(k, batch, head // group, keys, k_ok, D, DP)
+        v_tile = _gather(v, batch, head // group, keys, k_ok, D, DP)
+        scores = tl.dot(q_tile, tl.trans(k_tile), input_precision="ieee") * (scale * LOG2E)
+        weights = tl.where(k_ok[None, :], tl.exp2(scores - row_exponent[:, None]), 0.0)
+        d_weights = tl.dot(d_tile, tl.trans(v_tile), input_precision="ieee")
+        d_scores = weights * (d_weights - row_delta[:, None])
+        acc = tl.dot(d_scores.to(k_tile.dtype), k_tile, acc, input_precision="ieee")
+    columns = tl.arange(0, DP)
+    slots = pairs - first_pair
+    tl.store(part_dq + slots[:, None] * DP + columns[None, :], acc * scale, mask=ok[:, None])
+
+
+@triton.jit
+def sum_kernel(
+    part_dq, dq, row_start, row_pair, first_pair, first_head, n, heads,
+    D: tl.constexpr, DP: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """dQ of TILE rows as the sum of their parts, in ascending block order."""
+    where = first_head + tl.program_id(1)
+    tokens = tl.program_id(0) * TILE + tl.arange(0, TILE)
+    ok = tokens < n
+    at = where.to(tl.int64) * n + tokens
+    begin = tl.load(row_start + at, mask=ok, other=0)
+    count = tl.load(row_start + at + 1, mask=ok, other=0) - begin
+    columns = tl.arange(0, DP)
+    acc = tl.zeros([TILE, DP], tl.float32)
+    for step in range(tl.max(count, 0)):
+        live = step < count
+        slot = tl.load(row_pair + begin + step, mask=live, other=first_pair) - first_pair
+        acc += tl.load(part_dq + slot[:, None] * DP + columns[None, :], mask=live[:, None], other=0.0)
+    target = dq.ptr + (where // heads).to(tl.int64) * dq.batch + (where % heads).to(tl.int64) * dq.head
+    target = target + tokens.to(tl.int64)[:, None] * dq.token + columns[None, :]
+    tl.store(target, acc.to(dq.ptr.dtype.element_ty), mask=ok[:, None] & (columns < D)[None, :])
+
+
+@triton.jit
+def dkv_kernel(
+    q, k, v, d_out, dk, dv, delta, exponent, key_tile_block, key_tile_start, block_start, starts, pair_query, scale, n,
+    heads, group, blocks,
+    D: tl.constexpr, DP: tl.constexpr, TILE_Q: tl.constexpr, TILE_K: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """dK and dV of one key tile from all queries that chose its block; key blocks are disjoint: nothing is shared."""
+    block = tl.load(key_tile_block + tl.program_id(0))
+    keys = tl.load(key_tile_start + tl.program_id(0)) + tl.arange(0, TILE_K)
+    k_ok = keys < tl.load(starts + block + 1)
+    kv_heads = heads // group
+    batch = tl.program_id(1) // kv_heads
+    kv_head = tl.program_id(1) % kv_heads
+    k_tile = _gather(k, batch, kv_head, keys, k_ok, D, DP)
+    v_tile = _gather(v, batch, kv_head, keys, k_ok, D, DP)
+    acc_k = tl.zeros([TILE_K, DP], tl.float32)
+    acc_v = tl.zeros([TILE_K, DP], tl.float32)
+    for member in range(group):
+        head = kv_head * group + member
+        segment = (batch * heads + head) * blocks + block
+        begin = tl.load(block_start + segment)
+        end = tl.load(block_start + segment + 1)
+        line = (batch * heads + head).to(tl.int64) * n
+        for at in tl.range(begin, end, TILE_Q, num_stages=STAGES):
+            pairs = at + tl.arange(0, TILE_Q)
+            ok = pairs < end
+            rows = tl.load(pair_query + pairs, mask=ok, other=0)
+            row_delta = tl.load(delta + line + rows, mask=ok, other=0.0)
+            row_exponent = tl.load(exponent + line + rows, mask=ok, other=float("inf"))
+            q_tile = _gather(q, batch, head, rows, ok, D, DP)
+            scores = tl.dot(k_tile, tl.trans(q_tile), input_precision="ieee") * (scale * LOG2E)
+            weights = tl.exp2(scores - row_exponent[None, :])
+            d_tile = _gather(d_out, batch, head, rows, ok, D, DP)
+            acc_v = tl.dot(weights.to(d_tile.dtype), d_tile, acc_v, input_precision="ieee")
+            d_weights = tl.dot(v_tile, tl.trans(d_tile), input_precision="ieee")
+            d_scores = weights * (d_weights - row_delta[None, :])
+            acc_k = tl.dot(d_scores.to(q_tile.dtype), q_tile, acc_k, input_precision="ieee")
+    columns = tl.arange(0, DP)
+    mask = k_ok[:, None] & (columns < D)[None, :]
+    at_k = dk.ptr + batch.to(tl.int64) * dk.batch + kv_head.to(tl.int64) * dk.head
+    at_v = dv.ptr + batch.to(tl.int64) * dv.batch + kv_head.to(tl.int64) * dv.head
+    at_k = at_k + keys.to(tl.int64)[:, None] * dk.token + columns[None, :]
+    at_v = at_v + keys.to(tl.int64)[:, None] * dv.token + columns[None, :]
+    tl.store(at_k, (acc_k * scale).to(dk.ptr.dtype.element_ty), mask=mask)
+    tl.store(at_v, acc_v.to(dv.ptr.dtype.element_ty), mask=mask)

@@ -1,0 +1,174 @@
+"""Per-token block selection: exactness against brute force, gradients, GQA, ragged blocks, refusals, torch.compile."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from genkit.errors import UnsupportedError, UsageError
+from genkit.kernels.merge import merge
+from genkit.kernels.token_select import backends, token_select_attention, why_not
+
+
+def brute_force(q, k, v, selected, starts, scale=None):
+    """Float64, written with loops over heads and tokens, sharing nothing with the operator."""
+    q, k, v = (x.double() for x in (q, k, v))
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    b, n, h, d = q.shape
+    owner = torch.zeros(k.shape[1], dtype=torch.long)
+    for number, (lo, hi) in enumerate(zip(starts, starts[1:], strict=False)):
+        owner[lo:hi] = number
+    out, lse = torch.zeros(b, n, h, d, dtype=torch.float64), torch.full((b, h, n), -torch.inf, dtype=torch.float64)
+    rows, sums = [], []
+    for batch in range(b):
+        for token in range(n):
+            for head in range(h):
+                seen = selected[batch % selected.shape[0], head % selected.shape[1], token][owner]
+                other = head // (h // k.shape[2])
+                if not seen.any():
+                    rows.append(out[0, 0, 0] * 0)
+                    sums.append(lse[0, 0, 0])
+                    continue
+                scores = k[batch, seen, other] @ q[batch, token, head] * scale
+                sums.append(torch.logsumexp(scores, 0))
+                rows.append(torch.softmax(scores, 0) @ v[batch, seen, other])
+    return torch.stack(rows).view(b, n, h, d), torch.stack(sums).view(b, n, h).transpose(1, 2)
+
+
+def problem(
+    seed, b=2, n=13, m=17, h=4, hk=2, d=8, starts=(0, 5, 6, 12, 17), density=0.5, dtype=torch.float32, scale=1.0
+):
+    g = torch.Generator().manual_seed(seed)
+    q, k, v = (torch.randn(b, t, heads, d, generator=g).mul(scale).to(dtype) for t, heads in ((n, h), (m, hk), (m, hk)))
+    selected = torch.rand(b, h, n, len(starts) - 1, generator=g) < density
+    selected[..., 0] |= ~selected.any(-1)
+    return q, k, v, selected, list(starts)
+
+
+def run_with_gradients(function, q, k, v, seed=7):
+    leaves = [x.detach().clone().requires_grad_() for x in (q, k, v)]
+    out, lse = function(*leaves)
+    g = torch.Generator().manual_seed(seed)
+    d_out = torch.randn(out.shape, generator=g, dtype=torch.float64)
+    d_lse = torch.randn(lse.shape, generator=g, dtype=torch.float64)
+    seen = lse != -torch.inf
+    ((out.double() * d_out).sum() + torch.where(seen, lse.double() * d_lse, 0).sum()).backward()
+    return out, lse, *(x.grad for x in leaves)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    backend=st.sampled_from(["cpu", "reference"]),
+    heads=st.sampled_from([(1, 1), (4, 2), (3, 1)]),
+    d=st.sampled_from([4, 40, 64]),
+    density=st.sampled_from([0.1, 0.5, 1.0]),
+    scale=st.sampled_from([1.0, 4.0]),
+    cuts=st.lists(st.integers(1, 16), max_size=4, unique=True),
+)
+def test_outputs_and_gradients_equal_brute_force(seed, backend, heads, d, density, scale, cuts):
+    starts = [0, *sorted(cuts), 17]
+    q, k, v, selected, starts = problem(seed, 1, 7, 17, *heads, d, starts, density, scale=scale)
+    want = run_with_gradients(lambda *x: brute_force(*x, selected, starts), q.double(), k.double(), v.double())
+    have = run_with_gradients(lambda *x: token_select_attention(*x, selected, starts, backend=backend), q, k, v)
+    for name, got, exact in zip(("out", "lse", "dq", "dk", "dv"), have, want, strict=True):
+        error = (got.double() - exact).abs().max() / exact.abs().max().clamp(min=1)
+        assert error < 2e-5, f"{name}: {error:.1e}"
+
+
+def test_every_block_selected_equals_dense_attention():
+    q, k, v, selected, starts = problem(0, h=4, hk=4, density=2.0)
+    assert selected.all()
+    out, lse = token_select_attention(q, k, v, selected, starts)
+    dense = torch.nn.functional.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
+    torch.testing.assert_close(out, dense, rtol=0, atol=1e-6)
+
+
+def test_own_block_and_the_rest_merge_to_the_union():
+    q, k, v, selected, starts = problem(1, n=17, h=2, hk=2)
+    owner = torch.repeat_interleave(torch.arange(4), torch.tensor(starts).diff())
+    own = torch.nn.functional.one_hot(owner, 4).bool()[None, None].expand_as(selected)
+    union = token_select_attention(q, k, v, selected | own, starts)
+    first = token_select_attention(q, k, v, own, starts)
+    rest = token_select_attention(q, k, v, selected & ~own, starts, allow_empty=True)
+    for merged, whole in zip(merge([first, rest]), union, strict=True):
+        torch.testing.assert_close(merged, whole, rtol=0, atol=1e-6)
+
+
+def test_block_size_and_offsets_mean_the_same_and_strides_do_not_matter():
+    q, k, v, selected, _ = problem(2, starts=(0, 5, 10, 15, 17))
+    by_size = token_select_attention(q, k, v, selected, 5)
+    by_offset = token_select_attention(q, k, v, selected, torch.tensor([0, 5, 10, 15, 17]))
+    turned = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k, v)]
+    strided = token_select_attention(*turned, selected.transpose(2, 3).contiguous().transpose(2, 3), 5)
+    for other in (by_offset, strided):
+        assert torch.equal(by_size[0], other[0]) and torch.equal(by_size[1], other[1])
+
+
+@pytest.mark.parametrize("dtype,budget", [(torch.bfloat16, 2e-2), (torch.float16, 3e-3)])
+def test_low_precision_stays_near_float64(dtype, budget):
+    q, k, v, selected, starts = problem(3, dtype=dtype)
+    want = run_with_gradients(lambda *x: brute_force(*x, selected, starts), q.double(), k.double(), v.double())
+    have = run_with_gradients(lambda *x: token_select_attention(*x, selected, starts), q, k, v)
+    for got, exact in zip(have, want, strict=True):
+        assert (got.double() - exact).abs().max() <= budget * exact.abs().max().clamp(min=1)
+
+
+def test_nan_stays_in_the_rows_that_see_it():
+    q, k, v, selected, starts = problem(4, b=1, h=1, hk=1)
+    q[0, 3] = torch.nan
+    out, _ = token_select_attention(q, k, v, selected, starts)
+    assert out[0, 3].isnan().all() and not out[0, [0, 1, 2, 4]].isnan().any()
+
+
+def test_rows_without_a_block_raise_unless_allowed():
+    q, k, v, selected, starts = problem(5)
+    selected[1, 2, 4] = False
+    with pytest.raises(UsageError, match="query token 4 of batch 1, head 2"):
+        token_select_attention(q, k, v, selected, starts)
+    for backend in ("cpu", "reference"):
+        out, lse = token_select_attention(q, k, v, selected, starts, allow_empty=True, backend=backend)
+        assert out[1, 4, 2].abs().max() == 0 and lse[1, 2, 4] == -torch.inf
+
+
+def test_wrong_arguments_are_refused():
+    q, k, v, selected, starts = problem(6)
+    for call in (
+        lambda: token_select_attention(q, k, v, selected, [0, 5, 17]),
+        lambda: token_select_attention(q, k, v, selected, [0, 5, 5, 12, 17]),
+        lambda: token_select_attention(q, k, v, selected, 0),
+        lambda: token_select_attention(q, k.double(), v, selected, starts),
+        lambda: token_select_attention(q[:, :, :3], k, v, selected[:, :3], starts),
+        lambda: token_select_attention(q, k, v, selected.float(), starts),
+        lambda: token_select_attention(q, k, v, selected, starts, backend="cuda"),
+        lambda: token_select_attention(q[0], k, v, selected, starts),
+    ):
+        with pytest.raises(UsageError):
+            call()
+
+
+def test_a_backend_asked_for_by_name_runs_or_says_why_not():
+    q, k, v, selected, starts = problem(7)
+    assert set(backends()) == {"triton", "cpu", "reference"} and why_not("cpu", q, k, v) is None
+    assert "dtype" in why_not("triton", q.double(), k.double(), v.double())
+    with pytest.raises(UnsupportedError, match="torch.float64"):
+        token_select_attention(q.double(), k.double(), v.double(), selected, starts, backend="triton")
+
+
+def test_operator_registration_passes_the_checks_of_torch():
+    q, k, v, selected, starts = problem(8, b=1, n=6, h=2, hk=1)
+    q, k, v = (x.requires_grad_() for x in (q, k, v))
+    result = torch.library.opcheck(torch.ops.genkit.token_select.default, (q, k, v, selected, starts, 0.3, "cpu"))
+    assert set(result.values()) == {"SUCCESS"}
+
+
+def test_compiles_as_one_graph():
+    q, k, v, selected, starts = problem(9)
+
+    def function(q, k, v, selected):
+        return token_select_attention(q * 2, k, v, selected, [0, 5, 6, 12, 17])[0]
+
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(q, k, v, selected), function(q, k, v, selected))
