@@ -138,3 +138,14 @@ def _print_outputs(outputs: list[dict[str, Any]], warnings: list[str], json: boo
         if entry["fps"]:
             shape = f"{entry['frames']} frames {shape} at {entry['fps']} fps"
         print(f"{entry['file']}  ({shape}, seed {entry['settings']['seed']}, {entry['seconds']:.1f} s)")
+        if entry["attention"]:
+            print(f"  {_attention_line(entry)}")
+
+
+def _attention_line(entry: dict[str, Any]) -> str:
+    report, settings = entry["attention"], entry["settings"]
+    density = report["density"]
+    pairs = "density depends on the data" if density is None else f"{density['computed']:.0%} of pairs wanted, "
+    pairs += "" if density is None else f"{density['executed']:.0%} executed"
+    name = settings["attention"] or settings["recipe"]
+    return f"{name}: {report['ran']} of {report['calls']} attention calls in {report['seconds']:.2f} s, {pairs}"

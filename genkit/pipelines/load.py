@@ -56,8 +56,9 @@ def load(
             f"offload {offload!r} moves parts between a GPU and main memory, but the device is the CPU; leave it out"
         )
     folder = fetch(location)
-    check_folder(folder)
-    pipeline = _from_folder(folder, kind)
+    index = check_folder(folder)
+    pipeline = _from_folder(folder, index["_class_name"], kind)
+    _check_filled(folder, pipeline)
     pipeline.set_progress_bar_config(disable=True)
     if vae_tiling:
         _enable_vae(pipeline, "enable_tiling", "--vae-tiling")
@@ -170,11 +171,10 @@ def _hub_reason(error: BaseException) -> str:
     return str(error).strip().splitlines()[0]
 
 
-def _from_folder(folder: Path, dtype: torch.dtype) -> DiffusionPipeline:
+def _from_folder(folder: Path, name: object, dtype: torch.dtype) -> DiffusionPipeline:
     import diffusers
     from diffusers import DiffusionPipeline
 
-    name = check_folder(folder)["_class_name"]
     if not isinstance(name, str) or not hasattr(diffusers, name):
         raise UnsupportedError(
             f"{folder} needs the pipeline class {name}, which diffusers {diffusers.__version__} does not have"
@@ -186,6 +186,20 @@ def _from_folder(folder: Path, dtype: torch.dtype) -> DiffusionPipeline:
         raise ArtifactError(
             f"{folder} cannot be loaded as {name}: {text[0] if text else type(error).__name__}"
         ) from error
+
+
+def _check_filled(folder: Path, pipeline: DiffusionPipeline) -> None:
+    """Diffusers loads weights that do not belong to a configuration with no more than a warning; the tensors it found no
+    values for then exist in name only."""
+    for part, module in pipeline.components.items():
+        if not hasattr(module, "named_parameters"):
+            continue
+        empty = [name for name, parameter in module.named_parameters() if parameter.is_meta]
+        if empty:
+            raise ArtifactError(
+                f"{folder / part} has no weights for {len(empty)} tensors of its configuration, the first is {empty[0]}; "
+                "weights and config.json do not belong together"
+            )
 
 
 def _enable_vae(pipeline: DiffusionPipeline, call: str, flag: str) -> None:
