@@ -6,6 +6,7 @@ Names are loaded when they are first used, so that ``import genkit`` stays light
 from __future__ import annotations
 
 import importlib
+import re
 from typing import Any
 
 __version__ = "0.1.0"
@@ -21,6 +22,7 @@ _EXPORTS = {
     "load": "genkit.pipelines.load",
     "methods": "genkit.attention.registry",
     "patch": "genkit.patching",
+    "recipe": "genkit.pipelines.recipes",
     "why_not": "genkit.patching",
 }
 _ROOMS = (
@@ -44,9 +46,20 @@ def __getattr__(name: str) -> Any:
     elif name in _ROOMS:
         value = importlib.import_module(f"genkit.{name}")
     else:
-        raise AttributeError(f"module 'genkit' has no attribute {name!r}")
+        value = _method(name)
     globals()[name] = value
     return value
+
+
+def _method(name: str) -> Any:
+    """A method class by its class name: ``genkit.Radial`` is registered as ``radial``."""
+    if name[:1].isupper():
+        from genkit.attention import registry
+
+        registered = re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
+        if registered in registry.names() and registry.method_class(registered).__name__ == name:
+            return registry.method_class(registered)
+    raise AttributeError(f"module 'genkit' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

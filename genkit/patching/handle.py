@@ -11,7 +11,7 @@ from genkit.attention.base import Method, PatchCache
 from genkit.errors import UnsupportedError, UsageError, explain
 from genkit.patching.clock import Clock, Moment
 from genkit.patching.families.base import FoundSite
-from genkit.patching.parts import Part, as_parts
+from genkit.patching.parts import AUTO, Part, as_parts, check_backend
 from genkit.patching.report import Description, Report, SiteReport, SiteRow, mean_density
 from genkit.patching.schedule import Schedule, resolve
 from genkit.patching.seam import SEAM
@@ -26,7 +26,7 @@ def patch(
     *,
     schedule: Schedule | None = None,
     roles: str | Iterable[str] | None = None,
-    backend: str | None = "auto",
+    backend: str = "auto",
     total_steps: int | None = None,
 ) -> PatchHandle:
     """Let a method compute a model's attention, at chosen layers, steps, branches and heads.
@@ -37,7 +37,8 @@ def patch(
         method: an attention method, several of them on different sites, or a recipe (an object with ``parts``).
         schedule: where and when it applies; default everywhere. Parts with a schedule of their own keep it.
         roles: kinds of attention to patch ("self", "joint", "cross", ...); default: all the method can serve.
-        backend: operator backend for methods that have a ``backend`` setting; "auto" = the method's own.
+        backend: who executes the methods' operators, see ``genkit.kernels.backends()``. "auto" picks among the exact
+            ones; a named one runs or raises with the reason.
         total_steps: number of sampling steps of a bare denoiser's loop, for schedules with negative ends. A pipeline
             tells it by itself.
 
@@ -55,7 +56,7 @@ def patch(
     costs about 20 microseconds per attention call. With a step schedule the timestep is read once per denoiser call,
     which waits for the device.
     """
-    return PatchHandle(target, as_parts(method, schedule, roles, backend), total_steps=total_steps)
+    return PatchHandle(target, as_parts(method, schedule, roles), backend=backend, total_steps=total_steps)
 
 
 @dataclass(frozen=True)
@@ -74,15 +75,23 @@ class PatchHandle:
     Args:
         target: pipeline or denoiser.
         parts: methods with schedules and roles.
-        total_steps: see :func:`patch`.
+        backend, total_steps: see :func:`patch`.
         hook: follow the attention modules by forward hooks; False when processors do it.
     """
 
-    def __init__(self, target: Any, parts: tuple[Part, ...], *, total_steps: int | None = None, hook: bool = True):
+    def __init__(
+        self,
+        target: Any,
+        parts: tuple[Part, ...],
+        *,
+        backend: str = AUTO,
+        total_steps: int | None = None,
+        hook: bool = True,
+    ):
         if total_steps is not None and (isinstance(total_steps, bool) or not isinstance(total_steps, int)):
             raise UsageError(explain("total_steps", total_steps, "a whole number or None"))
         self.parts = parts
-        self.cache = PatchCache()
+        self.cache = PatchCache(check_backend(backend))
         self._hook = hook
         self._denoisers = find_denoisers(target)
         self._claims: list[tuple[Denoiser, Slot, Claim]] = []
@@ -114,9 +123,7 @@ class PatchHandle:
             reason = bypass_reason(found.module)
             if reason is not None:
                 raise UnsupportedError(f"layer {denoiser.prefix}{found.path} cannot be patched: {reason}")
-            placements.append(
-                _Placement(denoiser, found, part, None if len(heads) == count else tuple(sorted(heads)))
-            )
+            placements.append(_Placement(denoiser, found, part, None if len(heads) == count else tuple(sorted(heads))))
         return placements
 
     def _refuse_overlaps(self, placements: list[_Placement]) -> None:

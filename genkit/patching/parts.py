@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -40,12 +39,10 @@ class Part:
         return Schedule() if self.schedule is None else self.schedule
 
 
-def as_parts(
-    method: Any, schedule: Schedule | None, roles: str | Iterable[str] | None, backend: str | None
-) -> tuple[Part, ...]:
+def as_parts(method: Any, schedule: Schedule | None, roles: str | Iterable[str] | None) -> tuple[Part, ...]:
     """Parts of a method, a part, a list of these, or a recipe (anything with ``parts``).
 
-    ``schedule`` and ``roles`` fill in for parts that have none of their own; ``backend`` goes to every method.
+    ``schedule`` and ``roles`` fill in for parts that have none of their own.
     """
     check_schedule(schedule)
     roles = as_roles(roles)
@@ -54,18 +51,17 @@ def as_parts(
     if not entries:
         raise UsageError("patch needs at least one attention method")
     parts = [entry if isinstance(entry, Part) else Part(entry) for entry in entries]
-    return tuple(
-        Part(with_backend(part.method, backend), part.schedule or schedule, part.roles or roles) for part in parts
-    )
+    return tuple(Part(part.method, part.schedule or schedule, part.roles or roles) for part in parts)
 
 
-def with_backend(method: Method, backend: str | None) -> Method:
-    """The method with its ``backend`` setting replaced; ``auto`` leaves the method's own choice."""
-    if backend in (None, AUTO):
-        return method
-    if not any(field.name == "backend" for field in dataclasses.fields(method)):
-        raise UsageError(f"{method.name} has no backend setting, so backend={backend!r} means nothing to it")
-    return dataclasses.replace(method, backend=backend)
+def check_backend(backend: str) -> str:
+    """The name of an operator backend, or UsageError with the valid ones."""
+    from genkit.kernels import backends
+
+    names = (AUTO, *backends())
+    if backend not in names:
+        raise UsageError(explain("backend", backend, names))
+    return backend
 
 
 def as_roles(roles: str | Iterable[str] | None) -> tuple[str, ...] | None:

@@ -72,7 +72,7 @@ def attn_processors(
     schedule: Schedule | None = None,
     *,
     roles: str | Iterable[str] | None = None,
-    backend: str | None = "auto",
+    backend: str = "auto",
     total_steps: int | None = None,
 ) -> dict[str, Any]:
     """Processors for ``model.set_attn_processor(...)`` that let a method compute the attention.
@@ -94,7 +94,8 @@ def attn_processors(
         raise UnsupportedError(
             f"{type(model).__name__} has no attention processors that could be set; use genkit.patch instead"
         )
-    handle = PatchHandle(model, as_parts(method, schedule, roles, backend), total_steps=total_steps, hook=False)
+    parts = as_parts(method, schedule, roles)
+    handle = PatchHandle(model, parts, backend=backend, total_steps=total_steps, hook=False)
     try:
         keeper = _Keeper(handle)
         wrapped = {}

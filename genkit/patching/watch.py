@@ -39,6 +39,7 @@ class Watch:
         self.context: Any = None
         self._moment: Moment | None = None
         self._masks: dict[Any, MaskView] = {}
+        self._masks_before: dict[Any, MaskView] = {}
         self.model = weakref.ref(model)
         self.names = tuple(inspect.signature(model.forward).parameters)
         self._hook = model.register_forward_pre_hook(self.before, with_kwargs=True)
@@ -100,7 +101,12 @@ class Watch:
             return MaskView()
         key = (role, tuple(mask.shape), mask.dtype, q.shape[0], q.shape[1], k.shape[1])
         if key not in self._masks:
-            self._masks[key] = view_mask(mask, q.shape[0], q.shape[1], k.shape[1])
+            view = view_mask(mask, q.shape[0], q.shape[1], k.shape[1])
+            before = self._masks_before.get(key)
+            if before is not None and view.keys is not None and before.keys is not None:
+                # The same prompt again: the same tensor, so that plans kept per mask are found at once.
+                view = before if torch.equal(view.keys, before.keys) else view
+            self._masks[key] = self._masks_before[key] = view
         return self._masks[key]
 
     def __deepcopy__(self, memo: Any) -> Watch:
