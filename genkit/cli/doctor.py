@@ -13,9 +13,15 @@ from pathlib import Path
 import typer
 
 from genkit.cli.options import Json
-from genkit.cli.output import print_json, print_table
+from genkit.cli.output import one_line, print_json, print_table
 
 REQUIRED = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "numpy", "av", "pillow", "pyyaml")
+OPTIONAL = {
+    "triton": "kernels on NVIDIA and AMD GPUs",
+    "xformers": "its attention kernels as an operator backend",
+    "peft": "LoRA",
+    "gradio": "the demo in the browser",
+}
 FAST_BF16 = {"amx_bf16", "avx512_bf16", "bf16"}
 CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_tile", "asimd", "bf16", "sve")
 ENCODERS = {"libx264": "writes .mp4 video", "aac": "writes .mp4 sound"}
@@ -42,9 +48,8 @@ def doctor(json: Json = False) -> None:
         print_json({"ok": not broken, "findings": [dataclasses.asdict(finding) for finding in findings]})
     else:
         print_table(["topic", "what", "state", "detail"], [dataclasses.astuple(finding) for finding in findings])
-        print(
-            "everything needed is there" if not broken else f"broken: {', '.join(finding.name for finding in broken)}"
-        )
+        names = ", ".join(finding.name for finding in broken)
+        print(f"broken: {names}" if broken else "everything needed is there")
     if broken:
         raise typer.Exit(1)
 
@@ -57,6 +62,11 @@ def packages() -> list[Finding]:
             found.append(Finding("package", name, "ok", metadata.version(name)))
         except metadata.PackageNotFoundError:
             found.append(Finding("package", name, "broken", f"not installed; pip install {name}"))
+    for name, purpose in OPTIONAL.items():
+        if util.find_spec(name) is None:
+            found.append(Finding("optional", name, "absent", f"{purpose}; pip install {name}"))
+        else:
+            found.append(Finding("optional", name, "ok", metadata.version(name)))
     return found
 
 
@@ -95,32 +105,31 @@ def _cpu_flags() -> set[str]:
 
 
 def backends() -> list[Finding]:
-    """Who can execute the attention operators."""
+    """Which operator backends run on which device, asked of the backends themselves with a small problem."""
     import torch
 
-    plain = [
-        Finding("backend", "reference", "ok", "plain torch, any device"),
-        Finding("backend", "cpu", "ok", "block-sparse torch on the CPU"),
-    ]
-    has_flex = util.find_spec("torch.nn.attention.flex_attention") is not None
-    flex = ("ok", "torch FlexAttention") if has_flex else ("absent", f"torch {torch.__version__} has none")
-    return [
-        *plain,
-        Finding("backend", "triton", *_gpu_package("triton")),
-        Finding("backend", "flex", *flex),
-        Finding("backend", "xformers", *_gpu_package("xformers")),
-    ]
+    from genkit import kernels
+
+    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    found = []
+    for name in kernels.backends():
+        refusals = {device: _refusal(name, device) for device in devices}
+        good = [device for device, reason in refusals.items() if reason is None]
+        reasons = "; ".join(f"{device}: {one_line(reason)}" for device, reason in refusals.items() if reason)
+        detail = f"runs on {', '.join(good)}" if good else reasons
+        found.append(Finding("backend", name, "ok" if good else "absent", detail))
+    return found
 
 
-def _gpu_package(name: str) -> tuple[str, str]:
-    """State and reason of an optional package that needs a GPU."""
+def _refusal(backend: str, device: str) -> str | None:
+    """Why a backend refuses float32 attention of 64 tokens on a device, or None."""
     import torch
 
-    if util.find_spec(name) is None:
-        return "absent", f"not installed; pip install 'genkit[{name}]'"
-    if not torch.cuda.is_available():
-        return "absent", f"version {metadata.version(name)} is installed, but there is no GPU to run it"
-    return "ok", metadata.version(name)
+    from genkit import kernels
+
+    q = torch.zeros(1, 64, 1, 64, device=device)
+    plan = kernels.BlockPlan.from_dense_blocks(torch.ones(1, 1, dtype=torch.bool, device=device), 64, 64)
+    return kernels.why_not(backend, q, q, q, plan)
 
 
 def codecs() -> list[Finding]:
@@ -133,14 +142,8 @@ def codecs() -> list[Finding]:
             av.codec.Codec(name, "w")
             found.append(Finding("codec", name, "ok", purpose))
         except av.error.FFmpegError:
-            found.append(
-                Finding(
-                    "codec",
-                    name,
-                    "broken",
-                    f"missing in this FFmpeg build, so nothing {purpose}; install PyAV from its wheels",
-                )
-            )
+            detail = f"missing in this FFmpeg build, so nothing {purpose}; install PyAV from its wheels"
+            found.append(Finding("codec", name, "broken", detail))
     return found
 
 
