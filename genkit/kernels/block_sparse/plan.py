@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,16 +35,12 @@ class InverseLists:
     partial_index: Tensor
 
 
-@dataclass(frozen=True)
-class Density:
+class Density(NamedTuple):
     """``computed``: share of the token pairs that are visible; ``executed``: share of pairs in visited blocks, padding
     included (tile work), so it may exceed 1 with padded border blocks."""
 
     computed: float
     executed: float
-
-    def __iter__(self):
-        return iter((self.computed, self.executed))
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,82 @@
+"""Additive biases on the CPU: their values for one row of work, and the gradient of their tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from genkit.kernels.block_sparse.bias import Bias, LowRank, Quadratic, Table
+
+
+def values(terms: Sequence[Bias], batch: int, head: int, start: int, stop: int, tokens: Tensor | slice) -> Tensor:
+    """(stop - start, keys) sum of all terms for the queries [start, stop) and the given keys, at least float32."""
+    return sum(_values(term, batch, head, slice(start, stop), tokens) for term in terms)
+
+
+def _pick(table: Tensor, axis: int, at: int) -> Tensor:
+    return table.select(axis, at if table.shape[axis] > 1 else 0)
+
+
+def _factors(term: LowRank, batch: int, head: int, rows: slice, tokens: Tensor | slice) -> tuple[Tensor, Tensor]:
+    wide = torch.promote_types(term.f.dtype, torch.float32)
+    f, g = (_pick(_pick(side, 2, head), 0, batch) for side in (term.f, term.g))
+    return f[rows].to(wide), g[tokens].to(wide)
+
+
+def _apart(term: Quadratic, rows: slice, tokens: Tensor | slice) -> tuple[list[Tensor], Tensor]:
+    """Squared distance beyond the hinge on every axis, and the product of gains."""
+    apart = [((term.q_pos[rows, a][:, None] - term.k_pos[tokens, a]).abs_().sub_(term.hinge[a])).clamp_(min=0).square_()
+             for a in range(term.q_pos.shape[1])]
+    return apart, term.q_gain[rows][:, None] * term.k_gain[tokens]
+
+
+def _places(term: Table, axis: int, rows: slice, tokens: Tensor | slice) -> tuple[Tensor, Tensor]:
+    """Index into the table of an axis, clamped, and where it was in range."""
+    size = term.values[axis].shape[1]
+    place = term.q_pos[rows, axis][:, None] - term.k_pos[tokens, axis] + size // 2
+    return place.clamp(0, size - 1).long(), (place >= 0) & (place < size)
+
+
+def _values(term: Bias, batch: int, head: int, rows: slice, tokens: Tensor | slice) -> Tensor:
+    if isinstance(term, LowRank):
+        f, g = _factors(term, batch, head, rows, tokens)
+        return f @ g.mT
+    if isinstance(term, Quadratic):
+        apart, gain = _apart(term, rows, tokens)
+        weight = _pick(term.weight, 0, head)
+        return -gain * sum(weight[a] * part for a, part in enumerate(apart))
+    total = 0
+    for axis, table in enumerate(term.values):
+        place, inside = _places(term, axis, rows, tokens)
+        total = total + _pick(table, 0, head)[place] * inside
+    return total
+
+
+def gradients(terms: Sequence[Bias]) -> list[list[Tensor]]:
+    """Zeroed float32 (float64) accumulators, one list per term in the order of ``term.trainable``."""
+    return [[torch.zeros_like(term.tensors()[at], dtype=torch.promote_types(term.tensors()[at].dtype, torch.float32),
+                              memory_format=torch.contiguous_format) for at in term.trainable] for term in terms]
+
+
+def accumulate(terms: Sequence[Bias], sums: list[list[Tensor]], d_scores: Tensor, batch: int, head: int, start: int,
+               stop: int, tokens: Tensor) -> None:
+    """Add the gradient of one row of work: ``d_scores`` (stop - start, keys) is the gradient of the biased scores."""
+    rows = slice(start, stop)
+    for term, found in zip(terms, sums, strict=True):
+        if isinstance(term, LowRank):
+            f, g = _factors(term, batch, head, rows, tokens)
+            df, dg = (_pick(_pick(side, 2, head), 0, batch) for side in found)
+            df[rows] += (d_scores.to(f.dtype) @ g).to(df.dtype)
+            dg.index_add_(0, tokens, (d_scores.mT.to(f.dtype) @ f).to(dg.dtype))
+        elif isinstance(term, Quadratic):
+            apart, gain = _apart(term, rows, tokens)
+            weighted = d_scores.to(gain.dtype) * gain
+            for a, part in enumerate(apart):
+                _pick(found[0], 0, head)[a] -= (weighted * part).sum()
+        else:
+            for axis, into in enumerate(found):
+                place, inside = _places(term, axis, rows, tokens)
+                part = (d_scores * inside).flatten().to(into.dtype)
+                _pick(into, 0, head).index_add_(0, place.flatten(), part)

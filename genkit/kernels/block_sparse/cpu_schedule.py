@@ -1,0 +1,144 @@
+"""Turns a plan into the pieces of work of the CPU backend: zero-copy slices of contiguous keys, and gathered rows."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from genkit.kernels.block_sparse.checks import partial_tiles
+from genkit.kernels.block_sparse.lists import from_mask
+from genkit.kernels.block_sparse.plan import BlockPlan
+from genkit.kernels.block_sparse.rule import ABSENT, FULL
+
+_TILE_BYTES = 128 << 20  # partial tiles kept as bool on a plan; beyond this they are made again when needed
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Queries [start, stop) against the contiguous keys [first, last), for one row of the plan's lists.
+
+    ``row`` names the query block whose mask applies, or is None when no mask is needed.
+    """
+
+    batch: int
+    head: int
+    start: int
+    stop: int
+    first: int
+    last: int
+    row: int | None
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """Query blocks with equally many queries, key blocks and key tokens; their keys are copied together.
+
+    Args:
+        rows: (batch, head, query block) of the plan's lists, ascending.
+        queries: valid queries per block. tokens: valid keys per row.
+        blocks: (rows, count) int64 key blocks, ascending.
+        masked: whether some of the blocks are decided token by token.
+    """
+
+    rows: list[tuple[int, int, int]]
+    queries: int
+    tokens: int
+    blocks: Tensor
+    masked: bool
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """All work of a plan. ``covers`` tells whether it writes every query of the tensors."""
+
+    slices: list[Slice]
+    gathered: list[Gathered]
+    covers: bool
+
+
+def schedule(plan: BlockPlan) -> Schedule:
+    """The schedule of a plan, made once and kept on it."""
+    if "cpu" not in plan.cache:
+        plan.cache["cpu"] = _make(plan)
+    return plan.cache["cpu"]
+
+
+def _make(plan: BlockPlan) -> Schedule:
+    count, index = from_mask(plan.states() != ABSENT)
+    index = index.long()
+    used = torch.arange(index.shape[-1]) < count[..., None]
+    tokens = torch.where(used, plan.k_valid[index], 0).sum(-1)
+    last = index.gather(-1, (count[..., None].long() - 1).clamp(min=0))[..., 0]
+    ragged = torch.nn.functional.pad((plan.k_valid < plan.block_k).int().cumsum(0), (1, 0))
+    whole = ragged[last] == ragged[index[..., 0]]  # every block but the last one is full of keys
+    run = (count > 0) & (last - index[..., 0] + 1 == count) & whole
+    masked = plan.partial_count > 0 if plan.rule is not None else torch.zeros_like(plan.partial_count, dtype=torch.bool)
+    table = (count.tolist(), index[..., 0].tolist(), tokens.tolist(), run.tolist(), masked.tolist())
+    valid = plan.q_valid.tolist()
+    slices: list[Slice] = []
+    groups: dict[tuple, list[tuple[int, int, int]]] = defaultdict(list)
+    for b in range(plan.batch):
+        for h in range(plan.heads):
+            for i, (c, first, keys, straight, hidden) in enumerate(zip(*(part[b][h] for part in table), strict=True)):
+                if c and straight:
+                    _add_slice(slices, plan, Slice(b, h, i * plan.block_q, i * plan.block_q + valid[i],
+                                                   first * plan.block_k, first * plan.block_k + keys,
+                                                   i if hidden else None))
+                elif c:
+                    groups[valid[i], c, keys, hidden].append((b, h, i))
+    gathered = []
+    for (queries, c, keys, hidden), rows in groups.items():
+        at = tuple(torch.tensor(rows).unbind(1))
+        gathered.append(Gathered(rows, queries, keys, index[at][:, :c].clone(), hidden))
+    covers = bool((count > 0).all()) and int(plan.q_valid.sum()) == plan.n_q
+    return Schedule(slices, gathered, covers)
+
+
+def _add_slice(slices: list[Slice], plan: BlockPlan, new: Slice) -> None:
+    """Append, or widen the last one when the same keys serve the next queries (one long call beats several)."""
+    old = slices[-1] if slices else None
+    if (old is not None and old.row is None and new.row is None and old.stop == new.start
+            and (old.batch, old.head, old.first, old.last) == (new.batch, new.head, new.first, new.last)):
+        slices[-1] = Slice(old.batch, old.head, old.start, new.stop, old.first, old.last, None)
+    else:
+        slices.append(new)
+
+
+def row_mask(plan: BlockPlan, batch: int, head: int, row: int, blocks: Tensor, queries: int) -> tuple[Tensor, bool]:
+    """What a query block sees of its key blocks, token by token.
+
+    Args:
+        batch, head: of the plan's lists; with a rule per batch entry, the batch entry itself.
+        blocks: (count,) key blocks. queries: valid queries.
+
+    Returns:
+        hidden (queries, tokens) bool over the valid keys in order, and whether every query sees some key for sure.
+    """
+    group = batch % plan.rule.k_group.shape[0]
+    states = plan.cache.get("cpu states")
+    if states is None:
+        states = plan.cache["cpu states"] = plan.states()
+    state = states[batch % plan.batch, head % plan.heads, row, blocks]
+    hidden = torch.zeros(queries, len(blocks), plan.block_k, dtype=torch.bool)
+    for place in (state != FULL).nonzero()[:, 0].tolist():
+        hidden[:, place] = _tile(plan, group, row, int(blocks[place]))[:queries]
+    hidden = hidden.flatten(1)
+    valid = plan.k_valid[blocks]
+    if bool((valid < plan.block_k).any()):
+        hidden = hidden[:, (torch.arange(plan.block_k) < valid[:, None]).flatten()]
+    return hidden, bool((state == FULL).any())
+
+
+def _tile(plan: BlockPlan, group: int, row: int, column: int) -> Tensor:
+    """(block_q, block_k) bool, True = hidden; kept while the budget lasts."""
+    tiles = plan.cache.setdefault("cpu tiles", {})
+    key = (group, row, column)
+    if key not in tiles:
+        tile = ~partial_tiles(plan, torch.tensor([row]), torch.tensor([column]), group)[0]
+        if (len(tiles) + 1) * plan.block_q * plan.block_k > _TILE_BYTES:
+            return tile
+        tiles[key] = tile
+    return tiles[key]
