@@ -7,7 +7,6 @@ import os
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import metadata, util
 from pathlib import Path
 
 import typer
@@ -56,6 +55,8 @@ def doctor(json: Json = False) -> None:
 
 def packages() -> list[Finding]:
     """Python and the packages genkit needs."""
+    from importlib import metadata, util
+
     found = [Finding("package", "python", "ok", platform.python_version())]
     for name in REQUIRED:
         try:

@@ -54,7 +54,7 @@ def _parameter(field: dataclasses.Field, hint: Any) -> inspect.Parameter:
     flag = "--" + field.name.replace("_", "-")
     kind = _base(hint)
     names = (flag, *SHORT.get(field.name, ()))
-    if kind is bool:
+    if kind is bool and not field.metadata.get("one_way"):
         names = (f"{flag}/--no-{flag[2:]}",)
     option = typer.Option(*names, help=_help(field), rich_help_panel=field.metadata.get("group"), show_default=False)
     flagged = {bool: bool, int: int, float: float}.get(kind, str)

@@ -102,7 +102,7 @@ class RunProgress:
             self._bars.update(self._steps, description="decoding")
             return
         self._bars.update(self._steps, description="steps", completed=done, total=total)
-        if not self._live and (done == total or done % max(1, total // 4) == 0):
+        if not self._live and (done in (1, total) or done % max(1, total // 4) == 0):
             note(f"output {self._done + 1}/{self._outputs}: step {done}/{total}")
 
     def finished(self) -> None:

@@ -23,6 +23,9 @@ def build(settings: GenerateSettings) -> tuple[Any, Any] | None:
     """
     if settings.attention is None and settings.recipe is None:
         return None
+    from genkit.patching.parts import check_backend
+
+    check_backend(settings.backend)
     schedule = parse_schedule(settings.schedule)
     if settings.recipe is not None:
         return recipe(settings.recipe), schedule
@@ -96,8 +99,7 @@ def applied(pipeline: Any, settings: GenerateSettings) -> Iterator[Any]:
     from genkit.patching import patch
 
     method, schedule = built
-    backend = None if settings.backend == "auto" else settings.backend
-    with patch(pipeline, method, schedule=schedule, backend=backend) as handle:
+    with patch(pipeline, method, schedule=schedule, backend=settings.backend) as handle:
         yield handle
 
 

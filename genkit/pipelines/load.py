@@ -189,16 +189,18 @@ def _from_folder(folder: Path, name: object, dtype: torch.dtype) -> DiffusionPip
 
 
 def _check_filled(folder: Path, pipeline: DiffusionPipeline) -> None:
-    """Diffusers loads weights that do not belong to a configuration with no more than a warning; the tensors it found no
-    values for then exist in name only."""
+    """Refuse tensors that exist in name only.
+
+    Diffusers loads weights that do not belong to a configuration with no more than a warning and leaves the rest empty.
+    """
     for part, module in pipeline.components.items():
         if not hasattr(module, "named_parameters"):
             continue
         empty = [name for name, parameter in module.named_parameters() if parameter.is_meta]
         if empty:
             raise ArtifactError(
-                f"{folder / part} has no weights for {len(empty)} tensors of its configuration, the first is {empty[0]}; "
-                "weights and config.json do not belong together"
+                f"{folder / part} has no weights for {len(empty)} tensors of its configuration, "
+                f"the first is {empty[0]}; weights and config.json do not belong together"
             )
 
 

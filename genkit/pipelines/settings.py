@@ -49,7 +49,7 @@ class GenerateSettings:
     seed: int | None = option(None, "Start of the random numbers; drawn and printed when not given.", low=0)
     num_videos: int = option(1, "Outputs per prompt, with seeds seed, seed+1, ...", low=1)
     max_sequence_length: int | None = option(None, "Text tokens the model reads.", low=1)
-    truncate_prompt: bool = option(False, "Cut a prompt that is too long instead of refusing it.")
+    truncate_prompt: bool = option(False, "Cut a prompt that is too long instead of refusing it.", one_way=True)
     attention: str | None = option(
         None, "Attention method by name (see genkit methods); 'none' for the model's own.", group="Attention"
     )
@@ -57,7 +57,7 @@ class GenerateSettings:
     schedule: str | None = option(
         None, "Where it applies: steps=10:-2,layers=1: (also branches=, heads=).", group="Attention"
     )
-    backend: str = option("auto", "Who executes the method: auto, triton, cpu, flex, reference.", group="Attention")
+    backend: str = option("auto", "Who executes the method: auto, or a name from genkit doctor.", group="Attention")
     recipe: str | None = option(None, "Recipe by name or YAML file, instead of --attention.", group="Attention")
     lora: tuple[str, ...] = option((), "LoRA file or folder, with @0.8 for its strength. Repeatable.", group="Model")
     dtype: str = option(
