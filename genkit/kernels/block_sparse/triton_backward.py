@@ -66,9 +66,9 @@ def _visit_keys(
             )
         weights = tl.exp2(scores - row_exponent[:, None])
         if PARTIAL:
-            seen = visible(
-                rule, batch, q_tokens[:, None], (first + offset)[None, :], row_ok[:, None], k_ok[None, :], AXES
-            )
+            # `first >> 31` is 0, but only known in the loop: else the rule's query tables would be kept in registers.
+            own = (q_tokens + (first >> 31))[:, None]
+            seen = visible(rule, batch, own, (first + offset)[None, :], row_ok[:, None], k_ok[None, :], AXES)
             weights = tl.where(seen, weights, 0.0)
         elif MASKED:
             weights = tl.where(k_ok[None, :], weights, 0.0)
@@ -158,7 +158,9 @@ def _visit_queries(
             scores += LOG2E * tile_bias(bias, batch, head, q_tokens, k_tokens, row_ok, k_ok, BIAS, SIZE, WIDTH, True)
         weights = tl.exp2(scores - row_exponent[None, :])
         if PARTIAL:
-            seen = visible(rule, batch, q_tokens[None, :], k_tokens[:, None], row_ok[None, :], k_ok[:, None], AXES)
+            # `block >> 31` is 0, but only known in the loop: else the rule's key tables would be kept in registers.
+            own = (k_tokens + (block >> 31))[:, None]
+            seen = visible(rule, batch, q_tokens[None, :], own, row_ok[None, :], k_ok[:, None], AXES)
             weights = tl.where(seen, weights, 0.0)
         d_tile = load_tile(base(d_out, batch, head, start_q), d_out.token, row_ok, TILE_Q, D, DP, not EVEN_Q)
         acc_v = tl.dot(weights.to(d_tile.dtype), d_tile, acc_v, input_precision="ieee")

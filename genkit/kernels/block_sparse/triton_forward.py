@@ -55,9 +55,9 @@ def _visit(
                 bias, batch, head, q_tokens, first + offset, row_ok, k_ok, BIAS, SIZE, WIDTH, False
             )
         if PARTIAL:
-            seen = visible(
-                rule, batch, q_tokens[:, None], (first + offset)[None, :], row_ok[:, None], k_ok[None, :], AXES
-            )
+            # `first >> 31` is 0, but only known in the loop: else the rule's query tables would be kept in registers.
+            own = (q_tokens + (first >> 31))[:, None]
+            seen = visible(rule, batch, own, (first + offset)[None, :], row_ok[:, None], k_ok[None, :], AXES)
             scores = tl.where(seen, scores, -float("inf"))
         elif MASKED:
             scores = tl.where(k_ok[None, :], scores, -float("inf"))

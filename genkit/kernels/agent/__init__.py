@@ -1,0 +1,96 @@
+"""Agent attention: a few agent tokens read all keys, then every query reads the agents. Linear cost in tokens."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from genkit.errors import UsageError
+
+__all__ = ["agent_attention"]
+
+
+def agent_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    agents: Tensor,
+    *,
+    scale: float | None = None,
+    read_scale: float | None = None,
+    gather_bias: Tensor | None = None,
+    read_bias: Tensor | None = None,
+    shortcut: float = 0.0,
+    extra_k: Tensor | None = None,
+    extra_v: Tensor | None = None,
+) -> Tensor:
+    """``softmax(read_scale q A^T + B2) [softmax(scale A k^T + B1) v] + shortcut * v`` (Agent Attention).
+
+    Two dense attentions in a row, through torch's scaled dot product attention: no N x N tensor, and the fastest dense
+    kernel of the machine serves both. A fused kernel would only save the n agent values, which is nothing.
+
+    Args:
+        q: (B, Nq, H, D). k, v: (B, Nk, Hk, D), Hk divides H. agents: (B, n, H, D), n much smaller than Nk.
+        scale: softmax scale of the agents reading the keys, default 1/sqrt(D).
+        read_scale: softmax scale of the queries reading the agents, default ``scale``. Training-free use sharpens it:
+            ``(1/sqrt(D)) ** 0.3``.
+        gather_bias: added to the agents' scores, broadcast to (B, H, n, Nk).
+        read_bias: added to the queries' scores, broadcast to (B, H, Nq, n + extra).
+        shortcut: weight of the values added to the output; needs as many queries as keys, and Hk = H.
+        extra_k, extra_v: (B, M, Hk, D), keys that queries read directly beside the agents (text tokens of a joint
+            model).
+
+    Returns:
+        (B, Nq, H, D), differentiable in every tensor.
+
+    Cost: 4 * D * n * (Nk + Nq) per head, against 4 * D * Nq * Nk for dense attention.
+
+    Raises:
+        UsageError: shapes that do not fit together.
+    """
+    _check(q, k, v, agents, shortcut, extra_k, extra_v)
+    first = q.shape[-1] ** -0.5 if scale is None else scale
+    second = first if read_scale is None else read_scale
+    values = _dense(agents, k, v, first, gather_bias)
+    keys = agents
+    if extra_k is not None:
+        group = q.shape[2] // extra_k.shape[2]
+        keys = torch.cat([keys, extra_k.repeat_interleave(group, 2)], 1)
+        values = torch.cat([values, extra_v.repeat_interleave(group, 2)], 1)
+    out = _dense(q, keys, values, second, read_bias)
+    return out + shortcut * v if shortcut else out
+
+
+def _dense(q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Tensor | None) -> Tensor:
+    out = F.scaled_dot_product_attention(
+        q.transpose(1, 2),
+        k.transpose(1, 2),
+        v.transpose(1, 2),
+        attn_mask=None if bias is None else bias.to(q.dtype),
+        scale=scale,
+        enable_gqa=k.shape[2] != q.shape[2],
+    )
+    return out.transpose(1, 2)
+
+
+def _check(q, k, v, agents, shortcut, extra_k, extra_v) -> None:
+    b, _, h, d = q.shape if q.dim() == 4 else (0, 0, 0, 0)
+    if q.dim() != 4 or k.dim() != 4 or k.shape != v.shape or k.shape[0] != b or k.shape[3] != d:
+        raise UsageError(
+            f"agent_attention needs q (B, Nq, H, D) and k, v (B, Nk, Hk, D), got {tuple(q.shape)}, {tuple(k.shape)}, "
+            f"{tuple(v.shape)}"
+        )
+    if h % k.shape[2]:
+        raise UsageError(f"query heads must be a multiple of key heads, got {h} and {k.shape[2]}")
+    if agents.dim() != 4 or (agents.shape[0], *agents.shape[2:]) != (b, h, d) or agents.shape[1] < 1:
+        raise UsageError(f"agents must be ({b}, n, {h}, {d}) with n >= 1, got {tuple(agents.shape)}")
+    if shortcut and v.shape != q.shape:
+        raise UsageError(f"shortcut needs one value per query, got v {tuple(v.shape)} for q {tuple(q.shape)}")
+    if (extra_k is None) != (extra_v is None):
+        raise UsageError("extra_k and extra_v go together, got only one of them")
+    if extra_k is not None and (extra_k.shape != extra_v.shape or extra_k.shape[2:] != k.shape[2:]):
+        raise UsageError(
+            f"extra_k and extra_v must be ({b}, M, {k.shape[2]}, {d}), got {tuple(extra_k.shape)} and "
+            f"{tuple(extra_v.shape)}"
+        )

@@ -1,0 +1,170 @@
+"""The public entry of linear attention: argument checks and choice of backend."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from genkit.errors import UsageError, explain
+from genkit.kernels.linear_state import chunked, reference
+from genkit.kernels.linear_state.problem import Features
+from genkit.kernels.linear_state.state import LinearState
+
+if TYPE_CHECKING:
+    from genkit.kernels.block_sparse import BlockPlan
+
+MODES = ("all", "frame", "chunk", "token")
+NORMS = ("sum", "none", "channel_softmax")
+_BACKENDS: dict[str, ModuleType] = {"chunked": chunked, "reference": reference}
+
+
+def backends() -> tuple[str, ...]:
+    """Names of the backends, in the order ``auto`` tries them. Both are plain torch and run on every device."""
+    return tuple(_BACKENDS)
+
+
+def why_not(backend: str, q: Tensor) -> str | None:
+    """None when ``backend`` can run such inputs, otherwise the reason why not."""
+    if backend not in _BACKENDS:
+        raise UsageError(explain("backend", backend, ("auto", *_BACKENDS)))
+    return None if q.is_floating_point() else f"dtype {q.dtype} is not a floating-point type"
+
+
+def linear_state(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    q_den: Tensor | None = None,
+    k_den: Tensor | None = None,
+    key_weight: Tensor | None = None,
+    value_weight: Tensor | None = None,
+    mode: str = "all",
+    group: int | None = None,
+    decay: Tensor | None = None,
+    norm: str = "sum",
+    exclude: BlockPlan | None = None,
+    state: LinearState | None = None,
+    eps: float = 1e-6,
+    backend: str = "auto",
+) -> tuple[Tensor, LinearState | None]:
+    """Linear attention ``o_i = q_i KV_i / (q_den_i Z_i + eps)``, KV_i and Z_i summed over the tokens that i may see.
+
+    Feature maps, rotary embedding, gates and projections belong to the method: q and k come already featured.
+
+    Args:
+        q, k: (B, N, H, D), features of the numerator. v: (B, N, H, Dv).
+        q_den, k_den: features of the denominator, (B, N, H, D); default q and k (pass the unrotated ones with RoPE).
+        key_weight: (B, N, H), weight of each key in numerator and denominator (RALA's weights, validity of padding).
+        value_weight: (B, N, H), weight in the numerator only (Flowformer's competition).
+        mode: who sees whom. ``"all"``: everyone; ``"frame"`` or ``"chunk"``: tokens of this and earlier groups of
+            ``group`` tokens; ``"token"``: tokens up to the own one.
+        group: tokens per frame or chunk, required in those modes; the last one may be short.
+        decay: log decay (<= 0), applied to the past per frame (modes frame, chunk) or per token (mode token): (H,), or
+            (B, T, H) with T groups or tokens. Differentiable.
+        norm: ``"sum"`` divides by the denominator; ``"none"`` does not; ``"channel_softmax"`` (LightNet) takes k as
+            logits and softmaxes them over the visible keys, channel by channel.
+        exclude: a plan whose visited blocks are left out of each query block's sum (the sparse branch has them; SLA's
+            unselected form). Mode ``"all"`` only. A query that excludes everything gets 0.
+        state: what was seen before, joins every sum (and decays with it).
+        eps: added to the denominator.
+        backend: ``"auto"`` or one of :func:`backends`.
+
+    Returns:
+        ``out`` (B, N, H, Dv) in the dtype of v, and the new state over all tokens (None with ``exclude``). Both are
+        differentiable in every tensor argument.
+
+    Cost: 4 * D * Dv per token and head; memory of the causal modes adds one D x Dv state per group. ``exclude`` adds
+        one
+    state per key block and head.
+
+    Raises:
+        UsageError: shapes that do not fit, options that exclude one another.
+    """
+    if backend != "auto":
+        reason = why_not(backend, q)
+        if reason:
+            raise UsageError(f"linear_state: {reason}")
+    _check_options(mode, group, decay, norm, exclude, state, q_den, k_den)
+    _check_shapes(q, k, v, q_den, k_den, key_weight, value_weight, decay, group, mode, state)
+    wide = torch.float64 if q.dtype == torch.float64 else torch.float32
+    softmax = norm == "channel_softmax"
+    features = Features(
+        q.to(wide),
+        k.to(wide),
+        v.to(wide),
+        None if norm != "sum" else (q if q_den is None else q_den).to(wide),
+        None if norm == "channel_softmax" else (k if k_den is None else k_den).to(wide),
+        None if key_weight is None else key_weight.to(wide),
+        None if value_weight is None else value_weight.to(wide),
+        None if decay is None else decay.to(wide),
+        mode,
+        group,
+        softmax,
+        eps,
+    )
+    module = _BACKENDS["chunked" if backend == "auto" else backend]
+    if exclude is not None:
+        return module.excluding(features, exclude).to(v.dtype), None
+    start = state if state is not None else _empty(features)
+    out, end = module.attention(features, start)
+    return out.to(v.dtype), end
+
+
+def _empty(x: Features) -> LinearState:
+    b, _, h, d = x.k.shape
+    z = x.k.new_full((b, h, d), -torch.inf if x.softmax else 0.0)
+    return LinearState(x.k.new_zeros(b, h, d, x.v.shape[-1]), z, 0, x.softmax)
+
+
+def _check_options(mode, group, decay, norm, exclude, state, q_den, k_den) -> None:
+    if mode not in MODES:
+        raise UsageError(explain("mode", mode, MODES))
+    if norm not in NORMS:
+        raise UsageError(explain("norm", norm, NORMS))
+    if (mode in ("frame", "chunk")) != (group is not None):
+        raise UsageError(
+            f"group= (tokens per frame or chunk) goes with mode 'frame' or 'chunk', got mode={mode!r}, {group=}"
+        )
+    if group is not None and group < 1:
+        raise UsageError(f"group must be at least 1 token, got {group}")
+    if decay is not None and (mode == "all" or norm == "channel_softmax"):
+        raise UsageError(
+            f"decay needs an order of time and sums: got mode={mode!r}, norm={norm!r}; allowed: modes frame, "
+            "chunk, token with norm 'sum' or 'none'"
+        )
+    if exclude is not None and (mode != "all" or state is not None or norm == "channel_softmax"):
+        raise UsageError("exclude= works in mode 'all', with norm 'sum' or 'none' and without a state")
+    if norm == "channel_softmax" and (q_den is not None or k_den is not None):
+        raise UsageError("norm='channel_softmax' is normalised by itself; leave out q_den and k_den")
+    if state is not None and state.channel_softmax != (norm == "channel_softmax"):
+        raise UsageError(f"the state was made with channel softmax: {state.channel_softmax}, but norm={norm!r}")
+
+
+def _check_shapes(q, k, v, q_den, k_den, key_weight, value_weight, decay, group, mode, state) -> None:
+    if q.dim() != 4 or q.shape != k.shape or v.dim() != 4 or v.shape[:3] != q.shape[:3]:
+        raise UsageError(
+            f"linear_state needs q, k (B, N, H, D) and v (B, N, H, Dv), got {tuple(q.shape)}, "
+            f"{tuple(k.shape)}, {tuple(v.shape)}"
+        )
+    b, n, h, d = q.shape
+    for name, x, shape in (
+        ("q_den", q_den, (b, n, h, None)),
+        ("k_den", k_den, (b, n, h, None)),
+        ("key_weight", key_weight, (b, n, h)),
+        ("value_weight", value_weight, (b, n, h)),
+    ):
+        if x is not None and (
+            x.dim() != len(shape) or any(w not in (None, s) for s, w in zip(x.shape, shape, strict=True))
+        ):
+            raise UsageError(f"{name} must be {shape}, got {tuple(x.shape)}")
+    if q_den is not None and k_den is not None and q_den.shape != k_den.shape:
+        raise UsageError(f"q_den and k_den must agree, got {tuple(q_den.shape)} and {tuple(k_den.shape)}")
+    steps = n if mode == "token" else -(-n // group) if group else 0
+    if decay is not None and tuple(decay.shape) not in ((h,), (b, steps, h)):
+        raise UsageError(f"decay must be ({h},) or ({b}, {steps}, {h}), got {tuple(decay.shape)}")
+    if state is not None and tuple(state.kv.shape) != (b, h, d, v.shape[-1]):
+        raise UsageError(f"state.kv must be {(b, h, d, v.shape[-1])}, got {tuple(state.kv.shape)}")

@@ -1,0 +1,58 @@
+"""Compile the kernels for one target and compare registers, spills and shared memory with the budgets.
+
+Run through ``python -m tests.aot``, which starts one process per target.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from genkit.kernels.block_sparse.block_sizes import SHARED_KIB
+from genkit.kernels.token_select import triton as selection
+from tests.aot.driver import pretend, usage
+from tests.aot.variants import DTYPES, block_sparse, names
+from tests.aot.variants_select import KERNELS as SELECT_KERNELS
+from tests.aot.variants_select import token_select
+
+
+def launches(arch: str, full: bool):
+    """(label, compile function, tile) of everything to be checked."""
+    for kernel, dim, dtype, rule in names(full):
+        launch = block_sparse(arch, kernel, dim, DTYPES[dtype], rule)
+        constants = launch.constants
+        tile = f"{constants['TILE_Q']}x{constants.get('TILE_K', '-')}, {launch.options['num_warps']} warps, "
+        yield (
+            f"block_sparse {kernel} D={dim} {dtype}{' rule' if rule else ''}",
+            launch.compile,
+            tile + (f"{launch.options['num_stages']} stages"),
+        )
+    for kernel in SELECT_KERNELS:
+        for dim in (64, 128) if full else (128,):
+            tile = selection.tiles_for(dim, DTYPES["bf16"]).get(kernel)
+            text = f"{tile.queries}x{tile.keys}, {tile.warps} warps, {tile.stages} stages" if tile else "rows"
+            yield f"token_select {kernel} D={dim} bf16", token_select(kernel, dim, DTYPES["bf16"]), text
+
+
+def check(arch: str, full: bool) -> int:
+    """Print a Markdown row per kernel; return how many break a budget."""
+    pretend(arch)
+    limit = SHARED_KIB[arch] * 1024
+    broken = 0
+    for label, compile_kernel, tile in launches(arch, full):
+        start = time.process_time()
+        used = usage(compile_kernel())
+        seconds = time.process_time() - start
+        wrong = used.spilled != 0 or used.shared > limit
+        broken += wrong
+        verdict = "OVER BUDGET" if wrong else "ok"
+        print(
+            f"| {arch} | {label} | {tile} | {used.registers} | {used.spilled} | {used.shared / 1024:.0f} "
+            f"| {seconds:.1f} | {verdict} |",
+            flush=True,
+        )
+    return broken
+
+
+if __name__ == "__main__":
+    sys.exit(min(check(sys.argv[1], "--full" in sys.argv[2:]), 100))

@@ -1,0 +1,71 @@
+"""The kernel launches whose binaries are checked: the shapes are small, the code is that of any length."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from genkit.kernels.block_sparse.block_sizes import candidates, fit
+from genkit.kernels.block_sparse.triton_launch import (
+    Launch,
+    Problem,
+    dkv_launch,
+    dq_launch,
+    forward_launch,
+    prepare_launch,
+)
+from genkit.kernels.block_sparse.triton_tile import Lists, RuleTables, Tokens
+
+LENGTH, HEADS, BLOCK = 1024, 4, 128
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def _table(*shape: int) -> torch.Tensor:
+    return torch.zeros(shape, dtype=torch.int32)
+
+
+def _problem(rule: bool, block_q: int = BLOCK, block_k: int = BLOCK, inverse: bool = False) -> Problem:
+    blocks_q, blocks_k = LENGTH // block_q, LENGTH // block_k
+    rows = blocks_k if inverse else blocks_q
+    count, index = _table(1, HEADS, rows), _table(1, HEADS, rows, 7)
+    # Without a rule there are still partial blocks: ragged tails.
+    lists = Lists(count, index, 7, count, index, 7, HEADS * rows, rows)
+    tables = None
+    if rule:
+        axis, group = _table(3, LENGTH), _table(LENGTH)
+        tables = RuleTables(axis, axis, axis, None, None, group, group, _table(1, LENGTH), 0, LENGTH, LENGTH)
+    tokens = Tokens(LENGTH, LENGTH, _table(blocks_q), _table(blocks_k))
+    return Problem(block_q, block_k, blocks_q, blocks_k, lists, tokens, tables, 3 if rule else 1, True)
+
+
+def block_sparse(arch: str, kernel: str, dim: int, dtype: torch.dtype, rule: bool, tile=None) -> Launch:
+    """One launch of the block-sparse operator with the tile of the table, or with ``tile``."""
+
+    def tensor() -> torch.Tensor:
+        return torch.zeros(1, LENGTH, HEADS, dim, dtype=dtype)
+
+    row = torch.zeros(1, HEADS, LENGTH)
+    if kernel == "prepare":
+        return prepare_launch(tensor(), tensor(), row, row, row, row)
+    tile = tile or fit(candidates(arch, kernel, dim, dtype), kernel, BLOCK, BLOCK)
+    problem = _problem(rule, inverse=kernel == "dkv")
+    if kernel == "forward":
+        return forward_launch(tensor(), tensor(), tensor(), tensor(), row, problem, 0.1, tile)
+    if kernel == "dq":
+        inputs = [tensor() for _ in range(5)]
+        return dq_launch(*inputs, None, row, row, problem, 0.1, tile)
+    inputs = [tensor() for _ in range(6)]
+    return dkv_launch(*inputs, None, row, row, problem, 0.1, tile)
+
+
+def names(full: bool) -> Iterator[tuple[str, int, str, bool]]:
+    """(kernel, head dim, dtype, with rule). The short list meets every kernel, dim, dtype and rule; the full one, all."""
+    for kernel in ("forward", "dq", "dkv"):
+        for dim in (64, 128):
+            for dtype in DTYPES:
+                for rule in (True, False):
+                    # bf16 with the rule and fp16 without are the two corners: same code shape, other conversions.
+                    if full or (dtype == "bf16") == rule:
+                        yield kernel, dim, dtype, rule
+    yield "prepare", 128, "bf16", False

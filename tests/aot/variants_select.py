@@ -1,0 +1,47 @@
+"""The launches of per-token selection that are compiled ahead of time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from genkit.kernels.token_select import triton as selection
+from genkit.kernels.token_select import triton_kernels as kernels
+
+KERNELS = ("forward", "dq", "dkv", "merge", "sum")
+LENGTH, HEADS, BLOCKS = 1024, 4, 8
+
+
+def token_select(kernel: str, dim: int, dtype: torch.dtype) -> Callable[[], object]:
+    """A function that compiles one kernel as its launch would."""
+
+    def view():
+        return selection._view(torch.zeros(1, LENGTH, HEADS, dim, dtype=dtype))
+
+    width = selection._padded(dim)
+    row, part = torch.zeros(1, HEADS, LENGTH), torch.zeros(LENGTH, width)
+    number, long = torch.zeros(LENGTH, dtype=torch.int32), torch.zeros(LENGTH, dtype=torch.int64)
+    work = selection.Work(number, long, long)
+    constants = {"D": dim, "DP": width}
+    if kernel in ("merge", "sum"):
+        buffers = (part, part[:, 0].contiguous(), view(), row) if kernel == "merge" else (part, view())
+        arguments = (*buffers, long, long, 7, 0, LENGTH, HEADS)
+        options = {"TILE": 32, "num_warps": 4, "num_stages": 1}
+        function = kernels.merge_kernel if kernel == "merge" else kernels.sum_kernel
+    else:
+        tile = selection.tiles_for(dim, dtype)[kernel]
+        options = {"TILE_Q": tile.queries, "TILE_K": tile.keys, "STAGES": tile.stages, **selection._options(tile)}
+        if kernel == "forward":
+            function = kernels.forward_kernel
+            arguments = (view(), view(), view(), part, row, work, number, number, 7, 0.1, HEADS, 1, BLOCKS)
+        elif kernel == "dq":
+            function = kernels.dq_kernel
+            arguments = (view(), view(), view(), view(), part, row, row, work, number, number, 7, 0.1, LENGTH, HEADS, 1)
+            arguments = (*arguments, BLOCKS)
+        else:
+            function = kernels.dkv_kernel
+            arguments = (*(view() for _ in range(6)), row, row, number, number, long, number, number, 0.1, LENGTH)
+            arguments = (*arguments, HEADS, 1, BLOCKS)
+    options.setdefault("enable_fp_fusion", True)
+    return lambda: function.warmup(*arguments, grid=(1,), **constants, **options)

@@ -1,0 +1,101 @@
+"""Agent attention against worked numbers, its composite matrix, and float64 gradients."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from genkit.errors import UsageError
+from genkit.kernels.agent import agent_attention
+
+
+def wave(n, d, offset):
+    return torch.sin(0.1 * torch.arange(n * d, dtype=torch.float64) + offset).reshape(1, n, 1, d)
+
+
+@pytest.fixture
+def example():
+    q, k, v = wave(8, 4, 0), wave(8, 4, 1), wave(8, 4, 2)
+    return q, k, v, q.reshape(1, 4, 2, 1, 4).mean(2)
+
+
+def random(*shape, seed=0):
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def test_worked_example(example):
+    out = agent_attention(*example)
+    assert out.sum().item() == pytest.approx(4.385415807418, abs=1e-11)
+    row = torch.tensor([0.220095, 0.147016, 0.072469, -0.002802], dtype=torch.float64)
+    torch.testing.assert_close(out[0, 0, 0], row, rtol=0, atol=1e-6)
+
+
+def test_worked_example_with_sharp_reading_and_shortcut(example):
+    out = agent_attention(*example, read_scale=0.5**0.3, shortcut=0.075)
+    assert out.sum().item() == pytest.approx(4.372032523324, abs=1e-11)
+    row = torch.tensor([0.294362, 0.217674, 0.138811, 0.058561], dtype=torch.float64)
+    torch.testing.assert_close(out[0, 0, 0], row, rtol=0, atol=1e-6)
+
+
+def test_composite_weights_sum_to_one_and_have_the_rank_of_the_agents(example):
+    q, k, _, agents = example
+    weights = agent_attention(q, k[:, :, :, :4], torch.eye(8, dtype=torch.float64)[None, :, None, :4], agents)
+    rest = agent_attention(q, k, torch.eye(8, dtype=torch.float64)[None, :, None, 4:], agents)
+    matrix = torch.cat([weights, rest], -1)[0, :, 0]
+    torch.testing.assert_close(matrix.sum(1), torch.ones(8, dtype=torch.float64))
+    assert torch.linalg.matrix_rank(matrix, atol=1e-12) == 4
+
+
+def test_well_separated_agents_tend_to_dense_attention():
+    q = 4 * torch.cat([torch.eye(4), -torch.eye(4)]).double()[None, :, None]
+    k, v = wave(8, 4, 1), wave(8, 4, 2)
+    dense = torch.nn.functional.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
+    errors = [
+        (agent_attention(q, k, v, q, scale=0.5, read_scale=s) - dense).abs().max().item() for s in (0.25, 1.0, 2.0)
+    ]
+    assert errors[0] == pytest.approx(0.0656, abs=1e-3) and errors[1] < 1e-6 and errors[2] < 1e-12
+
+
+def test_constant_values_one_agent_and_permuted_keys(example):
+    q, k, v, agents = example
+    constant = agent_attention(q, k, torch.ones_like(v), agents, shortcut=0.075)
+    torch.testing.assert_close(constant, torch.full_like(constant, 1.075))
+    single = agent_attention(q, k, v, agents[:, :1])
+    assert (single - single[:, :1]).abs().max() < 1e-14
+    order = torch.tensor([3, 0, 7, 1, 6, 2, 5, 4])
+    torch.testing.assert_close(agent_attention(q, k[:, order], v[:, order], agents), agent_attention(*example))
+
+
+def test_text_keys_beside_the_agents_and_biases_match_explicit_softmax():
+    q, k, v, a = random(2, 7, 4, 8), random(2, 9, 2, 8, seed=1), random(2, 9, 2, 8, seed=2), random(2, 3, 4, 8, seed=3)
+    ek, ev = random(2, 5, 2, 8, seed=4), random(2, 5, 2, 8, seed=5)
+    b1, b2 = random(4, 3, 9, seed=6)[None], random(4, 7, 8, seed=7)[None]
+    out = agent_attention(q, k, v, a, gather_bias=b1, read_bias=b2, extra_k=ek, extra_v=ev)
+    wide = [x.repeat_interleave(2, 2) for x in (k, v, ek, ev)]
+    first = (torch.einsum("bnhd,bmhd->bhnm", a, wide[0]) / 8**0.5 + b1).softmax(-1)
+    values = torch.cat([torch.einsum("bhnm,bmhd->bnhd", first, wide[1]), wide[3]], 1)
+    second = (torch.einsum("bnhd,bmhd->bhnm", q, torch.cat([a, wide[2]], 1)) / 8**0.5 + b2).softmax(-1)
+    torch.testing.assert_close(out, torch.einsum("bhnm,bmhd->bnhd", second, values))
+
+
+def test_gradients_reach_every_input_through_pooled_agents():
+    q, k, v = (random(1, 6, 2, 3, seed=s).requires_grad_() for s in range(3))
+
+    def pooled(q, k, v):
+        return agent_attention(q, k, v, q.unflatten(1, (3, 2)).mean(2), read_scale=0.9, shortcut=0.1)
+
+    assert torch.autograd.gradcheck(pooled, (q, k, v))
+
+
+def test_wrong_shapes_are_refused():
+    q, k, a = random(1, 6, 2, 4), random(1, 5, 2, 4), random(1, 3, 2, 4)
+    for call in (
+        lambda: agent_attention(q, k, k[:, :4], a),
+        lambda: agent_attention(q, k, k, a[:, :, :1]),
+        lambda: agent_attention(q, k, k, a, shortcut=0.1),
+        lambda: agent_attention(q, k, k, a, extra_k=k),
+        lambda: agent_attention(q[0], k, k, a),
+        lambda: agent_attention(q, k, k, a[:, :0]),
+    ):
+        with pytest.raises(UsageError):
+            call()
