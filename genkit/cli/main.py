@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Annotated
 
 import typer
@@ -58,9 +60,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = "--debug" in options
     if debug:
         given.remove("--debug")
-    signal.signal(signal.SIGTERM, _terminate)
     try:
-        code = app(given, prog_name="genkit", standalone_mode=False)
+        with _terminable():
+            code = app(given, prog_name="genkit", standalone_mode=False)
     except GenkitError as error:
         return _fail(error, error.exit_code, options, debug)
     except (KeyboardInterrupt, Terminated) as error:
@@ -76,6 +78,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if code == INTERRUPTED:
         return _fail("interrupted", INTERRUPTED, options, False)
     return code if isinstance(code, int) else 0
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM raise :class:`Terminated` meanwhile. Signals belong to the main thread; elsewhere nothing changes."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _terminate(number: int, frame: object) -> None:

@@ -14,17 +14,19 @@ PREFIX = ".genkit-"
 
 
 def check_writable(folder: Path) -> None:
-    """Create ``folder`` if needed and prove that a file can be made in it.
+    """Prove that a file can be made in ``folder``, or, where it does not exist yet, in the nearest folder above it.
 
     Permission bits say little (root ignores them, network and read-only mounts do too), so a file is really made and
     removed.
 
     Raises:
-        ArtifactError: the folder cannot be created or written.
+        ArtifactError: the folder cannot be written.
     """
-    probe = folder / f"{PREFIX}{secrets.token_hex(4)}.probe"
+    nearest = folder
+    while not nearest.exists() and nearest != nearest.parent:
+        nearest = nearest.parent
+    probe = nearest / f"{PREFIX}{secrets.token_hex(4)}.probe"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         probe.touch()
         probe.unlink()
     except OSError as error:
@@ -53,6 +55,7 @@ class Files:
     def new(self, final: Path) -> Path:
         """A temporary path beside ``final`` with the same suffix; it becomes ``final`` when the transaction ends
         well."""
+        final.parent.mkdir(parents=True, exist_ok=True)
         temporary = final.parent / f"{PREFIX}{secrets.token_hex(6)}{final.suffix}"
         self._pending.append((temporary, final))
         return temporary
@@ -89,11 +92,8 @@ def _flush(path: Path) -> None:
     """Force a file, or every file of a folder, to the disk: a delayed "no space left" must surface before the
     rename."""
     for file in sorted(path.iterdir()) if path.is_dir() else [path]:
-        handle = os.open(file, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        with file.open("rb+") as stream:
+            os.fsync(stream.fileno())
 
 
 def _remove(path: Path) -> None:

@@ -121,8 +121,11 @@ class Session:
         frames = to_frames(output, self.plan.kind)
         audio, rate = to_sound(output, self.pipeline, self.plan.kind)
         fps = None if self.plan.kind is IMAGE else Fraction(settings.fps)
-        stored = settings.replace(num_videos=1)
-        return Result(frames, fps, seconds, settings, build_record(stored, self.made), report, audio, rate)
+        sizes = {"height": frames.shape[1], "width": frames.shape[2]}
+        known = accepted(self.plan.pipeline_class)
+        told = {name: size for name, size in sizes.items() if name in known and getattr(settings, name) is None}
+        stored = settings.replace(num_videos=1, **told)
+        return Result(frames, fps, seconds, stored, build_record(stored, self.made), report, audio, rate)
 
     def _call(self, arguments: dict[str, Any], settings: GenerateSettings) -> Any:
         import torch

@@ -18,6 +18,8 @@ def check_format(output: str, kind: Kind, num_frames: int | None) -> None:
         raise UsageError(
             f"--output {output}: a .png holds one image, not {num_frames} frames; use a folder, shot-%04d.png, or .mp4"
         )
+    if form != "mp4" and "audio" in kind.fields:
+        raise UsageError(f"--output {output}: this model makes sound too, which only .mp4 holds")
     if form == "mp4" and kind is IMAGE:
         raise UsageError(f"--output {output}: this model makes images; use .png or .webp")
 

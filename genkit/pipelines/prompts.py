@@ -14,7 +14,7 @@ UNBOUNDED = 1_000_000
 def check_prompt(
     pipeline: Any, settings: GenerateSettings, most: int | None = None
 ) -> tuple[str, str | None, list[str]]:
-    """The prompts as the model will read them, and a warning for each that was cut.
+    """The prompts as the model will read them, and warnings about what was cut or is not known to it.
 
     Diffusers pipelines drop the end of a long prompt, some without a word. Here a prompt that no text encoder of the
     pipeline reads whole is refused, or cut with a warning when ``settings.truncate_prompt`` is on.
@@ -28,11 +28,31 @@ def check_prompt(
         UsageError: a prompt is too long; the message tells its length and the limit.
     """
     readers = _readers(pipeline, settings.max_sequence_length, most)
-    cut: list[str] = []
+    told: list[str] = []
     texts = []
     for name, text in (("prompt", settings.prompt), ("negative prompt", settings.negative_prompt)):
-        texts.append(_fit(name, text, readers, settings.truncate_prompt, cut) if text and readers else text)
-    return texts[0], texts[1], cut
+        if text and readers:
+            text = _fit(name, text, readers, settings.truncate_prompt, told)
+            told += _unknown_words(name, text, readers)
+        texts.append(text)
+    return texts[0], texts[1], told
+
+
+def _unknown_words(name: str, text: str, readers: list[tuple[Any, int]]) -> list[str]:
+    """A warning that lists the words which every tokenizer replaces by its unknown token; empty when all are known."""
+    unknown: list[set[str]] = []
+    for tokenizer, _ in readers:
+        mark = getattr(tokenizer, "unk_token_id", None)
+        if mark is None or not getattr(tokenizer, "is_fast", False):
+            return []
+        read = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        pairs = zip(read["input_ids"], read["offset_mapping"], strict=True)
+        unknown.append({text[start:stop] for token, (start, stop) in pairs if token == mark and stop > start})
+    words = sorted(set.intersection(*unknown))
+    if not words:
+        return []
+    shown = ", ".join(words[:8]) + (", ..." if len(words) > 8 else "")
+    return [f"the model does not know these words of the {name}: {shown}"]
 
 
 def _readers(pipeline: Any, sequence_length: int | None, most: int | None) -> list[tuple[Any, int]]:

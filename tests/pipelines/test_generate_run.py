@@ -175,9 +175,16 @@ def test_long_prompts_are_refused_or_cut_with_a_warning(session):
     prompt, _, told = check_prompt(session.pipeline, dataclasses.replace(long, truncate_prompt=True))
     assert prompt == " ".join(["red circle"] * 7 + ["red"])
     assert len(session.pipeline.tokenizer(prompt)["input_ids"]) == 16
-    assert "the end was dropped" in told[0]
+    assert len(told) == 1 and "the end was dropped" in told[0]
     fewer, _, _ = check_prompt(session.pipeline, dataclasses.replace(long, truncate_prompt=True), most=5)
     assert fewer == "red circle red circle"
+
+
+def test_unknown_words_are_told(session):
+    settings = dataclasses.replace(session.plan.settings, prompt="a red Elephant moves, zebra", negative_prompt="red")
+    prompt, _, told = check_prompt(session.pipeline, settings)
+    assert prompt == settings.prompt
+    assert told == ["the model does not know these words of the prompt: Elephant, zebra"]
 
 
 def test_a_long_negative_prompt_is_told_as_such(session):
@@ -215,7 +222,8 @@ def test_recipes_carry_methods_schedules_and_models(tiny_wan, tmp_path):
     path = tmp_path / "r.yaml"
     path.write_text(
         "description: test\nmodels: [Wan*]\nparts:\n  - attention: neighborhood\n"
-        "    attention_args: {size: [1, 1, 1]}\n    schedule: {steps: '1:'}\n    roles: self\nmeasured: {machine: none}\n"
+        "    attention_args: {size: [1, 1, 1]}\n    schedule: {steps: '1:'}\n    roles: self\n"
+        "measured: {machine: none}\n"
     )
     assert recipe(path).measured == {"machine": "none"}
     result = run(ask(tiny_wan, recipe=str(path)))
