@@ -73,7 +73,9 @@ class LatentPool:
     def _encode(self, size: ClipSize, count: int) -> list[Sample]:
         scenes, clips, features = [], [], []
         for _ in range(count):
-            scene = draw_scene(self.rng, moving=size.frames > 1, two_share=self.two_share)
+            # Two moving objects have no room to stay apart on a small canvas.
+            two = self.two_share if min(size.height, size.width) >= 128 or size.frames == 1 else 0.0
+            scene = draw_scene(self.rng, moving=size.frames > 1, two_share=two)
             tracks = lay_out(scene, size.frames, size.height, size.width, self.rng)
             scenes.append(scene)
             clips.append(render_clip(scene, tracks, size.height, size.width))

@@ -16,7 +16,7 @@ from genkit.world.caption import caption
 
 TEXT_WIDTH = 128
 TRANSFORMER = {
-    "patch_size": [1, 1, 1],
+    "patch_size": [1, 2, 2],
     "num_attention_heads": 4,
     "attention_head_dim": 64,
     "text_dim": TEXT_WIDTH,
@@ -84,6 +84,7 @@ def sizes(*rows: tuple[int, int, int, float]) -> tuple[tuple[ClipSize, float], .
     return tuple((ClipSize(*row[:3]), row[3]) for row in rows)
 
 
+# Share of the budget, clip sizes. Objects keep their size in pixels, only the canvas grows.
 STAGES = (
     Stage(0.0, sizes((9, 96, 96, 0.75), (1, 96, 96, 0.05), (17, 96, 96, 0.2))),
     Stage(0.4, sizes((17, 96, 96, 0.45), (9, 96, 96, 0.15), (17, 128, 128, 0.35), (1, 128, 128, 0.05))),

@@ -10,21 +10,21 @@ from torch import nn
 from genkit.world.render import render_clip
 from genkit.world.scene import draw_scene, lay_out
 
-# 16x16 pixels and 4 frames per latent position: 4x4 by moving pixels to channels, 4x4x4 by two learned halvings.
+# 8x8 pixels and 4 frames per latent position: 2x2 by moving pixels to channels, 4x4x4 by two learned halvings.
 VIDEO_VAE = {
     "base_dim": 24,
     "decoder_base_dim": 32,
-    "z_dim": 24,
+    "z_dim": 12,
     "dim_mult": [1, 2, 2],
     "num_res_blocks": 1,
     "attn_scales": [],
     "temperal_downsample": [True, True],
     "is_residual": True,
-    "in_channels": 48,
-    "out_channels": 48,
-    "patch_size": 4,
+    "in_channels": 12,
+    "out_channels": 12,
+    "patch_size": 2,
     "scale_factor_temporal": 4,
-    "scale_factor_spatial": 16,
+    "scale_factor_spatial": 8,
 }
 
 
@@ -45,7 +45,7 @@ def build_video_vae(config: dict | None = None) -> nn.Module:
 
 
 def decode_unclamped(vae: nn.Module, latents: torch.Tensor) -> torch.Tensor:
-    """Decode (B, z, t, h, w) to (B, 3, 4t-3, 16h, 16w) without the final clamp, whose gradient is zero outside -1..1."""
+    """Decode (B, z, t, h, w) to (B, 3, 4t-3, 8h, 8w) without the final clamp, whose gradient is zero outside -1..1."""
     from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
 
     vae.clear_cache()
@@ -66,12 +66,31 @@ def as_tensor(clips: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(clips).permute(0, 4, 1, 2, 3).float().div_(127.5).sub_(1.0)
 
 
-def draw_clips(rng: np.random.Generator, count: int, frames: int, size: int, two_share: float) -> np.ndarray:
-    """Render ``count`` random training clips as uint8 (count, frames, size, size, 3)."""
+def draw_clips(
+    rng: np.random.Generator, count: int, frames: int, size: int, two_share: float, crop: int | None = None
+) -> np.ndarray:
+    """Render ``count`` random training clips.
+
+    Args:
+        rng: source of randomness.
+        count, frames, size: clips, frames per clip, pixels per side.
+        two_share: share of scenes with two objects.
+        crop: cut each clip to this many pixels per side around an object, where the edges are.
+
+    Returns:
+        uint8 (count, frames, side, side, 3) with side ``crop`` or ``size``.
+    """
     clips = []
     for _ in range(count):
         scene = draw_scene(rng, moving=frames > 1, two_share=two_share)
-        clips.append(render_clip(scene, lay_out(scene, frames, size, size, rng), size, size))
+        tracks = lay_out(scene, frames, size, size, rng)
+        clip = render_clip(scene, tracks, size, size)
+        if crop:
+            actor, frame = rng.integers(len(scene.actors)), rng.integers(frames)
+            centre = np.array([tracks.y[actor, frame], tracks.x[actor, frame]]) + rng.uniform(-12, 12, 2)
+            top, left = np.clip(np.round(centre - crop / 2), 0, size - crop).astype(int)
+            clip = clip[:, top : top + crop, left : left + crop]
+        clips.append(clip)
     return np.stack(clips)
 
 
@@ -83,13 +102,14 @@ def reconstruction_loss(output: torch.Tensor, target: torch.Tensor) -> torch.Ten
     return loss
 
 
-def vae_loss(seed: int, batch: int = 4, size: int = 96, kl: float = 2e-5, noise: float = 0.1):
+def vae_loss(seed: int, batch: int = 4, size: int = 96, crop: int = 48, kl: float = 5e-6, noise: float = 0.04):
     """The loss function handed to the training loop.
 
     Args:
         seed: of the clips.
         batch: clips per step.
-        size: pixels per side.
+        size: pixels per side of the canvas.
+        crop: pixels per side of the cut around an object that is trained on.
         kl: weight of the KL term, per latent number.
         noise: jitter given to the latents, in units of their mean spread, so that the decoder forgives small errors of
             the diffusion model.
@@ -98,7 +118,7 @@ def vae_loss(seed: int, batch: int = 4, size: int = 96, kl: float = 2e-5, noise:
     def loss_at(vae: nn.Module, step: int, progress: float):
         rng = np.random.default_rng((seed, step))
         frames = 5 if step % 4 == 3 else 9
-        target = as_tensor(draw_clips(rng, batch, frames, size, two_share=0.5)).to(next(vae.parameters()).device)
+        target = as_tensor(draw_clips(rng, batch, frames, size, two_share=0.5, crop=crop)).to(next(vae.parameters()).device)
         posterior = vae.encode(target).latent_dist
         sampled = posterior.sample()
         spread = sampled.detach().std()

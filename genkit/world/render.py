@@ -13,6 +13,8 @@ _SQRT3 = np.sqrt(3.0, dtype=np.float32)
 _SQUARE_HALF = 0.886
 _TRIANGLE_INRADIUS = 0.778
 _CROSS_LENGTH, _CROSS_HALF = 1.12, 0.42
+# Farthest point of any shape from its centre: the corner of the triangle.
+_REACH = 2 * _TRIANGLE_INRADIUS
 
 
 def _distance(shape: str, u: np.ndarray, v: np.ndarray, radius: np.ndarray) -> np.ndarray:
@@ -20,32 +22,35 @@ def _distance(shape: str, u: np.ndarray, v: np.ndarray, radius: np.ndarray) -> n
     if shape == "circle":
         return np.sqrt(u * u + v * v) - radius
     if shape == "square":
-        return np.maximum(np.abs(u), np.abs(v)) - _SQUARE_HALF * radius
+        return np.maximum(np.abs(u), np.abs(v)) - np.float32(_SQUARE_HALF) * radius
     if shape == "triangle":
-        slanted = 0.5 * (_SQRT3 * np.abs(u) - v)
-        return np.maximum(v, slanted) - _TRIANGLE_INRADIUS * radius
+        slanted = np.float32(0.5) * (_SQRT3 * np.abs(u) - v)
+        return np.maximum(v, slanted) - np.float32(_TRIANGLE_INRADIUS) * radius
     u, v = np.abs(u), np.abs(v)
     length, half = _CROSS_LENGTH * radius, _CROSS_HALF * radius
     return np.minimum(np.maximum(u - length, v - half), np.maximum(u - half, v - length))
 
 
-def coverage(shape: str, tracks: Tracks, actor: int, height: int, width: int) -> tuple[np.ndarray, tuple[int, int, int, int]]:
-    """Coverage in 0..1 of one actor inside the box it ever touches.
+def coverage(
+    shape: str, tracks: Tracks, actor: int, height: int, width: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Coverage in 0..1 of one actor inside a square window that follows it.
 
     Returns:
-        Array (frames, y1 - y0, x1 - x0) float32 and the box (y0, y1, x0, x1) in pixels.
+        Array (frames, side, side) float32, and the window's rows (frames, side) and columns (frames, side).
     """
     x, y, radius, angle = (column[actor] for column in (tracks.x, tracks.y, tracks.radius, tracks.angle))
-    reach = 1.7 * radius + 2.0
-    x0, x1 = max(int((x - reach).min()), 0), min(int((x + reach).max()) + 1, width)
-    y0, y1 = max(int((y - reach).min()), 0), min(int((y + reach).max()) + 1, height)
-    column = [part.astype(np.float32)[:, None, None] for part in (x, y, radius, angle)]
-    du = np.arange(x0, x1, dtype=np.float32)[None, None, :] + np.float32(0.5) - column[0]
-    dv = np.arange(y0, y1, dtype=np.float32)[None, :, None] + np.float32(0.5) - column[1]
+    side = min(int(2 * (_REACH * float(radius.max()) + 2)) + 1, height, width)
+    span = np.arange(side)
+    rows = np.clip(np.round(y - side / 2), 0, height - side).astype(np.intp)[:, None] + span
+    columns = np.clip(np.round(x - side / 2), 0, width - side).astype(np.intp)[:, None] + span
+    dv = (rows + np.float32(0.5) - y[:, None]).astype(np.float32)[:, :, None]
+    du = (columns + np.float32(0.5) - x[:, None]).astype(np.float32)[:, None, :]
     if np.any(angle):
-        cos, sin = np.cos(column[3]), np.sin(column[3])
+        cos, sin = np.cos(angle).astype(np.float32)[:, None, None], np.sin(angle).astype(np.float32)[:, None, None]
         du, dv = cos * du + sin * dv, cos * dv - sin * du
-    return np.clip(np.float32(0.5) - _distance(shape, du, dv, column[2]), 0.0, 1.0), (y0, y1, x0, x1)
+    distance = _distance(shape, du, dv, radius.astype(np.float32)[:, None, None])
+    return np.clip(np.float32(0.5) - distance, 0.0, 1.0), rows, columns
 
 
 def render_clip(scene: Scene, tracks: Tracks, height: int, width: int) -> np.ndarray:
@@ -64,12 +69,17 @@ def render_clip(scene: Scene, tracks: Tracks, height: int, width: int) -> np.nda
         raise UsageError(f"{len(scene.actors)} actors need as many tracks, got {tracks.x.shape[0]}")
     clip = np.empty((frames, height, width, 3), dtype=np.uint8)
     clip[:] = np.array(BACKGROUNDS[scene.background], dtype=np.uint8)
-    for index, actor in enumerate(scene.actors):
-        alpha, (y0, y1, x0, x1) = coverage(actor.shape, tracks, index, height, width)
-        window = clip[:, y0:y1, x0:x1]
+    for number, actor in enumerate(scene.actors):
+        alpha, rows, columns = coverage(actor.shape, tracks, number, height, width)
+        ground = clip[0, 0, 0].astype(np.float32) if number == 0 else None
         colour = np.array(COLOURS[actor.colour], dtype=np.float32)
-        # One channel at a time keeps the working set in cache; 0.5 rounds to nearest.
-        for channel in range(3):
-            below = window[..., channel].astype(np.float32)
-            window[..., channel] = (below + alpha * (colour[channel] - below) + np.float32(0.5)).astype(np.uint8)
+        side = alpha.shape[1]
+        # Adding a half rounds to nearest. The first actor meets nothing but background.
+        first = None if ground is None else ground + np.float32(0.5) + alpha[..., None] * (colour - ground)
+        for frame, (top, left) in enumerate(zip(rows[:, 0], columns[:, 0], strict=True)):
+            window = clip[frame, top : top + side, left : left + side]
+            if first is not None:
+                window[:] = first[frame]
+            else:
+                window[:] = window + alpha[frame, ..., None] * (colour - window) + np.float32(0.5)
     return clip

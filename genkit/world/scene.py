@@ -27,6 +27,8 @@ SPLITS = ("train", "held_out_tuple", "held_out_pair", "any")
 MARGIN = 3.0
 BOUNCE_PERIOD = (9.0, 12.0)
 SPIN_DEGREES = (8.0, 11.0)
+# Farthest point from the centre in units of the radius, at any angle.
+_REACH = {"circle": 1.0, "square": 1.26, "triangle": 1.56, "cross": 1.2}
 
 
 @dataclass(frozen=True)
@@ -73,13 +75,15 @@ class Tracks:
     """Paths of the actors of one clip, float32 arrays of shape (actors, frames).
 
     ``x`` and ``y`` are centres in pixels (pixel centres at half-integers), ``radius`` the radius of a disc of equal
-    area in pixels, ``angle`` in radians clockwise.
+    area in pixels, ``angle`` in radians clockwise. ``moments`` holds for every actor the frames (with fractions) at
+    which something happens: ``(frame, "bounce" | "start" | "stop")``.
     """
 
     x: np.ndarray
     y: np.ndarray
     radius: np.ndarray
     angle: np.ndarray
+    moments: tuple[tuple[tuple[float, str], ...], ...] = ()
 
 
 def _bucket(actor: Actor, background: str) -> int:
@@ -118,31 +122,63 @@ def draw_scene(
     """
     if split not in SPLITS:
         raise UsageError(f"split: got {split!r}, allowed: {', '.join(SPLITS)}")
+    names = tuple(COLOURS)
     while True:
         count = actors or (2 if rng.random() < two_share else 1)
-        colours = rng.permutation(list(COLOURS))[:count]
-        background = str(rng.choice([name for name in BACKGROUNDS if name not in colours]))
+        first = int(rng.integers(len(names)))
+        colours = [names[first], names[(first + int(rng.integers(1, len(names)))) % len(names)]][:count]
+        background = _pick(rng, [name for name in BACKGROUNDS if name not in colours])
         cast = []
         for colour in colours:
-            shape = str(rng.choice(SHAPES))
+            shape = _pick(rng, SHAPES)
             motion = _draw_motion(rng, shape) if moving else "still"
-            size = str(rng.choice(SIZES if count == 1 else SIZES[:2]))
+            size = _pick(rng, SIZES if count == 1 else SIZES[:2])
             if motion in ("grow", "shrink"):
                 size = "medium"
-            cast.append(Actor(str(colour), shape, size, motion))
+            cast.append(Actor(colour, shape, size, motion))
         scene = Scene(tuple(cast), background)
         if split in ("any", split_of(scene)):
             return scene
 
 
+_MOTION_GROUPS = (
+    ("left", "right", "up", "down"),
+    tuple(DIRECTIONS)[4:],
+    ("still",),
+    ("bounce",),
+    ("grow",),
+    ("shrink",),
+    ("spin",),
+)
+_MOTION_SHARES = (0.36, 0.18, 0.09, 0.09, 0.09, 0.09, 0.10)
+
+
+def _pick(rng: np.random.Generator, options):
+    return options[int(rng.integers(len(options)))]
+
+
 def _draw_motion(rng: np.random.Generator, shape: str) -> str:
-    groups = (("still",), ("left", "right", "up", "down"), tuple(DIRECTIONS)[4:], ("bounce",), ("grow",), ("shrink",), ("spin",))
-    weights = np.array([1.0, 4.0, 2.0, 1.0, 1.0, 1.0, 0.0 if shape == "circle" else 1.0])
-    group = groups[int(rng.choice(len(groups), p=weights / weights.sum()))]
-    return str(rng.choice(group))
+    while True:
+        level, group = rng.random(), _MOTION_GROUPS[-1]
+        for candidate, share in zip(_MOTION_GROUPS, _MOTION_SHARES, strict=True):
+            if level < share:
+                group = candidate
+                break
+            level -= share
+        motion = _pick(rng, group)
+        if not (motion == "spin" and shape == "circle"):
+            return motion
 
 
-def lay_out(scene: Scene, frames: int, height: int, width: int, rng: np.random.Generator, tries: int = 40) -> Tracks:
+def lay_out(
+    scene: Scene,
+    frames: int,
+    height: int,
+    width: int,
+    rng: np.random.Generator,
+    tries: int = 40,
+    holds: bool = False,
+) -> Tracks:
     """Choose start points, speeds and radii so that every actor stays inside and two actors do not meet.
 
     Args:
@@ -151,6 +187,7 @@ def lay_out(scene: Scene, frames: int, height: int, width: int, rng: np.random.G
         height, width: canvas in pixels, at least 64.
         rng: source of randomness.
         tries: attempts to keep two actors apart; after that they may overlap, the later one in front.
+        holds: let actors with a direction wait before they start and rest after they stop, inside the clip.
 
     Returns:
         Tracks with arrays of shape (actors, frames).
@@ -159,12 +196,12 @@ def lay_out(scene: Scene, frames: int, height: int, width: int, rng: np.random.G
         raise UsageError(f"a clip needs at least 1 frame and 64x64 pixels, got {frames} frames of {height}x{width}")
     best, best_gap = None, -np.inf
     for _ in range(tries if len(scene.actors) > 1 else 1):
-        paths = [_path(actor, frames, height, width, rng) for actor in scene.actors]
-        tracks = Tracks(*(np.stack(column).astype(np.float32) for column in zip(*paths, strict=True)))
+        paths = [_path(actor, frames, height, width, rng, holds) for actor in scene.actors]
+        *columns, moments = zip(*paths, strict=True)
+        tracks = Tracks(*(np.stack(column).astype(np.float32) for column in columns), moments)
         if len(paths) == 1:
             return tracks
-        distance = np.hypot(tracks.x[0] - tracks.x[1], tracks.y[0] - tracks.y[1])
-        gap = float((distance - 1.2 * (tracks.radius[0] + tracks.radius[1])).min())
+        gap = actor_gap(tracks)
         if gap > best_gap:
             best, best_gap = tracks, gap
         if gap > 1.0:
@@ -172,17 +209,31 @@ def lay_out(scene: Scene, frames: int, height: int, width: int, rng: np.random.G
     return best
 
 
-def _path(actor: Actor, frames: int, height: int, width: int, rng: np.random.Generator):
+def actor_gap(tracks: Tracks) -> float:
+    """Smallest distance in pixels ever left between two actors (negative when they may touch); infinite for one."""
+    if len(tracks.x) < 2:
+        return float("inf")
+    distance = np.hypot(tracks.x[0] - tracks.x[1], tracks.y[0] - tracks.y[1])
+    return float((distance - 1.2 * (tracks.radius[0] + tracks.radius[1])).min())
+
+
+def _path(actor: Actor, frames: int, height: int, width: int, rng: np.random.Generator, holds: bool):
+    """Columns x, y, radius, angle and the moments of one actor."""
     low, high = RADII[actor.size]
     radius = rng.uniform(low, high)
     clock = np.arange(frames, dtype=np.float64)
     progress = clock / max(frames - 1, 1)
+    moments: tuple[tuple[float, str], ...] = ()
+    if holds and actor.motion in DIRECTIONS and frames >= 9:
+        first, last = rng.uniform(0.1, 0.25) * (frames - 1), rng.uniform(0.7, 0.85) * (frames - 1)
+        progress = np.clip((clock - first) / (last - first), 0.0, 1.0)
+        moments = ((first, "start"), (last, "stop"))
     still = np.zeros(frames)
     radii, angle = np.full(frames, radius), still
-    reach = 1.25 * radius
+    reach = _REACH[actor.shape] * radius
     if actor.motion in ("grow", "shrink"):
-        small, large = rng.uniform(9.5, 11.5), rng.uniform(23.0, 27.0)
-        reach = 1.25 * large
+        small, large = rng.uniform(11.5, 13.0), rng.uniform(25.0, 28.0)
+        reach = _REACH[actor.shape] * large
         radii = small + (large - small) * (progress if actor.motion == "grow" else 1 - progress)
     elif actor.motion == "spin":
         angle = np.deg2rad(rng.uniform(*SPIN_DEGREES)) * clock
@@ -198,8 +249,11 @@ def _path(actor: Actor, frames: int, height: int, width: int, rng: np.random.Gen
     (x0, dx), (y0, dy) = moves
     x, y = x0 + dx * progress, y0 + dy * progress
     if actor.motion == "bounce":
-        y = _bounce(clock, spans[1][0], spans[1][1], rng)
-    return x, y, radii, angle
+        period = rng.uniform(*BOUNCE_PERIOD)
+        y = _bounce(clock / period, spans[1][0], spans[1][1], rng)
+        contacts = period * (np.arange(int(frames / period) + 1) + 0.5)
+        moments = tuple((float(frame), "bounce") for frame in contacts if frame <= frames - 1)
+    return x, y, radii, angle, moments
 
 
 def _travel(frames: int, low: float, high: float, step: int, rng: np.random.Generator) -> tuple[float, float]:
@@ -216,9 +270,9 @@ def _start(low: float, high: float, way: float, rng: np.random.Generator) -> flo
     return rng.uniform(first, last) if last > first else 0.5 * (low + high) - 0.5 * way
 
 
-def _bounce(clock: np.ndarray, low: float, high: float, rng: np.random.Generator) -> np.ndarray:
-    period = rng.uniform(*BOUNCE_PERIOD)
+def _bounce(periods: np.ndarray, low: float, high: float, rng: np.random.Generator) -> np.ndarray:
+    """Height over time, in periods: starts at the top, meets the floor at every half-integer."""
     drop = min(rng.uniform(30.0, 42.0), high - low)
     floor = rng.uniform(max(low + drop, high - 12.0), high) if high > low + drop else high
-    u = np.mod(clock / period + 0.5, 1.0)
+    u = np.mod(periods + 0.5, 1.0)
     return floor - drop * 4.0 * u * (1.0 - u)

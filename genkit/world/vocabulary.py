@@ -38,7 +38,7 @@ DIRECTIONS: dict[str, tuple[int, int]] = {
 MOTIONS: tuple[str, ...] = ("still", *DIRECTIONS, "bounce", "grow", "shrink", "spin")
 
 #: Radius in pixels of a disc of equal area, by size word. Sizes do not scale with the canvas.
-RADII: dict[str, tuple[float, float]] = {"small": (11.0, 13.0), "medium": (15.5, 18.0), "big": (21.0, 24.0)}
+RADII: dict[str, tuple[float, float]] = {"small": (12.5, 14.0), "medium": (17.0, 19.0), "big": (22.5, 25.0)}
 
 SHAPE_WORDS: dict[str, tuple[str, ...]] = {
     "circle": ("circle", "ball", "disc"),

@@ -1,0 +1,54 @@
+# Two commands do everything on a fresh machine with Python 3.11 or newer:
+#   make video PROMPT="a red circle moves right on a blue background"
+#   make test
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+PROMPT ?= a red circle moves right on a blue background
+OUTPUT ?= outputs/video.mp4
+JOBS ?= 2
+export PROMPT OUTPUT
+
+PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: help setup setup-test video test lint bench clean
+
+help:
+	@echo 'make video PROMPT="..."   set up if needed and write $(OUTPUT)'
+	@echo 'make test                 set up if needed and run the tests'
+	@echo 'make setup | setup-test   only set up, for use or for development'
+	@echo 'make lint | bench | clean'
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "genkit needs Python 3.11 or newer; found $$($(PYTHON) --version). Set PYTHON=/path/to/python3.11"; exit 1; }
+	@echo "creating $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.use: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "installing genkit and what it needs (a minute or two)"
+	@$(PIP) -e .
+	@touch $@
+
+$(VENV)/.test: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "installing genkit with its test tools (a minute or two)"
+	@$(PIP) -e '.[train,triton,test]'
+	@touch $@ $(VENV)/.use
+
+setup: $(VENV)/.use
+setup-test: $(VENV)/.test
+
+video: $(VENV)/.use
+	@mkdir -p "$$(dirname "$$OUTPUT")"
+	@$(VENV)/bin/genkit generate "$$PROMPT" --output "$$OUTPUT" --force
+
+test: $(VENV)/.test
+	$(VENV)/bin/python -m pytest -n $(JOBS) --dist loadfile
+
+lint: $(VENV)/.test
+	$(VENV)/bin/ruff check .
+
+bench: $(VENV)/.test
+	$(VENV)/bin/python -m benchmarks toy_video
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,102 @@
+"""The judge against ground truth, and against pictures that show nothing certain."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from genkit import world
+from genkit.errors import UsageError
+from genkit.world.vocabulary import MOTIONS, SHAPES
+
+
+def clips(count: int, frames: int, size: int, seed: int, **options):
+    """Scenes whose actors never touch, with their clips."""
+    rng = np.random.default_rng(seed)
+    while count:
+        scene = world.draw_scene(rng, "any", moving=frames > 1, **options)
+        tracks = world.lay_out(scene, frames, size, size, rng)
+        if world.actor_gap(tracks) > 0:
+            count -= 1
+            yield scene, world.render_clip(scene, tracks, size, size)
+
+
+@pytest.mark.parametrize(
+    ("frames", "size", "count", "options"),
+    [
+        (17, 96, 60, {"actors": 1}),
+        (25, 128, 60, {}),
+        (9, 128, 30, {"actors": 1}),
+        (49, 128, 10, {}),
+        (17, 256, 8, {}),
+        (1, 128, 40, {}),
+    ],
+)
+def test_ground_truth_is_read_right(frames, size, count, options):
+    results = [world.score(scene, world.judge_clip(clip), frames > 1) for scene, clip in clips(count, frames, size, 7, **options)]
+    right = [value for result in results for value in result.values()]
+    assert np.mean(right) >= 0.99
+
+
+@pytest.mark.parametrize("motion", MOTIONS)
+def test_every_motion_is_told_apart(motion):
+    rng = np.random.default_rng(3)
+    for shape in SHAPES:
+        if shape == "circle" and motion == "spin":
+            continue
+        scene = world.Scene((world.Actor("yellow", shape, "medium", motion),), "purple")
+        clip = world.render_clip(scene, world.lay_out(scene, 25, 128, 128, rng), 128, 128)
+        assert world.judge_clip(clip).actors[0].motion == motion
+
+
+def test_wrong_attributes_are_not_accepted():
+    scene, clip = next(clips(1, 17, 128, 11, actors=1))
+    verdict = world.judge_clip(clip)
+    actor = scene.actors[0]
+    other = world.Actor("cyan" if actor.colour != "cyan" else "red", actor.shape, actor.size, actor.motion)
+    result = world.score(world.Scene((other,), scene.background if scene.background != other.colour else "black"), verdict)
+    assert not result["colour"] and not result["all"]
+
+
+def test_noise_and_blur_are_unclear_not_guessed():
+    rng = np.random.default_rng(0)
+    noise = rng.integers(0, 256, (9, 96, 96, 3), dtype=np.uint8)
+    verdict = world.judge_clip(noise)
+    assert verdict.background == "unclear" and not verdict.actors and verdict.notes
+
+    scene = world.Scene((world.Actor("red", "cross", "small", "still"),), "white")
+    clip = world.render_clip(scene, world.lay_out(scene, 9, 96, 96, rng), 96, 96).astype(np.float32)
+    for axis in (1, 2):
+        for _ in range(60):
+            clip = (np.roll(clip, 1, axis) + 2 * clip + np.roll(clip, -1, axis)) / 4
+    blurred = world.judge_clip(clip.round().astype(np.uint8))
+    assert all(actor.shape != "cross" for actor in blurred.actors)
+
+
+def test_a_flickering_object_has_no_certain_motion():
+    scene, clip = next(clips(1, 17, 128, 5, actors=1))
+    clip = clip.copy()
+    clip[4:9] = clip[0, 0, 0]
+    verdict = world.judge_clip(clip)
+    assert all(actor.motion == "unclear" for actor in verdict.actors)
+    assert any("frames" in note for note in verdict.notes)
+
+
+def test_a_jumping_object_has_no_certain_motion():
+    scene = world.Scene((world.Actor("red", "square", "medium", "right"),), "black")
+    clip = world.render_clip(scene, world.lay_out(scene, 17, 128, 128, np.random.default_rng(2)), 128, 128)
+    shuffled = clip[np.random.default_rng(0).permutation(17)]
+    assert world.judge_clip(shuffled).actors[0].motion == "unclear"
+
+
+def test_two_objects_of_one_colour_are_not_one_clear_shape():
+    scene = world.Scene((world.Actor("red", "circle", "small"),), "black")
+    rng = np.random.default_rng(0)
+    parts = [world.render_clip(scene, world.lay_out(scene, 5, 128, 128, rng), 128, 128) for _ in range(6)]
+    merged = np.maximum(parts[0], np.roll(parts[0], 40, axis=2))
+    assert world.judge_clip(merged).actors[0].shape == "unclear"
+
+
+def test_wrong_arrays_are_refused():
+    with pytest.raises(UsageError, match="uint8"):
+        world.judge_clip(np.zeros((4, 8, 8, 3), dtype=np.float32))
