@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from genkit.errors import UsageError, explain
 
 _FORMS = "None (all), a number, a half-open range such as '10:-2' or slice(10, -2), or a list of these ('0:2,5,-3:')"
-_PIECE = re.compile(r"(-?\d+)?\s*(:)?\s*(-?\d+)?")
+_NUMBER = re.compile(r"-?\d+")
+_RANGE = re.compile(r"(-?\d+)?\s*:\s*(-?\d+)?")
 
 
 @dataclass(frozen=True)
@@ -47,13 +48,13 @@ def _single(value: int) -> Span:
 def _from_text(what: str, text: str) -> tuple[Span, ...]:
     spans = []
     for piece in filter(None, (part.strip() for part in text.split(","))):
-        found = _PIECE.fullmatch(piece)
-        if found is None or (found[1] is None and found[2] is None):
-            raise UsageError(explain(what, text, _FORMS))
-        if found[2] is None:
-            spans.append(_single(int(found[1])))
+        found = _RANGE.fullmatch(piece)
+        if found is not None:
+            spans.append(Span(int(found[1] or 0), None if found[2] is None else int(found[2])))
+        elif _NUMBER.fullmatch(piece) is not None:
+            spans.append(_single(int(piece)))
         else:
-            spans.append(Span(int(found[1] or 0), None if found[3] is None else int(found[3])))
+            raise UsageError(explain(what, text, _FORMS))
     return tuple(spans)
 
 
@@ -70,7 +71,7 @@ def parse_spans(what: str, value: Any) -> tuple[Span, ...] | None:
             raise UsageError(f"{what}: ranges have no stride, got {value!r}; list the numbers instead")
         start = 0 if value.start is None else _number(what, value.start)
         return (Span(start, None if value.stop is None else _number(what, value.stop)),)
-    if isinstance(value, Iterable):
+    if isinstance(value, Iterable) and not isinstance(value, Mapping):
         spans: list[Span] = []
         for part in value:
             if part is None:

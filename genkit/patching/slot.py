@@ -170,13 +170,13 @@ class Slot:
                 claim.tally.outside += 1
         if chosen is None:
             return self._own(self.claims, q, k, v, call, count)
-        reason = call.obstacle or self._obstacle(q, k, call)
+        reason = call.obstacle or self._obstacle(q, k, call) or self._foreign_keys(q, k)
         if reason is None:
             view = self.watch.mask(self.role, call.mask, q, k)
             reason = view.obstacle
         if reason is None:
             site = self._site(index, q, k, call, moment, view.keys, chosen)
-            reason = self._foreign_keys(site, k) or chosen.why_not(site)
+            reason = chosen.why_not(site)
         if reason is None:
             begun = chosen.tally.method_time.start(q)
             out = chosen.attend(q, k, v, site, call)
@@ -221,10 +221,7 @@ class Slot:
     ) -> Site:
         layout = self._layout(self.queries, q.shape[1])
         key_name = self.keys[min(index, len(self.keys) - 1)]
-        if key_name == self.queries:
-            key_layout = layout if k.shape[1] == q.shape[1] else TokenLayout.sequence(k.shape[1], "extra")
-        else:
-            key_layout = self._layout(key_name, k.shape[1])
+        key_layout = layout if key_name == self.queries else self._layout(key_name, k.shape[1])
         return Site(
             name=self.name,
             layer=self.layer,
@@ -267,9 +264,9 @@ class Slot:
         ]
         return TokenLayout(layout.grid, tuple(part for part in segments if part.length or part.name == GRID))
 
-    def _foreign_keys(self, site: Site, k: torch.Tensor) -> str | None:
-        if self.role in ("self", "joint", "audio_self") and site.key_layout != site.layout:
-            return f"its {k.shape[1]} keys are not the sequence's own tokens (an image prompt adapter?)"
+    def _foreign_keys(self, q: torch.Tensor, k: torch.Tensor) -> str | None:
+        if self.role in ("self", "joint", "audio_self") and k.shape[1] != q.shape[1]:
+            return f"its {k.shape[1]} keys are not the {q.shape[1]} tokens that ask (an image prompt adapter?)"
         return None
 
     def _note(self, claim: Claim, site: Site) -> None:

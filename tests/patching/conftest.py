@@ -1,0 +1,42 @@
+"""Makes the tiny models importable and builds each of them once."""
+
+from __future__ import annotations
+
+import gc
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parent))
+
+import tiny  # noqa: E402
+
+from genkit.patching import seam  # noqa: E402
+
+torch.set_num_threads(1)
+_BUILT: dict[str, tiny.Tiny] = {}
+
+
+@pytest.fixture
+def tiny_model():
+    """A function from variant name to a shared tiny model; a test must leave it as it was."""
+
+    def get(name: str) -> tiny.Tiny:
+        if name not in _BUILT:
+            _BUILT[name] = tiny.build(name)
+        return _BUILT[name]
+
+    return get
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind():
+    """After every test: no record on the stack, no pass-through in place."""
+    yield
+    if seam.SEAM.installed:
+        gc.collect()  # a model that was dropped with its patch
+    assert seam.depth() == 0
+    assert not seam.SEAM.installed, "a test left a patch behind"
