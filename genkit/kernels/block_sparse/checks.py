@@ -30,7 +30,7 @@ def refuse_empty_rows(total: Tensor, full_count: Tensor | None, plan: BlockPlan 
     if off is not None:
         allowed = allowed | off.to(total.device)
     empty = (total == 0) & ~allowed
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_dynamo_compiling():
         torch._assert_async(~empty.any(), "plan: a query block sees no key and is not switched off")
         return
     if bool(empty.any()):

@@ -17,7 +17,7 @@ def from_mask(mask: Tensor) -> tuple[Tensor, Tensor]:
         least 1 (K inside a compiled graph, where it must not depend on values).
     """
     count = mask.sum(-1, dtype=torch.int32)
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_dynamo_compiling():
         order = torch.sort((~mask).to(torch.int8), dim=-1, stable=True).indices
         used = torch.arange(mask.shape[-1], device=mask.device) < count[..., None]
         return count, torch.where(used, order, 0).to(torch.int32)

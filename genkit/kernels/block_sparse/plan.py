@@ -159,7 +159,7 @@ class BlockPlan:
             count = torch.full(index.shape[:3], index.shape[3], dtype=torch.int32, device=index.device)
         elif count.shape != index.shape[:3]:
             raise UsageError(f"plan: count must be {tuple(index.shape[:3])}, got {tuple(count.shape)}")
-        if not torch.compiler.is_compiling():
+        if not torch.compiler.is_dynamo_compiling():
             used = torch.arange(index.shape[3], device=index.device) < count[..., None]
             if bool((used & ((index < 0) | (index >= blocks_k))).any()):
                 raise UsageError(f"plan: index must hold key blocks 0 to {blocks_k - 1}, "

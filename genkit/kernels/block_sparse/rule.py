@@ -47,7 +47,7 @@ class Rule:
     q_pos: Tensor | None = None
 
     def __post_init__(self):
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_dynamo_compiling():
             return  # the checks below read values, which a compiled graph cannot
         put = object.__setattr__
         for name in ("q_lo", "q_hi", "k_pos", "q_pos"):
