@@ -102,7 +102,7 @@ def pair_map(method: Method, layout: TokenLayout, cells: int) -> np.ndarray:
     tokens = layout.length
     cells = min(cells, tokens)
     edges = np.linspace(0, tokens, cells + 1).round().astype(np.int64)
-    each = max(1, MOST_ROWS * 4 // cells)
+    each = max(1, MOST_ROWS * 2 // cells)
     shares = np.zeros((cells, cells))
     widths = np.diff(edges)
     for row in range(cells):

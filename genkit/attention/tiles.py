@@ -70,22 +70,23 @@ class Kernel:
     Args:
         query_tokens, key_tokens: smallest and largest tokens per tile.
         powers: whether sides must be powers of two.
-        per_query, per_key: overhead of a visited tile pair relative to its work, shared out over its query rows and
-            keys: ``cost = pairs * (1 + per_query / rows + per_key / keys)``.
+        rows: (from this many query rows on, cost of a token pair) in ascending order.
+        per_key: overhead of a visited tile pair, shared out over its keys.
         partial: extra cost of a pair that needs a mask.
     """
 
     query_tokens: tuple[int, int]
     key_tokens: tuple[int, int]
     powers: bool
-    per_query: float
+    rows: tuple[tuple[int, float], ...]
     per_key: float
     partial: float
 
 
+# torch's CPU kernel works in tiles of 32, 64 or 256 rows, by the number of queries it is given; costs measured.
 KERNELS = {
-    "cpu": Kernel((96, 320), (16, 128), powers=False, per_query=16.0, per_key=4.0, partial=0.3),
-    "gpu": Kernel((128, 128), (64, 128), powers=True, per_query=0.0, per_key=8.0, partial=0.15),
+    "cpu": Kernel((64, 1024), (16, 128), False, rows=((0, 2.0), (192, 1.35), (768, 1.0)), per_key=4.0, partial=0.7),
+    "gpu": Kernel((128, 128), (64, 128), True, rows=((0, 1.0),), per_key=8.0, partial=0.15),
 }
 
 
@@ -149,7 +150,9 @@ def choose_tiles(tables: tuple[AxisTable, ...], kind: str, query: Tile | None = 
     axes = [_AxisPairs.of(table, kernel, None if query is None else query[axis]) for axis, table in enumerate(tables)]
     rows, keys = (_outer(*(getattr(axis, name) for axis in axes)) for name in ("query", "key"))
     work, full = (_outer(*(getattr(axis, name) for axis in axes)) for name in ("work", "full"))
-    cost = work * (1 + kernel.per_query / rows + kernel.per_key / keys + kernel.partial * (1 - full))
+    starts, costs = (np.array(column) for column in zip(*kernel.rows, strict=True))
+    pair = costs[np.searchsorted(starts, rows, side="right") - 1]
+    cost = work * (pair + kernel.per_key / keys + kernel.partial * (1 - full))
     grid = tuple(table.window.length for table in tables)
     misfit = _outside(keys, kernel.key_tokens, prod(grid))
     if query is None:

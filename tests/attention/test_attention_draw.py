@@ -33,7 +33,7 @@ def test_the_picture_is_written_and_shows_the_queries(tmp_path, layout):
 
 
 def test_long_videos_are_drawn_from_samples():
-    picture, density = draw(Radial(), TokenLayout.of_grid(21, 24, 32, text=100, text_first=True))
+    picture, density = draw(Radial(), TokenLayout.of_grid(11, 24, 32, text=100, text_first=True))
     assert picture.width > 1000 and density.executed < 0.6
 
 

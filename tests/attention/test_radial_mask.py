@@ -116,7 +116,6 @@ def test_token_counts_of_equation_four():
 @pytest.mark.parametrize(
     ("s", "published", "by_frame", "any_pair"),
     [
-        (1296, (0.568, 97.5, 77), (0.574, 97.6, 92), (0.667, 100.0, 100)),
         (900, (0.657, 98.8, 0), (0.684, 99.5, 94), (0.755, 100.0, 100)),
     ],
 )
