@@ -34,7 +34,9 @@ def scene_features(scene: Scene, tracks: Tracks, height: int, width: int, cell: 
     frames = tracks.x.shape[1]
     latent = 1 + (frames - 1) // step
     groups = [[0]] + [list(range(step * i - step + 1, step * i + 1)) for i in range(1, latent)]
-    x, y, radius = (np.stack([column[:, g].mean(1) for g in groups], 1) for column in (tracks.x, tracks.y, tracks.radius))
+    x, y, radius = (
+        np.stack([column[:, g].mean(1) for g in groups], 1) for column in (tracks.x, tracks.y, tracks.radius)
+    )
     rows = (np.arange(height // cell) + 0.5) * cell
     columns = (np.arange(width // cell) + 0.5) * cell
     dx = x[:, :, None, None] - columns[None, None, None, :]
@@ -57,8 +59,10 @@ def _constants(scene: Scene, index: int) -> np.ndarray:
     actor = scene.actors[index]
     colour = np.array(COLOURS[actor.colour]) / 64 - 2
     background = np.array(BACKGROUNDS[scene.background]) / 64 - 2
-    hot = [np.eye(len(words))[words.index(word)] for words, word in
-           ((SHAPES, actor.shape), (MOTIONS, actor.motion), (SIZES, actor.size))]
+    hot = [
+        np.eye(len(words))[words.index(word)]
+        for words, word in ((SHAPES, actor.shape), (MOTIONS, actor.motion), (SIZES, actor.size))
+    ]
     return np.concatenate([colour, background, *(2 * part for part in hot)])
 
 

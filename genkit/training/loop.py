@@ -175,8 +175,14 @@ def train(
     log_path.parent.mkdir(parents=True, exist_ok=True)
     smooth: dict[str, float] = {}
     last_save = last_sample = used
-    bar = tqdm(total=1.0, initial=min(progress(), 1.0), desc=title, disable=not accelerator.is_main_process,
-               bar_format="{desc} {percentage:3.0f}% {elapsed}<{remaining} {postfix}", mininterval=5.0)
+    bar = tqdm(
+        total=1.0,
+        initial=min(progress(), 1.0),
+        desc=title,
+        disable=not accelerator.is_main_process,
+        bar_format="{desc} {percentage:3.0f}% {elapsed}<{remaining} {postfix}",
+        mininterval=5.0,
+    )
     while progress() < 1.0:
         started = time.perf_counter()
         rate = rate_at(config, step, progress())
@@ -184,7 +190,9 @@ def train(
             group["lr"] = rate
         loss, figures = loss_at(wrapped, step, progress())
         if not torch.isfinite(loss):
-            raise ArtifactError(f"the loss became {loss.item()} at step {step}: lower the learning rate; {path} holds the last good state")
+            raise ArtifactError(
+                f"the loss became {loss.item()} at step {step}: lower the learning rate; {path} holds the last good state"
+            )
         accelerator.backward(loss)
         norm = accelerator.clip_grad_norm_(module.parameters(), config.clip)
         optimizer.step()
@@ -196,7 +204,12 @@ def train(
             smooth[name] = value if name not in smooth else 0.97 * smooth[name] + 0.03 * value
         if step % 20 == 0 and accelerator.is_main_process:
             with open(log_path, "a") as file:
-                row = {"step": step, "seconds": round(used, 1), "lr": rate, **{k: round(v, 5) for k, v in smooth.items()}}
+                row = {
+                    "step": step,
+                    "seconds": round(used, 1),
+                    "lr": rate,
+                    **{k: round(v, 5) for k, v in smooth.items()},
+                }
                 file.write(json.dumps(row) + "\n")
             bar.set_postfix_str(f"step {step} " + " ".join(f"{k} {v:.4f}" for k, v in smooth.items()), refresh=False)
             bar.n = min(progress(), 1.0)

@@ -111,6 +111,8 @@ def muon_adamw(
     matrices, others = [], []
     for name, parameter in named:
         if parameter.requires_grad:
-            wants_adam = parameter.ndim < 2 or min(parameter.flatten(1).shape) < 2 or any(part in name for part in adam_names)
+            wants_adam = (
+                parameter.ndim < 2 or min(parameter.flatten(1).shape) < 2 or any(part in name for part in adam_names)
+            )
             (others if wants_adam else matrices).append(parameter)
     return MuonAdamW(matrices, others, lr=lr, **options)

@@ -37,7 +37,9 @@ class PaddedCrossAttention:
     def __init__(self):
         self.bias: torch.Tensor | None = None
 
-    def __call__(self, attn: nn.Module, hidden_states, encoder_hidden_states=None, attention_mask=None, rotary_emb=None):
+    def __call__(
+        self, attn: nn.Module, hidden_states, encoder_hidden_states=None, attention_mask=None, rotary_emb=None
+    ):
         query = attn.norm_q(attn.to_q(hidden_states)).unflatten(2, (attn.heads, -1)).transpose(1, 2)
         key = attn.norm_k(attn.to_k(encoder_hidden_states)).unflatten(2, (attn.heads, -1)).transpose(1, 2)
         value = attn.to_v(encoder_hidden_states).unflatten(2, (attn.heads, -1)).transpose(1, 2)

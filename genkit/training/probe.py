@@ -16,7 +16,13 @@ from genkit.world.scene import Scene, draw_scene
 
 @torch.no_grad()
 def sample_latents(
-    model: nn.Module, captions: list[str], size: ClipSize, seed: int, steps: int = 16, guidance: float = 4.0, shift: float = 4.0
+    model: nn.Module,
+    captions: list[str],
+    size: ClipSize,
+    seed: int,
+    steps: int = 16,
+    guidance: float = 4.0,
+    shift: float = 4.0,
 ) -> torch.Tensor:
     """Normalised latents (B, C, T, H, W) for captions, by Euler steps over shifted noise levels with guidance."""
     device = next(model.parameters()).device
@@ -63,7 +69,9 @@ def accuracy(scenes: list[Scene], clips: np.ndarray) -> dict[str, float]:
     return {name: float(np.mean(values)) for name, values in rows.items() if values}
 
 
-def probe(model: nn.Module, vae: nn.Module, folder: Path, step: int, size: ClipSize, count: int = 16, seed: int = 11) -> dict:
+def probe(
+    model: nn.Module, vae: nn.Module, folder: Path, step: int, size: ClipSize, count: int = 16, seed: int = 11
+) -> dict:
     """Sample ``count`` one-object training scenes, write ``sheet-STEP.png`` and return the judge's accuracies."""
     import imageio.v3 as iio
 

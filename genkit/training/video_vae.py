@@ -34,7 +34,7 @@ def build_video_vae(config: dict | None = None) -> nn.Module:
 
     config = dict(VIDEO_VAE, **(config or {}))
     model = AutoencoderKLWan(latents_mean=[0.0] * config["z_dim"], latents_std=[1.0] * config["z_dim"], **config)
-    for name, child in model.named_modules():
+    for child in model.modules():
         if type(child).__name__ == "WanResidualBlock":
             nn.init.zeros_(child.conv2.weight)
             nn.init.zeros_(child.conv2.bias)
@@ -118,7 +118,9 @@ def vae_loss(seed: int, batch: int = 4, size: int = 96, crop: int = 48, kl: floa
     def loss_at(vae: nn.Module, step: int, progress: float):
         rng = np.random.default_rng((seed, step))
         frames = 5 if step % 4 == 3 else 9
-        target = as_tensor(draw_clips(rng, batch, frames, size, two_share=0.5, crop=crop)).to(next(vae.parameters()).device)
+        target = as_tensor(draw_clips(rng, batch, frames, size, two_share=0.5, crop=crop)).to(
+            next(vae.parameters()).device
+        )
         posterior = vae.encode(target).latent_dist
         sampled = posterior.sample()
         spread = sampled.detach().std()
@@ -126,7 +128,31 @@ def vae_loss(seed: int, batch: int = 4, size: int = 96, crop: int = 48, kl: floa
         image = reconstruction_loss(output, target)
         divergence = posterior.kl().mean() / sampled[0].numel()
         error = F.mse_loss(output.detach().clamp(-1, 1), target).item()
-        return image + kl * divergence * min(1.0, step / 300), {"psnr": -10 * np.log10(error / 4), "kl": divergence.item()}
+        return image + kl * divergence * min(1.0, step / 300), {
+            "psnr": -10 * np.log10(error / 4),
+            "kl": divergence.item(),
+        }
+
+    return loss_at
+
+
+def decoder_loss(seed: int, batch: int = 4, size: int = 96, crop: int = 56, noise: float = 0.06):
+    """The loss function of the last stage, which sharpens the decoder while the encoder (and so the latents that the
+    transformer learns) stays as it is. Arguments as in :func:`vae_loss`.
+    """
+
+    def loss_at(vae: nn.Module, step: int, progress: float):
+        rng = np.random.default_rng((seed, step))
+        frames = 5 if step % 3 == 2 else 9
+        target = as_tensor(draw_clips(rng, batch, frames, size, two_share=0.4, crop=crop)).to(
+            next(vae.parameters()).device
+        )
+        with torch.no_grad():
+            latents = vae.encode(target).latent_dist.mode()
+            latents = latents + noise * float(rng.random()) * latents.std() * torch.randn_like(latents)
+        output = decode_unclamped(vae, latents)
+        error = F.mse_loss(output.detach().clamp(-1, 1), target).item()
+        return reconstruction_loss(output, target), {"psnr": -10 * np.log10(error / 4)}
 
     return loss_at
 

@@ -95,7 +95,9 @@ def score(scene: Scene, verdict: Verdict, moving: bool = True) -> dict[str, bool
     sized = [pair for pair in pairs if pair[0].motion not in ("grow", "shrink")]
     for name, chosen in (("colour", pairs), ("shape", pairs), ("size", sized), ("motion", pairs if moving else [])):
         if chosen:
-            result[name] = all(seen is not None and getattr(seen, name) == getattr(asked, name) for asked, seen in chosen)
+            result[name] = all(
+                seen is not None and getattr(seen, name) == getattr(asked, name) for asked, seen in chosen
+            )
     result["all"] = all(result.values())
     return result
 
@@ -131,7 +133,9 @@ def _background(pixels: np.ndarray, notes: list[str]) -> tuple[str, np.ndarray]:
     best = int(distance.argmin())
     agree = (np.linalg.norm(border - BACKGROUND_PALETTE[best], axis=-1) < _BACKGROUND_REACH).mean(axis=1)
     if distance[best] > _BACKGROUND_REACH or agree.min() < 0.6:
-        notes.append(f"background: nearest palette colour is {distance[best]:.0f} away, {agree.min():.0%} of the border agrees")
+        notes.append(
+            f"background: nearest palette colour is {distance[best]:.0f} away, {agree.min():.0%} of the border agrees"
+        )
         return UNCLEAR, ground
     return list(BACKGROUNDS)[best], ground
 
@@ -248,7 +252,9 @@ def _shape(harmonics: np.ndarray, solidity: np.ndarray, colour: str, notes: list
     agreement = float((distance.argmin(-1) == best).mean())
     second = float(np.partition(middle, 1)[1])
     if not middle[best] < min(_SHAPE_REACH, 0.8 * second) or agreement < 0.6:
-        notes.append(f"the {colour} outline is {middle[best]:.2f} from the nearest shape, {agreement:.0%} of frames agree")
+        notes.append(
+            f"the {colour} outline is {middle[best]:.2f} from the nearest shape, {agreement:.0%} of frames agree"
+        )
         return UNCLEAR
     return list(_SHAPE_FIGURES)[best]
 

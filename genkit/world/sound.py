@@ -58,7 +58,9 @@ def render_sound(events: list[Event], seconds: float, sample_rate: int = SAMPLE_
     """
     if seconds <= 0 or sample_rate <= 2 * max(PITCHES.values()):
         lowest = 2 * max(PITCHES.values())
-        raise UsageError(f"sound needs a length above 0 s and a rate above {lowest} Hz, got {seconds} s, {sample_rate} Hz")
+        raise UsageError(
+            f"sound needs a length above 0 s and a rate above {lowest} Hz, got {seconds} s, {sample_rate} Hz"
+        )
     wave = np.zeros((2, int(round(seconds * sample_rate))), dtype=np.float64)
     for event in events:
         start = int(round(event.time * sample_rate))

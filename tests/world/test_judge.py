@@ -33,7 +33,10 @@ def clips(count: int, frames: int, size: int, seed: int, **options):
     ],
 )
 def test_ground_truth_is_read_right(frames, size, count, options):
-    results = [world.score(scene, world.judge_clip(clip), frames > 1) for scene, clip in clips(count, frames, size, 7, **options)]
+    results = [
+        world.score(scene, world.judge_clip(clip), frames > 1)
+        for scene, clip in clips(count, frames, size, 7, **options)
+    ]
     right = [value for result in results for value in result.values()]
     assert np.mean(right) >= 0.99
 
@@ -54,7 +57,9 @@ def test_wrong_attributes_are_not_accepted():
     verdict = world.judge_clip(clip)
     actor = scene.actors[0]
     other = world.Actor("cyan" if actor.colour != "cyan" else "red", actor.shape, actor.size, actor.motion)
-    result = world.score(world.Scene((other,), scene.background if scene.background != other.colour else "black"), verdict)
+    result = world.score(
+        world.Scene((other,), scene.background if scene.background != other.colour else "black"), verdict
+    )
     assert not result["colour"] and not result["all"]
 
 

@@ -54,7 +54,9 @@ def test_a_late_sound_is_measured_as_late():
     late = [world.Event(e.time + 0.12, e.kind, e.colour, e.pitch, e.pan) for e in events]
     score = world.compare_events(events, world.listen(world.render_sound(late, 49 / FPS), SAMPLE_RATE))
     assert abs(score.offset - 0.12) <= 0.01
-    assert world.compare_events(events, world.listen(world.render_sound(late, 7.0), SAMPLE_RATE), tolerance=0.08).f1 == 0.0
+    assert (
+        world.compare_events(events, world.listen(world.render_sound(late, 7.0), SAMPLE_RATE), tolerance=0.08).f1 == 0.0
+    )
 
 
 def test_side_and_pitch_mistakes_are_seen():

@@ -1,0 +1,34 @@
+"""``python -m benchmarks NAME``: run one registered benchmark."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+
+# Name -> module with add_arguments(parser) and run(options).
+BENCHMARKS = {
+    "toy_video": "benchmarks.toy_video",
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Parse the command line and run the benchmark it names."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    commands = parser.add_subparsers(dest="name", required=True)
+    given = sys.argv[1:] if arguments is None else arguments
+    for name, module in BENCHMARKS.items():
+        # Only the benchmark that is named gets imported: some need packages that others do without.
+        wanted = name in given[:1]
+        loaded = importlib.import_module(module) if wanted else None
+        text = loaded.__doc__ if loaded else None
+        command = commands.add_parser(name, help=f"see python -m benchmarks {name} --help", description=text)
+        if loaded:
+            loaded.add_arguments(command)
+            command.set_defaults(run=loaded.run)
+    options = parser.parse_args(given)
+    return options.run(options)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,89 @@
+"""Putting trained parts together into a Diffusers folder that ships: bfloat16 safetensors, sidecar, card and checksums."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from genkit.errors import ArtifactError
+from genkit.models.registry import write_checksums
+
+LIMIT_MEGABYTES = 20.0
+SIDECAR = {
+    "description": "A Wan text-to-video model of the toy world: coloured shapes that move, 128x128 pixels, 3 seconds",
+    "defaults": {
+        "height": 128,
+        "width": 128,
+        "num_frames": 25,
+        "fps": 8,
+        "steps": 20,
+        "guidance_scale": 4.0,
+        "max_sequence_length": 64,
+    },
+    "limits": {
+        "min_height": 64,
+        "max_height": 512,
+        "min_width": 64,
+        "max_width": 512,
+        "multiple": 16,
+        "max_frames": 97,
+        "frames_multiple": 4,
+        "max_prompt_tokens": 64,
+    },
+}
+FLOW_SHIFT = 4.0
+
+
+def assemble_toy_video(model: nn.Module, vae: nn.Module, folder: Path, facts: dict) -> Path:
+    """Write the pipeline folder to a temporary name and move it into place.
+
+    Args:
+        model: a :class:`genkit.training.toy_video.ToyVideo` holding the weights to ship.
+        vae: its video autoencoder.
+        folder: where the model goes; an existing folder is replaced once the new one is whole.
+        facts: stored as ``training.json``.
+
+    Returns:
+        The folder.
+    """
+    from diffusers import UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
+
+    transformer = WanTransformer3DModel.from_config(model.transformer.config)
+    transformer.load_state_dict(model.transformer.state_dict())
+    scheduler = UniPCMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=FLOW_SHIFT, num_train_timesteps=1000
+    )
+    pipeline = WanPipeline(
+        tokenizer=model.tokenizer,
+        text_encoder=model.text_encoder,
+        vae=vae,
+        transformer=transformer,
+        scheduler=scheduler,
+    )
+    for part in (pipeline.text_encoder, pipeline.vae, pipeline.transformer):
+        for tensor in (*part.parameters(), *part.buffers()):
+            if tensor.is_floating_point():
+                tensor.data = tensor.data.to(torch.bfloat16)
+    temporary = folder.with_name(folder.name + ".part")
+    shutil.rmtree(temporary, ignore_errors=True)
+    pipeline.save_pretrained(temporary)
+    (temporary / "genkit.json").write_text(json.dumps(SIDECAR, indent=2) + "\n")
+    (temporary / "training.json").write_text(json.dumps(facts, indent=2) + "\n")
+    write_checksums(temporary)
+    size = sum(path.stat().st_size for path in temporary.rglob("*") if path.is_file()) / 1e6
+    if size > LIMIT_MEGABYTES:
+        raise ArtifactError(
+            f"{temporary} has {size:.1f} MB, a shipped model at most {LIMIT_MEGABYTES:.0f}: make it smaller"
+        )
+    old = folder.with_name(folder.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        os.replace(folder, old)
+    os.replace(temporary, folder)
+    shutil.rmtree(old, ignore_errors=True)
+    return folder
