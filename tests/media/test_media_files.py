@@ -211,7 +211,7 @@ for name in ("a.mp4", "a.gif", "a.webp", "frames", "a-%d.png"):
 
 def test_a_full_disk_leaves_nothing(tmp_path):
     """The kernel's limit on file sizes stands for a full disk: writes fail half way with an OSError in both cases."""
-    done = subprocess.run([sys.executable, "-c", FULL_DISK, str(tmp_path)], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", FULL_DISK, str(tmp_path)], capture_output=True, text=True, timeout=300)
     assert done.stdout.splitlines() == [
         f"refused {name}" for name in ("a.mp4", "a.gif", "a.webp", "frames", "a-%d.png")
     ]
