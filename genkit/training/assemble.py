@@ -1,4 +1,4 @@
-"""Putting trained parts together into a Diffusers folder that ships: bfloat16 safetensors, sidecar, card and checksums."""
+"""Putting trained parts together into a Diffusers folder that ships: bfloat16 safetensors, sidecar and checksums."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The one training loop: time budget, learning-rate schedule, averaged weights, logs, and checkpoints that survive a kill.
+"""The one training loop: budget, learning-rate schedule, averaged weights, logs, and checkpoints that survive a kill.
 
 A task gives the loop its modules and a function from a step number to a loss; the loop does everything else. It runs
 on a CPU, one GPU or several through :mod:`accelerate`.
@@ -90,7 +90,7 @@ class Average:
 
 
 def atomic_save(value: object, path: Path) -> None:
-    """``torch.save`` to a temporary name in the same folder, then rename: a killed process leaves the old file whole."""
+    """``torch.save`` to a temporary name in the same folder, then rename: a kill leaves the old file whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".part")
     with open(temporary, "wb") as file:
@@ -191,7 +191,7 @@ def train(
         loss, figures = loss_at(wrapped, step, progress())
         if not torch.isfinite(loss):
             raise ArtifactError(
-                f"the loss became {loss.item()} at step {step}: lower the learning rate; {path} holds the last good state"
+                f"the loss became {loss.item()} at step {step}: lower the learning rate; the last good state is {path}"
             )
         accelerator.backward(loss)
         norm = accelerator.clip_grad_norm_(module.parameters(), config.clip)

@@ -1,7 +1,7 @@
 """Training with few text slots a model that will be run with many.
 
-Diffusers' Wan pipeline pads the text with zero vectors to ``max_sequence_length`` and masks nothing, so the padding takes
-part in the softmax of cross-attention. All padding keys are equal, hence ``m`` of them weigh as much as one with
+Diffusers' Wan pipeline pads the text with zero vectors to ``max_sequence_length`` and masks nothing, so the padding
+takes part in the softmax of cross-attention. All padding keys are equal, hence ``m`` of them weigh as much as one with
 ``ln m`` added to its logit: training can run with a handful of slots and be exact for any padded length.
 """
 

@@ -36,7 +36,7 @@ def build_word_tokenizer(max_length: int = 512):
 
 
 def build_text_encoder(vocabulary: int, width: int = 128) -> nn.Module:
-    """A ``UMT5EncoderModel`` of two layers; its embeddings start at unit variance, so words differ from the first step."""
+    """A ``UMT5EncoderModel`` of two layers; embeddings of unit variance make words differ from the first step."""
     from transformers import UMT5Config, UMT5EncoderModel
 
     config = UMT5Config(
