@@ -60,7 +60,8 @@ def block_sparse(arch: str, kernel: str, dim: int, dtype: torch.dtype, rule: boo
 
 
 def names(full: bool) -> Iterator[tuple[str, int, str, bool]]:
-    """(kernel, head dim, dtype, with rule). The short list meets every kernel, dim, dtype and rule; the full one, all."""
+    """(kernel, head dim, dtype, with rule). The short list meets every kernel, dim, dtype and rule; the full one, all.
+    """
     for kernel in ("forward", "dq", "dkv"):
         for dim in (64, 128):
             for dtype in DTYPES:

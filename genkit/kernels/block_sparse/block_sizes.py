@@ -1,8 +1,8 @@
 """Tile sizes of the Triton kernels by architecture, kernel, head dim and dtype, and how a plan's blocks shrink them.
 
 Every entry compiles without register spills and within the shared memory of its target (see docs/kernels.md and the
-ahead-of-time checks). No entry has been timed on a device yet; :mod:`genkit.kernels.block_sparse.tuning` measures on the
-machine at hand and lets its findings go first.
+ahead-of-time checks). No entry has been timed on a device yet; :mod:`genkit.kernels.block_sparse.tuning` measures on
+the machine at hand and lets its findings go first.
 """
 
 from __future__ import annotations
@@ -35,26 +35,38 @@ SHARED_KIB = {
     "gfx950": 160,
 }
 
-# Preferred first; later entries serve plans with smaller query (forward, dq) or key (dkv) blocks.
+# Preferred first; later entries serve plans with smaller query (forward, dq) or key (dkv) blocks. Evaluating a rule
+# costs registers, so a kernel may have a row of its own for plans without one.
+_Sizes = dict[str, dict[int, tuple[Tile, ...]]]
 _SMALL = (Tile(32, 32, 4, 1), Tile(16, 32, 4, 1))
-_NVIDIA: dict[str, dict[int, tuple[Tile, ...]]] = {
-    "forward": {
-        64: (Tile(128, 64, 8, 3), Tile(64, 64, 4, 2), *_SMALL),
-        128: (Tile(128, 64, 8, 2), Tile(64, 32, 4, 2), *_SMALL),
-        256: _SMALL,
-    },
-    "dq": {
-        64: (Tile(128, 64, 8, 2), Tile(64, 64, 4, 2), *_SMALL),
-        128: (Tile(64, 32, 4, 2), *_SMALL),
-        256: (Tile(16, 32, 8, 1),),
-    },
-    "dkv": {
-        64: (Tile(64, 64, 8, 2), Tile(32, 64, 4, 2), *_SMALL),
-        128: (Tile(32, 64, 8, 2), *_SMALL),
-        256: (Tile(16, 16, 8, 1),),
-    },
+_WIDE = {256: (Tile(16, 32, 8, 1),)}
+
+_HOPPER: _Sizes = {
+    "forward": {64: (Tile(128, 64, 8, 3), Tile(64, 64, 4, 2), *_SMALL), 128: (Tile(128, 64, 8, 3), *_SMALL)} | _WIDE,
+    "dq": {64: (Tile(128, 64, 8, 2), Tile(64, 32, 4, 2), *_SMALL), 128: (Tile(128, 64, 8, 2), *_SMALL)} | _WIDE,
+    "dkv": {64: (Tile(64, 64, 8, 2), *_SMALL), 128: (Tile(32, 64, 8, 2), *_SMALL), 256: (Tile(16, 16, 8, 1),)},
+    "dkv, no rule": {128: (Tile(64, 64, 8, 2), *_SMALL)},
 }
-_TABLE: dict[str, dict[str, dict[int, tuple[Tile, ...]]]] = {name: _NVIDIA for name in SHARED_KIB}
+_AMPERE: _Sizes = {
+    "forward": {64: (Tile(128, 64, 8, 3), Tile(64, 64, 4, 2), *_SMALL), 128: (Tile(64, 32, 4, 1), *_SMALL)} | _WIDE,
+    "dq": {64: (Tile(128, 64, 8, 2), Tile(64, 32, 4, 2), *_SMALL), 128: (Tile(64, 64, 8, 2), *_SMALL)} | _WIDE,
+    "dkv": {64: (Tile(64, 64, 8, 2), *_SMALL), 128: (Tile(64, 64, 8, 2), *_SMALL), 256: (Tile(16, 16, 8, 1),)},
+}
+# Four wavefronts of 64: eight would halve the registers each may use.
+_CDNA: _Sizes = {
+    "forward": {64: (Tile(64, 64, 4, 2), *_SMALL), 128: (Tile(128, 32, 4, 2), Tile(64, 32, 4, 2), *_SMALL)} | _WIDE,
+    "dq": {64: (Tile(64, 64, 4, 2), *_SMALL), 128: (Tile(64, 32, 4, 2), *_SMALL)} | _WIDE,
+    "dkv": {64: (Tile(32, 64, 4, 2), *_SMALL), 128: (Tile(32, 32, 4, 2), *_SMALL), 256: (Tile(16, 16, 8, 1),)},
+}
+_TABLE: dict[str, _Sizes] = {
+    "sm_80": _AMPERE,
+    "sm_89": _AMPERE,
+    "sm_90": _HOPPER,
+    "sm_100": _HOPPER,
+    "sm_120": _AMPERE,
+    "gfx942": _CDNA,
+    "gfx950": _CDNA,
+}
 _FLOAT32 = {64: Tile(32, 32, 4, 1), 128: Tile(32, 32, 8, 1), 256: Tile(16, 16, 8, 1)}
 # In the interpreter a tile costs the same whatever its size.
 _INTERPRETER = Tile(64, 64, 4, 1)
@@ -81,21 +93,22 @@ def width_class(dim: int) -> int:
     return 64 if dim <= 64 else 128 if dim <= 128 else 256
 
 
-def candidates(arch: str, kernel: str, dim: int, dtype: torch.dtype) -> tuple[Tile, ...]:
-    """Tiles of the table, preferred first."""
+def candidates(arch: str, kernel: str, dim: int, dtype: torch.dtype, ruled: bool = True) -> tuple[Tile, ...]:
+    """Tiles of the table, preferred first; ``ruled`` when partial blocks are decided by a rule or the call has a bias.
+    """
     if arch == "interpreter":
         return (_INTERPRETER,)
     if dtype == torch.float32:
         return (_FLOAT32[width_class(dim)],)
-    return _TABLE[arch][kernel][width_class(dim)]
+    sizes, width = _TABLE[arch], width_class(dim)
+    plain = None if ruled else sizes.get(f"{kernel}, no rule", {}).get(width)
+    return plain or sizes[kernel][width]
 
 
 _measured: dict[tuple[str, str, int, str], Tile] = {}
 
 
-def choose_tile(
-    kernel: str, dim: int, dtype: torch.dtype, device: torch.device, block_q: int, block_k: int
-) -> Tile:
+def choose_tile(kernel: str, dim: int, dtype: torch.dtype, device: torch.device, block_q: int, block_k: int) -> Tile:
     """The tile for a plan: the first of the table that its blocks fill, shrunk to them if none does.
 
     Args:

@@ -1,0 +1,76 @@
+"""The Triton backend without a GPU: parity in the interpreter (own process), refusals, and the tile table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from interpreter import run_checks
+
+from genkit.errors import UnsupportedError
+from genkit.kernels import BlockPlan, block_sparse_attention, why_not
+from genkit.kernels.block_sparse import block_sizes
+from genkit.kernels.block_sparse.block_sizes import SHARED_KIB, Tile, candidates, fit
+
+
+def test_kernels_equal_brute_force_in_the_interpreter():
+    assert run_checks(Path(__file__).with_name("triton_checks.py")) >= 30
+
+
+def test_without_a_device_it_says_why_not():
+    q = torch.zeros(1, 8, 1, 16)
+    plan = BlockPlan.dense(8, 8)
+    if torch.cuda.is_available():
+        pytest.skip("needs a machine without a GPU")
+    assert "needs a CUDA or HIP device" in why_not("triton", q, q, q, plan)
+    with pytest.raises(UnsupportedError, match="CUDA or HIP"):
+        block_sparse_attention(q, q, q, plan, backend="triton")
+
+
+@pytest.mark.parametrize("arch", [*SHARED_KIB, "interpreter"])
+@pytest.mark.parametrize("kernel", block_sizes.KERNELS)
+@pytest.mark.parametrize("dim", [40, 64, 80, 128, 160, 256])
+def test_every_tile_suits_the_matrix_units_and_fits_its_block(arch, kernel, dim):
+    for dtype in (torch.float16, torch.bfloat16, torch.float32):
+        options = candidates(arch, kernel, dim, dtype)
+        assert options
+        for block_q, block_k in ((128, 128), (64, 64), (256, 64), (64, 16), (96, 48), (7, 5), (16, 8)):
+            tile = fit(options, kernel, block_q, block_k)
+            assert tile.queries >= 16 and tile.keys >= 16
+            assert tile.queries & (tile.queries - 1) == 0 and tile.keys & (tile.keys - 1) == 0
+            assert tile.queries < 2 * max(block_q, 16)
+            if kernel == "dkv":
+                assert tile.keys < 2 * max(block_k, 16)
+
+
+def test_small_key_blocks_are_packed_and_large_blocks_split():
+    options = (Tile(128, 64, 8, 2), Tile(64, 64, 4, 2))
+    assert fit(options, "forward", 128, 16)[:2] == (128, 64)
+    assert fit(options, "dkv", 128, 16)[:2] == (128, 16)
+    assert fit(options, "forward", 64, 64) == Tile(64, 64, 4, 2)
+    assert fit(options, "forward", 256, 256)[:2] == (128, 64)
+    assert fit(options, "forward", 96, 48)[:2] == (32, 32)
+
+
+def test_architectures_of_devices(monkeypatch):
+    found = {}
+    for capability in ((7, 5), (8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (10, 3), (12, 0), (12, 1)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index, value=capability: value)
+        block_sizes._architecture.cache_clear()
+        found[capability] = block_sizes.architecture(torch.device("cuda", 0))
+    block_sizes._architecture.cache_clear()
+    assert found == {
+        (7, 5): None, (8, 0): "sm_80", (8, 6): "sm_80", (8, 9): "sm_89", (9, 0): "sm_90", (10, 0): "sm_100",
+        (10, 3): "sm_100", (12, 0): "sm_120", (12, 1): "sm_120",
+    }  # fmt: skip
+    assert block_sizes.architecture(torch.device("cpu")) == "interpreter"
+
+
+def test_a_measured_tile_goes_first():
+    tile = Tile(32, 32, 2, 1)
+    before = block_sizes.choose_tile("forward", 64, torch.float32, torch.device("cpu"), 64, 64)
+    block_sizes.prefer("interpreter", "forward", 64, torch.float32, tile)
+    assert block_sizes.choose_tile("forward", 64, torch.float32, torch.device("cpu"), 64, 64) == tile
+    block_sizes.prefer("interpreter", "forward", 64, torch.float32, None)
+    assert block_sizes.choose_tile("forward", 64, torch.float32, torch.device("cpu"), 64, 64) == before

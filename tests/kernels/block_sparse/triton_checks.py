@@ -1,0 +1,243 @@
+"""The Triton kernels in Triton's interpreter against brute force in float64. Run by test_triton.py in its own process.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from cases import make
+from oracle import attend
+from test_parity import build, check
+from tolerance import assert_close
+
+from genkit.kernels import BlockPlan, LowRank, Quadratic, Rule, Table, TokenOrder, block_sparse_attention, why_not
+from genkit.kernels.block_sparse import block_sizes
+from genkit.kernels.block_sparse.block_sizes import Tile
+
+SMALL_TILES = (Tile(32, 16, 4, 1), Tile(16, 32, 4, 1), Tile(64, 32, 4, 1))
+
+
+@pytest.fixture
+def tiles():
+    """Set the tile of all three kernels for one test."""
+
+    def use(tile: Tile) -> None:
+        for kernel in block_sizes.KERNELS:
+            for width in (64, 128, 256):
+                for dtype in (torch.float32, torch.float16):
+                    block_sizes.prefer("interpreter", kernel, width, dtype, tile)
+
+    yield use
+    for kernel in block_sizes.KERNELS:
+        for width in (64, 128, 256):
+            for dtype in (torch.float32, torch.float16):
+                block_sizes.prefer("interpreter", kernel, width, dtype, None)
+
+
+def tensors(seed, n_q, n_k, heads=2, key_heads=None, width=40, batch=1, dtype=torch.float32, size=1.0):
+    g = torch.Generator().manual_seed(seed)
+    shapes = [(batch, n_q, heads, width), *[(batch, n_k, key_heads or heads, width)] * 2]
+    q, k, v = (torch.randn(shape, generator=g) for shape in shapes)
+    return [x.to(dtype) for x in (q * size, k, v)]
+
+
+def compare(q, k, v, plan, mask, label, scale=None, bias=None, dense_bias=None, leaves=()):
+    """Output, lse and every gradient, against float64 and within the budget that eager in q's dtype sets."""
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    g = torch.Generator().manual_seed(99)
+    d_out = torch.randn(q.shape, generator=g).to(q.dtype)
+    d_lse = torch.randn(q.shape[0], q.shape[2], q.shape[1], generator=g)
+
+    def results(out, lse, inputs):
+        loss = (out * d_out.to(out.dtype)).sum() + (torch.where(lse.isfinite(), lse, 0) * d_lse.to(lse.dtype)).sum()
+        return [out.detach(), lse.detach(), *torch.autograd.grad(loss, inputs)]
+
+    brute = []
+    for dtype in (torch.float64, q.dtype):
+        wide = torch.float64 if dtype == torch.float64 else torch.float32
+        inputs = [x.detach().to(dtype).requires_grad_() for x in (q, k, v)]
+        extra = [x.detach().to(wide).requires_grad_() for x in leaves]
+        added = None if dense_bias is None else dense_bias(*extra)
+        out, lse = attend(*inputs, mask, scale, added, dtype=dtype)
+        brute.append(results(out, lse, inputs + extra))
+    inputs = [x.detach().requires_grad_() for x in (q, k, v)]
+    extra = [x.detach().requires_grad_() for x in leaves]
+    made = None if bias is None else bias(*extra)
+    out, lse = block_sparse_attention(*inputs, plan, scale=scale, backend="triton", bias=made)
+    found = results(out, lse, inputs + extra)
+    names = ["out", "lse", "dq", "dk", "dv", *(f"bias gradient {i}" for i in range(len(leaves)))]
+    for name, x, exact, eager in zip(names, found, *brute, strict=True):
+        assert_close(x, exact, eager, f"{label} {name}")
+
+
+def cost(case, plan) -> int:
+    """Visited blocks of all heads, the unit of the interpreter's time."""
+    visits = int((plan.full_count + plan.partial_count).sum()) // (plan.batch * plan.heads)
+    return visits * case.q.shape[0] * case.q.shape[2]
+
+
+@pytest.mark.parametrize("start", range(3000, 3240, 60))
+def test_generated_problems(start, nan_memory):
+    ran = spent = 0
+    for seed in range(start, start + 60):
+        case = make(seed)
+        if case.q.dtype not in (torch.float32, torch.float16):
+            continue
+        work = cost(case, build(case))
+        if work <= 16 and spent + work <= 50:
+            spent += work
+            check(seed, "triton")
+            ran += 1
+    assert ran >= 5
+
+
+@pytest.mark.parametrize("width", [40, 64, 80, 96, 128, 160])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_head_sizes_and_scales(width, dtype):
+    rule = Rule.causal(130)
+    mask = torch.ones(130, 130, dtype=torch.bool).tril()[None, None]
+    size = {40: 16.0, 64: 1.0, 80: 4.0, 96: 1.0, 128: 16.0, 160: 4.0}[width]
+    q, k, v = tensors(width, 130, 130, heads=1, width=width, dtype=dtype, size=size)
+    compare(q, k, v, BlockPlan.from_rule(rule, block_q=64, block_k=64), mask, f"D={width} {dtype}")
+
+
+@pytest.mark.parametrize("tile", SMALL_TILES)
+@pytest.mark.parametrize("blocks", [(128, 64), (48, 96), (16, 8)])
+def test_plan_blocks_of_other_sizes_than_the_tiles(tile, blocks, tiles):
+    tiles(tile)
+    keep = torch.rand(1, 2, -(-75 // blocks[0]), -(-110 // blocks[1]), generator=torch.Generator().manual_seed(1)) < 0.5
+    keep[..., -1] = True
+    plan = BlockPlan.from_dense_blocks(keep, 75, 110, block_q=blocks[0], block_k=blocks[1])
+    mask = keep.repeat_interleave(blocks[0], 2)[:, :, :75].repeat_interleave(blocks[1], 3)[..., :110]
+    compare(*tensors(3, 75, 110, heads=2, key_heads=1, width=16), plan, mask, f"{tile} {blocks}")
+
+
+def test_pooled_keys_are_packed_into_tiles():
+    levels = torch.tensor([[1, 2, 4, 8], [8, 1, 0, 2], [4, 4, 1, 8]])[None, None]
+    q, k, v = tensors(4, 170, 230)
+    plan = BlockPlan.from_levels(levels, 170, 230)
+    found, exact = [], []
+    for backend, dtype, into in (("triton", torch.float32, found), ("reference", torch.float64, exact)):
+        inputs = [x.detach().to(dtype).requires_grad_() for x in (q, k, v)]
+        out, lse = block_sparse_attention(*inputs, plan, backend=backend)
+        into += [out, lse, *torch.autograd.grad(out.sin().sum() + lse.cos().sum(), inputs)]
+    for x, y in zip(found, exact, strict=True):
+        torch.testing.assert_close(x.double(), y, rtol=0, atol=3e-6)
+
+
+def test_low_rank_bias_and_its_gradients():
+    g = torch.Generator().manual_seed(5)
+    f, other = torch.randn(1, 70, 2, 5, generator=g), torch.randn(2, 90, 1, 5, generator=g)
+    q, k, v = tensors(6, 70, 90, key_heads=1, batch=2)
+    keep = torch.tensor([[True, True], [True, False]])[None, None]
+    mask = keep.repeat_interleave(64, 2)[:, :, :70].repeat_interleave(64, 3)[..., :90]
+    plan = BlockPlan.from_dense_blocks(keep, 70, 90)
+    compare(
+        q,
+        k,
+        v,
+        plan,
+        mask,
+        "low rank",
+        bias=LowRank,
+        leaves=(f, other),
+        dense_bias=lambda f, g: torch.einsum("bihr,bjhr->bhij", f.expand(2, -1, -1, -1), g.expand(-1, -1, 2, -1)),
+    )
+
+
+def test_quadratic_bias_and_its_gradient():
+    g = torch.Generator().manual_seed(7)
+    at, to = torch.rand(70, 2, generator=g) * 4, torch.rand(90, 2, generator=g) * 4
+    gain, hinge = torch.rand(90, generator=g), torch.tensor([0.5, 0.0])
+    weight = torch.rand(2, 2, generator=g)
+    mask = torch.ones(1, 1, 70, 90, dtype=torch.bool)
+
+    def dense(w):
+        apart = ((at[:, None].double() - to[None].double()).abs() - hinge.double()).clamp(min=0).square()
+        return (-gain * torch.einsum("ha,ija->hij", w.double(), apart))[None]
+
+    compare(
+        *tensors(8, 70, 90),
+        BlockPlan.dense(70, 90),
+        mask,
+        "quadratic",
+        leaves=(weight,),
+        dense_bias=dense,
+        bias=lambda w: Quadratic(at, to, w, hinge=hinge, k_gain=gain),
+    )
+
+
+def test_rows_off_and_hidden_keys():
+    off = torch.tensor([[[False, True, False]]])
+    keep = torch.ones(1, 1, 3, 3, dtype=torch.bool)
+    plan = BlockPlan.from_dense_blocks(keep, 140, 150, off=off)
+    mask = (~off.repeat_interleave(64, 2)[..., :140, None]).expand(1, 1, 140, 150)
+    compare(*tensors(9, 140, 150, heads=1, width=16), plan, mask, "off")
+    shown = torch.rand(2, 70, generator=torch.Generator().manual_seed(2)) < 0.7
+    plan = BlockPlan.from_rule(Rule.everything(40, 70).hide_keys(shown))
+    compare(*tensors(10, 40, 70, heads=1, width=16, batch=2), plan, shown[:, None, None].expand(2, 1, 40, 70), "hidden")
+
+
+def test_token_order_and_discs():
+    order = TokenOrder.from_grid((2, 9, 7), (1, 4, 4), (("text", 3), ("grid", 126)))
+    place = torch.cat([torch.zeros(3, 3), torch.cartesian_prod(*(torch.arange(n) for n in (2, 9, 7))).float()]).int()
+    group = (torch.arange(129) >= 3).int()
+    far = torch.full_like(place, 99)
+    rule = Rule(-far, far, place, group, group, torch.tensor([[1, 1], [1, 2]]), radius2=14, q_pos=place)
+    apart = (place[:, None] - place[None]).square().sum(-1)
+    mask = ((group[:, None] * group[None] == 0) | (apart < 14))[None, None]
+    compare(*tensors(11, 129, 129, heads=1, width=16), BlockPlan.from_rule(rule, order=order), mask, "disc")
+
+
+def test_nan_reaches_exactly_the_rows_that_see_it():
+    keep = torch.tensor([[True, False], [False, True]])
+    plan = BlockPlan.from_dense_blocks(keep, 128, 128)
+    q, k, v = tensors(12, 128, 128, heads=1, width=16)
+    q[0, 5] = torch.nan
+    out, lse = block_sparse_attention(q, k, v, plan, backend="triton")
+    hit = out.isnan().any(-1)[0, :, 0]
+    assert hit.nonzero().flatten().tolist() == [5] and lse[0, 0].isnan().nonzero().flatten().tolist() == [5]
+    v[0, 100] = torch.nan
+    out, _ = block_sparse_attention(q.nan_to_num(), k, v, plan, backend="triton")
+    assert out[0, 64:].isnan().all() and not out[0, :64].isnan().any()
+
+
+def test_backward_repeats_bit_for_bit_and_strides_do_not_matter():
+    plan = BlockPlan.from_rule(Rule.causal(100), block_q=32, block_k=32)
+    runs = []
+    for turned in (False, False, True):
+        inputs = [
+            x.transpose(1, 2).contiguous().transpose(1, 2) if turned else x for x in tensors(13, 100, 100, width=16)
+        ]
+        inputs = [x.detach().requires_grad_() for x in inputs]
+        out, _ = block_sparse_attention(*inputs, plan, backend="triton")
+        runs.append([out, *torch.autograd.grad(out.sin().sum(), inputs)])
+    for other in runs[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(runs[0], other, strict=True))
+
+
+def test_addresses_beyond_two_to_the_31():
+    # Two batch entries further apart than 32-bit offsets reach; only the pages that are touched exist.
+    memory = torch.empty((1 << 31) + 4096, dtype=torch.float16)
+    q = memory.as_strided((2, 40, 1, 16), (1 << 31, 16, 16, 1))
+    small = tensors(14, 40, 40, heads=1, width=16, batch=2, dtype=torch.float16)
+    q.copy_(small[0])
+    plan = BlockPlan.dense(40, 40)
+    far = block_sparse_attention(q, *small[1:], plan, backend="triton")
+    near = block_sparse_attention(*small, plan, backend="triton")
+    assert torch.equal(far[0], near[0]) and torch.equal(far[1], near[1])
+
+
+def test_refusals_say_why():
+    q, k, v = tensors(15, 20, 20, width=16)
+    plan = BlockPlan.dense(20, 20)
+    assert why_not("triton", q, k, v, plan) is None
+    assert "bfloat16 wrongly" in why_not("triton", q.bfloat16(), k.bfloat16(), v.bfloat16(), plan)
+    assert "float64" in why_not("triton", q.double(), k.double(), v.double(), plan)
+    wide = torch.zeros(1, 20, 1, 512)
+    assert "exceeds 256" in why_not("triton", wide, wide, wide, plan)
+    table = Table((torch.zeros(3),), torch.zeros(20, 1), torch.zeros(20, 1))
+    assert "no Table bias" in why_not("triton", q, k, v, plan, bias=table)
+    term = LowRank(torch.zeros(20, 65), torch.zeros(20, 65))
+    assert "rank 65" in why_not("triton", q, k, v, plan, bias=term)
+    assert "one bias term" in why_not("triton", q, k, v, plan, bias=[table, table])
