@@ -1,4 +1,4 @@
-"""toy-video by the judge: accuracy on seen and held-out prompts, and attention methods against dense at the same seeds."""
+"""toy-video by the judge: accuracy on seen and held-out prompts, and attention methods against dense, seed by seed."""
 
 from __future__ import annotations
 

@@ -69,8 +69,18 @@ def _loop(options: argparse.Namespace, stage: str, **more) -> LoopConfig:
     )
 
 
+def _finished(options: argparse.Namespace, stage: str) -> bool:
+    """Whether a stage has used up its budget and written its result."""
+    folder = options.folder / stage
+    if not (folder / "final").exists() or not (folder / "checkpoint.pt").exists():
+        return False
+    return load_checkpoint(folder / "checkpoint.pt")["seconds"] >= 60 * options.minutes * SHARES[stage]
+
+
 def train_vae(options: argparse.Namespace) -> None:
     """Encoder and decoder together; then the latents' statistics."""
+    if _finished(options, "vae"):
+        return
     vae = build_video_vae()
     optimizer = muon_adamw(vae.named_parameters(), lr=2e-3)
     config = _loop(options, "vae", lr=2e-3, warmup=20, decay_from=0.2, average=0.99)
@@ -95,6 +105,8 @@ def _load_vae(options: argparse.Namespace, *stages: str) -> nn.Module:
 
 def sharpen_decoder(options: argparse.Namespace) -> None:
     """The decoder alone, on latents that stay as they are."""
+    if _finished(options, "decoder"):
+        return
     vae = _load_vae(options, "vae")
     vae.encoder.requires_grad_(False)
     vae.quant_conv.requires_grad_(False)

@@ -158,7 +158,7 @@ def decoder_loss(seed: int, batch: int = 4, size: int = 96, crop: int = 56, nois
 
 
 @torch.no_grad()
-def measure_latents(vae: nn.Module, seed: int = 7, batches: int = 24) -> tuple[list[float], list[float]]:
+def measure_latents(vae: nn.Module, seed: int = 7, batches: int = 16) -> tuple[list[float], list[float]]:
     """Mean and spread of every latent channel over random clips, for ``latents_mean`` and ``latents_std``."""
     rng = np.random.default_rng(seed)
     rows = []
