@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from genkit.errors import ArtifactError, UsageError, explain
-from genkit.media.atomic import check_writable
+from genkit.media.atomic import check_writable, reason
 
 SUFFIXES = {".mp4": "mp4", ".gif": "gif", ".webp": "webp", ".png": "png"}
 PATTERN = re.compile(r"%0?\d*d")
@@ -23,6 +23,8 @@ def format_of(path: str | Path) -> str:
         UsageError: a suffix that genkit does not write.
     """
     name = Path(path).name
+    if name in ("", ".", ".."):
+        raise UsageError(explain("output", str(path), ALLOWED))
     suffix = Path(path).suffix.lower()
     if PATTERN.search(name):
         if suffix != ".png" or len(PATTERN.findall(name)) != 1:
@@ -87,7 +89,10 @@ def check_output(path: str | Path, *, force: bool = False) -> None:
     """
     path = Path(path)
     kind = format_of(path)
-    found = existing(path)
+    try:
+        found = existing(path)
+    except OSError as error:
+        raise ArtifactError(f"cannot write {path.name[:60]}: {reason(error)}; choose another --output") from error
     if found and not force:
         raise UsageError(f"{found[0]} exists; use --force to replace it, or choose another --output")
     if kind == "folder" and path.exists():

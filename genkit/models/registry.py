@@ -12,6 +12,7 @@ from genkit.errors import ArtifactError, UsageError, explain
 ROOT = Path(__file__).parent
 DEFAULT_MODEL = "toy-video"
 CHECKSUMS = "SHA256SUMS"
+NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w.-]+)?")
 
 
@@ -33,8 +34,13 @@ class Location:
 
 
 def shipped(root: Path = ROOT) -> dict[str, Path]:
-    """Names and folders of the models in the package: every folder there with a ``model_index.json``, by name."""
-    return {path.parent.name: path.parent for path in sorted(root.glob("*/model_index.json"))}
+    """Names and folders of the models in the package: every folder there with a ``model_index.json``, by name.
+
+    Names are lower-case words joined by dashes; a folder such as ``toy-video.part`` that is still being written is no
+    model.
+    """
+    folders = (path.parent for path in sorted(root.glob("*/model_index.json")))
+    return {folder.name: folder for folder in folders if NAME.fullmatch(folder.name)}
 
 
 def locate(model: str) -> Location:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from genkit.errors import UsageError, explain
-from genkit.pipelines.recipes import recipe
+from genkit.pipelines.recipes import recipe, recipe_names
 from genkit.pipelines.settings import GenerateSettings
 from genkit.pipelines.text import parse_pairs
 
@@ -50,6 +51,12 @@ def parse_schedule(text: str | None) -> Any:
             raise UsageError(explain("--schedule", key, SCHEDULE_KEYS))
     branches = pairs.pop("branches", None)
     return Schedule(**pairs, branches=branches.split(",") if branches else None)
+
+
+def recipe_place(name: str | None) -> str | None:
+    """A recipe's name in a form that means the same from any folder: shipped names as they are, files by their full
+    path."""
+    return name if name is None or name in recipe_names() else str(Path(name).expanduser().resolve())
 
 
 def check_model(settings: GenerateSettings, pipeline_class: str) -> None:

@@ -17,7 +17,7 @@ from genkit.errors import GenkitError, UnsupportedError, UsageError
 from genkit.media import check_output, numbered, write_media
 from genkit.pipelines import attention
 from genkit.pipelines.kinds import ARGUMENTS, IMAGE, accepted
-from genkit.pipelines.load import apply_loras, load
+from genkit.pipelines.load import apply_loras, load, parse_lora
 from genkit.pipelines.outputs import to_frames, to_sound
 from genkit.pipelines.prepare import Plan, plan
 from genkit.pipelines.prompts import check_prompt
@@ -87,7 +87,8 @@ class Session:
             offload=given.offload, vae_tiling=given.vae_tiling, vae_slicing=given.vae_slicing,
         )  # fmt: skip
         apply_loras(pipeline, given.lora)
-        self.made = made_with(self.plan.folder, self.plan.pipeline_class.__name__, given.device)
+        loras = [parse_lora(text)[0] for text in given.lora]
+        self.made = made_with(self.plan.folder, self.plan.pipeline_class.__name__, given.device, loras)
         self.pipeline = pipeline
 
     def check_prompt(self, settings: GenerateSettings) -> tuple[str, str | None, list[str]]:

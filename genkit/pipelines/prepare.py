@@ -47,8 +47,7 @@ def plan(settings: GenerateSettings) -> Plan:
     if settings.prompt is None:
         raise UsageError('no prompt: give one, or "" for an unconditional run')
     attention.build(settings)
-    for text in settings.lora:
-        parse_lora(text)
+    loras = [parse_lora(text) for text in settings.lora]
     location = locate(settings.model)
     device = resolve_device(settings.device)
     dtype = resolve_dtype(settings.dtype, device)
@@ -62,6 +61,8 @@ def plan(settings: GenerateSettings) -> Plan:
     filled = _fill(settings, sidecar, pipeline_class, kind)
     filled = filled.replace(
         model=str(folder.resolve()) if location.kind == "folder" else settings.model,
+        lora=tuple(f"{path.resolve()}@{strength:g}" for path, strength in loras),
+        recipe=attention.recipe_place(settings.recipe),
         device=str(device),
         dtype=str(dtype).removeprefix("torch."),
         seed=settings.seed if settings.seed is not None else secrets.randbelow(2**32),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import platform
+from collections.abc import Sequence
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -24,7 +26,7 @@ def version(package: str) -> str:
         return "absent"
 
 
-def made_with(folder: Path, pipeline_class: str, device: str) -> dict[str, Any]:
+def made_with(folder: Path, pipeline_class: str, device: str, loras: Sequence[Path] = ()) -> dict[str, Any]:
     """Versions, machine and model that decide whether a run repeats bit for bit. Holds no time and no host name."""
     import torch
 
@@ -35,6 +37,7 @@ def made_with(folder: Path, pipeline_class: str, device: str) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "pipeline": pipeline_class,
         "model_fingerprint": fingerprint(folder),
+        "lora_fingerprints": [hashlib.sha256(path.read_bytes()).hexdigest()[:16] for path in loras],
     }
 
 

@@ -114,6 +114,8 @@ def test_names_and_where_they_lead(copy, monkeypatch, tmp_path):
     monkeypatch.setattr(registry, "ROOT", tmp_path)
     monkeypatch.setattr(registry, "shipped", lambda root=tmp_path: shipped(root))
     assert locate("model").kind == "shipped"
+    shutil.copytree(copy, tmp_path / "other.part")
+    assert list(shipped(tmp_path)) == ["model"]
     assert locate(str(copy)).path == copy
     assert locate("Wan-AI/Wan2.1-T2V-1.3B-Diffusers").kind == "hub"
     assert locate("owner/name@v1.0") == registry.Location("hub", "owner/name", revision="v1.0")

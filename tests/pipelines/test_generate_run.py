@@ -260,6 +260,8 @@ def test_lora_changes_the_picture_by_its_strength(session, tiny_wan, lora):
     whole = run(ask(tiny_wan, lora=(str(lora),))).frames
     half = run(ask(tiny_wan, lora=(str(lora / "pytorch_lora_weights.safetensors") + "@0.5",))).frames
     off = run(ask(tiny_wan, lora=(f"{lora}@0",))).frames
+    stored = plan(ask(tiny_wan, lora=(f"{lora}@0.5",))).settings.lora
+    assert stored == (f"{lora}/pytorch_lora_weights.safetensors@0.5",)
     change = [np.abs(frames - dense).mean() for frames in (whole, half, off)]
     assert change[0] > change[1] > change[2] == 0
 
