@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _WATCHES: weakref.WeakValueDictionary[int, Watch] = weakref.WeakValueDictionary()
 _SEPARATOR = "|"
+_PLAIN = (torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tls_local_exclude_set())
 
 _OBSERVE = (
     "(Tensor sample, Tensor[] tensors, SymInt[] numbers, str tensor_names, str number_names, SymInt watch, "
@@ -174,10 +175,15 @@ def _observe_fake(sample, tensors, numbers, tensor_names, number_names, watch, t
     return torch.empty_like(sample)
 
 
-_observe.register_autograd(
-    lambda context, grad: (grad, [None] * context.tensors, None, None, None, None, None),
-    setup_context=lambda context, inputs, output: setattr(context, "tensors", len(inputs[1])),
-)
+def _count_tensors(ctx, inputs, output):
+    ctx.tensors = len(inputs[1])
+
+
+def _observe_backward(ctx, grad):
+    return grad, [None] * ctx.tensors, None, None, None, None, None
+
+
+_observe.register_autograd(_observe_backward, setup_context=_count_tensors)
 
 
 @torch.library.custom_op("genkit::gate", mutates_args=(), schema=f"({_GATE_ARGUMENTS}) -> Tensor")
@@ -196,7 +202,8 @@ def _gate_fake(q, k, v, mask, dropout, causal, scale, grouped, origin, slot, ind
     "genkit::gate_backward", mutates_args=(), schema=f"(Tensor grad, {_GATE_ARGUMENTS}) -> (Tensor, Tensor, Tensor)"
 )
 def _gate_backward(grad, q, k, v, mask, dropout, causal, scale, grouped, origin, slot, index):
-    with torch.enable_grad():
+    # Operators run below autograd; computing the method again with gradients has to step above it.
+    with torch._C._ForceDispatchKeyGuard(*_PLAIN), torch.enable_grad():
         inputs = [x.detach().requires_grad_() for x in (q, k, v)]
         out = _serve(*inputs, mask, dropout, causal, scale, grouped, origin, slot, index, False)
         grads = torch.autograd.grad(out, inputs, grad, allow_unused=True)
@@ -210,16 +217,16 @@ def _gate_backward_fake(grad, q, k, v, mask, dropout, causal, scale, grouped, or
     return tuple(x.new_empty(x.shape) for x in (q, k, v))
 
 
-def _save_for_backward(context, inputs, output):
+def _save_for_backward(ctx, inputs, output):
     q, k, v, mask, *rest = inputs
-    context.save_for_backward(q, k, v, mask)
-    context.rest = rest
+    ctx.save_for_backward(q, k, v, mask)
+    ctx.rest = rest
 
 
-def _backward(context, grad):
-    q, k, v, mask = context.saved_tensors
-    grads = torch.ops.genkit.gate_backward(grad, q, k, v, mask, *context.rest)
-    return (*grads, *[None] * (1 + len(context.rest)))
+def _backward(ctx, grad):
+    q, k, v, mask = ctx.saved_tensors
+    grads = torch.ops.genkit.gate_backward(grad, q, k, v, mask, *ctx.rest)
+    return (*grads, *[None] * (1 + len(ctx.rest)))
 
 
 _gate.register_autograd(_backward, setup_context=_save_for_backward)

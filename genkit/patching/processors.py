@@ -45,8 +45,8 @@ class GateProcessor:
         return self._keeper.handle
 
     def __call__(self, attn: Any, *args: Any, **kwargs: Any) -> Any:
-        frame = None if torch.compiler.is_compiling() else sys._getframe(0)
-        record = Record(self._slot, frame)
+        # No local variable for the frame: it would keep itself alive.
+        record = Record(self._slot, None if torch.compiler.is_compiling() else sys._getframe(0))
         seam.push(record)
         try:
             output = self._inner(attn, *args, **kwargs)

@@ -99,6 +99,8 @@ def pop(slot: Slot | None) -> Record | None:
     if (top.slot if top is not None else None) is not slot:
         return None
     records.pop()
+    if top is not None:
+        top.frame = None  # a frame that can reach its own record would live, with its tensors, until the next collection
     return top
 
 

@@ -81,7 +81,10 @@ class Claim:
         if served is None:
             return None
         rest = torch.tensor([h for h in range(q.shape[2]) if h not in self.heads], device=q.device)
-        own = call.own(*(x.index_select(2, rest) for x in (q, k, v)))
+        if call.mask is not None and call.mask.ndim == 4 and call.mask.shape[1] > 1:
+            own = call.own(q, k, v).index_select(2, rest)  # the mask is laid out for all heads
+        else:
+            own = call.own(*(x.index_select(2, rest) for x in (q, k, v)))
         order = torch.argsort(torch.cat([inside, rest]))
         return torch.cat([served, own.to(served.dtype)], dim=2).index_select(2, order)
 

@@ -17,7 +17,7 @@ def fresh_dynamo():
     torch._dynamo.reset()
 
 
-def _compile(case: tiny.Tiny, backend: str = "eager") -> torch.nn.Module:
+def _compile(case: tiny.Tiny, backend="eager") -> torch.nn.Module:
     plain, case.model = case.model, torch.compile(case.model, backend=backend, fullgraph=True)
     return plain
 
@@ -58,11 +58,17 @@ def test_one_graph_for_all_steps():
     """Steps, timesteps and the schedule change without a new graph; uncovered and declined calls are dense."""
     case = tiny.build("wan")
     reference = case.run()
-    plain = _compile(case)
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph
+
+    plain = _compile(case, backend)
     schedule = genkit.Schedule(steps="1:-1")
     with genkit.patch(plain, Scaled(), roles="self", schedule=schedule, total_steps=6) as handle:
         outs = [case.run(timestep=torch.tensor([t, t])) for t in (999, 900, 800, 700, 600)]
-        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+        assert len(graphs) == 1
         report = handle.report()
     assert report.sites[0].steps == (1, 2, 3, 4) and report.outside == 3
     assert len({out.sum().item() for out in outs}) == 5
