@@ -48,7 +48,7 @@ def block_sparse(arch: str, kernel: str, dim: int, dtype: torch.dtype, rule: boo
     row = torch.zeros(1, HEADS, LENGTH)
     if kernel == "prepare":
         return prepare_launch(tensor(), tensor(), row, row, row, row)
-    tile = tile or fit(candidates(arch, kernel, dim, dtype), kernel, BLOCK, BLOCK)
+    tile = tile or fit(candidates(arch, kernel, dim, dtype, rule), kernel, BLOCK, BLOCK)
     problem = _problem(rule, inverse=kernel == "dkv")
     if kernel == "forward":
         return forward_launch(tensor(), tensor(), tensor(), tensor(), row, problem, 0.1, tile)

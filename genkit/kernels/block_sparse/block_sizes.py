@@ -50,13 +50,14 @@ _HOPPER: _Sizes = {
 _AMPERE: _Sizes = {
     "forward": {64: (Tile(128, 64, 8, 3), Tile(64, 64, 4, 2), *_SMALL), 128: (Tile(64, 32, 4, 1), *_SMALL)} | _WIDE,
     "dq": {64: (Tile(128, 64, 8, 2), Tile(64, 32, 4, 2), *_SMALL), 128: (Tile(64, 64, 8, 2), *_SMALL)} | _WIDE,
-    "dkv": {64: (Tile(64, 64, 8, 2), *_SMALL), 128: (Tile(64, 64, 8, 2), *_SMALL), 256: (Tile(16, 16, 8, 1),)},
+    "dkv": {64: (Tile(64, 128, 8, 2), Tile(32, 64, 4, 2), *_SMALL), 128: (Tile(64, 64, 8, 2), *_SMALL)}
+    | {256: (Tile(16, 16, 8, 1),)},
 }
 # Four wavefronts of 64: eight would halve the registers each may use.
 _CDNA: _Sizes = {
     "forward": {64: (Tile(64, 64, 4, 2), *_SMALL), 128: (Tile(128, 32, 4, 2), Tile(64, 32, 4, 2), *_SMALL)} | _WIDE,
     "dq": {64: (Tile(64, 64, 4, 2), *_SMALL), 128: (Tile(64, 32, 4, 2), *_SMALL)} | _WIDE,
-    "dkv": {64: (Tile(32, 64, 4, 2), *_SMALL), 128: (Tile(32, 32, 4, 2), *_SMALL), 256: (Tile(16, 16, 8, 1),)},
+    "dkv": {64: (Tile(32, 64, 4, 2), *_SMALL), 128: (Tile(32, 64, 4, 1), *_SMALL), 256: (Tile(16, 16, 8, 1),)},
 }
 _TABLE: dict[str, _Sizes] = {
     "sm_80": _AMPERE,
@@ -108,16 +109,25 @@ def candidates(arch: str, kernel: str, dim: int, dtype: torch.dtype, ruled: bool
 _measured: dict[tuple[str, str, int, str], Tile] = {}
 
 
-def choose_tile(kernel: str, dim: int, dtype: torch.dtype, device: torch.device, block_q: int, block_k: int) -> Tile:
+def choose_tile(
+    kernel: str,
+    dim: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    block_q: int,
+    block_k: int,
+    ruled: bool = True,
+) -> Tile:
     """The tile for a plan: the first of the table that its blocks fill, shrunk to them if none does.
 
     Args:
         kernel: ``"forward"``, ``"dq"`` or ``"dkv"``.
         block_q, block_k: tokens per block of the plan.
+        ruled: whether partial blocks are decided by a rule, or the call has a bias.
     """
     arch = architecture(device)
     measured = _measured.get((arch, kernel, width_class(dim), str(dtype)))
-    options = candidates(arch, kernel, dim, dtype)
+    options = candidates(arch, kernel, dim, dtype, ruled)
     return fit((measured, *options) if measured else options, kernel, block_q, block_k)
 
 

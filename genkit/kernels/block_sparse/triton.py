@@ -71,7 +71,7 @@ def forward(
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = _statistics(q)
     problem = _problem(plan, bias, inverse=False)
-    _on_device(q, launch.forward_launch(q, k, v, out, lse, problem, scale, _tile("forward", q, plan)))
+    _on_device(q, launch.forward_launch(q, k, v, out, lse, problem, scale, _tile("forward", q, plan, bias)))
     return out, lse
 
 
@@ -90,11 +90,27 @@ def backward(
     rows, columns = _problem(plan, bias, inverse=False), _problem(plan, bias, inverse=True)
     per_query = _extra(q, q.shape[1], rows.bias.width) if bias else None
     per_key = _extra(q, k.shape[1], rows.bias.width) if bias and isinstance(bias[0], LowRank) else None
-    tile = _tile("dq", q, plan)
+    tile = _tile("dq", q, plan, bias)
     _on_device(q, launch.dq_launch(q, k, v, grad_out, dq, per_query, delta, exponent, rows, scale, tile))
-    tile = _tile("dkv", q, plan)
+    tile = _tile("dkv", q, plan, bias)
     _on_device(q, launch.dkv_launch(q, k, v, grad_out, dk, dv, per_key, delta, exponent, columns, scale, tile))
     return dq, dk, dv, _bias_gradients(bias, per_query, per_key)
+
+
+def launch_for(kernel: str, q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, tile: Tile):
+    """One launch of a kernel with a given tile on outputs of its own, for timing."""
+    from genkit.kernels.block_sparse import triton_launch as launch
+
+    q, k, v = (launch.unit_last(x) for x in (q, k, v))
+    scale, row = q.shape[-1] ** -0.5, torch.zeros(q.shape[0], q.shape[2], q.shape[1], device=q.device)
+    first, second, third = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
+    if kernel == "forward":
+        return launch.forward_launch(q, k, v, first, row, _problem(plan, (), inverse=False), scale, tile)
+    if kernel == "dq":
+        problem = _problem(plan, (), inverse=False)
+        return launch.dq_launch(q, k, v, q, first, None, row, row, problem, scale, tile)
+    problem = _problem(plan, (), inverse=True)
+    return launch.dkv_launch(q, k, v, q, second, third, None, row, row, problem, scale, tile)
 
 
 def _statistics(q: Tensor) -> Tensor:
@@ -113,8 +129,9 @@ def _on_device(q: Tensor, launch) -> None:
         launch.run()
 
 
-def _tile(kernel: str, q: Tensor, plan: BlockPlan) -> Tile:
-    return choose_tile(kernel, q.shape[-1], q.dtype, q.device, plan.block_q, plan.block_k)
+def _tile(kernel: str, q: Tensor, plan: BlockPlan, bias: Sequence[Bias]) -> Tile:
+    ruled = plan.rule is not None or bool(bias)
+    return choose_tile(kernel, q.shape[-1], q.dtype, q.device, plan.block_q, plan.block_k, ruled)
 
 
 def _problem(plan: BlockPlan, bias: Sequence[Bias], inverse: bool):
