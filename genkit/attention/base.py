@@ -101,6 +101,7 @@ class PatchCache:
         self.device = torch.device("cpu")
         self.shelf = Shelf()
         self._items: dict[Hashable, Any] = {}
+        self._numbers: dict[Hashable, torch.Tensor] = {}
         self._lock = threading.RLock()
         self.number = next(_CACHE_NUMBERS)
         _CACHES[self.number] = self
@@ -129,6 +130,17 @@ class PatchCache:
         with self._lock:
             self._items[("tensor", seen)] = (weakref.ref(tensor), content)
         return content
+
+    def measure(self, key: Hashable, value: Callable[[], torch.Tensor]) -> None:
+        """Remember a number that a method measured in its last call, as a scalar tensor; nothing in compiled graphs."""
+        import torch
+
+        if not torch.compiler.is_dynamo_compiling():
+            self._numbers[key] = value().detach()
+
+    def measured(self, key: Hashable) -> float | None:
+        """The number last remembered under ``key``, or None."""
+        return float(self._numbers[key]) if key in self._numbers else None
 
     def clear(self) -> None:
         """Forget every stored plan."""

@@ -214,7 +214,7 @@ class Neighborhood(StaticMethod):
             values = [getattr(window, name) for window in windows]
             if any(value != plain for value in values):
                 text += f", {name} " + " x ".join(str(value) for value in values)
-        choice = self.tiles(layout, torch.device("cpu"))
+        choice = self.tiles(layout)
         tiles = (" x ".join(map(str, tile)) for tile in (choice.query, choice.key))
         return f"{text};  tiles {' by '.join(tiles)}{', none of them partial' if choice.full else ''}"
 
@@ -267,11 +267,11 @@ class Neighborhood(StaticMethod):
             q_pos=None if self.shape == "box" else columns["pos"],
         )
 
-    def tiles(self, layout: TokenLayout, device: torch.device) -> TileChoice:
-        """Query and key tile for the kernels of a device."""
-        return choose_tiles(self.tables(layout.grid), "cpu" if device.type == "cpu" else "gpu", self.tile)
+    def tiles(self, layout: TokenLayout, kind: str = "cpu") -> TileChoice:
+        """Query and key tile for the kernels of a kind of device."""
+        return choose_tiles(self.tables(layout.grid), "cpu" if kind == "cpu" else "gpu", self.tile)
 
-    def build_plan(self, layout: TokenLayout, device: torch.device, key_mask: torch.Tensor | None = None) -> StaticPlan:
+    def build_plan(self, layout: TokenLayout, kind: str = "cpu", key_mask: torch.Tensor | None = None) -> StaticPlan:
         """The plan of a layout; see :meth:`StaticMethod.build_plan`."""
         rule = self.rule(layout)
         wanted = self.wanted_pairs(layout) / layout.length**2
@@ -279,12 +279,12 @@ class Neighborhood(StaticMethod):
             return StaticPlan(None, Density(1.0, 1.0, dense=True))
         if key_mask is not None:
             rule = rule.hide_keys(key_mask.cpu())
-        choice = self.tiles(layout, device)
+        choice = self.tiles(layout, kind)
         dilation = [window.dilation for window in self.windows(layout.grid)]
         order = TokenOrder.from_layout(layout, choice.query, dilation)
         key_order = order if choice.key == choice.query else TokenOrder.from_layout(layout, choice.key, dilation)
         plan = BlockPlan.from_rule(rule, order=order, key_order=key_order)
-        return StaticPlan(plan.to(device), Density(wanted, executed_share(plan)))
+        return StaticPlan(plan, Density(wanted, executed_share(plan)))
 
     def mask_rows(self, layout: TokenLayout, queries: torch.Tensor) -> torch.Tensor:
         """See :meth:`Method.mask_rows`; O(n N) memory."""

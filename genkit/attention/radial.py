@@ -132,7 +132,7 @@ class Radial(StaticMethod):
             )
         return reason
 
-    def build_plan(self, layout: TokenLayout, device: torch.device, key_mask: torch.Tensor | None = None) -> StaticPlan:
+    def build_plan(self, layout: TokenLayout, kind: str = "cpu", key_mask: torch.Tensor | None = None) -> StaticPlan:
         """The plan of a layout; see :meth:`StaticMethod.build_plan`."""
         grid = self.grid_blocks(layout)
         wanted = self._wanted_share(layout, grid)
@@ -150,7 +150,7 @@ class Radial(StaticMethod):
         plan = BlockPlan.from_dense_blocks(
             torch.from_numpy(kept), layout.length, layout.length, block_q=size, block_k=size, rule=rule, order=order
         )
-        return StaticPlan(plan.to(device), Density(wanted, executed_share(plan)))
+        return StaticPlan(plan, Density(wanted, executed_share(plan)))
 
     def _wanted_share(self, layout: TokenLayout, grid: np.ndarray) -> float:
         """Share of token pairs in kept blocks; the blocks, not the bands, are what the method defines."""

@@ -12,21 +12,27 @@ from typing import Any
 import torch
 
 from genkit.attention.base import Density, Method, PatchCache, Site
+from genkit.attention.keep import kept
 from genkit.errors import UsageError
 from genkit.kernels import block_sparse_attention
 from genkit.kernels.block_sparse.bias import LowRank
 from genkit.kernels.block_sparse.plan import BlockPlan
+from genkit.kernels.block_sparse.rule import Rule
 from genkit.layout import TokenLayout
 
 _HIDDEN = -1e30  # added to the logit of a hidden key; finite, so that no row of a block is -inf minus -inf
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class StaticPlan:
     """What runs at a site: a plan, or dense attention when ``plan`` is None (nothing is hidden)."""
 
     plan: BlockPlan | None
     density: Density
+
+    def to(self, device: torch.device) -> StaticPlan:
+        """The same plan with its tables on ``device``."""
+        return StaticPlan(None if self.plan is None else self.plan.to(device), self.density)
 
 
 def executed_share(plan: BlockPlan) -> float:
@@ -38,8 +44,11 @@ def executed_share(plan: BlockPlan) -> float:
 class StaticMethod(Method):
     """A method that knows everything from the layout; subclasses give :meth:`build_plan` and :meth:`mask`."""
 
-    def build_plan(self, layout: TokenLayout, device: torch.device, key_mask: torch.Tensor | None = None) -> StaticPlan:
-        """The plan of a layout on a device; ``key_mask`` bool (B, Nk), True = attend, hides keys per batch entry."""
+    def build_plan(self, layout: TokenLayout, kind: str = "cpu", key_mask: torch.Tensor | None = None) -> StaticPlan:
+        """The plan of a layout, made on the CPU, for a kind of device (``"cpu"``, ``"cuda"``, ...).
+
+        ``key_mask`` bool (B, Nk), True = attend, hides keys per batch entry.
+        """
         raise TypeError(f"{type(self).__name__} defines no build_plan()")
 
     def attend(
@@ -47,18 +56,13 @@ class StaticMethod(Method):
     ) -> torch.Tensor | None:
         """Exact attention over the visible pairs; see :meth:`Method.attend` for shapes."""
         self.require(site)
-        if q.shape[1] != site.layout.length or k.shape[1] != site.key_layout.length:
-            raise UsageError(
-                f"layer {site.name}: {q.shape[1]} queries and {k.shape[1]} keys do not fit the layout of "
-                f"{site.layout.length} and {site.key_layout.length} tokens"
-            )
-        if torch.compiler.is_dynamo_compiling():
-            place = _shelve(cache.number, self, site.layout, q.device.type, q.device.index)
-            plan = getattr(cache.shelf, place)
+        check_tokens(q, k, site)
+        bias = None
+        if site.key_mask is None or torch.compiler.is_dynamo_compiling():
+            plan = kept(cache, static_plan, self, site.layout, q.device.type, device=q.device).plan
             bias = None if site.key_mask is None else hidden_key_bias(site.key_mask, q.shape[1])
         else:
-            plan = lookup(self, site.layout, q.device, cache, site.key_mask).plan
-            bias = None
+            plan = masked_plan(self, site.layout, site.key_mask, cache).plan
         if plan is None:
             return dense_attention(q, k, v, site.scale, site.key_mask)
         out, _ = block_sparse_attention(q, k, v, plan, scale=site.scale, backend=cache.backend, bias=bias)
@@ -66,37 +70,59 @@ class StaticMethod(Method):
 
     def density(self, site: Site, cache: PatchCache) -> Density:
         """Densities of the plan that ran last at this layout, or that would run on this device."""
-        return lookup(self, site.layout, cache.device, cache).density
+        return kept(cache, static_plan, self, site.layout, cache.device.type, device=cache.device).density
 
 
-def lookup(
-    method: StaticMethod,
-    layout: TokenLayout,
-    device: torch.device,
-    cache: PatchCache,
-    key_mask: torch.Tensor | None = None,
-) -> StaticPlan:
-    """The plan of a layout from the cache, built on first use; one more per distinct key mask."""
-    cache.device = device
-    hidden = None
-    if key_mask is not None:
-        hidden = cache.of_tensor(key_mask)
-    key = ("static", method, layout, str(device), hidden)
-    return cache.get(key, lambda: method.build_plan(layout, device, key_mask))
+def check_tokens(q: torch.Tensor, k: torch.Tensor, site: Site) -> None:
+    """Raise UsageError unless the tensors have as many tokens as the site's layouts."""
+    if q.shape[1] != site.layout.length or k.shape[1] != site.key_layout.length:
+        raise UsageError(
+            f"layer {site.name}: {q.shape[1]} queries and {k.shape[1]} keys do not fit the layout of "
+            f"{site.layout.length} and {site.key_layout.length} tokens"
+        )
 
 
-@torch.compiler.assume_constant_result
-def _shelve(number: int, method: StaticMethod, layout: TokenLayout, kind: str, index: int | None) -> str:
-    """Put the plan where a graph that is being traced can read it; returns the attribute of the cache's shelf.
+def static_plan(method: StaticMethod, layout: TokenLayout, kind: str) -> StaticPlan:
+    """The plan of a layout without hidden keys; see :func:`genkit.attention.keep.kept`."""
+    return method.build_plan(layout, kind)
 
-    Runs in Python while the graph is traced, and the name it returns is a constant of the graph. The plan itself cannot
-    be one: the compiler follows its tables only through an attribute of an object it knows.
+
+def masked_plan(method: StaticMethod, layout: TokenLayout, key_mask: torch.Tensor, cache: PatchCache) -> StaticPlan:
+    """The plan of a layout with hidden keys, kept by the content of the mask. Not for compiled graphs."""
+    device = key_mask.device
+    key = ("masked", method, layout, str(device), cache.of_tensor(key_mask))
+    return cache.get(key, lambda: method.build_plan(layout, device.type, key_mask).to(device))
+
+
+def other_keys(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, site: Site, cache: PatchCache
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention of queries (B, Nq, H, D) over the keys outside the grid only, as (out, lse) to merge.
+
+    Args:
+        k, v: (B, Nk, Hk, D), the whole sequence of the site. Its key mask is respected.
     """
-    device = torch.device(kind) if index is None else torch.device(kind, index)
-    cache = PatchCache.find(number)
-    place = cache.get(("shelf", method, layout, str(device)), lambda: f"plan{len(vars(cache.shelf))}")
-    setattr(cache.shelf, place, lookup(method, layout, device, cache).plan)
-    return place
+    start, stop = site.layout.grid_span
+    k, v = (torch.cat([x[:, :start], x[:, stop:]], 1) for x in (k, v))
+    mask = None
+    if site.key_mask is not None:
+        mask = torch.cat([site.key_mask[:, :start], site.key_mask[:, stop:]], 1)
+    sizes = (q.shape[1], k.shape[1])
+    bias = None
+    if mask is None or torch.compiler.is_dynamo_compiling():
+        plan = kept(cache, _every_pair, *sizes, device=q.device)
+        bias = None if mask is None else hidden_key_bias(mask, q.shape[1])
+    else:
+        key = ("others", *sizes, str(q.device), cache.of_tensor(mask))
+        plan = cache.get(key, lambda: _every_pair(*sizes, mask.cpu()).to(q.device))
+    return block_sparse_attention(q, k, v, plan, scale=site.scale, backend=cache.backend, bias=bias)
+
+
+def _every_pair(queries: int, keys: int, key_mask: torch.Tensor | None = None) -> BlockPlan:
+    if key_mask is None:
+        return BlockPlan.dense(queries, keys, block_q=256)
+    rule = Rule.everything(queries, keys).hide_keys(key_mask)
+    return BlockPlan.from_rule(rule, block_q=256, block_k=64, check=False)
 
 
 def hidden_key_bias(key_mask: torch.Tensor, queries: int) -> LowRank:

@@ -92,7 +92,7 @@ def test_a_stride_can_make_every_visited_tile_full():
     layout = TokenLayout.of_grid(7, 16, 16)
     density = method.density(Site.of_layout(layout), cache)
     assert density.computed == density.executed == 0.25
-    assert method.tiles(layout, torch.device("cpu")).full
+    assert method.tiles(layout).full
     assert "none of them partial" in method.details(layout)
 
 

@@ -9,7 +9,7 @@ from attention_helpers import Layer, attention_over, tokens
 from genkit.attention.base import PatchCache, Site
 from genkit.attention.neighborhood import Neighborhood
 from genkit.attention.radial import Radial
-from genkit.attention.static import lookup
+from genkit.attention.static import masked_plan
 from genkit.errors import UnsupportedError, UsageError
 from genkit.layout import Segment, TokenLayout
 
@@ -93,10 +93,10 @@ def test_plans_of_key_masks_are_kept_by_content():
     layout, method, cache = LAYOUTS["text last"], METHODS["small"], PatchCache()
     visible = torch.ones(1, layout.length, dtype=torch.bool)
     visible[0, -2:] = False
-    first = lookup(method, layout, torch.device("cpu"), cache, visible)
-    assert lookup(method, layout, torch.device("cpu"), cache, visible.clone()) is first
+    first = masked_plan(method, layout, visible, cache)
+    assert masked_plan(method, layout, visible.clone(), cache) is first
     visible[0, -3] = False
-    assert lookup(method, layout, torch.device("cpu"), cache, visible) is not first
+    assert masked_plan(method, layout, visible, cache) is not first
 
 
 @every_method

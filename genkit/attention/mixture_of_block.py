@@ -1,0 +1,230 @@
+"""Mixture of block: every query token attends to its own block and to the blocks that suit it, block shape by layer."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+import torch
+
+from genkit.attention.base import Density, Method, PatchCache, Site, check_choice, check_int
+from genkit.attention.keep import kept
+from genkit.attention.mixture_select import SCOPES, block_means, gates, select_threshold, select_top_k
+from genkit.attention.registry import register
+from genkit.attention.static import check_tokens, dense_attention, other_keys
+from genkit.errors import UsageError, explain
+from genkit.kernels import merge
+from genkit.kernels.token_select import token_select_attention
+from genkit.layout import TokenLayout
+
+KINDS = ("temporal", "spatial", "box")
+_BLOCKS = {"temporal": 8, "spatial": 48, "box": 72}  # the paper's counts
+_LEAST_TOKENS = 32
+
+
+class Partition:
+    """How the grid splits into blocks: tokens in block order, and where every block starts.
+
+    Attributes:
+        order: (N,) int64, grid token at every place. inverse: (N,) int64. block_of: (N,) int64 block at every place.
+        starts: C + 1 offsets. own: bool (N, C).
+    """
+
+    def __init__(self, grid: tuple[int, int, int], box: tuple[int, int, int]):
+        steps = torch.meshgrid(*(torch.arange(n) for n in grid), indexing="ij")
+        counts = [-(-n // side) for n, side in zip(grid, box, strict=True)]
+        number = torch.zeros(grid, dtype=torch.int64)
+        for step, side, count in zip(steps, box, counts, strict=True):
+            number = number * count + step // side
+        number = number.reshape(-1)
+        self.order = number.argsort(stable=True)
+        self.inverse = self.order.argsort()
+        self.block_of = number[self.order]
+        sizes = torch.bincount(number, minlength=math.prod(counts))
+        self.starts = [0, *sizes.cumsum(0).tolist()]
+        self.own = torch.nn.functional.one_hot(self.block_of, math.prod(counts)).bool()
+
+    @property
+    def blocks(self) -> int:
+        """Number of blocks C."""
+        return len(self.starts) - 1
+
+    def to(self, device: torch.device) -> Partition:
+        """The same partition with its tables on ``device``."""
+        for name in ("order", "inverse", "block_of", "own"):
+            setattr(self, name, getattr(self, name).to(device))
+        return self
+
+
+def _auto_box(grid: tuple[int, int, int], kind: str) -> tuple[int, int, int]:
+    """A box that cuts the grid into about the paper's number of blocks, never below 32 tokens; divisors preferred."""
+    t, h, w = grid
+    wanted = max(2, min(_BLOCKS[kind], math.prod(grid) // _LEAST_TOKENS))
+    best, choice = math.inf, grid
+    for ct in range(1, t + 1) if kind != "spatial" else [t]:
+        for ch in range(1, h + 1) if kind != "temporal" else [h]:
+            for cw in range(1, w + 1) if kind != "temporal" else [w]:
+                counts = [-(-n // side) for n, side in zip(grid, (ct, ch, cw), strict=True)]
+                ragged = sum(n % side != 0 for n, side in zip(grid, (ct, ch, cw), strict=True))
+                shape = abs(math.log(ch / cw)) if kind != "temporal" else 0.0
+                loss = abs(math.log(math.prod(counts) / wanted)) + 0.3 * shape + 0.5 * ragged
+                if kind == "box":  # neither a piece of one frame nor all frames, where the grid allows it
+                    loss += (0.6 if ct == 1 else 0.0) + (1.0 if 1 in (counts[0], counts[1] * counts[2]) else 0.0)
+                if loss < best:
+                    best, choice = loss, (ct, ch, cw)
+    return choice
+
+
+@register("mixture_of_block")
+@dataclass(frozen=True)
+class MixtureOfBlock(Method):
+    """Every query token attends exactly to its own block of the grid and to the blocks whose mean key suits it best.
+
+    Layers take turns between blocks of frames (temporal), of places through all frames (spatial) and of both (box). The
+    choice is made per query token and head. Text and other extra tokens see everything and are seen by everything.
+
+    Two presets: without training use the default, ``select="topk"`` per query, with the first quarter of the steps
+    dense (:meth:`recommended`). For training use ``select="threshold", scope="head"``; without training that setting
+    makes videos tremble. It pays on long sequences: choosing costs time too.
+
+    Args:
+        temporal: frames per temporal block; none = about 8 blocks.
+        spatial: height and width of a spatial block; none = about 48 blocks.
+        box: frames, height and width of a box block; none = about 72 blocks.
+        cycle: how many temporal, spatial and box layers follow each other.
+        first_layer: layer that begins the first cycle (the first one the schedule covers).
+        select: ``"topk"`` keeps a fixed number of blocks, ``"threshold"`` as many as hold the share ``tau`` of the
+            similarity.
+        scope: who shares the budget: each ``"query"``, ``"block"`` (threshold only) or ``"head"``, or ``"all"``.
+        keep: blocks per query with ``"topk"``, own included: a number, or a share of the blocks.
+        tau: share of the similarity with ``"threshold"``; published 0.25.
+        max_density: cap on the share of (query, block) pairs that ``"threshold"`` may keep; none = no cap.
+
+    Source: VMoBA: Mixture-of-Block Attention for Video Diffusion Models, arXiv 2506.23858.
+    """
+
+    temporal: int | None = field(default=None, metadata={"help": "frames per temporal block"})
+    spatial: tuple[int, int] | None = field(default=None, metadata={"help": "height and width of a spatial block"})
+    box: tuple[int, int, int] | None = field(default=None, metadata={"help": "frames, height, width of a box block"})
+    cycle: tuple[int, int, int] = field(default=(1, 1, 1), metadata={"help": "temporal, spatial, box layers in turn"})
+    first_layer: int = field(default=0, metadata={"help": "layer that begins the first cycle"})
+    select: Literal["topk", "threshold"] = field(default="topk", metadata={"help": "how blocks are chosen"})
+    scope: Literal["query", "block", "head", "all"] = field(default="query", metadata={"help": "who shares a budget"})
+    keep: int | float = field(default=0.25, metadata={"help": "blocks per query: number or share"})
+    tau: float = field(default=0.25, metadata={"help": "share of the similarity to reach"})
+    max_density: float | None = field(default=0.5, metadata={"help": "cap of the threshold"})
+
+    roles: ClassVar[tuple[str, ...]] = ("self", "joint")
+    trainable: ClassVar[bool] = True
+    source: ClassVar[str] = "VMoBA, arXiv 2506.23858"
+
+    def __post_init__(self):
+        owner = "mixture_of_block"
+        for name in ("temporal", "spatial", "box"):
+            value = getattr(self, name)
+            for side in value if isinstance(value, tuple) else () if value is None else (value,):
+                check_int(owner, name, side, 1)
+        for count in self.cycle:
+            check_int(owner, "cycle", count, 0)
+        if sum(self.cycle) == 0:
+            raise UsageError(explain(f"{owner}.cycle", self.cycle, "at least one layer of some kind"))
+        check_int(owner, "first_layer", self.first_layer, 0)
+        check_choice(owner, "select", self.select, ("topk", "threshold"))
+        check_choice(owner, "scope", self.scope, SCOPES)
+        if self.select == "topk" and self.scope == "block":
+            raise UsageError(explain(f"{owner}.scope with topk", self.scope, ("query", "head", "all")))
+        for name, high in (("keep", 1.0), ("tau", math.inf), ("max_density", 1.0)):
+            value = getattr(self, name)
+            if value is None and name == "max_density":
+                continue
+            if isinstance(value, int) and not isinstance(value, bool) and name == "keep":
+                check_int(owner, name, value, 1)
+            elif isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= high:
+                raise UsageError(explain(f"{owner}.{name}", value, "a number > 0" + (" and <= 1" if high == 1 else "")))
+
+    def recommended(self, steps: int, layers: int) -> dict[str, str]:
+        """The first quarter of the steps dense, as in the paper's runs without training."""
+        return {"steps": f"{math.ceil(steps / 4)}:"} if steps > 1 else {}
+
+    def kind(self, layer: int) -> str:
+        """The kind of blocks a layer uses."""
+        place = (layer - self.first_layer) % sum(self.cycle)
+        first, second, _ = self.cycle
+        return KINDS[0] if place < first else KINDS[1] if place < first + second else KINDS[2]
+
+    def block_box(self, grid: tuple[int, int, int], kind: str) -> tuple[int, int, int]:
+        """Frames, height and width of a block of a kind on a concrete grid."""
+        given = getattr(self, kind)
+        if given is None:
+            return _auto_box(grid, kind)
+        box = {"temporal": lambda: (given, *grid[1:]), "spatial": lambda: (grid[0], *given), "box": lambda: given}[
+            kind
+        ]()
+        return tuple(min(side, length) for side, length in zip(box, grid, strict=True))
+
+    def blocks_kept(self, blocks: int) -> int:
+        """Blocks per query with ``select="topk"`` when there are ``blocks``."""
+        return min(blocks, self.keep if isinstance(self.keep, int) else max(1, round(self.keep * blocks)))
+
+    def details(self, layout: TokenLayout) -> str:
+        """See :meth:`Method.details`."""
+        found = []
+        for kind in KINDS:
+            box = self.block_box(layout.grid, kind)
+            count = math.prod(-(-n // side) for n, side in zip(layout.grid, box, strict=True))
+            found.append(f"{kind} {' x '.join(map(str, box))} ({count} blocks)")
+        return "blocks: " + ", ".join(found)
+
+    def select_blocks(self, q: torch.Tensor, k: torch.Tensor, part: Partition) -> torch.Tensor:
+        """bool (B, H, N, C): the blocks every query takes; q and k in block order."""
+        gate = gates(q.detach(), block_means(k.detach(), part.block_of, part.blocks))
+        if self.select == "topk":
+            return select_top_k(gate, part.own, self.blocks_kept(part.blocks), self.scope)
+        return select_threshold(gate, part.own, self.tau, self.scope, self.max_density)
+
+    def attend(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, site: Site, cache: PatchCache
+    ) -> torch.Tensor | None:
+        """See :meth:`Method.attend`; exact attention over the keys of the chosen blocks."""
+        self.require(site)
+        check_tokens(q, k, site)
+        part = kept(cache, _partition, self, site.layout.grid, self.kind(site.layer), device=q.device)
+        start, stop = site.layout.grid_span
+        qs, ks, vs = (x[:, start:stop].index_select(1, part.order) for x in (q, k, v))
+        chosen = self.select_blocks(qs, ks, part)
+        cache.measure((self, site.name), lambda: _share(chosen, part, site.layout))
+        out, lse = token_select_attention(qs, ks, vs, chosen, part.starts, scale=site.scale, backend=cache.backend)
+        out, lse = out.index_select(1, part.inverse), lse.index_select(2, part.inverse)
+        if site.layout.length == stop - start:
+            return out
+        seen = other_keys(q[:, start:stop], k, v, site, cache)
+        pieces = [merge([(out, lse), seen])[0]]
+        for low, high, at in ((0, start, 0), (stop, site.layout.length, 1)):
+            if high > low:
+                pieces.insert(at * len(pieces), dense_attention(q[:, low:high], k, v, site.scale, site.key_mask))
+        return torch.cat(pieces, 1)
+
+    def density(self, site: Site, cache: PatchCache) -> Density | None:
+        """Density of the last call at the site; before any call, what top-k will keep, or None for a threshold."""
+        share = cache.measured((self, site.name))
+        if share is None:
+            if self.select == "threshold":
+                return None
+            part = _partition(self, site.layout.grid, self.kind(site.layer))
+            kept = self.blocks_kept(part.blocks) / part.blocks
+            grid, total = site.layout.grid_length, site.layout.length
+            share = 1 - (grid / total) ** 2 * (1 - kept)
+        return Density(share, share)
+
+
+def _partition(method: MixtureOfBlock, grid: tuple[int, int, int], kind: str) -> Partition:
+    return Partition(grid, method.block_box(grid, kind))
+
+
+def _share(chosen: torch.Tensor, part: Partition, layout: TokenLayout) -> torch.Tensor:
+    """Share of all token pairs that a choice of blocks keeps, text included, as a scalar tensor."""
+    sizes = torch.tensor(part.starts, device=chosen.device).diff().float()
+    kept = (chosen.float().mean((0, 1)) @ sizes).sum()
+    grid, total = layout.grid_length, layout.length
+    return (kept + total**2 - grid**2) / total**2

@@ -1,0 +1,256 @@
+"""Mixture of block: partitions, the published selection rules and densities, exact attention on the chosen blocks."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from attention_helpers import Layer, attention_over, tokens
+
+from genkit.attention.base import PatchCache, Site
+from genkit.attention.mixture_of_block import MixtureOfBlock, Partition
+from genkit.attention.mixture_select import block_means, gates, select_threshold, select_top_k
+from genkit.errors import UsageError
+from genkit.layout import TokenLayout
+
+VIDEO = TokenLayout.of_grid(4, 6, 6)
+RAGGED = TokenLayout.of_grid(5, 7, 6, text=5)
+FIRST = TokenLayout.of_grid(4, 4, 6, text=7, text_first=True)
+
+
+def site_of(layout, layer=0, **more):
+    role = "joint" if len(layout.segments) > 1 else "self"
+    return Site(f"layer{layer}", layer, 6, role, 2, layout, layout, **more)
+
+
+def test_blocks_gather_the_published_tokens():
+    spatial, box = Partition((2, 4, 4), (2, 2, 2)), Partition((2, 4, 4), (1, 2, 2))
+    assert spatial.order[:8].tolist() == [0, 1, 4, 5, 16, 17, 20, 21] and spatial.starts == [0, 8, 16, 24, 32]
+    assert box.order[:8].tolist() == [0, 1, 4, 5, 2, 3, 6, 7]
+    temporal = Partition((5, 3, 4), (2, 3, 4))
+    assert torch.equal(temporal.order, torch.arange(60)) and temporal.starts == [0, 24, 48, 60]
+    for part in (spatial, box, temporal):
+        assert torch.equal(part.order[part.inverse], torch.arange(len(part.order)))
+        assert torch.equal(part.own.sum(0), torch.tensor(part.starts).diff())
+
+
+def test_layers_take_turns():
+    assert [MixtureOfBlock().kind(layer) for layer in range(4)] == ["temporal", "spatial", "box", "temporal"]
+    late = MixtureOfBlock(cycle=(2, 1, 1), first_layer=1)
+    assert [late.kind(layer) for layer in range(1, 6)] == ["temporal", "temporal", "spatial", "box", "temporal"]
+    assert {MixtureOfBlock(cycle=(0, 1, 0)).kind(layer) for layer in range(5)} == {"spatial"}
+
+
+def test_published_block_sizes_give_the_published_counts():
+    method = MixtureOfBlock(temporal=3, spatial=(6, 8), box=(8, 12, 8))
+    counts = [
+        len(Partition((24, 36, 64), method.block_box((24, 36, 64), kind)).starts) - 1
+        for kind in ("temporal", "spatial", "box")
+    ]
+    assert counts == [8, 48, 72 * 8 * 12 * 8 // (8 * 12 * 8)]
+    assert [MixtureOfBlock().blocks_kept(count) for count in (7, 24, 72)] == [2, 6, 18]
+    auto = MixtureOfBlock().block_box
+    assert auto((24, 36, 64), "temporal") == (3, 36, 64)
+    assert auto((21, 30, 52), "temporal") == (3, 30, 52)
+
+
+TINY_OWN = torch.tensor([[1, 0], [1, 0], [0, 1]]).bool()
+TINY_GATE = torch.tensor([[4.0, 1.0, 0.0], [2.0, 3.0, 1.0]]).T[None, None]
+
+
+@pytest.mark.parametrize(
+    ("scope", "tau", "expected"),
+    [
+        ("head", 0.3, [[1, 1, 0], [0, 1, 1]]),
+        ("head", 0.6, [[1, 1, 0], [0, 1, 1]]),
+        ("head", 0.9, [[1, 1, 0], [1, 1, 1]]),
+        ("head", 1.5, [[1, 1, 1], [1, 1, 1]]),
+        ("all", 0.9, [[1, 1, 0], [1, 1, 1]]),
+        ("block", 0.3, [[1, 1, 1], [0, 1, 1]]),
+        ("query", 0.3, [[1, 1, 1], [1, 1, 1]]),
+    ],
+)
+def test_thresholds_on_a_tiny_example(scope, tau, expected):
+    assert select_threshold(TINY_GATE, TINY_OWN, tau, scope, None)[0, 0].T.int().tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("tau", "head", "query"), [(0.15, 0.112, 0.098), (0.25, 0.193, 0.163), (0.35, 0.278, 0.235), (0.5, 0.416, 0.355)]
+)
+def test_densities_of_random_gates(tau, head, query):
+    own = torch.nn.functional.one_hot(torch.arange(4608) // 64, 72).bool()
+    gate = torch.randn(1, 1, 4608, 72, generator=torch.Generator().manual_seed(0))
+    assert select_threshold(gate, own, tau, "head", None).float().mean().item() == pytest.approx(head, rel=0.02)
+    assert select_threshold(gate, own, tau, "query", None).float().mean().item() == pytest.approx(query, rel=0.01)
+
+
+@pytest.mark.parametrize("scope", ["query", "block", "head", "all"])
+def test_an_unreachable_threshold_keeps_everything_and_flat_gates_only_the_own_block(scope):
+    own = torch.nn.functional.one_hot(torch.arange(24) // 3, 8).bool()
+    gate = torch.randn(2, 3, 24, 8, generator=torch.Generator().manual_seed(1))
+    assert select_threshold(gate, own, 1.5, scope, None).all()
+    flat = select_threshold(torch.full_like(gate, 0.3), own, 0.25, scope, None)
+    assert torch.equal(flat, own.expand_as(flat))
+    capped = select_threshold(gate, own, 1.5, scope, 0.5)
+    assert capped.float().mean().item() == pytest.approx(0.5, abs=0.02)
+    assert (capped & own).sum() == own.sum() * 6
+
+
+@pytest.mark.parametrize("scope", ["query", "head", "all"])
+def test_top_k_keeps_own_blocks_and_its_budget(scope):
+    own = torch.nn.functional.one_hot(torch.arange(24) // 3, 8).bool()
+    gate = torch.randn(2, 3, 24, 8, generator=torch.Generator().manual_seed(1))
+    chosen = select_top_k(gate, own, 3, scope)
+    assert chosen.sum().item() == 3 * 2 * 3 * 24 and (chosen & own).sum() == own.sum() * 6
+    if scope == "query":
+        assert (chosen.sum(-1) == 3).all()
+    assert select_top_k(gate, own, 8, scope).all()
+
+
+def test_selection_equals_a_loop_over_queries():
+    own = torch.nn.functional.one_hot(torch.arange(20) // 4, 5).bool()
+    gate = torch.randn(1, 2, 20, 5, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    for tau in (0.1, 0.25, 0.6, 0.95):
+        chosen = select_threshold(gate, own, tau, "query", None)
+        for head in range(2):
+            for query in range(20):
+                row = gate[0, head, query]
+                weight = (row - row.min()) / (row.max() - row.min())
+                mine = query // 4
+                kept, mass = {mine}, weight[mine].item()
+                for block in weight.argsort(descending=True).tolist():
+                    if block == mine:
+                        continue
+                    kept.add(block)
+                    mass += weight[block].item()
+                    if mass >= tau * weight.sum().item():
+                        break
+                assert set(chosen[0, head, query].nonzero().flatten().tolist()) == kept
+
+
+def chosen_mask(method, layout, q, k, layer):
+    """The pairs of tokens (B, H, N, N) that the method's own choice of blocks makes visible."""
+    part = Partition(layout.grid, method.block_box(layout.grid, method.kind(layer)))
+    start, stop = layout.grid_span
+    qs, ks = (x[:, start:stop].index_select(1, part.order) for x in (q, k))
+    chosen = method.select_blocks(qs, ks, part)
+    pairs = chosen[..., part.block_of][:, :, part.inverse][..., part.inverse]
+    mask = torch.ones(q.shape[0], q.shape[2], layout.length, layout.length, dtype=torch.bool)
+    mask[:, :, start:stop, start:stop] = pairs
+    return mask
+
+
+METHODS = {
+    "topk": MixtureOfBlock(keep=2, temporal=1, spatial=(3, 2), box=(2, 3, 3)),
+    "threshold": MixtureOfBlock(select="threshold", scope="head", temporal=2, spatial=(2, 3), box=(2, 4, 4)),
+    "auto": MixtureOfBlock(),
+}
+
+
+@pytest.mark.parametrize("layer", [0, 1, 2])
+@pytest.mark.parametrize("layout", [VIDEO, RAGGED, FIRST], ids=["video", "ragged", "text first"])
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS.keys())
+def test_exact_attention_on_the_chosen_blocks(method, layout, layer):
+    q, k, v = tokens(layout)
+    cache = PatchCache()
+    out = method.attend(q, k, v, site_of(layout, layer), cache)
+    mask = chosen_mask(method, layout, q, k, layer)
+    torch.testing.assert_close(out.double(), attention_over(q, k, v, mask), atol=3e-6, rtol=1e-5)
+    density = method.density(site_of(layout, layer), cache)
+    assert density.computed == pytest.approx(mask.double().mean().item(), abs=1e-6)
+
+
+def test_everything_chosen_is_dense_attention():
+    q, k, v = tokens(RAGGED)
+    right = attention_over(q, k, v, torch.ones(RAGGED.length, RAGGED.length, dtype=torch.bool))
+    for method in (
+        MixtureOfBlock(keep=1.0),
+        MixtureOfBlock(select="threshold", scope="head", tau=1.5, max_density=None),
+    ):
+        for layer in range(3):
+            out = method.attend(q, k, v, site_of(RAGGED, layer), PatchCache())
+            torch.testing.assert_close(out.double(), right, atol=3e-6, rtol=1e-5)
+
+
+def test_items_of_a_batch_do_not_share_a_budget():
+    method, layout = METHODS["threshold"], VIDEO
+    q, k, v = tokens(layout)
+    together = method.attend(q, k, v, site_of(layout), PatchCache())
+    alone = method.attend(q[1:], k[1:], v[1:], site_of(layout), PatchCache())
+    torch.testing.assert_close(together[1:], alone, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("layout", [RAGGED, FIRST], ids=["text last", "text first"])
+def test_hidden_text_keys_are_hidden_exactly(layout):
+    method = METHODS["topk"]
+    q, k, v = tokens(layout)
+    visible = torch.ones(2, layout.length, dtype=torch.bool)
+    low, high = layout.text_span
+    visible[0, high - 2 : high], visible[1, low:high] = False, False
+    out = method.attend(q, k, v, site_of(layout, key_mask=visible), PatchCache())
+    mask = chosen_mask(method, layout, q, k, 0) & visible[:, None, None, :]
+    torch.testing.assert_close(out.double(), attention_over(q, k, v, mask), atol=3e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["topk", "threshold"])
+def test_gradients_are_those_of_the_chosen_pairs(name):
+    method, layout = METHODS[name], RAGGED
+    mask = chosen_mask(method, layout, *tokens(layout)[:2], 1)
+    weight = torch.randn(2, layout.length, 2, 8, generator=torch.Generator().manual_seed(5))
+    inputs = [x.requires_grad_() for x in tokens(layout)]
+    out = method.attend(*inputs, site_of(layout, 1), PatchCache())
+    found = torch.autograd.grad((out * weight).sum(), inputs)
+    right = torch.autograd.grad((attention_over(*inputs, mask).float() * weight).sum(), inputs)
+    for grad, expected in zip(found, right, strict=True):
+        torch.testing.assert_close(grad, expected, atol=2e-5, rtol=1e-4)
+
+
+def test_grouped_queries_gate_with_their_key_head():
+    q, k, _ = tokens(VIDEO, heads=4, key_heads=2)
+    part = Partition(VIDEO.grid, (2, 6, 6))
+    gate = gates(q, block_means(k, part.block_of, 2))
+    means = torch.stack([k[:, :72].mean(1), k[:, 72:].mean(1)], 1)
+    for head in range(4):
+        torch.testing.assert_close(gate[:, head], q[:, :, head] @ means[:, :, head // 2].transpose(1, 2))
+
+
+@pytest.mark.parametrize("layout", [VIDEO, FIRST], ids=["video", "text first"])
+def test_compiles_into_one_graph(layout):
+    layer = Layer(METHODS["topk"], layout)
+    x = torch.randn(2, layout.length, 2, 8)
+    mask = None
+    if layout is FIRST:
+        mask = torch.ones(2, layout.length, dtype=torch.bool)
+        mask[0, :2] = False
+    eager = layer(x, mask)
+    torch._dynamo.reset()
+    compiled = torch.compile(Layer(METHODS["topk"], layout), fullgraph=True, backend="eager")(x, mask)
+    torch.testing.assert_close(compiled, eager, atol=1e-6, rtol=1e-5)
+
+
+def test_density_is_known_before_a_run_only_for_top_k():
+    assert MixtureOfBlock(keep=2, temporal=1).density(site_of(VIDEO), PatchCache()).computed == pytest.approx(0.5)
+    assert METHODS["threshold"].density(site_of(VIDEO), PatchCache()) is None
+
+
+def test_the_authors_schedule():
+    assert MixtureOfBlock().recommended(50, 30) == {"steps": "13:"}
+    assert "cross attention" in MixtureOfBlock().why_not(Site("x", 0, 1, "cross", 1, VIDEO, VIDEO))
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"keep": 0}, "keep"),
+        ({"keep": 1.5}, "keep"),
+        ({"tau": 0.0}, "tau"),
+        ({"max_density": 2.0}, "max_density"),
+        ({"scope": "block"}, "query, head, all"),
+        ({"select": "best"}, "topk, threshold"),
+        ({"cycle": (0, 0, 0)}, "cycle"),
+        ({"box": (2, 0, 2)}, "box"),
+        ({"first_layer": -1}, "first_layer"),
+    ],
+)
+def test_wrong_settings_are_refused_with_words(settings, words):
+    with pytest.raises(UsageError, match=words):
+        MixtureOfBlock(**settings)
