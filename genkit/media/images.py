@@ -3,6 +3,8 @@ them."""
 
 from __future__ import annotations
 
+import struct
+import zlib
 from fractions import Fraction
 from pathlib import Path
 
@@ -96,10 +98,12 @@ def read_image(path: str | Path) -> tuple[np.ndarray, Fraction | None, str | Non
                 image.seek(index)
                 frames.append(np.asarray(image.convert("RGB")))
                 total += image.info.get("duration", 0)
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+            clip = np.stack(frames)
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError, TypeError,
+            LookupError, EOFError, struct.error, zlib.error) as error:  # fmt: skip
         raise ArtifactError(f"cannot read {path} as an image: {error}") from error
     fps = Fraction(1000 * len(frames), round(total)) if len(frames) > 1 and total else None
-    return np.stack(frames), fps, comment
+    return clip, fps, comment
 
 
 def _comment(image) -> str | None:

@@ -182,20 +182,25 @@ def read_mp4(path: str | Path) -> tuple[np.ndarray, Fraction, np.ndarray | None,
     import av
 
     try:
-        with av.open(str(path)) as container:
+        # Another program's comment may be in any encoding; only genkit's own, which is ASCII, matters.
+        with av.open(str(path), metadata_errors="replace") as container:
             if not container.streams.video:
                 raise ArtifactError(f"{path} has no video in it")
             comment = container.metadata.get("comment")
-            rate = container.streams.video[0].average_rate
-            frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
-            sound, sample_rate = None, None
-            if container.streams.audio:
-                container.seek(0)
-                sample_rate = container.streams.audio[0].codec_context.sample_rate
-                blocks = [frame.to_ndarray().T for frame in container.decode(audio=0)]
-                sound = np.concatenate(blocks).astype(np.float32) if blocks else None
-    except (av.error.FFmpegError, OSError) as error:
+            rate = Fraction(container.streams.video[0].average_rate)
+            frames = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+            sound, sample_rate = _read_sound(container)
+    except (av.error.FFmpegError, OSError, ValueError, TypeError, ArithmeticError) as error:
         raise ArtifactError(f"cannot read {path} as a video: {error}") from error
-    if not frames:
-        raise ArtifactError(f"{path} holds no frame")
-    return np.stack(frames), Fraction(rate), sound, sample_rate, comment
+    return frames, rate, sound, sample_rate, comment
+
+
+def _read_sound(container: Any) -> tuple[np.ndarray | None, int | None]:
+    """The first soundtrack as float32 (S, channels) with its rate; (None, None) when there is none that can be
+    decoded."""
+    if not container.streams.audio or container.streams.audio[0].codec_context is None:
+        return None, None
+    container.seek(0)
+    blocks = [frame.to_ndarray().T for frame in container.decode(audio=0)]
+    sound = np.concatenate(blocks).astype(np.float32) if blocks else None
+    return sound, container.streams.audio[0].codec_context.sample_rate
