@@ -100,8 +100,10 @@ def measure(
     def timed(function):
         return seconds(function, device, options.repeats)
 
+    backend = "triton" if device.type == "cuda" else "auto"
+
     def sparse():
-        return block_sparse_attention(q, k, v, plan, backend="triton")[0]
+        return block_sparse_attention(q, k, v, plan, backend=backend)[0]
 
     forward = timed(sparse)
     row = {
@@ -115,7 +117,8 @@ def measure(
     both = timed(lambda: torch.autograd.grad(sparse(), (q, k, v), grad))
     row["backward ms"] = round(1e3 * (both - forward), 3)
     row["backward TFLOP/s"] = round(10 * problem.dim * visited / (both - forward) / 1e12, 1)
-    row["peak MiB"] = round(peak_bytes(lambda: torch.autograd.grad(sparse(), (q, k, v), grad), device) / 2**20)
+    peak = peak_bytes(lambda: torch.autograd.grad(sparse(), (q, k, v), grad), device)
+    row["peak MiB"] = "-" if peak is None else round(peak / 2**20)
     row["planning ms"] = round(1e3 * planning, 3)
     row["permutation ms"] = round(1e3 * permutation(plan, q, timed), 3)
     row |= dense(problem, q, k, v, grad, timed)
@@ -134,7 +137,7 @@ def permutation(plan, x: torch.Tensor, timed) -> float:
     """Seconds to permute q, k, v and to restore the output."""
     if plan.order is None:
         return 0.0
-    keys = plan.key_order or plan.order
+    keys = plan.key_order if plan.key_order is not None else plan.order
     with torch.no_grad():
         return timed(lambda: (plan.order.restore(plan.order.apply(x)), keys.apply(x), keys.apply(x)))
 
@@ -168,8 +171,10 @@ def flex(problem: Problem, plan, q, k, v, grad, timed) -> dict[str, object]:
 
     mask = plan.in_order().to_block_mask()
     with torch.no_grad():
-        q, k, v = (plan.order.apply(x) if plan.order is not None else x for x in (q, k, v))
-        grad = plan.order.apply(grad) if plan.order is not None else grad
+        if plan.order is not None:
+            q, grad = plan.order.apply(q), plan.order.apply(grad)
+        if plan.key_order is not None:
+            k, v = plan.key_order.apply(k), plan.key_order.apply(v)
     inputs = [x.transpose(1, 2).contiguous().requires_grad_() for x in (q, k, v)]
     compiled = torch.compile(flex_attention, dynamic=False)
     try:

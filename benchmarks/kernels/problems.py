@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 
@@ -26,13 +27,15 @@ class Problem:
 def random_blocks(tokens: int, heads: int, share: float, block_q: int = 128, block_k: int = 64, seed: int = 0):
     """Builder of a plan with the same number of random blocks in every row, other ones in every head."""
 
-    def build(device: torch.device) -> BlockPlan:
+    @cache
+    def chosen() -> torch.Tensor:
         rows, columns = -(-tokens // block_q), -(-tokens // block_k)
         generator = torch.Generator().manual_seed(seed)
-        chosen = torch.rand(1, heads, rows, columns, generator=generator).argsort(-1)[
-            ..., : max(1, round(share * columns))
-        ]
-        return BlockPlan.from_indices(chosen.to(device), tokens, tokens, block_q=block_q, block_k=block_k)
+        rank = torch.rand(1, heads, rows, columns, generator=generator).argsort(-1)
+        return rank[..., : max(1, round(share * columns))]
+
+    def build(device: torch.device) -> BlockPlan:
+        return BlockPlan.from_indices(chosen().to(device), tokens, tokens, block_q=block_q, block_k=block_k)
 
     return build
 

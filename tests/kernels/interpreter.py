@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 
-def run_checks(path: Path, seconds: int = 900) -> int:
+def run_checks(path: Path, seconds: int = 1800) -> int:
     """Run a file of tests with TRITON_INTERPRET=1; return how many passed. Fails with the whole report otherwise."""
     done = subprocess.run(
         [
