@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from genkit.media.files import Media, read_media, read_settings, write_media
 from genkit.media.formats import check_output, format_of, numbered, sidecar_of
+from genkit.media.images import enlarge
 from genkit.media.video import exact_fps, read_mp4, write_mp4
 
 __all__ = [
     "Media",
     "check_output",
+    "enlarge",
     "exact_fps",
     "format_of",
     "numbered",

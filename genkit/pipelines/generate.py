@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from genkit.errors import GenkitError, UnsupportedError, UsageError
-from genkit.media import check_output, numbered, write_media
+from genkit.media import check_output, enlarge, numbered, write_media
 from genkit.pipelines import attention
 from genkit.pipelines.kinds import ARGUMENTS, IMAGE, accepted
 from genkit.pipelines.load import apply_loras, load, parse_lora
@@ -33,7 +33,7 @@ class Result:
     """One generated video or image.
 
     Args:
-        frames: uint8 (T, H, W, 3); T is 1 for an image.
+        frames: uint8 (T, H, W, 3) as the model made them; T is 1 for an image. ``settings.upscale`` acts when writing.
         fps: exact frames per second, None for an image.
         seconds: wall time of the pipeline call, loading excluded.
         settings: the settings with every open value filled in.
@@ -56,7 +56,7 @@ class Result:
         """Write the result with its settings; see :func:`genkit.media.write_media`."""
         notes = {"seconds": round(self.seconds, 3), "attention": self.report}
         return write_media(
-            path, self.frames, self.fps, settings=self.record, notes=notes,
+            path, enlarge(self.frames, self.settings.upscale), self.fps, settings=self.record, notes=notes,
             audio=self.audio, sample_rate=self.sample_rate, force=force,
         )  # fmt: skip
 

@@ -69,6 +69,10 @@ class GenerateSettings:
     )
     vae_tiling: bool = option(False, "Decode in tiles: less memory, slower, faint seams possible.", group="Model")
     vae_slicing: bool = option(False, "Decode one video of a batch at a time.", group="Model")
+    upscale: int = option(
+        1, "Enlarge the written frames 2, 3, ... times (Lanczos): small clips keep their edges in .mp4.",
+        group="Output", low=1, high=8,
+    )  # fmt: skip
     output: str | None = option(
         None, "File (.mp4 .gif .webp .png), pattern (shot-%04d.png) or folder of frames.", group="Output", stored=False
     )  # fmt: skip
@@ -148,6 +152,9 @@ def _check(field: dataclasses.Field, value: Any) -> None:
     low = field.metadata.get("low")
     if low is not None and value < low:
         raise UsageError(explain(flag, value, f"a number >= {low}" if low else "0 or more"))
+    high = field.metadata.get("high")
+    if high is not None and value > high:
+        raise UsageError(explain(flag, value, f"{low} to {high}"))
     if field.name == "seed" and value >= SEED_LIMIT:
         raise UsageError(explain(flag, value, "0 to 2^63 - 1"))
     choices = field.metadata.get("choices")

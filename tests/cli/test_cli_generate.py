@@ -130,6 +130,16 @@ def test_one_frame_is_a_png_by_itself(cli):
     assert media.read_media("a-red-circle-1.png").frames.shape == (1, 32, 48, 3)
 
 
+def test_upscaled_files_repeat_too(cli):
+    code, out, _ = cli("a red circle", "--seed", 7, "-o", "big.gif", "--upscale", 3, "--json")
+    assert code == 0
+    assert media.read_media("big.gif").frames.shape == (5, 96, 144, 3)
+    assert json.loads(out)["outputs"][0]["height"] == 32
+    cli("--from", "big.gif", "-o", "again.gif", model=None)
+    assert Path("big.gif").read_bytes() == Path("again.gif").read_bytes()
+    assert cli("a", "--upscale", 99)[0] == 2
+
+
 def test_dry_run_writes_nothing(cli):
     code, out, _ = cli("a red circle", "--dry-run", "--json", "--seed", 1)
     assert code == 0

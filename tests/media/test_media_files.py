@@ -60,6 +60,19 @@ def test_mp4_keeps_colours_and_edges(tmp_path):
     assert error[~flat].mean() <= 40
 
 
+def test_enlarging_keeps_the_colours_of_single_pixels(tmp_path):
+    clip = disc(frames=3, size=64)
+    errors = {}
+    for factor in (1, 3):
+        big = media.enlarge(clip, factor)
+        assert big.shape == (3, 64 * factor, 64 * factor, 3)
+        media.write_media(tmp_path / f"{factor}.mp4", big, 8)
+        back = media.read_media(tmp_path / f"{factor}.mp4").frames[:, factor // 2 :: factor, factor // 2 :: factor]
+        errors[factor] = np.abs(back.astype(int) - clip).mean()
+    assert media.enlarge(clip, 1) is clip
+    assert errors[3] < 0.7 * errors[1]
+
+
 @pytest.mark.parametrize(
     "fps, exact",
     [(8, Fraction(8)), ("23.976", Fraction(24000, 1001)), (29.97, Fraction(30000, 1001)),
