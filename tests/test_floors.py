@@ -1,0 +1,124 @@
+"""Imports go down, never up; leaves import no room; a light `import genkit`. Read from the source, not from a run."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "genkit"
+FLOORS = [
+    {"errors", "layout"},
+    {"kernels"},
+    {"attention"},
+    {"patching"},
+    {"pipelines"},
+    {"training", "evaluation"},
+    {"cli", "demo", "__main__"},
+]
+LEAVES = {"world", "media", "models"}
+FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+
+
+def _files() -> list[Path]:
+    return sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+
+
+def _room(path: Path) -> str:
+    first = path.relative_to(PACKAGE).parts[0]
+    return first.removesuffix(".py")
+
+
+def _imports(path: Path) -> set[str]:
+    """Every genkit module a file imports anywhere, also inside functions and for types."""
+    found = set()
+    here = ["genkit", *path.relative_to(PACKAGE).parent.parts]
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                base = ".".join([*here[: len(here) - node.level + 1], *filter(None, [base])])
+            found |= {f"{base}.{alias.name}" for alias in node.names} | {base}
+    return {name for name in found if name.split(".")[0] == "genkit"}
+
+
+def _rooms(path: Path) -> set[str]:
+    rooms = {name.split(".")[1] for name in _imports(path) if "." in name}
+    return rooms & (set(FLOOR) | LEAVES)
+
+
+def test_every_room_has_a_floor():
+    rooms = {_room(path) for path in _files()}
+    assert rooms - set(FLOOR) - LEAVES == set()
+
+
+@pytest.mark.parametrize("path", _files(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_go_down(path):
+    room = _room(path)
+    for other in _rooms(path) - {room}:
+        if room in LEAVES:
+            assert other in FLOORS[0], f"{room} is a leaf, but {path.name} imports genkit.{other}"
+        elif other not in LEAVES:
+            assert FLOOR[other] <= FLOOR[room], f"{room} is below {other}, but {path.name} imports it"
+
+
+def test_no_implementation_imports_a_sibling():
+    """Backends of one operator, families of models and methods know the shared files, not each other."""
+    backends = {"triton", "cpu", "flex", "reference"}
+    for path in (PACKAGE / "kernels").rglob("*.py"):
+        if path.stem in backends:
+            for name in _imports(path):
+                last = name.split(".")
+                assert not (set(last) & (backends - {path.stem})), f"{path} imports {name}"
+    for path in (PACKAGE / "patching" / "families").glob("*.py"):
+        if path.stem not in ("base", "__init__"):
+            others = {name for name in _imports(path) if ".families." in name and ".families.base" not in name}
+            assert not others, f"{path.name} imports {others}"
+
+
+def test_the_source_is_read_rightly(tmp_path, monkeypatch):
+    """The reader of imports sees function-level, relative and typed imports."""
+    source = "from __future__ import annotations\ndef f():\n    from genkit.cli import main\n    import genkit.demo\n"
+    file = tmp_path / "genkit" / "kernels" / "deep" / "x.py"
+    file.parent.mkdir(parents=True)
+    file.write_text(source + "from ..other import y\nfrom . import z\nfrom genkit import media\n")
+    monkeypatch.setattr(sys.modules[__name__], "PACKAGE", tmp_path / "genkit")
+    assert _rooms(file) == {"cli", "demo", "kernels", "media"}
+
+
+HEAVY = ("torch", "diffusers", "transformers", "triton", "gradio", "accelerate", "peft", "numpy", "imageio", "av")
+
+
+def test_import_genkit_is_light():
+    code = f"import sys, genkit; print([name for name in {HEAVY!r} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_listing_methods_needs_no_heavy_library():
+    code = (
+        "import sys, genkit; genkit.families(); genkit.Schedule(steps='1:');"
+        "print([name for name in ('diffusers', 'transformers', 'triton', 'gradio') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_public_names():
+    import genkit
+    from genkit.attention.registry import names
+
+    for name in genkit._EXPORTS:
+        assert getattr(genkit, name) is not None and name in dir(genkit)
+    for method in names():
+        class_name = "".join(part.capitalize() for part in method.split("_"))
+        assert getattr(genkit, class_name).name == method
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        genkit.nothing  # noqa: B018
+    with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
+        genkit.Nothing  # noqa: B018
