@@ -1,0 +1,228 @@
+"""Sliding windows of the training size, for pictures and videos larger than a model was trained on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import torch
+
+from genkit.attention.base import Density, PatchCache, Site, check_choice, check_int
+from genkit.attention.neighborhood import Neighborhood
+from genkit.attention.registry import register
+from genkit.attention.static import StaticMethod, StaticPlan, dense_attention
+from genkit.errors import GenkitError, UsageError, explain
+from genkit.layout import TEXT, TokenLayout
+
+OFF, BOTH, REUSE = "off", "both", "reuse"
+
+
+class DualPath:
+    """What the two paths of one patch share between layers and steps.
+
+    With two paths every sample is two neighbouring rows of the batch: row ``2b`` runs with windows, row ``2b + 1`` with
+    full attention; both use the text cross-attention of row ``2b + 1``. Steps between two refreshes run the window rows
+    alone and use the stored cross-attention.
+
+    Attributes:
+        mode: ``"off"`` (one row, windows only), ``"both"`` (two rows) or ``"reuse"`` (one row, stored cross-attention).
+        stored: raw cross-attention output of the full path per layer, (B, N, H, D).
+    """
+
+    def __init__(self) -> None:
+        self.mode = OFF
+        self.stored: dict[str, torch.Tensor] = {}
+
+    @staticmethod
+    def of(cache: PatchCache) -> DualPath:
+        """The state that belongs to a patch, made on first use."""
+        return cache.get("dual path", DualPath)
+
+    def plan_step(self, method: SlidingWindow, step: int, branch: str | None) -> str:
+        """The mode of a forward call: ``step`` counts the denoising steps that are run, from 0."""
+        if not method.dual or (branch == "uncond" and method.override == "cond"):
+            return OFF
+        return REUSE if step % method.cache_steps and self.stored and branch != "uncond" else BOTH
+
+    def run(
+        self, forward: Callable[..., Any], method: SlidingWindow, step: int, branch: str | None, **inputs: Any
+    ) -> torch.Tensor:
+        """One call of a denoiser on the paths this step needs; returns the window path's prediction (B, ...).
+
+        Args:
+            forward: the denoiser's forward, called with ``return_dict=False`` and keyword arguments.
+            inputs: its keyword arguments; tensors whose first size is that of ``hidden_states`` are doubled.
+        """
+        self.mode = self.plan_step(method, step, branch)
+        if self.mode == BOTH and branch != "uncond":
+            self.stored.clear()
+        batch = inputs["hidden_states"].shape[0]
+        if self.mode == BOTH:
+            inputs = {name: _doubled(value, batch) for name, value in inputs.items()}
+        try:
+            out = forward(**inputs, return_dict=False)[0]
+        finally:
+            mode, self.mode = self.mode, OFF
+        return out[0::2] if mode == BOTH else out
+
+    def clear(self) -> None:
+        """Forget stored cross-attention, for instance before another video or when another denoiser takes over."""
+        self.mode = OFF
+        self.stored.clear()
+
+
+def _doubled(value: Any, batch: int) -> Any:
+    if isinstance(value, torch.Tensor) and value.dim() > 0 and value.shape[0] == batch:
+        return value.repeat_interleave(2, 0)
+    return value
+
+
+@register("sliding_window")
+@dataclass(frozen=True)
+class SlidingWindow(StaticMethod):
+    """Windows of the size a model was trained at, moved inward at the borders, all frames visible (FreeSwim).
+
+    Lets a model make larger pictures and videos than it was trained for: inside a window positions stay within what it
+    knows. Windows alone keep detail and may repeat content; with ``dual`` a second path with full attention runs beside
+    and lends its text cross-attention to both, which keeps the layout. On models with joint attention (no
+    cross-attention) only the window applies.
+
+    Args:
+        base: token grid (height, width) of the training size, for instance (30, 52) for Wan at 480 x 832.
+        inward: move windows inward at borders, so that every query has as many keys; off = cut them.
+        scale_factor: factor of the softmax scale. ``"auto"``: ``sqrt(log_n(2 n))`` for n base tokens, 1.0461 for
+            (30, 52) as published; larger sharpens. 1 = the model's own scale.
+        dual: run the second path, see :class:`DualPath`; the pipeline around must double the batch.
+        cache_steps: with ``dual``, run the full path every so many steps and reuse its cross-attention in between;
+            1 = every step.
+        override: which branches take the full path's cross-attention: ``"cond"`` as in the published cached form, or
+            ``"both"``.
+        offload: keep the stored cross-attention in main memory (15.8 GB for Wan 1.3B at 1088 x 1920).
+
+    Source: FreeSwim: Revisiting Sliding-Window Attention Mechanisms for Training-Free Ultra-High-Resolution Video
+    Generation.
+    """
+
+    base: tuple[int, int] = field(
+        default=(30, 52), metadata={"help": "token grid of the training size, height x width"}
+    )
+    inward: bool = field(default=True, metadata={"help": "move windows inward at borders"})
+    scale_factor: float | Literal["auto"] = field(default="auto", metadata={"help": "factor of the softmax scale"})
+    dual: bool = field(default=False, metadata={"help": "second path with full attention lends its cross-attention"})
+    cache_steps: int = field(default=2, metadata={"help": "steps per run of the full path"})
+    override: Literal["cond", "both"] = field(
+        default="cond", metadata={"help": "branches that take the full path's text"}
+    )
+    offload: bool = field(default=False, metadata={"help": "keep stored cross-attention in main memory"})
+
+    roles: ClassVar[tuple[str, ...]] = ("self", "joint", "cross")
+    source: ClassVar[str] = "FreeSwim, sliding-window attention for training-free ultra-high-resolution video"
+
+    def __post_init__(self):
+        if not (isinstance(self.base, tuple) and len(self.base) == 2):
+            raise UsageError(explain("sliding_window.base", self.base, "two numbers (height, width) of tokens"))
+        for side in self.base:
+            check_int("sliding_window", "base", side, 1)
+        for name in ("inward", "dual", "offload"):
+            check_choice("sliding_window", name, getattr(self, name), (True, False))
+        check_int("sliding_window", "cache_steps", self.cache_steps, 1)
+        check_choice("sliding_window", "override", self.override, ("cond", "both"))
+        factor = self.scale_factor
+        if factor != "auto" and (
+            isinstance(factor, bool) or not isinstance(factor, (int, float)) or not 0 < factor < 100
+        ):
+            raise UsageError(explain("sliding_window.scale_factor", factor, "'auto' or a number > 0"))
+
+    @property
+    def window(self) -> Neighborhood:
+        """The same windows as a neighborhood: all frames, odd height and width around the query."""
+        h, w = (2 * (side // 2) + 1 for side in self.base)
+        return Neighborhood(size=("all", h, w), border="shift" if self.inward else "clip")
+
+    def factor(self) -> float:
+        """The factor applied to the softmax scale of self-attention."""
+        if self.scale_factor != "auto":
+            return float(self.scale_factor)
+        tokens = max(2, self.base[0] * self.base[1])
+        return math.sqrt(math.log(2 * tokens) / math.log(tokens))
+
+    def details(self, layout: TokenLayout) -> str:
+        """See :meth:`Method.details`."""
+        return f"{self.window.details(layout)};  softmax scale x {self.factor():.4f}"
+
+    def why_not(self, site: Site) -> str | None:
+        """As :meth:`Method.why_not`; cross-attention is touched only by the dual path, which joint models lack."""
+        if site.role == "cross":
+            if not self.dual:
+                return "sliding_window touches cross-attention only with dual=true"
+            if site.key_layout.span(TEXT) is None:
+                return "the dual path lends text cross-attention, these keys are not text"
+            return None
+        if site.role == "joint" and self.dual:
+            return "the dual path lends cross-attention, a joint-attention model has none; use dual=false"
+        return super().why_not(site)
+
+    def build_plan(self, layout: TokenLayout, kind: str = "cpu", key_mask: torch.Tensor | None = None) -> StaticPlan:
+        """See :meth:`StaticMethod.build_plan`."""
+        return self.window.build_plan(layout, kind, key_mask)
+
+    def mask(self, layout: TokenLayout) -> torch.Tensor:
+        """See :meth:`Method.mask`."""
+        return self.window.mask(layout)
+
+    def mask_rows(self, layout: TokenLayout, queries: torch.Tensor) -> torch.Tensor:
+        """See :meth:`Method.mask_rows`."""
+        return self.window.mask_rows(layout, queries)
+
+    def density(self, site: Site, cache: PatchCache) -> Density | None:
+        """Density of the window path; None for cross-attention."""
+        return None if site.role == "cross" else super().density(site, cache)
+
+    def attend(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, site: Site, cache: PatchCache
+    ) -> torch.Tensor | None:
+        """See :meth:`Method.attend`; with ``dual``, rows are told apart by the patch's :class:`DualPath`."""
+        self.require(site)
+        path = DualPath.of(cache) if self.dual else None
+        if site.role == "cross":
+            return self._lent(q, k, v, site, path)
+        scale = (q.shape[-1] ** -0.5 if site.scale is None else site.scale) * self.factor()
+        if path is None or path.mode != BOTH:
+            return super().attend(q, k, v, _with(site, scale=scale), cache)
+        _expect_pairs(q, site)
+        mask = site.key_mask
+        window = super().attend(
+            q[0::2], k[0::2], v[0::2], _with(site, scale=scale, key_mask=None if mask is None else mask[0::2]), cache
+        )
+        full = dense_attention(q[1::2], k[1::2], v[1::2], scale, None if mask is None else mask[1::2])
+        return torch.stack([window, full], 1).flatten(0, 1)
+
+    def _lent(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, site: Site, path: DualPath
+    ) -> torch.Tensor | None:
+        """Text cross-attention of the full path for both rows, or the stored one."""
+        if path.mode == OFF:
+            return None
+        if path.mode == REUSE:
+            if site.name not in path.stored:
+                raise GenkitError(f"layer {site.name}: no stored cross-attention; the first step must run both paths")
+            return path.stored[site.name].to(q.device)
+        _expect_pairs(q, site)
+        mask = None if site.key_mask is None else site.key_mask[1::2]
+        out = dense_attention(q[1::2], k[1::2], v[1::2], site.scale, mask)
+        if self.cache_steps > 1 and site.branch != "uncond":
+            path.stored[site.name] = out.detach().to("cpu") if self.offload else out.detach()
+        return out.repeat_interleave(2, 0)
+
+
+def _with(site: Site, **changes: Any) -> Site:
+    """A copy of a site with some fields changed; plain construction, so that compiled graphs can follow it."""
+    fields = {name: getattr(site, name) for name in Site.__dataclass_fields__}
+    return Site(**{**fields, **changes})
+
+
+def _expect_pairs(q: torch.Tensor, site: Site) -> None:
+    if q.shape[0] % 2:
+        raise UsageError(f"layer {site.name}: two paths need rows in pairs (window, full), got a batch of {q.shape[0]}")

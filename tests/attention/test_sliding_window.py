@@ -1,0 +1,201 @@
+"""Sliding window: the published windows, densities and constants, and the dual path on a tiny Wan."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from attention_helpers import attention_over, tokens
+
+from genkit.attention.base import PatchCache, Site
+from genkit.attention.sliding_window import BOTH, OFF, REUSE, DualPath, SlidingWindow
+from genkit.errors import GenkitError, UsageError
+from genkit.layout import TokenLayout
+
+GRID = TokenLayout.of_grid(3, 6, 8)
+
+
+def test_windows_of_a_small_grid():
+    mask = SlidingWindow(base=(2, 4)).mask(TokenLayout.of_grid(1, 6, 8))
+    assert int(mask.sum()) == 720
+    assert mask[0].nonzero().flatten().tolist() == [*range(5), *range(8, 13), *range(16, 21)]
+    assert mask[47].nonzero().flatten().tolist() == [*range(27, 32), *range(35, 40), *range(43, 48)]
+    line = SlidingWindow(base=(1, 4)).mask(TokenLayout.of_grid(1, 1, 8))
+    starts = [row.nonzero().flatten().tolist()[0] for row in line]
+    assert starts == [0, 0, 0, 1, 2, 3, 3, 3] and set(line.sum(1).tolist()) == {5}
+
+
+def test_windows_of_the_published_sizes():
+    assert [w.size for w in SlidingWindow().window.windows((21, 68, 120))] == [21, 31, 53]
+    assert [w.size for w in SlidingWindow(base=(45, 80)).window.windows((21, 68, 120))] == [21, 45, 81]
+    layout = TokenLayout.of_grid(1, 68, 120)
+    rows = torch.tensor([0, 119, 68 * 120 - 1, 34 * 120 + 60])
+    assert SlidingWindow().mask_rows(layout, rows).sum(1).tolist() == [1643] * 4
+    clipped = SlidingWindow(inward=False)
+    assert clipped.mask_rows(layout, rows).sum(1).tolist() == [432, 432, 432, 1643]
+    assert clipped.window.wanted_pairs(layout) / layout.length**2 == pytest.approx(0.15873, abs=5e-6)
+
+
+@pytest.mark.parametrize(
+    ("base", "h", "w", "density"),
+    [
+        ((30, 52), 68, 120, 0.20135),
+        ((45, 80), 68, 120, 0.44669),
+        ((30, 52), 90, 160, 0.11410),
+        ((45, 80), 90, 160, 0.25312),
+        ((45, 80), 136, 240, 0.11167),
+    ],
+)
+def test_published_densities(base, h, w, density):
+    layout = TokenLayout.of_grid(21, h, w)
+    wanted = SlidingWindow(base=base).window.wanted_pairs(layout)
+    assert wanted / layout.length**2 == pytest.approx(density, abs=6e-6)
+
+
+def test_the_published_scale():
+    assert SlidingWindow().factor() ** 2 == pytest.approx(1.0942744, abs=1e-7)
+    assert SlidingWindow().factor() == pytest.approx(1.0460758, abs=1e-7)
+    assert SlidingWindow().factor() * 128**-0.5 == pytest.approx(0.0924609, abs=1e-7)
+    assert SlidingWindow(scale_factor=1.0).factor() == 1.0
+
+
+@pytest.mark.parametrize("layout", [GRID, TokenLayout.of_grid(2, 5, 6, text=4)], ids=["self", "joint"])
+def test_attention_uses_the_windows_and_the_scale(layout):
+    q, k, v = tokens(layout)
+    method = SlidingWindow(base=(2, 4))
+    out = method.attend(q, k, v, Site.of_layout(layout, heads=2, scale=0.3), PatchCache())
+    right = attention_over(q, k, v, method.mask(layout), 0.3 * method.factor())
+    torch.testing.assert_close(out.double(), right, atol=3e-6, rtol=1e-5)
+
+
+def test_the_steps_of_the_two_paths():
+    path = DualPath()
+    method = SlidingWindow(dual=True, cache_steps=3)
+    modes = []
+    for step in range(7):
+        modes.append(path.plan_step(method, step, "cond"))
+        path.stored["layer"] = torch.zeros(1)
+        assert path.plan_step(method, step, "uncond") == OFF
+    assert modes == [BOTH, REUSE, REUSE, BOTH, REUSE, REUSE, BOTH]
+    assert [path.plan_step(SlidingWindow(dual=True, cache_steps=1), step, None) for step in range(3)] == [BOTH] * 3
+    assert path.plan_step(SlidingWindow(dual=True, override="both"), 1, "uncond") == BOTH
+    assert path.plan_step(SlidingWindow(), 0, "cond") == OFF
+    path.clear()
+    assert path.plan_step(method, 1, "cond") == BOTH
+
+
+def test_cross_attention_is_refused_or_lent():
+    text = TokenLayout.sequence(7)
+    site = Site("b.attn2", 0, 1, "cross", 2, GRID, text)
+    assert "dual=true" in SlidingWindow().why_not(site)
+    dual = SlidingWindow(dual=True)
+    assert dual.why_not(site) is None
+    assert "not text" in dual.why_not(Site("b.attn2", 0, 1, "cross", 2, GRID, TokenLayout.sequence(7, "image")))
+    joint = TokenLayout.of_grid(2, 4, 4, text=3)
+    assert "dual=false" in dual.why_not(Site.of_layout(joint))
+    q, _, _ = tokens(GRID, batch=4)
+    k, v, _ = tokens(text, batch=4, seed=2)
+    cache = PatchCache()
+    assert dual.attend(q, k, v, site, cache) is None
+    path = DualPath.of(cache)
+    path.mode = REUSE
+    with pytest.raises(GenkitError, match="first step"):
+        dual.attend(q[:2], k[:2], v[:2], site, cache)
+    path.mode = BOTH
+    out = dual.attend(q, k, v, site, cache)
+    right = attention_over(q, k, v, torch.ones(GRID.length, 7, dtype=torch.bool)).float()
+    torch.testing.assert_close(out[0::2], right[1::2], atol=1e-6, rtol=1e-5)
+    assert torch.equal(out[0::2], out[1::2])
+    with pytest.raises(UsageError, match="pairs"):
+        dual.attend(q[:3], k[:3], v[:3], site, cache)
+    path.mode = REUSE
+    assert torch.equal(dual.attend(q[:2], k[:2], v[:2], site, cache), out[0::2])
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"base": (30,)}, "height, width"),
+        ({"base": (0, 4)}, "base"),
+        ({"inward": 1}, "inward"),
+        ({"scale_factor": 0.0}, "scale_factor"),
+        ({"cache_steps": 0}, "cache_steps"),
+        ({"override": "uncond"}, "cond, both"),
+    ],
+)
+def test_wrong_settings_are_refused_with_words(settings, words):
+    with pytest.raises(UsageError, match=words):
+        SlidingWindow(**settings)
+
+
+# ---- the dual path on a tiny Wan ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def wan():
+    from diffusers import WanTransformer3DModel
+
+    torch.manual_seed(0)
+    model = WanTransformer3DModel(
+        patch_size=(1, 2, 2), num_attention_heads=2, attention_head_dim=12, in_channels=4, out_channels=4, text_dim=16,
+        freq_dim=16, ffn_dim=32, num_layers=2,
+    ).eval()  # fmt: skip
+    inputs = {
+        "hidden_states": torch.randn(1, 4, 3, 12, 16),
+        "encoder_hidden_states": torch.randn(1, 7, 16),
+        "timestep": torch.tensor([500]),
+    }
+    return model, inputs
+
+
+def run(wan, method, step=0, branch=None, path_check=None, path=None):
+    """The window path's prediction under a patch; a given ``path`` carries stored cross-attention over."""
+    import genkit
+
+    model, inputs = wan
+    with torch.no_grad(), genkit.patch(model, method) as handle:
+        state = DualPath.of(handle.cache)
+        if path is not None:
+            state.stored.update(path.stored)
+        out = state.run(model, method, step, branch, **inputs)
+        if path_check is not None:
+            path_check(state)
+        return out
+
+
+def test_a_full_window_at_the_models_scale_is_the_model(wan):
+    model, inputs = wan
+    with torch.no_grad():
+        plain = model(**inputs, return_dict=False)[0]
+    for settings in ({}, {"dual": True}, {"dual": True, "cache_steps": 1}):
+        out = run(wan, SlidingWindow(base=(6, 8), scale_factor=1.0, **settings))
+        torch.testing.assert_close(out, plain, atol=6e-6, rtol=1e-5)
+
+
+def test_only_the_window_path_depends_on_the_window(wan):
+    stored = []
+    outs = [
+        run(wan, SlidingWindow(base=base, dual=True), path_check=lambda state: stored.append(dict(state.stored)))
+        for base in ((2, 4), (4, 2))
+    ]
+    assert not torch.equal(*outs)
+    assert len(stored[0]) == 2
+    assert all(torch.equal(stored[0][name], stored[1][name]) for name in stored[0])
+
+
+def test_refresh_equals_the_uncached_call_and_reuse_returns_the_same(wan):
+    kept = []
+    cached = run(wan, SlidingWindow(base=(2, 4), dual=True), path_check=lambda state: kept.append(state))
+    every = run(wan, SlidingWindow(base=(2, 4), dual=True, cache_steps=1))
+    assert torch.equal(cached, every)
+    again = run(wan, SlidingWindow(base=(2, 4), dual=True), step=1, path=kept[0])
+    torch.testing.assert_close(again, cached, atol=2e-6, rtol=1e-5)
+    moved = run(wan, SlidingWindow(base=(2, 4), dual=True, offload=True), step=1, path=kept[0])
+    assert torch.equal(moved, again)
+
+
+def test_the_unconditional_call_runs_windows_alone(wan):
+    alone = run(wan, SlidingWindow(base=(2, 4)))
+    uncond = run(wan, SlidingWindow(base=(2, 4), dual=True), branch="uncond")
+    assert torch.equal(alone, uncond)
+    both = run(wan, SlidingWindow(base=(2, 4), dual=True, override="both"), branch="uncond")
+    assert not torch.equal(both, uncond)
