@@ -90,7 +90,8 @@ def _pooled(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, part: PooledKeys, 
     if part.count is None:
         out, lse = _run(q, k, v, part.plan, scale, backend, (), needs_grad)
         return out, lse + log(part.factor)
-    weight = LowRank(q.new_ones(q.shape[1], 1, dtype=torch.float32), part.count.clamp(min=1).log()[:, None])
+    wide = torch.promote_types(q.dtype, torch.float32)
+    weight = LowRank(q.new_ones(q.shape[1], 1, dtype=wide), part.count.clamp(min=1).to(wide).log()[:, None])
     return _run(q, k, v, part.plan, scale, backend, (weight,), needs_grad)
 
 

@@ -19,6 +19,7 @@ from genkit.kernels.block_sparse.cpu_schedule import Gathered, Slice, row_mask, 
 from genkit.kernels.block_sparse.plan import BlockPlan
 
 _CHUNK_BYTES = 1 << 20  # keys copied together, per thread
+_PAYING_VISITS = 1024  # queries per key from which rearranging the keys pays, measured
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
 
@@ -52,7 +53,7 @@ class _Piece:
     Args:
         where: (batch, head, start) of each of the n rows of work. queries: their length.
         q, k, v: (n, 1, queries | tokens, D), or (b, h, ..., D) for slices.
-        tokens: (n, tokens) int64 key tokens, or (1, tokens) when all rows share them.
+        tokens: (n|1, tokens) int64 key tokens; None for gathered whole blocks without a bias.
         blocks: (n|1, count) key blocks, None for a slice.
         mask: additive (n|1, 1, queries, tokens) or None. dead: (n|1, queries) bool, queries that see no key, or None.
     """
@@ -93,6 +94,7 @@ def backward(grad_out: Tensor, grad_lse: Tensor | None, q: Tensor, k: Tensor, v:
              plan: BlockPlan, scale: float, bias: Sequence[Bias]) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
     """Gradients of q, k, v and of every bias table that may have one."""
     work = _Work(q, k, v, plan, bias)
+    grad_out = _unit_rows(grad_out)
     sums = cpu_bias.gradients(bias)
     d_q = torch.zeros(q.shape, dtype=q.dtype) if not work.schedule.covers else q.new_empty(q.shape)
     d_k, d_v = work.accumulator(k), work.accumulator(v)
@@ -126,13 +128,28 @@ class _Work:
         self.plan, self.bias, self.schedule = plan, bias, schedule(plan)
         self.dtype = compute_dtype(q.dtype)
         self.wide = torch.float64 if self.dtype == torch.float64 else torch.float32
-        self.q, self.k, self.v = (_dense_rows(x) for x in (q, k, v))
-        self.group = q.shape[2] // k.shape[2]
+        self.q, self.group = _unit_rows(q), q.shape[2] // k.shape[2]
+        self.k, self.v = self._by_head(k), self._by_head(v)
         self.limit = _CHUNK_BYTES * torch.get_num_threads()
+        self.copies = [torch.empty(0, dtype=self.dtype) for _ in range(2)]
         # work that differs by batch entry or head cannot share a mask
         varied = plan.rule is not None and plan.rule.k_group.shape[0] > 1
         self.split_batch = varied or bool(bias)
         self.split_heads = bool(bias)
+
+    def _by_head(self, x: Tensor) -> Tensor:
+        """Keys or values as (B, Hk, N, D): in memory head by head, padded to whole blocks, when they are visited often
+        enough to pay for the copy; else a view. Scattered rows halve the speed of gathering and cost the kernel 8 %."""
+        length = self.plan.blocks_k * self.plan.block_k
+        view = _unit_rows(x).transpose(1, 2)
+        if view.is_contiguous() and x.shape[1] == length and x.dtype == self.dtype:
+            return view
+        if not self.schedule.gathered and self.schedule.visits < _PAYING_VISITS and x.dtype == self.dtype:
+            return view
+        copy = x.new_empty((x.shape[0], x.shape[2], length, x.shape[3]), dtype=self.dtype)
+        copy[:, :, :x.shape[1]].copy_(view)
+        copy[:, :, x.shape[1]:] = 0
+        return copy
 
     def pieces(self) -> Iterator[_Piece]:
         for item in self.schedule.slices:
@@ -150,24 +167,26 @@ class _Work:
             blocks = torch.arange(item.first // self.plan.block_k, -(-item.last // self.plan.block_k))
         batch_sets = [[b] for b in batches] if self.split_batch else [batches]
         # query heads that share a key head see it through one broadcast view
-        head_sets = [[h] for h in heads] if self.split_heads else [
-            heads[i:i + self.group] for i in range(0, len(heads), self.group)] if self.group > 1 else [heads]
+        head_sets = [heads]
+        if self.split_heads or self.group > 1:
+            size = 1 if self.split_heads else self.group
+            head_sets = [heads[i:i + size] for i in range(0, len(heads), size)]
         hidden = sure = None
         for bs in batch_sets:
             if item.row is not None and (hidden is None or self.split_batch):
                 hidden, sure = row_mask(self.plan, max(bs[0], item.batch), item.head, item.row, blocks,
                                         item.stop - item.start)
             for hs in head_sets:
-                k, v = (self._cast(self._keys(x, bs, hs)[:, :, item.first:item.last]) for x in (self.k, self.v))
-                q = self._cast(self.q[bs[0]:bs[-1] + 1, item.start:item.stop, hs[0]:hs[-1] + 1].transpose(1, 2))
+                k, v = (self._keys(x, bs, hs, item.first, item.last) for x in (self.k, self.v))
+                q = self.q[bs[0]:bs[-1] + 1, item.start:item.stop, hs[0]:hs[-1] + 1].transpose(1, 2).to(self.dtype)
                 mask, dead = self._mask(hidden, sure, bs[0], hs[0], item.start, item.stop, tokens[0])
                 where = [(b, h, item.start) for b in bs for h in hs]
                 yield _Piece(where, item.stop - item.start, q, k, v, tokens, None, mask, dead)
 
-    def _keys(self, x: Tensor, batches: list[int], heads: list[int]) -> Tensor:
-        """(b, h, Nk, D) view of the keys of some query heads: all heads without grouping, or one group."""
-        first, last = heads[0] // self.group, heads[-1] // self.group
-        view = x[batches[0]:batches[-1] + 1, :, first:last + 1].transpose(1, 2)
+    def _keys(self, x: Tensor, batches: list[int], heads: list[int], first: int, last: int) -> Tensor:
+        """(b, h, keys, D) view of the keys of some query heads: all heads without grouping, or one group."""
+        low, high = heads[0] // self.group, heads[-1] // self.group
+        view = x[batches[0]:batches[-1] + 1, low:high + 1, first:last]
         return view if self.group == 1 else view.expand(-1, len(heads), -1, -1)
 
     # ---- gathered keys ------------------------------------------------------------------------------------------
@@ -175,8 +194,10 @@ class _Work:
     def _gathered(self, group: Gathered) -> Iterator[_Piece]:
         row_bytes = max(1, group.tokens * self.q.shape[3] * self.dtype.itemsize)
         step = max(1, self.limit // row_bytes)
-        rows = [(b, h, i, at) for at, (pb, ph, i) in enumerate(group.rows) for b in self._spread(pb, ph)[0]
-                for h in self._spread(pb, ph)[1]]
+        rows = []
+        for at, (pb, ph, i) in enumerate(group.rows):
+            batches, heads = self._spread(pb, ph)
+            rows += [(b, h, i, at) for b in batches for h in heads]
         if self.plan.heads > 1 and not group.masked and not self.bias:
             rows.sort(key=lambda row: row[:3])
             chunks = [rows[i:i + step] for i in range(0, len(rows), step)]
@@ -196,30 +217,36 @@ class _Work:
                 start = end
 
     def _gather(self, group: Gathered, chunk: list[tuple[int, int, int, int]]) -> _Piece:
-        plan = self.plan
+        plan, slot = self.plan, torch.arange(self.plan.block_k)
         shared = all(row[3] == chunk[0][3] for row in chunk)
         blocks = group.blocks[[chunk[0][3]] if shared else [row[3] for row in chunk]]
-        tokens = blocks[:, :, None] * plan.block_k + torch.arange(plan.block_k)
-        if group.tokens < tokens[0].numel():
-            tokens = tokens[(torch.arange(plan.block_k) < plan.k_valid[blocks][..., None])]
-        tokens = tokens.view(len(blocks), group.tokens)
-        k, v = (self._copy(x, chunk, tokens) for x in (self.k, self.v))
+        base = torch.tensor([b * self.k.shape[1] + h // self.group for b, h, _, _ in chunk])[:, None]
+        at, width = blocks + base * plan.blocks_k, plan.block_k
+        tokens = None
+        ragged = group.tokens < blocks.shape[1] * plan.block_k
+        if ragged or self.bias:
+            tokens = blocks[:, :, None] * plan.block_k + slot
+            tokens = (tokens[slot < plan.k_valid[blocks][..., None]] if ragged else tokens).view(len(blocks), -1)
+        if ragged:
+            at, width = tokens + base * (plan.blocks_k * plan.block_k), 1
+        k, v = (self._copy(number, x, at.flatten(), width, len(chunk)) for number, x in enumerate((self.k, self.v)))
         where = [(b, h, i * plan.block_q) for b, h, i, _ in chunk]
         b, h, start = where[0]
         hidden, sure = None, True
         if group.masked:
             hidden, sure = row_mask(plan, b, h, chunk[0][2], blocks[0], group.queries)
-        mask, dead = self._mask(hidden, sure, b, h, start, start + group.queries, tokens[0])
+        mask, dead = self._mask(hidden, sure, b, h, start, start + group.queries, None if tokens is None else tokens[0])
         q = _rows(self.q, where, group.queries).to(self.dtype)
         return _Piece(where, group.queries, q, k, v, tokens, blocks, mask, dead)
 
-    def _copy(self, x: Tensor, chunk: list, tokens: Tensor) -> Tensor:
-        """(n, 1, tokens, D): the keys of every row of the chunk, side by side."""
-        by_batch, by_token, by_head = (step // x.shape[3] for step in x.stride()[:3])
-        base = torch.tensor([b * by_batch + h // self.group * by_head for b, h, _, _ in chunk])
-        index = (tokens * by_token + base[:, None]).flatten()
-        flat = x.as_strided((x.numel() // x.shape[3], x.shape[3]), (x.shape[3], 1))
-        return flat.index_select(0, index).view(len(chunk), 1, -1, x.shape[3]).to(self.dtype)
+    def _copy(self, number: int, x: Tensor, at: Tensor, width: int, rows: int) -> Tensor:
+        """(rows, 1, keys, D): runs of ``width`` tokens side by side, in a buffer used again by the next piece."""
+        source = x.view(-1, width * x.shape[3])
+        size = len(at) * source.shape[1]
+        if self.copies[number].numel() < size:
+            self.copies[number] = x.new_empty(size)
+        found = torch.index_select(source, 0, at, out=self.copies[number][:size].view(len(at), source.shape[1]))
+        return found.view(rows, 1, -1, x.shape[3])
 
     # ---- helpers ------------------------------------------------------------------------------------------------
 
@@ -228,11 +255,8 @@ class _Work:
         return (list(range(self.q.shape[0])) if self.plan.batch == 1 else [batch],
                 list(range(self.q.shape[2])) if self.plan.heads == 1 else [head])
 
-    def _cast(self, x: Tensor) -> Tensor:
-        return x if x.dtype == self.dtype else x.to(self.dtype)
-
     def _mask(self, hidden: Tensor | None, sure: bool | None, batch: int, head: int, start: int, stop: int,
-              tokens: Tensor) -> tuple[Tensor | None, Tensor | None]:
+              tokens: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         """Additive mask (1, 1, queries, tokens) of bias and hidden pairs, and the queries that see nothing."""
         if hidden is None and not self.bias:
             return None, None
@@ -278,14 +302,10 @@ class _Work:
         return total.flatten(2, 3)[:, :, :like.shape[1]].transpose(1, 2).to(like.dtype).contiguous()
 
 
-def _dense_rows(x: Tensor) -> Tensor:
-    """``x`` itself when its rows of D lie densely in memory (tokens or heads outermost), else a copy."""
-    batch, length, heads, width = x.shape
-    dense = ((length * heads * width, heads * width, width, 1), (length * heads * width, width, length * width, 1))
-    steps = tuple(want if size == 1 else have for size, want, have in zip(x.shape, dense[0], x.stride(), strict=True))
-    if steps in dense or x.stride() in dense:
-        return x if x.stride() in dense else x.as_strided(x.shape, steps)
-    return x.contiguous()
+def _unit_rows(x: Tensor) -> Tensor:
+    """``x`` with neighbouring elements along the last axis: torch's kernel takes that for granted and computes nonsense
+    otherwise, for instance on the broadcast gradient of a sum."""
+    return x if x.stride(-1) == 1 else x.contiguous()
 
 
 def _view(x: Tensor, where: list[tuple[int, int, int]], queries: int) -> Tensor | None:

@@ -52,11 +52,13 @@ class Gathered:
 
 @dataclass(frozen=True)
 class Schedule:
-    """All work of a plan. ``covers`` tells whether it writes every query of the tensors."""
+    """All work of a plan. ``covers`` tells whether it writes every query of the tensors; ``visits`` is how many queries
+    see a key in slices, on average."""
 
     slices: list[Slice]
     gathered: list[Gathered]
     covers: bool
+    visits: float
 
 
 def schedule(plan: BlockPlan) -> Schedule:
@@ -94,7 +96,8 @@ def _make(plan: BlockPlan) -> Schedule:
         at = tuple(torch.tensor(rows).unbind(1))
         gathered.append(Gathered(rows, queries, keys, index[at][:, :c].clone(), hidden))
     covers = bool((count > 0).all()) and int(plan.q_valid.sum()) == plan.n_q
-    return Schedule(slices, gathered, covers)
+    pairs = sum((item.stop - item.start) * (item.last - item.first) for item in slices)
+    return Schedule(slices, gathered, covers, pairs / (plan.n_k * plan.batch * plan.heads))
 
 
 def _add_slice(slices: list[Slice], plan: BlockPlan, new: Slice) -> None:

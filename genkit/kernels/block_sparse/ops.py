@@ -19,9 +19,9 @@ from genkit.kernels.block_sparse import bias as biases
 from genkit.kernels.block_sparse.plan import BlockPlan
 from genkit.kernels.block_sparse.rule import Rule
 
-_MODULES = {name: f"genkit.kernels.block_sparse.{name}" for name in ("cpu", "reference")}
+_MODULES = {name: f"genkit.kernels.block_sparse.{name}" for name in ("cpu", "triton", "flex", "reference")}
 # The order in which `auto` asks. The reference is exact and runs everywhere, so the search always ends.
-_AUTO = ("cpu", "reference")
+_AUTO = ("cpu", "triton", "flex", "reference")
 
 _plans: WeakValueDictionary[int, BlockPlan] = WeakValueDictionary()
 

@@ -126,13 +126,23 @@ class Rule:
 
     @classmethod
     def from_tensors(cls, tables: Sequence[Tensor], radius2: int | None) -> Rule:
-        """Inverse of :meth:`tensors`."""
-        return cls(*tables[:6], radius2=radius2, q_pos=tables[6] if radius2 is not None else None)
+        """Inverse of :meth:`tensors`; the tables are taken as they are."""
+        names = ("q_lo", "q_hi", "k_pos", "q_group", "k_group", "visible")
+        return cls._trusted(**dict(zip(names, tables, strict=False)), radius2=radius2,
+                            q_pos=tables[6] if radius2 is not None else None)
+
+    @classmethod
+    def _trusted(cls, **fields) -> Rule:
+        """A rule from tables already checked: reading values again would wait for the device."""
+        rule = object.__new__(cls)
+        for name, value in fields.items():
+            object.__setattr__(rule, name, value)
+        return rule
 
     def to(self, device: torch.device | str) -> Rule:
         """The same rule with its tables on ``device``."""
-        moved = {name: table.to(device) for name, table in vars(self).items() if isinstance(table, Tensor)}
-        return replace(self, **moved)
+        return self._trusted(**{name: value.to(device) if isinstance(value, Tensor) else value
+                                for name, value in vars(self).items()})
 
     def hide_keys(self, mask: Tensor) -> Rule:
         """The same rule with some keys hidden from every query, per batch entry.
@@ -152,8 +162,9 @@ class Rule:
     def take(self, q_index: Tensor, k_index: Tensor) -> Rule:
         """The rule of reordered tokens: query i of the result is query ``q_index[i]`` here. Negative = padding (any row)."""
         qi, ki = q_index.clamp(min=0), k_index.clamp(min=0)
-        return replace(self, q_lo=self.q_lo[qi], q_hi=self.q_hi[qi], k_pos=self.k_pos[ki], q_group=self.q_group[qi],
-                       k_group=self.k_group[:, ki], q_pos=None if self.q_pos is None else self.q_pos[qi])
+        return self._trusted(q_lo=self.q_lo[qi], q_hi=self.q_hi[qi], k_pos=self.k_pos[ki], q_group=self.q_group[qi],
+                             k_group=self.k_group[:, ki], visible=self.visible, radius2=self.radius2,
+                             q_pos=None if self.q_pos is None else self.q_pos[qi])
 
     def off_queries(self) -> Tensor:
         """(Nq,) bool: queries whose group sees no group at all, by the visibility table."""

@@ -1,0 +1,23 @@
+"""Memory that a kernel allocates and forgets to write must show: every uninitialised float tensor is filled with NaN."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+
+def _filled(make):
+    def allocate(*args, **kwargs):
+        made = make(*args, **kwargs)
+        if isinstance(made, torch.Tensor) and made.is_floating_point() and made.device.type != "meta":
+            made.fill_(float("nan"))
+        return made
+
+    return allocate
+
+
+@pytest.fixture
+def nan_memory(monkeypatch):
+    for owner, name in ((torch, "empty"), (torch, "empty_like"), (torch, "empty_strided"),
+                        (torch.Tensor, "new_empty"), (torch.Tensor, "new_empty_strided")):
+        monkeypatch.setattr(owner, name, _filled(getattr(owner, name)))
