@@ -108,6 +108,20 @@ def load_checkpoint(path: Path) -> dict:
         raise ArtifactError(f"{path} is not a readable checkpoint ({error}); delete it to start afresh") from error
 
 
+def process_rank() -> int:
+    """Index of this process among those of a distributed run; 0 in a plain one. For seeds of data and noise."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def _agree(accelerator, seconds: float) -> float:
+    """The first process's clock for all: they must see the same share of the budget, or they would stop apart."""
+    if accelerator.num_processes == 1:
+        return seconds
+    from accelerate.utils import broadcast
+
+    return float(broadcast(torch.tensor(seconds, dtype=torch.float64, device=accelerator.device)))
+
+
 def rate_at(config: LoopConfig, step: int, progress: float) -> float:
     """Learning rate at a step, given the share of the budget that is used up."""
     warm = min(1.0, (step + 1) / max(config.warmup, 1))
@@ -199,7 +213,7 @@ def train(
         optimizer.zero_grad(set_to_none=True)
         average.update(module)
         step += 1
-        used += time.perf_counter() - started
+        used = _agree(accelerator, used + time.perf_counter() - started)
         for name, value in {"loss": loss.item(), "norm": float(norm), **figures}.items():
             smooth[name] = value if name not in smooth else 0.97 * smooth[name] + 0.03 * value
         if step % 20 == 0 and accelerator.is_main_process:

@@ -10,6 +10,7 @@ from torch import nn
 
 from genkit.training.alignment import AlignmentHead
 from genkit.training.latent_pool import ClipSize, LatentPool, Sample
+from genkit.training.loop import process_rank
 from genkit.training.padding import PaddedCrossAttention, padding_bias
 from genkit.training.toy_text import build_text_encoder, build_word_tokenizer
 from genkit.world.caption import caption
@@ -141,11 +142,12 @@ def diffusion_loss(
     """
 
     def loss_at(wrapped: nn.Module, step: int, progress: float):
-        rng = np.random.default_rng((seed, step))
+        # All processes of a distributed run draw the same size, and everything else for themselves.
+        shared, rng = np.random.default_rng((seed, step)), np.random.default_rng((seed, step, process_rank()))
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         mix = [stage for stage in stages if stage.start <= progress][-1].mix
         weights = np.array([weight for _, weight in mix])
-        size = mix[int(rng.choice(len(mix), p=weights / weights.sum()))][0]
+        size = mix[int(shared.choice(len(mix), p=weights / weights.sum()))][0]
         count = min(32, max(2 if size.tokens > 1000 else 4, round(tokens / size.tokens)))
         samples = pool.draw(size, count)
         device = next(wrapped.parameters()).device

@@ -14,11 +14,11 @@ from torch import nn
 from genkit.errors import UsageError
 from genkit.training.assemble import assemble_toy_video
 from genkit.training.latent_pool import ClipSize, LatentPool
-from genkit.training.loop import LoopConfig, load_checkpoint, train
+from genkit.training.loop import LoopConfig, load_checkpoint, process_rank, train
 from genkit.training.optim import muon_adamw
 from genkit.training.probe import probe
 from genkit.training.toy_video import ToyVideo, diffusion_loss
-from genkit.training.video_vae import build_video_vae, decoder_loss, measure_latents, vae_loss
+from genkit.training.video_vae import VideoVae, build_video_vae, measure_latents, vae_loss
 
 STAGES = ("vae", "decoder", "transformer", "assemble")
 # Parts of the whole budget.
@@ -81,12 +81,12 @@ def train_vae(options: argparse.Namespace) -> None:
     """Encoder and decoder together; then the latents' statistics."""
     if _finished(options, "vae"):
         return
-    vae = build_video_vae()
-    optimizer = muon_adamw(vae.named_parameters(), lr=2e-3)
+    module = VideoVae(build_video_vae())
+    optimizer = muon_adamw(module.named_parameters(), lr=2e-3)
     config = _loop(options, "vae", lr=2e-3, warmup=20, decay_from=0.2, average=0.99)
-    average = train(vae, optimizer, vae_loss(options.seed), config, title="autoencoder")
-    with average.applied(vae):
-        vae.to("cpu")
+    average = train(module, optimizer, vae_loss(options.seed), config, title="autoencoder")
+    with average.applied(module):
+        vae = module.to("cpu").vae
         mean, std = measure_latents(vae)
         vae.register_to_config(latents_mean=mean, latents_std=std)
         vae.save_pretrained(options.folder / "vae" / "final")
@@ -107,14 +107,13 @@ def sharpen_decoder(options: argparse.Namespace) -> None:
     """The decoder alone, on latents that stay as they are."""
     if _finished(options, "decoder"):
         return
-    vae = _load_vae(options, "vae")
-    vae.encoder.requires_grad_(False)
-    vae.quant_conv.requires_grad_(False)
-    optimizer = muon_adamw(vae.named_parameters(), lr=1.2e-3)
+    module = VideoVae(_load_vae(options, "vae"), frozen=True)
+    optimizer = muon_adamw(module.named_parameters(), lr=1.2e-3)
     config = _loop(options, "decoder", lr=1.2e-3, warmup=20, decay_from=0.2, average=0.99)
-    average = train(vae, optimizer, decoder_loss(options.seed + 1), config, title="decoder")
-    with average.applied(vae):
-        vae.to("cpu").save_pretrained(options.folder / "decoder" / "final")
+    loss = vae_loss(options.seed + 1, crop=56, noise=0.06, vary=True)
+    average = train(module, optimizer, loss, config, title="decoder")
+    with average.applied(module):
+        module.to("cpu").vae.save_pretrained(options.folder / "decoder" / "final")
 
 
 def train_transformer(options: argparse.Namespace) -> None:
@@ -123,7 +122,9 @@ def train_transformer(options: argparse.Namespace) -> None:
     model = ToyVideo(vae.config.z_dim)
     optimizer = muon_adamw(model.named_parameters(), lr=1.2e-3, adam_names=ADAM_NAMES, weight_decay=0.01)
     # A resumed run draws other clips than the first did.
-    pool = LatentPool(vae, np.random.default_rng((options.seed, int(time.time()))), fresh=0.12, two_share=0.25)
+    pool = LatentPool(
+        vae, np.random.default_rng((options.seed, int(time.time()), process_rank())), fresh=0.12, two_share=0.25
+    )
     config = _loop(options, "transformer", lr=1.2e-3, warmup=40, decay_from=0.35, average=0.996, checkpoint_seconds=180)
 
     def sample(module: nn.Module, step: int) -> None:

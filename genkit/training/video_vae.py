@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from genkit.training.loop import process_rank
 from genkit.world.render import render_clip
 from genkit.world.scene import draw_scene, lay_out
 
@@ -102,8 +103,39 @@ def reconstruction_loss(output: torch.Tensor, target: torch.Tensor) -> torch.Ten
     return loss
 
 
-def vae_loss(seed: int, batch: int = 4, size: int = 96, crop: int = 48, kl: float = 5e-6, noise: float = 0.04):
-    """The loss function handed to the training loop.
+class VideoVae(nn.Module):
+    """The autoencoder as one module with a forward pass, which distributed training needs.
+
+    Args:
+        vae: an ``AutoencoderKLWan``.
+        frozen: keep the encoder (and so the latents that a transformer learns) as it is and train the decoder alone.
+    """
+
+    def __init__(self, vae: nn.Module, frozen: bool = False):
+        super().__init__()
+        self.vae = vae
+        self.frozen = frozen
+        if frozen:
+            vae.encoder.requires_grad_(False)
+            vae.quant_conv.requires_grad_(False)
+
+    def forward(self, target: torch.Tensor, noise: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """Reconstruction of (B, 3, F, H, W) and the KL divergence per latent number (zero when frozen).
+
+        ``noise`` is jitter given to the latents, in units of their mean spread.
+        """
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            posterior = self.vae.encode(target).latent_dist
+            latents = posterior.mode() if self.frozen else posterior.sample()
+        jittered = latents + noise * latents.detach().std() * torch.randn_like(latents)
+        divergence = target.new_zeros(()) if self.frozen else posterior.kl().mean() / latents[0].numel()
+        return decode_unclamped(self.vae, jittered), divergence
+
+
+def vae_loss(
+    seed: int, batch: int = 4, size: int = 96, crop: int = 48, kl: float = 5e-6, noise: float = 0.04, vary: bool = False
+):
+    """The loss function handed to the training loop, for a :class:`VideoVae`.
 
     Args:
         seed: of the clips.
@@ -111,48 +143,19 @@ def vae_loss(seed: int, batch: int = 4, size: int = 96, crop: int = 48, kl: floa
         size: pixels per side of the canvas.
         crop: pixels per side of the cut around an object that is trained on.
         kl: weight of the KL term, per latent number.
-        noise: jitter given to the latents, in units of their mean spread, so that the decoder forgives small errors of
-            the diffusion model.
+        noise: jitter given to the latents, so that the decoder forgives small errors of the diffusion model.
+        vary: draw the jitter between zero and ``noise`` for every step.
     """
 
-    def loss_at(vae: nn.Module, step: int, progress: float):
-        rng = np.random.default_rng((seed, step))
+    def loss_at(module: nn.Module, step: int, progress: float):
+        rng = np.random.default_rng((seed, step, process_rank()))
         frames = 5 if step % 4 == 3 else 9
-        target = as_tensor(draw_clips(rng, batch, frames, size, two_share=0.5, crop=crop)).to(
-            next(vae.parameters()).device
-        )
-        posterior = vae.encode(target).latent_dist
-        sampled = posterior.sample()
-        spread = sampled.detach().std()
-        output = decode_unclamped(vae, sampled + noise * spread * torch.randn_like(sampled))
-        image = reconstruction_loss(output, target)
-        divergence = posterior.kl().mean() / sampled[0].numel()
+        clips = draw_clips(rng, batch, frames, size, two_share=0.5, crop=crop)
+        target = as_tensor(clips).to(next(module.parameters()).device)
+        output, divergence = module(target, noise * float(rng.random()) if vary else noise)
         error = F.mse_loss(output.detach().clamp(-1, 1), target).item()
-        return image + kl * divergence * min(1.0, step / 300), {
-            "psnr": -10 * np.log10(error / 4),
-            "kl": divergence.item(),
-        }
-
-    return loss_at
-
-
-def decoder_loss(seed: int, batch: int = 4, size: int = 96, crop: int = 56, noise: float = 0.06):
-    """The loss function of the last stage, which sharpens the decoder while the encoder (and so the latents that the
-    transformer learns) stays as it is. Arguments as in :func:`vae_loss`.
-    """
-
-    def loss_at(vae: nn.Module, step: int, progress: float):
-        rng = np.random.default_rng((seed, step))
-        frames = 5 if step % 3 == 2 else 9
-        target = as_tensor(draw_clips(rng, batch, frames, size, two_share=0.4, crop=crop)).to(
-            next(vae.parameters()).device
-        )
-        with torch.no_grad():
-            latents = vae.encode(target).latent_dist.mode()
-            latents = latents + noise * float(rng.random()) * latents.std() * torch.randn_like(latents)
-        output = decode_unclamped(vae, latents)
-        error = F.mse_loss(output.detach().clamp(-1, 1), target).item()
-        return reconstruction_loss(output, target), {"psnr": -10 * np.log10(error / 4)}
+        loss = reconstruction_loss(output, target) + kl * divergence * min(1.0, step / 300)
+        return loss, {"psnr": -10 * np.log10(error / 4), "kl": divergence.item()}
 
     return loss_at
 
