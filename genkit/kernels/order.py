@@ -68,7 +68,7 @@ class TokenOrder:
 
     @classmethod
     def from_permutation(cls, permutation: Tensor, block: int) -> TokenOrder:
-        """Any order (a space-filling curve, a sort): slot i holds token ``permutation[i]``; the tail block is padded."""
+        """Any order (a curve, a sort): slot i holds token ``permutation[i]``; the tail block is padded."""
         permutation = permutation.to(torch.int64)
         if permutation.dim() != 1 or not torch.equal(permutation.sort().values, torch.arange(
                 permutation.numel(), device=permutation.device)):
@@ -113,7 +113,7 @@ class TokenOrder:
                        valid=self.valid.to(device))
 
     def apply(self, x: Tensor, dim: int = 1) -> Tensor:
-        """Tokens of ``x`` along ``dim`` (length N) in block order (length ``padded``); padding slots are 0. Differentiable."""
+        """Tokens of ``x`` along ``dim`` (length N) in block order (length ``padded``), padding 0. Differentiable."""
         self._expect(x, dim, self.length)
         return _Move.apply(x, dim, self.gather, self.inverse)
 

@@ -1,4 +1,4 @@
-"""Memory that a kernel allocates and forgets to write must show: every uninitialised float tensor is filled with NaN."""
+"""Memory that a kernel allocates and forgets to write must show: uninitialised float tensors are filled with NaN."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""How wrong a kernel may be: no more than plain low-precision torch against float64, times a small stated factor, plus a
-few roundings of the terms that are summed (softmax gradients cancel, so a result can be far smaller than its terms)."""
+"""How wrong a kernel may be: no more than plain low-precision torch against float64, times a small factor, plus a few
+roundings of the terms that are summed (softmax gradients cancel, so a result can be far smaller than its terms)."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ def block_sparse_attention(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, *, 
             plan was stated in; a plan with a ``TokenOrder`` permutes here and permutes the result back.
         plan: what to visit; static (broadcast over batch and heads) or per batch entry and head.
         scale: factor of the scores, default 1 / sqrt(D).
-        backend: ``"auto"`` (the first exact backend that can run) or a name from :func:`backends`, which runs or raises.
+        backend: ``"auto"`` (the first exact backend that can run) or a name from :func:`backends`: it runs or raises.
         bias: one or several of ``LowRank``, ``Quadratic``, ``Table``, added to the scaled scores.
 
     Returns:

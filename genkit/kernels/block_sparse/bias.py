@@ -58,7 +58,7 @@ class LowRank:
 
 @dataclass(frozen=True, eq=False)
 class Quadratic:
-    """``bias[h, i, j] = -q_gain[i] * k_gain[j] * sum_a weight[h, a] * max(|q_pos[i, a] - k_pos[j, a]| - hinge[a], 0)^2``,
+    """``-q_gain[i] * k_gain[j] * sum_a weight[h, a] * max(|q_pos[i, a] - k_pos[j, a]| - hinge[a], 0)^2``,
     evaluated in float32 from coordinates (no cancellation), differentiable in ``weight``.
 
     A soft window of width s on one axis is ``weight = 1 / (2 s^2)``. Tokens outside the formula get gain 0.

@@ -22,7 +22,7 @@ def refuse_empty_rows(total: Tensor, full_count: Tensor | None, plan: BlockPlan 
 
     Args:
         total: (B|1, H|1, Mq) visited blocks per row. full_count: of these, the full ones.
-        off: (B|1, H|1, Mq) bool, rows switched off on purpose. With a rule, queries of a group that sees nothing are too.
+        off: (B|1, H|1, Mq) bool, rows switched off on purpose; so are, by a rule, queries of a group that sees none.
     """
     real = torch.arange(sizes.block_q, device=total.device) < sizes.q_valid[:, None]
     settled = ~real if rule is None else ~real | rule.off_queries().view_as(real)
@@ -35,8 +35,8 @@ def refuse_empty_rows(total: Tensor, full_count: Tensor | None, plan: BlockPlan 
         return
     if bool(empty.any()):
         b, h, i = empty.nonzero()[0].tolist()
-        raise UsageError(f"plan: query block {i} (batch {b}, head {h}) sees no key block ({int(empty.sum())} such rows); "
-                         "give every row at least one block, or name the rows in off= to switch them off")
+        raise UsageError(f"plan: query block {i} (batch {b}, head {h}) sees no key block ({int(empty.sum())} "
+                         "such rows); give every row at least one block, or name the rows in off= to switch them off")
     if rule is not None:
         _refuse_empty_tokens(plan, settled, (full_count == 0) & ~allowed, off)
 

@@ -108,7 +108,7 @@ def from_block_mask(mask: BlockMask, rule: Rule | None = None) -> BlockPlan:
 
 
 def _compare(plan: BlockPlan, mask: BlockMask) -> Tensor:
-    """(B|1, H|1, Mq, Mk) bool: partial blocks that hide nothing when there is no rule. Raises where plan and mask differ."""
+    """(B|1, H|1, Mq, Mk) bool: partial blocks that hide nothing, without a rule. Raises where plan and mask differ."""
     plain = torch.zeros_like(plan.states(), dtype=torch.bool)
     used = torch.arange(plan.partial_index.shape[-1], device=plan.device) < plan.partial_count[..., None]
     b, h, i, r = used.nonzero(as_tuple=True)

@@ -160,7 +160,7 @@ class Rule:
         return replace(self, visible=visible, k_group=k_group)
 
     def take(self, q_index: Tensor, k_index: Tensor) -> Rule:
-        """The rule of reordered tokens: query i of the result is query ``q_index[i]`` here. Negative = padding (any row)."""
+        """The rule of reordered tokens: query i of the result is ``q_index[i]`` here; negative = padding (any row)."""
         qi, ki = q_index.clamp(min=0), k_index.clamp(min=0)
         return self._trusted(q_lo=self.q_lo[qi], q_hi=self.q_hi[qi], k_pos=self.k_pos[ki], q_group=self.q_group[qi],
                              k_group=self.k_group[:, ki], visible=self.visible, radius2=self.radius2,

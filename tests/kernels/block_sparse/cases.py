@@ -1,4 +1,4 @@
-"""Seeded random problems: odd lengths, ragged tails, every head size, grouped queries, windows, discs, causal, groups."""
+"""Seeded random problems: odd lengths, ragged tails, all head sizes, grouped queries, windows, discs, groups."""
 
 from __future__ import annotations
 

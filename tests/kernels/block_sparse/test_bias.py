@@ -1,4 +1,4 @@
-"""Additive biases against a dense bias matrix: values, gradients of q, k, v and of the bias tables, on every backend."""
+"""Additive biases against a dense bias matrix: values, gradients of q, k, v and of the bias tables, every backend."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Plans: the lists equal the definition, full and absent are only claimed when true, refusals, densities, conversions."""
+"""Plans: lists equal the definition, full and absent are claimed only when true; refusals, densities, conversions."""
 
 from __future__ import annotations
 
@@ -124,7 +124,8 @@ def test_tables_that_do_not_fit_are_refused(change, words):
 
 
 @pytest.mark.parametrize("make_plan, words", [
-    (lambda: BlockPlan.from_dense_blocks(torch.ones(2, 3, dtype=torch.bool), 8, 8, block_q=4, block_k=4), "mask must be"),
+    (lambda: BlockPlan.from_dense_blocks(torch.ones(2, 3, dtype=torch.bool), 8, 8, block_q=4, block_k=4),
+     "mask must be"),
     (lambda: BlockPlan.from_dense_blocks(torch.ones(2, 2), 8, 8, block_q=4, block_k=4), "mask must be bool"),
     (lambda: BlockPlan.from_dense_blocks(torch.ones(1, 1, dtype=torch.bool), 8, 8, block_q=0), "block_q must be"),
     (lambda: BlockPlan.from_indices(torch.tensor([[[[2]]]]), 4, 8, block_q=4, block_k=4), "key blocks 0 to 1"),
@@ -194,7 +195,8 @@ def test_a_foreign_block_mask_needs_its_rule_and_the_rule_must_agree():
     place = torch.arange(50)[:, None]
 
     def band(width):
-        return Rule(place - width, place + width + 1, place, torch.zeros(50), torch.zeros(50), torch.full((1, 1), WINDOW))
+        group = torch.zeros(50)
+        return Rule(place - width, place + width + 1, place, group, group, torch.full((1, 1), WINDOW))
 
     plan = BlockPlan.from_block_mask(mask, band(5))
     assert torch.equal(tokens_of(plan)[0, 0], (place - place.T).abs() <= 5)
