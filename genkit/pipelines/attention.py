@@ -11,8 +11,9 @@ from typing import Any
 from genkit.errors import UsageError, explain
 from genkit.pipelines.recipes import recipe, recipe_names
 from genkit.pipelines.settings import GenerateSettings
-from genkit.pipelines.text import parse_pairs
+from genkit.pipelines.text import join_pairs, parse_pairs
 
+RECOMMENDED = "recommended"
 SCHEDULE_KEYS = ("layers", "steps", "branches", "heads")
 
 
@@ -27,6 +28,8 @@ def build(settings: GenerateSettings) -> tuple[Any, Any] | None:
     from genkit.patching.parts import check_backend
 
     check_backend(settings.backend)
+    if settings.schedule == RECOMMENDED and settings.recipe is not None:
+        raise UsageError("--schedule recommended goes with --attention; a recipe has its own schedule")
     schedule = parse_schedule(settings.schedule)
     if settings.recipe is not None:
         return recipe(settings.recipe), schedule
@@ -36,12 +39,13 @@ def build(settings: GenerateSettings) -> tuple[Any, Any] | None:
 
 
 def parse_schedule(text: str | None) -> Any:
-    """A :class:`genkit.Schedule` from ``"steps=10:-2,layers=1:"``, or None.
+    """A :class:`genkit.Schedule` from ``"steps=10:-2,layers=1:"``; None for None and for ``"recommended"``, which
+    :func:`settle` replaces once the model is known.
 
     Raises:
         UsageError: an unknown key or a range that has no meaning.
     """
-    if text is None:
+    if text is None or text == RECOMMENDED:
         return None
     from genkit.patching.schedule import Schedule
 
@@ -51,6 +55,30 @@ def parse_schedule(text: str | None) -> Any:
             raise UsageError(explain("--schedule", key, SCHEDULE_KEYS))
     branches = pairs.pop("branches", None)
     return Schedule(**pairs, branches=branches.split(",") if branches else None)
+
+
+def settle(pipeline: Any, settings: GenerateSettings) -> GenerateSettings:
+    """Settings whose ``schedule: recommended`` is replaced by the ranges the method's authors use on this model.
+
+    Raises:
+        UsageError: the method recommends nothing.
+    """
+    if settings.schedule != RECOMMENDED:
+        return settings
+    from genkit.attention import registry
+    from genkit.patching import Part
+    from genkit.patching.targets import find_denoisers
+
+    method = registry.build(settings.attention, settings.attention_args)
+    denoiser = find_denoisers(pipeline)[0]
+    sites = denoiser.sites_for(Part(method))
+    layers = max((denoiser.layer(site)[1] for site in sites), default=0)
+    advice = method.recommended(settings.steps or 0, layers)
+    if not advice:
+        raise UsageError(
+            f"--schedule recommended: {method.name} recommends none; give ranges such as steps=1:,layers=1:"
+        )
+    return settings.replace(schedule=join_pairs(advice))
 
 
 def recipe_place(name: str | None) -> str | None:

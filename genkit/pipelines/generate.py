@@ -110,6 +110,7 @@ class Session:
         """
         settings = settings or self.plan.settings
         self.load()
+        settings = attention.settle(self.pipeline, settings)
         prompt, negative, cut = self.check_prompt(settings)
         self.warnings += [line for line in cut if line not in self.warnings]
         arguments = self._arguments(settings, prompt, negative, progress)

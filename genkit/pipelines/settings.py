@@ -55,7 +55,7 @@ class GenerateSettings:
     )
     attention_args: dict = option(dict, "Settings of the method: key=value,key=value.", group="Attention")
     schedule: str | None = option(
-        None, "Where it applies: steps=10:-2,layers=1: (also branches=, heads=).", group="Attention"
+        None, "Where it applies: steps=10:-2,layers=1: (also branches=, heads=), or recommended.", group="Attention"
     )
     backend: str = option("auto", "Who executes the method: auto, or a name from genkit doctor.", group="Attention")
     recipe: str | None = option(None, "Recipe by name or YAML file, instead of --attention.", group="Attention")

@@ -206,6 +206,15 @@ def test_a_patched_run_reports_and_leaves_the_model_as_it_was(session):
     assert np.array_equal(session.run().frames, dense)
 
 
+def test_the_recommended_schedule_is_spelled_out_in_the_settings(session):
+    asked = dataclasses.replace(session.plan.settings, attention="radial", schedule="recommended")
+    result = session.run(asked)
+    assert result.settings.schedule == result.record["settings"]["schedule"] == "steps=1:,layers=1:"
+    assert result.report["ran"] == 2
+    with pytest.raises(UsageError, match="goes with --attention"):
+        plan(dataclasses.replace(asked, attention=None, recipe="r.yaml"))
+
+
 def test_a_full_window_equals_the_dense_run(session):
     dense = session.run().frames.astype(int)
     full = dataclasses.replace(session.plan.settings, attention="neighborhood", attention_args={"size": "all"})
