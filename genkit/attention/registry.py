@@ -15,6 +15,7 @@ from genkit.attention.base import Method
 from genkit.errors import UsageError, explain
 
 _MODULES = {
+    "agent": "genkit.attention.agent",
     "mixture_of_block": "genkit.attention.mixture_of_block",
     "neighborhood": "genkit.attention.neighborhood",
     "radial": "genkit.attention.radial",

@@ -1,0 +1,252 @@
+"""Agent attention for image models (AgentSD) and its form for video transformers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+import torch
+
+from genkit.attention.base import Density, Method, PatchCache, Site, check_choice, check_int
+from genkit.attention.keep import kept
+from genkit.attention.registry import register
+from genkit.attention.static import check_tokens, dense_attention
+from genkit.attention.token_merge import Merge, destinations, match
+from genkit.errors import UsageError, explain
+from genkit.kernels.agent import agent_attention
+from genkit.layout import TokenLayout
+
+
+class Cells:
+    """Cells of a grid that agents stand for.
+
+    Attributes:
+        cell_of: (N,) int64 cell of every token. sizes: (n,) float32 tokens per cell. centre: (n,) int64 token nearest
+            to the middle of every cell.
+    """
+
+    def __init__(self, grid: tuple[int, int, int], cell: tuple[int, int, int]):
+        index = [
+            _cell_index(length, side, axis == 0) for axis, (length, side) in enumerate(zip(grid, cell, strict=True))
+        ]
+        counts = [int(part.max()) + 1 for part in index]
+        t, h, w = torch.meshgrid(*index, indexing="ij")
+        self.cell_of = ((t * counts[1] + h) * counts[2] + w).flatten()
+        self.sizes = torch.bincount(self.cell_of).float()
+        middle = [_middles(part) for part in index]
+        t, h, w = torch.meshgrid(*middle, indexing="ij")
+        self.centre = ((t * grid[1] + h) * grid[2] + w).flatten()
+
+    def to(self, device: torch.device) -> Cells:
+        """The same cells with their tables on ``device``."""
+        for name in ("cell_of", "sizes", "centre"):
+            setattr(self, name, getattr(self, name).to(device))
+        return self
+
+    def mean(self, q: torch.Tensor) -> torch.Tensor:
+        """Mean of q (B, N, H, D) over every cell: (B, n, H, D)."""
+        wide = q.to(torch.promote_types(q.dtype, torch.float32))
+        sums = wide.new_zeros(q.shape[0], len(self.sizes), *q.shape[2:]).index_add(1, self.cell_of, wide)
+        return (sums / self.sizes.to(wide.dtype)[:, None, None]).to(q.dtype)
+
+
+def _cell_index(length: int, side: int, first_alone: bool) -> torch.Tensor:
+    """Cell of every coordinate; over time the first frame is a cell of its own (it holds a single picture)."""
+    at = torch.arange(length)
+    return torch.where(at == 0, 0, (at - 1) // side + 1) if first_alone and length > 1 and side > 1 else at // side
+
+
+def _middles(index: torch.Tensor) -> torch.Tensor:
+    counts = torch.bincount(index)
+    return counts.cumsum(0) - counts + counts // 2
+
+
+class Destinations:
+    """Tokens that others merge into, as a thing that can be kept per patch."""
+
+    def __init__(self, chosen: torch.Tensor):
+        self.chosen = chosen
+
+    def to(self, device: torch.device) -> Destinations:
+        """The same tokens on ``device``."""
+        return Destinations(self.chosen.to(device))
+
+
+def _cells(grid: tuple[int, int, int], cell: tuple[int, int, int]) -> Cells:
+    return Cells(grid, cell)
+
+
+def _destinations(grid: tuple[int, int], cell: int, seed: int | None) -> Destinations:
+    return Destinations(destinations(grid, (cell, cell), seed))
+
+
+@register("agent")
+@dataclass(frozen=True)
+class Agent(Method):
+    """A few agent tokens read all keys, every query reads the agents: cost linear in the number of tokens.
+
+    ``agents="cells"`` pools the queries of each cell of the grid; meant for video transformers, where it is
+    experimental and best followed by fine-tuning. ``agents="merge"`` is AgentSD for Stable Diffusion UNets: similar
+    tokens are merged, agents are what remains after much heavier merging; agents work in the early steps, plain merging
+    in the later ones. Agents carry no fine detail: keep the later steps dense (:meth:`recommended`).
+
+    Args:
+        agents: ``"cells"`` or ``"merge"``.
+        cell: frames, height and width of a cell; the first frame is alone in its cell. Cut to the grid for images.
+        pool: how a cell's agent is made: ``"mean"`` of its queries, or the query at its ``"centre"``. Means of queries
+            that carry rotary positions cancel their fast channels, so ``"auto"`` takes the centre except for the
+            self-attention of single images without text (UNets).
+        scale_power: the second softmax scale is the first to this power; smaller is sharper. Published 0.3.
+        shortcut: weight of the values added to the output. Published 0.075.
+        count_bias: add the logarithm of a cell's size to its agent's score.
+        ratio: with ``"merge"``, share of tokens merged away.
+        agent_ratio: with ``"merge"``, share of tokens merged away to make agents.
+        early: with ``"merge"``, share of the steps that use agents; later ones merge by ``ratio`` alone, in cells of 2.
+        min_tokens: with ``"merge"``, shorter sequences are left alone (deeper levels of the UNet).
+        seed: with ``"merge"``, choice of the tokens others merge into; -1 = the first of each cell, never random.
+
+    Source: Agent Attention: On the Integration of Softmax and Linear Attention, arXiv 2312.08874.
+    """
+
+    agents: Literal["cells", "merge"] = field(default="cells", metadata={"help": "pooled cells or merged tokens"})
+    cell: tuple[int, int, int] = field(default=(3, 4, 4), metadata={"help": "frames x height x width of a cell"})
+    pool: Literal["auto", "mean", "centre"] = field(default="auto", metadata={"help": "agent of a cell"})
+    scale_power: float = field(default=0.3, metadata={"help": "exponent of the second softmax scale"})
+    shortcut: float = field(default=0.075, metadata={"help": "weight of the added values"})
+    count_bias: bool = field(default=False, metadata={"help": "add the logarithm of a cell's size"})
+    ratio: float = field(default=0.4, metadata={"help": "share of tokens merged"})
+    agent_ratio: float = field(default=0.95, metadata={"help": "share of tokens merged to make agents"})
+    early: float = field(default=0.4, metadata={"help": "share of the steps with agents"})
+    min_tokens: int = field(default=2048, metadata={"help": "shortest sequence to merge"})
+    seed: int = field(default=0, metadata={"help": "choice of merge destinations; -1 = fixed"})
+
+    roles: ClassVar[tuple[str, ...]] = ("self", "joint")
+    trainable: ClassVar[bool] = True
+    source: ClassVar[str] = "Agent Attention, arXiv 2312.08874"
+
+    def __post_init__(self):
+        check_choice("agent", "agents", self.agents, ("cells", "merge"))
+        check_choice("agent", "pool", self.pool, ("auto", "mean", "centre"))
+        check_choice("agent", "count_bias", self.count_bias, (True, False))
+        for side in self.cell:
+            check_int("agent", "cell", side, 1)
+        check_int("agent", "min_tokens", self.min_tokens, 0)
+        check_int("agent", "seed", self.seed, -1)
+        for name, low, high in (("scale_power", 0, 4), ("shortcut", -10, 10), ("ratio", 0, 1), ("agent_ratio", 0, 1),
+                                ("early", 0, 1)):  # fmt: skip
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+                raise UsageError(explain(f"agent.{name}", value, f"a number from {low} to {high}"))
+
+    def recommended(self, steps: int, layers: int) -> dict[str, str]:
+        """Cells: the first 40 % of the steps, all but the first and last two layers. Merging plans its own steps."""
+        if self.agents == "merge":
+            return {}
+        return {"steps": f":{max(1, round(0.4 * steps))}", "layers": "2:-2" if layers > 4 else "0:"}
+
+    def why_not(self, site: Site) -> str | None:
+        """As :meth:`Method.why_not`; merging is for single images without text in the sequence."""
+        reason = super().why_not(site)
+        if reason is None and self.agents == "merge" and (site.layout.grid[0] > 1 or len(site.layout.segments) > 1):
+            reason = "agent with agents='merge' is for the self-attention of single images; use agents='cells'"
+        return reason
+
+    def details(self, layout: TokenLayout) -> str:
+        """See :meth:`Method.details`."""
+        if self.agents == "merge":
+            return f"merges {self.ratio:.0%} of the tokens, agents from merging {self.agent_ratio:.0%}"
+        count = len(Cells(layout.grid, self._cell(layout)).sizes)
+        return f"{count} agents for {layout.grid_length} tokens, {2 * count / layout.grid_length:.1%} of dense work"
+
+    def _cell(self, layout: TokenLayout) -> tuple[int, int, int]:
+        return tuple(min(side, length) for side, length in zip(self.cell, layout.grid, strict=True))
+
+    def attend(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, site: Site, cache: PatchCache
+    ) -> torch.Tensor | None:
+        """See :meth:`Method.attend`. Declines where agents would not save work."""
+        self.require(site)
+        check_tokens(q, k, site)
+        scale = q.shape[-1] ** -0.5 if site.scale is None else site.scale
+        run = self._merged if self.agents == "merge" else self._pooled
+        return run(q, k, v, site, cache, scale)
+
+    def _pooled(self, q, k, v, site: Site, cache: PatchCache, scale: float) -> torch.Tensor | None:
+        layout = site.layout
+        cells = kept(cache, _cells, layout.grid, self._cell(layout), device=q.device)
+        if 2 * len(cells.sizes) >= layout.grid_length:
+            return None
+        start, stop = layout.grid_span
+        queries = q[:, start:stop]
+        flat = site.role == "self" and layout.grid[0] == 1
+        mean = self.pool == "mean" or (self.pool == "auto" and flat)
+        agents = cells.mean(queries) if mean else queries.index_select(1, cells.centre)
+        options = {"scale": scale, "read_scale": scale**self.scale_power, "shortcut": self.shortcut}
+        ks, vs = (self._per_query_head(x[:, start:stop], q) for x in (k, v))
+        if layout.length == stop - start:
+            bias = cells.sizes.log()[None, None, None] if self.count_bias else None
+            return agent_attention(queries, ks, vs, agents, read_bias=bias, **options)
+        others = [torch.cat([x[:, :start], x[:, stop:]], 1) for x in (k, v)]
+        extra_k, extra_v = (self._per_query_head(x, q) for x in others)
+        out = agent_attention(
+            queries, ks, vs, agents, read_bias=self._read_bias(cells, site, q), **options,
+            extra_k=extra_k * (scale / options["read_scale"]), extra_v=extra_v,
+        )  # fmt: skip
+        edges = [q[:, :start], q[:, stop:]]
+        before, after = (dense_attention(x, k, v, site.scale, site.key_mask) if x.shape[1] else x for x in edges)
+        return torch.cat([before, out, after], 1)
+
+    def _per_query_head(self, x: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
+        """Keys or values with one head per query head, as the shortcut and the extra keys need them."""
+        return x if x.shape[2] == q.shape[2] else x.repeat_interleave(q.shape[2] // x.shape[2], 2)
+
+    def _read_bias(self, cells: Cells, site: Site, q: torch.Tensor) -> torch.Tensor | None:
+        """What is added to the scores of [agents, tokens outside the grid]: sizes of cells, hidden text keys."""
+        start, stop = site.layout.grid_span
+        others = site.layout.length - (stop - start)
+        if site.key_mask is None and not self.count_bias:
+            return None
+        sizes = cells.sizes.log() if self.count_bias else torch.zeros_like(cells.sizes)
+        text = q.new_zeros(q.shape[0], others, dtype=torch.float32)
+        if site.key_mask is not None:
+            mask = torch.cat([site.key_mask[:, :start], site.key_mask[:, stop:]], 1)
+            text = text.masked_fill(~mask, -torch.inf)
+        return torch.cat([sizes.expand(q.shape[0], -1), text], 1)[:, None, None]
+
+    def merge_plan(self, features: torch.Tensor, site: Site, cache: PatchCache) -> tuple[Merge, Merge | None]:
+        """How a sequence with features (B, N, C) merges, and how its agents do (None = no agents in this step)."""
+        early = site.step is None or site.steps is None or site.step < round(self.early * site.steps)
+        seed = None if self.seed < 0 else (self.seed * 1_000_003 + (site.step or 0)) * 1_009 + site.layer
+        cell = 4 if early else 2
+        chosen = kept(cache, _destinations, site.layout.grid[1:], cell, seed, device=features.device).chosen
+        tokens = features.shape[1]
+        merge = match(features, chosen, int(tokens * self.ratio))
+        agents = merge.with_count(int(tokens * (self.agent_ratio if early else 0.5)))
+        return merge, agents if 2 * agents.length < merge.length else None
+
+    def _merged(self, q, k, v, site: Site, cache: PatchCache, scale: float) -> torch.Tensor | None:
+        tokens = q.shape[1]
+        if tokens < max(self.min_tokens, 16):
+            return None
+        merge, heavier = self.merge_plan(k.flatten(2), site, cache)
+        queries, keys, values = (merge.apply(x) for x in (q, k, v))
+        if heavier is None:
+            out = dense_attention(queries, keys, values, scale, None)
+        else:
+            keys = self._per_query_head(keys, q)
+            out = agent_attention(
+                queries, keys, self._per_query_head(values, q), heavier.apply(q), scale=scale,
+                read_scale=scale**self.scale_power, shortcut=self.shortcut,
+            )  # fmt: skip
+        return merge.undo(out, tokens)
+
+    def density(self, site: Site, cache: PatchCache) -> Density | None:
+        """Work relative to dense attention as a share of pairs; no pair is hidden, the weights are of low rank."""
+        if self.agents == "merge":
+            return None
+        layout = site.layout
+        count, grid, total = len(Cells(layout.grid, self._cell(layout)).sizes), layout.grid_length, layout.length
+        if 2 * count >= grid:
+            return Density(1.0, 1.0, dense=True)
+        share = (2 * grid * count + total**2 - grid**2) / total**2
+        return Density(share, share)
