@@ -118,3 +118,35 @@ def test_a_nan_loss_stops_the_run(tmp_path):
         train(
             model, torch.optim.SGD(model.parameters(), 0.1), lambda m, s, p: (m.weight.sum() * float("nan"), {}), config
         )
+
+
+DISTRIBUTED = """
+import sys
+from pathlib import Path
+import torch
+from torch import nn
+from genkit.training.loop import LoopConfig, process_rank, train
+torch.set_num_threads(1)
+torch.manual_seed(0)
+model = nn.Linear(4, 1)
+def loss_at(module, step, progress):
+    x = torch.randn(8, 4, generator=torch.Generator().manual_seed(1000 * process_rank() + step))
+    return (module(x) - x.sum(1, keepdim=True)).square().mean(), {}
+folder = Path(sys.argv[1])
+train(model, torch.optim.SGD(model.parameters(), 0.05), loss_at, LoopConfig(folder, lr=0.05, seconds=1.0))
+torch.save(model.weight.detach(), folder / f"weight-{process_rank()}.pt")
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_model_and_stop_together(tmp_path):
+    script = tmp_path / "child.py"
+    script.write_text(DISTRIBUTED)
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = [sys.executable, *launch, str(script), str(tmp_path)]
+    env = {**os.environ, "ACCELERATE_USE_CPU": "true"}
+    result = subprocess.run(command, capture_output=True, text=True, timeout=240, env=env)
+    assert result.returncode == 0, result.stderr[-2000:]
+    first, second = (torch.load(tmp_path / f"weight-{rank}.pt") for rank in range(2))
+    assert torch.equal(first, second)
+    assert load_checkpoint(tmp_path / "checkpoint.pt")["step"] > 10
