@@ -13,7 +13,7 @@ _forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 # Queries of one dense call: more do not run faster, and the gathered copies must stay in cache.
-QUERY_CHUNK = 1024
+QUERY_CHUNK = 4096
 
 
 def why_not(q: Tensor, k: Tensor, v: Tensor) -> str | None:
