@@ -12,14 +12,31 @@ def families(json: Json = False) -> None:
     """List the model families that attention methods can be applied to."""
     import genkit
 
-    entries = [dataclasses.asdict(family) for family in genkit.families()]
+    entries = [{**dataclasses.asdict(family), "methods": _methods_for(family.name)} for family in genkit.families()]
     if json:
         print_json({"families": entries})
         return
     for entry in entries:
         print(entry["name"])
-        for key in ("classes", "pipelines", "roles", "branches"):
+        for key in ("classes", "pipelines", "roles", "methods", "branches"):
             print(f"  {key}: {', '.join(entry[key]) or 'not announced'}")
         for key in ("grid", "text", "notes"):
             if entry[key]:
                 print(f"  {key}: {entry[key]}")
+
+
+def _methods_for(name: str) -> list[str]:
+    """The methods that, with their default settings, serve at least one kind of attention of a family."""
+    from genkit.attention import registry
+    from genkit.patching.families.base import records
+    from genkit.patching.targets import role_reason
+
+    family = next(record for record in records() if record.name == name)
+    fitting = []
+    for method in registry.names():
+        if any(field.default == "required" for field in registry.describe_method(method).fields):
+            continue  # without its settings nobody can say where it fits
+        built = registry.build(method)
+        if any(role_reason(built, role, family) is None for role in family.roles):
+            fitting.append(method)
+    return fitting

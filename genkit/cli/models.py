@@ -29,24 +29,23 @@ def models(
         print("no model is shipped in this installation; give --model a folder or a hub id")
         return
     print_table(
-        ["name", "pipeline", "size", "defaults", "description"],
-        [
-            (
-                entry["name"],
-                entry["pipeline"],
-                f"{entry['megabytes']:.1f} MB",
-                _short(entry["defaults"]),
-                entry["description"],
-            )
-            for entry in entries
-        ],
+        ["name", "pipeline", "size", "checksums", "defaults", "description"],
+        [_row(entry) for entry in entries],
     )
+
+
+def _row(entry: dict[str, Any]) -> tuple[str, ...]:
+    changed = ", ".join(entry["changed_files"])
+    checksums = {"ok": "match", "unknown": "none stored"}.get(entry["checksums"], f"changed: {changed}")
+    size = f"{entry['megabytes']:.1f} MB"
+    return entry["name"], entry["pipeline"], size, checksums, _short(entry["defaults"]), entry["description"]
 
 
 def describe(name: str, path: Path) -> dict[str, Any]:
     """A model folder for a listing. Raises ArtifactError when it is not whole."""
-    from genkit.models import check_folder, read_sidecar
+    from genkit.models import check_folder, read_sidecar, verify_checksums
 
+    state, details = verify_checksums(path)
     index, sidecar = check_folder(path), read_sidecar(path)
     size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     return {
@@ -57,6 +56,8 @@ def describe(name: str, path: Path) -> dict[str, Any]:
         "description": sidecar.description,
         "defaults": sidecar.defaults,
         "limits": sidecar.limits,
+        "checksums": state,
+        "changed_files": details if state == "changed" else [],
     }
 
 

@@ -16,7 +16,7 @@ ALLOWED = "*.mp4, *.gif, *.webp, *.png (one frame), a pattern such as shot-%04d.
 
 
 def format_of(path: str | Path) -> str:
-    """``"mp4"``, ``"gif"``, ``"webp"``, ``"png"`` (one image), ``"pattern"`` (numbered images) or ``"folder"``
+    """``"mp4"``, ``"gif"``, ``"webp"``, ``"png"`` (one image), ``"pattern"`` (numbered ``.png`` frames) or ``"folder"``
     (images in a new folder).
 
     Raises:
@@ -26,9 +26,10 @@ def format_of(path: str | Path) -> str:
     if name in ("", ".", ".."):
         raise UsageError(explain("output", str(path), ALLOWED))
     suffix = Path(path).suffix.lower()
-    if PATTERN.search(name):
-        if suffix != ".png" or len(PATTERN.findall(name)) != 1:
-            raise UsageError(explain("output pattern", str(path), "one %d or %04d in the name of a .png file"))
+    marks = PATTERN.findall(name)
+    if len(marks) > 1 or (marks and not suffix):
+        raise UsageError(explain("output pattern", str(path), "one %d or %04d in the name of a file with a suffix"))
+    if marks and suffix == ".png":
         return "pattern"
     if not suffix:
         return "folder"
@@ -43,10 +44,16 @@ def sidecar_of(path: str | Path) -> Path:
     return path.with_name(path.name + ".json")
 
 
-def numbered(path: str | Path, index: int, count: int) -> Path:
-    """The name of output ``index`` of ``count``: ``clip.mp4`` -> ``clip-0003.mp4``; unchanged when there is only
-    one."""
+def numbered(path: str | Path, index: int, count: int, *, still: bool = False) -> Path:
+    """The name of output ``index`` of ``count``.
+
+    A number in the name is the output's: ``clip-%03d.mp4`` -> ``clip-003.mp4``. Without one, ``clip.mp4`` becomes
+    ``clip-0003.mp4`` when there are several outputs and stays as it is when there is only one. In ``shot-%04d.png``
+    the number is the frame's, unless the output is a ``still`` image; several clips get their own number before it.
+    """
     path = Path(path)
+    if PATTERN.search(path.name) and (still or format_of(path) != "pattern"):
+        return _fill(path, index)
     if count == 1:
         return path
     if format_of(path) == "pattern":
@@ -56,9 +63,11 @@ def numbered(path: str | Path, index: int, count: int) -> Path:
 
 def frame_paths(path: Path, count: int) -> list[Path]:
     """The files of a pattern, numbered from 0."""
-    if count > 1 and len({path.name % index for index in range(count)}) != count:
-        raise UsageError(explain("output pattern", str(path), "one %d or %04d in the name of a .png file"))
-    return [path.with_name(path.name % index) for index in range(count)]
+    return [_fill(path, index) for index in range(count)]
+
+
+def _fill(path: Path, index: int) -> Path:
+    return path.with_name(PATTERN.sub(lambda found: found.group() % index, path.name))
 
 
 def existing(path: str | Path) -> list[Path]:

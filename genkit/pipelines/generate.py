@@ -183,10 +183,10 @@ def expand(plan: Plan, prompts: list[str]) -> list[tuple[GenerateSettings, Path]
     for index, prompt in enumerate(prompts):
         for offset in range(base.num_videos):
             job = base.replace(prompt=prompt, seed=base.seed + offset, num_videos=1)
+            still = plan.kind is IMAGE or job.num_frames == 1
             if base.output is not None:
-                output = numbered(base.output, index * base.num_videos + offset, count)
+                output = numbered(base.output, index * base.num_videos + offset, count, still=still)
             else:
-                still = plan.kind is IMAGE or job.num_frames == 1
                 output = Path(f"{slug(prompt)}-{job.seed}{'.png' if still else plan.kind.suffix}")
             jobs.append((job, output))
     names = [output for _, output in jobs]

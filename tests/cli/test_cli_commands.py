@@ -88,6 +88,7 @@ def test_models_lists_and_checks_folders(call, tiny_wan, tmp_path):
     assert (entry["name"], entry["pipeline"], entry["defaults"]["steps"]) == ("tiny-wan", "WanPipeline", 2)
     code, out, _ = call("models", tiny_wan)
     assert code == 0 and "WanPipeline" in out
+    assert entry["checksums"] == "unknown"
     assert call("models")[0] == 0
     broken = shutil.copytree(tiny_wan, tmp_path / "broken")
     shutil.rmtree(broken / "scheduler")
@@ -115,6 +116,7 @@ def test_families_lists_the_known_models(call):
     assert code == 0
     assert "WanPipeline" in listed["Wan"]["pipelines"]
     assert listed["Wan"]["roles"] == ["self", "cross"]
+    assert {"radial", "neighborhood"} <= set(listed["Wan"]["methods"])
     assert "WanPipeline" in call("families")[1]
 
 

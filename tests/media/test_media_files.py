@@ -162,6 +162,7 @@ def test_wrong_requests_leave_nothing(tmp_path):
     for name, extra, text in (
         ("a.avi", {}, "allowed"),
         ("a-%d-%d.png", {}, "one %d"),
+        ("a-%d", {}, "one %d"),
         ("a.mp4", {"fps": None}, "fps"),
         ("a.mp4", {"fps": 0}, "above 0"),
         ("a.gif", {"audio": np.zeros(10), "sample_rate": 8000}, "only .mp4"),
@@ -266,3 +267,7 @@ def test_numbered_outputs():
     assert str(media.numbered("out/clip.mp4", 3, 12)) == "out/clip-0003.mp4"
     assert str(media.numbered("clip.mp4", 0, 1)) == "clip.mp4"
     assert media.format_of(media.numbered("s-%04d.png", 2, 5)) == "pattern"
+    assert str(media.numbered("out/s-%03d.mp4", 2, 5)) == "out/s-002.mp4"
+    assert str(media.numbered("s-%d.mp4", 0, 1)) == "s-0.mp4"
+    assert str(media.numbered("s-%02d.png", 3, 5, still=True)) == "s-03.png"
+    assert str(media.numbered("50%-%02d.gif", 3, 5)) == "50%-03.gif"
