@@ -1,5 +1,6 @@
-"""Ahead-of-time compilation of every kernel for every target, without a GPU: ``python -m tests.aot [TARGET ...]
-[--full]``.
+"""Ahead-of-time compilation of every kernel for every target, without a GPU.
+
+``python -m tests.aot [TARGET ...] [--full]``
 
 One process per target (a compiler may abort its process), an empty compile cache unless TRITON_CACHE_DIR is set. Exit
 code 1 when a kernel spills, needs more shared memory than the target has, or fails to compile.
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 from tests.aot.driver import TARGETS
 
@@ -28,13 +30,18 @@ def main(arguments: list[str]) -> int:
         "| target | kernel | tile | registers | spilled | shared KiB | s | |\n|---|---|---|---|---|---|---|---|",
         flush=True,
     )
-    failed = []
     with tempfile.TemporaryDirectory() as fresh:
         environment = {"TRITON_CACHE_DIR": fresh} | {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-        for target in targets:
-            code = subprocess.run([sys.executable, "-m", "tests.aot.check", target, *flags], env=environment).returncode
-            if code:
-                failed.append(f"{target} (exit {code})")
+
+        def check(target: str) -> int:
+            command = [sys.executable, "-m", "tests.aot.check", target, *flags]
+            done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+            print(done.stdout, end="", flush=True)
+            return done.returncode
+
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+            codes = dict(zip(targets, pool.map(check, targets), strict=True))
+    failed = [f"{target} (exit {code})" for target, code in codes.items() if code]
     print(f"\n{len(targets)} targets in {time.monotonic() - start:.0f} s; failed: {', '.join(failed) or 'none'}")
     return 1 if failed else 0
 

@@ -11,23 +11,21 @@ import time
 from genkit.kernels.block_sparse.block_sizes import SHARED_KIB
 from genkit.kernels.token_select import triton as selection
 from tests.aot.driver import pretend, usage
-from tests.aot.variants import DTYPES, block_sparse, names
+from tests.aot.variants import BLOCK, DTYPES, block_sparse, names
 from tests.aot.variants_select import KERNELS as SELECT_KERNELS
 from tests.aot.variants_select import token_select
 
 
 def launches(arch: str, full: bool):
     """(label, compile function, tile) of everything to be checked."""
-    for kernel, dim, dtype, rule in names(full):
-        launch = block_sparse(arch, kernel, dim, DTYPES[dtype], rule)
-        constants = launch.constants
-        tile = f"{constants['TILE_Q']}x{constants.get('TILE_K', '-')}, {launch.options['num_warps']} warps, "
-        yield (
-            f"block_sparse {kernel} D={dim} {dtype}{' rule' if rule else ''}",
-            launch.compile,
-            tile + (f"{launch.options['num_stages']} stages"),
-        )
-    for kernel in SELECT_KERNELS:
+    for kernel, dim, dtype, rule, block in names(arch, full):
+        launch = block_sparse(arch, kernel, dim, DTYPES[dtype], rule, block)
+        sizes, options = launch.constants, launch.options
+        tile = f"{sizes['TILE_Q']}x{sizes.get('TILE_K', '-')}, {options['num_warps']} warps, "
+        tile += f"{options['num_stages']} stages"
+        notes = f"{' rule' if rule else ''}{'' if block == BLOCK else f' blocks of {block}'}"
+        yield f"block_sparse {kernel} D={dim} {dtype}{notes}", launch.compile, tile
+    for kernel in SELECT_KERNELS if full else SELECT_KERNELS[:3]:
         for dim in (64, 128) if full else (128,):
             tile = selection.tiles_for(dim, DTYPES["bf16"]).get(kernel)
             text = f"{tile.queries}x{tile.keys}, {tile.warps} warps, {tile.stages} stages" if tile else "rows"

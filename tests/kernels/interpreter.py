@@ -18,7 +18,6 @@ def run_checks(path: Path, seconds: int = 1800) -> int:
             sys.executable,
             "-m",
             "pytest",
-            "-q",
             "-x",
             "-p",
             "no:cacheprovider",

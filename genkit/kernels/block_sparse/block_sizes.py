@@ -42,13 +42,22 @@ _SMALL = (Tile(32, 32, 4, 1), Tile(16, 32, 4, 1))
 _WIDE = {256: (Tile(16, 32, 8, 1),)}
 
 _HOPPER: _Sizes = {
-    "forward": {64: (Tile(128, 64, 8, 3), Tile(64, 64, 4, 2), *_SMALL), 128: (Tile(128, 64, 8, 3), *_SMALL)} | _WIDE,
-    "dq": {64: (Tile(128, 64, 8, 2), Tile(64, 32, 4, 2), *_SMALL), 128: (Tile(128, 64, 8, 2), *_SMALL)} | _WIDE,
+    "forward": {
+        64: (Tile(128, 64, 8, 3), Tile(64, 64, 4, 2), *_SMALL),
+        128: (Tile(128, 64, 8, 3), Tile(64, 64, 4, 2), *_SMALL),
+    }
+    | _WIDE,
+    "dq": {
+        64: (Tile(128, 64, 8, 2), Tile(64, 32, 4, 2), *_SMALL),
+        128: (Tile(128, 64, 8, 2), Tile(64, 64, 8, 2), *_SMALL),
+    }
+    | _WIDE,
     "dkv": {64: (Tile(64, 64, 8, 2), *_SMALL), 128: (Tile(32, 64, 8, 2), *_SMALL), 256: (Tile(16, 16, 8, 1),)},
     "dkv, no rule": {128: (Tile(64, 64, 8, 2), *_SMALL)},
 }
 _AMPERE: _Sizes = {
-    "forward": {64: (Tile(128, 64, 8, 3), Tile(64, 64, 4, 2), *_SMALL), 128: (Tile(64, 32, 4, 1), *_SMALL)} | _WIDE,
+    "forward": {64: (Tile(128, 64, 8, 3), Tile(64, 64, 4, 2), *_SMALL), 128: (Tile(64, 64, 8, 2), *_SMALL)} | _WIDE,
+    "forward, no rule": {128: (Tile(128, 64, 8, 2), Tile(64, 64, 8, 2), *_SMALL)},
     "dq": {64: (Tile(128, 64, 8, 2), Tile(64, 32, 4, 2), *_SMALL), 128: (Tile(64, 64, 8, 2), *_SMALL)} | _WIDE,
     "dkv": {64: (Tile(64, 128, 8, 2), Tile(32, 64, 4, 2), *_SMALL), 128: (Tile(64, 64, 8, 2), *_SMALL)}
     | {256: (Tile(16, 16, 8, 1),)},
