@@ -87,7 +87,7 @@ class Clock:
         if announced is not None:
             self._follow(int(announced), getattr(context, "num_inference_steps", None), scheduler)
         else:
-            self._count(scheduler, _as_number(timestep))
+            self._count(scheduler, timestep)
         return Moment(self._step, self._steps, branch, self._run)
 
     def _scheduler(self) -> Any:
@@ -115,26 +115,34 @@ class Clock:
         elif self._steps is None and scheduler is not None:
             self._steps = math.ceil(self._entries(scheduler) / order)
 
-    def _count(self, scheduler: Any, value: float | None) -> None:
+    def _count(self, scheduler: Any, timestep: Any) -> None:
         index = getattr(scheduler, "_step_index", _MISSING) if scheduler is not None else _MISSING
+        value: float | None = None
         if not self._started:
             self._counts_index = index is not _MISSING
+            value = _as_number(timestep)
         elif self._counts_index and index is not self._index and index != self._index:
-            self._ticks += 1
-        elif value is not None and self._value is not None and value != self._value:
-            # The scheduler has no counter, or the loop steps a copy of it: then the timestep is the clock.
-            if self._counts_index and self._total is None:
-                self._counts_index, self._steps = False, None
-            if self._turned(scheduler, value):
-                self.restart()
-            else:
-                self._ticks += 1
+            self._ticks += 1  # and the timestep stays on its device
+        else:
+            value = _as_number(timestep)
+            if value is not None and self._value is not None and value != self._value:
+                self._follow_value(scheduler, value)
         order = getattr(scheduler, "order", 1) if self._counts_index else 1
         if self._steps is None and scheduler is not None:
             self._steps = self._count_steps(scheduler)
         self._started = True
         self._index, self._value = index, value
         self._step = self._ticks // order
+
+    def _follow_value(self, scheduler: Any, value: float) -> None:
+        """The timestep moved and the counter did not: there is none, or the loop steps a copy of the scheduler."""
+        if self._counts_index and self._total is None:
+            self._steps = None
+        self._counts_index = False
+        if self._turned(scheduler, value):
+            self.restart()
+        else:
+            self._ticks += 1
 
     def _turned(self, scheduler: Any, value: float) -> bool:
         """Whether a bare denoiser's timestep says that another run began."""

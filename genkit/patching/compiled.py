@@ -6,6 +6,7 @@ every gate become operators that run as plain Python when the graph runs and loo
 
 from __future__ import annotations
 
+import sys
 import weakref
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -17,10 +18,13 @@ from genkit.patching import seam
 from genkit.patching.seam import SDPA, SEAM, Call
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from genkit.patching.slot import Slot
     from genkit.patching.watch import Watch
 
 _WATCHES: weakref.WeakValueDictionary[int, Watch] = weakref.WeakValueDictionary()
+_PATCHES: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
 _SEPARATOR = "|"
 _PLAIN = (torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tls_local_exclude_set())
 
@@ -39,6 +43,25 @@ def enroll(watch: Watch) -> int:
     number = max(_WATCHES, default=0) + 1
     _WATCHES[number] = watch
     return number
+
+
+def forget_stale_graphs(model: nn.Module) -> None:
+    """Before every fourth patch of a model: drop the graphs traced of it.
+
+    Graphs of earlier patches can never run again, but they count towards torch.compile's limit of graphs per function.
+    """
+    _PATCHES[model] = _PATCHES.get(model, 0) + 1
+    dynamo = sys.modules.get("torch._dynamo")
+    if dynamo is None or _PATCHES[model] % 4:
+        return
+    functions = {type(module).forward for module in model.modules()}
+    if any(module._compiled_call_impl is not None for module in model.modules()):
+        functions.add(torch.nn.Module._call_impl)
+    for function in functions:
+        while function is not None:
+            if hasattr(function, "__code__"):
+                dynamo.reset_code(function.__code__)
+            function = getattr(function, "__wrapped__", None)
 
 
 def observe(

@@ -10,6 +10,7 @@ from typing import Any
 from genkit.attention.base import Method, PatchCache
 from genkit.errors import UnsupportedError, UsageError, explain
 from genkit.patching.clock import Clock, Moment
+from genkit.patching.compiled import forget_stale_graphs
 from genkit.patching.families.base import FoundSite
 from genkit.patching.parts import AUTO, Part, as_parts, check_backend
 from genkit.patching.report import Description, Report, SiteReport, SiteRow, mean_density
@@ -53,8 +54,8 @@ def patch(
             or (at the first denoiser call) steps beyond the step count.
 
     A call a method declines runs the model's own attention and is listed with its reason in ``report()``. The patch
-    costs about 20 microseconds per attention call. With a step schedule the timestep is read once per denoiser call,
-    which waits for the device.
+    costs some tens of microseconds per attention call. Where neither the pipeline nor its scheduler counts steps, the
+    timestep is read at every denoiser call, which waits for the device.
     """
     return PatchHandle(target, as_parts(method, schedule, roles), backend=backend, total_steps=total_steps)
 
@@ -102,6 +103,8 @@ class PatchHandle:
         self._refuse_overlaps(placements)
         pipe = target if isinstance(getattr(target, "components", None), dict) else None
         self._clock = self._find_clock(pipe, total_steps)
+        for denoiser in self._denoisers:
+            forget_stale_graphs(denoiser.model())
         SEAM.hold()
         self._lease = weakref.finalize(self, SEAM.release)
         self._lease.atexit = False
@@ -120,7 +123,7 @@ class PatchHandle:
             heads = resolve("heads", part.plan.heads, count)
             if layer not in resolve("layers", part.plan.layers, layers) or not heads:
                 continue
-            reason = bypass_reason(found.module)
+            reason = bypass_reason(getattr(found.module, "processor", None))
             if reason is not None:
                 raise UnsupportedError(f"layer {denoiser.prefix}{found.path} cannot be patched: {reason}")
             placements.append(_Placement(denoiser, found, part, None if len(heads) == count else tuple(sorted(heads))))

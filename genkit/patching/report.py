@@ -158,6 +158,9 @@ class Report:
         if self.ran:
             lines.append(f"density: {self.density or 'not known without the data'}")
         lines += [f"declined {count} calls: {reason}" for reason, count in self.declined.items()]
+        skipped = sum(site.skipped for site in self.sites)
+        if skipped:
+            lines.append(f"{skipped} forwards of attention layers came without an attention call (caching, guidance)")
         cells = [("layer", "site", "method", "ran", "outside", "declined", "seconds", "steps")]
         for site in self.sites:
             cells.append(

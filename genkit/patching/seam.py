@@ -100,7 +100,9 @@ def pop(slot: Slot | None) -> Record | None:
         return None
     records.pop()
     if top is not None:
-        top.frame = None  # a frame that can reach its own record would live, with its tensors, until the next collection
+        top.frame = (
+            None  # a frame that can reach its own record would live, with its tensors, until the next collection
+        )
     return top
 
 

@@ -16,6 +16,7 @@ from genkit.patching import compiled, seam
 from genkit.patching.schedule import Schedule, resolve
 from genkit.patching.seam import Call, Record
 from genkit.patching.tally import Tally
+from genkit.patching.targets import bypass_reason
 
 if TYPE_CHECKING:
     from genkit.patching.clock import Moment
@@ -143,13 +144,14 @@ class Slot:
             self.nothing_came(getattr(module, "processor", None))
 
     def nothing_came(self, processor: Any) -> None:
-        """The module finished without an attention call that passes the gate."""
-        name = type(processor).__name__
-        if name not in self.watch.family.skipping:
-            raise UnsupportedError(
-                f"layer {self.name}: its processor {name} computes attention where genkit cannot see it (set after "
-                f"patching?); set the model's default processor, or remove the patch"
-            )
+        """The module finished without an attention call that passes the gate.
+
+        That is right when a cache or a perturbed pass skips attention, and an error when the processor, set after
+        patching, computes it out of sight.
+        """
+        reason = bypass_reason(processor)
+        if reason is not None:
+            raise UnsupportedError(f"layer {self.name}: {reason}; or remove the patch")
         for claim in self.claims:
             claim.tally.skipped += 1
 

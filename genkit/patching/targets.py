@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import weakref
 from typing import TYPE_CHECKING, Any
@@ -122,20 +123,22 @@ def fits_nowhere(method: Method, roles: tuple[str, ...] | None, denoisers: list[
     )
 
 
-def bypass_reason(module: nn.Module) -> str | None:
-    """Why an attention module's processor never reaches the gate, or None when nothing speaks against it."""
-    processor = getattr(module, "processor", None)
-    if processor is None:
-        return None
+def bypass_reason(processor: Any) -> str | None:
+    """Why an attention processor never reaches the gate, or None when nothing speaks against it."""
+    return None if processor is None else _bypass_reason(type(processor))
+
+
+@functools.cache
+def _bypass_reason(kind: type) -> str | None:
     try:
-        source = inspect.getsource(type(processor).__call__)
+        source = inspect.getsource(kind.__call__)
     except (OSError, TypeError):
-        return None  # There is no source to read; then the first call tells.
+        return None  # There is no source to read; then report() tells how many forwards came without attention.
     for mark, reason in _BYPASS.items():
         if mark in source:
             return (
-                f"its processor {type(processor).__name__} {reason}, so genkit cannot see its queries and keys; go "
-                f"back to the default processors (set_attn_processor, disable_attention_slicing, "
+                f"its processor {kind.__name__} {reason}, so genkit cannot see its queries and keys; go back to the "
+                f"default processors (set_attn_processor, disable_attention_slicing, "
                 f"disable_xformers_memory_efficient_attention)"
             )
     return None

@@ -1,4 +1,4 @@
-"""torch.compile with full graphs: one graph serves every step, the schedule and the counts stay true, and it is undone."""
+"""torch.compile with full graphs: one graph serves every step, schedule and counts stay true, and it is undone."""
 
 from __future__ import annotations
 
@@ -81,6 +81,32 @@ def test_one_graph_for_all_steps():
     with genkit.patch(plain, Declining()) as handle:
         torch.testing.assert_close(case.run(), reference)
         assert handle.report().declined == {"the method declined this call": case.calls}
+
+
+def test_many_patches_of_one_compiled_model():
+    """torch.compile keeps a handful of graphs per function; stale ones must not use them up."""
+    case = tiny.build("sd3")
+    case.model.transformer_blocks = case.model.transformer_blocks[:1]
+    reference = case.run()
+    plain = _compile(case)
+    for count in range(1, 11):
+        with genkit.patch(plain, Scaled(count / 10)) as handle:
+            changed = case.run()
+            assert handle.report().ran == 1
+        assert torch.allclose(changed, reference, atol=1e-4) == (count == 10)
+    torch.testing.assert_close(case.run(), reference)
+
+
+def test_processors():
+    case = tiny.build("wan")
+    own = case.model.attn_processors
+    with genkit.patch(case.model, Scaled()):
+        expected = case.run()
+    case.model.set_attn_processor(genkit.attn_processors(case.model, Scaled()))
+    plain = _compile(case)
+    torch.testing.assert_close(case.run(), expected, atol=2e-5, rtol=2e-5)
+    assert plain.blocks[0].attn1.processor.handle.report().ran == case.calls
+    plain.set_attn_processor(dict(own))
 
 
 def test_real_method_and_regional_compilation():

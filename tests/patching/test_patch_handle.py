@@ -244,10 +244,15 @@ def test_unknown_models():
 
 
 def test_processors_that_bypass_the_gate():
-    from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0, SlicedAttnProcessor
+    from diffusers.models.attention_processor import (
+        AttnProcessor,
+        AttnProcessor2_0,
+        SlicedAttnProcessor,
+        XFormersAttnProcessor,
+    )
 
     case = tiny.build("unet")
-    for processor in (AttnProcessor(), SlicedAttnProcessor(2)):
+    for processor in (AttnProcessor(), SlicedAttnProcessor(2), XFormersAttnProcessor()):
         case.model.set_attn_processor(processor)
         with pytest.raises(UnsupportedError, match=type(processor).__name__):
             genkit.patch(case.model, Full())
@@ -255,7 +260,7 @@ def test_processors_that_bypass_the_gate():
     with genkit.patch(case.model, Full()):
         case.run()
         case.model.set_attn_processor(AttnProcessor())
-        with pytest.raises(UnsupportedError, match="AttnProcessor computes attention where genkit cannot see it"):
+        with pytest.raises(UnsupportedError, match="AttnProcessor computes attention with its own"):
             case.run()
 
 
@@ -419,3 +424,41 @@ def test_wrong_output_is_refused(tiny_model):
     with genkit.patch(tiny_model("wan").model, Wrong()):
         with pytest.raises(UnsupportedError, match="wrong returned"):
             tiny_model("wan").run()
+
+
+def test_with_offloading_hooks():
+    """accelerate replaces a model's forward by one without a signature of its own."""
+    from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
+
+    case = tiny.build("wan")
+    reference = case.run()
+    add_hook_to_module(case.model, ModelHook())
+    with genkit.patch(case.model, Full()) as handle:
+        args = case.args
+        with torch.no_grad():
+            out = case.model(args["hidden_states"], args["timestep"], args["encoder_hidden_states"], return_dict=False)
+        torch.testing.assert_close(out[0].flatten(), reference, atol=2e-5, rtol=2e-5)
+        assert handle.report().ran == case.calls
+    remove_hook_from_module(case.model)
+
+
+def test_with_diffusers_caching():
+    """A cache that skips blocks: the calls that remain are counted, and cache contexts reach the cache too."""
+    from diffusers import PyramidAttentionBroadcastConfig
+
+    case = tiny.build("wan")
+    timestep = [900]
+    config = PyramidAttentionBroadcastConfig(
+        spatial_attention_block_skip_range=2, spatial_attention_timestep_skip_range=(100, 950),
+        spatial_attention_block_identifiers=("blocks",), current_timestep_callback=lambda: timestep[0],
+    )  # fmt: skip
+    case.model.enable_cache(config)
+    with genkit.patch(case.model, Full(), roles="self") as handle:
+        for t in (900, 800):
+            timestep[0] = t
+            with case.model.cache_context("cond"):
+                case.run(timestep=torch.tensor([t, t]))
+        report = handle.report()
+        assert report.ran == 3 and report.forwards == 2 and "3 forwards of attention layers came without" in str(report)
+        assert report.sites[0].branches == ("cond",) and report.sites[0].skipped == 1
+    case.model.disable_cache()

@@ -57,7 +57,8 @@ def _steps(handle, role="self"):
 
 
 def test_wan_pipeline_steps_branches_and_a_second_run(wan_pipe):
-    with genkit.patch(wan_pipe, Full(), roles="self", schedule=genkit.Schedule(steps="1:-1", branches="cond")) as handle:
+    schedule = genkit.Schedule(steps="1:-1", branches="cond")
+    with genkit.patch(wan_pipe, Full(), roles="self", schedule=schedule) as handle:
         reference = _run_wan(wan_pipe, 5)
         report = handle.report(clear=True)
         assert report.steps == 5 and report.forwards == 10

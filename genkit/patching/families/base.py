@@ -74,7 +74,6 @@ class Family:
         video: whether the grid has a time axis.
         branches: names the pipelines announce for their calls; empty when they announce none.
         varying_text: whether attention calls may hold fewer text tokens than the forward's arguments say.
-        skipping: processors that may rightly return without computing attention.
         notes: what a user should know.
     """
 
@@ -91,7 +90,6 @@ class Family:
     video: bool
     branches: tuple[str, ...] = ()
     varying_text: bool = False
-    skipping: tuple[str, ...] = ()
     notes: str = ""
 
     @property

@@ -47,7 +47,6 @@ FAMILY = Family(
     text="apart",
     video=True,
     branches=("cond_uncond", "uncond_stg", "uncond_modality"),
-    skipping=("LTX2PerturbedAttnProcessor",),
     notes="Names go from source to target: audio_to_video has video queries and audio keys. Both cross-modal "
     "attentions are skipped when a pass isolates the modalities.",
 )
