@@ -131,12 +131,6 @@ class GenerateSettings:
         """A copy with some fields changed, checked again."""
         return dataclasses.replace(self, **changes)
 
-    def flags(self) -> str:
-        """The settings that differ from the defaults as one text, for logs."""
-        return join_pairs(
-            {key: value for key, value in self.to_dict().items() if value not in (None, (), [], {}, False)}
-        )
-
 
 def _check(field: dataclasses.Field, value: Any) -> None:
     """Ranges and choices of one field; types were settled before or come from Python callers."""
