@@ -11,9 +11,11 @@ import time
 from genkit.kernels.block_sparse.block_sizes import SHARED_KIB
 from genkit.kernels.token_select import triton as selection
 from tests.aot.driver import pretend, usage
-from tests.aot.variants import BLOCK, DTYPES, block_sparse, names
+from tests.aot.variants import BLOCK, DTYPES, block_sparse, names, rare
 from tests.aot.variants_select import KERNELS as SELECT_KERNELS
 from tests.aot.variants_select import token_select
+
+RARE_TARGET = "sm_90"
 
 
 def launches(arch: str, full: bool):
@@ -30,6 +32,14 @@ def launches(arch: str, full: bool):
             tile = selection.tiles_for(dim, DTYPES["bf16"]).get(kernel)
             text = f"{tile.queries}x{tile.keys}, {tile.warps} warps, {tile.stages} stages" if tile else "rows"
             yield f"token_select {kernel} D={dim} bf16", token_select(kernel, dim, DTYPES["bf16"]), text
+
+
+def rare_launches(arch: str, full: bool):
+    """(label, compile function) of rarely used paths; one target is enough to see that they compile."""
+    if full or arch == RARE_TARGET:
+        for kernel in ("forward", "dq", "dkv"):
+            for label, launch in rare(kernel):
+                yield f"block_sparse {kernel}, {label}", launch.compile
 
 
 def check(arch: str, full: bool) -> int:
@@ -49,6 +59,14 @@ def check(arch: str, full: bool) -> int:
             f"| {seconds:.1f} | {verdict} |",
             flush=True,
         )
+    for label, compile_kernel in rare_launches(arch, full):
+        start = time.process_time()
+        used = usage(compile_kernel())
+        wrong = used.shared > limit
+        broken += wrong
+        verdict = "OVER BUDGET" if wrong else "compiles"
+        cells = (arch, label, "-", used.registers, used.spilled, f"{used.shared / 1024:.0f}")
+        print("|", " | ".join(map(str, cells)), f"| {time.process_time() - start:.1f} | {verdict} |", flush=True)
     return broken
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 
 from genkit.kernels.block_sparse.block_sizes import Tile, candidates, fit
+from genkit.kernels.block_sparse.triton_bias import LowRankTables, QuadraticTables
 from genkit.kernels.block_sparse.triton_launch import (
+    BiasTables,
     Launch,
     Problem,
     dkv_launch,
@@ -15,6 +18,7 @@ from genkit.kernels.block_sparse.triton_launch import (
     forward_launch,
     prepare_launch,
 )
+from genkit.kernels.block_sparse.triton_launch import view as _view
 from genkit.kernels.block_sparse.triton_tile import Lists, RuleTables, Tokens
 
 LENGTH, HEADS, BLOCK = 1024, 4, 128
@@ -53,14 +57,7 @@ def block_sparse(arch: str, kernel: str, dim: int, dtype: torch.dtype, rule: boo
     if kernel == "prepare":
         return prepare_launch(tensor(), tensor(), row, row, row, row)
     tile = tile_of(arch, kernel, dim, dtype, rule, block)
-    problem = _problem(rule, block, inverse=kernel == "dkv")
-    if kernel == "forward":
-        return forward_launch(tensor(), tensor(), tensor(), tensor(), row, problem, 0.1, tile)
-    if kernel == "dq":
-        inputs = [tensor() for _ in range(5)]
-        return dq_launch(*inputs, None, row, row, problem, 0.1, tile)
-    inputs = [tensor() for _ in range(6)]
-    return dkv_launch(*inputs, None, row, row, problem, 0.1, tile)
+    return _launch(kernel, _problem(rule, block, inverse=kernel == "dkv"), dim, dtype, tile, HEADS)
 
 
 def names(arch: str, full: bool) -> Iterator[tuple[str, int, str, bool, int]]:
@@ -77,3 +74,38 @@ def names(arch: str, full: bool) -> Iterator[tuple[str, int, str, bool, int]]:
             if other != tile_of(arch, kernel, dim, torch.bfloat16, True, BLOCK):
                 yield kernel, dim, "bf16", True, 64
     yield "prepare", 128, "bf16", False, BLOCK
+
+
+def rare(kernel: str) -> Iterator[tuple[str, Launch]]:
+    """Launches of the paths that the main list does not meet: they must compile, whatever registers they take."""
+    bias_q, bias_k = (torch.zeros(1, LENGTH, 1, 5) for _ in range(2))
+    line = torch.zeros(2, LENGTH)
+    low_rank = BiasTables(LowRankTables(_view(bias_q), _view(bias_k)), 1, 5, 16)
+    quadratic = QuadraticTables(line, line, torch.zeros(HEADS, 2), 2, torch.zeros(2), line[0], line[0], LENGTH, LENGTH)
+    axis, group = _table(2, LENGTH), _table(LENGTH)
+    disc = RuleTables(axis, axis, axis, axis, 9, group, group, _table(1, LENGTH), 0, LENGTH, LENGTH)
+    windows = RuleTables(axis, axis, axis, None, None, None, None, None, 0, LENGTH, LENGTH)
+    small, odd = Tile(32, 32, 4, 1), Tile(64, 32, 4, 2)
+    for label, changes, tile, dtype, dim in (
+        ("low-rank bias", {"bias": low_rank}, small, torch.bfloat16, 64),
+        ("quadratic bias", {"bias": BiasTables(quadratic, 2, 2, 2)}, small, torch.bfloat16, 64),
+        ("disc, grouped queries, packed key blocks", {"rule": disc, "axes": 2, "block_k": 16}, odd, torch.float16, 40),
+        ("windows only, blocks that tiles do not divide", {"rule": windows, "axes": 2, "block_k": 48, "block_q": 80,
+                                                           "even_q": False}, odd, torch.float16, 80),
+        ("float32", {}, small, torch.float32, 64),
+    ):  # fmt: skip
+        problem = replace(_problem(False, BLOCK, kernel == "dkv"), **changes)
+        keys = HEADS // 2 if "grouped" in label else HEADS
+        # A packed tile makes no sense for a kernel whose programs own key blocks.
+        tile = tile._replace(keys=16) if kernel == "dkv" and problem.block_k == 16 else tile
+        yield label, _launch(kernel, problem, dim, dtype, tile, keys)
+
+
+def _launch(kernel: str, problem: Problem, dim: int, dtype: torch.dtype, tile: Tile, key_heads: int) -> Launch:
+    q, k = (torch.zeros(1, LENGTH, heads, dim, dtype=dtype) for heads in (HEADS, key_heads))
+    row, extra = torch.zeros(1, HEADS, LENGTH), torch.zeros(1, HEADS, LENGTH, 16)
+    if kernel == "forward":
+        return forward_launch(q, k, k, q, row, problem, 0.1, tile)
+    if kernel == "dq":
+        return dq_launch(q, k, k, q, q, extra, row, row, problem, 0.1, tile)
+    return dkv_launch(q, k, k, q, k, k, extra, row, row, problem, 0.1, tile)

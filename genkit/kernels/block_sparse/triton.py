@@ -20,6 +20,7 @@ MAX_DIM = 256
 MAX_RANK = 64
 MAX_GROUPS = 31
 MAX_ROW = 1 << 22
+MAX_PROGRAMS = 65535
 
 
 def why_not(
@@ -41,6 +42,8 @@ def why_not(
         return f"dtype {q.dtype} is not one of {', '.join(str(d) for d in DTYPES)}"
     if q.shape[-1] > MAX_DIM:
         return f"head dim {q.shape[-1]} exceeds {MAX_DIM}"
+    if q.shape[0] * q.shape[2] > MAX_PROGRAMS:
+        return f"batch * heads = {q.shape[0] * q.shape[2]} exceeds the {MAX_PROGRAMS} programs a grid axis may have"
     if max(q.shape[2], k.shape[2]) * q.shape[3] >= MAX_ROW:
         return f"heads * head dim must stay below {MAX_ROW}"
     if plan.rule is not None and plan.rule.visible.shape[1] > MAX_GROUPS:

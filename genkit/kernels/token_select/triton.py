@@ -62,6 +62,8 @@ def why_not(q: Tensor, k: Tensor, v: Tensor) -> str | None:
         return f"dtype {q.dtype} is not one of {', '.join(str(d) for d in DTYPES)}"
     if q.shape[-1] > 256:
         return f"head dim {q.shape[-1]} exceeds 256"
+    if q.shape[0] * q.shape[2] > 65535:
+        return f"batch * heads = {q.shape[0] * q.shape[2]} exceeds the 65535 programs a grid axis may have"
     if q.device.type == "cuda":
         return None
     if not triton.knobs.runtime.interpret:
