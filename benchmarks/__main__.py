@@ -9,6 +9,7 @@ import sys
 # Name -> module with add_arguments(parser) and run(options).
 BENCHMARKS = {
     "toy_video": "benchmarks.toy_video",
+    "kernels_cpu": "benchmarks.kernels.cpu",
     "kernels_gpu": "benchmarks.kernels.gpu",
 }
 

@@ -87,16 +87,17 @@ def sizes(*rows: tuple[int, int, int, float]) -> tuple[tuple[ClipSize, float], .
 
 # Share of the budget, clip sizes. Objects keep their size in pixels, only the canvas grows.
 STAGES = (
-    Stage(0.0, sizes((9, 96, 96, 0.75), (1, 96, 96, 0.05), (17, 96, 96, 0.2))),
-    Stage(0.4, sizes((17, 96, 96, 0.45), (9, 96, 96, 0.15), (17, 128, 128, 0.35), (1, 128, 128, 0.05))),
+    Stage(0.0, sizes((9, 96, 96, 0.6), (17, 96, 96, 0.27), (9, 128, 128, 0.08), (1, 96, 96, 0.05))),
+    Stage(0.72, sizes((17, 128, 128, 0.45), (17, 96, 96, 0.3), (25, 128, 128, 0.15), (9, 96, 96, 0.1))),
     Stage(
-        0.65,
-        sizes((17, 128, 128, 0.4), (25, 128, 128, 0.3), (17, 96, 96, 0.2), (17, 96, 160, 0.06), (1, 128, 128, 0.04)),
-    ),
-    Stage(
-        0.85,
+        0.88,
         sizes(
-            (25, 128, 128, 0.55), (17, 128, 128, 0.22), (17, 192, 192, 0.1), (25, 256, 256, 0.08), (49, 128, 128, 0.05)
+            (25, 128, 128, 0.5),
+            (17, 128, 128, 0.25),
+            (17, 96, 96, 0.1),
+            (25, 256, 256, 0.06),
+            (17, 192, 192, 0.06),
+            (1, 128, 128, 0.03),
         ),
     ),
 )
@@ -163,11 +164,11 @@ def diffusion_loss(
         weight = torch.where(sigma < 0.25, 0.5, 1.0)
         loss = (weight * error).mean()
         figures = {"velocity": error.mean().item()}
-        strength = align * max(0.0, 1 - progress / 0.8)
-        if strength:
-            aligned = model.alignment.loss(torch.stack([sample.features for sample in samples]).to(device))
-            loss = loss + strength * aligned
-            figures["align"] = aligned.item()
+        # Computed even at weight zero: in a distributed run every parameter must take part in every step.
+        features = torch.stack([sample.features for sample in samples]).to(device)
+        aligned = model.alignment.loss(features)
+        figures["align"] = aligned.item()
+        loss = loss + align * max(0.0, 1 - progress / 0.8) * aligned
         return loss, figures
 
     return loss_at

@@ -86,7 +86,7 @@ def _describe(wave: np.ndarray, sample_rate: int, time: float) -> Heard:
 
 
 def _colour(pitch: float) -> str:
-    """The colour whose pitch lies within 4%, or whose stop tone (an octave below) does; ``"unclear"`` when none or two do."""
+    """The colour whose pitch lies within 4%, or whose stop tone (an octave below) does, if there is just one."""
     exact = [name for name, value in PITCHES.items() if abs(pitch / value - 1) < 0.04]
     lower = [name for name, value in PITCHES.items() if abs(2 * pitch / value - 1) < 0.04]
     if exact:

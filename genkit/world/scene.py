@@ -95,7 +95,7 @@ def split_of(scene: Scene) -> str:
     """The split a scene belongs to.
 
     ``held_out_pair``: an actor has a colour-shape pair that training never shows. ``held_out_tuple``: every pair is
-    known, but a (colour, shape, motion, background) tuple is one of the tenth that training never shows. Else ``train``.
+    known, but a (colour, shape, motion, background) tuple is of the tenth that training never shows. Else ``train``.
     """
     if any((actor.colour, actor.shape) in HELD_OUT_PAIRS for actor in scene.actors):
         return "held_out_pair"

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from genkit.kernels.block_sparse import cpu_bias
 from genkit.kernels.block_sparse.bias import Bias
-from genkit.kernels.block_sparse.cpu_schedule import Gathered, Slice, row_mask, schedule
+from genkit.kernels.block_sparse.cpu_schedule import Gathered, Slice, additive_mask, schedule
 from genkit.kernels.block_sparse.plan import BlockPlan
 
 _CHUNK_BYTES = 1 << 20  # keys copied together, per thread
@@ -171,15 +171,14 @@ class _Work:
         if self.split_heads or self.group > 1:
             size = 1 if self.split_heads else self.group
             head_sets = [heads[i:i + size] for i in range(0, len(heads), size)]
-        hidden = sure = None
         for bs in batch_sets:
-            if item.row is not None and (hidden is None or self.split_batch):
-                hidden, sure = row_mask(self.plan, max(bs[0], item.batch), item.head, item.row, blocks,
-                                        item.stop - item.start)
+            partial = None
+            if item.row is not None:
+                partial = (max(bs[0], item.batch), item.head, item.row, blocks, item.stop - item.start)
             for hs in head_sets:
                 k, v = (self._keys(x, bs, hs, item.first, item.last) for x in (self.k, self.v))
                 q = self.q[bs[0]:bs[-1] + 1, item.start:item.stop, hs[0]:hs[-1] + 1].transpose(1, 2).to(self.dtype)
-                mask, dead = self._mask(hidden, sure, bs[0], hs[0], item.start, item.stop, tokens[0])
+                mask, dead = self._mask(partial, bs[0], hs[0], item.start, item.stop, tokens[0])
                 where = [(b, h, item.start) for b in bs for h in hs]
                 yield _Piece(where, item.stop - item.start, q, k, v, tokens, None, mask, dead)
 
@@ -232,10 +231,8 @@ class _Work:
         k, v = (self._copy(number, x, at.flatten(), width, len(chunk)) for number, x in enumerate((self.k, self.v)))
         where = [(b, h, i * plan.block_q) for b, h, i, _ in chunk]
         b, h, start = where[0]
-        hidden, sure = None, True
-        if group.masked:
-            hidden, sure = row_mask(plan, b, h, chunk[0][2], blocks[0], group.queries)
-        mask, dead = self._mask(hidden, sure, b, h, start, start + group.queries, None if tokens is None else tokens[0])
+        partial = (b, h, chunk[0][2], blocks[0], group.queries) if group.masked else None
+        mask, dead = self._mask(partial, b, h, start, start + group.queries, None if tokens is None else tokens[0])
         q = _rows(self.q, where, group.queries).to(self.dtype)
         return _Piece(where, group.queries, q, k, v, tokens, blocks, mask, dead)
 
@@ -255,22 +252,20 @@ class _Work:
         return (list(range(self.q.shape[0])) if self.plan.batch == 1 else [batch],
                 list(range(self.q.shape[2])) if self.plan.heads == 1 else [head])
 
-    def _mask(self, hidden: Tensor | None, sure: bool | None, batch: int, head: int, start: int, stop: int,
+    def _mask(self, partial: tuple[int, int, int, Tensor, int] | None, batch: int, head: int, start: int, stop: int,
               tokens: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-        """Additive mask (1, 1, queries, tokens) of bias and hidden pairs, and the queries that see nothing."""
-        if hidden is None and not self.bias:
-            return None, None
-        if self.bias:
-            mask = cpu_bias.values(self.bias, batch, head, start, stop, tokens).to(self.wide)
-        else:
-            mask = torch.zeros(hidden.shape, dtype=self.wide)
+        """Additive mask (1, 1, queries, tokens) of bias and hidden pairs, and the queries that see nothing.
+
+        ``partial`` names the row of the plan whose rule decides, as ``additive_mask`` takes it; None hides nothing.
+        """
+        if not self.bias:
+            return (None, None) if partial is None else additive_mask(self.plan, *partial, self.wide)
+        mask = cpu_bias.values(self.bias, batch, head, start, stop, tokens).to(self.wide)[None, None]
         dead = None
-        if hidden is not None:
-            mask.masked_fill_(hidden, -torch.inf)
-            if not sure:
-                dead = hidden.all(-1)
-                dead = dead[None] if bool(dead.any()) else None
-        return mask[None, None], dead
+        if partial is not None:
+            hidden, dead = additive_mask(self.plan, *partial, self.wide)
+            mask = mask + hidden
+        return mask, dead
 
     def accumulator(self, x: Tensor) -> Tensor:
         """Zeros (B, Hk, blocks_k, block_k, D) for the gradient of keys or values."""

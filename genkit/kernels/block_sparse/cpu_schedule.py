@@ -14,6 +14,7 @@ from genkit.kernels.block_sparse.plan import BlockPlan
 from genkit.kernels.block_sparse.rule import ABSENT, FULL
 
 _TILE_BYTES = 128 << 20  # partial tiles kept as bool on a plan; beyond this they are made again when needed
+_MASK_BYTES = 128 << 20  # ready masks kept on a plan, likewise
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,27 @@ def _add_slice(slices: list[Slice], plan: BlockPlan, new: Slice) -> None:
         slices[-1] = Slice(old.batch, old.head, old.start, new.stop, old.first, old.last, None)
     else:
         slices.append(new)
+
+
+def additive_mask(plan: BlockPlan, batch: int, head: int, row: int, blocks: Tensor, queries: int,
+                  dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    """:func:`row_mask` as the kernel takes it: (1, 1, queries, tokens) of 0 and -inf, and (1, queries) bool of the
+    queries that see nothing, or None. Kept on the plan while the budget lasts: every head and layer asks again."""
+    masks = plan.cache.setdefault("cpu masks", {})
+    key = (batch % plan.rule.k_group.shape[0], batch % plan.batch, head % plan.heads, row, dtype)
+    if key not in masks:
+        hidden, sure = row_mask(plan, batch, head, row, blocks, queries)
+        mask = torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, -torch.inf)[None, None]
+        dead = None
+        if not sure:
+            dead = hidden.all(-1)[None]
+            dead = dead if bool(dead.any()) else None
+        used = plan.cache.get("cpu mask bytes", 0) + mask.numel() * mask.element_size()
+        if used > _MASK_BYTES:
+            return mask, dead
+        plan.cache["cpu mask bytes"] = used
+        masks[key] = mask, dead
+    return masks[key]
 
 
 def row_mask(plan: BlockPlan, batch: int, head: int, row: int, blocks: Tensor, queries: int) -> tuple[Tensor, bool]:

@@ -66,12 +66,8 @@ def token_select_attention(
     chosen = _choose(backend, q, k, v)
     factor = float(q.shape[-1] ** -0.5 if scale is None else scale)
     mask = selected.expand(q.shape[0], q.shape[2], *selected.shape[2:])
-    if not allow_empty and not torch.compiler.is_compiling() and not bool(mask.any(-1).all()):
-        empty = (~mask.any(-1)).nonzero()[0].tolist()
-        raise UsageError(
-            f"query token {empty[2]} of batch {empty[0]}, head {empty[1]} selects no key block; select at least one "
-            "(its own), or pass allow_empty=True to get output 0 and lse -inf"
-        )
+    if not allow_empty:
+        _refuse_empty(mask)
     if chosen == "reference":
         return reference.attention(q, k, v, mask, starts, factor)
     return torch.ops.genkit.token_select(q, k, v, mask, starts, factor, chosen)
@@ -117,6 +113,18 @@ def _check(q: Tensor, k: Tensor, v: Tensor, selected: Tensor, starts: list[int])
     )
     if selected.dtype != torch.bool or not fits:
         raise UsageError(f"selected must be bool {wanted}, got {selected.dtype} {tuple(selected.shape)}")
+
+
+def _refuse_empty(selected: Tensor) -> None:
+    some = selected.any(-1)
+    if torch.compiler.is_dynamo_compiling():
+        torch._assert_async(some.all(), "a query token selects no key block, and allow_empty=True was not passed")
+    elif not bool(some.all()):
+        batch, head, token = (~some).nonzero()[0].tolist()
+        raise UsageError(
+            f"query token {token} of batch {batch}, head {head} selects no key block; select at least one "
+            "(its own), or pass allow_empty=True to get output 0 and lse -inf"
+        )
 
 
 def _choose(backend: str, q: Tensor, k: Tensor, v: Tensor) -> str:
