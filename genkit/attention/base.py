@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import itertools
 import threading
 import weakref
@@ -78,6 +79,7 @@ class Density:
         return f"{text} (nothing is hidden: runs dense)" if self.dense else text
 
 
+_SEEN_TENSORS = 256
 _CACHE_NUMBERS = itertools.count(1)
 _CACHES: weakref.WeakValueDictionary[int, PatchCache] = weakref.WeakValueDictionary()
 
@@ -101,6 +103,8 @@ class PatchCache:
         self.device = torch.device("cpu")
         self.shelf = Shelf()
         self._items: dict[Hashable, Any] = {}
+        self._recent: dict[Hashable, Any] = {}
+        self._seen: dict[Hashable, tuple[weakref.ref, Hashable]] = {}
         self._numbers: dict[Hashable, torch.Tensor] = {}
         self._lock = threading.RLock()
         self.number = next(_CACHE_NUMBERS)
@@ -118,18 +122,30 @@ class PatchCache:
                 self._items[key] = build()
             return self._items[key]
 
+    def recent(self, key: Hashable, build: Callable[[], Any], most: int = 16) -> Any:
+        """As :meth:`get`, for what varies from prompt to prompt: only the ``most`` last used values are kept."""
+        with self._lock:
+            value = self._recent.pop(key) if key in self._recent else build()
+            self._recent[key] = value
+            while len(self._recent) > most:
+                del self._recent[next(iter(self._recent))]
+            return value
+
     def of_tensor(self, tensor: torch.Tensor) -> Hashable:
         """A key for the content of a small tensor; the content is read once per tensor object and version."""
         import torch
 
         seen = (id(tensor), tensor._version, tuple(tensor.shape))
-        known = self._items.get(("tensor", seen))
+        known = self._seen.get(seen)
         if known is not None and known[0]() is tensor:
             return known[1]
-        content = (tuple(tensor.shape), tensor.detach().to("cpu", torch.uint8).contiguous().numpy().tobytes())
+        content = tensor.detach().to("cpu", torch.uint8).contiguous().numpy().tobytes()
+        key = (tuple(tensor.shape), hashlib.blake2b(content, digest_size=16).digest())
         with self._lock:
-            self._items[("tensor", seen)] = (weakref.ref(tensor), content)
-        return content
+            if len(self._seen) >= _SEEN_TENSORS:  # models make their masks anew in every call
+                self._seen.clear()
+            self._seen[seen] = (weakref.ref(tensor), key)
+        return key
 
     def measure(self, key: Hashable, value: Callable[[], torch.Tensor]) -> None:
         """Remember a number that a method measured in its last call, as a scalar tensor; nothing in compiled graphs."""
@@ -146,6 +162,7 @@ class PatchCache:
         """Forget every stored plan."""
         with self._lock:
             self._items.clear()
+            self._recent.clear()
 
     def __len__(self) -> int:
         return len(self._items)

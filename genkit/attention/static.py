@@ -91,7 +91,7 @@ def masked_plan(method: StaticMethod, layout: TokenLayout, key_mask: torch.Tenso
     """The plan of a layout with hidden keys, kept by the content of the mask. Not for compiled graphs."""
     device = key_mask.device
     key = ("masked", method, layout, str(device), cache.of_tensor(key_mask))
-    return cache.get(key, lambda: method.build_plan(layout, device.type, key_mask).to(device))
+    return cache.recent(key, lambda: method.build_plan(layout, device.type, key_mask).to(device))
 
 
 def other_keys(
@@ -114,7 +114,7 @@ def other_keys(
         bias = None if mask is None else hidden_key_bias(mask, q.shape[1])
     else:
         key = ("others", *sizes, str(q.device), cache.of_tensor(mask))
-        plan = cache.get(key, lambda: _every_pair(*sizes, mask.cpu()).to(q.device))
+        plan = cache.recent(key, lambda: _every_pair(*sizes, mask.cpu()).to(q.device))
     return block_sparse_attention(q, k, v, plan, scale=site.scale, backend=cache.backend, bias=bias)
 
 

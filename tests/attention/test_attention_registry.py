@@ -96,6 +96,15 @@ def test_a_cache_builds_once_and_dies_with_its_owner():
         PatchCache.find(number)
 
 
+def test_only_recent_values_are_kept_where_prompts_differ():
+    cache = PatchCache()
+    assert [cache.recent(number, lambda number=number: number, most=2) for number in (1, 2, 1, 3)] == [1, 2, 1, 3]
+    assert cache.recent(1, lambda: "kept") == 1
+    assert cache.recent(2, lambda: "built again") == "built again"
+    cache.clear()
+    assert cache.recent(1, lambda: "empty") == "empty"
+
+
 def test_tensors_are_told_apart_by_content_and_version():
     cache = PatchCache()
     mask = torch.ones(2, 3, dtype=torch.bool)
@@ -104,6 +113,9 @@ def test_tensors_are_told_apart_by_content_and_version():
     mask[0, 0] = False
     assert cache.of_tensor(mask) != key
     assert cache.of_tensor(torch.ones(3, 2, dtype=torch.bool)) != key
+    for _ in range(1000):
+        cache.of_tensor(mask.clone())
+    assert len(cache._seen) <= 256
 
 
 def test_sites_and_densities_speak_plainly():
