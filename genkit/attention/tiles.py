@@ -85,7 +85,7 @@ class Kernel:
 
 # torch's CPU kernel works in tiles of 32, 64 or 256 rows, by the number of queries it is given; costs measured.
 KERNELS = {
-    "cpu": Kernel((64, 1024), (16, 128), False, rows=((0, 1.8), (192, 1.35), (768, 1.0)), per_key=4.0, partial=0.3),
+    "cpu": Kernel((64, 1024), (16, 128), False, rows=((0, 1.65), (192, 1.35), (768, 1.0)), per_key=4.0, partial=0.4),
     "gpu": Kernel((128, 128), (64, 128), True, rows=((0, 1.0),), per_key=8.0, partial=0.15),
 }
 
