@@ -108,8 +108,12 @@ class PatchHandle:
         SEAM.hold()
         self._lease = weakref.finalize(self, SEAM.release)
         self._lease.atexit = False
-        for placement in placements:
-            self._install(placement)
+        try:
+            for placement in placements:
+                self._install(placement)
+        except BaseException:
+            self.remove()
+            raise
 
     def _place(self, part: Part) -> list[_Placement]:
         """Where a part goes. Whatever can be refused is refused here."""
