@@ -19,7 +19,7 @@ from genkit.kernels.block_sparse.cpu_schedule import Gathered, Slice, additive_m
 from genkit.kernels.block_sparse.plan import BlockPlan
 
 _CHUNK_BYTES = 1 << 20  # keys copied together, per thread
-_PAYING_VISITS = 1024  # queries per key from which rearranging the keys pays, measured
+_PAYING_VISITS = 512  # queries per key from which rearranging the keys pays, measured
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
 

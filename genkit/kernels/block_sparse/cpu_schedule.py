@@ -8,12 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from genkit.kernels.block_sparse.checks import partial_tiles
 from genkit.kernels.block_sparse.lists import from_mask
 from genkit.kernels.block_sparse.plan import BlockPlan
-from genkit.kernels.block_sparse.rule import ABSENT, FULL
+from genkit.kernels.block_sparse.rule import ABSENT
 
-_TILE_BYTES = 128 << 20  # partial tiles kept as bool on a plan; beyond this they are made again when needed
+_MASK_BYTES = 256 << 20  # masks kept as bool on a plan; beyond this they are made again when needed
 _MASK_BYTES = 128 << 20  # ready masks kept on a plan, likewise
 
 
@@ -141,29 +140,30 @@ def row_mask(plan: BlockPlan, batch: int, head: int, row: int, blocks: Tensor, q
 
     Returns:
         hidden (queries, tokens) bool over the valid keys in order, and whether every query sees some key for sure.
+        Kept on the plan while the budget lasts; heads with lists of their own are not kept.
     """
     group = batch % plan.rule.k_group.shape[0]
-    states = plan.cache.get("cpu states")
-    if states is None:
-        states = plan.cache["cpu states"] = plan.states()
-    state = states[batch % plan.batch, head % plan.heads, row, blocks]
-    hidden = torch.zeros(queries, len(blocks), plan.block_k, dtype=torch.bool)
-    for place in (state != FULL).nonzero()[:, 0].tolist():
-        hidden[:, place] = _tile(plan, group, row, int(blocks[place]))[:queries]
-    hidden = hidden.flatten(1)
-    valid = plan.k_valid[blocks]
-    if bool((valid < plan.block_k).any()):
-        hidden = hidden[:, (torch.arange(plan.block_k) < valid[:, None]).flatten()]
-    return hidden, bool((state == FULL).any())
-
-
-def _tile(plan: BlockPlan, group: int, row: int, column: int) -> Tensor:
-    """(block_q, block_k) bool, True = hidden; kept while the budget lasts."""
-    tiles = plan.cache.setdefault("cpu tiles", {})
-    key = (group, row, column)
-    if key not in tiles:
-        tile = ~partial_tiles(plan, torch.tensor([row]), torch.tensor([column]), group)[0]
-        if (len(tiles) + 1) * plan.block_q * plan.block_k > _TILE_BYTES:
-            return tile
-        tiles[key] = tile
-    return tiles[key]
+    kept = plan.cache.setdefault("cpu masks", {})
+    key = (batch % plan.batch, group, row)
+    if plan.heads == 1 and key in kept:
+        return kept[key]
+    full = set(plan.full_index[batch % plan.batch, head % plan.heads, row,
+                               :int(plan.full_count[batch % plan.batch, head % plan.heads, row])].tolist())
+    decided = torch.tensor([block not in full for block in blocks.tolist()])
+    slot = torch.arange(plan.block_k)
+    valid = slot < plan.k_valid[blocks][:, None]
+    columns = blocks[:, None] * plan.block_k + slot
+    hidden = torch.zeros(queries, int(valid.sum()), dtype=torch.bool)
+    some = valid & decided[:, None]
+    rows = row * plan.block_q + torch.arange(queries)
+    unseen = plan.rule.tile(rows, columns[some], group).logical_not_()
+    if bool(decided.all()):
+        hidden = unseen
+    else:
+        hidden[:, some[valid]] = unseen
+    found = hidden, bool(full)
+    if plan.heads == 1:
+        spent = plan.cache.get("cpu mask bytes", 0) + hidden.numel()
+        if spent <= _MASK_BYTES:
+            kept[key], plan.cache["cpu mask bytes"] = found, spent
+    return found

@@ -55,16 +55,17 @@ def choose(backend: str, q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, bias:
     raise UnsupportedError(f"block-sparse attention cannot run with backend {backend!r}: {told}")
 
 
+def _listed(plan: BlockPlan) -> list[Tensor]:
+    found = [plan.full_count, plan.full_index, plan.partial_count, plan.partial_index, plan.q_valid, plan.k_valid]
+    return found if plan.rule is None else found + plan.rule.tensors()
+
+
 def tables(plan: BlockPlan) -> tuple[list[Tensor], list[int]]:
     """What an operator is given of a plan (in block order, without pooled parts)."""
-    found = [plan.full_count, plan.full_index, plan.partial_count, plan.partial_index, plan.q_valid, plan.k_valid]
-    radius2 = -1
-    if plan.rule is not None:
-        found += plan.rule.tensors()
-        radius2 = -1 if plan.rule.radius2 is None else plan.rule.radius2
+    radius2 = -1 if plan.rule is None or plan.rule.radius2 is None else plan.rule.radius2
     if not torch.compiler.is_compiling():
         remember(plan)
-    return found, [plan.n_q, plan.n_k, plan.block_q, plan.block_k, radius2]
+    return _listed(plan), [plan.n_q, plan.n_k, plan.block_q, plan.block_k, radius2]
 
 
 def remember(plan: BlockPlan) -> None:
@@ -75,8 +76,10 @@ def remember(plan: BlockPlan) -> None:
 def recover(found: Sequence[Tensor], sizes: Sequence[int]) -> BlockPlan:
     """The plan of :func:`tables`: the registered object, or a new one around the same tables."""
     plan = _plans.get(id(found[1]))
-    if plan is not None and plan.full_index is found[1] and plan.order is None and plan.key_order is None:
-        return plan
+    if plan is not None and plan.order is None and plan.key_order is None:
+        own = _listed(plan)
+        if len(own) == len(found) and all(a is b for a, b in zip(own, found, strict=True)):
+            return plan
     n_q, n_k, block_q, block_k, radius2 = sizes
     rule = Rule.from_tensors(found[6:], None if radius2 < 0 else radius2) if len(found) > 6 else None
     return BlockPlan(n_q, n_k, block_q, block_k, *found[:6], rule=rule)

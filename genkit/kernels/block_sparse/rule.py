@@ -180,21 +180,31 @@ class Rule:
         Returns:
             (..., M, K) bool.
         """
-        group = self.k_group[batch % self.k_group.shape[0]]
-        code = self.visible[self.q_group[q_index].long()[..., :, None], group[k_index].long()[..., None, :]]
-        inside = code == WINDOW
-        if bool(inside.any()):
-            k_pos = self.k_pos[k_index]
-            lo, hi = self.q_lo[q_index], self.q_hi[q_index]
-            for axis in range(self.axes):
-                at = k_pos[..., None, :, axis]
-                inside &= at >= lo[..., :, None, axis]
-                inside &= at < hi[..., :, None, axis]
-            if self.radius2 is not None:
-                centre = self.q_pos[q_index]
-                apart = sum((centre[..., :, None, a] - k_pos[..., None, :, a]) ** 2 for a in range(self.axes))
-                inside &= apart < self.radius2
-        return inside | (code == ALL)
+        if self.visible.numel() == 1 and int(self.visible) == WINDOW:
+            return self._inside(q_index, k_index)
+        group = self.k_group[batch % self.k_group.shape[0], k_index].long()[..., None, :]
+        rows = self.visible[self.q_group[q_index].long()]
+        code = rows.gather(-1, group.expand(*rows.shape[:-1], group.shape[-1]))
+        everything = code == ALL
+        windowed = code == WINDOW
+        if not bool(windowed.any()):
+            return everything
+        return everything | (windowed & self._inside(q_index, k_index))
+
+    def _inside(self, q_index: Tensor, k_index: Tensor) -> Tensor:
+        """Whether keys lie in the windows (and discs), groups left aside."""
+        k_pos, lo, hi = self.k_pos[k_index], self.q_lo[q_index], self.q_hi[q_index]
+        inside = None
+        for axis in range(self.axes):
+            at = k_pos[..., None, :, axis].contiguous()
+            above = at >= lo[..., :, None, axis]
+            inside = above if inside is None else inside.logical_and_(above)
+            inside.logical_and_(at < hi[..., :, None, axis])
+        if self.radius2 is not None:
+            centre = self.q_pos[q_index]
+            apart = sum((centre[..., :, None, a] - k_pos[..., None, :, a]) ** 2 for a in range(self.axes))
+            inside.logical_and_(apart < self.radius2)
+        return inside
 
 
 def classify(rule: Rule, block_q: int, block_k: int, q_valid: Tensor, k_valid: Tensor) -> Tensor:

@@ -211,6 +211,18 @@ def test_plans_are_not_kept_alive_by_the_operator():
     assert gone() is None
 
 
+def test_forward_backward_and_compiled_calls_reuse_what_is_cached_on_the_plan(monkeypatch):
+    from genkit.kernels.block_sparse import cpu_schedule
+
+    made = []
+    build = cpu_schedule._make
+    monkeypatch.setattr(cpu_schedule, "_make", lambda plan: made.append(plan) or build(plan))
+    plan, tensors = window(), qkv(grad=True)
+    for run in (block_sparse_attention, torch.compile(block_sparse_attention, fullgraph=True, backend="eager")):
+        run(*tensors, plan)[0].sum().backward()
+    assert len(made) == 1 and made[0] is plan
+
+
 def pooled_by_hand(q, k, v, levels, block, scale):
     """One query row at a time: every key block as tokens or as means over its valid tokens, ln(count) added."""
     out, lse = torch.zeros_like(q), torch.zeros(q.shape[0], q.shape[2], q.shape[1], dtype=q.dtype)
