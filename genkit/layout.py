@@ -60,7 +60,7 @@ class TokenLayout:
 
     @classmethod
     def of_grid(cls, t: int, h: int, w: int, text: int = 0, text_first: bool = False) -> TokenLayout:
-        """A grid with ``text`` tokens after it (or before it with ``text_first``); no text segment when ``text`` is 0."""
+        """A grid with ``text`` tokens after it (before it with ``text_first``); no text segment when ``text`` is 0."""
         grid = Segment(GRID, t * h * w)
         if not text:
             return cls((t, h, w), (grid,))

@@ -1,4 +1,4 @@
-"""A WanPipeline folder of the real classes with random weights, under 2 MB: what the loading and command-line tests run on."""
+"""A WanPipeline folder of real classes with random weights, under 2 MB, for the loading and command-line tests."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from pathlib import Path
 
 import torch
 
-WORDS = "a an the red green blue circle square triangle moves left right up down on in background still video of and".split()
+WORDS = (
+    "a an the red green blue circle square triangle moves left right up down on in background still video of and"
+).split()
 DEFAULTS = {
     "height": 32,
     "width": 48,
@@ -27,7 +29,8 @@ def build_tiny_wan(folder: Path, seed: int = 0) -> Path:
     torch.manual_seed(seed)
     vae = AutoencoderKLWan(
         base_dim=4, decoder_base_dim=4, z_dim=4, dim_mult=[1, 2, 2], num_res_blocks=1, temperal_downsample=[True, True],
-        is_residual=True, patch_size=2, in_channels=12, out_channels=12, scale_factor_spatial=8, scale_factor_temporal=4,
+        is_residual=True, patch_size=2, in_channels=12, out_channels=12, scale_factor_spatial=8,
+        scale_factor_temporal=4,
         latents_mean=[0.0] * 4, latents_std=[1.0] * 4,
     )  # fmt: skip
     text_encoder = UMT5EncoderModel(

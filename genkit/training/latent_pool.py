@@ -74,7 +74,7 @@ class LatentPool:
         scenes, clips, features = [], [], []
         for _ in range(count):
             # Two moving objects have no room to stay apart on a small canvas.
-            two = self.two_share if min(size.height, size.width) >= 128 or size.frames == 1 else 0.0
+            two = self.two_share if min(size.height, size.width) >= (128 if size.frames > 1 else 96) else 0.0
             scene = draw_scene(self.rng, moving=size.frames > 1, two_share=two)
             tracks = lay_out(scene, size.frames, size.height, size.width, self.rng)
             scenes.append(scene)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -29,6 +30,25 @@ def orthogonalise(matrix: torch.Tensor, steps: int = 5) -> torch.Tensor:
         gram = x @ x.T
         x = a * x + (b * gram + c * gram @ gram) @ x
     return x if wide else x.T
+
+
+def _orthogonalise_shared(matrices: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Orthogonalise every matrix; the processes of a distributed run, whose gradients are equal, each do a part."""
+    world = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    if world == 1 or not matrices:
+        return [orthogonalise(matrix) for matrix in matrices]
+    load = [0] * world
+    owner = {}
+    for index in sorted(range(len(matrices)), key=lambda i: -matrices[i].numel() * min(matrices[i].shape)):
+        owner[index] = load.index(min(load))
+        load[owner[index]] += matrices[index].numel() * min(matrices[index].shape)
+    flat = torch.zeros(sum(matrix.numel() for matrix in matrices), device=matrices[0].device)
+    parts = flat.split([matrix.numel() for matrix in matrices])
+    for index, (matrix, part) in enumerate(zip(matrices, parts, strict=True)):
+        if owner[index] == dist.get_rank():
+            part.copy_(orthogonalise(matrix).flatten())
+    dist.all_reduce(flat)
+    return [part.view_as(matrix) for matrix, part in zip(matrices, parts, strict=True)]
 
 
 class MuonAdamW(torch.optim.Optimizer):
@@ -64,24 +84,27 @@ class MuonAdamW(torch.optim.Optimizer):
         """Update all parameters that have a gradient."""
         loss = None if closure is None else torch.enable_grad()(closure)()
         for group in self.param_groups:
-            update = self._muon if group["muon"] else self._adamw
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    update(parameter, group)
+            present = [parameter for parameter in group["params"] if parameter.grad is not None]
+            if group["muon"]:
+                self._muon(present, group)
+            else:
+                for parameter in present:
+                    self._adamw(parameter, group)
         return loss
 
-    def _muon(self, parameter: nn.Parameter, group: dict) -> None:
-        state = self.state[parameter]
-        gradient = parameter.grad
-        if "momentum" not in state:
-            state["momentum"] = torch.zeros_like(gradient)
-        momentum = state["momentum"]
-        momentum.lerp_(gradient, 1 - group["momentum"])
-        direction = orthogonalise(gradient.lerp(momentum, group["momentum"]).flatten(1))
-        scale = 0.2 * max(direction.shape) ** 0.5
-        if group["weight_decay"]:
-            parameter.mul_(1 - group["lr"] * group["weight_decay"])
-        parameter.add_(direction.view_as(parameter), alpha=-group["lr"] * scale)
+    def _muon(self, parameters: list[nn.Parameter], group: dict) -> None:
+        averaged = []
+        for parameter in parameters:
+            state = self.state[parameter]
+            if "momentum" not in state:
+                state["momentum"] = torch.zeros_like(parameter.grad)
+            state["momentum"].lerp_(parameter.grad, 1 - group["momentum"])
+            averaged.append(parameter.grad.lerp(state["momentum"], group["momentum"]).flatten(1))
+        for parameter, direction in zip(parameters, _orthogonalise_shared(averaged), strict=True):
+            scale = 0.2 * max(direction.shape) ** 0.5
+            if group["weight_decay"]:
+                parameter.mul_(1 - group["lr"] * group["weight_decay"])
+            parameter.add_(direction.view_as(parameter), alpha=-group["lr"] * scale)
 
     def _adamw(self, parameter: nn.Parameter, group: dict) -> None:
         state = self.state[parameter]

@@ -85,10 +85,12 @@ def sizes(*rows: tuple[int, int, int, float]) -> tuple[tuple[ClipSize, float], .
     return tuple((ClipSize(*row[:3]), row[3]) for row in rows)
 
 
-# Share of the budget, clip sizes. Objects keep their size in pixels, only the canvas grows.
+# Share of the budget, clip sizes. Objects keep their size in pixels, only the canvas grows. Outlines are learned where
+# an object fills the canvas, at a tenth of a large clip's tokens; motion on short clips; the rest is for size.
 STAGES = (
-    Stage(0.0, sizes((9, 96, 96, 0.6), (17, 96, 96, 0.27), (9, 128, 128, 0.08), (1, 96, 96, 0.05))),
-    Stage(0.72, sizes((17, 128, 128, 0.45), (17, 96, 96, 0.3), (25, 128, 128, 0.15), (9, 96, 96, 0.1))),
+    Stage(0.0, sizes((1, 64, 64, 0.3), (5, 64, 64, 0.15), (5, 96, 96, 0.2), (9, 96, 96, 0.35))),
+    Stage(0.3, sizes((1, 64, 64, 0.12), (9, 96, 96, 0.5), (17, 96, 96, 0.28), (9, 128, 128, 0.1))),
+    Stage(0.68, sizes((1, 96, 96, 0.1), (9, 96, 96, 0.1), (17, 96, 96, 0.25), (17, 128, 128, 0.4), (25, 128, 128, 0.15))),
     Stage(
         0.88,
         sizes(
@@ -125,7 +127,7 @@ def diffusion_loss(
     pool: LatentPool,
     model: ToyVideo,
     seed: int,
-    tokens: int = 2400,
+    tokens: int = 3600,
     shift: float = 4.0,
     stages: tuple[Stage, ...] = STAGES,
     align: float = 0.5,
@@ -149,7 +151,7 @@ def diffusion_loss(
         mix = [stage for stage in stages if stage.start <= progress][-1].mix
         weights = np.array([weight for _, weight in mix])
         size = mix[int(shared.choice(len(mix), p=weights / weights.sum()))][0]
-        count = min(32, max(2 if size.tokens > 1000 else 4, round(tokens / size.tokens)))
+        count = min(160, max(2 if size.tokens > 1000 else 4, round(tokens / size.tokens)))
         samples = pool.draw(size, count)
         device = next(wrapped.parameters()).device
         latents = torch.stack([sample.latents for sample in samples]).to(device).float()
