@@ -42,7 +42,7 @@ video: $(VENV)/.use
 	@$(VENV)/bin/genkit generate "$$PROMPT" --output "$$OUTPUT" --force
 
 test: $(VENV)/.test
-	$(VENV)/bin/python -m pytest -n $(JOBS) --dist loadfile
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(JOBS) --dist loadfile
 
 lint: $(VENV)/.test
 	$(VENV)/bin/ruff check .

@@ -113,6 +113,14 @@ def process_rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
+def wait_for_all() -> None:
+    """Wait until every process of a distributed run is here; nothing in a plain one."""
+    from accelerate import PartialState
+
+    # Without being told, accelerate takes several CPU processes for as many separate runs.
+    PartialState(cpu=not torch.accelerator.is_available()).wait_for_everyone()
+
+
 def _agree(accelerator, seconds: float) -> float:
     """The first process's clock for all: they must see the same share of the budget, or they would stop apart."""
     if accelerator.num_processes == 1:
@@ -154,17 +162,17 @@ def train(
     from accelerate import Accelerator
     from tqdm import tqdm
 
-    accelerator = Accelerator()
+    accelerator = Accelerator(cpu=not torch.accelerator.is_available())
     average = Average(module, config.average)
     module.to(accelerator.device)
     path = Path(config.folder) / "checkpoint.pt"
-    step, used = 0, 0.0
+    step, used, earlier = 0, 0.0, 0.0
     if path.exists():
         state = load_checkpoint(path)
         module.load_state_dict(state["module"])
         optimizer.load_state_dict(state["optimizer"])
         average.shadow, average.count = state["average"], state["count"]
-        step, used = state["step"], state["seconds"]
+        step, used, earlier = state["step"], state["seconds"], state.get("earlier_seconds", 0.0)
     wrapped, optimizer = accelerator.prepare(module, optimizer)
     average.shadow = {name: value.to(accelerator.device) for name, value in average.shadow.items()}
 
@@ -178,6 +186,7 @@ def train(
                     "count": average.count,
                     "step": step,
                     "seconds": used,
+                    "earlier_seconds": earlier,
                 },
                 path,
             )

@@ -14,7 +14,7 @@ from torch import nn
 from genkit.errors import UsageError
 from genkit.training.assemble import assemble_toy_video
 from genkit.training.latent_pool import ClipSize, LatentPool
-from genkit.training.loop import LoopConfig, load_checkpoint, process_rank, train
+from genkit.training.loop import LoopConfig, atomic_save, load_checkpoint, process_rank, train, wait_for_all
 from genkit.training.optim import muon_adamw
 from genkit.training.probe import probe
 from genkit.training.toy_video import ToyVideo, diffusion_loss
@@ -40,7 +40,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, help="where the finished model goes (default: FOLDER/model)")
     parser.add_argument("--minutes", type=float, default=170.0, help="training time in all (default 170)")
     parser.add_argument("--stage", choices=("all", *STAGES), default="all")
-    parser.add_argument("--tokens", type=int, default=2400, help="latent tokens per step; raise it on a GPU")
+    parser.add_argument("--tokens", type=int, default=3600, help="latent tokens per step and process; more on a GPU")
+    parser.add_argument(
+        "--start-from", type=Path, help="checkpoint.pt of an earlier transformer run to go on from, with a new budget"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, help="processor threads (default: what torch chooses)")
     parser.add_argument("--sample-minutes", type=float, default=13.0, help="pause between sample sheets; 0 for none")
@@ -55,9 +58,12 @@ def run(options: argparse.Namespace) -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
+    if options.start_from and options.start_from.resolve() == (options.folder / "transformer/checkpoint.pt").resolve():
+        raise UsageError("--start-from names this run's own checkpoint, which it goes on from anyway: leave it out")
     work = {"vae": train_vae, "decoder": sharpen_decoder, "transformer": train_transformer, "assemble": assemble}
     for name in STAGES if options.stage == "all" else (options.stage,):
         work[name](options)
+        wait_for_all()
 
 
 def _loop(options: argparse.Namespace, stage: str, **more) -> LoopConfig:
@@ -85,6 +91,8 @@ def train_vae(options: argparse.Namespace) -> None:
     optimizer = muon_adamw(module.named_parameters(), lr=2e-3)
     config = _loop(options, "vae", lr=2e-3, warmup=20, decay_from=0.2, average=0.99)
     average = train(module, optimizer, vae_loss(options.seed), config, title="autoencoder")
+    if process_rank():
+        return
     with average.applied(module):
         vae = module.to("cpu").vae
         mean, std = measure_latents(vae)
@@ -112,6 +120,8 @@ def sharpen_decoder(options: argparse.Namespace) -> None:
     config = _loop(options, "decoder", lr=1.2e-3, warmup=20, decay_from=0.2, average=0.99)
     loss = vae_loss(options.seed + 1, crop=56, noise=0.06, vary=True)
     average = train(module, optimizer, loss, config, title="decoder")
+    if process_rank():
+        return
     with average.applied(module):
         module.to("cpu").vae.save_pretrained(options.folder / "decoder" / "final")
 
@@ -123,9 +133,12 @@ def train_transformer(options: argparse.Namespace) -> None:
     optimizer = muon_adamw(model.named_parameters(), lr=1.2e-3, adam_names=ADAM_NAMES, weight_decay=0.01)
     # A resumed run draws other clips than the first did.
     pool = LatentPool(
-        vae, np.random.default_rng((options.seed, int(time.time()), process_rank())), fresh=0.12, two_share=0.25
+        vae, np.random.default_rng((options.seed, int(time.time()), process_rank())), fresh=0.08, two_share=0.25
     )
-    config = _loop(options, "transformer", lr=1.2e-3, warmup=40, decay_from=0.35, average=0.996, checkpoint_seconds=180)
+    config = _loop(options, "transformer", lr=1.2e-3, warmup=40, decay_from=0.3, average=0.996, checkpoint_seconds=180)
+    if options.start_from and process_rank() == 0:
+        adopt_checkpoint(options.start_from, config.folder / "checkpoint.pt")
+    wait_for_all()
 
     def sample(module: nn.Module, step: int) -> None:
         right = probe(module, vae, config.folder, step, ClipSize(17, 128, 128))
@@ -139,13 +152,29 @@ def train_transformer(options: argparse.Namespace) -> None:
     )
 
 
+def adopt_checkpoint(source: Path, target: Path) -> None:
+    """Begin a run with the state of an earlier one and a fresh budget; a run that has begun goes on undisturbed."""
+    if target.exists():
+        return
+    state = load_checkpoint(source)
+    earlier = state.get("earlier_seconds", 0.0) + state["seconds"]
+    atomic_save({**state, "seconds": 0.0, "earlier_seconds": earlier}, target)
+
+
 def assemble(options: argparse.Namespace) -> None:
     """The averaged weights as a Diffusers folder."""
+    if process_rank():
+        return
     vae = _load_vae(options, "decoder", "vae")
     model = ToyVideo(vae.config.z_dim)
     state = load_checkpoint(options.folder / "transformer" / "checkpoint.pt")
     model.load_state_dict(state["average"])
-    facts = {"steps": state["step"], "seconds": round(state["seconds"]), "seed": options.seed, "tokens": options.tokens}
+    facts = {
+        "steps": state["step"],
+        "seconds": round(state.get("earlier_seconds", 0.0) + state["seconds"]),
+        "seed": options.seed,
+        "tokens": options.tokens,
+    }
     for name in ("vae", "decoder"):
         path = options.folder / name / "checkpoint.pt"
         if path.exists():

@@ -283,6 +283,11 @@ def environment(**more):
     return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **more}
 
 
+def heed_interrupts():
+    """A shell that starts the tests in the background makes its children deaf to Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def genkit(*arguments, cwd, **extra):
     command = [sys.executable, "-m", "genkit", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment(**extra), timeout=300)
@@ -301,12 +306,12 @@ def test_ctrl_c_in_the_middle_ends_with_130_and_no_file(tmp_path, tiny_wan):
     command = [sys.executable, "-m", "genkit", "generate", "a", "--model", str(tiny_wan), "--steps", "100000"]
     running = subprocess.Popen(
         [*command, "-o", "clip.mp4"], cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        text=True,
+        text=True, preexec_fn=heed_interrupts,
     )  # fmt: skip
     try:
         assert running.stderr.readline() == "genkit: output 1/1: step 1/100000\n"
         running.send_signal(signal.SIGINT)
-        out, errors = running.communicate(timeout=300)
+        out, errors = running.communicate(timeout=60)
     finally:
         running.kill()
     assert running.returncode == 130
@@ -324,7 +329,12 @@ def test_signals_while_writing_leave_nothing(cli, monkeypatch, number, code):
         time.sleep(5)
 
     monkeypatch.setattr(media_files, "write_mp4", interrupted)
-    got, out, errors = cli("a", "-o", "clip.mp4")
+    before = signal.getsignal(signal.SIGINT)
+    heed_interrupts()
+    try:
+        got, out, errors = cli("a", "-o", "clip.mp4")
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert (got, out, errors) == (code, "", ["genkit: error: interrupted"])
     assert files() == []
 

@@ -83,7 +83,7 @@ def test_generated_problems(start, nan_memory):
         if case.q.dtype not in (torch.float32, torch.float16):
             continue
         work = cost(case, build(case))
-        if work <= 16 and spent + work <= 36:
+        if work <= 16 and (ran < 5 or spent + work <= 36):
             spent += work
             check(seed, "triton")
             ran += 1
