@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from genkit.cli import doctor, families, generate, inspect, methods, models
+from genkit.cli import doctor, families, generate, inspect, methods, models, recipes
 from genkit.cli.output import one_line, print_json
 from genkit.errors import GenkitError
 
@@ -33,6 +33,7 @@ for command in (
     models.models,
     methods.methods,
     families.families,
+    recipes.recipes,
     doctor.doctor,
 ):
     app.command(command.__name__)(command)

@@ -12,7 +12,7 @@ from genkit.errors import UnsupportedError, UsageError, explain
 from genkit.patching.clock import Clock, Moment
 from genkit.patching.compiled import forget_stale_graphs
 from genkit.patching.families.base import FoundSite
-from genkit.patching.parts import AUTO, Part, as_parts, check_backend
+from genkit.patching.parts import AUTO, Part, as_parts, check_backend, check_recipe
 from genkit.patching.report import Description, Report, SiteReport, SiteRow, mean_density
 from genkit.patching.schedule import Schedule, resolve
 from genkit.patching.seam import SEAM
@@ -51,12 +51,13 @@ def patch(
         UnsupportedError: an unknown model class, a method that fits no site, an attention processor that bypasses the
             gate; the message names the reason.
         UsageError: a site that already has a patch at the same steps and branches, layers or heads that do not exist,
-            or (at the first denoiser call) steps beyond the step count.
+            a recipe made for other models, or (at the first denoiser call) steps beyond the step count.
 
     A call a method declines runs the model's own attention and is listed with its reason in ``report()``. The patch
     costs some tens of microseconds per attention call. Where neither the pipeline nor its scheduler counts steps, the
     timestep is read at every denoiser call, which waits for the device.
     """
+    check_recipe(method, target)
     return PatchHandle(target, as_parts(method, schedule, roles), backend=backend, total_steps=total_steps)
 
 

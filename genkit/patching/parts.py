@@ -54,6 +54,13 @@ def as_parts(method: Any, schedule: Schedule | None, roles: str | Iterable[str] 
     return tuple(Part(part.method, part.schedule or schedule, part.roles or roles) for part in parts)
 
 
+def check_recipe(method: Any, target: Any) -> None:
+    """Let a recipe (anything with ``check_target``) refuse a model it was not made for."""
+    check = getattr(method, "check_target", None)
+    if check is not None:
+        check(target)
+
+
 def check_backend(backend: str) -> str:
     """The name of an operator backend, or UsageError with the valid ones."""
     from genkit.kernels import backends

@@ -15,7 +15,7 @@ from genkit.errors import UnsupportedError, UsageError, explain
 from genkit.patching import seam
 from genkit.patching.families.base import unwrap
 from genkit.patching.handle import PatchHandle
-from genkit.patching.parts import Part, as_parts
+from genkit.patching.parts import Part, as_parts, check_recipe
 from genkit.patching.schedule import Schedule
 from genkit.patching.seam import Record
 from genkit.patching.slot import Slot
@@ -94,6 +94,7 @@ def attn_processors(
         raise UnsupportedError(
             f"{type(model).__name__} has no attention processors that could be set; use genkit.patch instead"
         )
+    check_recipe(method, model)
     parts = as_parts(method, schedule, roles)
     handle = PatchHandle(model, parts, backend=backend, total_steps=total_steps, hook=False)
     try:

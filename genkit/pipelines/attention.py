@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from genkit.errors import UsageError, explain
-from genkit.pipelines.recipes import recipe, recipe_names
+from genkit.pipelines.recipe_match import denoisers_of_folder
+from genkit.pipelines.recipes import SCHEDULE_KEYS, recipe, recipe_names
 from genkit.pipelines.settings import GenerateSettings
 from genkit.pipelines.text import join_pairs, parse_pairs
 
 RECOMMENDED = "recommended"
-SCHEDULE_KEYS = ("layers", "steps", "branches", "heads")
 
 
 def build(settings: GenerateSettings) -> tuple[Any, Any] | None:
@@ -32,7 +32,8 @@ def build(settings: GenerateSettings) -> tuple[Any, Any] | None:
         raise UsageError("--schedule recommended goes with --attention; a recipe has its own schedule")
     schedule = parse_schedule(settings.schedule)
     if settings.recipe is not None:
-        return recipe(settings.recipe), schedule
+        found = recipe(settings.recipe)
+        return (found if schedule is None else found.with_schedule(schedule)), None
     from genkit.attention import registry
 
     return registry.build(settings.attention, settings.attention_args), schedule
@@ -87,10 +88,10 @@ def recipe_place(name: str | None) -> str | None:
     return name if name is None or name in recipe_names() else str(Path(name).expanduser().resolve())
 
 
-def check_model(settings: GenerateSettings, pipeline_class: str) -> None:
-    """Refuse a recipe that was made for other models; see :meth:`genkit.pipelines.recipes.Recipe.check_model`."""
+def check_model(settings: GenerateSettings, pipeline_class: str, folder: Path) -> None:
+    """Refuse a recipe that was made for other models; see :meth:`genkit.pipelines.recipes.Recipe.why_not`."""
     if settings.recipe is not None:
-        recipe(settings.recipe).check_model(settings.model, pipeline_class)
+        recipe(settings.recipe).check(denoisers_of_folder(folder), settings.model, pipeline_class)
 
 
 def check_steps(settings: GenerateSettings) -> None:
@@ -111,14 +112,17 @@ def check_steps(settings: GenerateSettings) -> None:
             resolve("steps", each.steps, settings.steps)
 
 
-def remarks(report: dict[str, Any] | None) -> list[str]:
-    """What a user should know about a patched run: calls that fell back to the model's own attention, or a patch that
-    never ran."""
+def remarks(report: dict[str, Any] | None, settings: GenerateSettings) -> list[str]:
+    """What a user should know about a patched run: calls that fell back to the model's own attention, a patch that
+    never ran, a recipe made for another number of steps."""
     if report is None:
         return []
     lines = [
         f"attention: {count} calls ran the model's own attention: {why}" for why, count in report["declined"].items()
     ]
+    if settings.recipe is not None and settings.schedule is None:
+        remark = recipe(settings.recipe).remark(settings.steps)
+        lines += [remark] if remark else []
     if not report["ran"]:
         lines.append("attention: the method never ran, so this output is the model's own")
     return lines

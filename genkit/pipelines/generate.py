@@ -119,7 +119,7 @@ class Session:
             output = self._call(arguments, settings)
         seconds += time.perf_counter()
         report = attention.report_of(patch)
-        self.warnings += [line for line in attention.remarks(report) if line not in self.warnings]
+        self.warnings += [line for line in attention.remarks(report, settings) if line not in self.warnings]
         frames = to_frames(output, self.plan.kind)
         audio, rate = to_sound(output, self.pipeline, self.plan.kind)
         fps = None if self.plan.kind is IMAGE else Fraction(settings.fps)

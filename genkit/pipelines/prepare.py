@@ -57,7 +57,7 @@ def plan(settings: GenerateSettings) -> Plan:
     pipeline_class = _class_of(folder)
     sidecar = read_sidecar(folder)
     kind = kind_of(pipeline_class)
-    attention.check_model(settings, pipeline_class.__name__)
+    attention.check_model(settings, pipeline_class.__name__, folder)
     filled = _fill(settings, sidecar, pipeline_class, kind)
     filled = filled.replace(
         model=str(folder.resolve()) if location.kind == "folder" else settings.model,

@@ -43,7 +43,7 @@ def test_help_is_fast_and_complete():
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
         assert done.returncode == 0
-    for command in ("generate", "models", "methods", "families", "inspect", "doctor"):
+    for command in ("generate", "models", "methods", "families", "recipes", "inspect", "doctor"):
         assert command in done.stdout
     assert min(seconds) <= 1.0
 
@@ -55,7 +55,7 @@ def test_the_command_line_imports_nothing_heavy():
 
 
 def test_every_command_has_help(call):
-    for command in ("generate", "models", "methods", "families", "inspect", "doctor"):
+    for command in ("generate", "models", "methods", "families", "recipes", "inspect", "doctor"):
         code, out, _ = call(command, "--help")
         assert code == 0
         assert "--json" in out
@@ -118,6 +118,19 @@ def test_families_lists_the_known_models(call):
     assert listed["Wan"]["roles"] == ["self", "cross"]
     assert {"radial", "neighborhood"} <= set(listed["Wan"]["methods"])
     assert "WanPipeline" in call("families")[1]
+
+
+def test_recipes_are_listed_with_origins(call):
+    code, out, _ = call("recipes")
+    assert code == 0 and "wan2.1-14b-radial" in out and "genkit recipes NAME" in out
+    code, out, _ = call("recipes", "wan2.2-a14b-radial")
+    assert code == 0 and "denoisers=2" in out and "the authors' code" in out and "radial.decay_factor" in out
+    code, out, _ = call("recipes", "sd1.5-agent", "--json")
+    (entry,) = json.loads(out)["recipes"]
+    assert entry["parts"][0]["settings"]["agents"] == "merge" and entry["match"]["config"]["cross_attention_dim"] == 768
+    assert {value["origin"] for value in entry["values"]} == {"code"}
+    code, _, error = call("recipes", "nope")
+    assert code == 2 and error.count("\n") == 1 and "wan2.1-14b-radial" in error
 
 
 def test_inspect_draws_and_counts(call):
