@@ -121,6 +121,7 @@ class Agent(Method):
     seed: int = field(default=0, metadata={"help": "choice of merge destinations; -1 = fixed"})
 
     roles: ClassVar[tuple[str, ...]] = ("self", "joint")
+    variants: ClassVar[tuple[dict, ...]] = ({}, {"agents": "merge"})
     trainable: ClassVar[bool] = True
     source: ClassVar[str] = "Agent Attention, arXiv 2312.08874"
 

@@ -118,6 +118,7 @@ class SlidingWindow(StaticMethod):
     offload: bool = field(default=False, metadata={"help": "keep stored cross-attention in main memory"})
 
     roles: ClassVar[tuple[str, ...]] = ("self", "joint", "cross")
+    variants: ClassVar[tuple[dict, ...]] = ({}, {"dual": True})
     source: ClassVar[str] = "FreeSwim, sliding-window attention for training-free ultra-high-resolution video"
 
     def __post_init__(self):

@@ -26,17 +26,7 @@ def families(json: Json = False) -> None:
 
 
 def _methods_for(name: str) -> list[str]:
-    """The methods that, with their default settings, serve at least one kind of attention of a family."""
-    from genkit.attention import registry
-    from genkit.patching.families.base import records
-    from genkit.patching.targets import role_reason
+    """The methods that, in one of their forms, serve at least one kind of attention of a family."""
+    from genkit.patching.matrix import matrix
 
-    family = next(record for record in records() if record.name == name)
-    fitting = []
-    for method in registry.names():
-        if any(field.default == "required" for field in registry.describe_method(method).fields):
-            continue  # without its settings nobody can say where it fits
-        built = registry.build(method)
-        if any(role_reason(built, role, family) is None for role in family.roles):
-            fitting.append(method)
-    return fitting
+    return list(dict.fromkeys(cell.row.method for cell in matrix() if cell.family == name and cell.fits))

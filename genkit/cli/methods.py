@@ -13,11 +13,17 @@ from genkit.cli.output import print_json, print_table
 
 def methods(
     name: Annotated[str | None, typer.Argument(help="Show this method with all its settings.")] = None,
+    matrix: Annotated[
+        bool, typer.Option("--matrix", help="Show which kinds of attention of which model family each method serves.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """List the attention methods, or one method with the settings that --attention-args takes."""
     from genkit.attention import registry
 
+    if matrix:
+        _print_matrix(name, json)
+        return
     found = [registry.describe_method(name)] if name else registry.methods()
     if json:
         print_json({"methods": [dataclasses.asdict(method) for method in found]})
@@ -37,3 +43,24 @@ def methods(
 
 def _yes(value: bool) -> str:
     return "yes" if value else "no"
+
+
+def _print_matrix(name: str | None, json: bool) -> None:
+    """The table method x family; below it every refusal with its reason."""
+    from genkit.patching.matrix import matrix
+
+    cells = matrix(name)
+    if json:
+        print_json({"matrix": [{**dataclasses.asdict(cell), "fits": cell.fits} for cell in cells]})
+        return
+    families = list(dict.fromkeys(cell.family for cell in cells))
+    served: dict[str, dict[str, str]] = {}
+    refused: dict[tuple[str, str], list[str]] = {}
+    for cell in cells:
+        served.setdefault(str(cell.row), {})[cell.family] = " + ".join(cell.roles) or "-"
+        for reason in dict.fromkeys(cell.reasons.values()):
+            refused.setdefault((str(cell.row), reason), []).append(cell.family)
+    table = [(row, *(found[family] for family in families)) for row, found in served.items()]
+    print_table(["method", *families], table)
+    for (row, reason), where in refused.items():
+        print(f"{row} on {', '.join(where)}: {reason}")

@@ -120,6 +120,15 @@ def test_families_lists_the_known_models(call):
     assert "WanPipeline" in call("families")[1]
 
 
+def test_methods_by_family(call):
+    code, out, _ = call("methods", "--matrix")
+    assert code == 0 and "Qwen-Image" in out and "sliding_window on Wan" in out and "dual=true" in out
+    code, out, _ = call("methods", "radial", "--matrix", "--json")
+    cells = json.loads(out)["matrix"]
+    assert code == 0 and {cell["row"]["method"] for cell in cells} == {"radial"} and len(cells) >= 10
+    assert next(cell["roles"] for cell in cells if cell["family"] == "Flux") == ["joint"]
+
+
 def test_recipes_are_listed_with_origins(call):
     code, out, _ = call("recipes")
     assert code == 0 and "wan2.1-14b-radial" in out and "genkit recipes NAME" in out

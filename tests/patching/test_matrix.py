@@ -1,0 +1,79 @@
+"""The table method x family against reality: every cell patches a tiny model of the real class and runs, or refuses."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import genkit
+from genkit.errors import UnsupportedError
+from genkit.patching.families.base import records
+from genkit.patching.matrix import Cell, Row, matrix, rows
+
+# Settings under which a method hides something on 60 tokens; what a method is for must not depend on them.
+SMALL = {
+    "agent": {"cell": (1, 2, 2), "min_tokens": 0},
+    "mixture_of_block": {"temporal": 1, "spatial": (2, 2), "box": (1, 2, 2)},
+    "neighborhood": {"size": 3},
+    "radial": {"block_size": 16, "near": "decay", "sink": False, "decay_factor": 0.01, "thin_below": 128},
+    "sliding_window": {"base": (2, 2)},
+}
+# Methods that see one frame as dense on purpose.
+SAME_ON_IMAGES = {"radial"}
+TINY = {
+    "Wan": "wan", "Flux": "flux", "SD3": "sd35", "HunyuanVideo": "hunyuan_video", "CogVideoX": "cogvideox",
+    "Mochi": "mochi", "LTX-Video": "ltx", "LTX-2": "ltx2", "Qwen-Image": "qwen_image", "UNet2DCondition": "unet",
+}  # fmt: skip
+CELLS = matrix()
+
+
+def test_the_matrix_is_whole():
+    from genkit.attention import registry
+
+    assert {row.method for row in rows()} == set(registry.names())
+    assert len(CELLS) == len(rows()) * len(records())
+    assert {cell.family for cell in CELLS} == set(TINY) == {family.name for family in records()}
+    assert all(cell.fits != bool(cell.reason) for cell in CELLS)
+    for row in rows():
+        assert row.build(**SMALL.get(row.method, {})).name == row.method
+
+
+def test_known_cells():
+    served = {(str(cell.row), cell.family): cell for cell in CELLS}
+    assert served["radial", "Wan"].roles == ("self",) and served["radial", "Flux"].roles == ("joint",)
+    assert served["sliding_window (dual=true)", "Wan"].roles == ("self", "cross")
+    assert "dual=true" in served["sliding_window", "Wan"].reasons["cross"]
+    assert not served["sliding_window (dual=true)", "Flux"].fits
+    assert "dual=false" in served["sliding_window (dual=true)", "Flux"].reason
+    assert served["agent (agents=merge)", "UNet2DCondition"].roles == ("self",)
+    assert "single images" in served["agent (agents=merge)", "Wan"].reason
+
+
+@pytest.mark.parametrize("cell", CELLS, ids=lambda cell: f"{cell.row}-{cell.family}")
+def test_every_cell_is_true(tiny_model, cell: Cell):
+    case = tiny_model(TINY[cell.family])
+    method = cell.row.build(**SMALL.get(cell.row.method, {}))
+    if not cell.fits:
+        assert genkit.why_not(case.model, method) is not None
+        with pytest.raises(UnsupportedError) as refused:
+            genkit.patch(case.model, method)
+        assert any(reason in str(refused.value) for reason in cell.reasons.values())
+        return
+    assert genkit.why_not(case.model, method) is None
+    reference = case.run()
+    with genkit.patch(case.model, method, backend="reference", total_steps=4) as handle:
+        out, report = case.run(), handle.report()
+    assert {site.role for site in report.sites} == set(cell.roles)
+    assert all(site.ran or site.declined for site in report.sites) and out.isfinite().all()
+    still = method.name in SAME_ON_IMAGES and case.grid[0] == 1
+    if method.name in SMALL and not still:
+        assert report.ran and not torch.allclose(out, reference, atol=1e-5)
+    assert torch.equal(case.run(), reference)
+
+
+def test_a_method_without_its_settings_is_told():
+    broken = Row("neighborhood", {"size": "x"})
+    from genkit.patching.matrix import _cell
+
+    cell = _cell(broken, records()[0])
+    assert not cell.fits and "neighborhood.size" in cell.reason
