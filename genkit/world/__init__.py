@@ -8,11 +8,18 @@
 >>> clip = world.render_clip(scene, tracks, 128, 128)
 >>> clip.shape
 (17, 128, 128, 3)
+>>> picture, placement = world.draw_picture(rng, 128, 128)
+>>> world.render_picture(picture, placement, 128, 128).shape
+(128, 128, 3)
 """
 
 from genkit.world.caption import caption, words
 from genkit.world.judge import SeenActor, Verdict, judge_clip, score
 from genkit.world.listen import EventScore, Heard, compare_events, listen
+from genkit.world.picture_caption import picture_caption, picture_words
+from genkit.world.picture_judge import PictureVerdict, SeenPart, judge_picture, score_picture, seen_relation
+from genkit.world.picture_render import render_picture
+from genkit.world.picture_scene import Picture, PictureActor, Placement, draw_picture, picture_split
 from genkit.world.render import render_clip
 from genkit.world.scene import SPLITS, Actor, Scene, Tracks, actor_gap, draw_scene, lay_out, split_of
 from genkit.world.sound import Event, find_events, render_sound
@@ -23,21 +30,34 @@ __all__ = [
     "Event",
     "EventScore",
     "Heard",
+    "Picture",
+    "PictureActor",
+    "PictureVerdict",
+    "Placement",
     "Scene",
     "SeenActor",
+    "SeenPart",
     "Tracks",
     "Verdict",
     "actor_gap",
     "caption",
     "compare_events",
+    "draw_picture",
     "draw_scene",
     "find_events",
     "judge_clip",
+    "judge_picture",
     "lay_out",
     "listen",
+    "picture_caption",
+    "picture_split",
+    "picture_words",
     "render_clip",
+    "render_picture",
     "render_sound",
     "score",
+    "score_picture",
+    "seen_relation",
     "split_of",
     "words",
 ]

@@ -35,10 +35,10 @@ def motion_phrase(motion: str, rng: np.random.Generator | None = None) -> str:
     return pick(_MOTION_PHRASES[motion])
 
 
-def actor_phrase(actor: Actor, rng: np.random.Generator | None = None, size: bool = True) -> str:
-    """Words for an actor without its motion, for instance "a big red ball"."""
+def actor_phrase(actor: Actor, rng: np.random.Generator | None = None, size: bool = True, texture: str = "") -> str:
+    """Words for an actor without its motion, for instance "a big red ball"; ``texture`` is said before the colour."""
     pick = (lambda options: options[0]) if rng is None else (lambda options: str(rng.choice(options)))
-    words = [actor.colour, pick(SHAPE_WORDS[actor.shape])]
+    words = [*filter(None, [texture]), actor.colour, pick(SHAPE_WORDS[actor.shape])]
     if size and SIZE_WORDS[actor.size] and actor.motion not in ("grow", "shrink"):
         words.insert(0, pick(SIZE_WORDS[actor.size]))
     article = "an" if words[0] == "orange" else "a"

@@ -12,28 +12,21 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from genkit.errors import UsageError
+from genkit.world.reading import (
+    MIN_AREA,
+    PALETTE_REACH,
+    SOFT_LIMIT,
+    UNCLEAR,
+    dilate,
+    erode,
+    read_background,
+    read_moments,
+    read_place,
+    read_shape,
+    read_size,
+)
 from genkit.world.scene import Scene
-from genkit.world.vocabulary import BACKGROUND_PALETTE, BACKGROUNDS, COLOURS, DIRECTIONS, PALETTE
-
-UNCLEAR = "unclear"
-
-# Distances in RGB units of 0..255.
-_PALETTE_REACH = 56.0
-_BACKGROUND_REACH = 44.0
-_MIN_AREA = 90.0
-# Rotation-invariant figures of perfect shapes: size of the twofold, threefold and fourfold harmonic, and solidity
-# (share of the convex hull that is filled, as measured on pixels).
-_SHAPE_FIGURES = {
-    "circle": (0.0, 0.0, 0.0, 0.98),
-    "square": (0.0, 0.0, 0.43, 0.94),
-    "triangle": (0.0, 0.66, 0.0, 0.90),
-    "cross": (0.0, 0.0, 0.47, 0.73),
-}
-_FIGURE_WEIGHTS = np.array([0.7, 1.0, 1.0, 1.6])
-# Share of a mask's weight in half-covered pixels: about 0.1 for a crisp outline, 0.3 for a rim of three pixels.
-_SOFT_LIMIT = 0.6
-_SHAPE_REACH = 0.21
-_HULL_ANGLES = np.deg2rad(np.arange(0, 360, 7.5))
+from genkit.world.vocabulary import COLOURS, DIRECTIONS, PALETTE
 
 
 @dataclass(frozen=True)
@@ -75,7 +68,7 @@ def judge_clip(clip: np.ndarray) -> Verdict:
         raise UsageError(f"the judge reads uint8 arrays (frames, height, width, 3), got {clip.dtype} {clip.shape}")
     pixels = clip.astype(np.float32)
     notes: list[str] = []
-    background, ground = _background(pixels, notes)
+    background, ground = read_background(pixels, notes)
     if background == UNCLEAR:
         return Verdict((), UNCLEAR, tuple(notes))
     masks = _colour_masks(pixels, ground, background, notes)
@@ -91,7 +84,7 @@ def score(scene: Scene, verdict: Verdict, moving: bool = True) -> dict[str, bool
     only when they are right for every actor. ``size`` is left out for growing and shrinking actors.
     """
     result = {"background": verdict.background == scene.background, "count": len(verdict.actors) == len(scene.actors)}
-    pairs = _match(scene, verdict)
+    pairs = match_actors(scene, verdict)
     sized = [pair for pair in pairs if pair[0].motion not in ("grow", "shrink")]
     for name, chosen in (("colour", pairs), ("shape", pairs), ("size", sized), ("motion", pairs if moving else [])):
         if chosen:
@@ -102,7 +95,8 @@ def score(scene: Scene, verdict: Verdict, moving: bool = True) -> dict[str, bool
     return result
 
 
-def _match(scene: Scene, verdict: Verdict) -> list[tuple]:
+def match_actors(scene, verdict) -> list[tuple]:
+    """Pairs (asked actor, seen actor or None): by colour first, what is left in order."""
     free = list(verdict.actors)
     pairs = []
     for asked in scene.actors:
@@ -116,45 +110,6 @@ def _match(scene: Scene, verdict: Verdict) -> list[tuple]:
     return [tuple(pair) for pair in pairs]
 
 
-def _background(pixels: np.ndarray, notes: list[str]) -> tuple[str, np.ndarray]:
-    """Name and colour of the background: most border pixels of every frame must agree on one palette entry."""
-    edge = max(2, min(pixels.shape[1:3]) // 32)
-    border = np.concatenate(
-        [
-            pixels[:, :edge].reshape(len(pixels), -1, 3),
-            pixels[:, -edge:].reshape(len(pixels), -1, 3),
-            pixels[:, :, :edge].reshape(len(pixels), -1, 3),
-            pixels[:, :, -edge:].reshape(len(pixels), -1, 3),
-        ],
-        axis=1,
-    )
-    ground = np.median(border.reshape(-1, 3), axis=0)
-    distance = np.linalg.norm(BACKGROUND_PALETTE - ground, axis=1)
-    best = int(distance.argmin())
-    agree = (np.linalg.norm(border - BACKGROUND_PALETTE[best], axis=-1) < _BACKGROUND_REACH).mean(axis=1)
-    if distance[best] > _BACKGROUND_REACH or agree.min() < 0.6:
-        notes.append(
-            f"background: nearest palette colour is {distance[best]:.0f} away, {agree.min():.0%} of the border agrees"
-        )
-        return UNCLEAR, ground
-    return list(BACKGROUNDS)[best], ground
-
-
-def _erode(mask: np.ndarray, times: int) -> np.ndarray:
-    for _ in range(times):
-        inner = mask.copy()
-        inner[:, 1:] &= mask[:, :-1]
-        inner[:, :-1] &= mask[:, 1:]
-        inner[:, :, 1:] &= mask[:, :, :-1]
-        inner[:, :, :-1] &= mask[:, :, 1:]
-        mask = inner
-    return mask
-
-
-def _dilate(mask: np.ndarray, times: int) -> np.ndarray:
-    return ~_erode(~mask, times)
-
-
 def _colour_masks(pixels: np.ndarray, ground: np.ndarray, background: str, notes: list[str]) -> list[tuple]:
     """Core masks of the colours that form an object, largest first, each with the cores of the other objects."""
     names = list(COLOURS)
@@ -163,7 +118,7 @@ def _colour_masks(pixels: np.ndarray, ground: np.ndarray, background: str, notes
     points = pixels[off_ground]
     distance = np.linalg.norm(points[:, None] - PALETTE[None], axis=-1)
     nearest, gap = distance.argmin(-1), distance.min(-1)
-    solid = (gap < _PALETTE_REACH) & (np.linalg.norm(points - ground, axis=-1) > gap)
+    solid = (gap < PALETTE_REACH) & (np.linalg.norm(points - ground, axis=-1) > gap)
     found = []
     for index, name in enumerate(names):
         chosen = solid & (nearest == index)
@@ -172,7 +127,7 @@ def _colour_masks(pixels: np.ndarray, ground: np.ndarray, background: str, notes
         # Eroding twice removes the rims where object and background mix into a third colour.
         core = np.zeros(off_ground.shape, dtype=bool)
         core[off_ground] = chosen
-        core = _erode(core, 2)
+        core = erode(core, 2)
         area = core.sum(axis=(1, 2))
         present = area >= 12
         if area.mean() < 24 or present.mean() < 0.5:
@@ -196,83 +151,25 @@ def _describe(pixels, ground, colour, core, others, notes) -> SeenActor:
     entry = np.array(COLOURS[colour], dtype=np.float32)
     axis = entry - ground
     alpha = np.clip(((pixels - ground) @ axis) / float(axis @ axis), 0.0, 1.0)
-    near = _dilate(core, 5)
+    near = dilate(core, 5)
     if others.any():
-        near &= ~_dilate(others, 4)
+        near &= ~dilate(others, 4)
     alpha = np.where(near, alpha, 0.0)
     alpha[alpha < 0.15] = 0.0
-    steps = [_moments(frame) for frame in alpha]
+    steps = [read_moments(frame) for frame in alpha]
     area, x, y, harmonics, solidity = (np.array(column) for column in zip(*steps, strict=True))
-    usable = area >= _MIN_AREA
+    usable = area >= MIN_AREA
     whole = bool(usable.mean() >= 0.8)
     if not whole:
         notes.append(f"the {colour} object is too small or absent in {(~usable).mean():.0%} of the frames")
-    shape = _shape(harmonics[usable], solidity[usable], colour, notes) if usable.any() else UNCLEAR
+    shape = read_shape(harmonics[usable], solidity[usable], colour, notes) if usable.any() else UNCLEAR
     softness = float((4 * alpha * (1 - alpha)).sum() / max(alpha.sum(), 1.0))
-    if softness > _SOFT_LIMIT:
+    if softness > SOFT_LIMIT:
         notes.append(f"the {colour} object has no sharp outline (softness {softness:.2f})")
         shape = UNCLEAR
     height, width = pixels.shape[1:3]
     motion = _motion(x, y, area, harmonics, shape) if whole and usable.all() else UNCLEAR
-    return SeenActor(colour, shape, _size(area[usable]), motion, _place(x, y, width, height), x, y, area)
-
-
-def _moments(alpha: np.ndarray) -> tuple:
-    """Area, centre, the twofold, threefold and fourfold harmonics (complex) and solidity of one soft mask."""
-    area = float(alpha.sum())
-    if area < 1.0:
-        return 0.0, np.nan, np.nan, np.zeros(3, complex), np.nan
-    rows, columns = np.nonzero(alpha)
-    weight = alpha[rows, columns]
-    x, y = float((weight * columns).sum() / area), float((weight * rows).sum() / area)
-    z = (columns - x) + 1j * (rows - y)
-    radius = np.abs(z)
-    harmonics = np.array([(weight * z**n).sum() / max((weight * radius**n).sum(), 1e-6) for n in (2, 3, 4)])
-    return area, x + 0.5, y + 0.5, harmonics, _solidity(z[weight > 0.5], area)
-
-
-def _solidity(points: np.ndarray, area: float) -> float:
-    """Area over the area of the convex hull, by the hull's support function in fixed directions."""
-    if not len(points):
-        return np.nan
-    # Half a pixel from a pixel's centre to its edge.
-    reach = (points[:, None] * np.exp(-1j * _HULL_ANGLES)).real.max(axis=0) + 0.5
-    step = _HULL_ANGLES[1] - _HULL_ANGLES[0]
-    edges = (np.roll(reach, -1) + np.roll(reach, 1) - 2 * reach * np.cos(step)) / np.sin(step)
-    return area / (0.5 * float((reach * edges).sum()))
-
-
-def _shape(harmonics: np.ndarray, solidity: np.ndarray, colour: str, notes: list[str]) -> str:
-    """Nearest perfect shape by harmonics (frames, 3) and solidity (frames,); most frames must agree."""
-    seen = np.concatenate([np.abs(harmonics), solidity[:, None]], axis=-1)
-    table = np.array(list(_SHAPE_FIGURES.values()))
-    distance = np.linalg.norm((seen[:, None] - table[None]) * _FIGURE_WEIGHTS, axis=-1)
-    middle = np.linalg.norm((np.nanmedian(seen, axis=0) - table) * _FIGURE_WEIGHTS, axis=-1)
-    best = int(middle.argmin())
-    agreement = float((distance.argmin(-1) == best).mean())
-    second = float(np.partition(middle, 1)[1])
-    if not middle[best] < min(_SHAPE_REACH, 0.8 * second) or agreement < 0.6:
-        notes.append(
-            f"the {colour} outline is {middle[best]:.2f} from the nearest shape, {agreement:.0%} of frames agree"
-        )
-        return UNCLEAR
-    return list(_SHAPE_FIGURES)[best]
-
-
-def _size(area: np.ndarray) -> str:
-    if not len(area):
-        return UNCLEAR
-    radius = float(np.sqrt(np.median(area) / np.pi))
-    return "small" if radius < 15.5 else "medium" if radius < 20.7 else "big"
-
-
-def _place(x: np.ndarray, y: np.ndarray, width: int, height: int) -> tuple[str, str]:
-    """Horizontal and vertical third in which the object starts."""
-    if not len(x) or np.isnan(x[0]):
-        return (UNCLEAR, UNCLEAR)
-    across = ("left", "middle", "right")[min(int(3 * x[0] / width), 2)]
-    down = ("top", "middle", "bottom")[min(int(3 * y[0] / height), 2)]
-    return across, down
+    return SeenActor(colour, shape, read_size(area[usable]), motion, read_place(x, y, width, height), x, y, area)
 
 
 def _motion(x, y, area, harmonics, shape: str) -> str:

@@ -15,6 +15,13 @@ _TRIANGLE_INRADIUS = 0.778
 _CROSS_LENGTH, _CROSS_HALF = 1.12, 0.42
 # Farthest point of any shape from its centre: the corner of the triangle.
 _REACH = 2 * _TRIANGLE_INRADIUS
+#: How far a shape that is not turned reaches to the left, right, top and bottom of its centre, in units of its radius.
+SHAPE_EXTENTS: dict[str, tuple[float, float, float, float]] = {
+    "circle": (1.0, 1.0, 1.0, 1.0),
+    "square": (_SQUARE_HALF,) * 4,
+    "triangle": (float(_SQRT3) * _TRIANGLE_INRADIUS,) * 2 + (_REACH, _TRIANGLE_INRADIUS),
+    "cross": (_CROSS_LENGTH,) * 4,
+}
 
 
 def _distance(shape: str, u: np.ndarray, v: np.ndarray, radius: np.ndarray) -> np.ndarray:

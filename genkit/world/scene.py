@@ -127,12 +127,12 @@ def draw_scene(
         count = actors or (2 if rng.random() < two_share else 1)
         first = int(rng.integers(len(names)))
         colours = [names[first], names[(first + int(rng.integers(1, len(names)))) % len(names)]][:count]
-        background = _pick(rng, [name for name in BACKGROUNDS if name not in colours])
+        background = pick(rng, [name for name in BACKGROUNDS if name not in colours])
         cast = []
         for colour in colours:
-            shape = _pick(rng, SHAPES)
+            shape = pick(rng, SHAPES)
             motion = _draw_motion(rng, shape) if moving else "still"
-            size = _pick(rng, SIZES if count == 1 else SIZES[:2])
+            size = pick(rng, SIZES if count == 1 else SIZES[:2])
             if motion in ("grow", "shrink"):
                 size = "medium"
             cast.append(Actor(colour, shape, size, motion))
@@ -153,7 +153,8 @@ _MOTION_GROUPS = (
 _MOTION_SHARES = (0.36, 0.18, 0.09, 0.09, 0.09, 0.09, 0.10)
 
 
-def _pick(rng: np.random.Generator, options):
+def pick(rng: np.random.Generator, options):
+    """One of the options, all equally likely."""
     return options[int(rng.integers(len(options)))]
 
 
@@ -165,7 +166,7 @@ def _draw_motion(rng: np.random.Generator, shape: str) -> str:
                 group = candidate
                 break
             level -= share
-        motion = _pick(rng, group)
+        motion = pick(rng, group)
         if not (motion == "spin" and shape == "circle"):
             return motion
 
