@@ -12,9 +12,9 @@ from benchmarks.environment import RESULTS, environment, machine_line, table, wr
 
 # Method, settings and schedule of the comparison; densities are reported, not assumed.
 METHODS = (
-    ("neighborhood", {"size": "5x9x9"}, {"steps": "4:", "layers": None}),
-    ("neighborhood", {"size": "5x7x7"}, {"steps": "4:", "layers": None}),
-    ("radial", {"block_size": "64", "decay_factor": "0.5"}, {"steps": "4:", "layers": "1:"}),
+    ("neighborhood", {"size": "7x8x8", "stride": "1x4x4"}, {"steps": "4:"}),
+    ("neighborhood", {"size": "5x9x9"}, {"steps": "4:"}),
+    ("radial", {"near": "decay", "sink": "false"}, {"steps": "4:", "layers": "1:"}),
 )
 SPLITS = (
     ("train", "seen"),
@@ -123,14 +123,13 @@ def _comparison_rows(pipeline, pairs: int, request) -> list[dict[str, object]]:
     ]
     for name, settings, schedule in METHODS:
         method = registry.build(name, settings)
-        where = genkit.Schedule(**{key: value for key, value in schedule.items() if value})
-        with genkit.patch(pipeline, method, schedule=where) as handle:
+        with genkit.patch(pipeline, method, schedule=genkit.Schedule(**schedule)) as handle:
             clips, seconds = generate_clips(pipeline, captions, request, 500, lambda d, t, n=name: _tell(n, d, t))
             report = handle.report()
         result, _ = judge_clips(scenes, clips)
         rows.append(
             {
-                "method": f"{method.describe()} {handle_text(schedule)}",
+                "method": f"{method.describe()} {schedule_text(schedule)}",
                 "density computed": f"{report.density.computed:.3f}",
                 "density executed": f"{report.density.executed:.3f}",
                 "attention ms per call": f"{1e3 * report.seconds / report.ran:.1f}",
@@ -145,9 +144,9 @@ def _comparison_rows(pipeline, pairs: int, request) -> list[dict[str, object]]:
     return rows
 
 
-def handle_text(schedule: dict) -> str:
+def schedule_text(schedule: dict) -> str:
     """The schedule as shown in the table."""
-    return ", ".join(f"{key} {value}" for key, value in schedule.items() if value)
+    return ", ".join(f"{key} {value}" for key, value in schedule.items())
 
 
 def _tell(title: str, done: int, total: int) -> None:
