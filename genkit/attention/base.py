@@ -7,7 +7,7 @@ import hashlib
 import itertools
 import threading
 import weakref
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -79,6 +79,23 @@ class Density:
         return f"{text} (nothing is hidden: runs dense)" if self.dense else text
 
 
+@dataclass(frozen=True)
+class Place:
+    """One attention module a method is put on, as :meth:`Method.install` gets it.
+
+    Args:
+        name, role, layer, layers, heads: as in :class:`Site`.
+        module: the model's attention module; methods may read its sizes and follow its parts by forward hooks.
+    """
+
+    name: str
+    role: str
+    layer: int
+    layers: int
+    heads: int
+    module: Any = dataclasses.field(compare=False, repr=False)
+
+
 _SEEN_TENSORS = 256
 _CACHE_NUMBERS = itertools.count(1)
 _CACHES: weakref.WeakValueDictionary[int, PatchCache] = weakref.WeakValueDictionary()
@@ -102,6 +119,7 @@ class PatchCache:
         self.backend = backend
         self.device = torch.device("cpu")
         self.shelf = Shelf()
+        self.aside = ""  # name of a method that makes denoiser calls for itself, outside of the sampling loop
         self._items: dict[Hashable, Any] = {}
         self._recent: dict[Hashable, Any] = {}
         self._seen: dict[Hashable, tuple[weakref.ref, Hashable]] = {}
@@ -214,6 +232,33 @@ class Method:
             (B, Nq, H, D), or None to decline: then the model's own attention runs.
         """
         raise TypeError(f"{type(self).__name__} defines no attend()")
+
+    @property
+    def adds(self) -> bool:
+        """Whether :meth:`attend` gives a term to add to what computes the attention, instead of the whole output.
+
+        Such a method shares its sites with one that computes the attention, or with the model's own attention.
+        """
+        return False
+
+    def install(self, place: Place, cache: PatchCache) -> Iterable[Any]:
+        """Called once per attention module when a patch is made: makes weights (see ``PatchWeights``), sets hooks.
+
+        Returns:
+            What has to be undone when the patch is removed: objects with ``remove()``.
+        """
+        return ()
+
+    def ready(self, cache: PatchCache) -> None:
+        """Called once when the method is on all its sites: the time to read weights from a file."""
+
+    def arguments(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Changes to the denoiser's forward arguments, by name; a pure function, so that graphs can be traced."""
+        return {}
+
+    def observe(self, given: Mapping[str, Any], cache: PatchCache) -> None:
+        """Called before every denoiser call with its arguments as the pipeline gave them (in compiled graphs: those
+        the family reads)."""
 
     def density(self, site: Site, cache: PatchCache) -> Density | None:
         """Computed and executed density at a site, or None when it depends on the data."""

@@ -19,6 +19,7 @@ _MODULES = {
     "mixture_of_block": "genkit.attention.mixture_of_block",
     "neighborhood": "genkit.attention.neighborhood",
     "radial": "genkit.attention.radial",
+    "reference": "genkit.attention.reference",
     "sliding_window": "genkit.attention.sliding_window",
 }
 _METHODS: dict[str, type[Method]] = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from genkit.patching.families import FamilyInfo, families
 from genkit.patching.handle import PatchHandle, patch
 from genkit.patching.parts import Part
+from genkit.patching.positions import time_shift
 from genkit.patching.processors import attn_processors
 from genkit.patching.report import Description, Report
 from genkit.patching.schedule import Schedule
@@ -20,5 +21,6 @@ __all__ = [
     "attn_processors",
     "families",
     "patch",
+    "time_shift",
     "why_not",
 ]

@@ -21,12 +21,14 @@ class Moment:
         steps: number of steps, or None when nobody tells.
         branch: the name the pipeline announces for this call, or None.
         run: number of the sampling run this patch has seen, from 0.
+        aside: the call belongs to no loop, a method makes it for itself (a reference pass).
     """
 
     step: int | None = None
     steps: int | None = None
     branch: str | None = None
     run: int = 0
+    aside: bool = False
 
 
 class Clock:

@@ -98,6 +98,8 @@ def _pack(name: str, value: Any, tensors: list, tensor_names: list, numbers: lis
     """Flatten one argument; nested lists of numbers get dotted names."""
     if value is None:
         return
+    if isinstance(value, float):
+        value = torch.tensor(value)  # the operator's numbers are whole
     if isinstance(value, torch.Tensor):
         tensors.append(value)
         tensor_names.append(name)

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from genkit.attention.base import Method, PatchCache
+from genkit.attention.base import Method, PatchCache, Place
+from genkit.attention.weights import PatchWeights
 from genkit.errors import UnsupportedError, UsageError, explain
 from genkit.patching.clock import Clock, Moment
 from genkit.patching.compiled import forget_stale_graphs
@@ -97,6 +98,7 @@ class PatchHandle:
         self._hook = hook
         self._denoisers = find_denoisers(target)
         self._claims: list[tuple[Denoiser, Slot, Claim]] = []
+        self._fittings: list[Any] = []
         self._run: int | None = None
         self._announced: set[str | None] = set()
         self._forwards_before = 0
@@ -112,6 +114,8 @@ class PatchHandle:
         try:
             for placement in placements:
                 self._install(placement)
+            for part in parts:
+                part.method.ready(self.cache)
         except BaseException:
             self.remove()
             raise
@@ -143,7 +147,7 @@ class PatchHandle:
             there = [(claim.method, claim.schedule) for claim in slot.claims] if slot is not None else []
             there += taken.setdefault(id(found.module), [])
             for method, schedule in there:
-                if not schedule.disjoint(plan):
+                if method.adds == placement.part.method.adds and not schedule.disjoint(plan):
                     raise UsageError(
                         f"layer {placement.denoiser.prefix}{found.path} already has {method.describe()} ({schedule}): "
                         f"remove that patch, or give the two disjoint roles, layers, steps or branches"
@@ -168,6 +172,7 @@ class PatchHandle:
             model = denoiser.model()
             denoiser.watch = Watch.of(model) or Watch(model, denoiser.family, self._clock)
             denoiser.watch.listeners.append(self._check)
+            denoiser.watch.methods += [(part.method, self.cache) for part in self.parts]
         slots = denoiser.watch.slots
         if found.path not in slots:
             slots[found.path] = Slot(denoiser.watch, found, *denoiser.layer(found), denoiser.prefix + found.path)
@@ -177,10 +182,19 @@ class PatchHandle:
         claim = Claim(placement.part.method, placement.part.plan, placement.heads, self.cache)
         slot.claims.append(claim)
         self._claims.append((denoiser, slot, claim))
+        place = Place(slot.name, slot.role, slot.layer, slot.layers, slot.heads, found.module)
+        self._fittings += claim.method.install(place, self.cache)
+        claim.weighted = slot.name in self.weights
+        if placement.heads is not None and (claim.method.adds or claim.weighted):
+            raise UsageError(
+                f"layer {slot.name}: {claim.method.name} needs all {slot.heads} heads; leave heads out of the schedule"
+            )
 
     def _check(self, watch: Watch) -> None:
         """At every denoiser call: does the schedule fit what the sampling loop turned out to be?"""
         moment = watch.moment
+        if moment.aside:
+            return
         if self._run != moment.run:
             self._run = moment.run
             self._announced = set()
@@ -198,6 +212,11 @@ class PatchHandle:
     def sites(self) -> tuple[str, ...]:
         """Names of the sites the methods are on."""
         return tuple(slot.name for _, slot, _ in self._claims)
+
+    @property
+    def weights(self) -> PatchWeights:
+        """The trainable weights of the patch's methods, a module: ``parameters()``, ``save(path)``, ``load(path)``."""
+        return PatchWeights.of(self.cache)
 
     @property
     def slots(self) -> dict[str, Slot]:
@@ -289,6 +308,8 @@ class PatchHandle:
         """Restore the model bit for bit. Twice is harmless. Under activation checkpointing call it after backward."""
         if not self._lease.alive:
             return
+        for fitting in self._fittings:
+            fitting.remove()
         for denoiser, slot, claim in self._claims:
             slot.claims.remove(claim)
             if not slot.claims:
@@ -298,6 +319,8 @@ class PatchHandle:
             if denoiser.watch is None:
                 continue
             denoiser.watch.listeners.remove(self._check)
+            for part in self.parts:
+                denoiser.watch.methods.remove((part.method, self.cache))
             if not denoiser.watch.listeners:
                 denoiser.watch.close()
         self._lease()

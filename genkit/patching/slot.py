@@ -42,13 +42,21 @@ class Claim:
         self.schedule = schedule
         self.heads = heads
         self.cache = cache
+        self.weighted = False  # whether the method has trainable weights here
         self.tally = Tally()
         self._steps: frozenset[int] | None = None
         self._total: int | None = None
         self._verdicts: dict[Any, str | None] = {}
 
+    @property
+    def adds(self) -> bool:
+        """Whether the method's output is added to the attention; not while it makes a call for itself."""
+        return self.method.adds and not self.cache.aside
+
     def covers(self, moment: Moment) -> bool:
         """Whether the schedule includes a call at this moment. The owner has checked that the schedule fits."""
+        if moment.aside:
+            return self.cache.aside == self.method.name
         schedule = self.schedule
         if schedule.branches is not None and moment.branch not in schedule.branches:
             return False
@@ -160,6 +168,12 @@ class Slot:
         index = record.calls
         record.calls += 1
         if torch.compiler.is_compiling():
+            if torch.is_grad_enabled() and any(claim.weighted for claim in self.claims):
+                # The operator gives gradients to q, k and v only; these weights would miss theirs in silence.
+                raise UnsupportedError(
+                    f"layer {self.name}: weights of a method cannot be trained inside torch.compile; train without "
+                    f"compiling, or run inside torch.no_grad()"
+                )
             return compiled.attend(self.number, index, q, k, v, call)
         with seam.own_attention():
             return self.serve(index, q, k, v, call)
@@ -167,34 +181,54 @@ class Slot:
     def serve(
         self, index: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: Call, count: bool = True
     ) -> torch.Tensor:
-        """Run the method that covers this call, or the model's own attention, and note which."""
+        """Run the method that covers this call, or the model's own attention, add what is to be added, note which."""
         moment = self.watch.moment
-        chosen = next((claim for claim in self.claims if claim.covers(moment)), None)
+        covering = [claim for claim in self.claims if claim.covers(moment)]
         for claim in self.claims:
-            if claim is not chosen and count:
+            if count and claim not in covering:
                 claim.tally.outside += 1
-        if chosen is None:
-            return self._own(self.claims, q, k, v, call, count)
+        chosen = next((claim for claim in covering if not claim.adds), None)
+        out = None if chosen is None else self._run(chosen, index, q, k, v, call, moment, count)
+        if out is None:
+            out = self._own(self.claims if chosen is None else [chosen], q, k, v, call, count)
+        for claim in covering:
+            if claim.adds:
+                term = self._run(claim, index, q, k, v, call, moment, count)
+                out = out if term is None else out + term
+        return out
+
+    def _run(
+        self,
+        claim: Claim,
+        index: int,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        call: Call,
+        moment: Moment,
+        count: bool,
+    ) -> torch.Tensor | None:
+        """What a claim's method gives for this call; None when it cannot or declines, which is noted."""
         reason = call.obstacle or self._obstacle(q, k, call) or self._foreign_keys(q, k)
         if reason is None:
             view = self.watch.mask(self.role, call.mask, q, k)
             reason = view.obstacle
         if reason is None:
-            site = self._site(index, q, k, call, moment, view.keys, chosen)
-            reason = chosen.why_not(site)
+            site = self._site(index, q, k, call, moment, view.keys, claim)
+            reason = claim.why_not(site)
         if reason is None:
-            begun = chosen.tally.method_time.start(q)
-            out = chosen.attend(q, k, v, site, call)
+            begun = claim.tally.method_time.start(q)
+            out = claim.attend(q, k, v, site, call)
             if out is not None:
-                _check_output(self, chosen, out, q, v)
+                _check_output(self, claim, out, q, v)
                 if count:
-                    chosen.tally.method_time.stop(begun)
-                    self._note(chosen, site)
+                    claim.tally.method_time.stop(begun)
+                    self._note(claim, site)
                 return out
             reason = "the method declined this call"
         if count:
-            chosen.tally.declined[reason] += 1
-        return self._own([chosen], q, k, v, call, count)
+            claim.tally.declined[reason] += 1
+        return None
 
     def _own(
         self, claims: list[Claim], q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: Call, count: bool

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from genkit.attention.base import Method, PatchCache
 from genkit.errors import UnsupportedError
 from genkit.layout import TokenLayout
 from genkit.patching import compiled
@@ -35,6 +36,7 @@ class Watch:
         self.streams: dict[str, TokenLayout] = {}
         self.slots: dict[str, Slot] = {}
         self.listeners: list[Callable[[Watch], None]] = []
+        self.methods: list[tuple[Method, PatchCache]] = []
         self.forwards = 0
         self.context: Any = None
         self._moment: Moment | None = None
@@ -80,20 +82,33 @@ class Watch:
     def before(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Forward pre-hook of the model."""
         given = dict(zip(self.names, args, strict=False)) | kwargs
+        training = model.training and torch.is_grad_enabled()
         if torch.compiler.is_compiling():
-            training = model.training and torch.is_grad_enabled()
-            return compiled.observe(self, given, args, kwargs, training)
-        self.observe(given, model.training and torch.is_grad_enabled())
-        return None
+            args, kwargs = compiled.observe(self, given, args, kwargs, training)
+        else:
+            self.observe(given, training)
+        changes: dict[str, Any] = {}
+        for method, _ in self.methods:
+            changes.update(method.arguments(given))
+        if not changes:
+            return (args, kwargs) if torch.compiler.is_compiling() else None
+        names = self.names[: len(args)]
+        args = tuple(changes.pop(name, value) for name, value in zip(names, args, strict=True))
+        return args, {**kwargs, **changes}
 
     def observe(self, given: Mapping[str, Any], training: bool) -> None:
         """Take in the arguments of one call."""
         self.forwards += 1
         self._masks.clear()
-        self._moment = self.clock.tick(self.context, given.get("timestep"), training)
+        if any(cache.aside for _, cache in self.methods):
+            self._moment = Moment(aside=True)
+        else:
+            self._moment = self.clock.tick(self.context, given.get("timestep"), training)
         self.streams = self.family.streams(self.model(), given)
         for listener in self.listeners:
             listener(self)
+        for method, cache in self.methods:
+            method.observe(given, cache)
 
     def mask(self, role: str, mask: torch.Tensor | None, q: torch.Tensor, k: torch.Tensor) -> MaskView:
         """The attention mask as methods see it. Every layer of a role gets the same one, so it is read once a call."""

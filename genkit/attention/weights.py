@@ -1,0 +1,148 @@
+"""Trainable weights of a patch: a module beside the model, saved in its own safetensors file.
+
+They are never part of the model: its state dict, its ``save_pretrained`` and its LoRA files stay as they are.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from genkit.attention.base import PatchCache
+from genkit.errors import ArtifactError, UsageError
+from genkit.media.atomic import Files
+from genkit.models.check import check_safetensors
+
+FORMAT, VERSION = "genkit-attention-weights", "1"
+
+
+class PatchWeights(nn.Module):
+    """The weights of the methods of one patch, a module per attention layer that has some.
+
+    ``parameters()`` goes to an optimiser, :meth:`save` and :meth:`load` keep them in a file. Parameter names are
+    ``method/path/of/the/layer.name``.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleDict()
+        self.made_with: dict[str, dict[str, Any]] = {}
+
+    @staticmethod
+    def of(cache: PatchCache) -> PatchWeights:
+        """The weights that belong to a patch; without any they are an empty module."""
+        return cache.get("weights", PatchWeights)
+
+    def put(self, method: str, site: str, module: nn.Module, settings: Mapping[str, Any]) -> None:
+        """Add the weights of a method at a layer; ``settings`` go into the file to tell how they were made."""
+        key = _key(method, site)
+        if key in self.layers:
+            raise UsageError(f"layer {site} already has weights of {method}: put the method on a layer once per patch")
+        self.layers[key] = module
+        self.made_with[method] = {name: value for name, value in settings.items() if name != "weights"}
+
+    def at(self, method: str, site: str) -> nn.Module:
+        """The weights of a method at a layer; KeyError without."""
+        return self.layers[_key(method, site)]
+
+    def __contains__(self, site: str) -> bool:
+        """Whether any method has weights at a layer."""
+        tail = "/" + site.replace(".", "/")
+        return any(key.endswith(tail) and key.count("/") == tail.count("/") for key in self.layers)
+
+    def count(self) -> int:
+        """Number of trainable numbers."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def save(self, path: str | Path) -> Path:
+        """Write all weights into a safetensors file; it appears whole or not at all.
+
+        Raises:
+            UsageError: there are no weights, or the name does not end in ``.safetensors``. ArtifactError: not written.
+        """
+        from safetensors.torch import save_file
+
+        path = Path(path)
+        if path.suffix != ".safetensors":
+            raise UsageError(f"weights file: got {str(path)!r}, allowed: a name that ends in .safetensors")
+        tensors = {name: _plain(value) for name, value in self.named_weights().items()}
+        if not tensors:
+            raise UsageError("the patch has no trainable weights to save; its methods run without training")
+        facts = {"format": FORMAT, "version": VERSION, "methods": json.dumps(self.made_with, sort_keys=True)}
+        with Files() as files:
+            save_file(tensors, files.new(path), metadata=facts)
+        return path
+
+    def named_weights(self) -> dict[str, nn.Parameter]:
+        """Name in the file -> parameter."""
+        return {name.removeprefix("layers."): value for name, value in self.named_parameters()}
+
+    def load(self, path: str | Path, method: str | None = None) -> None:
+        """Read weights from a file made by :meth:`save`, of one method or of all of them.
+
+        Raises:
+            ArtifactError: a missing, truncated or foreign file, or one made for other layers, sizes or settings.
+            Nothing is changed then.
+        """
+        from safetensors.torch import load_file
+
+        path = Path(path)
+        facts = check_safetensors(path).get("__metadata__") or {}
+        if facts.get("format") != FORMAT:
+            raise ArtifactError(
+                f"{path} holds no weights of genkit attention methods (format {facts.get('format')!r}, expected "
+                f"{FORMAT!r}); LoRA files are loaded by the pipeline's load_lora_weights"
+            )
+        if facts.get("version") != VERSION:
+            raise ArtifactError(f"{path} has format version {facts.get('version')!r}, this genkit reads {VERSION!r}")
+        begin = "" if method is None else f"{method}/"
+        stored = {name: value for name, value in load_file(path).items() if name.startswith(begin)}
+        wanted = {name: value for name, value in self.named_weights().items() if name.startswith(begin)}
+        _compare(path, stored, wanted)
+        with torch.no_grad():
+            for name, parameter in wanted.items():
+                parameter.copy_(stored[name])
+
+
+def like(module: nn.Module) -> dict[str, Any]:
+    """Device and dtype for new weights beside a module: its device, float32, or float64 for a float64 model."""
+    parameter = next(iter(module.parameters()))
+    wide = torch.float64 if parameter.dtype == torch.float64 else torch.float32
+    return {"device": parameter.device, "dtype": wide}
+
+
+def draw(shape: tuple[int, ...], std: float, seed: int, device: torch.device, dtype: torch.dtype) -> nn.Parameter:
+    """A normal parameter from its own generator: making a patch never moves the global random numbers."""
+    generator = torch.Generator().manual_seed(seed)
+    return nn.Parameter((torch.randn(shape, generator=generator, dtype=torch.float64) * std).to(device, dtype))
+
+
+def _key(method: str, site: str) -> str:
+    return f"{method}/{site.replace('.', '/')}"
+
+
+def _plain(value: torch.Tensor) -> torch.Tensor:
+    return value.detach().to("cpu").contiguous().clone()
+
+
+def _compare(path: Path, stored: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor]) -> None:
+    """ArtifactError unless both have the same names and shapes."""
+    missing, foreign = sorted(set(wanted) - set(stored)), sorted(set(stored) - set(wanted))
+    if missing or foreign:
+        parts = [f"lacks {missing[0]} and {len(missing) - 1} more"] if missing else []
+        parts += [f"has {foreign[0]} and {len(foreign) - 1} more that this patch has no place for"] if foreign else []
+        raise ArtifactError(
+            f"{path} does not fit this patch: it {'; it '.join(parts)}. Patch the same model with the same method, "
+            f"settings and layers as in training"
+        )
+    for name, parameter in wanted.items():
+        if stored[name].shape != parameter.shape:
+            raise ArtifactError(
+                f"{path} does not fit this patch: {name} is {tuple(stored[name].shape)} in the file, "
+                f"{tuple(parameter.shape)} here; use the settings it was trained with"
+            )
