@@ -8,6 +8,8 @@ motions after far fewer steps. The read-out is dropped afterwards.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import torch
 from torch import nn
@@ -37,13 +39,31 @@ def scene_features(scene: Scene, tracks: Tracks, height: int, width: int, cell: 
     x, y, radius = (
         np.stack([column[:, g].mean(1) for g in groups], 1) for column in (tracks.x, tracks.y, tracks.radius)
     )
+    constant = np.stack([_constants(scene, actor) for actor in range(len(scene.actors))])
+    return nearest_features(x, y, radius, constant, height, width, cell)
+
+
+def nearest_features(
+    x: np.ndarray, y: np.ndarray, radius: np.ndarray, constant: np.ndarray, height: int, width: int, cell: int
+) -> np.ndarray:
+    """Features of the object nearest to every cell of a grid.
+
+    Args:
+        x, y, radius: (actors, T) in pixels.
+        constant: (actors, C), what is known of each actor.
+        height, width: canvas in pixels.
+        cell: pixels per position of the grid.
+
+    Returns:
+        float16 array (T, H, W, 4 + C): nearness of the object's centre, offset to it in canvas units, its radius, and
+        its constants.
+    """
     rows = (np.arange(height // cell) + 0.5) * cell
     columns = (np.arange(width // cell) + 0.5) * cell
     dx = x[:, :, None, None] - columns[None, None, None, :]
     dy = y[:, :, None, None] - rows[None, None, :, None]
     distance = np.sqrt(dx**2 + dy**2)
     nearest = distance.argmin(0)
-    constant = np.stack([_constants(scene, actor) for actor in range(len(scene.actors))])
     pick = lambda values: np.take_along_axis(np.broadcast_to(values, distance.shape), nearest[None], 0)[0]  # noqa: E731
     reach = np.broadcast_to(radius[:, :, None, None], distance.shape)
     local = [
@@ -57,32 +77,36 @@ def scene_features(scene: Scene, tracks: Tracks, height: int, width: int, cell: 
 
 def _constants(scene: Scene, index: int) -> np.ndarray:
     actor = scene.actors[index]
-    colour = np.array(COLOURS[actor.colour]) / 64 - 2
-    background = np.array(BACKGROUNDS[scene.background]) / 64 - 2
-    hot = [
-        np.eye(len(words))[words.index(word)]
-        for words, word in ((SHAPES, actor.shape), (MOTIONS, actor.motion), (SIZES, actor.size))
-    ]
-    return np.concatenate([colour, background, *(2 * part for part in hot)])
+    words = ((SHAPES, actor.shape), (MOTIONS, actor.motion), (SIZES, actor.size))
+    return known_words(actor.colour, scene.background, words)
+
+
+def known_words(colour: str, background: str, words: Iterable[tuple[tuple[str, ...], str]]) -> np.ndarray:
+    """Constants of an actor: both colours as RGB, then a one-hot vector for every (vocabulary, word)."""
+    tints = [np.array(table[name]) / 64 - 2 for table, name in ((COLOURS, colour), (BACKGROUNDS, background))]
+    hot = [np.eye(len(options))[options.index(word)] for options, word in words]
+    return np.concatenate([*tints, *(2 * part for part in hot)])
 
 
 class AlignmentHead(nn.Module):
-    """Linear read-out of one transformer block, kept up to date by a forward hook on that block.
+    """Linear read-out of one block, kept up to date by a forward hook on that block.
 
     Args:
-        block: the block whose output is read, (B, N, width).
+        block: the block whose output is read: (B, N, width) or (B, width, H, W), alone or last in a tuple.
         width: channels of the block's output.
+        features: numbers read per position.
     """
 
-    def __init__(self, block: nn.Module, width: int):
+    def __init__(self, block: nn.Module, width: int, features: int = FEATURES):
         super().__init__()
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
-        self.read = nn.Linear(width, FEATURES)
+        self.read = nn.Linear(width, features)
         self._seen: torch.Tensor | None = None
         block.register_forward_hook(self._keep)
 
-    def _keep(self, module: nn.Module, inputs, output: torch.Tensor) -> None:
-        self._seen = output
+    def _keep(self, module: nn.Module, inputs, output) -> None:
+        seen = output[-1] if isinstance(output, tuple) else output
+        self._seen = seen.flatten(2).transpose(1, 2) if seen.ndim == 4 else seen
 
     def loss(self, features: torch.Tensor) -> torch.Tensor:
         """Mean squared error against features (B, T, H, W, FEATURES) of the last forward pass."""

@@ -6,12 +6,16 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from genkit.errors import ArtifactError
 from genkit.models.registry import write_checksums
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
 
 LIMIT_MEGABYTES = 20.0
 SIDECAR = {
@@ -40,7 +44,7 @@ FLOW_SHIFT = 4.0
 
 
 def assemble_toy_video(model: nn.Module, vae: nn.Module, folder: Path, facts: dict) -> Path:
-    """Write the pipeline folder to a temporary name and move it into place.
+    """Put toy-video together and write its folder.
 
     Args:
         model: a :class:`genkit.training.toy_video.ToyVideo` holding the weights to ship.
@@ -65,14 +69,30 @@ def assemble_toy_video(model: nn.Module, vae: nn.Module, folder: Path, facts: di
         transformer=transformer,
         scheduler=scheduler,
     )
-    for part in (pipeline.text_encoder, pipeline.vae, pipeline.transformer):
-        for tensor in (*part.parameters(), *part.buffers()):
-            if tensor.is_floating_point():
-                tensor.data = tensor.data.to(torch.bfloat16)
+    return write_folder(pipeline, folder, SIDECAR, facts)
+
+
+def write_folder(pipeline: DiffusionPipeline, folder: Path, sidecar: dict, facts: dict) -> Path:
+    """Write a pipeline in bfloat16 with sidecar and checksums to a temporary name and move it into place.
+
+    Args:
+        pipeline: what to write; its weights are cast in place.
+        folder: where the model goes; an existing folder is replaced once the new one is whole.
+        sidecar: content of ``genkit.json``.
+        facts: stored as ``training.json``.
+
+    Raises:
+        ArtifactError: the folder would be larger than a shipped model may be; nothing is replaced then.
+    """
+    for part in pipeline.components.values():
+        if isinstance(part, nn.Module):
+            for tensor in (*part.parameters(), *part.buffers()):
+                if tensor.is_floating_point():
+                    tensor.data = tensor.data.to(torch.bfloat16)
     temporary = folder.with_name(folder.name + ".part")
     shutil.rmtree(temporary, ignore_errors=True)
     pipeline.save_pretrained(temporary)
-    (temporary / "genkit.json").write_text(json.dumps(SIDECAR, indent=2) + "\n")
+    (temporary / "genkit.json").write_text(json.dumps(sidecar, indent=2) + "\n")
     (temporary / "training.json").write_text(json.dumps(facts, indent=2) + "\n")
     write_checksums(temporary)
     size = sum(path.stat().st_size for path in temporary.rglob("*") if path.is_file()) / 1e6

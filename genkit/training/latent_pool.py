@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -9,7 +10,9 @@ import torch
 from torch import nn
 
 from genkit.training.alignment import scene_features
-from genkit.training.video_vae import as_tensor
+from genkit.training.autoencoder import as_tensor
+from genkit.training.curriculum import Size
+from genkit.world.picture_scene import Picture
 from genkit.world.render import render_clip
 from genkit.world.scene import Scene, draw_scene, lay_out
 
@@ -30,37 +33,43 @@ class ClipSize:
 
 @dataclass
 class Sample:
-    """One encoded clip: normalised latents (C, T, H, W) in float16, its scene and alignment features."""
+    """One encoded clip or picture.
+
+    Args:
+        latents: normalised, (C, T, H, W) of a clip or (C, H, W) of a picture, float16.
+        scene: what it shows.
+        features: for the alignment read-out.
+        extra: further input of the denoiser, such as a mask and what it leaves, (channels, H, W).
+    """
 
     latents: torch.Tensor
-    scene: Scene
+    scene: Scene | Picture
     features: torch.Tensor
+    extra: torch.Tensor | None = None
 
 
 @dataclass
-class LatentPool:
-    """Draws batches of encoded clips, a share of them new, the rest from what was encoded before.
+class Pool(ABC):
+    """Draws batches of encoded samples, a share of them new, the rest from what was encoded before.
 
     Args:
-        vae: frozen video autoencoder with its latent statistics set.
+        vae: frozen autoencoder with its latent statistics set.
         rng: source of randomness; the pool's content follows from it.
-        fresh: share of new clips in a batch once the pool is ``enough`` large.
-        capacity: clips kept per size.
-        two_share: share of scenes with two objects.
+        fresh: share of new samples in a batch once the pool holds two batches.
+        capacity: samples kept per size.
     """
 
     vae: nn.Module
     rng: np.random.Generator
     fresh: float = 0.25
     capacity: int = 6000
-    two_share: float = 0.2
-    stored: dict[ClipSize, list[Sample]] = field(default_factory=dict)
+    stored: dict[Size, list[Sample]] = field(default_factory=dict)
 
-    def draw(self, size: ClipSize, count: int) -> list[Sample]:
+    def draw(self, size: Size, count: int) -> list[Sample]:
         """``count`` samples of one size."""
         shelf = self.stored.setdefault(size, [])
         new = count if len(shelf) < 2 * count else max(1, round(self.fresh * count))
-        made = self._encode(size, new)
+        made = self.encode(size, new)
         old = [shelf[i] for i in self.rng.integers(len(shelf), size=count - new)] if count > new else []
         for sample in made:
             if len(shelf) < self.capacity:
@@ -69,8 +78,23 @@ class LatentPool:
                 shelf[int(self.rng.integers(self.capacity))] = sample
         return made + old
 
+    @abstractmethod
+    def encode(self, size: Size, count: int) -> list[Sample]:
+        """``count`` new samples of one size."""
+
+
+@dataclass
+class LatentPool(Pool):
+    """Encoded clips of the moving world.
+
+    Args:
+        two_share: share of scenes with two objects.
+    """
+
+    two_share: float = 0.2
+
     @torch.no_grad()
-    def _encode(self, size: ClipSize, count: int) -> list[Sample]:
+    def encode(self, size: ClipSize, count: int) -> list[Sample]:
         scenes, clips, features = [], [], []
         for _ in range(count):
             # Two moving objects have no room to stay apart on a small canvas.

@@ -63,8 +63,12 @@ def sheet(clips: np.ndarray, columns: int = 2, every: int = 4) -> np.ndarray:
 
 def accuracy(scenes: list[Scene], clips: np.ndarray) -> dict[str, float]:
     """Share of clips whose attribute is right, by the judge."""
-    results = [score(scene, judge_clip(clip)) for scene, clip in zip(scenes, clips, strict=True)]
     names = ("background", "colour", "shape", "size", "motion", "all")
+    return shares([score(scene, judge_clip(clip)) for scene, clip in zip(scenes, clips, strict=True)], names)
+
+
+def shares(results: list[dict[str, bool]], names: tuple[str, ...]) -> dict[str, float]:
+    """Share of right answers per attribute, over the results that have it."""
     rows = {name: [result[name] for result in results if name in result] for name in names}
     return {name: float(np.mean(values)) for name, values in rows.items() if values}
 

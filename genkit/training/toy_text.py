@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import nn
 
 from genkit.world.caption import words
@@ -9,8 +11,8 @@ from genkit.world.caption import words
 SPECIAL = ("<pad>", "</s>", "<unk>")
 
 
-def build_word_tokenizer(max_length: int = 512):
-    """A ``PreTrainedTokenizerFast`` over the words of the grammar.
+def build_word_tokenizer(max_length: int = 512, vocabulary: Sequence[str] | None = None):
+    """A ``PreTrainedTokenizerFast`` over the words of a grammar, by default that of the moving world.
 
     Lower-cases, drops punctuation, always appends ``</s>`` (so that an empty prompt has one token) and turns words it
     does not know into ``<unk>``.
@@ -18,8 +20,8 @@ def build_word_tokenizer(max_length: int = 512):
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    vocabulary = {word: index for index, word in enumerate([*SPECIAL, *words()])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    numbers = {word: index for index, word in enumerate([*SPECIAL, *(vocabulary or words())])}
+    tokenizer = Tokenizer(models.WordLevel(numbers, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.NFKC(), normalizers.Lowercase(), normalizers.Replace(Regex(r"[^\p{L}\p{N}\s]"), " ")]
     )

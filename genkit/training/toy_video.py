@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from torch import nn
 
 from genkit.training.alignment import AlignmentHead
+from genkit.training.curriculum import Stage, batch_for, draw_sigma, draw_size
 from genkit.training.latent_pool import ClipSize, LatentPool, Sample
 from genkit.training.loop import process_rank
 from genkit.training.padding import PaddedCrossAttention, padding_bias
@@ -67,19 +66,6 @@ class ToyVideo(nn.Module):
         return self.transformer(noisy, sigma * 1000, states, return_dict=False)[0]
 
 
-@dataclass(frozen=True)
-class Stage:
-    """What is trained on from a share of the budget on.
-
-    Args:
-        start: share of the budget at which the stage begins.
-        mix: clip sizes and their probabilities.
-    """
-
-    start: float
-    mix: tuple[tuple[ClipSize, float], ...]
-
-
 def sizes(*rows: tuple[int, int, int, float]) -> tuple[tuple[ClipSize, float], ...]:
     """Shorthand: (frames, height, width, probability) rows."""
     return tuple((ClipSize(*row[:3]), row[3]) for row in rows)
@@ -120,12 +106,6 @@ def text_batch(model: ToyVideo, samples: list[Sample], rng: np.random.Generator,
     return ids.to(device), mask.to(device)
 
 
-def draw_sigma(count: int, shift: float, generator: torch.Generator) -> torch.Tensor:
-    """Noise levels: logistic-normal, then shifted towards 1 by ``shift``."""
-    sigma = torch.sigmoid(torch.randn(count, generator=generator))
-    return shift * sigma / (1 + (shift - 1) * sigma)
-
-
 def diffusion_loss(
     pool: LatentPool,
     model: ToyVideo,
@@ -151,10 +131,8 @@ def diffusion_loss(
         # All processes of a distributed run draw the same size, and everything else for themselves.
         shared, rng = np.random.default_rng((seed, step)), np.random.default_rng((seed, step, process_rank()))
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        mix = [stage for stage in stages if stage.start <= progress][-1].mix
-        weights = np.array([weight for _, weight in mix])
-        size = mix[int(shared.choice(len(mix), p=weights / weights.sum()))][0]
-        count = min(160, max(2 if size.tokens > 1000 else 4, round(tokens / size.tokens)))
+        size = draw_size(stages, progress, shared)
+        count = batch_for(size, tokens)
         samples = pool.draw(size, count)
         device = next(wrapped.parameters()).device
         latents = torch.stack([sample.latents for sample in samples]).to(device).float()

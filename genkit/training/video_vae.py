@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import nn
 
-from genkit.training.loop import process_rank
+from genkit.training.autoencoder import Autoencoder, as_tensor, autoencoder_loss
 from genkit.world.render import render_clip
 from genkit.world.scene import draw_scene, lay_out
 
@@ -62,11 +61,6 @@ def decode_unclamped(vae: nn.Module, latents: torch.Tensor) -> torch.Tensor:
     return unpatchify(torch.cat(chunks, 2), patch_size=vae.config.patch_size)
 
 
-def as_tensor(clips: np.ndarray) -> torch.Tensor:
-    """uint8 (B, F, H, W, 3) to float32 (B, 3, F, H, W) in -1..1."""
-    return torch.from_numpy(clips).permute(0, 4, 1, 2, 3).float().div_(127.5).sub_(1.0)
-
-
 def draw_clips(
     rng: np.random.Generator, count: int, frames: int, size: int, two_share: float, crop: int | None = None
 ) -> np.ndarray:
@@ -95,46 +89,14 @@ def draw_clips(
     return np.stack(clips)
 
 
-def reconstruction_loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Mean absolute and squared error, and the absolute error of horizontal and vertical differences (sharp edges)."""
-    loss = F.l1_loss(output, target) + F.mse_loss(output, target)
-    for axis in (3, 4):
-        loss = loss + F.l1_loss(output.diff(dim=axis), target.diff(dim=axis))
-    return loss
-
-
-class VideoVae(nn.Module):
-    """The autoencoder as one module with a forward pass, which distributed training needs.
-
-    Args:
-        vae: an ``AutoencoderKLWan``.
-        frozen: keep the encoder (and so the latents that a transformer learns) as it is and train the decoder alone.
-    """
+class VideoVae(Autoencoder):
+    """A video autoencoder in training; see :class:`genkit.training.autoencoder.Autoencoder`."""
 
     def __init__(self, vae: nn.Module, frozen: bool = False):
-        super().__init__()
-        self.vae = vae
-        self.frozen = frozen
-        if frozen:
-            vae.encoder.requires_grad_(False)
-            vae.quant_conv.requires_grad_(False)
-
-    def forward(self, target: torch.Tensor, noise: float) -> tuple[torch.Tensor, torch.Tensor]:
-        """Reconstruction of (B, 3, F, H, W) and the KL divergence per latent number (zero when frozen).
-
-        ``noise`` is jitter given to the latents, in units of their mean spread.
-        """
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            posterior = self.vae.encode(target).latent_dist
-            latents = posterior.mode() if self.frozen else posterior.sample()
-        jittered = latents + noise * latents.detach().std() * torch.randn_like(latents)
-        divergence = target.new_zeros(()) if self.frozen else posterior.kl().mean() / latents[0].numel()
-        return decode_unclamped(self.vae, jittered), divergence
+        super().__init__(vae, decode_unclamped, frozen)
 
 
-def vae_loss(
-    seed: int, batch: int = 4, size: int = 96, crop: int = 48, kl: float = 5e-6, noise: float = 0.04, vary: bool = False
-):
+def vae_loss(seed: int, batch: int = 4, size: int = 96, crop: int = 48, **options):
     """The loss function handed to the training loop, for a :class:`VideoVae`.
 
     Args:
@@ -142,22 +104,13 @@ def vae_loss(
         batch: clips per step.
         size: pixels per side of the canvas.
         crop: pixels per side of the cut around an object that is trained on.
-        kl: weight of the KL term, per latent number.
-        noise: jitter given to the latents, so that the decoder forgives small errors of the diffusion model.
-        vary: draw the jitter between zero and ``noise`` for every step.
+        options: ``kl``, ``noise``, ``vary`` of :func:`genkit.training.autoencoder.autoencoder_loss`.
     """
 
-    def loss_at(module: nn.Module, step: int, progress: float):
-        rng = np.random.default_rng((seed, step, process_rank()))
-        frames = 5 if step % 4 == 3 else 9
-        clips = draw_clips(rng, batch, frames, size, two_share=0.5, crop=crop)
-        target = as_tensor(clips).to(next(module.parameters()).device)
-        output, divergence = module(target, noise * float(rng.random()) if vary else noise)
-        error = F.mse_loss(output.detach().clamp(-1, 1), target).item()
-        loss = reconstruction_loss(output, target) + kl * divergence * min(1.0, step / 300)
-        return loss, {"psnr": -10 * np.log10(error / 4), "kl": divergence.item()}
+    def draw(rng: np.random.Generator, step: int) -> np.ndarray:
+        return draw_clips(rng, batch, 5 if step % 4 == 3 else 9, size, two_share=0.5, crop=crop)
 
-    return loss_at
+    return autoencoder_loss(seed, draw, **options)
 
 
 @torch.no_grad()

@@ -1,0 +1,61 @@
+"""The whole making of toy-dit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import nn
+
+from genkit.training.assemble import write_folder
+from genkit.training.picture_run import picture_making
+from genkit.training.toy_dit import ADAM_NAMES, SHIFT, TEXT_SLOTS, ToyDit
+
+SIDECAR = {
+    "description": "A Flux model of the toy world: one to three plain, striped or dotted shapes, 128x128",
+    "defaults": {
+        "height": 128,
+        "width": 128,
+        "steps": 20,
+        "max_sequence_length": TEXT_SLOTS[-1],
+        "negative_prompt": "",
+    },
+    "limits": {
+        "min_height": 64,
+        "max_height": 512,
+        "min_width": 64,
+        "max_width": 512,
+        "multiple": 8,
+        "max_prompt_tokens": TEXT_SLOTS[-1],
+    },
+    # Flux's own guidance_scale is for distilled models; this one is guided against the empty prompt.
+    "call": {"true_cfg_scale": 4.0},
+}
+
+
+def assemble_toy_dit(model: ToyDit, vae: nn.Module, folder: Path, facts: dict) -> Path:
+    """Write the pipeline folder."""
+    from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+
+    # A fresh transformer, without the read-out's hook.
+    transformer = FluxTransformer2DModel.from_config(model.transformer.config)
+    transformer.load_state_dict(model.transformer.state_dict())
+    pipeline = FluxPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=SHIFT),
+        vae=vae,
+        text_encoder=model.text_encoder,
+        tokenizer=model.tokenizer,
+        text_encoder_2=model.text_encoder_2,
+        tokenizer_2=model.tokenizer_2,
+        transformer=transformer,
+    )
+    return write_folder(pipeline, folder, SIDECAR, facts)
+
+
+MAKING = picture_making(
+    name="toy-dit",
+    minutes=120.0,
+    build=lambda options: ToyDit(),
+    adam_names=ADAM_NAMES,
+    assemble=assemble_toy_dit,
+    shift=SHIFT,
+)

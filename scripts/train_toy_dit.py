@@ -1,0 +1,13 @@
+"""Make toy-dit from nothing: python scripts/train_toy_dit.py --folder runs/toy-dit --minutes 120
+
+A killed run goes on where it was when the same command is given again. ``--vae runs/toy-image`` takes the autoencoder
+of that run instead of training one. On one or several GPUs:
+accelerate launch scripts/train_toy_dit.py --tokens 30000 --minutes 30
+"""
+
+import sys
+
+from genkit.training.toy_dit_run import MAKING
+
+if __name__ == "__main__":
+    sys.exit(MAKING.main_function(__doc__))
