@@ -38,14 +38,24 @@ class TokenLayout:
         grid: tokens along time, height and width after patching; ``(0, 0, 0)`` for a sequence without a grid.
         segments: the runs of tokens in sequence order. Exactly one is named ``"grid"`` and has ``T*H*W`` tokens,
             unless the layout has no grid. The grid is in raster order (time slowest, width fastest).
-        times: optional time in seconds of every token, for methods that align modalities by time.
+        times: optional time in seconds of every token, for methods that align modalities by time. Follows from
+            ``intervals`` when these are given.
+        intervals: optional (start, end) in seconds of every token.
     """
 
     grid: tuple[int, int, int]
     segments: tuple[Segment, ...]
     times: tuple[float, ...] | None = None
+    intervals: tuple[tuple[float, float], ...] | None = None
 
     def __post_init__(self):
+        if self.intervals is not None:
+            if len(self.intervals) != self.length:
+                raise UsageError(
+                    f"intervals must give one (start, end) per token: {self.length} tokens, {len(self.intervals)} given"
+                )
+            if self.times is None:
+                object.__setattr__(self, "times", tuple((start + end) / 2 for start, end in self.intervals))
         if len(self.grid) != 3 or any(isinstance(n, bool) or not isinstance(n, int) or n < 0 for n in self.grid):
             raise UsageError(f"grid must be three whole numbers (T, H, W) >= 0, got {self.grid!r}")
         names = [segment.name for segment in self.segments]
@@ -57,6 +67,17 @@ class TokenLayout:
             raise UsageError(f"grid {self.grid} has {tokens} tokens, but the segment named 'grid' has {found}")
         if self.times is not None and len(self.times) != self.length:
             raise UsageError(f"times must give one value per token: {self.length} tokens, {len(self.times)} times")
+
+    def __hash__(self) -> int:
+        """Computed once: with times it takes in thousands of numbers, and layouts are looked up in every call."""
+        if "_hash" not in self.__dict__:
+            value = hash((self.grid, self.segments, self.times, self.intervals))
+            object.__setattr__(self, "_hash", value)
+        return self.__dict__["_hash"]
+
+    def __getstate__(self) -> dict[str, object]:
+        """Without the hash, which is another one in another process."""
+        return {name: value for name, value in self.__dict__.items() if name != "_hash"}
 
     @classmethod
     def of_grid(cls, t: int, h: int, w: int, text: int = 0, text_first: bool = False) -> TokenLayout:

@@ -86,6 +86,7 @@ class Place:
     Args:
         name, role, layer, layers, heads: as in :class:`Site`.
         module: the model's attention module; methods may read its sizes and follow its parts by forward hooks.
+        always: whether the schedule covers every step and branch at this layer.
     """
 
     name: str
@@ -94,6 +95,7 @@ class Place:
     layers: int
     heads: int
     module: Any = dataclasses.field(compare=False, repr=False)
+    always: bool = True
 
 
 _SEEN_TENSORS = 256

@@ -16,6 +16,7 @@ from genkit.errors import UsageError, explain
 
 _MODULES = {
     "agent": "genkit.attention.agent",
+    "cross_modal_context": "genkit.attention.cross_modal_context",
     "mixture_of_block": "genkit.attention.mixture_of_block",
     "neighborhood": "genkit.attention.neighborhood",
     "radial": "genkit.attention.radial",

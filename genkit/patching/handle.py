@@ -182,7 +182,8 @@ class PatchHandle:
         claim = Claim(placement.part.method, placement.part.plan, placement.heads, self.cache)
         slot.claims.append(claim)
         self._claims.append((denoiser, slot, claim))
-        place = Place(slot.name, slot.role, slot.layer, slot.layers, slot.heads, found.module)
+        always = claim.schedule.steps is None and claim.schedule.branches is None
+        place = Place(slot.name, slot.role, slot.layer, slot.layers, slot.heads, found.module, always)
         self._fittings += claim.method.install(place, self.cache)
         claim.weighted = slot.name in self.weights
         if placement.heads is not None and (claim.method.adds or claim.weighted):

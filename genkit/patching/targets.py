@@ -104,9 +104,18 @@ def _example(role: str, family: Any, scale: int) -> Site:
     frames = 4 * scale if family.video else 1
     joint = 16 if role == "joint" else 0
     grid = TokenLayout.of_grid(frames, 8 * scale, 8 * scale, text=joint, text_first=family.text == "first")
+    if role in ("audio_to_video", "video_to_audio"):
+        grid, audio = _timed(grid, frames), _timed(audio, 16 * scale)
     queries = grid if role in ("self", "joint", "cross", "audio_to_video") else audio
     keys = {"cross": text, "audio_cross": text, "audio_to_video": audio, "video_to_audio": grid}.get(role, queries)
     return Site("example", 0, 1, role, 8, queries, keys)
+
+
+def _timed(layout: TokenLayout, pieces: int) -> TokenLayout:
+    """A layout whose tokens fill one second in equal pieces."""
+    share = layout.length // pieces
+    spans = tuple((token // share / pieces, (token // share + 1) / pieces) for token in range(layout.length))
+    return TokenLayout(layout.grid, layout.segments, intervals=spans)
 
 
 def fits_nowhere(method: Method, roles: tuple[str, ...] | None, denoisers: list[Denoiser]) -> str:

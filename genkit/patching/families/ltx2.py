@@ -1,15 +1,21 @@
-"""LTX-2: video and audio streams with six attentions per block."""
+"""LTX-2: video and audio streams with six attentions per block, both in one clock of seconds."""
 
 from __future__ import annotations
 
+import functools
+import weakref
 from collections.abc import Mapping
 from typing import Any
 
 from genkit.errors import UnsupportedError
-from genkit.layout import TokenLayout
+from genkit.layout import Segment, TokenLayout
 from genkit.patching.families.base import MAIN, Family, SiteRule, Streams, grid_with, shape
 
 AUDIO = "audio"
+_FPS = 24.0  # the default of the model's forward
+Intervals = tuple[tuple[float, float], ...]
+# Pipelines hand in the same coordinate tensor in every step; reading it anew would wait for the device each time.
+_READ: dict[int, tuple[weakref.ref[Any], int, Intervals]] = {}
 
 
 def _streams(model: Any, args: Mapping[str, Any]) -> Streams:
@@ -24,7 +30,48 @@ def _streams(model: Any, args: Mapping[str, Any]) -> Streams:
     if extra < 0:
         raise UnsupportedError(f"LTX-2: a grid of {grid} has more than the {tokens} tokens that came")
     audio = shape(args, "audio_hidden_states", 3, "LTX-2")[1]
-    return {MAIN: grid_with(grid, after=(("keyframe", extra),)), AUDIO: TokenLayout.sequence(audio, AUDIO)}
+    video = grid_with(grid, after=(("keyframe", extra),))
+    return {
+        MAIN: _layout(grid, video.segments, _video_intervals(model, args, grid, tokens)),
+        AUDIO: _layout((0, 0, 0), (Segment(AUDIO, audio),), _audio_intervals(model, args, audio)),
+    }
+
+
+@functools.lru_cache(maxsize=16)
+def _layout(grid: tuple[int, ...], segments: tuple[Segment, ...], intervals: Intervals | None) -> TokenLayout:
+    """The same object for the same call, so that plans kept by layout are found without comparing all times."""
+    return TokenLayout(grid, segments, intervals=intervals)
+
+
+def _video_intervals(model: Any, args: Mapping[str, Any], grid: tuple[int, ...], tokens: int) -> Intervals | None:
+    """Start and end in seconds of every video token: as handed in, or as the model computes them itself."""
+    coords = args.get("video_coords")
+    if coords is None:
+        if model is None or tokens != grid[0] * grid[1] * grid[2]:
+            return None  # nobody tells where appended tokens sit in time
+        fps = float(args.get("fps", _FPS))
+        return _of_tensor(model.rope.prepare_video_coords(1, *grid, "cpu", fps=fps), keep=False)
+    return _of_tensor(coords)
+
+
+def _audio_intervals(model: Any, args: Mapping[str, Any], tokens: int) -> Intervals | None:
+    coords = args.get("audio_coords")
+    if coords is not None:
+        return _of_tensor(coords)
+    return None if model is None else _of_tensor(model.audio_rope.prepare_audio_coords(1, tokens, "cpu"), keep=False)
+
+
+def _of_tensor(coords: Any, keep: bool = True) -> Intervals:
+    """The time axis of coordinates (B, axes, N, 2); every row of a batch has the same."""
+    known = _READ.get(id(coords))
+    if known is not None and known[0]() is coords and known[1] == coords._version:
+        return known[2]
+    found = tuple(map(tuple, coords[0, 0].detach().double().cpu().tolist()))
+    if keep:
+        for stale in [key for key, (tensor, _, _) in _READ.items() if tensor() is None]:
+            del _READ[stale]
+        _READ[id(coords)] = (weakref.ref(coords), coords._version, found)
+    return found
 
 
 FAMILY = Family(
@@ -40,7 +87,10 @@ FAMILY = Family(
         SiteRule(r"transformer_blocks\.\d+\.video_to_audio_attn", "video_to_audio", queries=AUDIO, keys=(MAIN,)),
     ),
     streams=_streams,
-    reads=("hidden_states", "audio_hidden_states", "num_frames", "height", "width"),
+    reads=(
+        "hidden_states", "audio_hidden_states", "num_frames", "height", "width", "fps", "video_coords", "audio_coords",
+        "audio_timestep", "isolate_modalities",
+    ),
     sample="hidden_states",
     order=("transformer_blocks",),
     grid="num_frames x height x width; tokens after it are 'keyframe'",
@@ -48,5 +98,5 @@ FAMILY = Family(
     video=True,
     branches=("cond_uncond", "uncond_stg", "uncond_modality"),
     notes="Names go from source to target: audio_to_video has video queries and audio keys. Both cross-modal "
-    "attentions are skipped when a pass isolates the modalities.",
-)
+    "attentions are skipped when a pass isolates the modalities. Every token has its time in seconds.",
+)  # fmt: skip
