@@ -12,15 +12,16 @@ from genkit.kernels.block_sparse.lists import from_mask
 from genkit.kernels.block_sparse.plan import BlockPlan
 from genkit.kernels.block_sparse.rule import ABSENT
 
-_MASK_BYTES = 256 << 20  # masks kept as bool on a plan; beyond this they are made again when needed
-_MASK_BYTES = 128 << 20  # ready masks kept on a plan, likewise
+_MASK_BYTES = 128 << 20  # masks kept on a plan; beyond this they are made again when needed
+_FILLED = 0.85  # share of a span of keys from which hiding the rest beats copying, measured
 
 
 @dataclass(frozen=True)
 class Slice:
     """Queries [start, stop) against the contiguous keys [first, last), for one row of the plan's lists.
 
-    ``row`` names the query block whose mask applies, or is None when no mask is needed.
+    ``row`` names the query block whose mask applies, or is None when no mask is needed. ``hidden`` marks key blocks of
+    the span that none of the queries sees, (blocks,) bool; None when all are seen.
     """
 
     batch: int
@@ -30,6 +31,7 @@ class Slice:
     first: int
     last: int
     row: int | None
+    hidden: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -76,20 +78,31 @@ def _make(plan: BlockPlan) -> Schedule:
     last = index.gather(-1, (count[..., None].long() - 1).clamp(min=0))[..., 0]
     ragged = torch.nn.functional.pad((plan.k_valid < plan.block_k).int().cumsum(0), (1, 0))
     whole = ragged[last] == ragged[index[..., 0]]  # every block but the last one is full of keys
-    run = (count > 0) & (last - index[..., 0] + 1 == count) & whole
+    span = last - index[..., 0] + 1
+    run = (count > 0) & (span == count) & whole
     masked = plan.partial_count > 0 if plan.rule is not None else torch.zeros_like(plan.partial_count, dtype=torch.bool)
-    table = (count.tolist(), index[..., 0].tolist(), tokens.tolist(), run.tolist(), masked.tolist())
+    filled = (count >= _FILLED * span) & whole & ~masked
+    ends = (last * plan.block_k + plan.k_valid[last]).tolist()
+    columns = (count, index[..., 0], tokens, run, filled, masked)
+    table = (*(column.tolist() for column in columns), ends)
     valid = plan.q_valid.tolist()
     slices: list[Slice] = []
     groups: dict[tuple, list[tuple[int, int, int]]] = defaultdict(list)
     for b in range(plan.batch):
         for h in range(plan.heads):
-            for i, (c, first, keys, straight, hidden) in enumerate(zip(*(part[b][h] for part in table), strict=True)):
-                if c and straight:
-                    _add_slice(slices, plan, Slice(b, h, i * plan.block_q, i * plan.block_q + valid[i],
-                                                   first * plan.block_k, first * plan.block_k + keys,
-                                                   i if hidden else None))
-                elif c:
+            for i, entry in enumerate(zip(*(part[b][h] for part in table), strict=True)):
+                c, first, keys, straight, nearly, hidden, end = entry
+                if not c:
+                    continue
+                start = i * plan.block_q
+                place = (b, h, start, start + valid[i], first * plan.block_k, end)
+                if straight:
+                    _add_slice(slices, Slice(*place, i if hidden else None))
+                elif nearly:
+                    unseen = torch.ones(-(-end // plan.block_k) - first, dtype=torch.bool)
+                    unseen[index[b, h, i, :c] - first] = False
+                    slices.append(Slice(*place, None, unseen))
+                else:
                     groups[valid[i], c, keys, hidden].append((b, h, i))
     gathered = []
     for (queries, c, keys, hidden), rows in groups.items():
@@ -100,14 +113,20 @@ def _make(plan: BlockPlan) -> Schedule:
     return Schedule(slices, gathered, covers, pairs / (plan.n_k * plan.batch * plan.heads))
 
 
-def _add_slice(slices: list[Slice], plan: BlockPlan, new: Slice) -> None:
+def _add_slice(slices: list[Slice], new: Slice) -> None:
     """Append, or widen the last one when the same keys serve the next queries (one long call beats several)."""
     old = slices[-1] if slices else None
-    if (old is not None and old.row is None and new.row is None and old.stop == new.start
+    if (old is not None and old.row is None and old.hidden is None and new.row is None and old.stop == new.start
             and (old.batch, old.head, old.first, old.last) == (new.batch, new.head, new.first, new.last)):
         slices[-1] = Slice(old.batch, old.head, old.start, new.stop, old.first, old.last, None)
     else:
         slices.append(new)
+
+
+def column_mask(hidden: Tensor, block_k: int, queries: int, keys: int, dtype: torch.dtype) -> Tensor:
+    """A slice's hidden blocks as the kernel takes them: (1, 1, queries, keys) of 0 and -inf, one row in memory."""
+    row = torch.zeros(hidden.shape[0], block_k, dtype=dtype).masked_fill_(hidden[:, None], -torch.inf)
+    return row.view(1, 1, 1, -1)[..., :keys].expand(-1, -1, queries, -1)
 
 
 def additive_mask(plan: BlockPlan, batch: int, head: int, row: int, blocks: Tensor, queries: int,
@@ -140,13 +159,8 @@ def row_mask(plan: BlockPlan, batch: int, head: int, row: int, blocks: Tensor, q
 
     Returns:
         hidden (queries, tokens) bool over the valid keys in order, and whether every query sees some key for sure.
-        Kept on the plan while the budget lasts; heads with lists of their own are not kept.
     """
     group = batch % plan.rule.k_group.shape[0]
-    kept = plan.cache.setdefault("cpu masks", {})
-    key = (batch % plan.batch, group, row)
-    if plan.heads == 1 and key in kept:
-        return kept[key]
     full = set(plan.full_index[batch % plan.batch, head % plan.heads, row,
                                :int(plan.full_count[batch % plan.batch, head % plan.heads, row])].tolist())
     decided = torch.tensor([block not in full for block in blocks.tolist()])
@@ -161,9 +175,4 @@ def row_mask(plan: BlockPlan, batch: int, head: int, row: int, blocks: Tensor, q
         hidden = unseen
     else:
         hidden[:, some[valid]] = unseen
-    found = hidden, bool(full)
-    if plan.heads == 1:
-        spent = plan.cache.get("cpu mask bytes", 0) + hidden.numel()
-        if spent <= _MASK_BYTES:
-            kept[key], plan.cache["cpu mask bytes"] = found, spent
-    return found
+    return hidden, bool(full)

@@ -321,6 +321,26 @@ def test_long_rows_are_cut_into_several_calls(monkeypatch):
     torch.testing.assert_close(one[0], many[0], rtol=0, atol=1e-2 if case.q.dtype.itemsize == 2 else 1e-5)
 
 
+@pytest.mark.parametrize("with_lse", [False, True])
+def test_rows_with_few_hidden_blocks_are_slices_with_a_mask_of_one_row(with_lse, nan_memory):
+    from genkit.kernels.block_sparse.cpu_schedule import schedule
+
+    keep = torch.ones(1, 4, 3, 14, dtype=torch.bool)
+    keep[0, 0, 0, 5] = keep[0, 1, 1, 2:4] = keep[0, 2, 2, 12] = keep[0, 3, 0, 0] = False
+    plan = BlockPlan.from_dense_blocks(keep, 40, 110, block_q=16, block_k=8)
+    work = schedule(plan)
+    assert not work.gathered and sum(item.hidden is not None for item in work.slices) == 3
+    tensors = qkv(40, 110, dtype=torch.float64, grad=True)
+    seen = keep.repeat_interleave(16, 2)[:, :, :40].repeat_interleave(8, 3)[..., :110]
+    exact = attend(*tensors, seen, 0.25)
+    found = block_sparse_attention(*tensors, plan, scale=0.25, backend="cpu")
+    incoming = [torch.sin(torch.arange(x.numel(), dtype=torch.float64)).view(x.shape) for x in exact][: 1 + with_lse]
+    wanted = torch.autograd.grad(exact[: 1 + with_lse], tensors, incoming)
+    given = torch.autograd.grad(found[: 1 + with_lse], tensors, incoming)
+    for x, y in zip([*found, *given], [*exact, *wanted], strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-10, atol=1e-10)
+
+
 def test_addresses_beyond_two_to_the_31_are_counted_in_64_bits():
     order = TokenOrder.from_grid((8,), (4,))
     assert order.gather.dtype == order.inverse.dtype == torch.int64
