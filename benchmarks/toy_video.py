@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks.environment import RESULTS, environment, machine_line, table, write_results
+from benchmarks.toy_common import SPLITS, share, shares, split_counts, tell
 
 # Method, settings and schedule of the comparison; densities are reported, not assumed.
 METHODS = (
     ("neighborhood", {"size": "7x8x8", "stride": "1x4x4"}, {"steps": "4:"}),
     ("neighborhood", {"size": "5x9x9"}, {"steps": "4:"}),
     ("radial", {"near": "decay", "sink": "false"}, {"steps": "4:", "layers": "1:"}),
-)
-SPLITS = (
-    ("train", "seen"),
-    ("held_out_tuple", "held out: new combination of known pairs"),
-    ("held_out_pair", "held out: new colour-shape pair"),
 )
 
 
@@ -74,27 +69,19 @@ def run(options: argparse.Namespace) -> int:
 def _accuracy_rows(pipeline, prompts: int, request) -> list[dict[str, object]]:
     from genkit.evaluation.toy import ATTRIBUTES, draw_prompts, generate_clips, judge_clips
 
-    counts = {
-        "train": prompts // 2,
-        "held_out_tuple": prompts // 4,
-        "held_out_pair": prompts - prompts // 2 - prompts // 4,
-    }
+    counts = split_counts(prompts)
     plans = [(title, split, counts[split], 1) for split, title in SPLITS]
     plans.append(("seen, two objects", "train", max(prompts // 8, 4), 2))
     rows = []
     for title, split, count, actors in plans:
         chosen = draw_prompts(split, count, seed=1234, actors=actors)
         texts = [text for _, text in chosen]
-        clips, seconds = generate_clips(pipeline, texts, request, 1000, lambda d, t, name=title: _tell(name, d, t))
+        clips, seconds = generate_clips(pipeline, texts, request, 1000, lambda d, t, name=title: tell(name, d, t))
         result, _ = judge_clips([scene for scene, _ in chosen], clips)
         row = {"prompts": title, "clips": count}
-        row |= {name: _share(result, name) for name in ATTRIBUTES if name in result.right}
+        row |= shares(result, ATTRIBUTES)
         rows.append(row | {"s per clip": f"{seconds / count:.2f}"})
     return rows
-
-
-def _share(result, name: str) -> str:
-    return f"{100 * result.right[name]:.1f} ± {100 * result.error(name):.1f}"
 
 
 def _comparison_rows(pipeline, pairs: int, request) -> list[dict[str, object]]:
@@ -105,7 +92,7 @@ def _comparison_rows(pipeline, pairs: int, request) -> list[dict[str, object]]:
 
     chosen = draw_prompts("train", pairs, seed=77)
     scenes, captions = [scene for scene, _ in chosen], [text for _, text in chosen]
-    dense, dense_seconds = generate_clips(pipeline, captions, request, 500, lambda d, t: _tell("dense", d, t))
+    dense, dense_seconds = generate_clips(pipeline, captions, request, 500, lambda d, t: tell("dense", d, t))
     other, _ = generate_clips(pipeline, captions[:2], request, seed=900)
     base, _ = judge_clips(scenes, dense)
     rows = [
@@ -118,13 +105,13 @@ def _comparison_rows(pipeline, pairs: int, request) -> list[dict[str, object]]:
             "s per clip": f"{dense_seconds / pairs:.1f}",
             "PSNR to dense": f"{np.mean([psnr(a, b) for a, b in zip(other, dense, strict=False)]):.1f} (another seed)",
             "SSIM to dense": f"{np.mean([ssim(a, b) for a, b in zip(other, dense, strict=False)]):.3f} (another seed)",
-            "all right": _share(base, "all"),
+            "all right": share(base, "all"),
         }
     ]
     for name, settings, schedule in METHODS:
         method = registry.build(name, settings)
         with genkit.patch(pipeline, method, schedule=genkit.Schedule(**schedule)) as handle:
-            clips, seconds = generate_clips(pipeline, captions, request, 500, lambda d, t, n=name: _tell(n, d, t))
+            clips, seconds = generate_clips(pipeline, captions, request, 500, lambda d, t, n=name: tell(n, d, t))
             report = handle.report()
         result, _ = judge_clips(scenes, clips)
         rows.append(
@@ -138,7 +125,7 @@ def _comparison_rows(pipeline, pairs: int, request) -> list[dict[str, object]]:
                 "s per clip": f"{seconds / pairs:.1f}",
                 "PSNR to dense": f"{np.mean([psnr(a, b) for a, b in zip(clips, dense, strict=True)]):.1f}",
                 "SSIM to dense": f"{np.mean([ssim(a, b) for a, b in zip(clips, dense, strict=True)]):.3f}",
-                "all right": _share(result, "all"),
+                "all right": share(result, "all"),
             }
         )
     return rows
@@ -147,10 +134,6 @@ def _comparison_rows(pipeline, pairs: int, request) -> list[dict[str, object]]:
 def schedule_text(schedule: dict) -> str:
     """The schedule as shown in the table."""
     return ", ".join(f"{key} {value}" for key, value in schedule.items())
-
-
-def _tell(title: str, done: int, total: int) -> None:
-    print(f"\r{title}: {done}/{total} clips ", end="\n" if done == total else "", file=sys.stderr, flush=True)
 
 
 def _report(data: dict, facts: dict) -> str:

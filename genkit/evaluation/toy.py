@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -32,18 +32,32 @@ class ClipRequest:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Share of clips right per attribute, with the number of clips each share is over.
+    """Share of samples right per attribute.
 
-    ``error`` gives the standard error of a share.
+    Args:
+        right: attribute -> share.
+        clips: number of samples.
+        asked: attribute -> number of samples in which it was asked for, where that is fewer.
     """
 
     right: dict[str, float]
     clips: int
+    asked: dict[str, int] = field(default_factory=dict)
 
     def error(self, attribute: str) -> float:
         """Standard error of the share of one attribute."""
         share = self.right[attribute]
-        return float(np.sqrt(max(share * (1 - share), 1e-9) / self.clips))
+        return float(np.sqrt(max(share * (1 - share), 1e-9) / self.asked.get(attribute, self.clips)))
+
+
+def accuracy_of(results: Sequence[dict[str, bool]], attributes: Sequence[str]) -> Accuracy:
+    """Share of right answers per attribute, over the samples that have it."""
+    right, asked = {}, {}
+    for name in attributes:
+        values = [result[name] for result in results if name in result]
+        if values:
+            right[name], asked[name] = float(np.mean(values)), len(values)
+    return Accuracy(right, len(results), asked)
 
 
 def draw_prompts(split: str, count: int, seed: int = 0, actors: int | None = 1) -> list[tuple[Scene, str]]:
@@ -74,38 +88,57 @@ def generate_clips(
     Returns:
         uint8 clips (B, F, H, W, 3) and the wall seconds spent in the pipeline.
     """
+    call = {
+        "num_frames": request.num_frames,
+        "height": request.height,
+        "width": request.width,
+        "num_inference_steps": request.steps,
+        "guidance_scale": request.guidance_scale,
+        "max_sequence_length": request.max_sequence_length,
+    }
+    return run_batches(pipeline, captions, call, lambda output: output.frames, request.batch, seed, progress)
+
+
+def run_batches(
+    pipeline: Any,
+    captions: Sequence[str],
+    call: dict,
+    read: Callable[[Any], Any],
+    batch: int,
+    seed: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[np.ndarray, float]:
+    """Run a pipeline over captions in batches; sample ``i`` starts from the noise of seed ``seed + i``.
+
+    Args:
+        pipeline: any text-to-image or text-to-video pipeline.
+        captions: the prompts.
+        call: further arguments of the pipeline's call.
+        read: takes the samples, floats in 0..1, from the pipeline's output.
+        batch: prompts per call.
+        seed: of the first sample.
+        progress: called with (done, total).
+
+    Returns:
+        uint8 samples, stacked, and the wall seconds spent in the pipeline.
+    """
     import torch
 
-    clips, seconds = [], 0.0
+    found, seconds = [], 0.0
     device = pipeline._execution_device
-    for start in range(0, len(captions), request.batch):
-        part = list(captions[start : start + request.batch])
+    for start in range(0, len(captions), batch):
+        part = list(captions[start : start + batch])
         generators = [torch.Generator(device=device).manual_seed(seed + start + i) for i in range(len(part))]
         seconds -= time.perf_counter()
-        frames = pipeline(
-            part,
-            num_frames=request.num_frames,
-            height=request.height,
-            width=request.width,
-            num_inference_steps=request.steps,
-            guidance_scale=request.guidance_scale,
-            max_sequence_length=request.max_sequence_length,
-            generator=generators,
-            output_type="np",
-        ).frames
+        output = pipeline(part, generator=generators, output_type="np", **call)
         seconds += time.perf_counter()
-        clips.append((np.asarray(frames) * 255).round().astype(np.uint8))
+        found.append((np.asarray(read(output)) * 255).round().astype(np.uint8))
         if progress:
-            progress(min(start + request.batch, len(captions)), len(captions))
-    return np.concatenate(clips), seconds
+            progress(min(start + batch, len(captions)), len(captions))
+    return np.concatenate(found), seconds
 
 
 def judge_clips(scenes: Sequence[Scene], clips: np.ndarray) -> tuple[Accuracy, list[dict[str, bool]]]:
     """Accuracy per attribute and the single results."""
     results = [score(scene, judge_clip(clip)) for scene, clip in zip(scenes, clips, strict=True)]
-    right = {}
-    for name in ATTRIBUTES:
-        values = [result[name] for result in results if name in result]
-        if values:
-            right[name] = float(np.mean(values))
-    return Accuracy(right, len(results)), results
+    return accuracy_of(results, ATTRIBUTES), results

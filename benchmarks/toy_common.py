@@ -1,0 +1,35 @@
+"""What the benchmarks of the toy models share: splits, shares with their error, progress on one line."""
+
+from __future__ import annotations
+
+import sys
+
+SPLITS = (
+    ("train", "seen"),
+    ("held_out_tuple", "held out: new combination of known pairs"),
+    ("held_out_pair", "held out: new colour-shape pair"),
+)
+
+
+def split_counts(prompts: int) -> dict[str, int]:
+    """Prompts per split: half of them seen, the rest shared by the held-out ones."""
+    return {
+        "train": prompts // 2,
+        "held_out_tuple": prompts // 4,
+        "held_out_pair": prompts - prompts // 2 - prompts // 4,
+    }
+
+
+def share(result, name: str) -> str:
+    """Percentage and standard error of one attribute."""
+    return f"{100 * result.right[name]:.1f} ± {100 * result.error(name):.1f}"
+
+
+def shares(result, names) -> dict[str, str]:
+    """Table cells of the attributes, empty for those that no prompt asked for."""
+    return {name: share(result, name) if name in result.right else "" for name in names}
+
+
+def tell(title: str, done: int, total: int) -> None:
+    """Progress on stderr."""
+    print(f"\r{title}: {done}/{total} ", end="\n" if done == total else "", file=sys.stderr, flush=True)

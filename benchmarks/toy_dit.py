@@ -1,0 +1,17 @@
+"""toy-dit by the judge: accuracy per attribute on seen and held-out prompts."""
+
+from __future__ import annotations
+
+import argparse
+
+from benchmarks import toy_picture
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of ``python -m benchmarks toy_dit``."""
+    toy_picture.add_arguments(parser, "toy-dit")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Measure, print and write the report."""
+    return toy_picture.run("toy_dit", options)
