@@ -11,6 +11,7 @@ from genkit.errors import ArtifactError
 NAME = "genkit.json"
 DEFAULTS = (
     "height", "width", "num_frames", "fps", "steps", "guidance_scale", "max_sequence_length", "negative_prompt",
+    "upscale_strength", "upscale_shift",
 )  # fmt: skip
 LIMITS = (
     "min_height", "max_height", "min_width", "max_width", "multiple", "max_frames",

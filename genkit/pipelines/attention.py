@@ -13,6 +13,7 @@ from genkit.pipelines.recipe_match import denoisers_of_folder
 from genkit.pipelines.recipes import SCHEDULE_KEYS, recipe, recipe_names
 from genkit.pipelines.settings import GenerateSettings
 from genkit.pipelines.text import join_pairs, parse_pairs
+from genkit.pipelines.upscale import patched_steps
 
 RECOMMENDED = "recommended"
 
@@ -74,7 +75,7 @@ def settle(pipeline: Any, settings: GenerateSettings) -> GenerateSettings:
     denoiser = find_denoisers(pipeline)[0]
     sites = denoiser.sites_for(Part(method))
     layers = max((denoiser.layer(site)[1] for site in sites), default=0)
-    advice = method.recommended(settings.steps or 0, layers)
+    advice = method.recommended(patched_steps(settings) or 0, layers)
     if not advice:
         raise UsageError(
             f"--schedule recommended: {method.name} recommends none; give ranges such as steps=1:,layers=1:"
@@ -98,10 +99,10 @@ def check_steps(settings: GenerateSettings) -> None:
     """Refuse a schedule that does not fit the number of steps, before any weights are read.
 
     Raises:
-        UsageError: a step range beyond ``settings.steps``.
+        UsageError: a step range beyond the steps that are patched.
     """
-    built = build(settings)
-    if built is None or settings.steps is None:
+    built, steps = build(settings), patched_steps(settings)
+    if built is None or steps is None:
         return
     from genkit.patching.schedule import resolve
 
@@ -109,7 +110,7 @@ def check_steps(settings: GenerateSettings) -> None:
     schedules = [part.schedule for part in getattr(method, "parts", ())] or [schedule]
     for each in schedules if schedule is None else [schedule]:
         if each is not None:
-            resolve("steps", each.steps, settings.steps)
+            resolve("steps", each.steps, steps)
 
 
 def remarks(report: dict[str, Any] | None, settings: GenerateSettings) -> list[str]:
@@ -121,7 +122,7 @@ def remarks(report: dict[str, Any] | None, settings: GenerateSettings) -> list[s
         f"attention: {count} calls ran the model's own attention: {why}" for why, count in report["declined"].items()
     ]
     if settings.recipe is not None and settings.schedule is None:
-        remark = recipe(settings.recipe).remark(settings.steps)
+        remark = recipe(settings.recipe).remark(patched_steps(settings))
         lines += [remark] if remark else []
     if not report["ran"]:
         lines.append("attention: the method never ran, so this output is the model's own")

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ class Result:
     """One generated video or image.
 
     Args:
-        frames: uint8 (T, H, W, 3) as the model made them; T is 1 for an image. ``settings.upscale`` acts when writing.
+        frames: uint8 (T, H, W, 3) as the model made them; T is 1 for an image. ``settings.enlarge`` acts when writing.
         fps: exact frames per second, None for an image.
         seconds: wall time of the pipeline call, loading excluded.
         settings: the settings with every open value filled in.
@@ -56,7 +57,7 @@ class Result:
         """Write the result with its settings; see :func:`genkit.media.write_media`."""
         notes = {"seconds": round(self.seconds, 3), "attention": self.report}
         return write_media(
-            path, enlarge(self.frames, self.settings.upscale), self.fps, settings=self.record, notes=notes,
+            path, enlarge(self.frames, self.settings.enlarge), self.fps, settings=self.record, notes=notes,
             audio=self.audio, sample_rate=self.sample_rate, force=force,
         )  # fmt: skip
 
@@ -115,10 +116,14 @@ class Session:
         self.warnings += [line for line in cut if line not in self.warnings]
         arguments = self._arguments(settings, prompt, negative, progress)
         seconds = -time.perf_counter()
-        with attention.applied(self.pipeline, settings) as patch, _plain_errors(settings):
-            output = self._call(arguments, settings)
+        with _plain_errors(settings):
+            if settings.upscale > 1:
+                output, report = self._upscaled(arguments, settings, progress)
+            else:
+                with attention.applied(self.pipeline, settings) as patch:
+                    output = self._call(self.pipeline, arguments, settings)
+                report = attention.report_of(patch)
         seconds += time.perf_counter()
-        report = attention.report_of(patch)
         self.warnings += [line for line in attention.remarks(report, settings) if line not in self.warnings]
         frames = to_frames(output, self.plan.kind)
         audio, rate = to_sound(output, self.pipeline, self.plan.kind)
@@ -129,14 +134,29 @@ class Session:
         stored = settings.replace(num_videos=1, **told)
         return Result(frames, fps, seconds, stored, build_record(stored, self.made), report, audio, rate)
 
-    def _call(self, arguments: dict[str, Any], settings: GenerateSettings) -> Any:
+    def _upscaled(
+        self, arguments: dict[str, Any], settings: GenerateSettings, progress: Progress | None
+    ) -> tuple[Any, dict[str, Any] | None]:
+        """The run at the model's size and the patched second pass at the larger one."""
+        from genkit.pipelines.high_resolution import high_resolution
+
+        method, schedule = attention.build(settings) or (None, None)
+        given = {key: value for key, value in arguments.items() if key not in ("callback_on_step_end", "output_type")}
+        second = {
+            "upscale": settings.upscale, "method": method, "schedule": schedule, "backend": settings.backend,
+            "strength": settings.upscale_strength, "flow_shift": settings.upscale_shift, "progress": progress,
+        }  # fmt: skip
+        output = self._call(partial(high_resolution, self.pipeline), {**given, **second}, settings)
+        return output, None if output.report is None else attention.plain(output.report.to_dict())
+
+    def _call(self, function: Callable[..., Any], arguments: dict[str, Any], settings: GenerateSettings) -> Any:
         import torch
 
         # Schedulers and methods may draw from the global generator; it is seeded here and left as it was.
         with torch.random.fork_rng(), warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # casting NaN frames: refused below with a reason
             torch.manual_seed(settings.seed)
-            return self.pipeline(**arguments, generator=torch.Generator("cpu").manual_seed(settings.seed))
+            return function(**arguments, generator=torch.Generator("cpu").manual_seed(settings.seed))
 
     def _arguments(
         self, settings: GenerateSettings, prompt: str, negative: str | None, progress: Progress | None

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from genkit.errors import UnsupportedError, UsageError
 from genkit.models import Sidecar, check_folder, locate, read_sidecar
-from genkit.pipelines import attention
+from genkit.pipelines import attention, upscale
 from genkit.pipelines.kinds import ARGUMENTS, IMAGE, Kind, ReadConfig, accepted, kind_of, native_fps, size_rule
 from genkit.pipelines.load import fetch, parse_lora, resolve_device, resolve_dtype
 from genkit.pipelines.outputs import check_format
@@ -59,6 +59,7 @@ def plan(settings: GenerateSettings) -> Plan:
     kind = kind_of(pipeline_class)
     attention.check_model(settings, pipeline_class.__name__, folder)
     filled = _fill(settings, sidecar, pipeline_class, kind)
+    filled = upscale.fill(filled, pipeline_class.__name__, configs_of(folder), sidecar.defaults)
     filled = filled.replace(
         model=str(folder.resolve()) if location.kind == "folder" else settings.model,
         lora=tuple(f"{path.resolve()}@{strength:g}" for path, strength in loras),
@@ -112,10 +113,10 @@ def _fill(settings: GenerateSettings, sidecar: Sidecar, pipeline_class: type, ki
 
 
 def configs_of(folder: Path) -> ReadConfig:
-    """A reader of the parts' configurations in a model folder; an absent part reads as empty."""
+    """A reader of a model folder's parts' configurations and ``model_index``; an absent part reads as empty."""
 
     def config(part: str) -> dict:
-        path = folder / part / "config.json"
+        path = folder / "model_index.json" if part == "model_index" else folder / part / "config.json"
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
     return config
@@ -123,7 +124,7 @@ def configs_of(folder: Path) -> ReadConfig:
 
 def _check_sizes(settings: GenerateSettings, sidecar: Sidecar, pipeline_class: type, folder: Path) -> None:
     rule = size_rule(pipeline_class.__name__, configs_of(folder))
-    limits = sidecar.limits
+    limits, height, width = sidecar.limits, settings.height, settings.width
     if rule is not None:
         rule = dataclasses.replace(
             rule,
@@ -131,12 +132,12 @@ def _check_sizes(settings: GenerateSettings, sidecar: Sidecar, pipeline_class: t
             frames_multiple=limits.get("frames_multiple", rule.frames_multiple),
         )
         rule.check(settings.height, settings.width, settings.num_frames)
-    for name, low, high in (
-        ("height", "min_height", "max_height"),
-        ("width", "min_width", "max_width"),
-        ("num_frames", None, "max_frames"),
+        height, width = upscale.check(settings, rule)
+    for name, value, low, high in (
+        ("height", height, "min_height", "max_height"),
+        ("width", width, "min_width", "max_width"),
+        ("num_frames", settings.num_frames, None, "max_frames"),
     ):
-        value = getattr(settings, name)
         if value is None:
             continue
         flag = f"--{name.replace('_', '-')}"

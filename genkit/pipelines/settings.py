@@ -69,7 +69,18 @@ class GenerateSettings:
     )
     vae_tiling: bool = option(False, "Decode in tiles: less memory, slower, faint seams possible.", group="Model")
     vae_slicing: bool = option(False, "Decode one video of a batch at a time.", group="Model")
-    upscale: int = option(
+    upscale: float = option(
+        1.0, "Denoise a second time at 2, 1.5, ... times the size; goes with --attention sliding_window (Wan models).",
+        group="High resolution", low=1, high=8,
+    )  # fmt: skip
+    upscale_strength: float | None = option(
+        None, "Share of the steps of the second pass, 0.7 when left out.", group="High resolution", low=0, high=1
+    )
+    upscale_shift: float | None = option(
+        None, "Timestep shift of the second pass, 9 when left out; larger starts from more noise.",
+        group="High resolution", low=0.01, high=100,
+    )  # fmt: skip
+    enlarge: int = option(
         1, "Enlarge the written frames 2, 3, ... times (Lanczos): small clips keep their edges in .mp4.",
         group="Output", low=1, high=8,
     )  # fmt: skip
@@ -89,6 +100,11 @@ class GenerateSettings:
             for flag, given in (("--schedule", self.schedule is not None), ("--backend", self.backend != "auto")):
                 if given:
                     raise UsageError(f"{flag} needs --attention NAME or --recipe FILE")
+
+        if self.upscale == 1:
+            for flag, given in (("strength", self.upscale_strength), ("shift", self.upscale_shift)):
+                if given is not None:
+                    raise UsageError(f"--upscale-{flag} needs --upscale above 1")
 
     @classmethod
     def field_names(cls) -> list[str]:

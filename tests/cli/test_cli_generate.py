@@ -130,14 +130,25 @@ def test_one_frame_is_a_png_by_itself(cli):
     assert media.read_media("a-red-circle-1.png").frames.shape == (1, 32, 48, 3)
 
 
-def test_upscaled_files_repeat_too(cli):
-    code, out, _ = cli("a red circle", "--seed", 7, "-o", "big.gif", "--upscale", 3, "--json")
+def test_enlarged_files_repeat_too(cli):
+    code, out, _ = cli("a red circle", "--seed", 7, "-o", "big.gif", "--enlarge", 3, "--json")
     assert code == 0
     assert media.read_media("big.gif").frames.shape == (5, 96, 144, 3)
     assert json.loads(out)["outputs"][0]["height"] == 32
     cli("--from", "big.gif", "-o", "again.gif", model=None)
     assert Path("big.gif").read_bytes() == Path("again.gif").read_bytes()
-    assert cli("a", "--upscale", 99)[0] == 2
+    assert cli("a", "--enlarge", 99)[0] == 2
+
+
+def test_a_second_pass_at_twice_the_size(cli):
+    given = ("--seed", 7, "--steps", 4, "--upscale", 2, "--attention", "sliding_window")
+    code, out, _ = cli("a red circle", *given, "-o", "large.gif", "--json")
+    entry = json.loads(out)["outputs"][0]
+    assert code == 0 and media.read_media("large.gif").frames.shape == (5, 64, 96, 3)
+    assert (entry["height"], entry["settings"]["height"], entry["settings"]["upscale"]) == (64, 32, 2.0)
+    assert entry["settings"]["attention_args"] == {"base": "2x3", "dual": "true"} and entry["attention"]["ran"] > 0
+    assert cli("--from", "large.gif", "-o", "again.gif", model=None)[0] == 0
+    assert Path("large.gif").read_bytes() == Path("again.gif").read_bytes()
 
 
 def test_dry_run_writes_nothing(cli):
@@ -181,6 +192,10 @@ BAD = [
     (["a", "--attention", "radial", "--backend", "magic"], 2, "backend"),
     (["a", "--schedule", "steps=1:"], 2, "needs --attention"),
     (["a", "--recipe", "nothing"], 2, "recipe"),
+    (["a", "--upscale", "0.5"], 2, "--upscale"),
+    (["a", "--upscale", "1.1", "--steps", "4"], 2, "makes the height 35, allowed: multiples of 16"),
+    (["a", "--upscale", "2", "--upscale-strength", "0.1"], 2, "leaves no step"),
+    (["a", "--upscale-shift", "3"], 2, "--upscale-shift needs --upscale"),
     (["a", "--dtype", "float8"], 2, "--dtype"),
     (["a", "--dtype", "fp16"], 1, "float16 needs a GPU"),
     (["a", "--device", "tpu9"], 2, "device"),

@@ -1,0 +1,93 @@
+"""What a second pass at a larger size needs to be checked before any weights are read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from genkit.errors import UnsupportedError, UsageError, explain
+from genkit.pipelines.kinds import ReadConfig, SizeRule, token_grid
+from genkit.pipelines.settings import GenerateSettings
+
+STRENGTH = 0.7
+FLOW_SHIFT = 9.0
+WINDOWS = "sliding_window"
+
+
+def refusal(pipeline_class: str, expand_timesteps: bool = False) -> str | None:
+    """Why a kind of pipeline has no second pass, or None when it has one."""
+    if pipeline_class != "WanPipeline":
+        return (
+            f"--upscale denoises a second time at the target size, which is built for Wan text-to-video (WanPipeline); "
+            f"{pipeline_class} is another pipeline. --enlarge enlarges the frames of any model"
+        )
+    if expand_timesteps:
+        return "--upscale: this Wan model gives every token a timestep of its own, which the second pass does not do"
+    return None
+
+
+def target_size(height: int, width: int, upscale: float, multiple: int) -> tuple[int, int]:
+    """Height and width times ``upscale``; UsageError unless both are multiples of ``multiple`` and larger."""
+    if isinstance(upscale, bool) or not isinstance(upscale, (int, float)) or not 1 < upscale <= 8:
+        raise UsageError(explain("upscale", upscale, "a number above 1 and up to 8"))
+    sizes = []
+    for name, side in (("height", height), ("width", width)):
+        size = round(side * upscale)
+        if size % multiple:
+            low = size // multiple * multiple
+            raise UsageError(
+                f"upscale {upscale:g} makes the {name} {size}, allowed: multiples of {multiple}; "
+                f"{low / side:.6g} gives {low}, {(low + multiple) / side:.6g} gives {low + multiple}"
+            )
+        sizes.append(size)
+    return sizes[0], sizes[1]
+
+
+def kept_steps(steps: int, strength: float) -> int:
+    """How many of ``steps`` are run again; UsageError when the strength is out of range or leaves none."""
+    if isinstance(strength, bool) or not isinstance(strength, (int, float)) or not 0 < strength <= 1:
+        raise UsageError(explain("strength", strength, "a number above 0 and up to 1"))
+    kept = min(steps, int(steps * strength + 1e-9))
+    if kept == 0:
+        raise UsageError(f"strength {strength:g} of {steps} steps leaves no step to run; take more of either")
+    return kept
+
+
+def fill(
+    settings: GenerateSettings, pipeline_class: str, config: ReadConfig, defaults: Mapping[str, Any]
+) -> GenerateSettings:
+    """Settings of a run with ``upscale`` in which nothing of the second pass is left open.
+
+    Windows get the base run's token grid and two paths unless the user says otherwise; strength and shift come from
+    the model's ``defaults``, else the published ones.
+
+    Raises:
+        UnsupportedError: a pipeline without a second pass.
+    """
+    if settings.upscale == 1:
+        return settings
+    reason = refusal(pipeline_class, bool(config("model_index").get("expand_timesteps")))
+    if reason is not None:
+        raise UnsupportedError(reason)
+    args = dict(settings.attention_args)
+    if settings.attention == WINDOWS:
+        grid = token_grid(pipeline_class, config, settings.num_frames or 1, settings.height, settings.width)
+        args = {"base": f"{grid[1]}x{grid[2]}", "dual": "true", **args}
+    own = {"upscale_strength": STRENGTH, "upscale_shift": FLOW_SHIFT}
+    own = {name: defaults.get(name, value) for name, value in own.items() if getattr(settings, name) is None}
+    return settings.replace(attention_args=args, **own)
+
+
+def check(settings: GenerateSettings, rule: SizeRule) -> tuple[int, int]:
+    """Height and width of the output; UsageError for a size or strength that does not work."""
+    if settings.upscale == 1:
+        return settings.height, settings.width
+    kept_steps(settings.steps, settings.upscale_strength)
+    return target_size(settings.height, settings.width, settings.upscale, rule.multiple)
+
+
+def patched_steps(settings: GenerateSettings) -> int | None:
+    """How many steps an attention schedule can name: with ``upscale`` those of the second pass."""
+    if settings.upscale == 1 or settings.steps is None:
+        return settings.steps
+    return kept_steps(settings.steps, settings.upscale_strength)
