@@ -194,11 +194,10 @@ class CrossModalContext(Method):
         return build(queries, keys, self.frames)
 
     def install(self, place: Place, cache: PatchCache) -> Iterable[Any]:
-        """Make the layer's context tokens; follow its source projections for samples that pass no gradient."""
+        """Make the layer's context tokens; follow its source for samples that pass no gradient."""
         route = ContextRoute.of(cache)
-        parts = [getattr(place.module, name, None) for name in ("to_k", "to_v")]
         if self.tokens:
-            if any(part is None for part in parts):
+            if not all(hasattr(place.module, name) for name in ("to_k", "to_v")):
                 raise UnsupportedError(f"layer {place.name}: context tokens need the projections to_k and to_v")
             if self.guidance and not place.always:
                 raise UsageError(
@@ -209,12 +208,15 @@ class CrossModalContext(Method):
             PatchWeights.of(cache).put(self.name, place.name, tokens, self.settings())
             cache.get(("context layers", place.role), lambda: (place.layers, []))[1].append(place.layer)
 
-        def stop(module: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
-            if not torch.is_grad_enabled() or args[0].dim() != 3:
+        def stop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            # Before the projections and whatever adapters they have or get.
+            source = kwargs.get("encoder_hidden_states")
+            if source is None or not torch.is_grad_enabled():
                 return None
-            return (stop_gradient(args[0], route.detached(place.role, args[0].shape[0])), *args[1:])
+            rows = route.detached(place.role, source.shape[0])
+            return args, {**kwargs, "encoder_hidden_states": stop_gradient(source, rows)}
 
-        return [part.register_forward_pre_hook(stop) for part in parts if part is not None]
+        return [place.module.register_forward_pre_hook(stop, with_kwargs=True)]
 
     def ready(self, cache: PatchCache) -> None:
         """Refuse guidance that would miss layers; read the weights file, if one is given."""

@@ -371,3 +371,20 @@ def test_what_it_does_not_fit():
     with pytest.raises(UnsupportedError, match="no mask"):
         Reference().mask(GRID)
     assert Reference(form="residual").recommended(20, 40) == {"layers": ":16"} and not Reference().recommended(20, 40)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("form", ["append", "residual"])
+def test_low_precision_stays_close(dtype, form):
+    """Stored in one dtype, read in another, weights in a third: the result has the dtype of the queries."""
+    method, site = Reference(form=form, rank=0), Site.of_layout(GRID)
+    cache, _, _ = installed(method, site)
+    if form == "residual":
+        torch.nn.init.eye_(PatchWeights.of(cache).at("reference", site.name).out.weight)
+    stored(cache, site)
+    References.of(cache).set_boxes(box_mask([(0, 0, 0.5, 1)], 4, 4))
+    q, k, v = (x.to(dtype) for x in qkv(GRID))
+    out = method.attend(q, k, v, site, cache)
+    expected = method.attend(q.double(), k.double(), v.double(), site, cache)
+    assert out.dtype == dtype
+    torch.testing.assert_close(out.double(), expected, atol=3e-2, rtol=3e-2)

@@ -63,14 +63,16 @@ def _audio_intervals(model: Any, args: Mapping[str, Any], tokens: int) -> Interv
 
 def _of_tensor(coords: Any, keep: bool = True) -> Intervals:
     """The time axis of coordinates (B, axes, N, 2); every row of a batch has the same."""
+    version = 0 if coords.is_inference() else coords._version  # inference tensors never change
     known = _READ.get(id(coords))
-    if known is not None and known[0]() is coords and known[1] == coords._version:
+    if known is not None and known[0]() is coords and known[1] == version:
         return known[2]
     found = tuple(map(tuple, coords[0, 0].detach().double().cpu().tolist()))
     if keep:
-        for stale in [key for key, (tensor, _, _) in _READ.items() if tensor() is None]:
-            del _READ[stale]
-        _READ[id(coords)] = (weakref.ref(coords), coords._version, found)
+        for stale, (tensor, _, _) in list(_READ.items()):
+            if tensor() is None:
+                _READ.pop(stale, None)
+        _READ[id(coords)] = (weakref.ref(coords), version, found)
     return found
 
 
