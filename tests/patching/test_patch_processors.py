@@ -35,6 +35,34 @@ def test_equal_to_patch_and_undone(name):
     assert not case.model._forward_pre_hooks and "cache_context" not in case.model.__dict__
 
 
+HAVE = [name for name in tiny.names() if hasattr(tiny.build(name).model, "set_attn_processor")]
+
+
+def test_every_family_with_processors_is_tried():
+    from genkit.patching.families.base import family_of, records
+
+    tried = {family_of(tiny.build(name).model).name for name in HAVE}
+    assert tried == {family.name for family in records()} - {"Mochi"}
+
+
+@pytest.mark.parametrize("name", HAVE)
+def test_a_real_method_gives_the_same_through_both_doors(name):
+    """Windows on some layers, on every variant whose model takes processors; nothing differs in a single bit."""
+    case = tiny.build(name)
+    reference, method, schedule = case.run(), genkit.Neighborhood(size=3), genkit.Schedule(layers="1:")
+    with genkit.patch(case.model, method, schedule=schedule, backend="reference") as handle:
+        expected, calls = case.run(), handle.report().ran
+    own = case.model.attn_processors
+    case.model.set_attn_processor(genkit.attn_processors(case.model, method, schedule, backend="reference"))
+    assert torch.equal(case.run(), expected) and not torch.equal(expected, reference)
+    wrapped = [processor for processor in case.model.attn_processors.values() if hasattr(processor, "handle")]
+    assert calls == wrapped[0].handle.report().ran > 0
+    del wrapped
+    case.model.set_attn_processor(dict(own))
+    gc.collect()
+    assert not seam.SEAM.installed and torch.equal(case.run(), reference)
+
+
 def test_manners():
     """Settings Diffusers makes on a processor reach the wrapped one; exceptions leave nothing behind."""
     from diffusers.models.attention_dispatch import AttentionBackendName
