@@ -9,7 +9,9 @@ import sys
 from pathlib import Path
 
 import imageio.v3 as iio
+import numpy as np
 import pytest
+from diffusers import StableDiffusionInpaintPipeline
 
 import genkit
 from genkit.evaluation.toy_picture import (
@@ -32,6 +34,16 @@ def make(making, folder: Path, *more: str) -> Path:
     given = ["--folder", str(folder), "--minutes", "0.01", "--tokens", "100", "--sample-minutes", "0", *more]
     making.run(parser.parse_args(given))
     return folder
+
+
+def _inpainted(pipeline) -> bool:
+    """Whether a pipeline takes a picture and a mask and gives a picture."""
+    flat = np.full((1, 64, 64, 3), 0.5, dtype=np.float32)
+    mask = np.zeros((1, 64, 64, 1), dtype=np.float32)
+    mask[:, :, 32:] = 1.0
+    call = {"height": 64, "width": 64, "num_inference_steps": 2, "output_type": "np"}
+    image = pipeline("a red circle", image=flat, mask_image=mask, **call).images
+    return image.shape == (1, 64, 64, 3) and bool(np.isfinite(image).all())
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +69,7 @@ def test_toy_image_is_made_loaded_and_judged(image_run):
     assert (images == again).all()
     result, single = judge_pictures([picture for picture, _ in prompts], images)
     assert result.clips == 2 == len(single) and 0 <= result.right["all"] <= 1
+    assert _inpainted(StableDiffusionInpaintPipeline(**pipeline.components, requires_safety_checker=False))
     use_lcm(pipeline)
     quick, _ = generate_pictures(pipeline, [text for _, text in prompts], request)
     assert quick.shape == images.shape and (quick != images).any()
@@ -76,6 +89,7 @@ def test_the_inpainting_form_goes_on_from_the_plain_one(image_run, tmp_path):
     make(toy_image_run.MAKING, tmp_path, "--inpaint", "--vae", str(image_run), "--start-from", str(source))
     pipeline = genkit.load(str(tmp_path / "model"))
     assert type(pipeline).__name__ == "StableDiffusionInpaintPipeline" and pipeline.unet.config.in_channels == 9
+    assert _inpainted(pipeline)
     assert json.loads((tmp_path / "model" / "training.json").read_text())["inpaint"] is True
 
 
@@ -89,7 +103,7 @@ def test_toy_dit_is_made_and_generates_from_the_command_line(image_run, tmp_path
     output = tmp_path / "x.png"
     subprocess.run([*command, "--model", str(model), *size, "-o", str(output)], check=True, capture_output=True)
     assert iio.imread(output).shape == (64, 64, 3)
-    settings = json.loads(output.with_suffix(".json").read_text())
+    settings = json.loads(output.with_name("x.png.json").read_text())
     assert "striped blue" in json.dumps(settings)
 
 
