@@ -19,7 +19,12 @@ KEYS = ("description", "match", "models", "made_for", "parts", "provenance", "me
 PART_KEYS = ("attention", "attention_args", "schedule", "roles")
 SCHEDULE_KEYS = ("layers", "steps", "branches", "heads")
 MADE_FOR_KEYS = ("models", "height", "width", "num_frames", "steps", "training")
-ORIGINS = {"paper": "the method's paper", "code": "the authors' code", "ours": "our choice"}
+ORIGINS = {
+    "paper": "the method's paper",
+    "code": "the authors' code",
+    "other": "another implementation",
+    "ours": "our choice",
+}
 
 
 @dataclass(frozen=True)
@@ -185,9 +190,8 @@ def _values(what: str, parts: list[dict], provenance: dict) -> tuple[Value, ...]
         if name not in settings:
             raise UsageError(explain(f"{what}, provenance", name, list(settings)))
         if not isinstance(text, str) or text.partition(":")[0].strip() not in ORIGINS:
-            raise UsageError(
-                explain(f"{what}, provenance of {name}", text, "'paper: where', 'code: where' or 'ours: why'")
-            )
+            forms = "'paper: where', 'code: where', 'other: where' or 'ours: why'"
+            raise UsageError(explain(f"{what}, provenance of {name}", text, forms))
     found = []
     for name, value in settings.items():
         origin, _, note = provenance.get(name, "").partition(":")
