@@ -13,6 +13,7 @@ from torch import nn
 
 from genkit.errors import ArtifactError
 from genkit.models.registry import write_checksums
+from genkit.training import cards
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -28,6 +29,8 @@ SIDECAR = {
         "steps": 20,
         "guidance_scale": 4.0,
         "max_sequence_length": 64,
+        "upscale_strength": 0.3,
+        "upscale_shift": 4.0,
     },
     "limits": {
         "min_height": 64,
@@ -69,10 +72,17 @@ def assemble_toy_video(model: nn.Module, vae: nn.Module, folder: Path, facts: di
         transformer=transformer,
         scheduler=scheduler,
     )
-    return write_folder(pipeline, folder, SIDECAR, facts)
+    card = cards.TOY_VIDEO.format(
+        parameters=sum(tensor.numel() for tensor in transformer.parameters()) / 1e6,
+        steps=facts["steps"],
+        minutes=round(facts["seconds"] / 60),
+    )
+    return write_folder(pipeline, folder, SIDECAR, facts, card)
 
 
-def write_folder(pipeline: DiffusionPipeline, folder: Path, sidecar: dict, facts: dict) -> Path:
+def write_folder(
+    pipeline: DiffusionPipeline, folder: Path, sidecar: dict, facts: dict, card: str | None = None
+) -> Path:
     """Write a pipeline in bfloat16 with sidecar and checksums to a temporary name and move it into place.
 
     Args:
@@ -80,6 +90,7 @@ def write_folder(pipeline: DiffusionPipeline, folder: Path, sidecar: dict, facts
         folder: where the model goes; an existing folder is replaced once the new one is whole.
         sidecar: content of ``genkit.json``.
         facts: stored as ``training.json``.
+        card: model card, stored as ``README.md``; None for no card.
 
     Raises:
         ArtifactError: the folder would be larger than a shipped model may be; nothing is replaced then.
@@ -94,6 +105,8 @@ def write_folder(pipeline: DiffusionPipeline, folder: Path, sidecar: dict, facts
     pipeline.save_pretrained(temporary)
     (temporary / "genkit.json").write_text(json.dumps(sidecar, indent=2) + "\n")
     (temporary / "training.json").write_text(json.dumps(facts, indent=2) + "\n")
+    if card is not None:
+        (temporary / "README.md").write_text(card)
     write_checksums(temporary)
     size = sum(path.stat().st_size for path in temporary.rglob("*") if path.is_file()) / 1e6
     if size > LIMIT_MEGABYTES:
