@@ -14,7 +14,7 @@ from genkit.world.caption import caption
 from genkit.world.judge import judge_clip, score
 from genkit.world.scene import SPLITS, Scene, draw_scene
 
-ATTRIBUTES = ("background", "count", "colour", "shape", "size", "motion", "all")
+ATTRIBUTES = ("background", "count", "colour", "shape", "nearest shape", "size", "motion", "all")
 
 
 @dataclass(frozen=True)

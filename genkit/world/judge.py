@@ -19,6 +19,7 @@ from genkit.world.reading import (
     UNCLEAR,
     dilate,
     erode,
+    nearest_shape,
     read_background,
     read_moments,
     read_place,
@@ -33,7 +34,8 @@ from genkit.world.vocabulary import COLOURS, DIRECTIONS, PALETTE
 class SeenActor:
     """One object the judge found; every field may be ``"unclear"``.
 
-    ``x``, ``y`` and ``area`` are per-frame tracks in pixels.
+    ``x``, ``y`` and ``area`` are per-frame tracks in pixels. ``nearest_shape`` is the shape by forced choice, for
+    telling a rough outline from a wrong one.
     """
 
     colour: str
@@ -44,6 +46,7 @@ class SeenActor:
     x: np.ndarray = field(repr=False)
     y: np.ndarray = field(repr=False)
     area: np.ndarray = field(repr=False)
+    nearest_shape: str = UNCLEAR
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,8 @@ def score(scene: Scene, verdict: Verdict, moving: bool = True) -> dict[str, bool
 
     Actors are matched by colour first, then by order. Returns one boolean per attribute: ``background``, ``count``,
     ``colour``, ``shape``, ``size``, ``motion`` (only for ``moving`` clips) and ``all``; attributes of actors are right
-    only when they are right for every actor. ``size`` is left out for growing and shrinking actors.
+    only when they are right for every actor. ``size`` is left out for growing and shrinking actors. ``nearest shape``,
+    the forced choice, is told besides and has no part in ``all``.
     """
     result = {"background": verdict.background == scene.background, "count": len(verdict.actors) == len(scene.actors)}
     pairs = match_actors(scene, verdict)
@@ -92,6 +96,7 @@ def score(scene: Scene, verdict: Verdict, moving: bool = True) -> dict[str, bool
                 seen is not None and getattr(seen, name) == getattr(asked, name) for asked, seen in chosen
             )
     result["all"] = all(result.values())
+    result["nearest shape"] = all(seen is not None and seen.nearest_shape == asked.shape for asked, seen in pairs)
     return result
 
 
@@ -162,14 +167,18 @@ def _describe(pixels, ground, colour, core, others, notes) -> SeenActor:
     whole = bool(usable.mean() >= 0.8)
     if not whole:
         notes.append(f"the {colour} object is too small or absent in {(~usable).mean():.0%} of the frames")
-    shape = read_shape(harmonics[usable], solidity[usable], colour, notes) if usable.any() else UNCLEAR
+    shape = nearest = UNCLEAR
+    if usable.any():
+        shape = read_shape(harmonics[usable], solidity[usable], colour, notes)
+        nearest = nearest_shape(harmonics[usable], solidity[usable])
     softness = float((4 * alpha * (1 - alpha)).sum() / max(alpha.sum(), 1.0))
     if softness > SOFT_LIMIT:
         notes.append(f"the {colour} object has no sharp outline (softness {softness:.2f})")
         shape = UNCLEAR
     height, width = pixels.shape[1:3]
     motion = _motion(x, y, area, harmonics, shape) if whole and usable.all() else UNCLEAR
-    return SeenActor(colour, shape, read_size(area[usable]), motion, read_place(x, y, width, height), x, y, area)
+    place = read_place(x, y, width, height)
+    return SeenActor(colour, shape, read_size(area[usable]), motion, place, x, y, area, nearest)
 
 
 def _motion(x, y, area, harmonics, shape: str) -> str:

@@ -96,12 +96,23 @@ def _solidity(points: np.ndarray, area: float) -> float:
     return area / (0.5 * float((reach * edges).sum()))
 
 
+def _shape_distances(seen: np.ndarray) -> np.ndarray:
+    """Distances (..., shapes) of figures (..., 4) to those of the perfect shapes."""
+    table = np.array(list(_SHAPE_FIGURES.values()))
+    return np.linalg.norm((seen[..., None, :] - table) * _FIGURE_WEIGHTS, axis=-1)
+
+
+def nearest_shape(harmonics: np.ndarray, solidity: np.ndarray) -> str:
+    """The perfect shape that an outline is nearest to, however far: a forced choice where :func:`read_shape` may say
+    ``"unclear"``."""
+    seen = np.nanmedian(np.concatenate([np.abs(harmonics), solidity[:, None]], axis=-1), axis=0)
+    return list(_SHAPE_FIGURES)[int(_shape_distances(seen).argmin())]
+
+
 def read_shape(harmonics: np.ndarray, solidity: np.ndarray, colour: str, notes: list[str]) -> str:
     """Nearest perfect shape by harmonics (frames, 3) and solidity (frames,); most frames must agree."""
     seen = np.concatenate([np.abs(harmonics), solidity[:, None]], axis=-1)
-    table = np.array(list(_SHAPE_FIGURES.values()))
-    distance = np.linalg.norm((seen[:, None] - table[None]) * _FIGURE_WEIGHTS, axis=-1)
-    middle = np.linalg.norm((np.nanmedian(seen, axis=0) - table) * _FIGURE_WEIGHTS, axis=-1)
+    distance, middle = _shape_distances(seen), _shape_distances(np.nanmedian(seen, axis=0))
     best = int(middle.argmin())
     agreement = float((distance.argmin(-1) == best).mean())
     second = float(np.partition(middle, 1)[1])

@@ -105,3 +105,18 @@ def test_two_objects_of_one_colour_are_not_one_clear_shape():
 def test_wrong_arrays_are_refused():
     with pytest.raises(UsageError, match="uint8"):
         world.judge_clip(np.zeros((4, 8, 8, 3), dtype=np.float32))
+
+
+def test_a_rough_outline_is_unclear_but_has_a_nearest_shape():
+    rng = np.random.default_rng(3)
+    scene = world.Scene((world.Actor("red", "circle", "big"),), "black")
+    clip = world.render_clip(scene, world.lay_out(scene, 5, 128, 128, rng), 128, 128)
+    rows, columns = np.nonzero(clip[0, :, :, 0] > 128)
+    # A bite out of the right side, down to the centre.
+    middle, centre = int(rows.mean()), int(columns.mean())
+    clip[:, middle - 9 : middle + 9, centre + 2 :] = clip[0, 0, 0]
+    seen = world.judge_clip(clip).actors[0]
+    assert seen.shape == "unclear"
+    assert seen.nearest_shape != "unclear"
+    result = world.score(scene, world.judge_clip(clip))
+    assert not result["shape"] and not result["all"] and result["nearest shape"] == (seen.nearest_shape == "circle")
