@@ -5,15 +5,16 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 PROMPT ?= a red circle moves right on a blue background
 OUTPUT ?= outputs/video.mp4
+SEED ?= 0
 JOBS ?= 2
-export PROMPT OUTPUT
+export PROMPT OUTPUT SEED
 
 PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: help setup setup-test video test lint bench clean
 
 help:
-	@echo 'make video PROMPT="..."   set up if needed and write $(OUTPUT)'
+	@echo 'make video PROMPT="..."   set up if needed and write $(OUTPUT); SEED=1, 2, ... for another one'
 	@echo 'make test                 set up if needed and run the tests'
 	@echo 'make setup | setup-test   only set up, for use or for development'
 	@echo 'make lint | bench | clean'
@@ -39,7 +40,7 @@ setup-test: $(VENV)/.test
 
 video: $(VENV)/.use
 	@mkdir -p "$$(dirname "$$OUTPUT")"
-	@$(VENV)/bin/genkit generate "$$PROMPT" --output "$$OUTPUT" --force
+	@$(VENV)/bin/genkit generate "$$PROMPT" --seed "$$SEED" --output "$$OUTPUT" --force
 
 test: $(VENV)/.test
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(JOBS) --dist loadfile

@@ -1,0 +1,43 @@
+"""The models in the package: whole, unchanged, small, and what the bare command makes with the default one."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from genkit import media
+from genkit.cli.main import main
+from genkit.models import DEFAULT_MODEL, check_folder, read_sidecar, shipped, verify_checksums
+from genkit.world.judge import judge_clip
+
+LIMIT_BYTES = 20_000_000
+
+
+def test_the_default_model_is_shipped():
+    assert DEFAULT_MODEL in shipped()
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_shipped_models_are_whole_small_and_unchanged(name):
+    folder = shipped()[name]
+    assert check_folder(folder)["_class_name"]
+    assert verify_checksums(folder) == ("ok", [])
+    assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) <= LIMIT_BYTES
+    sidecar = read_sidecar(folder)
+    assert sidecar.description
+    assert {"height", "width", "num_frames", "fps", "steps", "guidance_scale"} <= set(sidecar.defaults)
+
+
+@pytest.mark.slow
+def test_the_bare_command_shows_what_the_prompt_says(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    prompt = "a red circle moves right on a blue background"
+    code = main(["generate", prompt, "--seed", "1", "-o", "clip.mp4", "--json"])
+    result = json.loads(capsys.readouterr().out)
+    assert code == 0
+    assert result["warnings"] == []
+    clip = media.read_media(tmp_path / "clip.mp4")
+    verdict = judge_clip(clip.frames)
+    assert verdict.background == "blue"
+    assert [(actor.colour, actor.shape) for actor in verdict.actors] == [("red", "circle")]
