@@ -42,9 +42,9 @@ Rendered clips of `genkit.world`, nothing else. Made by
 python -m torch.distributed.run --standalone --nproc_per_node 2 scripts/train_toy_video.py --folder runs/toy-video
 ```
 
-({steps} steps of the transformer in {minutes} minutes, runs that went on from each other taken together; `training.json`
-has the figures, `docs/training.md` the story.) Four colour-shape pairs and a tenth of all
-combinations were held out.
+({steps} steps of the transformer in {minutes} minutes, runs that went on from each other taken together; the figures
+are in `training.json`, the story in `docs/training.md`.) Four colour-shape pairs and a tenth of all combinations were
+held out.
 
 ## Accuracy and limits
 
