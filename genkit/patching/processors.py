@@ -104,7 +104,7 @@ def attn_processors(
             name = f"{path}.processor"
             _refuse(name, own)
             wrapped[name] = _gate_processor(own[name], slot, keeper)
-    except Exception:
+    except BaseException:
         handle.remove()
         raise
     return {**own, **wrapped}

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from genkit.evaluation.toy_picture import ATTRIBUTES
 from genkit.training.curriculum import Stage, batch_for, draw_sigma, draw_size
 from genkit.training.latent_pool import Sample
 from genkit.training.loop import process_rank
@@ -22,7 +23,6 @@ from genkit.world.picture_caption import picture_caption
 from genkit.world.picture_judge import judge_picture, score_picture
 from genkit.world.picture_scene import draw_picture
 
-ATTRIBUTES = ("background", "count", "colour", "shape", "texture", "size", "place", "all")
 # Share of noise levels drawn evenly: the first step of sampling starts from noise alone, which the others rarely meet.
 _EVEN = 0.2
 _EMPTY = 0.1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from genkit.training.toy_text import small_t5
 from genkit.world.picture_caption import picture_words
 
 TEXT_WIDTH = 128
@@ -79,19 +80,4 @@ def build_t5_encoder(vocabulary: int, width: int = TEXT_WIDTH) -> nn.Module:
     """A ``T5EncoderModel`` of two layers for the words of :func:`genkit.training.toy_text.build_word_tokenizer`."""
     from transformers import T5Config, T5EncoderModel
 
-    config = T5Config(
-        vocab_size=vocabulary,
-        d_model=width,
-        d_kv=32,
-        d_ff=2 * width,
-        num_layers=2,
-        num_heads=4,
-        feed_forward_proj="gated-gelu",
-        relative_attention_num_buckets=32,
-        relative_attention_max_distance=64,
-        dropout_rate=0.0,
-        pad_token_id=0,
-        eos_token_id=1,
-        decoder_start_token_id=0,
-    )
-    return T5EncoderModel(config)
+    return T5EncoderModel(T5Config(**small_t5(vocabulary, width)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import nn
 
@@ -37,11 +38,9 @@ def build_word_tokenizer(max_length: int = 512, vocabulary: Sequence[str] | None
     )
 
 
-def build_text_encoder(vocabulary: int, width: int = 128) -> nn.Module:
-    """A ``UMT5EncoderModel`` of two layers; embeddings of unit variance make words differ from the first step."""
-    from transformers import UMT5Config, UMT5EncoderModel
-
-    config = UMT5Config(
+def small_t5(vocabulary: int, width: int) -> dict[str, Any]:
+    """Settings of the two-layer encoders of the toy models, for ``T5Config`` and ``UMT5Config`` alike."""
+    return dict(
         vocab_size=vocabulary,
         d_model=width,
         d_kv=32,
@@ -56,4 +55,10 @@ def build_text_encoder(vocabulary: int, width: int = 128) -> nn.Module:
         eos_token_id=1,
         decoder_start_token_id=0,
     )
-    return UMT5EncoderModel(config)
+
+
+def build_text_encoder(vocabulary: int, width: int = 128) -> nn.Module:
+    """A ``UMT5EncoderModel`` of two layers; embeddings of unit variance make words differ from the first step."""
+    from transformers import UMT5Config, UMT5EncoderModel
+
+    return UMT5EncoderModel(UMT5Config(**small_t5(vocabulary, width)))

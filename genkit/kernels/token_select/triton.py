@@ -19,6 +19,8 @@ BUFFER_BYTES = 1 << 28
 
 
 class Tile(NamedTuple):
+    """Rows of queries and keys a program works on, and how it is launched."""
+
     queries: int
     keys: int
     warps: int
@@ -26,6 +28,8 @@ class Tile(NamedTuple):
 
 
 class View(NamedTuple):
+    """A (B, N, H, D) tensor as a kernel takes it: its address and strides; the last axis is dense."""
+
     ptr: Any
     batch: Any
     token: Any
