@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from pathlib import Path
+from typing import Any, ClassVar, Literal
 
 import torch
 
-from genkit.attention.base import Density, Method, PatchCache, Site, check_choice, check_int
+from genkit.attention.agent_weights import AgentWeights, Positions
+from genkit.attention.base import Density, Method, PatchCache, Place, Site, check_choice, check_int
 from genkit.attention.keep import kept
 from genkit.attention.registry import register
 from genkit.attention.static import check_tokens, dense_attention
 from genkit.attention.token_merge import Merge, destinations, match
+from genkit.attention.weights import PatchWeights
 from genkit.errors import UsageError, explain
 from genkit.kernels.agent import agent_attention
 from genkit.layout import TokenLayout
+
+Grid = tuple[int, int, int]
 
 
 class Cells:
@@ -76,6 +82,11 @@ def _cells(grid: tuple[int, int, int], cell: tuple[int, int, int]) -> Cells:
     return Cells(grid, cell)
 
 
+def _positions(grid: Grid, cell: Grid, lattice: Grid, lines: Grid) -> Positions:
+    cells = Cells(grid, cell)
+    return Positions(grid, (cells.cell_of, cells.sizes), lattice, lines)
+
+
 def _destinations(grid: tuple[int, int], cell: int, seed: int | None) -> Destinations:
     return Destinations(destinations(grid, (cell, cell), seed))
 
@@ -89,6 +100,10 @@ class Agent(Method):
     experimental and best followed by fine-tuning. ``agents="merge"`` is AgentSD for Stable Diffusion UNets: similar
     tokens are merged, agents are what remains after much heavier merging; agents work in the early steps, plain merging
     in the later ones. Agents carry no fine detail: keep the later steps dense (:meth:`recommended`).
+
+    ``form="trained"`` adds what the paper trains: biases of agents reading keys and of queries reading agents, by
+    position, and a depth-wise convolution of the values. They start at zero, where the form is the training-free one,
+    and are interpolated to any grid. The paper's own form has ``scale_power=1`` and ``shortcut=0``.
 
     Args:
         agents: ``"cells"`` or ``"merge"``.
@@ -104,6 +119,13 @@ class Agent(Method):
         early: with ``"merge"``, share of the steps that use agents; later ones merge by ``ratio`` alone, in cells of 2.
         min_tokens: with ``"merge"``, shorter sequences are left alone (deeper levels of the UNet).
         seed: with ``"merge"``, choice of the tokens others merge into; -1 = the first of each cell, never random.
+        form: ``"free"`` or ``"trained"`` (with ``agents="cells"``).
+        lattice: trained form, agents that have stored biases, over frames, rows and columns; also the size of the map
+            every one of them has over rows and columns. Published 7 x 7; frames are ours, 1 is enough for images.
+        lines: trained form, stored lengths of the bias vectors over frames, rows and columns; as long as the grid, they
+            have an entry for each of its places, as published. The score gets h * w + the sum of these more features:
+            with 128 per head stay below 128.
+        weights: safetensors file with trained weights, read when the patch is made.
 
     Source: Agent Attention: On the Integration of Softmax and Linear Attention, arXiv 2312.08874.
     """
@@ -119,9 +141,13 @@ class Agent(Method):
     early: float = field(default=0.4, metadata={"help": "share of the steps with agents"})
     min_tokens: int = field(default=2048, metadata={"help": "shortest sequence to merge"})
     seed: int = field(default=0, metadata={"help": "choice of merge destinations; -1 = fixed"})
+    form: Literal["free", "trained"] = field(default="free", metadata={"help": "with trained biases and convolution"})
+    lattice: tuple[int, int, int] = field(default=(3, 7, 7), metadata={"help": "agents with stored biases"})
+    lines: tuple[int, int, int] = field(default=(8, 32, 32), metadata={"help": "lengths of stored bias vectors"})
+    weights: None | str = field(default=None, metadata={"help": "file with trained weights"})
 
     roles: ClassVar[tuple[str, ...]] = ("self", "joint")
-    variants: ClassVar[tuple[dict, ...]] = ({}, {"agents": "merge"})
+    variants: ClassVar[tuple[dict, ...]] = ({}, {"agents": "merge"}, {"form": "trained"})
     trainable: ClassVar[bool] = True
     source: ClassVar[str] = "Agent Attention, arXiv 2312.08874"
 
@@ -131,6 +157,14 @@ class Agent(Method):
         check_choice("agent", "count_bias", self.count_bias, (True, False))
         for side in self.cell:
             check_int("agent", "cell", side, 1)
+        check_choice("agent", "form", self.form, ("free", "trained"))
+        for name in ("lattice", "lines"):
+            for side in getattr(self, name):
+                check_int("agent", name, side, 1)
+        if self.form == "trained" and self.agents == "merge":
+            raise UsageError("agent.form='trained' has biases by position, merged agents have none; use agents='cells'")
+        if self.form == "free" and self.weights is not None:
+            raise UsageError("agent.weights: form='free' has no trained weights; use form='trained'")
         check_int("agent", "min_tokens", self.min_tokens, 0)
         check_int("agent", "seed", self.seed, -1)
         for name, low, high in (("scale_power", 0, 4), ("shortcut", -10, 10), ("ratio", 0, 1), ("agent_ratio", 0, 1),
@@ -157,10 +191,24 @@ class Agent(Method):
         if self.agents == "merge":
             return f"merges {self.ratio:.0%} of the tokens, agents from merging {self.agent_ratio:.0%}"
         count = len(Cells(layout.grid, self._cell(layout)).sizes)
-        return f"{count} agents for {layout.grid_length} tokens, {2 * count / layout.grid_length:.1%} of dense work"
+        text = f"{count} agents for {layout.grid_length} tokens, {2 * count / layout.grid_length:.1%} of dense work"
+        rank = self.lattice[1] * self.lattice[2] + sum(self.lines)
+        return text if self.form == "free" else f"{text}; trained biases of {rank} features more"
 
     def _cell(self, layout: TokenLayout) -> tuple[int, int, int]:
         return tuple(min(side, length) for side, length in zip(self.cell, layout.grid, strict=True))
+
+    def install(self, place: Place, cache: PatchCache) -> Iterable[Any]:
+        """Trained form: make the layer's weights."""
+        if self.form == "trained":
+            own = AgentWeights(place, self.lattice, self.lines)
+            PatchWeights.of(cache).put(self.name, place.name, own, self.settings())
+        return ()
+
+    def ready(self, cache: PatchCache) -> None:
+        """Read the weights file, if one is given."""
+        if self.weights is not None:
+            PatchWeights.of(cache).load(Path(self.weights), self.name)
 
     def attend(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, site: Site, cache: PatchCache
@@ -184,15 +232,22 @@ class Agent(Method):
         agents = cells.mean(queries) if mean else queries.index_select(1, cells.centre)
         options = {"scale": scale, "read_scale": scale**self.scale_power, "shortcut": self.shortcut}
         ks, vs = (self._per_query_head(x[:, start:stop], q) for x in (k, v))
+        own = PatchWeights.of(cache).at(self.name, site.name) if self.form == "trained" else None
+        if own is not None:
+            key = (layout.grid, self._cell(layout), self.lattice, self.lines)
+            factors = own.factors(kept(cache, _positions, *key, device=q.device), q.device)
+            options |= dict(zip(("gather_factors", "read_factors"), factors, strict=True))
         if layout.length == stop - start:
             bias = cells.sizes.log()[None, None, None] if self.count_bias else None
-            return agent_attention(queries, ks, vs, agents, read_bias=bias, **options)
+            out = agent_attention(queries, ks, vs, agents, read_bias=bias, **options)
+            return out if own is None else out + own.local(vs, layout.grid)
         others = [torch.cat([x[:, :start], x[:, stop:]], 1) for x in (k, v)]
         extra_k, extra_v = (self._per_query_head(x, q) for x in others)
         out = agent_attention(
             queries, ks, vs, agents, read_bias=self._read_bias(cells, site, q), **options,
             extra_k=extra_k * (scale / options["read_scale"]), extra_v=extra_v,
         )  # fmt: skip
+        out = out if own is None else out + own.local(vs, layout.grid)
         edges = [q[:, :start], q[:, stop:]]
         before, after = (dense_attention(x, k, v, site.scale, site.key_mask) if x.shape[1] else x for x in edges)
         return torch.cat([before, out, after], 1)

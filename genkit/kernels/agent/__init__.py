@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from genkit.errors import UsageError
+from genkit.kernels.block_sparse.bias import LowRank
 
 __all__ = ["agent_attention"]
 
@@ -21,6 +22,8 @@ def agent_attention(
     read_scale: float | None = None,
     gather_bias: Tensor | None = None,
     read_bias: Tensor | None = None,
+    gather_factors: LowRank | None = None,
+    read_factors: LowRank | None = None,
     shortcut: float = 0.0,
     extra_k: Tensor | None = None,
     extra_v: Tensor | None = None,
@@ -30,6 +33,9 @@ def agent_attention(
     Two dense attentions in a row, through torch's scaled dot product attention: no N x N tensor, and the fastest dense
     kernel of the machine serves both. A fused kernel would only save the n agent values, which is nothing.
 
+    Learned biases come as factors (the ``*_factors``): they enter the scores as R more features of queries and keys, so
+    that no n x N tensor is made and their gradients come with those of the attention.
+
     Args:
         q: (B, Nq, H, D). k, v: (B, Nk, Hk, D), Hk divides H. agents: (B, n, H, D), n much smaller than Nk.
         scale: softmax scale of the agents reading the keys, default 1/sqrt(D).
@@ -37,6 +43,10 @@ def agent_attention(
             ``(1/sqrt(D)) ** 0.3``.
         gather_bias: added to the agents' scores, broadcast to (B, H, n, Nk).
         read_bias: added to the queries' scores, broadcast to (B, H, Nq, n + extra).
+        gather_factors: added to the agents' scores besides, ``f`` (B|1, n, H|1, R), ``g`` (B|1, Nk, H|1, R). Computed
+            in the dtype of q.
+        read_factors: added to the queries' scores of the agents besides (extra keys get none), ``f``
+            (B|1, Nq, H|1, R), ``g`` (B|1, n, H|1, R).
         shortcut: weight of the values added to the output; needs as many queries as keys, and Hk = H.
         extra_k, extra_v: (B, M, Hk, D), keys that queries read directly beside the agents (text tokens of a joint
             model).
@@ -44,7 +54,8 @@ def agent_attention(
     Returns:
         (B, Nq, H, D), differentiable in every tensor.
 
-    Cost: 4 * D * n * (Nk + Nq) per head, against 4 * D * Nq * Nk for dense attention.
+    Cost: 4 * D * n * (Nk + Nq) per head, against 4 * D * Nq * Nk for dense attention. Factors of rank R make D into
+    D + R, rounded up to a multiple of 8; above 256 the fastest kernels of most machines do not serve.
 
     Raises:
         UsageError: shapes that do not fit together.
@@ -52,14 +63,42 @@ def agent_attention(
     _check(q, k, v, agents, shortcut, extra_k, extra_v)
     first = q.shape[-1] ** -0.5 if scale is None else scale
     second = first if read_scale is None else read_scale
-    values = _dense(agents, k, v, first, gather_bias)
+    _check_factors("gather_factors", gather_factors, first, agents, k)
+    _check_factors("read_factors", read_factors, second, q, agents)
+    values = _dense(*_widened(agents, k, v, first, gather_factors), first, gather_bias)[..., : v.shape[-1]]
     keys = agents
     if extra_k is not None:
         group = q.shape[2] // extra_k.shape[2]
         keys = torch.cat([keys, extra_k.repeat_interleave(group, 2)], 1)
         values = torch.cat([values, extra_v.repeat_interleave(group, 2)], 1)
-    out = _dense(q, keys, values, second, read_bias)
+    out = _dense(*_widened(q, keys, values, second, read_factors), second, read_bias)[..., : v.shape[-1]]
     return out + shortcut * v if shortcut else out
+
+
+def _widened(q: Tensor, k: Tensor, v: Tensor, scale: float, bias: LowRank | None) -> tuple[Tensor, Tensor, Tensor]:
+    """q, k, v with the bias as more features: ``scale * q' k'^T = scale * q k^T + f g^T`` for the first keys.
+
+    The values get as many zeros, because the kernels that need no N x N tensor want equal widths.
+    """
+    if bias is None:
+        return q, k, v
+    heads, width, rank = q.shape[2], q.shape[3], bias.f.shape[-1]
+    more = rank + -(width + rank) % 8
+    k, v = (x.repeat_interleave(heads // x.shape[2], 2) for x in (k, v))
+    f = bias.f.to(q.dtype).expand(q.shape[0], -1, heads, -1) / scale
+    g = bias.g.to(q.dtype).expand(q.shape[0], -1, heads, -1)
+    f, g = F.pad(f, (0, more - rank)), F.pad(g, (0, more - rank, 0, 0, 0, k.shape[1] - g.shape[1]))
+    return torch.cat([q, f], -1), torch.cat([k, g], -1), F.pad(v, (0, more))
+
+
+def _check_factors(name: str, bias: LowRank | None, scale: float, q: Tensor, k: Tensor) -> None:
+    if bias is None:
+        return
+    reason = bias.misfit(q.shape[0], q.shape[1], k.shape[1], q.shape[2])
+    if reason is not None:
+        raise UsageError(f"agent_attention, {name}: {reason}")
+    if not scale:
+        raise UsageError(f"agent_attention, {name}: needs a softmax scale other than 0")
 
 
 def _dense(q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Tensor | None) -> Tensor:

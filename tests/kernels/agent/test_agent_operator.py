@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from genkit.errors import UsageError
+from genkit.kernels import LowRank
 from genkit.kernels.agent import agent_attention
 
 
@@ -78,6 +79,41 @@ def test_text_keys_beside_the_agents_and_biases_match_explicit_softmax():
     torch.testing.assert_close(out, torch.einsum("bhnm,bmhd->bnhd", second, values))
 
 
+def _factors(rank=3):
+    """Biases of 3 agents x 9 keys and 7 queries x 3 agents, per head and shared, as factors and written out."""
+    f1, g1 = random(1, 3, 4, rank, seed=8), random(9, rank, seed=9)
+    f2, g2 = random(2, 7, 1, rank, seed=10), random(1, 3, 4, rank, seed=11)
+    dense = [torch.einsum("bnhr,bmhr->bhnm", f.expand(-1, -1, 4, -1), g.expand(len(f), -1, 4, -1))
+             for f, g in ((f1, g1[None, :, None]), (f2, g2))]  # fmt: skip
+    return (f1, g1, f2, g2), dense
+
+
+@pytest.mark.parametrize("extra", [False, True])
+def test_biases_as_factors_equal_biases_written_out(extra):
+    """Also together with written ones, with grouped key heads and keys beside the agents; and their gradients."""
+    q, k, v, a = random(2, 7, 4, 8), random(2, 9, 2, 8, seed=1), random(2, 9, 2, 8, seed=2), random(2, 3, 4, 8, seed=3)
+    more = {"extra_k": random(2, 5, 2, 8, seed=4), "extra_v": random(2, 5, 2, 8, seed=5)} if extra else {}
+    b2 = random(1, 4, 7, 8 if extra else 3, seed=7)
+    tables, dense = _factors()
+    given = [x.clone().requires_grad_() for x in (q, k, v, a, *tables)]
+    f1, g1, f2, g2 = given[4:]
+    out = agent_attention(*given[:4], read_scale=0.6, read_bias=b2, gather_factors=LowRank(f1, g1),
+                          read_factors=LowRank(f2, g2), **more)  # fmt: skip
+    same = [x.clone().requires_grad_() for x in (q, k, v, a, *tables)]
+    f1, g1, f2, g2 = same[4:]
+    bias1 = torch.einsum("bnhr,mr->bhnm", f1, g1)
+    bias2 = torch.einsum("bnr,bmhr->bhnm", f2[:, :, 0], g2.expand(2, -1, -1, -1))
+    torch.testing.assert_close(bias1, dense[0])
+    torch.testing.assert_close(bias2, dense[1])
+    whole = torch.nn.functional.pad(bias2, (0, 5 if extra else 0)) + b2
+    right = agent_attention(*same[:4], read_scale=0.6, gather_bias=bias1, read_bias=whole, **more)
+    torch.testing.assert_close(out, right)
+    slope = random(*out.shape, seed=12)
+    for got, wanted in zip(torch.autograd.grad(out, given, slope), torch.autograd.grad(right, same, slope),
+                           strict=True):  # fmt: skip
+        torch.testing.assert_close(got, wanted)
+
+
 def test_gradients_reach_every_input_through_pooled_agents():
     q, k, v = (random(1, 6, 2, 3, seed=s).requires_grad_() for s in range(3))
 
@@ -96,6 +132,9 @@ def test_wrong_shapes_are_refused():
         lambda: agent_attention(q, k, k, a, extra_k=k),
         lambda: agent_attention(q[0], k, k, a),
         lambda: agent_attention(q, k, k, a[:, :0]),
+        lambda: agent_attention(q, k, k, a, gather_factors=LowRank(random(3, 2), random(6, 2))),
+        lambda: agent_attention(q, k, k, a, read_factors=LowRank(random(6, 2), random(2, 2))),
+        lambda: agent_attention(q, k, k, a, scale=0.0, gather_factors=LowRank(random(3, 2), random(5, 2))),
     ):
         with pytest.raises(UsageError):
             call()
