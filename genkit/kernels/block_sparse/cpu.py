@@ -1,8 +1,7 @@
 """Block-sparse attention on the CPU with torch's own flash kernel.
 
-Keys that lie side by side are used where they are, a few hidden blocks among them by a mask of one row. Others are
-copied together for many query blocks at a time, because a call of the kernel costs more than a copy that leaves the
-cache. The backward pass copies them again; dK and dV are added in a fixed order, so results repeat bit for bit.
+Keys that lie side by side are used where they are. Others are copied together for many query blocks at a time, because a
+call of the kernel costs more than a copy that leaves the cache. The backward pass copies them again; dK and dV are added in a fixed order, so results repeat bit for bit.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from genkit.kernels.block_sparse import cpu_bias
 from genkit.kernels.block_sparse.bias import Bias
-from genkit.kernels.block_sparse.cpu_schedule import Gathered, Slice, additive_mask, column_mask, schedule
+from genkit.kernels.block_sparse.cpu_schedule import Gathered, Slice, additive_mask, schedule
 from genkit.kernels.block_sparse.plan import BlockPlan
 
 _CHUNK_BYTES = 16 << 20  # keys copied together, per thread; 1 MiB is 10 % slower, 64 MiB no faster, measured
@@ -179,9 +178,6 @@ class _Work:
                 k, v = (self._keys(x, bs, hs, item.first, item.last) for x in (self.k, self.v))
                 q = self.q[bs[0]:bs[-1] + 1, item.start:item.stop, hs[0]:hs[-1] + 1].transpose(1, 2).to(self.dtype)
                 mask, dead = self._mask(partial, bs[0], hs[0], item.start, item.stop, tokens[0])
-                if item.hidden is not None:
-                    unseen = column_mask(item.hidden, self.plan.block_k, q.shape[2], tokens.shape[1], self.wide)
-                    mask = unseen if mask is None else mask + unseen
                 where = [(b, h, item.start) for b in bs for h in hs]
                 yield _Piece(where, item.stop - item.start, q, k, v, tokens, None, mask, dead)
 

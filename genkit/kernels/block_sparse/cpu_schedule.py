@@ -13,15 +13,13 @@ from genkit.kernels.block_sparse.plan import BlockPlan
 from genkit.kernels.block_sparse.rule import ABSENT
 
 _MASK_BYTES = 128 << 20  # masks kept on a plan; beyond this they are made again when needed
-_FILLED = 0.85  # share of a span of keys from which hiding the rest beats copying, measured
 
 
 @dataclass(frozen=True)
 class Slice:
     """Queries [start, stop) against the contiguous keys [first, last), for one row of the plan's lists.
 
-    ``row`` names the query block whose mask applies, or is None when no mask is needed. ``hidden`` marks key blocks of
-    the span that none of the queries sees, (blocks,) bool; None when all are seen.
+    ``row`` names the query block whose mask applies, or is None when no mask is needed.
     """
 
     batch: int
@@ -31,7 +29,6 @@ class Slice:
     first: int
     last: int
     row: int | None
-    hidden: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -81,9 +78,8 @@ def _make(plan: BlockPlan) -> Schedule:
     span = last - index[..., 0] + 1
     run = (count > 0) & (span == count) & whole
     masked = plan.partial_count > 0 if plan.rule is not None else torch.zeros_like(plan.partial_count, dtype=torch.bool)
-    filled = (count >= _FILLED * span) & whole & ~masked
     ends = (last * plan.block_k + plan.k_valid[last]).tolist()
-    columns = (count, index[..., 0], tokens, run, filled, masked)
+    columns = (count, index[..., 0], tokens, run, masked)
     table = (*(column.tolist() for column in columns), ends)
     valid = plan.q_valid.tolist()
     slices: list[Slice] = []
@@ -91,17 +87,13 @@ def _make(plan: BlockPlan) -> Schedule:
     for b in range(plan.batch):
         for h in range(plan.heads):
             for i, entry in enumerate(zip(*(part[b][h] for part in table), strict=True)):
-                c, first, keys, straight, nearly, hidden, end = entry
+                c, first, keys, straight, hidden, end = entry
                 if not c:
                     continue
                 start = i * plan.block_q
                 place = (b, h, start, start + valid[i], first * plan.block_k, end)
                 if straight:
                     _add_slice(slices, Slice(*place, i if hidden else None))
-                elif nearly:
-                    unseen = torch.ones(-(-end // plan.block_k) - first, dtype=torch.bool)
-                    unseen[index[b, h, i, :c] - first] = False
-                    slices.append(Slice(*place, None, unseen))
                 else:
                     groups[valid[i], c, keys, hidden].append((b, h, i))
     gathered = []
@@ -116,17 +108,11 @@ def _make(plan: BlockPlan) -> Schedule:
 def _add_slice(slices: list[Slice], new: Slice) -> None:
     """Append, or widen the last one when the same keys serve the next queries (one long call beats several)."""
     old = slices[-1] if slices else None
-    if (old is not None and old.row is None and old.hidden is None and new.row is None and old.stop == new.start
+    if (old is not None and old.row is None and new.row is None and old.stop == new.start
             and (old.batch, old.head, old.first, old.last) == (new.batch, new.head, new.first, new.last)):
         slices[-1] = Slice(old.batch, old.head, old.start, new.stop, old.first, old.last, None)
     else:
         slices.append(new)
-
-
-def column_mask(hidden: Tensor, block_k: int, queries: int, keys: int, dtype: torch.dtype) -> Tensor:
-    """A slice's hidden blocks as the kernel takes them: (1, 1, queries, keys) of 0 and -inf, one row in memory."""
-    row = torch.zeros(hidden.shape[0], block_k, dtype=dtype).masked_fill_(hidden[:, None], -torch.inf)
-    return row.view(1, 1, 1, -1)[..., :keys].expand(-1, -1, queries, -1)
 
 
 def additive_mask(plan: BlockPlan, batch: int, head: int, row: int, blocks: Tensor, queries: int,
