@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from genkit.training.alignment import scene_features
-from genkit.training.autoencoder import as_tensor
+from genkit.training.autoencoder import as_tensor, use_onednn
 from genkit.training.curriculum import Size
 from genkit.world.picture_scene import Picture
 from genkit.world.render import render_clip
@@ -68,8 +68,9 @@ class Pool(ABC):
     def draw(self, size: Size, count: int) -> list[Sample]:
         """``count`` samples of one size."""
         shelf = self.stored.setdefault(size, [])
-        new = count if len(shelf) < 2 * count else max(1, round(self.fresh * count))
-        made = self.encode(size, new)
+        # Rounded at random, so that the share also holds for batches of two or three.
+        new = count if len(shelf) < 2 * count else min(count, int(self.fresh * count + self.rng.random()))
+        made = self.encode(size, new) if new else []
         old = [shelf[i] for i in self.rng.integers(len(shelf), size=count - new)] if count > new else []
         for sample in made:
             if len(shelf) < self.capacity:
@@ -92,6 +93,9 @@ class LatentPool(Pool):
     """
 
     two_share: float = 0.2
+
+    def __post_init__(self):
+        use_onednn(self.vae)
 
     @torch.no_grad()
     def encode(self, size: ClipSize, count: int) -> list[Sample]:
