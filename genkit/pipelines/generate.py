@@ -17,10 +17,11 @@ import numpy as np
 from genkit.errors import GenkitError, UnsupportedError, UsageError
 from genkit.media import check_output, enlarge, numbered, write_media
 from genkit.pipelines import attention
-from genkit.pipelines.kinds import ARGUMENTS, IMAGE, accepted
+from genkit.pipelines.guidance import argument_names
+from genkit.pipelines.kinds import IMAGE, accepted
 from genkit.pipelines.load import apply_loras, load, parse_lora
 from genkit.pipelines.outputs import to_frames, to_sound
-from genkit.pipelines.prepare import Plan, plan
+from genkit.pipelines.prepare import Plan, configs_of, plan
 from genkit.pipelines.prompts import check_prompt
 from genkit.pipelines.record import build_record, made_with
 from genkit.pipelines.settings import GenerateSettings
@@ -113,7 +114,7 @@ class Session:
         self.load()
         settings = attention.settle(self.pipeline, settings)
         prompt, negative, cut = self.check_prompt(settings)
-        self.warnings += [line for line in cut if line not in self.warnings]
+        self.warnings += [line for line in (*self.plan.notes, *cut) if line not in self.warnings]
         arguments = self._arguments(settings, prompt, negative, progress)
         seconds = -time.perf_counter()
         with _plain_errors(settings):
@@ -163,7 +164,7 @@ class Session:
     ) -> dict[str, Any]:
         known = accepted(self.plan.pipeline_class)
         values: dict[str, Any] = {"prompt": prompt, "output_type": "np", **self.plan.sidecar.call}
-        for name, targets in ARGUMENTS.items():
+        for name, targets in argument_names(self.plan.pipeline_class, configs_of(self.plan.folder)).items():
             value = negative if name == "negative_prompt" else getattr(settings, name)
             target = next((target for target in targets if target in known), None)
             if target is not None and value is not None:

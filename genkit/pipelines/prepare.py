@@ -10,8 +10,8 @@ from pathlib import Path
 
 from genkit.errors import UnsupportedError, UsageError
 from genkit.models import Sidecar, check_folder, locate, read_sidecar
-from genkit.pipelines import attention, upscale
-from genkit.pipelines.kinds import ARGUMENTS, IMAGE, Kind, ReadConfig, accepted, kind_of, native_fps, size_rule
+from genkit.pipelines import attention, guidance, upscale
+from genkit.pipelines.kinds import IMAGE, Kind, ReadConfig, accepted, kind_of, native_fps, size_rule
 from genkit.pipelines.load import fetch, parse_lora, resolve_device, resolve_dtype
 from genkit.pipelines.outputs import check_format
 from genkit.pipelines.settings import GenerateSettings
@@ -27,6 +27,7 @@ class Plan:
         pipeline_class: its Diffusers class.
         kind: what it makes.
         sidecar: its ``genkit.json``.
+        notes: what the user should know about the request, one line each.
     """
 
     settings: GenerateSettings
@@ -34,6 +35,7 @@ class Plan:
     pipeline_class: type
     kind: Kind
     sidecar: Sidecar
+    notes: tuple[str, ...] = ()
 
 
 def plan(settings: GenerateSettings) -> Plan:
@@ -58,8 +60,10 @@ def plan(settings: GenerateSettings) -> Plan:
     sidecar = read_sidecar(folder)
     kind = kind_of(pipeline_class)
     attention.check_model(settings, pipeline_class.__name__, folder)
-    filled = _fill(settings, sidecar, pipeline_class, kind)
-    filled = upscale.fill(filled, pipeline_class.__name__, configs_of(folder), sidecar.defaults)
+    config = configs_of(folder)
+    filled = _fill(settings, sidecar, pipeline_class, kind, config)
+    filled, notes = guidance.settle(filled, settings, sidecar, pipeline_class, config)
+    filled = upscale.fill(filled, pipeline_class.__name__, config, sidecar.defaults)
     filled = filled.replace(
         model=str(folder.resolve()) if location.kind == "folder" else settings.model,
         lora=tuple(f"{path.resolve()}@{strength:g}" for path, strength in loras),
@@ -72,7 +76,7 @@ def plan(settings: GenerateSettings) -> Plan:
     attention.check_steps(filled)
     if settings.output is not None:
         check_format(settings.output, kind, filled.num_frames)
-    return Plan(filled, folder, pipeline_class, kind, sidecar)
+    return Plan(filled, folder, pipeline_class, kind, sidecar, notes)
 
 
 def _class_of(folder: Path) -> type:
@@ -87,12 +91,14 @@ def _class_of(folder: Path) -> type:
     return found
 
 
-def _fill(settings: GenerateSettings, sidecar: Sidecar, pipeline_class: type, kind: Kind) -> GenerateSettings:
+def _fill(
+    settings: GenerateSettings, sidecar: Sidecar, pipeline_class: type, kind: Kind, config: ReadConfig
+) -> GenerateSettings:
     """Open values from genkit.json, then from the pipeline's own defaults; what the pipeline does not know is
     refused."""
     known = accepted(pipeline_class)
     changes = {}
-    for name, targets in ARGUMENTS.items():
+    for name, targets in guidance.argument_names(pipeline_class, config).items():
         target = next((target for target in targets if target in known), None)
         given = getattr(settings, name)
         if target is None and name != "fps":
@@ -100,7 +106,7 @@ def _fill(settings: GenerateSettings, sidecar: Sidecar, pipeline_class: type, ki
                 raise UsageError(f"--{name.replace('_', '-')}: {pipeline_class.__name__} takes no {name}; leave it out")
             continue
         if given is None:
-            own = known[target].default if target is not None else None
+            own = sidecar.call.get(target, known[target].default) if target is not None else None
             value = sidecar.defaults.get(name, own)
             changes[name] = str(value) if name == "fps" and value is not None else value
     if kind is IMAGE:

@@ -1,0 +1,44 @@
+"""A FluxPipeline folder of the real classes with random weights, under 1 MB."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from tiny_sd import byte_symbols
+from tiny_wan import word_tokenizer
+
+
+def build_tiny_flux(folder: Path, guidance_embeds: bool = False, seed: int = 0) -> Path:
+    """Save the pipeline with save_pretrained; it makes 16x16 images, with or without a guidance input."""
+    from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel
+
+    torch.manual_seed(seed)
+    symbols = byte_symbols()
+    words = [*symbols, *(symbol + "</w>" for symbol in symbols), "<|startoftext|>", "<|endoftext|>"]
+    tokenizer = CLIPTokenizer(vocab={word: index for index, word in enumerate(words)}, merges=[], model_max_length=77)
+    text_encoder = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(words), hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+            max_position_embeddings=77, bos_token_id=512, eos_token_id=513, pad_token_id=513,
+        )
+    )  # fmt: skip
+    text_encoder_2 = T5EncoderModel(
+        T5Config(vocab_size=64, d_model=32, d_kv=16, d_ff=64, num_layers=1, num_heads=2, pad_token_id=0, eos_token_id=1)
+    )
+    transformer = FluxTransformer2DModel(
+        in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=32, pooled_projection_dim=32, axes_dims_rope=(4, 4, 8), guidance_embeds=guidance_embeds,
+    )  # fmt: skip
+    torch.nn.init.normal_(transformer.proj_out.weight, std=0.2)
+    vae = AutoencoderKL(
+        block_out_channels=(8, 8), norm_num_groups=4, latent_channels=4, sample_size=16, shift_factor=0.0,
+        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
+    )  # fmt: skip
+    pipeline = FluxPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0), vae=vae, text_encoder=text_encoder, tokenizer=tokenizer,
+        text_encoder_2=text_encoder_2, tokenizer_2=word_tokenizer(), transformer=transformer,
+    )  # fmt: skip
+    pipeline.save_pretrained(folder)
+    return folder
