@@ -1,7 +1,8 @@
 """Block-sparse attention on the CPU with torch's own flash kernel.
 
-Keys that lie side by side are used where they are. Others are copied together for many query blocks at a time, because a
-call of the kernel costs more than a copy that leaves the cache. The backward pass copies them again; dK and dV are added in a fixed order, so results repeat bit for bit.
+Keys that lie side by side are used where they are. Others are copied together for many query blocks at a time,
+because a call of the kernel costs more than a copy that leaves the cache. The backward pass copies them again; dK and
+dV are added in a fixed order, so results repeat bit for bit.
 """
 
 from __future__ import annotations
