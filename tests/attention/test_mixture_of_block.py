@@ -1,4 +1,4 @@
-"""Mixture of block: partitions, the published selection rules and densities, exact attention on the chosen blocks."""
+"""Mixture of block: the oracles of its card (vmoba), numbered in their order there; attention on the chosen blocks."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from genkit.attention.base import PatchCache, Site
 from genkit.attention.mixture_of_block import MixtureOfBlock, Partition
 from genkit.attention.mixture_select import block_means, gates, select_threshold, select_top_k
 from genkit.errors import UsageError
+from genkit.kernels import merge
 from genkit.layout import TokenLayout
 
 VIDEO = TokenLayout.of_grid(4, 6, 6)
@@ -22,7 +23,7 @@ def site_of(layout, layer=0, **more):
     return Site(f"layer{layer}", layer, 6, role, 2, layout, layout, **more)
 
 
-def test_blocks_gather_the_published_tokens():
+def test_oracle_3_blocks_gather_the_published_tokens():
     spatial, box = Partition((2, 4, 4), (2, 2, 2)), Partition((2, 4, 4), (1, 2, 2))
     assert spatial.order[:8].tolist() == [0, 1, 4, 5, 16, 17, 20, 21] and spatial.starts == [0, 8, 16, 24, 32]
     assert box.order[:8].tolist() == [0, 1, 4, 5, 2, 3, 6, 7]
@@ -69,14 +70,14 @@ TINY_GATE = torch.tensor([[4.0, 1.0, 0.0], [2.0, 3.0, 1.0]]).T[None, None]
         ("query", 0.3, [[1, 1, 1], [1, 1, 1]]),
     ],
 )
-def test_thresholds_on_a_tiny_example(scope, tau, expected):
+def test_oracle_4_thresholds_on_a_tiny_example(scope, tau, expected):
     assert select_threshold(TINY_GATE, TINY_OWN, tau, scope, None)[0, 0].T.int().tolist() == expected
 
 
 @pytest.mark.parametrize(
     ("tau", "head", "query"), [(0.15, 0.112, 0.098), (0.25, 0.193, 0.163), (0.35, 0.278, 0.235), (0.5, 0.416, 0.355)]
 )
-def test_densities_of_random_gates(tau, head, query):
+def test_oracle_5_densities_of_random_gates(tau, head, query):
     own = torch.nn.functional.one_hot(torch.arange(4608) // 64, 72).bool()
     gate = torch.randn(1, 1, 4608, 72, generator=torch.Generator().manual_seed(0))
     assert select_threshold(gate, own, tau, "head", None).float().mean().item() == pytest.approx(head, rel=0.02)
@@ -84,7 +85,7 @@ def test_densities_of_random_gates(tau, head, query):
 
 
 @pytest.mark.parametrize("scope", ["query", "block", "head", "all"])
-def test_an_unreachable_threshold_keeps_everything_and_flat_gates_only_the_own_block(scope):
+def test_oracle_1_an_unreachable_threshold_keeps_everything_flat_gates_the_own_block(scope):
     own = torch.nn.functional.one_hot(torch.arange(24) // 3, 8).bool()
     gate = torch.randn(2, 3, 24, 8, generator=torch.Generator().manual_seed(1))
     assert select_threshold(gate, own, 1.5, scope, None).all()
@@ -96,7 +97,7 @@ def test_an_unreachable_threshold_keeps_everything_and_flat_gates_only_the_own_b
 
 
 @pytest.mark.parametrize("scope", ["query", "head", "all"])
-def test_top_k_keeps_own_blocks_and_its_budget(scope):
+def test_oracles_1_and_2_top_k_keeps_own_blocks_and_its_budget(scope):
     own = torch.nn.functional.one_hot(torch.arange(24) // 3, 8).bool()
     gate = torch.randn(2, 3, 24, 8, generator=torch.Generator().manual_seed(1))
     chosen = select_top_k(gate, own, 3, scope)
@@ -106,7 +107,7 @@ def test_top_k_keeps_own_blocks_and_its_budget(scope):
     assert select_top_k(gate, own, 8, scope).all()
 
 
-def test_selection_equals_a_loop_over_queries():
+def test_oracle_7_selection_equals_a_loop_over_queries():
     own = torch.nn.functional.one_hot(torch.arange(20) // 4, 5).bool()
     gate = torch.randn(1, 2, 20, 5, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     for tau in (0.1, 0.25, 0.6, 0.95):
@@ -125,6 +126,83 @@ def test_selection_equals_a_loop_over_queries():
                     if mass >= tau * weight.sum().item():
                         break
                 assert set(chosen[0, head, query].nonzero().flatten().tolist()) == kept
+
+
+@pytest.mark.parametrize("scope", ["block", "head", "all"])
+@pytest.mark.parametrize("tau", [0.0001, 0.25, 0.6, 0.95])
+def test_oracle_7_shared_budgets_equal_a_loop(scope, tau):
+    """Per block, per head and over all heads: own entries, then the best others until the share is there."""
+    own = torch.nn.functional.one_hot(torch.arange(12) // 3, 4).bool()
+    gate = torch.randn(2, 3, 12, 4, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    chosen = select_threshold(gate, own, tau, scope, None)
+    groups: dict[tuple, list[tuple[int, ...]]] = {}
+    for place in [tuple(p) for p in torch.ones_like(gate).nonzero().tolist()]:
+        item, head, _, block = place
+        groups.setdefault({"block": (item, head, block), "head": (item, head), "all": (item,)}[scope], []).append(place)
+    for places in groups.values():
+        values = [gate[place].item() for place in places]
+        low, high = min(values), max(values)
+        weight = {place: (value - low) / (high - low) for place, value in zip(places, values, strict=True)}
+        mine = {place for place in places if own[place[2], place[3]]}
+        kept, mass = set(mine), sum(weight[place] for place in mine)
+        for place in sorted(set(places) - mine, key=weight.get, reverse=True):
+            kept.add(place)
+            mass += weight[place]
+            if mass >= tau * sum(weight.values()):
+                break
+        assert {place for place in places if chosen[place]} == kept
+
+
+@pytest.mark.parametrize("scope", ["query", "block", "head", "all"])
+@pytest.mark.parametrize("tau", [0.0001, 0.3, 0.9])
+def test_oracle_2_own_blocks_are_always_taken(scope, tau):
+    own = torch.nn.functional.one_hot(torch.arange(24) // 3, 8).bool()
+    gate = torch.randn(2, 3, 24, 8, generator=torch.Generator().manual_seed(3))
+    gate[..., 0] += 5  # everybody's favourite is one block
+    chosen = select_threshold(gate, own, tau, scope, None)
+    assert (chosen & own).sum() == own.sum() * 6 and chosen.sum(-1).min() >= 1
+
+
+def test_oracle_1_a_single_block_is_dense_attention():
+    q, k, v = tokens(VIDEO)
+    whole = MixtureOfBlock(temporal=4, spatial=(6, 6), box=(4, 6, 6))
+    right = attention_over(q, k, v, torch.ones(VIDEO.length, VIDEO.length, dtype=torch.bool))
+    for layer in range(3):
+        out = whole.attend(q, k, v, site_of(VIDEO, layer), PatchCache())
+        torch.testing.assert_close(out.double(), right, atol=3e-6, rtol=1e-5)
+
+
+def _piece(q, k, v, visible):
+    """Attention over the visible pairs (H, N, M) of one head set; rows that see nothing give 0 and -inf."""
+    scores = torch.einsum("bnhd,bmhd->bhnm", q, k) * q.shape[-1] ** -0.5
+    some = visible.any(-1, keepdim=True)
+    scores = scores.masked_fill(~visible & some, -torch.inf)
+    out = torch.einsum("bhnm,bmhd->bnhd", scores.softmax(-1), v) * some[..., 0].T[None, ..., None]
+    return out, scores.logsumexp(-1).masked_fill(~some[..., 0], -torch.inf)
+
+
+def test_oracle_6_own_block_and_single_blocks_merge_into_the_masked_softmax():
+    """96 tokens in 6 blocks, 2 heads, float64: value and gradients."""
+    own = torch.nn.functional.one_hot(torch.arange(96) // 16, 6).bool()
+    inputs = [torch.randn(1, 96, 2, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(s)).requires_grad_()
+              for s in range(3)]  # fmt: skip
+    q, k, v = inputs
+    gate = gates(q, block_means(k, torch.arange(96) // 16, 6)).detach()
+    chosen = select_threshold(gate, own, 0.35, "head", None)[0]
+    assert 0.2 < chosen.double().mean() < 0.9
+    mask = chosen.repeat_interleave(16, -1)
+    parts = [_piece(q, k, v, own.repeat_interleave(16, -1).expand(2, -1, -1))]
+    for block in range(6):
+        keys = slice(16 * block, 16 * block + 16)
+        rows = (chosen[..., block] & ~own[:, block])[..., None].expand(-1, -1, 16)
+        parts.append(_piece(q, k[:, keys], v[:, keys], rows))
+    out, _ = merge(parts)
+    right = attention_over(q, k, v, mask)
+    torch.testing.assert_close(out, right, atol=5e-15, rtol=0)
+    weight = torch.randn(out.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(9))
+    for one, other in zip(torch.autograd.grad(out, inputs, weight), torch.autograd.grad(right, inputs, weight),
+                          strict=True):  # fmt: skip
+        torch.testing.assert_close(one, other, atol=5e-15, rtol=1e-12)
 
 
 def chosen_mask(method, layout, q, k, layer):
@@ -159,7 +237,7 @@ def test_exact_attention_on_the_chosen_blocks(method, layout, layer):
     assert density.computed == pytest.approx(mask.double().mean().item(), abs=1e-6)
 
 
-def test_everything_chosen_is_dense_attention():
+def test_oracle_1_everything_chosen_is_dense_attention():
     q, k, v = tokens(RAGGED)
     right = attention_over(q, k, v, torch.ones(RAGGED.length, RAGGED.length, dtype=torch.bool))
     for method in (
@@ -192,7 +270,7 @@ def test_hidden_text_keys_are_hidden_exactly(layout):
 
 
 @pytest.mark.parametrize("name", ["topk", "threshold"])
-def test_gradients_are_those_of_the_chosen_pairs(name):
+def test_oracle_6_gradients_are_those_of_the_chosen_pairs(name):
     method, layout = METHODS[name], RAGGED
     mask = chosen_mask(method, layout, *tokens(layout)[:2], 1)
     weight = torch.randn(2, layout.length, 2, 8, generator=torch.Generator().manual_seed(5))

@@ -1,13 +1,15 @@
-"""Neighborhood: settings per axis, concrete windows, densities, identities and refusals."""
+"""Neighborhood: numbered oracles of its card (1 to 5 and 10 beside the windows), settings per axis and refusals."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from attention_helpers import tokens
 
 from genkit.attention.base import PatchCache, Site
 from genkit.attention.neighborhood import Neighborhood
 from genkit.errors import UsageError
+from genkit.kernels import merge
 from genkit.layout import TokenLayout
 
 
@@ -24,7 +26,7 @@ def test_settings_hold_for_all_axes_or_per_axis():
     assert numbers(Neighborhood(size=9, stride=8), grid) == [(6, 6, 1), (9, 8, 1), (9, 8, 1)]
 
 
-def test_densities_of_the_authors_settings():
+def test_oracle_6_densities_of_the_authors_settings():
     flux = Neighborhood(size=(80, 80))
     assert flux.wanted_pairs(TokenLayout.of_grid(1, 256, 256)) / 65536**2 == 0.09765625
     hunyuan = Neighborhood(size=(18, 24, 24), stride=(16, 8, 8))
@@ -48,11 +50,48 @@ def test_densities_of_freeswim(base, h, w, expected):
     assert method.wanted_pairs(layout) / layout.length**2 == pytest.approx(expected, abs=6e-6)
 
 
-def test_freeswim_on_a_small_grid():
+def test_oracle_7_freeswim_on_a_small_grid():
     mask = Neighborhood(size=(3, 5)).mask(TokenLayout.of_grid(1, 6, 8))
     assert int(mask.sum()) == 720 and set(mask.sum(1).tolist()) == {15}
     assert mask[0].nonzero().flatten().tolist() == [*range(5), *range(8, 13), *range(16, 21)]
     assert mask[47].nonzero().flatten().tolist() == [*range(27, 32), *range(35, 40), *range(43, 48)]
+
+
+@pytest.mark.parametrize(
+    ("length", "settings", "means"),
+    [
+        (8, {"size": 3}, [1, 1, 2, 3, 4, 5, 6, 6]),
+        (8, {"size": 4, "stride": 2}, [1.5, 1.5, 2.5, 2.5, 4.5, 4.5, 5.5, 5.5]),
+        (11, {"size": 3, "dilation": 3}, [3, 4, 5, 3, 4, 5, 6, 7, 5, 6, 7]),
+        (8, {"size": 4, "stride": 2, "causal": True}, [0, 0.5, 1, 1.5, 3, 3.5, 5, 5.5]),
+    ],
+)
+def test_oracle_4_uniform_attention_through_the_method(length, settings, means):
+    """Queries and keys of zeros, values that are the token's number: the mean place of every window."""
+    layout = TokenLayout.of_grid(1, 1, length)
+    plain = {"size": "all", "stride": 1, "dilation": 1, "causal": False}
+    method = Neighborhood(**{name: (plain[name], plain[name], value) for name, value in settings.items()})
+    q = torch.zeros(1, length, 1, 4, dtype=torch.float64)
+    v = torch.arange(length, dtype=torch.float64)[None, :, None, None].expand_as(q).contiguous()
+    out = method.attend(q, q, v, Site.of_layout(layout), PatchCache("reference"))
+    assert out[0, :, 0, 0].tolist() == pytest.approx(means, abs=1e-12)
+
+
+def test_oracle_8_window_and_text_merge_into_the_joint_softmax():
+    """Window over the grid and all text keys, run apart and merged by their log-sum-exps."""
+    layout = TokenLayout.of_grid(1, 5, 6, text=4)
+    method = Neighborhood(size=(3, 4), stride=(1, 2))
+    q, k, v = tokens(layout)
+    mask = method.mask(layout)
+    parts = []
+    for keys in (slice(0, 30), slice(30, 34)):
+        scores = torch.einsum("bnhd,bmhd->bhnm", q[:, :30], k[:, keys]) * 8**-0.5
+        scores = scores.masked_fill(~mask[:30, keys], -torch.inf)
+        lse = scores.logsumexp(-1)
+        parts.append((torch.einsum("bhnm,bmhd->bnhd", (scores - lse[..., None]).exp(), v[:, keys]), lse))
+    together, _ = merge(parts)
+    whole = method.attend(q, k, v, Site.of_layout(layout, heads=2), PatchCache())
+    torch.testing.assert_close(together, whole[:, :30], atol=2e-6, rtol=1e-5)
 
 
 def test_numbers_tuned_for_another_grid_are_rescaled():
@@ -61,7 +100,7 @@ def test_numbers_tuned_for_another_grid_are_rescaled():
     assert numbers(tuned, (24, 44, 80)) == [(24, 1, 1), (12, 4, 1), (24, 8, 1)]
 
 
-def test_three_dimensions_are_the_product_of_the_axes():
+def test_oracle_7_three_dimensions_are_the_product_of_the_axes():
     layout = TokenLayout.of_grid(3, 4, 5)
     whole = Neighborhood(size=(2, 3, 3)).mask(layout)
     parts = [Neighborhood(size=size).mask(layout) for size in ((2, "all", "all"), ("all", 3, "all"), ("all", "all", 3))]
