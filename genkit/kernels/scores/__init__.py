@@ -1,17 +1,17 @@
 """Which key blocks matter to a query block: scores by pooling or sampling, and selection under a budget.
 
-Everything here is plain torch, seeded and gradient-free; the result is a dense block mask (B, H, Mq, Mk), or lists,
-that the plan builder of the block-sparse operator takes. The same selection must serve forward and backward: compute it
-once.
+Seeded and gradient-free; plain torch, but for the block means, which have a Triton form. The result is a dense block
+mask (B, H, Mq, Mk), or lists, that the plan builder of the block-sparse operator takes. The same selection must serve
+forward and backward: compute it once.
 """
 
 from genkit.kernels.scores.estimate import (
     antidiagonal_scores,
     block_mass,
-    pool_blocks,
     pooled_scores,
     sampled_scores,
 )
+from genkit.kernels.scores.pool import pool_backends, pool_blocks, pool_why_not
 from genkit.kernels.scores.select import (
     block_lists,
     own_blocks,
@@ -25,7 +25,9 @@ __all__ = [
     "block_lists",
     "block_mass",
     "own_blocks",
+    "pool_backends",
     "pool_blocks",
+    "pool_why_not",
     "pooled_scores",
     "sampled_scores",
     "select_threshold",

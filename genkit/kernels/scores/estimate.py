@@ -6,46 +6,10 @@ import torch
 from torch import Tensor
 
 from genkit.errors import UsageError, explain
+from genkit.kernels.scores.blocks import split_blocks, token_validity
+from genkit.kernels.scores.pool import pool_blocks
 
 NORMALISATIONS = ("none", "softmax")
-
-
-def token_validity(n: int, block: int, valid: Tensor | None, device: torch.device) -> Tensor:
-    """Bool (M, block): which slots hold a real token.
-
-    Args:
-        n: tokens in the sequence.
-        block: tokens per block; M = ceil(n / block).
-        valid: optional (M,) count of real tokens at the front of each block (padded border tiles). Default: all tokens.
-    """
-    if block < 1:
-        raise UsageError(f"block must be at least 1 token, got {block}")
-    blocks = -(-n // block)
-    slots = torch.arange(block, device=device)
-    ends = (n - torch.arange(blocks, device=device) * block).clamp(max=block)
-    if valid is not None:
-        if valid.shape != (blocks,):
-            raise UsageError(f"valid must hold one count per block: {blocks} blocks, got shape {tuple(valid.shape)}")
-        ends = torch.minimum(ends, valid.to(device))
-    return slots < ends[:, None]
-
-
-def split_blocks(x: Tensor, block: int) -> Tensor:
-    """(B, N, H, D) to (B, M, block, H, D), the tail padded with zeros."""
-    b, n, h, d = x.shape
-    blocks = -(-n // block)
-    if blocks * block != n:
-        x = torch.cat([x, x.new_zeros(b, blocks * block - n, h, d)], 1)
-    return x.reshape(b, blocks, block, h, d)
-
-
-@torch.no_grad()
-def pool_blocks(x: Tensor, block: int, valid: Tensor | None = None) -> Tensor:
-    """Mean of the real tokens of every block: (B, N, H, D) to (B, M, H, D) float32; 0 for a block without tokens."""
-    real = token_validity(x.shape[1], block, valid, x.device)
-    tiles = split_blocks(x, block).float()
-    tiles = torch.where(real[None, :, :, None, None], tiles, torch.zeros((), device=x.device))
-    return tiles.sum(2) / real.sum(1).clamp(min=1)[None, :, None, None]
 
 
 def _match_heads(k: Tensor, heads: int) -> Tensor:
@@ -73,6 +37,7 @@ def pooled_scores(
     scale: float | None = None,
     normalise: str = "softmax",
     centre_k: bool = False,
+    backend: str = "auto",
 ) -> Tensor:
     """Score of every block pair from the means of its tokens: the cheapest estimate, 1 / (2 block^2) of dense
     attention.
@@ -84,12 +49,13 @@ def pooled_scores(
         scale: softmax scale, default 1/sqrt(D).
         normalise: ``"softmax"`` gives masses that sum to 1 over keys; ``"none"`` the raw scaled products.
         centre_k: subtract the mean key first. It changes no ranking, only keeps low-precision products small.
+        backend: who takes the means, see :func:`pool_blocks`; the products and the softmax are torch's.
 
     Returns:
         (B, H, Mq, Mk) float32, larger means keep; key blocks without a real token are ``-inf`` (mass 0).
     """
-    pooled_q = pool_blocks(q, block_q, q_valid)
-    pooled_k = _match_heads(pool_blocks(k, block_k, k_valid), q.shape[2])
+    pooled_q = pool_blocks(q, block_q, q_valid, backend=backend)
+    pooled_k = _match_heads(pool_blocks(k, block_k, k_valid, backend=backend), q.shape[2])
     if centre_k:
         pooled_k = pooled_k - pooled_k.mean(1, keepdim=True)
     factor = q.shape[-1] ** -0.5 if scale is None else scale
