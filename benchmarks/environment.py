@@ -67,8 +67,8 @@ def write_results(name: str, data: dict, markdown: str, folder: Path = RESULTS) 
 
 
 def table(rows: list[dict[str, object]]) -> str:
-    """A Markdown table of equally keyed rows."""
-    names = list(rows[0])
+    """A Markdown table; a dash where a row lacks what another has."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
     lines = ["| " + " | ".join(names) + " |", "|" + " --- |" * len(names)]
-    lines += ["| " + " | ".join(str(row[name]) for name in names) + " |" for row in rows]
+    lines += ["| " + " | ".join(str(row.get(name, "-")) for name in names) + " |" for row in rows]
     return "\n".join(lines)

@@ -1,15 +1,19 @@
 """Block-sparse attention on a GPU against dense attention and FlexAttention, measured in one run.
 
 ``python -m benchmarks kernels_gpu`` runs the operator's GPU tests first and stops when one fails. Rates count useful
-work: 4 * D operations per pair of a visited block in the forward pass, 10 * D in the backward (five products).
+work: 4 * D operations per pair of a visited block in the forward pass, 10 * D in the backward (five products). Results
+are written after every problem, so an interrupted run keeps what it measured.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
+import importlib.util
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -34,7 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--problem", action="append", help="a registered problem (repeatable); default: all that fit")
     parser.add_argument("--list", action="store_true", help="print the registered problems and stop")
     parser.add_argument("--dtype", choices=DTYPES, default="bf16")
-    parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument("--repeats", type=int, default=10, help="times each call is measured, fewer when it is slow")
+    parser.add_argument("--budget", type=float, metavar="SECONDS",
+                        help="start no further problem after this long; the tests do not count")
     parser.add_argument("--quick", action="store_true", help="leave out the largest problems and FlexAttention")
     parser.add_argument("--roofline", action="store_true", help="print what the machine can do at best and stop")
     parser.add_argument("--output", default="kernels_gpu", help="name of the result files in benchmarks/results")
@@ -55,41 +61,64 @@ def run(options: argparse.Namespace) -> int:
         return 1
     device, dtype = torch.device("cuda", torch.cuda.current_device()), DTYPES[options.dtype]
     best = roofline(device, dtype)
-    print("roofline:", best)
+    print("roofline:", best, flush=True)
     if options.roofline:
         return 0
+    print("running the GPU tests; compiling kernels takes most of the time", flush=True)
     if not tests_pass():
-        print("the operator's GPU tests fail: nothing measured", file=sys.stderr)
+        print("the operator's GPU tests are not green (see above): nothing measured", file=sys.stderr)
         return 1
     chosen = [known[name] for name in options.problem or known]
-    rows = []
-    for problem in chosen:
-        if options.quick and problem.large and not options.problem:
-            continue
-        rows.append(measure(problem, device, dtype, options))
-        print(rows[-1], flush=True)
-        gc.collect()
-        torch.cuda.empty_cache()
-    facts = environment()
-    head = f"# Block-sparse attention on a GPU, {options.dtype}\n\n{machine_line(facts)}\n\nBest here: {best}\n\n"
-    data = {"machine": facts, "roofline": best, "rows": rows}
-    paths = write_results(options.output, data, head + table(rows) + "\n")
-    print(f"wrote {paths[0]} and {paths[1]}")
+    if options.quick and not options.problem:
+        chosen = [problem for problem in chosen if not problem.large]
+    measure_all(chosen, device, dtype, options, best)
     return 0
 
 
+def measure_all(chosen: list[Problem], device: torch.device, dtype: torch.dtype, options, best: dict) -> None:
+    """Measure problem by problem and write the results so far after each."""
+    facts, rows, dense_rows = environment(), [], {}
+    start = time.monotonic()
+    for number, problem in enumerate(chosen):
+        left_out = [other.name for other in chosen[number:]]
+        if options.budget is not None and time.monotonic() - start > options.budget:
+            print(f"--budget is spent; not measured: {', '.join(left_out)}")
+            break
+        try:
+            rows.append(measure(problem, device, dtype, options, dense_rows))
+        except torch.OutOfMemoryError as error:
+            told = str(error).splitlines()[0][:90]
+            rows.append({"problem": problem.name, "tokens": problem.tokens, "failed": f"out of memory: {told}"})
+        print(rows[-1], flush=True)
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+        note = f"\n\nNot measured: {', '.join(left_out[1:])}" if left_out[1:] else ""
+        head = f"# Block-sparse attention on a GPU, {options.dtype}\n\n{machine_line(facts)}\n\nBest here: {best}\n\n"
+        data = {"machine": facts, "roofline": best, "rows": rows, "not measured": left_out[1:]}
+        paths = write_results(options.output, data, head + table(rows) + note + "\n")
+    if rows:
+        print(f"wrote {paths[0]} and {paths[1]}")
+
+
 def tests_pass() -> bool:
-    """Run tests/gpu; True when all of them pass and none is skipped."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/gpu"]
+    """Run tests/gpu, on several processes where pytest-xdist is there; True when all pass. A test may only be skipped
+    for want of device memory."""
+    command = [sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", "tests/gpu"]
+    if importlib.util.find_spec("xdist"):
+        command += ["-n", str(min(8, os.cpu_count() or 1))]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    print(done.stdout[-2000:], flush=True)
-    return done.returncode == 0 and "skipped" not in done.stdout
+    print(done.stdout[-4000:] + done.stderr[-2000:], flush=True)
+    skipped = [line for line in done.stdout.splitlines() if line.startswith("SKIPPED")]
+    return done.returncode == 0 and all("device memory" in line for line in skipped)
 
 
 def measure(
-    problem: Problem, device: torch.device, dtype: torch.dtype, options: argparse.Namespace
-) -> dict[str, object]:
-    """One row: forward, forward + backward, dense and compiled FlexAttention on the same inputs."""
+    problem: Problem, device: torch.device, dtype: torch.dtype, options: argparse.Namespace,
+    dense_rows: dict | None = None,
+) -> dict[str, object]:  # fmt: skip
+    """One row: forward, forward + backward, dense and compiled FlexAttention on the same inputs. ``dense_rows`` keeps
+    the dense figures by shape: several problems share one."""
     generator = torch.Generator(device).manual_seed(0)
     shape = (1, problem.tokens, problem.heads, problem.dim)
     q, k, v, grad = (torch.randn(shape, device=device, dtype=dtype, generator=generator) for _ in range(4))
@@ -121,7 +150,10 @@ def measure(
     row["peak MiB"] = "-" if peak is None else round(peak / 2**20)
     row["planning ms"] = round(1e3 * planning, 3)
     row["permutation ms"] = round(1e3 * permutation(plan, q, timed), 3)
-    row |= dense(problem, q, k, v, grad, timed)
+    dense_rows = {} if dense_rows is None else dense_rows
+    if shape not in dense_rows:
+        dense_rows[shape] = dense(problem, q, k, v, grad, timed)
+    row |= dense_rows[shape]
     if not options.quick:
         row |= flex(problem, plan, q, k, v, grad, timed)
     return row
@@ -169,15 +201,17 @@ def flex(problem: Problem, plan, q, k, v, grad, timed) -> dict[str, object]:
     """Compiled FlexAttention on the same plan, tokens already in block order."""
     from torch.nn.attention.flex_attention import flex_attention
 
-    mask = plan.in_order().to_block_mask()
-    with torch.no_grad():
-        if plan.order is not None:
-            q, grad = plan.order.apply(q), plan.order.apply(grad)
-        if plan.key_order is not None:
-            k, v = plan.key_order.apply(k), plan.key_order.apply(v)
-    inputs = [x.transpose(1, 2).contiguous().requires_grad_() for x in (q, k, v)]
-    compiled = torch.compile(flex_attention, dynamic=False)
+    # Every problem compiles anew; after a few the compiler would give up and run the N x N version instead.
+    torch._dynamo.reset()
+    compiled = torch.compile(flex_attention, dynamic=False, fullgraph=True)
     try:
+        mask = plan.in_order().to_block_mask()
+        with torch.no_grad():
+            if plan.order is not None:
+                q, grad = plan.order.apply(q), plan.order.apply(grad)
+            if plan.key_order is not None:
+                k, v = plan.key_order.apply(k), plan.key_order.apply(v)
+        inputs = [x.transpose(1, 2).contiguous().requires_grad_() for x in (q, k, v)]
         forward = timed(lambda: compiled(*inputs, block_mask=mask).detach())
         both = timed(lambda: torch.autograd.grad(compiled(*inputs, block_mask=mask), inputs, grad.transpose(1, 2)))
     except Exception as error:  # the compiler raises many kinds; the row must say that it did

@@ -9,27 +9,50 @@ from collections.abc import Callable
 import torch
 
 
-def seconds(function: Callable[[], object], device: torch.device, repeats: int = 10, warm: int = 3) -> float:
-    """Median seconds of a call, with the level-2 cache flushed in between on a GPU."""
+def seconds(
+    function: Callable[[], object], device: torch.device, repeats: int = 10, warm: int = 3, limit: float = 3.0
+) -> float:
+    """Median seconds of a call, with the level-2 cache flushed in between on a GPU.
+
+    Args:
+        repeats, warm: measured calls, and calls before them.
+        limit: seconds after which no further call is made, for warming and for measuring each; at least one warm call
+            (if any) and three measured ones (or ``repeats``) are made.
+    """
+    start = time.perf_counter()
     for _ in range(warm):
         function()
-    times = []
-    if device.type != "cuda":
-        for _ in range(repeats):
-            start = time.perf_counter()
-            function()
-            times.append(time.perf_counter() - start)
-        return statistics.median(times)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        if time.perf_counter() - start > limit:
+            break
+    once = _once_on_gpu(device) if device.type == "cuda" else _once
+    times: list[float] = []
+    start = time.perf_counter()
+    while len(times) < repeats and (len(times) < 3 or time.perf_counter() - start < limit):
+        times.append(once(function))
+    return statistics.median(times)
+
+
+def _once(function: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def _once_on_gpu(device: torch.device) -> Callable[[Callable[[], object]], float]:
     flush = torch.empty(1 << 28, dtype=torch.int8, device=device)
-    for _ in range(repeats):
+
+    def once(function: Callable[[], object]) -> float:
         flush.zero_()
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         begin.record()
         function()
         end.record()
         end.synchronize()
-        times.append(begin.elapsed_time(end) / 1e3)
-    return statistics.median(times)
+        return begin.elapsed_time(end) / 1e3
+
+    return once
 
 
 def peak_bytes(function: Callable[[], object], device: torch.device) -> int | None:
