@@ -9,6 +9,8 @@ import sys
 # Name -> module with add_arguments(parser) and run(options).
 BENCHMARKS = {
     "toy_video": "benchmarks.toy_video",
+    "toy_methods": "benchmarks.toy_methods",
+    "toy_upscale": "benchmarks.toy_upscale",
     "toy_image": "benchmarks.toy_image",
     "toy_dit": "benchmarks.toy_dit",
     "kernels_cpu": "benchmarks.kernels.cpu",

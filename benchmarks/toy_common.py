@@ -33,3 +33,11 @@ def shares(result, names) -> dict[str, str]:
 def tell(title: str, done: int, total: int) -> None:
     """Progress on stderr."""
     print(f"\r{title}: {done}/{total} ", end="\n" if done == total else "", file=sys.stderr, flush=True)
+
+
+def parse_size(text: str) -> tuple[int, int, int]:
+    """``FxHxW`` as three numbers."""
+    parts = text.lower().split("x")
+    if len(parts) != 3 or not all(part.isdigit() and int(part) > 0 for part in parts):
+        raise SystemExit(f"size: got {text!r}, allowed: FRAMESxHEIGHTxWIDTH such as 25x128x128")
+    return tuple(int(part) for part in parts)
