@@ -12,6 +12,7 @@ from genkit.pipelines.kinds import ARGUMENTS, ReadConfig, accepted
 from genkit.pipelines.settings import GenerateSettings
 
 GUIDANCE, TRUE = "guidance_scale", "true_cfg_scale"
+_DISTILLED = "this model takes its guidance scale as an input and is called once per step"
 
 
 def true_guidance(pipeline_class: type, config: ReadConfig) -> bool:
@@ -28,20 +29,22 @@ def argument_names(pipeline_class: type, config: ReadConfig) -> dict[str, tuple[
 def settle(
     filled: GenerateSettings, given: GenerateSettings, sidecar: Sidecar, pipeline_class: type, config: ReadConfig
 ) -> tuple[GenerateSettings, tuple[str, ...]]:
-    """Settings of such a model that say what will happen, and what the user should know, one line each.
+    """Settings that say what will happen, and what the user should know, one line each; for other models the latter.
 
     A scale above 1 that somebody asked for gets the empty negative prompt when there is none. A scale nobody asked for
     is 1 then: the pipeline's default does nothing without a negative prompt.
     """
     if not true_guidance(pipeline_class, config):
-        return filled, ()
+        known = accepted(pipeline_class)
+        idle = GUIDANCE in known and TRUE in known and (sidecar.call.get(TRUE) or known[TRUE].default or 1) <= 1
+        return filled, (f"the negative prompt has no effect: {_DISTILLED}",) if idle and given.negative_prompt else ()
     asked = given.guidance_scale is not None
     if filled.negative_prompt is None:
         if not asked and GUIDANCE not in sidecar.defaults and TRUE not in sidecar.call:
             return filled.replace(guidance_scale=1.0), ()
-        if filled.guidance_scale > 1:
+        if (filled.guidance_scale or 0) > 1:
             filled = filled.replace(negative_prompt="")
-    guided = filled.guidance_scale is not None and filled.guidance_scale > 1
+    guided = (filled.guidance_scale or 0) > 1
     if asked and guided:
         against = f"{filled.negative_prompt!r}" if filled.negative_prompt else "the empty negative prompt"
         return filled, (

@@ -83,3 +83,4 @@ def test_a_model_with_a_guidance_input_keeps_it(folders):
     arguments = Session(made)._arguments(made.settings, "a red circle", None, None)
     assert arguments["guidance_scale"] == 4.0 and "true_cfg_scale" not in arguments
     assert plan(ask(folders[True])).settings.guidance_scale == 3.5
+    assert "once per step" in plan(ask(folders[True], negative_prompt="blue")).notes[0]
