@@ -47,6 +47,8 @@ def generate(
     jobs = runs.expand(plan, prompts)
     runs.check_outputs([output for _, output in jobs], force=force)
     if dry_run:
+        for line in plan.notes:
+            warn(line)
         _print_plan(jobs, json)
         return
     session = runs.Session(plan)
