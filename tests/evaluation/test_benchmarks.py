@@ -1,0 +1,65 @@
+"""The comparisons of ``benchmarks/`` at a small size."""
+
+import argparse
+
+import numpy as np
+import pytest
+
+from benchmarks import toy_upscale
+from benchmarks.compare import Variant, comparison_rows
+from benchmarks.toy_common import parse_size
+from genkit.evaluation.toy import ClipRequest
+from genkit.world.render import render_clip
+from genkit.world.scene import draw_scene, lay_out
+
+
+@pytest.fixture(scope="module")
+def pipeline():
+    import genkit
+
+    found = genkit.load("toy-video")
+    found.set_progress_bar_config(disable=True)
+    return found
+
+
+def test_a_full_window_equals_dense_and_costs_as_much_while_a_narrow_one_does_not(pipeline):
+    variants = [
+        Variant("neighborhood", {"size": "3x8x8"}, {}),
+        Variant("neighborhood", {"size": "1x4x4", "stride": "1x4x4"}, {"steps": "1:"}),
+    ]
+    rows = comparison_rows(pipeline, variants, 2, ClipRequest(9, 128, 128, steps=2, batch=1))
+    dense, full, narrow = rows
+    assert dense["attention FLOPs"] == full["attention FLOPs"] == "1.00"
+    assert full["PSNR to dense"] == "inf" or float(full["PSNR to dense"]) > 60
+    assert float(narrow["PSNR to dense"]) < 60
+    # the second of two steps sees 16 of 192 tokens, in whole blocks of a frame; the first is dense
+    assert (narrow["density computed"], narrow["density executed"]) == ("0.083", "0.333")
+    assert float(narrow["attention FLOPs"]) == pytest.approx(0.5 + 1 / 6, abs=6e-3)
+
+
+def test_a_clip_at_twice_the_size_is_read_at_its_own_and_at_the_base_size():
+    rng = np.random.default_rng(3)
+    scene = draw_scene(rng, actors=1)
+    clip = render_clip(scene, lay_out(scene, 17, 128, 128, rng), 128, 128)
+    double = clip.repeat(2, 1).repeat(2, 2)
+    assert np.array_equal(toy_upscale.reduced(double, (128, 128)), clip)
+    right = toy_upscale.best_reading([scene], [double], (128, 128)).right
+    assert right["all"] == 1
+    other = next(s for s in (draw_scene(rng, actors=1) for _ in range(50)) if s.background != scene.background)
+    assert toy_upscale.best_reading([other], [double], (128, 128)).right["all"] == 0
+
+
+def test_the_report_at_twice_the_size_has_a_row_per_run_and_a_sheet(tmp_path):
+    parser = argparse.ArgumentParser()
+    toy_upscale.add_arguments(parser)
+    given = ["--prompts", "1", "--base", "5x64x64", "--steps", "4", "--strength", "0.5", "--output", str(tmp_path)]
+    assert toy_upscale.run(parser.parse_args(given)) == 0
+    text = (tmp_path / "toy_upscale.md").read_text()
+    assert "| dense | 128x128 |" in text and "| sliding_window | 128x128 |" in text
+    assert (tmp_path / "toy_upscale.png").stat().st_size > 1000 and (tmp_path / "toy_upscale.json").exists()
+
+
+def test_sizes_are_three_numbers():
+    assert parse_size("25x128x64") == (25, 128, 64)
+    with pytest.raises(SystemExit, match="25x128"):
+        parse_size("25x128")
