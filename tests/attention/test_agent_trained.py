@@ -211,3 +211,19 @@ def test_settings():
             Agent(**settings)
     with pytest.raises(UnsupportedError, match="to_q"):
         AgentWeights(Place("site", "self", 0, 1, 2, torch.nn.Linear(2, 2)), (1, 1, 1), (1, 1, 1))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_low_precision_stays_as_close_as_the_training_free_form(dtype):
+    """Biases enter in the dtype of q: the error against float64 is at most three times that of the form without."""
+    method = Agent(form="trained", **SMALL)
+    cache, weights = installed(method, scale=0.5)
+    with torch.no_grad():
+        weights.at("agent", "site").taps.zero_()  # outputs of the same size: rounding is compared, not their scale
+    errors = []
+    for one, store in ((method, cache), (Agent(cell=method.cell), PatchCache())):
+        exact = run(one, JOINT, [x.to(dtype).double() for x in tokens(JOINT)], store)
+        out = run(one, JOINT, [x.to(dtype) for x in tokens(JOINT)], store)
+        assert out.dtype == dtype
+        errors.append((out.double() - exact).abs().max().item())
+    assert errors[0] <= 3 * errors[1]

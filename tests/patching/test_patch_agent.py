@@ -110,3 +110,31 @@ def test_gradients_survive_activation_checkpointing():
     assert all(gradient.any() for gradient in found[0])
     for plain, recomputed in zip(*found, strict=True):
         torch.testing.assert_close(recomputed, plain, atol=1e-6, rtol=1e-4)
+
+
+def test_runs_in_compiled_graphs_but_is_not_trained_there():
+    torch._dynamo.reset()
+    case = tiny.build("wan")
+    case.model.blocks = case.model.blocks[:1]
+    compiled = torch.compile(case.model, backend="eager", fullgraph=True)
+    with genkit.patch(case.model, TRAINED) as patch:
+        _noise(patch)
+        eager = case.run()
+        with torch.no_grad():
+            torch.testing.assert_close(compiled(**case.args)[0].flatten(), eager, atol=1e-6, rtol=1e-5)
+        with pytest.raises(Exception, match="cannot be trained inside torch.compile"):
+            compiled(**case.args)
+    torch._dynamo.reset()
+
+
+def test_shares_no_layer_with_another_method_and_stacks_on_other_roles(tiny_model):
+    case = tiny_model("ltx2")
+    with genkit.patch(case.model, [TRAINED, genkit.CrossModalContext(tokens=2)]) as patch:
+        case.run()
+        ran = {site.role: site.method.split("(")[0] for site in patch.report().sites}
+        assert ran.pop("self") == "agent" and sorted(ran) == ["audio_to_video", "video_to_audio"]
+        assert set(ran.values()) == {"cross_modal_context"}
+        methods = {key.split("/")[0] for key in patch.weights.named_weights()}
+        assert methods == {"agent", "cross_modal_context"}
+    with pytest.raises(UsageError, match="already has"):
+        genkit.patch(case.model, [TRAINED, genkit.Neighborhood(size=3)])
