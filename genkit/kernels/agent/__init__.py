@@ -110,7 +110,14 @@ def _dense(q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Tensor | None) -
         scale=scale,
         enable_gqa=k.shape[2] != q.shape[2],
     )
-    return out.transpose(1, 2)
+    out = out.transpose(1, 2)
+    return _with_nan(out, q, k) if q.device.type == "cpu" else out
+
+
+def _with_nan(out: Tensor, q: Tensor, k: Tensor) -> Tensor:
+    """torch's dense attention on the CPU takes a row of NaN scores for a masked one and answers 0; NaN must show."""
+    keys = k.isnan().any(-1).any(1).repeat_interleave(q.shape[2] // k.shape[2], 1)
+    return out.masked_fill((q.isnan().any(-1) | keys[:, None])[..., None], torch.nan)
 
 
 def _check(q, k, v, agents, shortcut, extra_k, extra_v) -> None:
@@ -124,6 +131,10 @@ def _check(q, k, v, agents, shortcut, extra_k, extra_v) -> None:
         raise UsageError(f"query heads must be a multiple of key heads, got {h} and {k.shape[2]}")
     if agents.dim() != 4 or (agents.shape[0], *agents.shape[2:]) != (b, h, d) or agents.shape[1] < 1:
         raise UsageError(f"agents must be ({b}, n, {h}, {d}) with n >= 1, got {tuple(agents.shape)}")
+    given = {"q": q, "k": k, "v": v, "agents": agents}
+    if len({(x.dtype, x.device) for x in given.values()}) > 1:
+        told = ", ".join(f"{name} {x.dtype} on {x.device}" for name, x in given.items())
+        raise UsageError(f"agent_attention needs one dtype and one device, got {told}")
     if shortcut and v.shape != q.shape:
         raise UsageError(f"shortcut needs one value per query, got v {tuple(v.shape)} for q {tuple(q.shape)}")
     if (extra_k is None) != (extra_v is None):

@@ -150,6 +150,8 @@ def _check_shapes(q, k, v, q_den, k_den, key_weight, value_weight, decay, group,
             f"linear_state needs q, k (B, N, H, D) and v (B, N, H, Dv), got {tuple(q.shape)}, "
             f"{tuple(k.shape)}, {tuple(v.shape)}"
         )
+    if not q.device == k.device == v.device:
+        raise UsageError(f"q, k and v must be on one device, got {q.device}, {k.device}, {v.device}")
     b, n, h, d = q.shape
     for name, x, shape in (
         ("q_den", q_den, (b, n, h, None)),

@@ -60,8 +60,10 @@ def pooled_scores(
         pooled_k = pooled_k - pooled_k.mean(1, keepdim=True)
     factor = q.shape[-1] ** -0.5 if scale is None else scale
     scores = torch.einsum("bqhd,bkhd->bhqk", pooled_q * factor, pooled_k)
-    empty = ~token_validity(k.shape[1], block_k, k_valid, k.device).any(1)
-    return _normalised(scores.masked_fill(empty, -torch.inf), normalise)
+    if k_valid is not None:
+        empty = ~token_validity(k.shape[1], block_k, k_valid, k.device).any(1)
+        scores = scores.masked_fill_(empty, -torch.inf)
+    return _normalised(scores, normalise)
 
 
 @torch.no_grad()
