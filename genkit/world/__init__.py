@@ -13,16 +13,17 @@
 (128, 128, 3)
 """
 
-from genkit.world.caption import caption, words
+from genkit.world.caption import caption, sound_words, words
 from genkit.world.judge import SeenActor, Verdict, judge_clip, score
-from genkit.world.listen import EventScore, Heard, compare_events, listen
+from genkit.world.listen import EventScore, Heard, compare_events, listen, match_events
 from genkit.world.picture_caption import picture_caption, picture_words
 from genkit.world.picture_judge import PictureVerdict, SeenPart, judge_picture, score_picture, seen_relation
 from genkit.world.picture_render import render_picture
 from genkit.world.picture_scene import Picture, PictureActor, Placement, draw_picture, picture_split
 from genkit.world.render import render_clip
 from genkit.world.scene import SPLITS, Actor, Scene, Tracks, actor_gap, draw_scene, lay_out, split_of
-from genkit.world.sound import Event, find_events, render_sound
+from genkit.world.sound import Event, draw_sounding_scene, find_events, render_sound
+from genkit.world.watch import watch
 
 __all__ = [
     "SPLITS",
@@ -44,11 +45,13 @@ __all__ = [
     "compare_events",
     "draw_picture",
     "draw_scene",
+    "draw_sounding_scene",
     "find_events",
     "judge_clip",
     "judge_picture",
     "lay_out",
     "listen",
+    "match_events",
     "picture_caption",
     "picture_split",
     "picture_words",
@@ -58,6 +61,8 @@ __all__ = [
     "score",
     "score_picture",
     "seen_relation",
+    "sound_words",
     "split_of",
+    "watch",
     "words",
 ]

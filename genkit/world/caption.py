@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from genkit.world.scene import Actor, Scene
@@ -25,6 +27,8 @@ _MOTION_PHRASES: dict[str, tuple[str, ...]] = {
     "shrink": ("shrinks", "gets smaller"),
     "spin": ("spins", "rotates"),
 }
+#: How often something bounces, in words.
+COUNT_PHRASES: dict[int, str] = {1: "once", 2: "twice", 3: "three times"}
 
 
 def motion_phrase(motion: str, rng: np.random.Generator | None = None) -> str:
@@ -45,22 +49,38 @@ def actor_phrase(actor: Actor, rng: np.random.Generator | None = None, size: boo
     return " ".join([article, *words])
 
 
-def caption(scene: Scene, rng: np.random.Generator | None = None, picture: bool = False) -> str:
+def caption(
+    scene: Scene,
+    rng: np.random.Generator | None = None,
+    picture: bool = False,
+    counts: Sequence[int | None] = (),
+    background: bool = True,
+) -> str:
     """A caption of a scene.
 
     Args:
         scene: what is shown.
         rng: draws among paraphrases; without it the canonical caption is given, which names everything.
         picture: leave the motion out, for single frames.
+        counts: how often every actor bounces, to be said; None for an actor whose bounces are not counted.
+        background: say the background.
 
     Returns:
-        Lower-case text of at most 34 words.
+        Lower-case text of at most 36 words.
     """
+    times = [*counts, *[None] * (len(scene.actors) - len(counts))]
     if rng is None:
-        parts = [_say(actor, None, picture, True) for actor in scene.actors]
-        return f"{' and '.join(parts)} on a {scene.background} background"
-    parts = [_say(actor, rng, picture, rng.random() < 0.8) for actor in scene.actors]
+        parts = [_say(actor, None, picture, True, count) for actor, count in zip(scene.actors, times, strict=True)]
+    else:
+        parts = [
+            _say(actor, rng, picture, rng.random() < 0.8, count)
+            for actor, count in zip(scene.actors, times, strict=True)
+        ]
     subject = " and ".join(parts)
+    if not background:
+        return subject
+    if rng is None:
+        return f"{subject} on a {scene.background} background"
     template = rng.integers(8)
     if template < 4:
         return f"{subject} on a {scene.background} background"
@@ -73,9 +93,12 @@ def caption(scene: Scene, rng: np.random.Generator | None = None, picture: bool 
     return f"{subject} on {scene.background}"
 
 
-def _say(actor: Actor, rng: np.random.Generator | None, picture: bool, size: bool) -> str:
+def _say(actor: Actor, rng: np.random.Generator | None, picture: bool, size: bool, count: int | None = None) -> str:
     phrase = actor_phrase(actor, rng, size)
-    return phrase if picture else f"{phrase} {motion_phrase(actor.motion, rng)}"
+    if picture:
+        return phrase
+    times = [COUNT_PHRASES[count]] if actor.motion == "bounce" and count in COUNT_PHRASES else []
+    return " ".join([phrase, motion_phrase(actor.motion, rng), *times])
 
 
 def words() -> list[str]:
@@ -88,3 +111,8 @@ def words() -> list[str]:
     for phrase in phrases:
         found.update(phrase.split())
     return sorted(found)
+
+
+def sound_words() -> list[str]:
+    """:func:`words` and those that count bounces; the vocabulary of models with sound."""
+    return sorted({*words(), *" ".join(COUNT_PHRASES.values()).split()})

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -15,6 +17,14 @@ _RISE = 0.5
 _FLOOR = 1e-6
 # A click is noticed when it enters the newest hop: half a hop late on average.
 ONSET_BIAS = 0.005
+
+
+class Timed(Protocol):
+    """Anything that happens at a time, with a pitch and a place: an event, or an onset that was heard."""
+
+    time: float
+    pitch: float
+    pan: float
 
 
 @dataclass(frozen=True)
@@ -94,6 +104,34 @@ def _colour(pitch: float) -> str:
     return lower[0] if len(lower) == 1 else UNCLEAR
 
 
+def match_events(expected: Sequence[Timed], found: Sequence[Timed], tolerance: float = 0.25) -> list[tuple]:
+    """Pairs (expected, found) whose times lie within ``tolerance`` seconds, one to one, nearest first."""
+    near = sorted(
+        (abs(f.time - e.time), i, j)
+        for i, e in enumerate(expected)
+        for j, f in enumerate(found)
+        if abs(f.time - e.time) <= tolerance
+    )
+    matched: list[tuple] = []
+    used: tuple[set[int], set[int]] = (set(), set())
+    for _, i, j in near:
+        if i not in used[0] and j not in used[1]:
+            used[0].add(i)
+            used[1].add(j)
+            matched.append((expected[i], found[j]))
+    return matched
+
+
+def same_pitch(one: Timed, other: Timed) -> bool:
+    """Whether two pitches lie within 4% of each other."""
+    return bool(abs(one.pitch / other.pitch - 1) < 0.04)
+
+
+def same_side(one: Timed, other: Timed) -> bool:
+    """Whether two sounds come from the same side; near the middle of the first one's side any is right."""
+    return bool(abs(one.pan) < 0.15 or np.sign(other.pan) == np.sign(one.pan))
+
+
 def compare_events(expected: list[Event], heard: list[Heard], tolerance: float = 0.25) -> EventScore:
     """Match heard onsets with expected events one to one, nearest pairs first.
 
@@ -102,28 +140,16 @@ def compare_events(expected: list[Event], heard: list[Heard], tolerance: float =
         heard: from :func:`listen`.
         tolerance: largest distance in seconds of a pair.
     """
-    pairs = sorted(
-        (abs(h.time - e.time), i, j)
-        for i, e in enumerate(expected)
-        for j, h in enumerate(heard)
-        if abs(h.time - e.time) <= tolerance
-    )
-    matched: list[tuple[Event, Heard]] = []
-    used_e: set[int] = set()
-    used_h: set[int] = set()
-    for _, i, j in pairs:
-        if i not in used_e and j not in used_h:
-            used_e.add(i)
-            used_h.add(j)
-            matched.append((expected[i], heard[j]))
+    nothing = float("nan")
     if not expected and not heard:
-        return EventScore(1.0, 1.0, 1.0, float("nan"), float("nan"), float("nan"))
+        return EventScore(1.0, 1.0, 1.0, nothing, nothing, nothing)
+    matched = match_events(expected, heard, tolerance)
     precision = len(matched) / len(heard) if heard else 0.0
     recall = len(matched) / len(expected) if expected else 0.0
     f1 = 2 * precision * recall / (precision + recall) if matched else 0.0
     if not matched:
-        return EventScore(precision, recall, f1, float("nan"), float("nan"), float("nan"))
+        return EventScore(precision, recall, f1, nothing, nothing, nothing)
     offset = float(np.median([h.time - e.time for e, h in matched]))
-    pitch = float(np.mean([abs(h.pitch / e.pitch - 1) < 0.04 for e, h in matched]))
-    side = float(np.mean([abs(e.pan) < 0.15 or np.sign(h.pan) == np.sign(e.pan) for e, h in matched]))
+    pitch = float(np.mean([same_pitch(h, e) for e, h in matched]))
+    side = float(np.mean([same_side(e, h) for e, h in matched]))
     return EventScore(precision, recall, f1, offset, pitch, side)

@@ -7,15 +7,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from genkit.errors import UsageError
-from genkit.world.scene import Scene, Tracks
+from genkit.world.scene import Scene, Tracks, draw_scene
 from genkit.world.vocabulary import COLOURS
 
 SAMPLE_RATE = 16000
-#: Pitch in Hz of every colour; multiples of 100 so that 10 ms hold whole periods.
-PITCHES: dict[str, int] = dict(zip(COLOURS, (400, 600, 800, 1000, 1300, 1600, 2000, 2500), strict=True))
+#: Pitch in Hz of every colour; multiples of 200 so that 10 ms hold whole periods of the tone and of its lower octave.
+PITCHES: dict[str, int] = dict(zip(COLOURS, (400, 600, 800, 1000, 1400, 1800, 2200, 2600), strict=True))
 DECAYS: dict[str, float] = {"bounce": 0.09, "start": 0.06, "stop": 0.14}
 #: A stop sounds an octave below, so that it cannot be taken for a start.
 OCTAVES: dict[str, float] = {"bounce": 1.0, "start": 1.0, "stop": 0.5}
+_BOUNCE_SHARE = 0.35
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,18 @@ class Event:
     colour: str
     pitch: float
     pan: float
+
+
+def draw_sounding_scene(
+    rng: np.random.Generator, split: str = "train", actors: int | None = None, two_share: float = 0.25
+) -> Scene:
+    """Draw a scene as :func:`genkit.world.scene.draw_scene` does, but in a third of the cases one in which something
+    bounces: otherwise few would. About a quarter of all scenes stay silent."""
+    bounces = rng.random() < _BOUNCE_SHARE
+    while True:
+        scene = draw_scene(rng, split, actors=actors, two_share=two_share)
+        if not bounces or any(actor.motion == "bounce" for actor in scene.actors):
+            return scene
 
 
 def find_events(scene: Scene, tracks: Tracks, fps: float, width: int) -> list[Event]:
