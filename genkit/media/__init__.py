@@ -5,9 +5,11 @@ from __future__ import annotations
 from genkit.media.files import Media, read_media, read_settings, write_media
 from genkit.media.formats import check_output, format_of, numbered, sidecar_of
 from genkit.media.images import enlarge
+from genkit.media.sound import AAC_RATES, read_sound, resample
 from genkit.media.video import exact_fps, read_mp4, write_mp4
 
 __all__ = [
+    "AAC_RATES",
     "Media",
     "check_output",
     "enlarge",
@@ -17,6 +19,8 @@ __all__ = [
     "read_media",
     "read_mp4",
     "read_settings",
+    "read_sound",
+    "resample",
     "sidecar_of",
     "write_media",
     "write_mp4",

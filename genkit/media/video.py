@@ -96,7 +96,8 @@ def write_mp4(
         )
     sound = _check_audio(audio, sample_rate)
     try:
-        with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
+        options = _options(None if sound is None else sample_rate)
+        with av.open(str(path), "w", format="mp4", options=options) as container:
             if comment is not None:
                 container.metadata["comment"] = comment
             picture = _video_stream(container, rate, width, height, crf)
@@ -108,6 +109,12 @@ def write_mp4(
         raise UnsupportedError(
             f"this FFmpeg build has no encoder for .mp4 ({error}); install PyAV from its wheels, or write .webp"
         ) from error
+
+
+def _options(sample_rate: int | None) -> dict[str, str]:
+    """Options of the container; with sound its clock ticks once per sample, since it rounds all lengths to its own."""
+    clock = {} if sample_rate is None else {"movie_timescale": str(sample_rate)}
+    return {"movflags": "+faststart", **clock}
 
 
 def _check_audio(audio: np.ndarray | None, sample_rate: int | None) -> np.ndarray | None:
@@ -202,5 +209,10 @@ def _read_sound(container: Any) -> tuple[np.ndarray | None, int | None]:
         return None, None
     container.seek(0)
     blocks = [frame.to_ndarray().T for frame in container.decode(audio=0)]
-    sound = np.concatenate(blocks).astype(np.float32) if blocks else None
-    return sound, container.streams.audio[0].codec_context.sample_rate
+    stream = container.streams.audio[0]
+    rate = stream.codec_context.sample_rate
+    if not blocks:
+        return None, rate
+    # The coder works in blocks; what its last one holds beyond the track's length is padding.
+    length = round(stream.duration * stream.time_base * rate) if stream.duration else None
+    return np.concatenate(blocks).astype(np.float32)[:length], rate
