@@ -1,4 +1,4 @@
-"""``genkit generate``: video or image from text."""
+"""``genkit generate``: video, image, or video with sound from text."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def generate(
     ] = False,
     json: Json = False,
 ) -> None:
-    """Make a video or an image from a prompt.
+    """Make a video, an image, or a video with sound from a prompt.
 
     Without --model the shipped toy-video is used. Sizes, steps and so on that are left open come from the model's
     genkit.json or the pipeline's own defaults. Every output carries its settings inside and in a .json beside it.
@@ -113,10 +113,16 @@ def _summary(output: Path, files: list[Path], result: Any) -> dict[str, Any]:
         "height": height,
         "width": width,
         "fps": None if result.fps is None else str(result.fps),
+        "sound": None if result.audio is None else _sound(result),
         "seconds": round(result.seconds, 3),
         "settings": result.settings.to_dict(),
         "attention": result.report,
     }
+
+
+def _sound(result: Any) -> dict[str, Any]:
+    samples, channels = result.audio.shape
+    return {"samples": samples, "channels": channels, "sample_rate": result.sample_rate}
 
 
 def _print_plan(jobs: list, json: bool) -> None:
@@ -139,6 +145,9 @@ def _print_outputs(outputs: list[dict[str, Any]], warnings: list[str], json: boo
         shape = f"{entry['width']}x{entry['height']}"
         if entry["fps"]:
             shape = f"{entry['frames']} frames {shape} at {entry['fps']} fps"
+        if entry["sound"]:
+            sound = entry["sound"]
+            shape += f", {sound['samples'] / sound['sample_rate']:.3f} s of sound at {sound['sample_rate']} Hz"
         print(f"{entry['file']}  ({shape}, seed {entry['settings']['seed']}, {entry['seconds']:.1f} s)")
         if entry["attention"]:
             print(f"  {_attention_line(entry)}")

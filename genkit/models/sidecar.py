@@ -29,6 +29,8 @@ class Sidecar:
         limits: sizes the model was made for; keys as in :data:`LIMITS`. ``multiple`` divides height and width,
             ``frames_multiple`` divides ``num_frames - 1``.
         call: further arguments of the pipeline's call, passed as they are.
+        sound: the kind of spectrogram that the model's audio autoencoder reads, see
+            :func:`genkit.pipelines.sound_features.features_of`; None for the usual one.
         source: the file, None when the folder has none.
     """
 
@@ -36,6 +38,7 @@ class Sidecar:
     defaults: dict = field(default_factory=dict)
     limits: dict = field(default_factory=dict)
     call: dict = field(default_factory=dict)
+    sound: str | None = None
     source: Path | None = None
 
 
@@ -54,11 +57,11 @@ def read_sidecar(folder: Path | None) -> Sidecar:
         raise ArtifactError(f"cannot read {path}: {error}") from error
     if not isinstance(raw, dict):
         raise ArtifactError(f"{path} must hold a JSON object")
-    _only(path, raw, ("description", "defaults", "limits", "call"))
+    _only(path, raw, ("description", "defaults", "limits", "call", "sound"))
     defaults, limits = raw.get("defaults", {}), raw.get("limits", {})
     _only(path, defaults, DEFAULTS)
     _only(path, limits, LIMITS)
-    return Sidecar(raw.get("description", ""), defaults, limits, raw.get("call", {}), path)
+    return Sidecar(raw.get("description", ""), defaults, limits, raw.get("call", {}), raw.get("sound"), path)
 
 
 def _only(path: Path, found: object, allowed: tuple[str, ...]) -> None:

@@ -20,7 +20,7 @@ from genkit.pipelines import attention
 from genkit.pipelines.guidance import argument_names
 from genkit.pipelines.kinds import IMAGE, accepted
 from genkit.pipelines.load import apply_loras, load, parse_lora
-from genkit.pipelines.outputs import to_frames, to_sound
+from genkit.pipelines.outputs import fit_sound, to_frames, to_sound
 from genkit.pipelines.prepare import Plan, configs_of, plan
 from genkit.pipelines.prompts import check_prompt
 from genkit.pipelines.record import build_record, made_with
@@ -91,6 +91,8 @@ class Session:
         apply_loras(pipeline, given.lora)
         loras = [parse_lora(text)[0] for text in given.lora]
         self.made = made_with(self.plan.folder, self.plan.pipeline_class.__name__, given.device, loras)
+        if self.plan.given is not None:
+            self.made["given_fingerprint"] = self.plan.given.fingerprint()
         self.pipeline = pipeline
 
     def check_prompt(self, settings: GenerateSettings) -> tuple[str, str | None, list[str]]:
@@ -122,18 +124,36 @@ class Session:
                 output, report = self._upscaled(arguments, settings, progress)
             else:
                 with attention.applied(self.pipeline, settings) as patch:
-                    output = self._call(self.pipeline, arguments, settings)
+                    output = self._call(self._runner(), arguments, settings)
                 report = attention.report_of(patch)
         seconds += time.perf_counter()
         self.warnings += [line for line in attention.remarks(report, settings) if line not in self.warnings]
-        frames = to_frames(output, self.plan.kind)
-        audio, rate = to_sound(output, self.pipeline, self.plan.kind)
         fps = None if self.plan.kind is IMAGE else Fraction(settings.fps)
+        frames, audio, rate = self._results(output, fps)
         sizes = {"height": frames.shape[1], "width": frames.shape[2]}
         known = accepted(self.plan.pipeline_class)
         told = {name: size for name, size in sizes.items() if name in known and getattr(settings, name) is None}
         stored = settings.replace(num_videos=1, **told)
         return Result(frames, fps, seconds, stored, build_record(stored, self.made), report, audio, rate)
+
+    def _runner(self) -> Callable[..., Any]:
+        """What is called with the pipeline's arguments: the pipeline, or the loop for a given sound or video."""
+        if self.plan.given is None:
+            return self.pipeline
+        from genkit.pipelines.audio_video import complete
+        from genkit.pipelines.sound_features import features_of
+
+        return partial(complete, self.pipeline, self.plan.given, features_of(self.pipeline, self.plan.sidecar.sound))
+
+    def _results(self, output: Any, fps: Fraction | None) -> tuple[np.ndarray, np.ndarray | None, int | None]:
+        """Frames, sound and its rate; what was given comes back untouched, a sound that was made as long as its
+        video."""
+        given = self.plan.given
+        frames = to_frames(output, self.plan.kind) if given is None or given.frames is None else given.frames
+        if given is not None and given.sound is not None:
+            return frames, given.sound, given.rate
+        audio, rate = to_sound(output, self.pipeline, self.plan.kind)
+        return frames, None if audio is None else fit_sound(audio, rate, len(frames), fps), rate
 
     def _upscaled(
         self, arguments: dict[str, Any], settings: GenerateSettings, progress: Progress | None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -57,9 +58,17 @@ def to_sound(output: Any, pipeline: Any, kind: Kind) -> tuple[np.ndarray | None,
     """The first soundtrack of a pipeline's output as float32 (S, channels) and its sample rate; (None, None) when
     there is none."""
     raw = getattr(output, "audio", None) if "audio" in kind.fields else None
-    if raw is None:
-        return None, None
-    sound = np.asarray(raw[0].float().cpu() if hasattr(raw[0], "cpu") else raw[0], dtype=np.float32)
+    return (None, None) if raw is None else one_sound(raw[0], pipeline)
+
+
+def one_sound(raw: Any, pipeline: Any) -> tuple[np.ndarray, int]:
+    """One soundtrack (channels, samples) as float32 (S, channels), and its sample rate.
+
+    Raises:
+        ArtifactError: samples that are NaN or infinite.
+        UnsupportedError: the pipeline does not tell the sample rate.
+    """
+    sound = np.asarray(raw.float().cpu() if hasattr(raw, "cpu") else raw, dtype=np.float32)
     sound = sound[:, None] if sound.ndim == 1 else sound.T if sound.shape[0] <= 2 else sound
     if not np.isfinite(sound).all():
         raise ArtifactError("the model returned NaN or infinite sound; nothing was written; try --dtype float32")
@@ -71,3 +80,12 @@ def to_sound(output: Any, pipeline: Any, kind: Kind) -> tuple[np.ndarray | None,
             "(no vocoder.config.output_sampling_rate)"
         )
     return sound, int(rate)
+
+
+def fit_sound(sound: np.ndarray, rate: int, frames: int, fps: float | Fraction) -> np.ndarray:
+    """A sound (S, channels) as long as its video, to the sample: silence is added at the end, or the end cut.
+
+    Autoencoders of sound work in steps of their own, so that models return a little less than the video lasts.
+    """
+    wanted = round(Fraction(frames * rate) / Fraction(fps))
+    return np.pad(sound[:wanted], ((0, max(wanted - len(sound), 0)), (0, 0)))

@@ -6,12 +6,14 @@ import dataclasses
 import json
 import secrets
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
 from genkit.errors import UnsupportedError, UsageError
 from genkit.models import Sidecar, check_folder, locate, read_sidecar
 from genkit.pipelines import attention, guidance, upscale
-from genkit.pipelines.kinds import IMAGE, Kind, ReadConfig, accepted, kind_of, native_fps, size_rule
+from genkit.pipelines.given import USUAL_FRAMES, Given, read_given
+from genkit.pipelines.kinds import IMAGE, Kind, ReadConfig, SizeRule, accepted, kind_of, native_fps, size_rule
 from genkit.pipelines.load import fetch, parse_lora, resolve_device, resolve_dtype
 from genkit.pipelines.outputs import check_format
 from genkit.pipelines.settings import GenerateSettings
@@ -28,6 +30,7 @@ class Plan:
         kind: what it makes.
         sidecar: its ``genkit.json``.
         notes: what the user should know about the request, one line each.
+        given: the sound or video that the run is for, fitted to it; None without one.
     """
 
     settings: GenerateSettings
@@ -36,6 +39,7 @@ class Plan:
     kind: Kind
     sidecar: Sidecar
     notes: tuple[str, ...] = ()
+    given: Given | None = None
 
 
 def plan(settings: GenerateSettings) -> Plan:
@@ -61,13 +65,18 @@ def plan(settings: GenerateSettings) -> Plan:
     kind = kind_of(pipeline_class)
     attention.check_model(settings, pipeline_class.__name__, folder)
     config = configs_of(folder)
+    given = read_given(settings, pipeline_class, kind)
     filled = _fill(settings, sidecar, pipeline_class, kind, config)
+    if given is not None and settings.num_frames is None:
+        filled = _as_long_as(given, filled, sidecar, pipeline_class, folder)
     filled, notes = guidance.settle(filled, settings, sidecar, pipeline_class, config)
     filled = upscale.fill(filled, pipeline_class.__name__, config, sidecar.defaults)
     filled = filled.replace(
         model=str(folder.resolve()) if location.kind == "folder" else settings.model,
         lora=tuple(f"{path.resolve()}@{strength:g}" for path, strength in loras),
         recipe=attention.recipe_place(settings.recipe),
+        audio=str(Path(settings.audio).expanduser().resolve()) if settings.audio else None,
+        video=str(Path(settings.video).expanduser().resolve()) if settings.video else None,
         device=str(device),
         dtype=str(dtype).removeprefix("torch."),
         seed=settings.seed if settings.seed is not None else secrets.randbelow(2**32),
@@ -76,7 +85,10 @@ def plan(settings: GenerateSettings) -> Plan:
     attention.check_steps(filled)
     if settings.output is not None:
         check_format(settings.output, kind, filled.num_frames)
-    return Plan(filled, folder, pipeline_class, kind, sidecar, notes)
+    if given is not None:
+        given = given.fitted(filled.num_frames, Fraction(filled.fps), filled.height, filled.width)
+        notes = (*notes, *given.told)
+    return Plan(filled, folder, pipeline_class, kind, sidecar, notes, given)
 
 
 def _class_of(folder: Path) -> type:
@@ -118,6 +130,27 @@ def _fill(
     return settings.replace(**changes)
 
 
+def _as_long_as(
+    given: Given, settings: GenerateSettings, sidecar: Sidecar, pipeline_class: type, folder: Path
+) -> GenerateSettings:
+    """As many frames as what is given lasts, but no more than the model's limit or, without one, its usual number."""
+    rule = _rule(sidecar, pipeline_class, folder)
+    most = sidecar.limits.get("max_frames") or settings.num_frames or USUAL_FRAMES
+    return settings.replace(num_frames=given.num_frames(Fraction(settings.fps), rule, most))
+
+
+def _rule(sidecar: Sidecar, pipeline_class: type, folder: Path) -> SizeRule | None:
+    """The rule of sizes of the pipeline class, sharpened by the model's ``genkit.json``; None when there is none."""
+    rule = size_rule(pipeline_class.__name__, configs_of(folder))
+    if rule is None:
+        return None
+    return dataclasses.replace(
+        rule,
+        multiple=sidecar.limits.get("multiple", rule.multiple),
+        frames_multiple=sidecar.limits.get("frames_multiple", rule.frames_multiple),
+    )
+
+
 def configs_of(folder: Path) -> ReadConfig:
     """A reader of a model folder's parts' configurations and ``model_index``; an absent part reads as empty."""
 
@@ -129,14 +162,9 @@ def configs_of(folder: Path) -> ReadConfig:
 
 
 def _check_sizes(settings: GenerateSettings, sidecar: Sidecar, pipeline_class: type, folder: Path) -> None:
-    rule = size_rule(pipeline_class.__name__, configs_of(folder))
+    rule = _rule(sidecar, pipeline_class, folder)
     limits, height, width = sidecar.limits, settings.height, settings.width
     if rule is not None:
-        rule = dataclasses.replace(
-            rule,
-            multiple=limits.get("multiple", rule.multiple),
-            frames_multiple=limits.get("frames_multiple", rule.frames_multiple),
-        )
         rule.check(settings.height, settings.width, settings.num_frames)
         height, width = upscale.check(settings, rule)
     for name, value, low, high in (

@@ -59,6 +59,12 @@ class GenerateSettings:
     )
     backend: str = option("auto", "Who executes the method: auto, or a name from genkit doctor.", group="Attention")
     recipe: str | None = option(None, "Recipe by name or YAML file, instead of --attention.", group="Attention")
+    audio: str | None = option(
+        None, "Sound file that a video is made for (models of video and sound).", group="Audio and video"
+    )
+    video: str | None = option(
+        None, "Video file that a sound is made for (models of video and sound).", group="Audio and video"
+    )
     lora: tuple[str, ...] = option((), "LoRA file or folder, with @0.8 for its strength. Repeatable.", group="Model")
     dtype: str = option(
         "auto", "auto, float32, bfloat16 or float16 (fp32, bf16, fp16).", group="Model", choices=DTYPE_CHOICES
@@ -92,6 +98,8 @@ class GenerateSettings:
         object.__setattr__(self, "dtype", DTYPES.get(self.dtype, self.dtype))
         for field in dataclasses.fields(self):
             _check(field, getattr(self, field.name))
+        if self.audio is not None and self.video is not None:
+            raise UsageError("--audio and --video exclude each other: one is given, the other made; leave one out")
         if self.attention is not None and self.recipe is not None:
             raise UsageError("--attention and --recipe exclude each other: a recipe names its methods itself")
         if self.attention is None and self.attention_args:

@@ -1,0 +1,142 @@
+"""What a user gives to a model that makes video and sound: one of the two, read from a file and fitted to the run."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from genkit.errors import ArtifactError, UnsupportedError, UsageError
+from genkit.media import AAC_RATES, read_mp4, read_sound, resample
+from genkit.pipelines.kinds import AUDIO_VIDEO, Kind, SizeRule
+from genkit.pipelines.outputs import fit_sound
+
+if TYPE_CHECKING:
+    from genkit.pipelines.settings import GenerateSettings
+
+# Pipelines whose parts genkit.pipelines.audio_video can drive.
+PIPELINES = ("LTX2Pipeline",)
+#: What these pipelines make when nobody says how many frames.
+USUAL_FRAMES = 121
+_MP4_RATE = 48000
+
+
+@dataclass(frozen=True)
+class Given:
+    """A given half of an audio-video run; the other half is made for it.
+
+    Args:
+        frames: uint8 (T, H, W, 3), or None when the sound is given.
+        fps: of the frames as they were read.
+        sound: float32 (S, channels) in -1..1, or None when the video is given.
+        rate: samples per second of the sound.
+        source: the file.
+        told: what was changed to make it fit, one line each.
+    """
+
+    frames: np.ndarray | None = None
+    fps: Fraction | None = None
+    sound: np.ndarray | None = None
+    rate: int | None = None
+    source: Path | None = None
+    told: tuple[str, ...] = field(default=())
+
+    @property
+    def seconds(self) -> Fraction:
+        """How long it lasts."""
+        if self.frames is not None:
+            return Fraction(len(self.frames)) / self.fps
+        return Fraction(len(self.sound), self.rate)
+
+    def fingerprint(self) -> str:
+        """A short digest of the file."""
+        return hashlib.sha256(self.source.read_bytes()).hexdigest()[:16]
+
+    def num_frames(self, fps: Fraction, rule: SizeRule | None, most: int | None) -> int:
+        """The number of frames that suits its length best and the model accepts.
+
+        Args:
+            fps: of the run.
+            rule: the model's rule, None when only the pipeline knows.
+            most: the largest number, None for no limit.
+        """
+        step = rule.frames_multiple if rule is not None else 1
+        wanted = max(1 + step, 1 + step * round((self.seconds * fps - 1) / step))
+        return wanted if most is None or wanted <= most else 1 + (most - 1) // step * step
+
+    def fitted(self, num_frames: int, fps: Fraction, height: int, width: int) -> Given:
+        """The same, as long and as large as the run; ``told`` says what that took."""
+        if self.frames is not None:
+            return self._fitted_video(num_frames, fps, height, width)
+        return self._fitted_sound(num_frames, fps)
+
+    def _fitted_sound(self, num_frames: int, fps: Fraction) -> Given:
+        told, sound, rate = [], self.sound, self.rate
+        if rate not in AAC_RATES:
+            told.append(f"the sound was resampled from {rate} to {_MP4_RATE} Hz, since .mp4 does not hold its rate")
+            sound, rate = resample(sound, rate, _MP4_RATE), _MP4_RATE
+        length = len(sound)
+        sound = fit_sound(sound, rate, num_frames, fps)
+        lasts = f"the {float(Fraction(num_frames) / fps):.3f} s of {num_frames} frames at {fps} fps"
+        if len(sound) < length:
+            told.append(f"the sound lasts {length / rate:.3f} s and was cut to {lasts}")
+        elif len(sound) > length:
+            told.append(f"the sound lasts {length / rate:.3f} s; silence was added for {lasts}")
+        return replace(self, sound=sound, rate=rate, told=tuple(told))
+
+    def _fitted_video(self, num_frames: int, fps: Fraction, height: int, width: int) -> Given:
+        told, frames = [], self.frames
+        if self.fps != fps:
+            count = max(1, round(self.seconds * fps))
+            # The frame that is shown in the middle of each new one.
+            chosen = [min(int((index + Fraction(1, 2)) / fps * self.fps), len(frames) - 1) for index in range(count)]
+            frames = frames[chosen]
+            told.append(f"the video has {self.fps} frames per second; {count} of its frames were taken for {fps} fps")
+        if len(frames) > num_frames:
+            told.append(f"the video has {len(frames)} frames; the first {num_frames} were taken")
+        elif len(frames) < num_frames:
+            told.append(f"the video has {len(frames)} frames; the last one was repeated up to {num_frames}")
+        frames = frames[np.minimum(np.arange(num_frames), len(frames) - 1)]
+        if frames.shape[1:3] != (height, width):
+            told.append(f"the video was resized from {frames.shape[2]}x{frames.shape[1]} to {width}x{height}")
+            frames = _resized(frames, height, width)
+        return replace(self, frames=np.ascontiguousarray(frames), fps=fps, told=tuple(told))
+
+
+def _resized(frames: np.ndarray, height: int, width: int) -> np.ndarray:
+    from PIL import Image
+
+    size = (width, height)
+    return np.stack([np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.LANCZOS)) for frame in frames])
+
+
+def read_given(settings: GenerateSettings, pipeline_class: type, kind: Kind) -> Given | None:
+    """Read what ``settings.audio`` or ``settings.video`` names; None when neither is given.
+
+    Raises:
+        UsageError: the model makes no sound, or the request asks for a second pass too.
+        UnsupportedError: it makes sound, but its pipeline is none of LTX-2's.
+        ArtifactError: the file is missing or cannot be read.
+    """
+    name = settings.audio or settings.video
+    if name is None:
+        return None
+    flag = "--audio" if settings.audio else "--video"
+    if kind is not AUDIO_VIDEO:
+        raise UsageError(f"{flag}: {pipeline_class.__name__} makes no sound; choose a model of video and sound")
+    if settings.upscale > 1:
+        raise UsageError(f"{flag} and --upscale exclude each other; leave one out")
+    if pipeline_class.__name__ not in PIPELINES:
+        raise UnsupportedError(f"{flag} is known for {', '.join(PIPELINES)}, not for {pipeline_class.__name__}")
+    path = Path(name).expanduser()
+    if not path.is_file():
+        raise ArtifactError(f"{flag} {path} does not exist")
+    if settings.audio:
+        sound, rate = read_sound(path)
+        return Given(sound=sound, rate=rate, source=path)
+    frames, fps, *_ = read_mp4(path)
+    return Given(frames=frames, fps=fps, source=path)
