@@ -8,16 +8,19 @@ motions after far fewer steps. The read-out is dropped afterwards.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
 from torch import nn
 
 from genkit.world.scene import Scene, Tracks
+from genkit.world.sound import DECAYS, Event
 from genkit.world.vocabulary import BACKGROUNDS, COLOURS, MOTIONS, SHAPES, SIZES
 
 FEATURES = 1 + 2 + 1 + 3 + 3 + len(SHAPES) + len(MOTIONS) + len(SIZES)
+SOUND_FEATURES = 2 * (1 + len(DECAYS) + 1 + 1)
+_NEARNESS = 0.2
 
 
 def scene_features(scene: Scene, tracks: Tracks, height: int, width: int, cell: int = 16, step: int = 4) -> np.ndarray:
@@ -88,28 +91,56 @@ def known_words(colour: str, background: str, words: Iterable[tuple[tuple[str, .
     return np.concatenate([*tints, *(2 * part for part in hot)])
 
 
+def sound_features(events: Sequence[Event], tokens: int, per_second: float) -> np.ndarray:
+    """Ground truth per audio token: the event that sounds and the one to come.
+
+    Args:
+        events: in order of time.
+        tokens: of the clip.
+        per_second: tokens per second.
+
+    Returns:
+        float16 array (tokens, SOUND_FEATURES): for each of the two events nearness in time, kind, pitch and pan; zeros
+        where there is none.
+    """
+    middle = (np.arange(tokens) + 0.5) / per_second
+    found = np.zeros((tokens, 2, SOUND_FEATURES // 2))
+    times = np.array([event.time for event in events])
+    following = np.searchsorted(times, middle)
+    for token, index in enumerate(following):
+        for place, number in ((0, index - 1), (1, index)):
+            if 0 <= number < len(events):
+                event = events[number]
+                kind = 2 * np.eye(len(DECAYS))[list(DECAYS).index(event.kind)]
+                near = 2 * np.exp(-abs(middle[token] - event.time) / _NEARNESS)
+                found[token, place] = [near, *kind, np.log2(event.pitch / 800), 2 * event.pan]
+    return found.reshape(tokens, -1).astype(np.float16)
+
+
 class AlignmentHead(nn.Module):
     """Linear read-out of one block, kept up to date by a forward hook on that block.
 
     Args:
-        block: the block whose output is read: (B, N, width) or (B, width, H, W), alone or last in a tuple.
+        block: the block whose output is read: (B, N, width) or (B, width, H, W), alone or in a tuple.
         width: channels of the block's output.
         features: numbers read per position.
+        part: which member of a tuple is read.
     """
 
-    def __init__(self, block: nn.Module, width: int, features: int = FEATURES):
+    def __init__(self, block: nn.Module, width: int, features: int = FEATURES, part: int = -1):
         super().__init__()
+        self.part = part
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
         self.read = nn.Linear(width, features)
         self._seen: torch.Tensor | None = None
         block.register_forward_hook(self._keep)
 
     def _keep(self, module: nn.Module, inputs, output) -> None:
-        seen = output[-1] if isinstance(output, tuple) else output
+        seen = output[self.part] if isinstance(output, tuple) else output
         self._seen = seen.flatten(2).transpose(1, 2) if seen.ndim == 4 else seen
 
     def loss(self, features: torch.Tensor) -> torch.Tensor:
-        """Mean squared error against features (B, T, H, W, FEATURES) of the last forward pass."""
+        """Mean squared error against features (B, ..., FEATURES), one set per token, of the last forward pass."""
         guess = self.read(self.norm(self._seen))
         self._seen = None
-        return torch.nn.functional.mse_loss(guess, features.flatten(1, 3).to(guess))
+        return torch.nn.functional.mse_loss(guess, features.flatten(1, -2).to(guess))
