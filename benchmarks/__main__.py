@@ -13,6 +13,7 @@ BENCHMARKS = {
     "toy_upscale": "benchmarks.toy_upscale",
     "toy_image": "benchmarks.toy_image",
     "toy_dit": "benchmarks.toy_dit",
+    "toy_av": "benchmarks.toy_av",
     "kernels_cpu": "benchmarks.kernels.cpu",
     "kernels_gpu": "benchmarks.kernels.gpu",
 }
