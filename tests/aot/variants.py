@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from itertools import product
 
 import torch
 
 from genkit.kernels.block_sparse.block_sizes import Tile, candidates, fit
-from genkit.kernels.block_sparse.triton_bias import LowRankTables, QuadraticTables
+from genkit.kernels.block_sparse.triton_bias import Factor, LowRankTables, QuadraticTables
 from genkit.kernels.block_sparse.triton_launch import (
     BiasTables,
     Launch,
@@ -18,94 +19,150 @@ from genkit.kernels.block_sparse.triton_launch import (
     forward_launch,
     prepare_launch,
 )
-from genkit.kernels.block_sparse.triton_launch import view as _view
 from genkit.kernels.block_sparse.triton_tile import Lists, RuleTables, Tokens
 
-LENGTH, HEADS, BLOCK = 1024, 4, 128
-DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
+LENGTH, HEADS, BLOCK, RANK, AXES = 1024, 4, 128, 64, 3
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+KERNELS = ("forward", "dq", "dkv")
+EVERYTHING = "sm_90"
+FAMILIES = ("sm_80", "sm_90", "gfx942")
+# Where the short list compiles the most code of all: dK/dV, which needs most registers, on more targets.
+MOST_CODE = {"forward": FAMILIES, "dq": FAMILIES, "dkv": (*FAMILIES, "sm_89", "sm_120", "gfx950")}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way a plan can ask for a kernel; the tile is that of the table.
+
+    ``rule``: what decides partial blocks, ``"none"`` (only ragged tails), ``"box"`` (windows on three axes and token
+    groups) or ``"disc"`` (the same and a distance). ``bias``: ``"none"``, ``"low rank"`` (of the largest rank),
+    ``"one rank"`` (written out in the loop) or ``"quadratic"`` (of the most axes). ``general``: grouped heads and
+    lengths that blocks do not divide; otherwise one key head per query head and whole blocks, which compile to shorter
+    code. ``block``: tokens per query and key block. ``measured``: whether spills count; otherwise it only has to
+    compile and to fit the shared memory.
+    """
+
+    kernel: str
+    dim: int
+    dtype: str = "bf16"
+    rule: str = "none"
+    bias: str = "none"
+    general: bool = False
+    block: tuple[int, int] = (BLOCK, BLOCK)
+    measured: bool = True
+
+    @property
+    def may_spill(self) -> bool:
+        """Whether spills are let pass. float32 has no matrix unit to go to; it must compile, no more."""
+        return self.dtype == "fp32" or not self.measured
+
+    def tile(self, arch: str) -> Tile:
+        """Tile that a plan of these blocks gets on a target."""
+        plain = self.rule == "none" and not (self.kernel == "dkv" and self.general)
+        heavy = self.bias != "none" or self.rule == "disc"
+        return fit(candidates(arch, self.kernel, self.dim, DTYPES[self.dtype], plain, heavy), self.kernel, *self.block)
+
+    def __str__(self) -> str:
+        notes = [f"{self.rule} rule" * (self.rule != "none"), f"{self.bias} bias" * (self.bias != "none")]
+        notes += ["general" * self.general, "blocks of {}x{}".format(*self.block) * (self.block != (BLOCK, BLOCK))]
+        return ", ".join([f"{self.kernel} D={self.dim} {self.dtype}", *filter(None, notes)])
+
+
+def variants(arch: str, full: bool) -> Iterator[Variant]:
+    """The short list meets every kernel, head dim, dtype and row of the table on every target, the tiles of plans with
+    blocks of 64 where they differ, and for dK/dV, which needs most registers, general shapes; the most code of all is a
+    distance and a bias of the largest rank together. One target gets everything that is rarely used besides. The full
+    list is every combination, on every target."""
+    for kernel, dim in product(KERNELS, (64, 128)):
+        # bf16 with the rule and fp16 without are the two corners: same code shape, other conversions.
+        ruled = Variant(kernel, dim, "bf16", "box", general=kernel == "dkv")
+        yield ruled
+        yield Variant(kernel, dim, "fp16")
+        small = replace(ruled, block=(64, 64))
+        if small.tile(arch) != ruled.tile(arch):
+            yield small
+        if full:
+            yield replace(ruled, general=True)
+        if full or (dim == 128 and arch in MOST_CODE[kernel]):
+            yield Variant(kernel, dim, "bf16", "disc", "low rank", general=True)
+        if arch == EVERYTHING or full:
+            yield from (replace(rare, measured=full or kernel == "dkv") for rare in _rare(kernel, dim))
+        if full:
+            yield from _every_combination(kernel, dim)
+
+
+def _rare(kernel: str, dim: int) -> Iterator[Variant]:
+    if dim == 128:
+        yield Variant(kernel, 128, "bf16", "disc", "quadratic", general=True)
+        yield Variant(kernel, 128, "bf16", "box", block=(128, 16))
+        # Means of several keys, whose ragged last one weighs less: what a pyramid of keys asks for.
+        yield Variant(kernel, 128, "bf16", bias="one rank", general=True, block=(128, 8))
+        yield Variant(kernel, 80, "fp16", "box", general=True, block=(80, 48))
+    else:
+        yield Variant(kernel, 64, "fp32")
+
+
+def _every_combination(kernel: str, dim: int) -> Iterator[Variant]:
+    kinds = product(("fp16", "bf16"), ("none", "box", "disc"), ("none", "low rank", "quadratic"), (False, True))
+    for dtype, rule, bias, general in kinds:
+        yield Variant(kernel, dim, dtype, rule, bias, general)
+    yield Variant(kernel, dim, "fp32", "box")
+
+
+def launch(variant: Variant, arch: str) -> Launch:
+    """The launch of a variant with the table's tile for a target."""
+    problem = _problem(variant)
+    tile, dim, dtype = variant.tile(arch), variant.dim, DTYPES[variant.dtype]
+    key_heads = HEADS // 2 if variant.general else HEADS
+    q, k = (torch.zeros(1, LENGTH, heads, dim, dtype=dtype) for heads in (HEADS, key_heads))
+    row = torch.zeros(1, HEADS, LENGTH)
+    extra = None if variant.bias == "none" else torch.zeros(1, HEADS, LENGTH, problem.bias.width)
+    if variant.kernel == "forward":
+        return forward_launch(q, k, k, q, row, problem, 0.1, tile)
+    if variant.kernel == "dq":
+        return dq_launch(q, k, k, q, q, extra, row, row, problem, 0.1, tile)
+    extra = None if variant.bias == "quadratic" else extra
+    return dkv_launch(q, k, k, q, k, k, extra, row, row, problem, 0.1, tile)
+
+
+def prepare() -> Launch:
+    """The launch of the kernel that the backward kernels read from."""
+    x, row = torch.zeros(1, LENGTH, HEADS, 128, dtype=torch.bfloat16), torch.zeros(1, HEADS, LENGTH)
+    return prepare_launch(x, x, row, row, row, row)
 
 
 def _table(*shape: int) -> torch.Tensor:
     return torch.zeros(shape, dtype=torch.int32)
 
 
-def _problem(rule: bool, block: int, inverse: bool) -> Problem:
-    rows = LENGTH // block
-    count, index = _table(1, HEADS, rows), _table(1, HEADS, rows, 7)
+def _problem(variant: Variant) -> Problem:
+    block_q, block_k = variant.block
+    blocks_q, blocks_k = -(-LENGTH // block_q), -(-LENGTH // block_k)
+    own = blocks_k if variant.kernel == "dkv" else blocks_q
+    count, index = _table(1, HEADS, own), _table(1, HEADS, own, 7)
     # Without a rule there are still partial blocks: ragged tails.
-    lists = Lists(count, index, 7, count, index, 7, HEADS * rows, rows)
-    tables = None
-    if rule:
-        axis, group = _table(3, LENGTH), _table(LENGTH)
-        tables = RuleTables(axis, axis, axis, None, None, group, group, _table(1, LENGTH), 0, LENGTH, LENGTH)
-    tokens = Tokens(LENGTH, LENGTH, _table(rows), _table(rows))
-    return Problem(block, block, rows, rows, lists, tokens, tables, 3 if rule else 1, True)
+    lists = Lists(count, index, 7, count, index, 7, HEADS * own, own)
+    tokens = Tokens(LENGTH, LENGTH, _table(blocks_q), _table(blocks_k))
+    rule = _rule(variant.rule)
+    return Problem(block_q, block_k, blocks_q, blocks_k, lists, tokens, rule, AXES if rule else 1,
+                   not variant.general, _bias(variant.bias))  # fmt: skip
 
 
-def tile_of(arch: str, kernel: str, dim: int, dtype: torch.dtype, rule: bool, block: int) -> Tile:
-    """The tile that a plan with square blocks gets."""
-    return fit(candidates(arch, kernel, dim, dtype, rule), kernel, block, block)
+def _rule(kind: str) -> RuleTables | None:
+    if kind == "none":
+        return None
+    axis, group = _table(AXES, LENGTH), _table(LENGTH)
+    disc = (axis, 9) if kind == "disc" else (None, None)
+    return RuleTables(axis, axis, axis, *disc, group, group, _table(1, LENGTH), 0, LENGTH, LENGTH)
 
 
-def block_sparse(arch: str, kernel: str, dim: int, dtype: torch.dtype, rule: bool, block: int = BLOCK) -> Launch:
-    """One launch of the block-sparse operator with the tile of the table."""
-
-    def tensor() -> torch.Tensor:
-        return torch.zeros(1, LENGTH, HEADS, dim, dtype=dtype)
-
-    row = torch.zeros(1, HEADS, LENGTH)
-    if kernel == "prepare":
-        return prepare_launch(tensor(), tensor(), row, row, row, row)
-    tile = tile_of(arch, kernel, dim, dtype, rule, block)
-    return _launch(kernel, _problem(rule, block, inverse=kernel == "dkv"), dim, dtype, tile, HEADS)
-
-
-def names(arch: str, full: bool) -> Iterator[tuple[str, int, str, bool, int]]:
-    """(kernel, head dim, dtype, with rule, block of the plan). The short list meets every kernel, dim, dtype and rule,
-    and the tiles of plans with blocks of 64 where they differ; the full one, every combination."""
-    for kernel in ("forward", "dq", "dkv"):
-        for dim in (64, 128):
-            for dtype in DTYPES:
-                for rule in (True, False):
-                    # bf16 with the rule and fp16 without are the two corners: same code shape, other conversions.
-                    if full or (dtype == "bf16") == rule:
-                        yield kernel, dim, dtype, rule, BLOCK
-            other = tile_of(arch, kernel, dim, torch.bfloat16, True, 64)
-            if other != tile_of(arch, kernel, dim, torch.bfloat16, True, BLOCK):
-                yield kernel, dim, "bf16", True, 64
-    yield "prepare", 128, "bf16", False, BLOCK
-
-
-def rare(kernel: str) -> Iterator[tuple[str, Launch]]:
-    """Launches of the paths that the main list does not meet: they must compile, whatever registers they take."""
-    bias_q, bias_k = (torch.zeros(1, LENGTH, 1, 5) for _ in range(2))
-    line = torch.zeros(2, LENGTH)
-    low_rank = BiasTables(LowRankTables(_view(bias_q), _view(bias_k)), 1, 5, 16)
-    quadratic = QuadraticTables(line, line, torch.zeros(HEADS, 2), 2, torch.zeros(2), line[0], line[0], LENGTH, LENGTH)
-    axis, group = _table(2, LENGTH), _table(LENGTH)
-    disc = RuleTables(axis, axis, axis, axis, 9, group, group, _table(1, LENGTH), 0, LENGTH, LENGTH)
-    windows = RuleTables(axis, axis, axis, None, None, None, None, None, 0, LENGTH, LENGTH)
-    small, odd = Tile(32, 32, 4, 1), Tile(64, 32, 4, 2)
-    for label, changes, tile, dtype, dim in (
-        ("low-rank bias", {"bias": low_rank}, small, torch.bfloat16, 64),
-        ("quadratic bias", {"bias": BiasTables(quadratic, 2, 2, 2)}, small, torch.bfloat16, 64),
-        ("disc, grouped queries, packed key blocks", {"rule": disc, "axes": 2, "block_k": 16}, odd, torch.float16, 40),
-        ("windows only, blocks that tiles do not divide", {"rule": windows, "axes": 2, "block_k": 48, "block_q": 80,
-                                                           "even_q": False}, odd, torch.float16, 80),
-        ("float32", {}, small, torch.float32, 64),
-    ):  # fmt: skip
-        problem = replace(_problem(False, BLOCK, kernel == "dkv"), **changes)
-        keys = HEADS // 2 if "grouped" in label else HEADS
-        # A packed tile makes no sense for a kernel whose programs own key blocks.
-        tile = tile._replace(keys=16) if kernel == "dkv" and problem.block_k == 16 else tile
-        yield label, _launch(kernel, problem, dim, dtype, tile, keys)
-
-
-def _launch(kernel: str, problem: Problem, dim: int, dtype: torch.dtype, tile: Tile, key_heads: int) -> Launch:
-    q, k = (torch.zeros(1, LENGTH, heads, dim, dtype=dtype) for heads in (HEADS, key_heads))
-    row, extra = torch.zeros(1, HEADS, LENGTH), torch.zeros(1, HEADS, LENGTH, 16)
-    if kernel == "forward":
-        return forward_launch(q, k, k, q, row, problem, 0.1, tile)
-    if kernel == "dq":
-        return dq_launch(q, k, k, q, q, extra, row, row, problem, 0.1, tile)
-    return dkv_launch(q, k, k, q, k, k, extra, row, row, problem, 0.1, tile)
+def _bias(kind: str) -> BiasTables:
+    if kind == "none":
+        return BiasTables()
+    if kind in ("low rank", "one rank"):
+        rank = RANK if kind == "low rank" else 1
+        factor = Factor(torch.zeros(1, HEADS, rank, LENGTH), 0, rank * LENGTH, LENGTH)
+        return BiasTables(LowRankTables(factor, factor), 1, rank, rank)
+    axes, line = torch.zeros(4, LENGTH), torch.zeros(LENGTH)
+    tables = QuadraticTables(axes, axes, torch.zeros(HEADS, 4), 4, torch.zeros(4), line, line, LENGTH, LENGTH)
+    return BiasTables(tables, 2, 4, 4)

@@ -1,6 +1,6 @@
 """Tile sizes of the Triton kernels by architecture, kernel, head dim and dtype, and how a plan's blocks shrink them.
 
-Every entry compiles without register spills and within the shared memory of its target (see docs/kernels.md and the
+Every 16-bit entry compiles without register spills and within the shared memory of its target (docs/kernels.md and the
 ahead-of-time checks). No entry has been timed on a device yet; :mod:`genkit.kernels.block_sparse.tuning` measures on
 the machine at hand and lets its findings go first.
 """
@@ -36,12 +36,18 @@ SHARED_KIB = {
 }
 
 # Preferred first; later entries serve plans with smaller query (forward, dq) or key (dkv) blocks. Evaluating a rule
-# costs registers, so a kernel may have a row of its own for plans without one.
+# costs registers, so a kernel may have a row of its own for calls without one ("plain"; for dK/dV grouped heads and
+# blocks with invalid queries cost as much as a rule); a distance or a bias costs more still ("heavy").
 _Sizes = dict[str, dict[int, tuple[Tile, ...]]]
 _SMALL = (Tile(32, 32, 4, 1), Tile(16, 32, 4, 1))
 _WIDE = {256: (Tile(16, 32, 8, 1),)}
 
-_HOPPER: _Sizes = {
+_HEAVY: _Sizes = {
+    "forward, heavy": {64: (Tile(64, 64, 8, 1), *_SMALL), 128: (Tile(64, 64, 8, 1), *_SMALL)},
+    "dq, heavy": {64: (Tile(32, 64, 8, 1), *_SMALL), 128: (Tile(32, 64, 8, 1), *_SMALL)},
+    "dkv, heavy": {64: _SMALL, 128: _SMALL},
+}
+_HOPPER: _Sizes = _HEAVY | {
     "forward": {
         64: (Tile(128, 64, 8, 3), Tile(64, 64, 4, 2), *_SMALL),
         128: (Tile(128, 64, 8, 3), Tile(64, 64, 4, 2), *_SMALL),
@@ -53,20 +59,28 @@ _HOPPER: _Sizes = {
     }
     | _WIDE,
     "dkv": {64: (Tile(64, 64, 8, 2), *_SMALL), 128: (Tile(32, 64, 8, 2), *_SMALL), 256: (Tile(16, 16, 8, 1),)},
-    "dkv, no rule": {128: (Tile(64, 64, 8, 2), *_SMALL)},
+    "dkv, plain": {128: (Tile(64, 64, 8, 2), *_SMALL)},
 }
-_AMPERE: _Sizes = {
+_AMPERE: _Sizes = _HEAVY | {
     "forward": {64: (Tile(128, 64, 8, 3), Tile(64, 64, 4, 2), *_SMALL), 128: (Tile(64, 64, 8, 2), *_SMALL)} | _WIDE,
-    "forward, no rule": {128: (Tile(128, 64, 8, 2), Tile(64, 64, 8, 2), *_SMALL)},
+    "forward, plain": {128: (Tile(128, 64, 8, 2), Tile(64, 64, 8, 2), *_SMALL)},
     "dq": {64: (Tile(128, 64, 8, 2), Tile(64, 32, 4, 2), *_SMALL), 128: (Tile(64, 64, 8, 2), *_SMALL)} | _WIDE,
-    "dkv": {64: (Tile(64, 128, 8, 2), Tile(32, 64, 4, 2), *_SMALL), 128: (Tile(64, 64, 8, 2), *_SMALL)}
-    | {256: (Tile(16, 16, 8, 1),)},
+    "dkv": {64: (Tile(32, 64, 8, 2), *_SMALL), 128: (Tile(32, 64, 8, 2), *_SMALL), 256: (Tile(16, 16, 8, 1),)},
+    "dkv, heavy": {64: (Tile(16, 32, 4, 1),), 128: (Tile(16, 32, 4, 1),)},
+    "dkv, plain": {
+        64: (Tile(64, 128, 8, 2), Tile(32, 64, 4, 2), *_SMALL),
+        128: (Tile(64, 64, 8, 2), *_SMALL),
+    },
 }
 # Four wavefronts of 64: eight would halve the registers each may use.
 _CDNA: _Sizes = {
     "forward": {64: (Tile(64, 64, 4, 2), *_SMALL), 128: (Tile(128, 32, 4, 2), Tile(64, 32, 4, 2), *_SMALL)} | _WIDE,
     "dq": {64: (Tile(64, 64, 4, 2), *_SMALL), 128: (Tile(64, 32, 4, 2), *_SMALL)} | _WIDE,
-    "dkv": {64: (Tile(32, 64, 4, 2), *_SMALL), 128: (Tile(32, 64, 4, 1), *_SMALL), 256: (Tile(16, 16, 8, 1),)},
+    "dkv": {64: (Tile(32, 64, 4, 1), *_SMALL), 128: (Tile(32, 64, 4, 1), *_SMALL), 256: (Tile(16, 16, 8, 1),)},
+    "dkv, plain": {64: (Tile(32, 64, 4, 2), *_SMALL)},
+    "forward, heavy": {64: (Tile(64, 32, 4, 1), *_SMALL), 128: (Tile(64, 32, 4, 1), *_SMALL)},
+    "dq, heavy": {64: _SMALL, 128: _SMALL},
+    "dkv, heavy": {64: _SMALL, 128: _SMALL},
 }
 _TABLE: dict[str, _Sizes] = {
     "sm_80": _AMPERE,
@@ -103,16 +117,17 @@ def width_class(dim: int) -> int:
     return 64 if dim <= 64 else 128 if dim <= 128 else 256
 
 
-def candidates(arch: str, kernel: str, dim: int, dtype: torch.dtype, ruled: bool = True) -> tuple[Tile, ...]:
-    """Tiles of the table, preferred first; ``ruled`` when partial blocks are decided by a rule or the call has a bias.
-    """
+def candidates(
+    arch: str, kernel: str, dim: int, dtype: torch.dtype, plain: bool = False, heavy: bool = False
+) -> tuple[Tile, ...]:
+    """Tiles of the table, preferred first; see :func:`choose_tile`."""
     if arch == "interpreter":
         return (_INTERPRETER,)
     if dtype == torch.float32:
         return (_FLOAT32[width_class(dim)],)
     sizes, width = _TABLE[arch], width_class(dim)
-    plain = None if ruled else sizes.get(f"{kernel}, no rule", {}).get(width)
-    return plain or sizes[kernel][width]
+    own = f"{kernel}, heavy" if heavy else f"{kernel}, plain" if plain else kernel
+    return sizes.get(own, {}).get(width) or sizes[kernel][width]
 
 
 _measured: dict[tuple[str, str, int, str], Tile] = {}
@@ -125,18 +140,21 @@ def choose_tile(
     device: torch.device,
     block_q: int,
     block_k: int,
-    ruled: bool = True,
+    plain: bool = False,
+    heavy: bool = False,
 ) -> Tile:
     """The tile for a plan: the first of the table that its blocks fill, shrunk to them if none does.
 
     Args:
         kernel: ``"forward"``, ``"dq"`` or ``"dkv"``.
         block_q, block_k: tokens per block of the plan.
-        ruled: whether partial blocks are decided by a rule, or the call has a bias.
+        plain: whether the code is short: no rule decides partial blocks, and for ``"dkv"`` every query head has a key
+            head of its own and every query block is whole.
+        heavy: whether the rule measures a distance or the call has a bias. Tuned tiles do not serve such calls.
     """
     arch = architecture(device)
-    measured = _measured.get((arch, kernel, width_class(dim), str(dtype)))
-    options = candidates(arch, kernel, dim, dtype, ruled)
+    measured = None if heavy else _measured.get((arch, kernel, width_class(dim), str(dtype)))
+    options = candidates(arch, kernel, dim, dtype, plain, heavy)
     return fit((measured, *options) if measured else options, kernel, block_q, block_k)
 
 

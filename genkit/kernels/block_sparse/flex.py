@@ -39,7 +39,8 @@ def why_not(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, *, bias: Sequence[
 def _compiled() -> Callable:
     from torch.nn.attention.flex_attention import flex_attention
 
-    return torch.compile(flex_attention, dynamic=False)
+    # One whole graph or an error: after too many recompilations the compiler would silently run the N x N version.
+    return torch.compile(flex_attention, dynamic=False, fullgraph=True)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, scale: float,

@@ -74,7 +74,8 @@ def forward(
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = _statistics(q)
     problem = _problem(plan, bias, inverse=False)
-    _on_device(q, launch.forward_launch(q, k, v, out, lse, problem, scale, _tile("forward", q, plan, bias)))
+    tile = _tile("forward", q, k, problem, bool(bias))
+    _on_device(q, launch.forward_launch(q, k, v, out, lse, problem, scale, tile))
     return out, lse
 
 
@@ -93,9 +94,9 @@ def backward(
     rows, columns = _problem(plan, bias, inverse=False), _problem(plan, bias, inverse=True)
     per_query = _extra(q, q.shape[1], rows.bias.width) if bias else None
     per_key = _extra(q, k.shape[1], rows.bias.width) if bias and isinstance(bias[0], LowRank) else None
-    tile = _tile("dq", q, plan, bias)
+    tile = _tile("dq", q, k, rows, bool(bias))
     _on_device(q, launch.dq_launch(q, k, v, grad_out, dq, per_query, delta, exponent, rows, scale, tile))
-    tile = _tile("dkv", q, plan, bias)
+    tile = _tile("dkv", q, k, columns, bool(bias))
     _on_device(q, launch.dkv_launch(q, k, v, grad_out, dk, dv, per_key, delta, exponent, columns, scale, tile))
     return dq, dk, dv, _bias_gradients(bias, per_query, per_key)
 
@@ -132,9 +133,11 @@ def _on_device(q: Tensor, launch) -> None:
         launch.run()
 
 
-def _tile(kernel: str, q: Tensor, plan: BlockPlan, bias: Sequence[Bias]) -> Tile:
-    ruled = plan.rule is not None or bool(bias)
-    return choose_tile(kernel, q.shape[-1], q.dtype, q.device, plan.block_q, plan.block_k, ruled)
+def _tile(kernel: str, q: Tensor, k: Tensor, problem, biased: bool) -> Tile:
+    general = q.shape[2] != k.shape[2] or not problem.even_q
+    plain = problem.rule is None and not (kernel == "dkv" and general)
+    heavy = biased or (problem.rule is not None and problem.rule.radius2 is not None)
+    return choose_tile(kernel, q.shape[-1], q.dtype, q.device, problem.block_q, problem.block_k, plain, heavy)
 
 
 def _problem(plan: BlockPlan, bias: Sequence[Bias], inverse: bool):
@@ -200,18 +203,18 @@ def _rule_tables(plan: BlockPlan):
 
 
 def _bias_tables(bias: Sequence[Bias]):
-    from genkit.kernels.block_sparse.triton_bias import LowRankTables, QuadraticTables
+    from genkit.kernels.block_sparse.triton_bias import Factor, LowRankTables, QuadraticTables
     from genkit.kernels.block_sparse.triton_launch import BiasTables
-    from genkit.kernels.block_sparse.triton_tile import View
 
-    def factor(x: Tensor) -> View:
-        x = x.to(torch.float32).contiguous()
-        return View(x, x.stride(0) if x.shape[0] > 1 else 0, x.stride(1), x.stride(2) if x.shape[2] > 1 else 0)
+    def factor(x: Tensor) -> Factor:
+        x = x.to(torch.float32).permute(0, 2, 3, 1).contiguous()
+        batch, heads, rank, length = x.shape
+        return Factor(x, heads * rank * length if batch > 1 else 0, rank * length if heads > 1 else 0, length)
 
     term = bias[0]
     if isinstance(term, LowRank):
         rank = term.f.shape[-1]
-        return BiasTables(LowRankTables(factor(term.f), factor(term.g)), 1, rank, max(16, 1 << (rank - 1).bit_length()))
+        return BiasTables(LowRankTables(factor(term.f), factor(term.g)), 1, rank, 1 << (rank - 1).bit_length())
     axes = term.q_pos.shape[1]
     q_pos, k_pos = (x.to(torch.float32).T.contiguous() for x in (term.q_pos, term.k_pos))
     weight, hinge, q_gain, k_gain = (

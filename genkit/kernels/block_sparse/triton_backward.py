@@ -9,7 +9,12 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from genkit.kernels.block_sparse.triton_bias import LOW_RANK, add_query_gradient, factor_rows, tile_bias
+from genkit.kernels.block_sparse.triton_bias import (
+    LOW_RANK,
+    add_factor_gradient,
+    add_query_gradient,
+    tile_bias,
+)
 from genkit.kernels.block_sparse.triton_tile import (
     LOG2E,
     base,
@@ -60,15 +65,14 @@ def _visit_keys(
         k_tile = load_keys(k, batch, kv_head, first, offset, k_ok, BLOCK_K, TILE_K, D, DP, MASKED)
         v_tile = load_keys(v, batch, kv_head, first, offset, k_ok, BLOCK_K, TILE_K, D, DP, MASKED)
         scores = tl.dot(q_tile, tl.trans(k_tile), input_precision="ieee") * factor
+        # `first >> 31` is 0, but only known in the loop: else the query side's tables would be kept in registers.
+        own = (q_tokens + (first >> 31))[:, None]
+        other = (first + offset)[None, :]
         if BIAS:
-            scores += LOG2E * tile_bias(
-                bias, batch, head, q_tokens, first + offset, row_ok, k_ok, BIAS, SIZE, WIDTH, False
-            )
+            scores += LOG2E * tile_bias(bias, batch, head, own, other, row_ok[:, None], k_ok[None, :], BIAS, SIZE)
         weights = tl.exp2(scores - row_exponent[:, None])
         if PARTIAL:
-            # `first >> 31` is 0, but only known in the loop: else the rule's query tables would be kept in registers.
-            own = (q_tokens + (first >> 31))[:, None]
-            seen = visible(rule, batch, own, (first + offset)[None, :], row_ok[:, None], k_ok[None, :], AXES)
+            seen = visible(rule, batch, own, other, row_ok[:, None], k_ok[None, :], AXES)
             weights = tl.where(seen, weights, 0.0)
         elif MASKED:
             weights = tl.where(k_ok[None, :], weights, 0.0)
@@ -77,7 +81,7 @@ def _visit_keys(
         acc = tl.dot(d_scores.to(k_tile.dtype), k_tile, acc, input_precision="ieee")
         if BIAS:
             extra = add_query_gradient(
-                extra, bias, d_scores, batch, head, q_tokens, first + offset, row_ok, k_ok, BIAS, SIZE, WIDTH
+                extra, bias, d_scores, batch, head, own, other, row_ok[:, None], k_ok[None, :], BIAS, SIZE, WIDTH
             )
     return acc, extra
 
@@ -154,13 +158,14 @@ def _visit_queries(
             row_delta = tl.load(delta + line + q_tokens, mask=row_ok, other=0.0)
         q_tile = load_tile(base(q, batch, head, start_q), q.token, row_ok, TILE_Q, D, DP, not EVEN_Q)
         scores = tl.dot(k_tile, tl.trans(q_tile), input_precision="ieee") * factor
+        # `block >> 31` is 0, but only known in the loop: else the key side's tables would be kept in registers.
+        own = (k_tokens + (block >> 31))[:, None]
+        other = q_tokens[None, :]
         if BIAS:
-            scores += LOG2E * tile_bias(bias, batch, head, q_tokens, k_tokens, row_ok, k_ok, BIAS, SIZE, WIDTH, True)
+            scores += LOG2E * tile_bias(bias, batch, head, other, own, row_ok[None, :], k_ok[:, None], BIAS, SIZE)
         weights = tl.exp2(scores - row_exponent[None, :])
         if PARTIAL:
-            # `block >> 31` is 0, but only known in the loop: else the rule's key tables would be kept in registers.
-            own = (k_tokens + (block >> 31))[:, None]
-            seen = visible(rule, batch, q_tokens[None, :], own, row_ok[None, :], k_ok[:, None], AXES)
+            seen = visible(rule, batch, other, own, row_ok[None, :], k_ok[:, None], AXES)
             weights = tl.where(seen, weights, 0.0)
         d_tile = load_tile(base(d_out, batch, head, start_q), d_out.token, row_ok, TILE_Q, D, DP, not EVEN_Q)
         acc_v = tl.dot(weights.to(d_tile.dtype), d_tile, acc_v, input_precision="ieee")
@@ -168,8 +173,7 @@ def _visit_queries(
         d_scores = weights * (d_weights - row_delta[None, :])
         acc_k = tl.dot(d_scores.to(q_tile.dtype), q_tile, acc_k, input_precision="ieee")
         if BIAS == LOW_RANK:
-            f = factor_rows(bias.f, batch, head, q_tokens, row_ok, SIZE, WIDTH)
-            extra = tl.dot(d_scores, f, extra, input_precision="ieee")
+            extra = add_factor_gradient(extra, bias.f, batch, head, d_scores, other, row_ok[None, :], SIZE, WIDTH)
     return acc_k, acc_v, extra
 
 

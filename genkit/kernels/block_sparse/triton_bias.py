@@ -7,18 +7,27 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from genkit.kernels.block_sparse.triton_tile import base
-
 NO_BIAS = tl.constexpr(0)
 LOW_RANK = tl.constexpr(1)
 QUADRATIC = tl.constexpr(2)
+# Ranks up to this are written out in the loop over blocks.
+UNROLLED = tl.constexpr(4)
+
+
+class Factor(NamedTuple):
+    """One side of a low-rank bias, rank-major: (B|1, H|1, R, N) float32, tokens contiguous; strides 0 where shared."""
+
+    ptr: Any
+    batch: Any
+    head: Any
+    rank: Any
 
 
 class LowRankTables(NamedTuple):
-    """Factors F (queries) and G (keys) as :class:`View` of (B|1, N, H|1, R) float32 tensors."""
+    """Factors F (queries) and G (keys)."""
 
-    f: Any
-    g: Any
+    f: Factor
+    g: Factor
 
 
 class QuadraticTables(NamedTuple):
@@ -36,11 +45,10 @@ class QuadraticTables(NamedTuple):
 
 
 @triton.jit
-def factor_rows(x, batch, head, tokens, ok, RANK: tl.constexpr, WIDTH: tl.constexpr):
-    """(tokens, WIDTH) rows of a factor, 0 beyond its rank."""
-    columns = tl.arange(0, WIDTH)
-    at = base(x, batch, head, head * 0) + tokens.to(tl.int64)[:, None] * x.token + columns[None, :]
-    return tl.load(at, mask=ok[:, None] & (columns < RANK)[None, :], other=0.0)
+def factor_line(x, batch, head, rank, tokens, ok):
+    """Entries of one rank for the given tokens, in the shape of ``tokens``."""
+    line = x.ptr + batch.to(tl.int64) * x.batch + head.to(tl.int64) * x.head + rank * x.rank
+    return tl.load(line + tokens, mask=ok, other=0.0)
 
 
 @triton.jit
@@ -60,27 +68,31 @@ def gains(bias, q_tokens, k_tokens, q_ok, k_ok):
 
 
 @triton.jit
-def tile_bias(
-    bias, batch, head, q_tokens, k_tokens, q_ok, k_ok, KIND: tl.constexpr, SIZE: tl.constexpr, WIDTH: tl.constexpr,
-    TURNED: tl.constexpr,
-):  # fmt: skip
-    """Bias of one tile in natural-log units, (queries, keys), or (keys, queries) when TURNED.
+def _add_product(total, bias, batch, head, rank, q_at, k_at, q_in, k_in):
+    return total + factor_line(bias.f, batch, head, rank, q_at, q_in) * factor_line(
+        bias.g, batch, head, rank, k_at, k_in
+    )
 
-    SIZE is the rank or the number of axes, WIDTH its padded value. Token vectors are one-dimensional.
+
+@triton.jit
+def tile_bias(bias, batch, head, q_at, k_at, q_in, k_in, KIND: tl.constexpr, SIZE: tl.constexpr):
+    """Bias of one tile in natural-log units. Queries and keys come as a column and a row, either way round.
+
+    SIZE is the rank or the number of axes. A low rank is summed product by product, not by a matrix unit: a bias of a
+    few hundred logits must not lose its last digits to a shorter format, and a float32 matrix product would keep WIDTH
+    entries of both factors in registers for every row and column.
     """
     if KIND == LOW_RANK:
-        f = factor_rows(bias.f, batch, head, q_tokens, q_ok, SIZE, WIDTH)
-        g = factor_rows(bias.g, batch, head, k_tokens, k_ok, SIZE, WIDTH)
-        # True float32: a bias of a few hundred logits must not lose its last digits to a shorter format.
-        if TURNED:
-            return tl.dot(g, tl.trans(f), input_precision="ieee")
+        total = tl.zeros_like((q_in & k_in).to(tl.float32))
+        # A short sum is unrolled, so that the loop over blocks stays the innermost one and is pipelined.
+        if SIZE <= UNROLLED:
+            for rank in tl.static_range(SIZE):
+                total = _add_product(total, bias, batch, head, rank, q_at, k_at, q_in, k_in)
         else:
-            return tl.dot(f, tl.trans(g), input_precision="ieee")
+            for rank in tl.range(0, SIZE, num_stages=1):
+                total = _add_product(total, bias, batch, head, rank, q_at, k_at, q_in, k_in)
+        return total
     else:
-        if TURNED:
-            q_at, k_at, q_in, k_in = q_tokens[None, :], k_tokens[:, None], q_ok[None, :], k_ok[:, None]
-        else:
-            q_at, k_at, q_in, k_in = q_tokens[:, None], k_tokens[None, :], q_ok[:, None], k_ok[None, :]
         gain = gains(bias, q_at, k_at, q_in, k_in)
         total = tl.zeros_like(gain)
         for axis in tl.static_range(SIZE):
@@ -90,16 +102,34 @@ def tile_bias(
 
 
 @triton.jit
+def _add_share(extra, x, batch, head, rank, d_scores, at, ok, WIDTH: tl.constexpr):
+    share = tl.sum(d_scores * factor_line(x, batch, head, rank, at, ok), 1)
+    return extra + share[:, None] * (tl.arange(0, WIDTH) == rank)[None, :]
+
+
+@triton.jit
+def add_factor_gradient(extra, x, batch, head, d_scores, at, ok, SIZE: tl.constexpr, WIDTH: tl.constexpr):
+    """Add this tile's share of the gradient of the factor of its rows: ``d_scores`` times the factor ``x`` of its
+    columns, whose tokens ``at`` and validity ``ok`` are rows."""
+    if SIZE <= UNROLLED:
+        for rank in tl.static_range(SIZE):
+            extra = _add_share(extra, x, batch, head, rank, d_scores, at, ok, WIDTH)
+    else:
+        for rank in tl.range(0, SIZE, num_stages=1):
+            extra = _add_share(extra, x, batch, head, rank, d_scores, at, ok, WIDTH)
+    return extra
+
+
+@triton.jit
 def add_query_gradient(
-    extra, bias, d_scores, batch, head, q_tokens, k_tokens, q_ok, k_ok, KIND: tl.constexpr, SIZE: tl.constexpr,
+    extra, bias, d_scores, batch, head, q_at, k_at, q_in, k_in, KIND: tl.constexpr, SIZE: tl.constexpr,
     WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """Add this tile's share of the gradient that is summed per query: dF, or the part of d weight of each axis."""
+    """Add this tile's share of the gradient that is summed per query: dF, or the part of d weight of each axis. Queries
+    are a column, keys a row."""
     if KIND == LOW_RANK:
-        g = factor_rows(bias.g, batch, head, k_tokens, k_ok, SIZE, WIDTH)
-        return tl.dot(d_scores, g, extra, input_precision="ieee")
+        return add_factor_gradient(extra, bias.g, batch, head, d_scores, k_at, k_in, SIZE, WIDTH)
     else:
-        q_at, k_at, q_in, k_in = q_tokens[:, None], k_tokens[None, :], q_ok[:, None], k_ok[None, :]
         weighted = -d_scores * gains(bias, q_at, k_at, q_in, k_in)
         columns = tl.arange(0, WIDTH)
         for axis in tl.static_range(SIZE):

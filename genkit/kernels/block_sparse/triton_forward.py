@@ -42,7 +42,7 @@ def _visit(
     q_tile, k, v, bias, rule, entries, count, valid, running_max, mass, acc, q_tokens, row_ok, batch, head, kv_head,
     factor,
     D: tl.constexpr, DP: tl.constexpr, BLOCK_K: tl.constexpr, TILE_K: tl.constexpr, AXES: tl.constexpr,
-    BIAS: tl.constexpr, SIZE: tl.constexpr, WIDTH: tl.constexpr, STAGES: tl.constexpr, PARTIAL: tl.constexpr,
+    BIAS: tl.constexpr, SIZE: tl.constexpr, STAGES: tl.constexpr, PARTIAL: tl.constexpr,
 ):  # fmt: skip
     """Walk one list of key blocks."""
     MASKED: tl.constexpr = PARTIAL or BLOCK_K % TILE_K != 0
@@ -50,14 +50,13 @@ def _visit(
         first, offset, k_ok = locate(entries, count, step, valid, BLOCK_K, TILE_K, PARTIAL)
         k_tile = load_keys(k, batch, kv_head, first, offset, k_ok, BLOCK_K, TILE_K, D, DP, MASKED)
         scores = tl.dot(q_tile, tl.trans(k_tile), input_precision="ieee") * factor
+        # `first >> 31` is 0, but only known in the loop: else the query side's tables would be kept in registers.
+        own = (q_tokens + (first >> 31))[:, None]
+        other = (first + offset)[None, :]
         if BIAS:
-            scores += LOG2E * tile_bias(
-                bias, batch, head, q_tokens, first + offset, row_ok, k_ok, BIAS, SIZE, WIDTH, False
-            )
+            scores += LOG2E * tile_bias(bias, batch, head, own, other, row_ok[:, None], k_ok[None, :], BIAS, SIZE)
         if PARTIAL:
-            # `first >> 31` is 0, but only known in the loop: else the rule's query tables would be kept in registers.
-            own = (q_tokens + (first >> 31))[:, None]
-            seen = visible(rule, batch, own, (first + offset)[None, :], row_ok[:, None], k_ok[None, :], AXES)
+            seen = visible(rule, batch, own, other, row_ok[:, None], k_ok[None, :], AXES)
             scores = tl.where(seen, scores, -float("inf"))
         elif MASKED:
             scores = tl.where(k_ok[None, :], scores, -float("inf"))
@@ -73,6 +72,13 @@ def forward_kernel(
     TILE_K: tl.constexpr, AXES: tl.constexpr, BIAS: tl.constexpr, SIZE: tl.constexpr, WIDTH: tl.constexpr,
     STAGES: tl.constexpr,
 ):  # fmt: skip
+    """``out`` (B, Nq, H, D) in its dtype and ``lse`` (B, H, Nq) float32, natural log, of one query tile of one head.
+
+    Grid: (query blocks * tiles per block, B * H). ``q``, ``k``, ``v`` and ``out`` are :class:`View`, k and v with
+    ``heads // group`` heads; ``lists``, ``tokens``, ``rule`` and ``bias`` are the records of triton_tile and
+    triton_bias (None where the plan has no rule or the call no bias). Full blocks are walked before partial ones; a row
+    that sees nothing gets output 0 and lse -inf.
+    """
     SUB_Q: tl.constexpr = (BLOCK_Q + TILE_Q - 1) // TILE_Q
     block = tl.program_id(0) // SUB_Q
     part = tl.program_id(0) % SUB_Q
@@ -93,13 +99,13 @@ def forward_kernel(
     running_max, mass, acc = _visit(
         q_tile, k, v, bias, rule, lists.full_index + row * lists.full_width, tl.load(lists.full_count + row),
         tokens.k_valid, running_max, mass, acc, q_tokens, row_ok, batch, head, head // group, factor,
-        D, DP, BLOCK_K, TILE_K, AXES, BIAS, SIZE, WIDTH, STAGES, False,
+        D, DP, BLOCK_K, TILE_K, AXES, BIAS, SIZE, STAGES, False,
     )  # fmt: skip
     if lists.part_count is not None:
         running_max, mass, acc = _visit(
             q_tile, k, v, bias, rule, lists.part_index + row * lists.part_width, tl.load(lists.part_count + row),
             tokens.k_valid, running_max, mass, acc, q_tokens, row_ok, batch, head, head // group, factor,
-            D, DP, BLOCK_K, TILE_K, AXES, BIAS, SIZE, WIDTH, STAGES, True,
+            D, DP, BLOCK_K, TILE_K, AXES, BIAS, SIZE, STAGES, True,
         )  # fmt: skip
 
     # NaN mass must stay NaN: only a true zero is a row that saw nothing.

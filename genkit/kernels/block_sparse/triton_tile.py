@@ -132,7 +132,9 @@ def locate(entries, count, step, valid, BLOCK: tl.constexpr, TILE: tl.constexpr,
         block = tl.load(entries + entry, mask=live, other=0)
         if PARTIAL:
             live = live & (lane % BLOCK < tl.load(valid + block, mask=live, other=0))
-        return count * 0, block * BLOCK + lane % BLOCK, live
+        # Token 0, but known only in the loop: see the kernels' use of `first >> 31`.
+        zero = tl.load(entries + step * (TILE // BLOCK)) >> 31
+        return zero, block * BLOCK + lane % BLOCK, live
     else:
         SUB: tl.constexpr = (BLOCK + TILE - 1) // TILE
         block = tl.load(entries + step // SUB)

@@ -15,7 +15,7 @@ from genkit.kernels.block_sparse.block_sizes import SHARED_KIB, Tile, candidates
 
 
 def test_kernels_equal_brute_force_in_the_interpreter():
-    assert run_checks(Path(__file__).with_name("triton_checks.py")) == 28
+    assert run_checks(Path(__file__).with_name("triton_checks.py")) == 30
 
 
 def test_without_a_device_it_says_why_not():
@@ -65,6 +65,17 @@ def test_architectures_of_devices(monkeypatch):
         (10, 3): "sm_100", (12, 0): "sm_120", (12, 1): "sm_120",
     }  # fmt: skip
     assert block_sizes.architecture(torch.device("cpu")) == "interpreter"
+
+
+def test_calls_that_need_more_registers_have_rows_of_their_own(monkeypatch):
+    monkeypatch.setattr(block_sizes, "architecture", lambda device: "sm_90")
+    ask = ("dkv", 128, torch.bfloat16, torch.device("cpu"), 128, 128)
+    found = [block_sizes.choose_tile(*ask, **how) for how in ({"plain": True}, {}, {"heavy": True})]
+    assert found[0].queries > found[1].queries and found[2].stages == 1
+    measured = Tile(128, 128, 8, 2)
+    block_sizes.prefer("sm_90", "dkv", 128, torch.bfloat16, measured)
+    assert block_sizes.choose_tile(*ask) == measured and block_sizes.choose_tile(*ask, heavy=True) == found[2]
+    block_sizes.prefer("sm_90", "dkv", 128, torch.bfloat16, None)
 
 
 def test_a_measured_tile_goes_first():

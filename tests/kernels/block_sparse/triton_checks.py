@@ -10,7 +10,18 @@ from oracle import Case, attend, magnitudes
 from test_parity import build, check
 from tolerance import assert_close
 
-from genkit.kernels import BlockPlan, LowRank, Quadratic, Rule, Table, TokenOrder, block_sparse_attention, why_not
+from genkit.errors import UnsupportedError
+from genkit.kernels import (
+    WINDOW,
+    BlockPlan,
+    LowRank,
+    Quadratic,
+    Rule,
+    Table,
+    TokenOrder,
+    block_sparse_attention,
+    why_not,
+)
 from genkit.kernels.block_sparse import block_sizes
 from genkit.kernels.block_sparse.block_sizes import Tile
 
@@ -126,9 +137,10 @@ def test_pooled_keys_are_packed_into_tiles():
         torch.testing.assert_close(x.double(), y, rtol=0, atol=3e-6)
 
 
-def test_low_rank_bias_and_its_gradients():
+@pytest.mark.parametrize("rank", [1, 5])
+def test_low_rank_bias_and_its_gradients(rank, nan_memory):
     g = torch.Generator().manual_seed(5)
-    f, other = torch.randn(1, 70, 2, 5, generator=g), torch.randn(2, 90, 1, 5, generator=g)
+    f, other = torch.randn(1, 70, 2, rank, generator=g), torch.randn(2, 90, 1, rank, generator=g)
     q, k, v = tensors(6, 70, 90, key_heads=1, batch=2)
     keep = torch.tensor([[True, True], [True, False]])[None, None]
     mask = keep.repeat_interleave(64, 2)[:, :, :70].repeat_interleave(64, 3)[..., :90]
@@ -139,7 +151,7 @@ def test_low_rank_bias_and_its_gradients():
         v,
         plan,
         mask,
-        "low rank",
+        f"low rank {rank}",
         bias=LowRank,
         leaves=(f, other),
         dense_bias=lambda f, g: torch.einsum("bihr,bjhr->bhij", f.expand(2, -1, -1, -1), g.expand(-1, -1, 2, -1)),
@@ -190,6 +202,23 @@ def test_token_order_and_discs():
     compare(*tensors(11, 129, 129, heads=1, width=16), BlockPlan.from_rule(rule, order=order), mask, "disc")
 
 
+def test_small_key_blocks_under_a_rule_and_a_bias():
+    low = torch.arange(90)[:, None]
+    rule = Rule(low - 11, low + 7, low, torch.zeros(90), torch.zeros(90), torch.full((1, 1), WINDOW))
+    mask = ((low.T >= low - 11) & (low.T < low + 7))[None, None]
+    g = torch.Generator().manual_seed(21)
+    f, other = torch.randn(1, 90, 1, 2, generator=g), torch.randn(1, 90, 2, 2, generator=g)
+    compare(
+        *tensors(20, 90, 90, key_heads=1, width=16),
+        BlockPlan.from_rule(rule, block_q=64, block_k=16),
+        mask,
+        "packed",
+        bias=LowRank,
+        leaves=(f, other),
+        dense_bias=lambda f, g: torch.einsum("bihr,bjhr->bhij", f.expand(-1, -1, 2, -1), g),
+    )
+
+
 def test_nan_reaches_exactly_the_rows_that_see_it():
     keep = torch.tensor([[True, False], [False, True]])
     plan = BlockPlan.from_dense_blocks(keep, 128, 128)
@@ -199,18 +228,26 @@ def test_nan_reaches_exactly_the_rows_that_see_it():
     hit = out.isnan().any(-1)[0, :, 0]
     assert hit.nonzero().flatten().tolist() == [5] and lse[0, 0].isnan().nonzero().flatten().tolist() == [5]
     v[0, 100] = torch.nan
-    out, _ = block_sparse_attention(q.nan_to_num(), k, v, plan, backend="triton")
+    leaves = [x.detach().requires_grad_() for x in (q.nan_to_num(), k, v)]
+    out, _ = block_sparse_attention(*leaves, plan, backend="triton")
     assert out[0, 64:].isnan().all() and not out[0, :64].isnan().any()
+    dq, dk, _ = torch.autograd.grad(out[:, :64].sum(), leaves)
+    # The gradient of rows that saw the NaN is 0 times NaN; the other block's stays clean.
+    assert dq[0, :64].isfinite().all() and dk[0, :64].isfinite().all() and dq[0, 64:].isnan().all()
 
 
 def test_backward_repeats_bit_for_bit_and_strides_do_not_matter():
-    plan = BlockPlan.from_rule(Rule.causal(100), block_q=32, block_k=32)
+    plan = BlockPlan.from_rule(Rule.causal(70), block_q=32, block_k=32)
     runs = []
-    for turned in (False, False, True):
-        inputs = [
-            x.transpose(1, 2).contiguous().transpose(1, 2) if turned else x for x in tensors(13, 100, 100, width=16)
-        ]
-        inputs = [x.detach().requires_grad_() for x in inputs]
+    layouts = {
+        "plain": lambda x: x,
+        "plain again": lambda x: x,
+        "heads before tokens": lambda x: x.transpose(1, 2).contiguous().transpose(1, 2),
+        "channels not dense": lambda x: torch.stack([x, x], -1)[..., 1],
+        "one of several heads": lambda x: torch.cat([x, x], 2)[:, :, : x.shape[2]],
+    }
+    for layout in layouts.values():
+        inputs = [layout(x).detach().requires_grad_() for x in tensors(13, 70, 70, heads=1, width=16)]
         out, _ = block_sparse_attention(*inputs, plan, backend="triton")
         runs.append([out, *torch.autograd.grad(out.sin().sum(), inputs)])
     for other in runs[1:]:
@@ -237,6 +274,8 @@ def test_refusals_say_why():
     assert "float64" in why_not("triton", q.double(), k.double(), v.double(), plan)
     wide = torch.zeros(1, 20, 1, 512)
     assert "exceeds 256" in why_not("triton", wide, wide, wide, plan)
+    with pytest.raises(UnsupportedError, match="head dim 512 exceeds 256"):
+        block_sparse_attention(wide, wide, wide, plan, backend="triton")
     table = Table((torch.zeros(3),), torch.zeros(20, 1), torch.zeros(20, 1))
     assert "no Table bias" in why_not("triton", q, k, v, plan, bias=table)
     term = LowRank(torch.zeros(20, 65), torch.zeros(20, 65))
