@@ -219,6 +219,23 @@ def test_the_probe_measures_and_draws(pipeline, tmp_path):
 
 
 @pytest.mark.slow
+def test_the_benchmark_reports_every_row(av_run, tmp_path):
+    from benchmarks import toy_av
+
+    parser = argparse.ArgumentParser()
+    toy_av.add_arguments(parser)
+    few = ["--prompts", "4", "--pairs", "1", "--frames", "9", "--side", "64", "--steps", "1"]
+    places = ["--sheet", str(tmp_path / "sheet.png"), "--output", str(tmp_path)]
+    assert toy_av.run(parser.parse_args(["--model", str(av_run / "model"), *few, *places])) == 0
+    rows = json.loads((tmp_path / "toy_av.json").read_text())["accuracy"]
+    assert [row["number"] for row in rows] == [2, 1, 1, 2, 1, 1, 1, 1]
+    own = next(row for row in rows if row["clips"] == "the world's own clips")
+    seen, heard = own["events seen / heard"].split(" / ")
+    assert seen == heard and own["event F1"] == "1.000"
+    assert (tmp_path / "sheet.png").exists() and "event F1" in (tmp_path / "toy_av.md").read_text()
+
+
+@pytest.mark.slow
 def test_bad_requests_are_one_line_with_their_exit_code(cli, tmp_path):
     write_tone(Path("in.wav"), 0.5)
     Path("bad.wav").write_bytes(b"no sound")
