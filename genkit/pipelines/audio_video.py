@@ -68,14 +68,7 @@ def complete(pipeline: Any, given: Given, features: SoundFeatures, **arguments: 
     from diffusers.pipelines.ltx2.pipeline_output import LTX2PipelineOutput
 
     options = _options(pipeline, arguments)
-    if given.frames is not None and given.frames.shape[:3] != tuple(
-        options[name] for name in ("num_frames", "height", "width")
-    ):
-        raise UsageError(
-            explain("given video", given.frames.shape[:3], "num_frames x height x width of the call", "fit it first")
-        )
-    if getattr(pipeline.vae.config, "timestep_conditioning", False):
-        raise UnsupportedError("this model's video decoder wants a noise level, which is not known here")
+    _check(pipeline, given, options)
     guidance = _guidance_of(options, sound=given.frames is not None)
     with torch.no_grad():
         made = _denoise(pipeline, given, features, options, guidance)
@@ -97,6 +90,19 @@ def _options(pipeline: Any, arguments: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(options.get("prompt"), str):
         raise UsageError(explain("prompt", options.get("prompt"), "one text"))
     return options
+
+
+def _check(pipeline: Any, given: Given, options: dict[str, Any]) -> None:
+    """Refuse sizes that the model has no latents for, a given video of another size, and unknown decoders."""
+    rows, frames = pipeline.vae_spatial_compression_ratio, pipeline.vae_temporal_compression_ratio
+    for name, step, rest in (("height", rows, 0), ("width", rows, 0), ("num_frames", frames, 1)):
+        if options[name] < 1 or (options[name] - rest) % step:
+            raise UsageError(explain(name, options[name], f"{'1 plus a multiple' if rest else 'multiples'} of {step}"))
+    size = tuple(options[name] for name in ("num_frames", "height", "width"))
+    if given.frames is not None and given.frames.shape[:3] != size:
+        raise UsageError(explain("given video", given.frames.shape[:3], f"{size}, as the call says", "fit it first"))
+    if getattr(pipeline.vae.config, "timestep_conditioning", False):
+        raise UnsupportedError("this model's video decoder wants a noise level, which is not known here")
 
 
 def _guidance_of(options: dict[str, Any], sound: bool) -> _Guidance:

@@ -17,6 +17,7 @@ import torch
 import genkit
 from genkit import media
 from genkit.cli.main import main
+from genkit.errors import UsageError
 from genkit.evaluation import toy_av as judged
 from genkit.models.registry import verify_checksums
 from genkit.pipelines.audio_video import complete
@@ -162,8 +163,9 @@ def test_both_streams_tell_the_model_their_levels(pipeline, monkeypatch):
     assert told[0] > told[1] > told[2] > 0
     assert all(torch.equal(sound, seen[0][1]) for _, sound, _ in seen)
     assert not torch.equal(seen[0][2], seen[1][2])
-    with pytest.raises(genkit.errors.UsageError, match="sigmas"):
-        complete(pipeline, given, features_of(pipeline, "tones"), prompt="", sigmas=[1.0], **call)
+    for wrong, text in (({"sigmas": [1]}, "sigmas"), ({"height": 72}, "multiples of 16"), ({"num_frames": 8}, "of 4")):
+        with pytest.raises(UsageError, match=text):
+            complete(pipeline, given, features_of(pipeline, "tones"), prompt="", **{**call, **wrong})
 
 
 @pytest.mark.slow
