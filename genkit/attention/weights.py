@@ -78,6 +78,15 @@ class PatchWeights(nn.Module):
             save_file(tensors, files.new(path), metadata=facts)
         return path
 
+    @staticmethod
+    def settings_of(path: str | Path) -> dict[str, dict[str, Any]]:
+        """Method name -> the settings that a weights file was made with.
+
+        Raises:
+            ArtifactError: a missing, truncated or foreign file.
+        """
+        return json.loads(_facts(Path(path)).get("methods", "{}"))
+
     def named_weights(self) -> dict[str, nn.Parameter]:
         """Name in the file -> parameter."""
         return {name.removeprefix("layers."): value for name, value in self.named_parameters()}
@@ -92,14 +101,7 @@ class PatchWeights(nn.Module):
         from safetensors.torch import load_file
 
         path = Path(path)
-        facts = check_safetensors(path).get("__metadata__") or {}
-        if facts.get("format") != FORMAT:
-            raise ArtifactError(
-                f"{path} holds no weights of genkit attention methods (format {facts.get('format')!r}, expected "
-                f"{FORMAT!r}); LoRA files are loaded by the pipeline's load_lora_weights"
-            )
-        if facts.get("version") != VERSION:
-            raise ArtifactError(f"{path} has format version {facts.get('version')!r}, this genkit reads {VERSION!r}")
+        _facts(path)
         begin = "" if method is None else f"{method}/"
         stored = {name: value for name, value in load_file(path).items() if name.startswith(begin)}
         wanted = {name: value for name, value in self.named_weights().items() if name.startswith(begin)}
@@ -107,6 +109,19 @@ class PatchWeights(nn.Module):
         with torch.no_grad():
             for name, parameter in wanted.items():
                 parameter.copy_(stored[name])
+
+
+def _facts(path: Path) -> dict[str, str]:
+    """What a weights file tells about itself; ArtifactError unless it is one that this genkit reads."""
+    facts = check_safetensors(path).get("__metadata__") or {}
+    if facts.get("format") != FORMAT:
+        raise ArtifactError(
+            f"{path} holds no weights of genkit attention methods (format {facts.get('format')!r}, expected "
+            f"{FORMAT!r}); LoRA files are loaded by the pipeline's load_lora_weights"
+        )
+    if facts.get("version") != VERSION:
+        raise ArtifactError(f"{path} has format version {facts.get('version')!r}, this genkit reads {VERSION!r}")
+    return facts
 
 
 def like(module: nn.Module) -> dict[str, Any]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from torch import nn
 
+from genkit.pipelines.reference_picture import normal_latents
 from genkit.training.alignment import scene_features
 from genkit.training.autoencoder import as_tensor, use_onednn
 from genkit.training.curriculum import Size
@@ -79,6 +80,10 @@ class Pool(ABC):
                 shelf[int(self.rng.integers(self.capacity))] = sample
         return made + old
 
+    def afresh(self, seed: int) -> Pool:
+        """An empty pool of the same kind, whose content follows from a seed."""
+        return replace(self, rng=np.random.default_rng(seed), stored={})
+
     @abstractmethod
     def encode(self, size: Size, count: int) -> list[Sample]:
         """``count`` new samples of one size."""
@@ -108,10 +113,10 @@ class LatentPool(Pool):
             scenes.append(scene)
             clips.append(render_clip(scene, tracks, size.height, size.width))
             features.append(torch.from_numpy(scene_features(scene, tracks, size.height, size.width)))
-        device = next(self.vae.parameters()).device
-        mode = self.vae.encode(as_tensor(np.stack(clips)).to(device)).latent_dist.mode()
-        shape = (1, -1, 1, 1, 1)
-        mean = torch.tensor(self.vae.config.latents_mean, device=device).view(shape)
-        std = torch.tensor(self.vae.config.latents_std, device=device).view(shape)
-        latents = ((mode - mean) / std).half().cpu()
+        latents = encode_clips(self.vae, np.stack(clips))
         return [Sample(*row) for row in zip(latents, scenes, features, strict=True)]
+
+
+def encode_clips(vae: nn.Module, clips: np.ndarray) -> torch.Tensor:
+    """Normalised latents (B, C, T, h, w), float16, of uint8 clips (B, F, H, W, 3)."""
+    return normal_latents(vae, as_tensor(clips)).half().cpu()

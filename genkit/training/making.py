@@ -81,15 +81,7 @@ class Making:
             description=description, formatter_class=argparse.RawDescriptionHelpFormatter
         )
         self.add_arguments(parser)
-        try:
-            self.run(parser.parse_args())
-        except GenkitError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return error.exit_code
-        except KeyboardInterrupt:
-            print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
-            return 130
-        return 0
+        return exit_code(lambda: self.run(parser.parse_args()))
 
     def budget(self, options: Options, stage: str) -> float:
         """Seconds of training that a stage has."""
@@ -128,6 +120,19 @@ class Making:
         log = options.folder / self.main / "log.jsonl"
         found["last_log"] = json.loads(log.read_text().splitlines()[-1]) if log.exists() else None
         return found
+
+
+def exit_code(work: Callable[[], None]) -> int:
+    """Run a script's work; errors become one line and an exit code."""
+    try:
+        work()
+    except GenkitError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    return 0
 
 
 def newest(folder: Path, *stages: str) -> Path:

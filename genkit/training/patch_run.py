@@ -1,0 +1,186 @@
+"""Training the weights of a patch by one command: train, save beside nothing else, measure."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from genkit.errors import UsageError
+from genkit.training.agent_task import AgentTask
+from genkit.training.autoencoder import use_onednn
+from genkit.training.curriculum import batch_for
+from genkit.training.latent_pool import ClipSize, LatentPool
+from genkit.training.loop import LoopConfig, load_checkpoint, process_rank, train, wait_for_all
+from genkit.training.making import Making, Options, adopt_checkpoint, exit_code
+from genkit.training.optim import muon_adamw
+from genkit.training.patch_task import PatchTask, mean_loss, patch_loss
+from genkit.training.reference_task import ReferencePool, ReferenceTask
+
+STAGE = "weights"
+
+
+@dataclass(frozen=True)
+class PatchKind:
+    """How the weights of one method are trained.
+
+    Args:
+        name: of the method, of the subcommand and of the weights file.
+        minutes, tokens: defaults of the budget and of the tokens per step.
+        lr: peak learning rate.
+        muon: matrices by Muon; False = everything by AdamW.
+        size: clips of the measurement.
+        build: the task for the options, a pipeline and the pool's source of randomness.
+        more: adds the kind's own options.
+    """
+
+    name: str
+    minutes: float
+    tokens: int
+    lr: float
+    muon: bool
+    size: ClipSize
+    build: Callable[[Options, Any, np.random.Generator], PatchTask]
+    more: Callable[[argparse.ArgumentParser], None]
+
+    def making(self) -> Making:
+        """Options and the one stage."""
+        return Making(
+            name=f"patch-{self.name}",
+            minutes=self.minutes,
+            tokens=self.tokens,
+            main=STAGE,
+            shares={STAGE: 1.0},
+            work={STAGE: self.work},
+            more=self.add_arguments,
+        )
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Options that all kinds have, and the kind's own."""
+        parser.add_argument("--model", default="toy-video", help="a Wan text-to-video model (default toy-video)")
+        parser.add_argument("--steps", type=int, help="train this many steps instead of --minutes")
+        parser.add_argument("--lr", type=float, default=self.lr, help=f"peak learning rate (default {self.lr:g})")
+        parser.add_argument("--measure", type=int, default=16, help="clips of the measurement; 0 for none")
+        self.more(parser)
+
+    def loop(self, options: Options) -> LoopConfig:
+        """The loop's configuration."""
+        return LoopConfig(
+            folder=options.folder / STAGE,
+            lr=options.lr,
+            seconds=None if options.steps else 60 * options.minutes,
+            steps=options.steps or None,
+            warmup=20,
+            decay_from=0.4,
+            average=0.99,
+            sample_seconds=60 * options.sample_minutes,
+        )
+
+    def work(self, options: Options) -> None:
+        """Train, write the averaged weights, and compare their loss with that at the start."""
+        if options.measure < 0:
+            raise UsageError(f"--measure must be 0 or more, got {options.measure}")
+        config = self.loop(options)
+        if options.start_from and process_rank() == 0:
+            adopt_checkpoint(options.start_from, config.folder / "checkpoint.pt")
+        wait_for_all()
+        # A resumed run draws other clips than the first did.
+        rng = np.random.default_rng((options.seed, int(time.time()), process_rank()))
+        task = self.build(options, load_pipeline(options.model), rng)
+        names = () if self.muon else ("",)  # every name has an empty part
+        optimizer = muon_adamw(task.named_parameters(), lr=options.lr, adam_names=names)
+        before = self.measured(options, task) if options.measure else None
+        loss = patch_loss(task, options.seed + 2, options.tokens)
+
+        def sample(module: PatchTask, step: int) -> None:
+            row = {"step": step, **module.probe()}
+            if options.measure:
+                row["loss"] = self.measured(options, module)
+            with open(config.folder / "probe.jsonl", "a") as file:
+                file.write(json.dumps(row) + "\n")
+
+        average = train(task, optimizer, loss, config, sample, title=self.name)
+        if process_rank():
+            return
+        with average.applied(task):
+            target = (options.output or options.folder) / f"{self.name}.safetensors"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            print(f"written: {task.weights.save(target)}")
+            after = self.measured(options, task) if options.measure else None
+        self.report(options, target, before, after)
+
+    def measured(self, options: Options, task: PatchTask) -> float:
+        """The loss on new clips that follow from the seed."""
+        count = min(options.measure, batch_for(self.size, options.tokens))
+        return mean_loss(task, self.size, max(1, options.measure // count), count, options.seed + 1_000_000)
+
+    def report(self, options: Options, target: Path, before: float | None, after: float | None) -> None:
+        """What was trained and what came of it, as ``training.json`` beside the weights."""
+        state = load_checkpoint(options.folder / STAGE / "checkpoint.pt")
+        seconds = round(state.get("earlier_seconds", 0.0) + state["seconds"], 1)
+        facts = {"method": self.name, "model": options.model, "steps": state["step"], "seconds": seconds}
+        facts |= {"tokens": options.tokens, "lr": options.lr, "seed": options.seed}
+        if after is not None:
+            size = f"{self.size.frames}x{self.size.height}x{self.size.width}"
+            facts |= {"clips": options.measure, "size": size, "loss untrained": before, "loss trained": after}
+            print(f"loss on {options.measure} new clips of {size}: untrained {before:.5f}, trained {after:.5f}")
+        target.with_name("training.json").write_text(json.dumps(facts, indent=1) + "\n")
+
+
+def load_pipeline(model: str) -> Any:
+    """The pipeline in float32 on the device of this process, its autoencoder's convolutions made fast."""
+    import torch
+    from accelerate import PartialState
+
+    from genkit.pipelines.load import load
+
+    device = PartialState(cpu=not torch.accelerator.is_available()).device
+    pipeline = load(model, torch.float32, device)
+    if type(pipeline).__name__ != "WanPipeline":
+        raise UsageError(f"--model: got {model!r}, a {type(pipeline).__name__}; allowed: models of class WanPipeline")
+    pipeline.set_progress_bar_config(disable=True)
+    use_onednn(pipeline.vae)
+    return pipeline
+
+
+def _reference(options: Options, pipeline: Any, rng: np.random.Generator) -> PatchTask:
+    return ReferenceTask(pipeline, ReferencePool(pipeline.vae, rng, fresh=0.15), options.rank)
+
+
+def _reference_options(parser: argparse.ArgumentParser) -> None:
+    text = "rank of the changes of q, k, v on the reference's side, or full (default 32)"
+    parser.add_argument("--rank", type=lambda given: given if given == "full" else int(given), default=32, help=text)
+
+
+def _agent(options: Options, pipeline: Any, rng: np.random.Generator) -> PatchTask:
+    return AgentTask(pipeline, LatentPool(pipeline.vae, rng, fresh=0.1), options.layers)
+
+
+def _agent_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--layers", default="2:-2", help="layers with agents (default 2:-2)")
+
+
+KINDS = {
+    kind.name: kind
+    for kind in (
+        PatchKind("reference", 25, 1500, 2e-3, True, ClipSize(9, 96, 96), _reference, _reference_options),
+        PatchKind("agent", 25, 3600, 3e-3, False, ClipSize(25, 256, 256), _agent, _agent_options),
+    )
+}
+
+
+def main(description: str, arguments: list[str] | None = None) -> int:
+    """The body of ``scripts/train_patch.py``: the first argument names the method."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="method", required=True)
+    makings = {name: kind.making() for name, kind in KINDS.items()}
+    for name, making in makings.items():
+        making.add_arguments(commands.add_parser(name, help=f"weights of {name}"))
+    options = parser.parse_args(arguments)
+    return exit_code(lambda: makings[options.method].run(options))

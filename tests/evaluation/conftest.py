@@ -1,0 +1,18 @@
+"""Makes the tiny pipeline available."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from tiny_wan import build_tiny_wan  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def tiny_wan(tmp_path_factory):
+    """A WanPipeline folder with random weights; tests copy it before they break it."""
+    return build_tiny_wan(tmp_path_factory.mktemp("models") / "tiny-wan")

@@ -1,0 +1,124 @@
+"""Training a patch's weights on a tiny frozen pipeline: the command, going on, files, gradients."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import torch
+
+import genkit
+from genkit.evaluation.toy_reference import trained_reference
+from genkit.pipelines.reference_picture import record_pictures
+from genkit.training.agent_task import AgentTask
+from genkit.training.curriculum import Stage
+from genkit.training.latent_pool import ClipSize, LatentPool
+from genkit.training.patch_run import main
+from genkit.training.patch_task import mean_loss
+from genkit.training.reference_task import ReferencePool, ReferenceTask
+from genkit.training.toy_video import sizes
+
+SMALL = (Stage(0.0, sizes((5, 96, 96, 1.0))),)
+
+
+def _load(tiny_wan):
+    pipeline = genkit.load(str(tiny_wan), "float32", "cpu")
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def test_the_command_trains_saves_and_goes_on(tiny_wan, tmp_path):
+    before = {path: path.read_bytes() for path in tiny_wan.rglob("*.safetensors")}
+    command = ["reference", "--model", str(tiny_wan), "--folder", str(tmp_path), "--tokens", "100", "--rank", "2"]
+    command += ["--measure", "4", "--lr", "0.02", "--sample-minutes", "0.00001"]
+    assert main("test", [*command, "--steps", "2"]) == 0
+    first = torch.load(tmp_path / "weights" / "checkpoint.pt", weights_only=True)
+    assert first["step"] == 2
+    assert main("test", [*command, "--steps", "4"]) == 0
+    second = torch.load(tmp_path / "weights" / "checkpoint.pt", weights_only=True)
+    name = next(key for key in second["module"] if key.endswith("out.weight"))
+    assert second["step"] == 4 and first["module"][name].any()
+    assert not torch.equal(first["module"][name], second["module"][name])
+    probes = [json.loads(line) for line in (tmp_path / "weights" / "probe.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in probes] == [1, 2, 3, 4] and {"reference", "colour", "loss"} <= probes[0].keys()
+    facts = json.loads((tmp_path / "training.json").read_text())
+    assert facts["steps"] == 4 and facts["method"] == "reference" and facts["loss trained"] > 0
+    assert all(path.read_bytes() == content for path, content in before.items())
+
+    pipeline = _load(tiny_wan)
+    call = dict(height=64, width=64, num_frames=5, num_inference_steps=2, guidance_scale=2.0, output_type="latent",
+                max_sequence_length=16)  # fmt: skip
+
+    def run():
+        return pipeline("moves right", generator=torch.Generator().manual_seed(0), **call).frames
+
+    plain = run()
+    pictures = np.random.default_rng(0).integers(0, 255, (1, 64, 64, 3), dtype=np.uint8)
+    method = trained_reference(tmp_path / "reference.safetensors")
+    assert method.rank == 2 and method.form == "residual"
+    with genkit.patch(pipeline, method) as patch:
+        assert torch.equal(run(), plain)  # nothing recorded yet
+        assert record_pictures(patch, pipeline, pictures, slots=16) == 2
+        assert not torch.equal(run(), plain)
+    assert torch.equal(run(), plain)
+
+
+def test_a_step_changes_the_weights_and_lowers_the_loss_on_its_batch(tiny_wan):
+    pipeline = _load(tiny_wan)
+    pool = ReferencePool(pipeline.vae, np.random.default_rng(0))
+    task = ReferenceTask(pipeline, pool, rank=2, stages=SMALL)
+    batch = task.draw(ClipSize(5, 96, 96), 4, np.random.default_rng(1))
+    assert batch.text.shape[:2] == (4, 64) and batch.samples[0].reference.shape == (4, 1, 12, 12)
+    optimizer = torch.optim.Adam(task.parameters(), lr=0.02)
+    losses = []
+    for _ in range(4):
+        loss = task(batch)
+        loss.backward()
+        # every weight has a gradient, so that distributed training waits for none in vain
+        assert all(parameter.grad is not None for parameter in task.parameters())
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    assert set(task.state_dict()) == {f"weights.{name}" for name in task.weights.state_dict()}
+    assert not any(parameter.requires_grad for parameter in pipeline.transformer.parameters())
+    fixed = [mean_loss(task, ClipSize(5, 96, 96), 1, 4, seed=5) for _ in range(2)]
+    assert fixed[0] == fixed[1] != mean_loss(task, ClipSize(5, 96, 96), 1, 4, seed=6)
+    task.patch.remove()
+
+
+def test_samples_carry_picture_and_boxes(tiny_wan):
+    pool = ReferencePool(_load(tiny_wan).vae, np.random.default_rng(2))
+    samples = pool.draw(ClipSize(9, 96, 96), 3)
+    for sample in samples:
+        assert sample.boxes.shape == sample.latents.shape[1:] == (3, 12, 12)
+        assert 0.02 < sample.boxes.mean() < 0.6 and sample.boxes.max() == 1
+    assert pool.stored.keys() == {ClipSize(9, 96, 96)}
+
+
+def test_agents_learn_the_dense_model(tiny_wan):
+    pipeline = _load(tiny_wan)
+    task = AgentTask(pipeline, LatentPool(pipeline.vae, np.random.default_rng(0)), layers=None, stages=SMALL)
+    batch = task.draw(ClipSize(5, 96, 96), 4, np.random.default_rng(1))
+    with torch.no_grad():
+        dense, agents = task.predict(batch, task.dense[0]), task.predict(batch)
+    assert not torch.allclose(dense, agents, atol=1e-6)
+    optimizer = torch.optim.Adam(task.parameters(), lr=0.01)
+    losses = []
+    for _ in range(6):
+        loss = task(batch)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < 0.95 * losses[0]
+    task.patch.remove()
+    with torch.no_grad():
+        assert torch.equal(task.predict(batch), dense)
+
+
+def test_bad_options_are_one_line(tiny_wan, capsys):
+    assert main("test", ["agent", "--model", str(tiny_wan), "--tokens", "5"]) == 2
+    assert "error: --minutes must be above 0 and --tokens" in capsys.readouterr().err
+    assert main("test", ["reference", "--model", str(tiny_wan), "--measure", "-1"]) == 2
+    assert "error: --measure" in capsys.readouterr().err
