@@ -11,6 +11,7 @@ BENCHMARKS = {
     "toy_video": "benchmarks.toy_video",
     "toy_methods": "benchmarks.toy_methods",
     "toy_upscale": "benchmarks.toy_upscale",
+    "toy_reference": "benchmarks.toy_reference",
     "toy_image": "benchmarks.toy_image",
     "toy_dit": "benchmarks.toy_dit",
     "toy_av": "benchmarks.toy_av",
