@@ -43,7 +43,7 @@ SIDECAR = {
         "max_prompt_tokens": 64,
     },
 }
-FLOW_SHIFT = 4.0
+FLOW_SHIFT = 3.0
 
 
 def assemble_toy_video(model: nn.Module, vae: nn.Module, folder: Path, facts: dict) -> Path:
