@@ -1,8 +1,9 @@
 """Block-sparse attention on the CPU with torch's own flash kernel.
 
 Keys that lie side by side are used where they are. Others are copied together for many query blocks at a time,
-because a call of the kernel costs more than a copy that leaves the cache. The backward pass copies them again; dK and
-dV are added in a fixed order, so results repeat bit for bit.
+because a call of the kernel costs more than a copy that leaves the cache. Where neighbouring query blocks see nearly
+everything, what they share is done for all of them at once. The backward pass copies keys again; dK and dV are added in
+a fixed order, so results repeat bit for bit.
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ class _Piece:
         tokens: (n|1, tokens) int64 key tokens; None for gathered whole blocks without a bias.
         blocks: (n|1, count) key blocks, None for a slice.
         mask: additive (n|1, 1, queries, tokens) or None. dead: (n|1, queries) bool, queries that see no key, or None.
+        adds: whether these are further keys of queries that an earlier piece served.
     """
 
     where: list[tuple[int, int, int]]
@@ -67,6 +69,7 @@ class _Piece:
     blocks: Tensor | None
     mask: Tensor | None
     dead: Tensor | None
+    adds: bool = False
 
 
 def forward(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, scale: float,
@@ -75,19 +78,30 @@ def forward(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, scale: float,
     work = _Work(q, k, v, plan, bias)
     batch, n_q, heads, width = q.shape
     wide = torch.float64 if q.dtype == torch.float64 else torch.float32
+    kind = wide if work.schedule.merges else q.dtype
     if work.schedule.covers:
-        out, lse = q.new_empty(q.shape), q.new_empty((batch, heads, n_q), dtype=wide)
+        out, lse = q.new_empty(q.shape, dtype=kind), q.new_empty((batch, heads, n_q), dtype=wide)
     else:
-        out = torch.zeros(q.shape, dtype=q.dtype)
+        out = torch.zeros(q.shape, dtype=kind)
         lse = torch.full((batch, heads, n_q), -torch.inf, dtype=wide)
     for piece in work.pieces():
         found, total = _flash(piece.q, piece.k, piece.v, attn_mask=piece.mask, scale=scale)
         if piece.dead is not None:
             found = found.masked_fill(piece.dead[:, None, :, None], 0)
             total = total.masked_fill(piece.dead[:, None], -torch.inf)
+        if piece.adds:
+            before = _get(out, piece, wide), _get(lse.unsqueeze(-1).transpose(1, 2), piece, wide)[..., 0]
+            found, total = _merged(*before, found.to(wide), total.to(wide))
         _put(out, found, piece)
         _put(lse.unsqueeze(-1).transpose(1, 2), total.unsqueeze(-1), piece)
-    return out, lse
+    return out.to(q.dtype), lse
+
+
+def _merged(out: Tensor, lse: Tensor, more: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
+    """Attention over the keys of two parts."""
+    both = torch.logaddexp(lse, total)
+    share = (total - both).exp_().masked_fill_(total == -torch.inf, 0)
+    return torch.lerp(out, more, share.unsqueeze(-1)), both
 
 
 def backward(grad_out: Tensor, grad_lse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
@@ -96,7 +110,8 @@ def backward(grad_out: Tensor, grad_lse: Tensor | None, q: Tensor, k: Tensor, v:
     work = _Work(q, k, v, plan, bias)
     grad_out = _unit_rows(grad_out)
     sums = cpu_bias.gradients(bias)
-    d_q = torch.zeros(q.shape, dtype=q.dtype) if not work.schedule.covers else q.new_empty(q.shape)
+    kind = work.wide if work.schedule.merges else q.dtype
+    d_q = q.new_empty(q.shape, dtype=kind) if work.schedule.covers else torch.zeros(q.shape, dtype=kind)
     d_k, d_v = work.accumulator(k), work.accumulator(v)
     by_hand = grad_lse is not None or any(sums)
     if grad_lse is not None:
@@ -113,12 +128,12 @@ def backward(grad_out: Tensor, grad_lse: Tensor | None, q: Tensor, k: Tensor, v:
         else:
             parts = _flash_backward(row_grad, piece.q, piece.k, piece.v, row_out, seen, 0.0, False,
                                     attn_mask=piece.mask, scale=scale)
-        _put(d_q, parts[0], piece)
+        _put(d_q, parts[0] + _get(d_q, piece, parts[0].dtype) if piece.adds else parts[0], piece)
         work.add(d_k, parts[1], piece)
         work.add(d_v, parts[2], piece)
     tables = [table.tensors()[at] for table in bias for at in table.trainable]
     found = [total.to(table.dtype) for table, total in zip(tables, (s for part in sums for s in part), strict=True)]
-    return d_q, work.finish(d_k, k), work.finish(d_v, v), found
+    return d_q.to(q.dtype), work.finish(d_k, k), work.finish(d_v, v), found
 
 
 class _Work:
@@ -234,7 +249,7 @@ class _Work:
         partial = (b, h, chunk[0][2], blocks[0], group.queries) if group.masked else None
         mask, dead = self._mask(partial, b, h, start, start + group.queries, None if tokens is None else tokens[0])
         q = _rows(self.q, where, group.queries).to(self.dtype)
-        return _Piece(where, group.queries, q, k, v, tokens, blocks, mask, dead)
+        return _Piece(where, group.queries, q, k, v, tokens, blocks, mask, dead, group.adds)
 
     def _copy(self, number: int, x: Tensor, at: Tensor, width: int, rows: int) -> Tensor:
         """(rows, 1, keys, D): runs of ``width`` tokens side by side, in a buffer used again by the next piece."""

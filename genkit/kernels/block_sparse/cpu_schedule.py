@@ -12,6 +12,8 @@ from genkit.kernels.block_sparse.lists import from_mask
 from genkit.kernels.block_sparse.plan import BlockPlan
 from genkit.kernels.block_sparse.rule import ABSENT
 
+_BUNDLE_QUERIES = 768  # from so many queries on torch's kernel works in tiles of 256 instead of 64: 9 % faster
+_BUNDLE_SHARE = 0.6  # of the keys of neighbouring query blocks that they must have in common to run together
 _MASK_BYTES = 128 << 20  # masks kept on a plan; beyond this they are made again when needed
 
 
@@ -40,6 +42,7 @@ class Gathered:
         queries: valid queries per block. tokens: valid keys per row.
         blocks: (rows, count) int64 key blocks, ascending.
         masked: whether some of the blocks are decided token by token.
+        adds: whether these are further keys of queries that were served before, to be merged with what is there.
     """
 
     rows: list[tuple[int, int, int]]
@@ -47,6 +50,7 @@ class Gathered:
     tokens: int
     blocks: Tensor
     masked: bool
+    adds: bool = False
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,11 @@ class Schedule:
     covers: bool
     visits: float
 
+    @property
+    def merges(self) -> bool:
+        """Whether some queries are served in two parts."""
+        return any(group.adds for group in self.gathered)
+
 
 def schedule(plan: BlockPlan) -> Schedule:
     """The schedule of a plan, made once and kept on it."""
@@ -68,7 +77,8 @@ def schedule(plan: BlockPlan) -> Schedule:
 
 
 def _make(plan: BlockPlan) -> Schedule:
-    count, index = from_mask(plan.states() != ABSENT)
+    keep = plan.states() != ABSENT
+    count, index = from_mask(keep)
     index = index.long()
     used = torch.arange(index.shape[-1]) < count[..., None]
     tokens = torch.where(used, plan.k_valid[index], 0).sum(-1)
@@ -82,6 +92,7 @@ def _make(plan: BlockPlan) -> Schedule:
     columns = (count, index[..., 0], tokens, run, masked)
     table = (*(column.tolist() for column in columns), ends)
     valid = plan.q_valid.tolist()
+    bundles, together = _bundles(plan, keep, (count > 0) & ~run & ~masked)
     slices: list[Slice] = []
     groups: dict[tuple, list[tuple[int, int, int]]] = defaultdict(list)
     for b in range(plan.batch):
@@ -94,15 +105,54 @@ def _make(plan: BlockPlan) -> Schedule:
                 place = (b, h, start, start + valid[i], first * plan.block_k, end)
                 if straight:
                     _add_slice(slices, Slice(*place, i if hidden else None))
-                else:
+                elif (b, h, i) not in together:
                     groups[valid[i], c, keys, hidden].append((b, h, i))
-    gathered = []
+    gathered = bundles
     for (queries, c, keys, hidden), rows in groups.items():
         at = tuple(torch.tensor(rows).unbind(1))
         gathered.append(Gathered(rows, queries, keys, index[at][:, :c].clone(), hidden))
     covers = bool((count > 0).all()) and int(plan.q_valid.sum()) == plan.n_q
     pairs = sum((item.stop - item.start) * (item.last - item.first) for item in slices)
     return Schedule(slices, gathered, covers, pairs / (plan.n_k * plan.batch * plan.heads))
+
+
+def _bundles(plan: BlockPlan, keep: Tensor, free: Tensor) -> tuple[list[Gathered], set[tuple[int, int, int]]]:
+    """Neighbouring query blocks that share most of their keys: the common keys for all of them at once, then what each
+    of them sees besides.
+
+    Args:
+        keep: bool (b, h, query blocks, key blocks). free: bool (b, h, query blocks), rows that may be bundled.
+
+    Returns:
+        The work, common keys first, and the rows of the plan that it serves.
+    """
+    size = -(-_BUNDLE_QUERIES // plan.block_q)
+    whole = plan.blocks_q // size
+    free = free & (plan.q_valid == plan.block_q)
+    if size == 1 or not whole or not bool(free.any()):
+        return [], set()
+    rows = keep[:, :, :whole * size].unflatten(2, (whole, size))
+    common = rows.all(3)
+    share = common.sum(-1) / rows.sum(-1).amax(-1).clamp(min=1)
+    chosen = (share >= _BUNDLE_SHARE) & free[:, :, :whole * size].unflatten(2, (whole, size)).all(-1)
+    first: dict[tuple, list] = defaultdict(list)
+    further: dict[tuple, list] = defaultdict(list)
+    together = set()
+    for b, h, at in chosen.nonzero().tolist():
+        parts = [(first, size * plan.block_q, at * size, common[b, h, at])]
+        for i in range(at * size, (at + 1) * size):
+            together.add((b, h, i))
+            parts.append((further, plan.block_q, i, keep[b, h, i] & ~common[b, h, at]))
+        for groups, queries, i, seen in parts:
+            blocks = seen.nonzero()[:, 0]
+            if len(blocks):
+                groups[queries, len(blocks), int(plan.k_valid[blocks].sum())].append(((b, h, i), blocks))
+    work = []
+    for groups in (first, further):
+        for (queries, _, keys), found in groups.items():
+            blocks = torch.stack([blocks for _, blocks in found])
+            work.append(Gathered([row for row, _ in found], queries, keys, blocks, False, groups is further))
+    return work, together
 
 
 def _add_slice(slices: list[Slice], new: Slice) -> None:
