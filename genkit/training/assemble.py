@@ -103,6 +103,7 @@ def write_folder(
     temporary = folder.with_name(folder.name + ".part")
     shutil.rmtree(temporary, ignore_errors=True)
     pipeline.save_pretrained(temporary)
+    _forget_paths(temporary)
     (temporary / "genkit.json").write_text(json.dumps(sidecar, indent=2) + "\n")
     (temporary / "training.json").write_text(json.dumps(facts, indent=2) + "\n")
     if card is not None:
@@ -120,3 +121,11 @@ def write_folder(
     os.replace(temporary, folder)
     shutil.rmtree(old, ignore_errors=True)
     return folder
+
+
+def _forget_paths(folder: Path) -> None:
+    """Take out of the parts' configurations where they lay on the machine that made them."""
+    for path in folder.rglob("*.json"):
+        config = json.loads(path.read_text())
+        if isinstance(config, dict) and config.pop("_name_or_path", None) is not None:
+            path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")

@@ -24,6 +24,7 @@ def test_shipped_models_are_whole_small_and_unchanged(name):
     assert check_folder(folder)["_class_name"]
     assert verify_checksums(folder) == ("ok", [])
     assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) <= LIMIT_BYTES
+    assert not [path for path in folder.rglob("*.json") if "_name_or_path" in path.read_text()]
     sidecar = read_sidecar(folder)
     assert sidecar.description
     assert {"height", "width", "num_frames", "fps", "steps", "guidance_scale"} <= set(sidecar.defaults)
