@@ -5,25 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from tiny_sd import byte_symbols
+from tiny_sd import tiny_clip
 from tiny_wan import word_tokenizer
 
 
 def build_tiny_flux(folder: Path, guidance_embeds: bool = False, seed: int = 0) -> Path:
     """Save the pipeline with save_pretrained; it makes 16x16 images, with or without a guidance input."""
     from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel
+    from transformers import T5Config, T5EncoderModel
 
     torch.manual_seed(seed)
-    symbols = byte_symbols()
-    words = [*symbols, *(symbol + "</w>" for symbol in symbols), "<|startoftext|>", "<|endoftext|>"]
-    tokenizer = CLIPTokenizer(vocab={word: index for index, word in enumerate(words)}, merges=[], model_max_length=77)
-    text_encoder = CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(words), hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
-            max_position_embeddings=77, bos_token_id=512, eos_token_id=513, pad_token_id=513,
-        )
-    )  # fmt: skip
+    text_encoder, tokenizer = tiny_clip()
     text_encoder_2 = T5EncoderModel(
         T5Config(vocab_size=64, d_model=32, d_kv=16, d_ff=64, num_layers=1, num_heads=2, pad_token_id=0, eos_token_id=1)
     )

@@ -14,12 +14,10 @@ def byte_symbols() -> list[str]:
     return [chr(byte) if byte in printable else chr(next(extra)) for byte in range(256)]
 
 
-def build_tiny_sd(folder: Path, seed: int = 0) -> Path:
-    """Save the pipeline with save_pretrained; it makes 16x16 images."""
-    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+def tiny_clip():
+    """A CLIP text encoder with random weights and a tokenizer of bytes, as (text_encoder, tokenizer)."""
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-    torch.manual_seed(seed)
     symbols = byte_symbols()
     words = [*symbols, *(symbol + "</w>" for symbol in symbols), "<|startoftext|>", "<|endoftext|>"]
     tokenizer = CLIPTokenizer(vocab={word: index for index, word in enumerate(words)}, merges=[], model_max_length=77)
@@ -29,6 +27,15 @@ def build_tiny_sd(folder: Path, seed: int = 0) -> Path:
             max_position_embeddings=77, bos_token_id=512, eos_token_id=513, pad_token_id=513,
         )
     )  # fmt: skip
+    return text_encoder, tokenizer
+
+
+def build_tiny_sd(folder: Path, seed: int = 0) -> Path:
+    """Save the pipeline with save_pretrained; it makes 16x16 images."""
+    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+
+    torch.manual_seed(seed)
+    text_encoder, tokenizer = tiny_clip()
     unet = UNet2DConditionModel(
         sample_size=8, block_out_channels=(16, 32), layers_per_block=1, cross_attention_dim=32, norm_num_groups=4,
         attention_head_dim=8, down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),

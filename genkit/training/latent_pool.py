@@ -31,6 +31,11 @@ class ClipSize:
         """Tokens of the latent grid."""
         return (1 + (self.frames - 1) // 4) * (self.height // 16) * (self.width // 16)
 
+    @property
+    def room_for_two(self) -> bool:
+        """Whether two objects stay apart: moving ones need a larger canvas."""
+        return min(self.height, self.width) >= (128 if self.frames > 1 else 96)
+
 
 @dataclass
 class Sample:
@@ -106,8 +111,7 @@ class LatentPool(Pool):
     def encode(self, size: ClipSize, count: int) -> list[Sample]:
         scenes, clips, features = [], [], []
         for _ in range(count):
-            # Two moving objects have no room to stay apart on a small canvas.
-            two = self.two_share if min(size.height, size.width) >= (128 if size.frames > 1 else 96) else 0.0
+            two = self.two_share if size.room_for_two else 0.0
             scene = draw_scene(self.rng, moving=size.frames > 1, two_share=two)
             tracks = lay_out(scene, size.frames, size.height, size.width, self.rng)
             scenes.append(scene)

@@ -39,8 +39,7 @@ def draw_events(
     rng: np.random.Generator, size: ClipSize, two_share: float
 ) -> tuple[Scene, Tracks, list[Event], tuple[int | None, ...]]:
     """A scene, its tracks, what is heard of it and how often every object bounces, for a size."""
-    # Two moving objects have no room to stay apart on a small canvas.
-    two = two_share if min(size.height, size.width) >= (128 if size.frames > 1 else 96) else 0.0
+    two = two_share if size.room_for_two else 0.0
     if size.frames > 1:
         scene = draw_sounding_scene(rng, two_share=two)
     else:

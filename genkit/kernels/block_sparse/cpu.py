@@ -18,6 +18,7 @@ from genkit.kernels.block_sparse import cpu_bias
 from genkit.kernels.block_sparse.bias import Bias
 from genkit.kernels.block_sparse.cpu_schedule import Gathered, Slice, additive_mask, schedule
 from genkit.kernels.block_sparse.plan import BlockPlan
+from genkit.kernels.inputs import unit_rows
 
 _CHUNK_BYTES = 16 << 20  # keys copied together, per thread; 1 MiB is 10 % slower, 64 MiB no faster, measured
 _PAYING_VISITS = 512  # queries per key from which rearranging the keys pays, measured
@@ -108,7 +109,7 @@ def backward(grad_out: Tensor, grad_lse: Tensor | None, q: Tensor, k: Tensor, v:
              plan: BlockPlan, scale: float, bias: Sequence[Bias]) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
     """Gradients of q, k, v and of every bias table that may have one."""
     work = _Work(q, k, v, plan, bias)
-    grad_out = _unit_rows(grad_out)
+    grad_out = unit_rows(grad_out)
     sums = cpu_bias.gradients(bias)
     kind = work.wide if work.schedule.merges else q.dtype
     d_q = q.new_empty(q.shape, dtype=kind) if work.schedule.covers else torch.zeros(q.shape, dtype=kind)
@@ -143,7 +144,7 @@ class _Work:
         self.plan, self.bias, self.schedule = plan, bias, schedule(plan)
         self.dtype = compute_dtype(q.dtype)
         self.wide = torch.float64 if self.dtype == torch.float64 else torch.float32
-        self.q, self.group = _unit_rows(q), q.shape[2] // k.shape[2]
+        self.q, self.group = unit_rows(q), q.shape[2] // k.shape[2]
         self.k, self.v = self._by_head(k), self._by_head(v)
         self.limit = _CHUNK_BYTES * torch.get_num_threads()
         self.copies = [torch.empty(0, dtype=self.dtype) for _ in range(2)]
@@ -156,7 +157,7 @@ class _Work:
         """Keys or values as (B, Hk, N, D): in memory head by head, padded to whole blocks, when they are visited often
         enough to pay for the copy; else a view. Scattered rows halve the speed of gathering and cost the kernel 8 %."""
         length = self.plan.blocks_k * self.plan.block_k
-        view = _unit_rows(x).transpose(1, 2)
+        view = unit_rows(x).transpose(1, 2)
         if view.is_contiguous() and x.shape[1] == length and x.dtype == self.dtype:
             return view
         if not self.schedule.gathered and self.schedule.visits < _PAYING_VISITS and x.dtype == self.dtype:
@@ -310,12 +311,6 @@ class _Work:
     def finish(self, total: Tensor, like: Tensor) -> Tensor:
         """The accumulated gradient in the shape and dtype of the input."""
         return total.flatten(2, 3)[:, :, :like.shape[1]].transpose(1, 2).to(like.dtype).contiguous()
-
-
-def _unit_rows(x: Tensor) -> Tensor:
-    """``x`` with neighbouring elements along the last axis: torch's kernel takes that for granted and computes nonsense
-    otherwise, for instance on the broadcast gradient of a sum."""
-    return x if x.stride(-1) == 1 else x.contiguous()
 
 
 def _view(x: Tensor, where: list[tuple[int, int, int]], queries: int) -> Tensor | None:

@@ -135,24 +135,27 @@ def _bundles(plan: BlockPlan, keep: Tensor, free: Tensor) -> tuple[list[Gathered
     common = rows.all(3)
     share = common.sum(-1) / rows.sum(-1).amax(-1).clamp(min=1)
     chosen = (share >= _BUNDLE_SHARE) & free[:, :, :whole * size].unflatten(2, (whole, size)).all(-1)
-    first: dict[tuple, list] = defaultdict(list)
-    further: dict[tuple, list] = defaultdict(list)
-    together = set()
-    for b, h, at in chosen.nonzero().tolist():
-        parts = [(first, size * plan.block_q, at * size, common[b, h, at])]
-        for i in range(at * size, (at + 1) * size):
-            together.add((b, h, i))
-            parts.append((further, plan.block_q, i, keep[b, h, i] & ~common[b, h, at]))
-        for groups, queries, i, seen in parts:
-            blocks = seen.nonzero()[:, 0]
-            if len(blocks):
-                groups[queries, len(blocks), int(plan.k_valid[blocks].sum())].append(((b, h, i), blocks))
-    work = []
-    for groups in (first, further):
-        for (queries, _, keys), found in groups.items():
-            blocks = torch.stack([blocks for _, blocks in found])
-            work.append(Gathered([row for row, _ in found], queries, keys, blocks, False, groups is further))
-    return work, together
+    b, h, at = chosen.nonzero().unbind(1)
+    shared = common[b, h, at]
+    own = rows[b, h, at] & ~shared[:, None]
+    first = torch.stack([b, h, at * size], 1)
+    each = (first[:, None] + torch.tensor([0, 0, 1]) * torch.arange(size)[:, None]).flatten(0, 1)
+    work = _alike(plan, shared, first, size * plan.block_q) + _alike(plan, own.flatten(0, 1), each, plan.block_q, True)
+    return work, {tuple(row) for row in each.tolist()}
+
+
+def _alike(plan: BlockPlan, seen: Tensor, rows: Tensor, queries: int, adds: bool = False) -> list[Gathered]:
+    """Work on the key blocks ``seen`` (n, key blocks) bool by ``rows`` (n, 3), those with equally many put together."""
+    count, index = from_mask(seen)
+    keys = (seen * plan.k_valid).sum(-1)
+    groups: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for place, size in enumerate(zip(count.tolist(), keys.tolist(), strict=True)):
+        if size[0]:
+            groups[size].append(place)
+    return [
+        Gathered([tuple(row) for row in rows[at].tolist()], queries, tokens, index[at, :c].long(), False, adds)
+        for (c, tokens), at in groups.items()
+    ]
 
 
 def _add_slice(slices: list[Slice], new: Slice) -> None:

@@ -14,36 +14,24 @@ from genkit.kernels.block_sparse.bias import Bias, LowRank, Quadratic
 from genkit.kernels.block_sparse.block_sizes import Tile, architecture, choose_tile
 from genkit.kernels.block_sparse.plan import BlockPlan
 from genkit.kernels.block_sparse.rule import ALL, WINDOW
+from genkit.kernels.inputs import triton_refuses
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 MAX_DIM = 256
 MAX_RANK = 64
 MAX_GROUPS = 31
 MAX_ROW = 1 << 22
-MAX_PROGRAMS = 65535
 
 
 def why_not(
     q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, *, bias: Sequence[Bias] = (), needs_grad: bool = False
 ) -> str | None:
     """None, or the reason this backend cannot run these inputs."""
-    try:
-        import triton
-    except ImportError:
-        return "the triton package is not installed (pip install 'genkit[triton]')"
-    if q.device.type != "cuda":
-        if not triton.knobs.runtime.interpret:
-            return f"the inputs are on {q.device}; it needs a CUDA or HIP device, or TRITON_INTERPRET=1 for tests"
-        if q.dtype == torch.bfloat16:
-            return "the Triton interpreter computes bfloat16 wrongly; use float16 or float32 there"
-    elif architecture(q.device) is None:
+    reason = triton_refuses(q, DTYPES, MAX_DIM)
+    if reason is not None:
+        return reason
+    if q.device.type == "cuda" and architecture(q.device) is None:
         return f"no kernel is built for compute capability {torch.cuda.get_device_capability(q.device)}; it needs 8.0"
-    if q.dtype not in DTYPES:
-        return f"dtype {q.dtype} is not one of {', '.join(str(d) for d in DTYPES)}"
-    if q.shape[-1] > MAX_DIM:
-        return f"head dim {q.shape[-1]} exceeds {MAX_DIM}"
-    if q.shape[0] * q.shape[2] > MAX_PROGRAMS:
-        return f"batch * heads = {q.shape[0] * q.shape[2]} exceeds the {MAX_PROGRAMS} programs a grid axis may have"
     if max(q.shape[2], k.shape[2]) * q.shape[3] >= MAX_ROW:
         return f"heads * head dim must stay below {MAX_ROW}"
     if plan.rule is not None and plan.rule.visible.shape[1] > MAX_GROUPS:

@@ -7,30 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from genkit.kernels.inputs import triton_refuses, unit_rows
+
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 MAX_DIM = 256
-MAX_PROGRAMS = 65535
 
 
 def why_not(x: Tensor) -> str | None:
     """None, or the reason this backend cannot pool x."""
-    try:
-        import triton
-    except ImportError:
-        return "the triton package is not installed (pip install 'genkit[triton]')"
-    if x.dtype not in DTYPES:
-        return f"dtype {x.dtype} is not one of {', '.join(str(d) for d in DTYPES)}"
-    if x.shape[-1] > MAX_DIM:
-        return f"head dim {x.shape[-1]} exceeds {MAX_DIM}"
-    if x.shape[0] * x.shape[2] > MAX_PROGRAMS:
-        return f"batch * heads = {x.shape[0] * x.shape[2]} exceeds the {MAX_PROGRAMS} programs a grid axis may have"
-    if x.device.type == "cuda":
-        return None
-    if not triton.knobs.runtime.interpret:
-        return f"the tensor is on {x.device}; it needs a CUDA or HIP device, or TRITON_INTERPRET=1 for tests"
-    if x.dtype == torch.bfloat16:
-        return "the Triton interpreter computes bfloat16 wrongly; use float16 or float32 there"
-    return None
+    return triton_refuses(x, DTYPES, MAX_DIM)
 
 
 def arguments(x: Tensor, block: int, valid: Tensor | None, out: Tensor) -> tuple[tuple, dict[str, Any]]:
@@ -45,7 +30,7 @@ def pool(x: Tensor, block: int, valid: Tensor | None) -> Tensor:
     """(B, N, H, D) to the means (B, M, H, D) float32. Reads x where it lies, unless its channels are not dense."""
     from genkit.kernels.scores.pool_kernel import pool_kernel
 
-    x = x if x.stride(-1) == 1 else x.contiguous()
+    x = unit_rows(x)
     b, n, h, d = x.shape
     out = torch.empty(b, -(-n // block), h, d, dtype=torch.float32, device=x.device)
     valid = None if valid is None else valid.to(x.device, torch.int32).contiguous()

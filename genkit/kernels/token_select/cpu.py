@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from genkit.kernels.inputs import unit_rows
 from genkit.kernels.token_select.pairs import Pairs
 
 _forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -21,11 +22,6 @@ def why_not(q: Tensor, k: Tensor, v: Tensor) -> str | None:
     if q.device.type != "cpu":
         return f"the inputs are on {q.device}, the cpu backend needs them on the CPU"
     return None
-
-
-def _dense_channels(x: Tensor) -> Tensor:
-    # The dense kernel, called without its front door, reads channels as neighbours without a look at their stride.
-    return x if x.stride(-1) == 1 else x.contiguous()
 
 
 def _visits(pairs: Pairs, selected: Tensor, starts: list[int], group: int) -> Iterator[tuple]:
@@ -49,7 +45,7 @@ def forward(
     """Out in the dtype of q and lse in float32; accumulation in float32 (float64 for float64 input)."""
     wide = torch.float64 if q.dtype == torch.float64 else torch.float32
     b, n, h, d = q.shape
-    q, k, v = (_dense_channels(x) for x in (q, k, v))
+    q, k, v = (unit_rows(x) for x in (q, k, v))
     acc = torch.zeros(b, h, n, d, dtype=wide)
     lse = torch.full((b, h, n), -torch.inf, dtype=wide)
     queries, keys, values = (x.transpose(1, 2) for x in (q, k, v))
@@ -78,7 +74,7 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of q, k, v: every visit is the backward of a dense call fed with the merged out and lse."""
     wide = torch.float64 if q.dtype == torch.float64 else torch.float32
-    q, k, v = (_dense_channels(x) for x in (q, k, v))
+    q, k, v = (unit_rows(x) for x in (q, k, v))
     dq, dk, dv = (torch.zeros(x.transpose(1, 2).shape, dtype=wide) for x in (q, k, v))
     with_lse = bool((d_lse != 0).any())
     queries, keys, values, outs, grads = (x.transpose(1, 2) for x in (q, k, v, out, d_out))

@@ -10,9 +10,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from genkit.kernels.inputs import triton_refuses
 from genkit.kernels.token_select.pairs import Pairs, Rows
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+MAX_DIM = 256
 
 # Float32 partial results kept at once, in bytes. Larger buys nothing: a group of heads already fills the machine.
 BUFFER_BYTES = 1 << 28
@@ -58,23 +60,7 @@ def tiles_for(dim: int, dtype: torch.dtype) -> dict[str, Tile]:
 
 def why_not(q: Tensor, k: Tensor, v: Tensor) -> str | None:
     """None, or the reason this backend cannot run these inputs."""
-    try:
-        import triton
-    except ImportError:
-        return "the triton package is not installed"
-    if q.dtype not in DTYPES:
-        return f"dtype {q.dtype} is not one of {', '.join(str(d) for d in DTYPES)}"
-    if q.shape[-1] > 256:
-        return f"head dim {q.shape[-1]} exceeds 256"
-    if q.shape[0] * q.shape[2] > 65535:
-        return f"batch * heads = {q.shape[0] * q.shape[2]} exceeds the 65535 programs a grid axis may have"
-    if q.device.type == "cuda":
-        return None
-    if not triton.knobs.runtime.interpret:
-        return f"the inputs are on {q.device}; the triton backend needs a CUDA or HIP device, or TRITON_INTERPRET=1"
-    if q.dtype == torch.bfloat16:
-        return "the Triton interpreter computes bfloat16 wrongly; use float16 or float32 there"
-    return None
+    return triton_refuses(q, DTYPES, MAX_DIM)
 
 
 def _view(x: Tensor) -> View:
