@@ -15,6 +15,7 @@ BENCHMARKS = {
     "toy_image": "benchmarks.toy_image",
     "toy_dit": "benchmarks.toy_dit",
     "toy_av": "benchmarks.toy_av",
+    "toy_context": "benchmarks.toy_context",
     "kernels_cpu": "benchmarks.kernels.cpu",
     "kernels_gpu": "benchmarks.kernels.gpu",
 }

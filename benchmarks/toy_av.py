@@ -68,7 +68,7 @@ def _text_rows(pipeline, prompts: int, request, bias: float) -> tuple[list[dict[
         clips, seconds = judged.generate_sound_clips(
             pipeline, texts, request, 1000, lambda done, total, name=title: tell(name, done, total)
         )
-        rows.append(_row(title, [scene for scene, _ in chosen], clips, request, bias, seconds))
+        rows.append(sound_row(title, [scene for scene, _ in chosen], clips, request, bias, seconds))
         first = first if first[0] else (clips[:8], texts[:8])
     return rows, first
 
@@ -80,18 +80,19 @@ def _given_rows(pipeline, pairs: int, request, bias: float) -> list[dict[str, ob
     chosen = judged.draw_sound_prompts("held_out_tuple", pairs, 4321)
     scenes, texts = [scene for scene, _ in chosen], [text for _, text in chosen]
     clips = [clip for clip, _ in judged.true_clips(scenes, request, 4321)]
-    rows = [_row("the world's own clips", scenes, clips, request, bias)]
+    rows = [sound_row("the world's own clips", scenes, clips, request, bias)]
     coded = judged.coded_clips(pipeline, clips, request)
-    rows.append(_row("the same through the autoencoders", scenes, coded, request, bias))
+    rows.append(sound_row("the same through the autoencoders", scenes, coded, request, bias))
     for keep, title in (("audio", "sound given, video made"), ("video", "video given, sound made")):
         made, seconds = judged.complete_clips(
             pipeline, texts, clips, request, keep, 2000, lambda done, total, name=title: tell(name, done, total)
         )
-        rows.append(_row(title, scenes, made, request, bias, seconds))
+        rows.append(sound_row(title, scenes, made, request, bias, seconds))
     return rows
 
 
-def _row(title: str, scenes, clips, request, bias: float, seconds: float | None = None) -> dict[str, object]:
+def sound_row(title: str, scenes, clips, request, bias: float, seconds: float | None = None) -> dict[str, object]:
+    """Cells of one row: the video against the prompt, the sound against the video."""
     from genkit.evaluation import toy_av as judged
     from genkit.evaluation.toy import ATTRIBUTES
 

@@ -73,7 +73,7 @@ def run(options: argparse.Namespace) -> int:
                 rows.append({"way": row.title, "prompts": title} | cells)
     facts = environment()
     data = {"environment": facts, "model": options.model, "size": options.size, "steps": options.steps}
-    data |= {"strength": options.strength, "weights": _facts(options.weights), "rows": rows}
+    data |= {"strength": options.strength, "weights": trained_facts(options.weights), "rows": rows}
     text = _report(data, facts)
     paths = write_results("toy_reference", data, text, options.output)
     print(text)
@@ -84,12 +84,13 @@ def run(options: argparse.Namespace) -> int:
 def _measure(pipeline: Any, row: ReferenceRow, cases: list, request: Any, options: argparse.Namespace) -> dict:
     """Cells of one row."""
     import genkit
-    from genkit.evaluation.toy_reference import ATTRIBUTES, generate_cases, judge_cases, trained_reference
+    from genkit.attention.registry import trained
+    from genkit.evaluation.toy_reference import ATTRIBUTES, generate_cases, judge_cases
 
     patch = None
     if row.trained is not None:
         free = genkit.Reference(strength=options.strength)
-        method = trained_reference(options.weights) if row.trained else free
+        method = trained("reference", options.weights) if row.trained else free
         patch = genkit.patch(pipeline, method, schedule=genkit.Schedule(branches=row.branches))
     try:
         clips, seconds = generate_cases(
@@ -102,7 +103,7 @@ def _measure(pipeline: Any, row: ReferenceRow, cases: list, request: Any, option
     return cells | {"s per clip": f"{seconds / len(cases):.2f}"}
 
 
-def _facts(weights: Path | None) -> dict | None:
+def trained_facts(weights: Path | None) -> dict | None:
     """What the run that made the weights tells beside them."""
     import json
 
@@ -112,11 +113,15 @@ def _facts(weights: Path | None) -> dict | None:
     return {"file": weights.name} | (json.loads(beside.read_text()) if beside.exists() else {})
 
 
-def _report(data: dict, facts: dict) -> str:
-    trained = data["weights"]
+def trained_text(trained: dict | None) -> str:
+    """Which weights were measured, in words."""
     told = "No trained weights were given." if trained is None else f"Weights: {trained['file']}."
     if trained and "steps" in trained:
         told += f" {trained['steps']} steps in {trained['seconds'] / 60:.0f} minutes."
+    return told
+
+
+def _report(data: dict, facts: dict) -> str:
     return "\n".join(
         [
             "# Reference attention on toy-video",
@@ -125,7 +130,7 @@ def _report(data: dict, facts: dict) -> str:
             f"{data['size']}, {data['steps']} UniPC steps, guidance 4, the same seeds for every row. The prompt says "
             "motion and background, the picture shows the object elsewhere on another background. `reference`: colour "
             "and nearest shape are the picture's; `shape`: the outline is clear besides. Shares in percent with their "
-            f"standard error. {told}",
+            f"standard error. {trained_text(data['weights'])}",
             "",
             table(data["rows"]),
             "",

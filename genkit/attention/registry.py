@@ -9,10 +9,11 @@ import types
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
 
 from genkit.attention.base import Method
-from genkit.errors import UsageError, explain
+from genkit.errors import ArtifactError, UsageError, explain
 
 _MODULES = {
     "agent": "genkit.attention.agent",
@@ -222,3 +223,17 @@ def build(name: str, args: Mapping[str, Any] | None = None) -> Method:
     if missing:
         raise UsageError(f"{name} needs {', '.join(missing)}: give it as a setting, for instance {missing[0]}=...")
     return cls(**values)
+
+
+def trained(name: str, weights: str | Path) -> Method:
+    """A method as it was trained, with the settings that its weights file tells.
+
+    Raises:
+        ArtifactError: no weights file of genkit, or one without weights of this method.
+    """
+    from genkit.attention.weights import PatchWeights
+
+    made_with = PatchWeights.settings_of(weights)
+    if name not in made_with:
+        raise ArtifactError(f"{weights} holds weights of {', '.join(made_with) or 'no method'}, not of {name}")
+    return build(name, made_with[name] | {"weights": str(weights)})

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from genkit.attention.reference import Reference
 from genkit.attention.reference_masks import box_mask
 from genkit.attention.reference_store import References
-from genkit.attention.weights import PatchWeights
-from genkit.errors import ArtifactError
 from genkit.evaluation.toy import Accuracy, ClipRequest, accuracy_of, generate_clips
 from genkit.pipelines.reference_picture import record_pictures
 from genkit.world.judge import judge_clip, score
@@ -113,15 +109,3 @@ def judge_cases(cases: Sequence[ReferenceCase], clips: np.ndarray) -> Accuracy:
         result = score(case.scene, judge_clip(clip))
         results.append(result | {"reference": result["colour"] and result["nearest shape"]})
     return accuracy_of(results, ATTRIBUTES)
-
-
-def trained_reference(weights: str | Path) -> Reference:
-    """The method as it was trained, with the settings that its weights file tells.
-
-    Raises:
-        ArtifactError: no weights file of genkit, or one without weights of ``reference``.
-    """
-    made_with = PatchWeights.settings_of(weights)
-    if "reference" not in made_with:
-        raise ArtifactError(f"{weights} holds weights of {', '.join(made_with) or 'no method'}, not of reference")
-    return Reference(**made_with["reference"], weights=str(weights))

@@ -12,18 +12,18 @@ from genkit.attention.agent import Agent
 from genkit.patching import Schedule
 from genkit.training.curriculum import Stage
 from genkit.training.latent_pool import LatentPool, Sample
-from genkit.training.patch_task import Noised, PatchTask
+from genkit.training.patch_task import Noised, WanTask
 from genkit.training.toy_video import sizes
 from genkit.world.caption import caption
 
 STAGES = (Stage(0.0, sizes((25, 256, 256, 0.7), (25, 192, 192, 0.3))),)
 
 
-class AgentTask(PatchTask):
+class AgentTask(WanTask):
     """Agent attention learns the velocity of the dense model on the same noised latents.
 
     Args:
-        pipeline, pool: see :class:`PatchTask`.
+        pipeline, pool: see :class:`genkit.training.patch_task.PatchTask`.
         layers: layers with agents.
         stages: sizes over the budget.
     """

@@ -15,6 +15,7 @@ import numpy as np
 from genkit.errors import UsageError
 from genkit.training.agent_task import AgentTask
 from genkit.training.autoencoder import use_onednn
+from genkit.training.context_task import ContextTask
 from genkit.training.curriculum import batch_for
 from genkit.training.latent_pool import ClipSize, LatentPool
 from genkit.training.loop import LoopConfig, load_checkpoint, process_rank, train, wait_for_all
@@ -22,6 +23,7 @@ from genkit.training.making import Making, Options, adopt_checkpoint, exit_code
 from genkit.training.optim import muon_adamw
 from genkit.training.patch_task import PatchTask, mean_loss, patch_loss
 from genkit.training.reference_task import ReferencePool, ReferenceTask
+from genkit.training.toy_av_pool import SoundPool
 
 STAGE = "weights"
 
@@ -38,6 +40,8 @@ class PatchKind:
         size: clips of the measurement.
         build: the task for the options, a pipeline and the pool's source of randomness.
         more: adds the kind's own options.
+        model: that is patched by default.
+        family: class of pipelines that may be.
     """
 
     name: str
@@ -48,6 +52,8 @@ class PatchKind:
     size: ClipSize
     build: Callable[[Options, Any, np.random.Generator], PatchTask]
     more: Callable[[argparse.ArgumentParser], None]
+    model: str = "toy-video"
+    family: str = "WanPipeline"
 
     def making(self) -> Making:
         """Options and the one stage."""
@@ -63,7 +69,8 @@ class PatchKind:
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Options that all kinds have, and the kind's own."""
-        parser.add_argument("--model", default="toy-video", help="a Wan text-to-video model (default toy-video)")
+        text = f"a model of class {self.family} (default {self.model})"
+        parser.add_argument("--model", default=self.model, help=text)
         parser.add_argument("--steps", type=int, help="train this many steps instead of --minutes")
         parser.add_argument("--lr", type=float, default=self.lr, help=f"peak learning rate (default {self.lr:g})")
         parser.add_argument("--measure", type=int, default=16, help="clips of the measurement; 0 for none")
@@ -92,7 +99,7 @@ class PatchKind:
         wait_for_all()
         # A resumed run draws other clips than the first did.
         rng = np.random.default_rng((options.seed, int(time.time()), process_rank()))
-        task = self.build(options, load_pipeline(options.model), rng)
+        task = self.build(options, load_pipeline(options.model, self.family), rng)
         names = () if self.muon else ("",)  # every name has an empty part
         optimizer = muon_adamw(task.named_parameters(), lr=options.lr, adam_names=names)
         before = self.measured(options, task) if options.measure else None
@@ -133,7 +140,7 @@ class PatchKind:
         target.with_name("training.json").write_text(json.dumps(facts, indent=1) + "\n")
 
 
-def load_pipeline(model: str) -> Any:
+def load_pipeline(model: str, family: str) -> Any:
     """The pipeline in float32 on the device of this process, its autoencoder's convolutions made fast."""
     import torch
     from accelerate import PartialState
@@ -142,8 +149,8 @@ def load_pipeline(model: str) -> Any:
 
     device = PartialState(cpu=not torch.accelerator.is_available()).device
     pipeline = load(model, torch.float32, device)
-    if type(pipeline).__name__ != "WanPipeline":
-        raise UsageError(f"--model: got {model!r}, a {type(pipeline).__name__}; allowed: models of class WanPipeline")
+    if type(pipeline).__name__ != family:
+        raise UsageError(f"--model: got {model!r}, a {type(pipeline).__name__}; allowed: models of class {family}")
     pipeline.set_progress_bar_config(disable=True)
     use_onednn(pipeline.vae)
     return pipeline
@@ -166,11 +173,25 @@ def _agent_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--layers", default="2:-2", help="layers with agents (default 2:-2)")
 
 
+def _context(options: Options, pipeline: Any, rng: np.random.Generator) -> PatchTask:
+    pool = SoundPool(pipeline.vae, rng, fresh=0.1, audio_vae=pipeline.audio_vae)
+    return ContextTask(pipeline, pool, options.context_tokens, options.space)
+
+
+def _context_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--context-tokens", type=int, default=8, help="per layer and direction (default 8)")
+    parser.add_argument("--space", choices=("keys", "source"), default="keys", help="where they live (default keys)")
+
+
 KINDS = {
     kind.name: kind
     for kind in (
         PatchKind("reference", 25, 1500, 2e-3, True, ClipSize(9, 96, 96), _reference, _reference_options),
         PatchKind("agent", 25, 3600, 3e-3, False, ClipSize(25, 256, 256), _agent, _agent_options),
+        PatchKind(
+            "cross_modal_context", 25, 3600, 3e-3, False, ClipSize(17, 96, 96), _context, _context_options,
+            model="toy-av", family="LTX2Pipeline",
+        ),
     )
 }
 

@@ -1,4 +1,4 @@
-"""Training the weights of a patch on a frozen text-to-video model; what the single tasks have in common."""
+"""Training the weights of a patch on a frozen model; what the single tasks have in common."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SLOTS = 64
 
 @dataclass
 class Noised:
-    """A batch at its noise levels.
+    """A batch of clips at their noise levels.
 
     Args:
         samples: what was drawn.
@@ -40,10 +40,10 @@ class Noised:
 
 
 class PatchTask(nn.Module, ABC):
-    """A frozen Wan pipeline with a patch; as a module it holds the patch's weights and nothing else.
+    """A frozen pipeline with a patch; as a module it holds the patch's weights and nothing else.
 
     Args:
-        pipeline: a Wan text-to-video pipeline; its parts are frozen.
+        pipeline: its parts are frozen.
         method: with trainable weights.
         pool: where samples come from.
         stages: sizes over the budget.
@@ -63,8 +63,9 @@ class PatchTask(nn.Module, ABC):
         empty: float = 0.1,
     ):
         super().__init__()
-        for part in (pipeline.transformer, pipeline.text_encoder, pipeline.vae):
-            part.requires_grad_(False).eval()
+        for part in pipeline.components.values():
+            if isinstance(part, nn.Module):
+                part.requires_grad_(False).eval()
         self.pipeline = pipeline  # no module: its weights stay out of the state dict and the optimiser
         self.pool = pool
         self.stages = stages
@@ -74,19 +75,31 @@ class PatchTask(nn.Module, ABC):
         self.weights = self.patch.weights
 
     @abstractmethod
-    def caption_of(self, sample: Sample, rng: np.random.Generator) -> str:
-        """The caption that a sample is trained with."""
+    def draw(self, size: Any, count: int, rng: np.random.Generator) -> Any:
+        """A batch of one size, with fresh noise and captions."""
 
     @abstractmethod
-    def forward(self, batch: Noised) -> torch.Tensor:
+    def forward(self, batch: Any) -> torch.Tensor:
         """The loss of a batch."""
 
     def probe(self) -> dict[str, float]:
         """Figures for ``probe.jsonl`` besides the loss; called while the averaged weights are in."""
         return {}
 
+    def connected(self, loss: torch.Tensor) -> torch.Tensor:
+        """The loss, with every weight taking part: distributed training waits for the gradient of each of them."""
+        return loss + 0.0 * sum(parameter.sum() for parameter in self.weights.parameters())
+
+
+class WanTask(PatchTask):
+    """A patch task on a Wan text-to-video pipeline."""
+
+    @abstractmethod
+    def caption_of(self, sample: Sample, rng: np.random.Generator) -> str:
+        """The caption that a sample is trained with."""
+
     def draw(self, size: Any, count: int, rng: np.random.Generator) -> Noised:
-        """A batch of one size, with fresh noise and captions."""
+        """See :meth:`PatchTask.draw`."""
         samples = self.pool.draw(size, count)
         device = self.pipeline.transformer.device
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
@@ -106,10 +119,6 @@ class PatchTask(nn.Module, ABC):
         """The velocity by the pipeline's denoiser, or by another one."""
         model = self.pipeline.transformer if model is None else model
         return model(batch.noisy, batch.sigma * 1000, batch.text, return_dict=False)[0]
-
-    def connected(self, loss: torch.Tensor) -> torch.Tensor:
-        """The loss, with every weight taking part: distributed training waits for the gradient of each of them."""
-        return loss + 0.0 * sum(parameter.sum() for parameter in self.weights.parameters())
 
 
 def patch_loss(task: PatchTask, seed: int, tokens: int) -> Callable[[nn.Module, int, float], tuple]:

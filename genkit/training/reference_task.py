@@ -16,7 +16,7 @@ from genkit.evaluation.toy_reference import draw_cases, generate_cases, judge_ca
 from genkit.pipelines.reference_picture import empty_text, record_latents
 from genkit.training.curriculum import Stage
 from genkit.training.latent_pool import ClipSize, Pool, Sample, encode_clips
-from genkit.training.patch_task import SLOTS, Noised, PatchTask
+from genkit.training.patch_task import SLOTS, Noised, WanTask
 from genkit.training.toy_video import sizes
 from genkit.world.render import render_clip
 from genkit.world.scene import draw_scene, lay_out
@@ -73,14 +73,14 @@ class ReferencePool(Pool):
         ]
 
 
-class ReferenceTask(PatchTask):
+class ReferenceTask(WanTask):
     """Masked reference attention on a frozen text-to-video model.
 
     The reference passes through the model in every step, with gradients; half of the samples tell the patch their
     boxes, so that the weights serve with and without. The loss weighs the inside of the boxes more.
 
     Args:
-        pipeline, pool: see :class:`PatchTask`.
+        pipeline, pool: see :class:`genkit.training.patch_task.PatchTask`.
         rank: of the changes on the reference's side.
         boxed: share of the samples whose boxes are told.
         inside: weight of the loss inside the boxes (DreamVideo-2: 2).

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -79,9 +80,8 @@ class ToyAv(nn.Module):
         self.sound_alignment = AlignmentHead(block, audio_width, SOUND_FEATURES, part=1)
 
     def read(self, texts: list[str], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        """Token numbers and mask (B, slots), padded on the left as the pipeline does."""
-        batch = self.tokenizer(texts, padding=True, return_tensors="pt")
-        return batch.input_ids.to(device), batch.attention_mask.to(device)
+        """See :func:`read_texts`."""
+        return read_texts(self.tokenizer, texts, device)
 
     def forward(
         self,
@@ -93,46 +93,67 @@ class ToyAv(nn.Module):
         mask: torch.Tensor,
         first: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Predicted velocities of video (B, C, T, H, W) and sound (B, L, features).
+        """See :func:`av_velocity`."""
+        return av_velocity(self, video, sound, sigma, sound_sigma, ids, mask, first)
 
-        Args:
-            video: noisy latents, clean where ``sigma`` is 0.
-            sound: noisy audio tokens, clean where ``sound_sigma`` is 0.
-            sigma, sound_sigma: (B,) in 0..1.
-            ids, mask: (B, slots) token numbers and their validity.
-            first: the first latent frame is clean whatever ``sigma`` says.
-        """
-        from diffusers import LTX2Pipeline
 
-        hidden = self.text_encoder(input_ids=ids, attention_mask=mask, output_hidden_states=True).hidden_states
-        states = torch.stack(hidden, -1).flatten(2)
-        seen_text, heard_text, text_mask = self.connectors(states, mask, padding_side="left")
-        frames, height, width = video.shape[2:]
-        level, sound_level = 1000 * sigma, 1000 * sound_sigma
-        timestep = level
-        if first:
-            clean = torch.arange(frames * height * width, device=video.device) < height * width
-            timestep = torch.where(clean, 0.0, level[:, None])
-        velocity, sound_velocity = self.transformer(
-            hidden_states=LTX2Pipeline._pack_latents(video),
-            audio_hidden_states=sound,
-            encoder_hidden_states=seen_text,
-            audio_encoder_hidden_states=heard_text,
-            timestep=timestep,
-            audio_timestep=sound_level,
-            sigma=level,
-            audio_sigma=sound_level,
-            encoder_attention_mask=text_mask,
-            audio_encoder_attention_mask=text_mask,
-            num_frames=frames,
-            height=height,
-            width=width,
-            fps=FPS,
-            audio_num_frames=sound.shape[1],
-            use_cross_timestep=True,
-            return_dict=False,
-        )
-        return LTX2Pipeline._unpack_latents(velocity, frames, height, width), sound_velocity
+def av_velocity(
+    parts: Any,
+    video: torch.Tensor,
+    sound: torch.Tensor,
+    sigma: torch.Tensor,
+    sound_sigma: torch.Tensor,
+    ids: torch.Tensor,
+    mask: torch.Tensor,
+    first: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Predicted velocities of video (B, C, T, H, W) and sound (B, L, features).
+
+    Args:
+        parts: has ``text_encoder``, ``connectors`` and ``transformer``: a model in training, or a pipeline.
+        video: noisy latents, clean where ``sigma`` is 0.
+        sound: noisy audio tokens, clean where ``sound_sigma`` is 0.
+        sigma, sound_sigma: (B,) in 0..1.
+        ids, mask: (B, slots) token numbers and their validity.
+        first: the first latent frame is clean whatever ``sigma`` says.
+    """
+    from diffusers import LTX2Pipeline
+
+    hidden = parts.text_encoder(input_ids=ids, attention_mask=mask, output_hidden_states=True).hidden_states
+    states = torch.stack(hidden, -1).flatten(2)
+    seen_text, heard_text, text_mask = parts.connectors(states, mask, padding_side="left")
+    frames, height, width = video.shape[2:]
+    level, sound_level = 1000 * sigma, 1000 * sound_sigma
+    timestep = level
+    if first:
+        clean = torch.arange(frames * height * width, device=video.device) < height * width
+        timestep = torch.where(clean, 0.0, level[:, None])
+    velocity, sound_velocity = parts.transformer(
+        hidden_states=LTX2Pipeline._pack_latents(video),
+        audio_hidden_states=sound,
+        encoder_hidden_states=seen_text,
+        audio_encoder_hidden_states=heard_text,
+        timestep=timestep,
+        audio_timestep=sound_level,
+        sigma=level,
+        audio_sigma=sound_level,
+        encoder_attention_mask=text_mask,
+        audio_encoder_attention_mask=text_mask,
+        num_frames=frames,
+        height=height,
+        width=width,
+        fps=FPS,
+        audio_num_frames=sound.shape[1],
+        use_cross_timestep=True,
+        return_dict=False,
+    )
+    return LTX2Pipeline._unpack_latents(velocity, frames, height, width), sound_velocity
+
+
+def read_texts(tokenizer: Any, texts: list[str], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token numbers and mask (B, slots); the tokenizer pads on the left, as the pipeline's does."""
+    batch = tokenizer(texts, padding=True, return_tensors="pt")
+    return batch.input_ids.to(device), batch.attention_mask.to(device)
 
 
 def av_captions(samples: list[SoundSample], rng: np.random.Generator, empty: float = 0.1) -> list[str]:
@@ -146,25 +167,39 @@ def av_captions(samples: list[SoundSample], rng: np.random.Generator, empty: flo
     return texts
 
 
+def clean_pair(samples: list[SoundSample], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Latents (B, C, T, H, W) of the videos and tokens (B, L, features) of the sounds, float32."""
+    video = torch.stack([sample.latents for sample in samples]).to(device).float()
+    return video, torch.stack([sample.sound for sample in samples]).to(device).float()
+
+
+def draw_given(count: int, shares: GivenShares, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """Which samples (count,) have their sound, and which their video, given."""
+    kind = torch.from_numpy(rng.random(count))
+    return kind < shares.sound, (kind >= shares.sound) & (kind < shares.sound + shares.video)
+
+
 def noisy_pair(
     video: torch.Tensor,
     sound: torch.Tensor,
     shift: float,
-    shares: GivenShares,
-    rng: np.random.Generator,
+    given: tuple[torch.Tensor, torch.Tensor],
     generator: torch.Generator,
 ) -> dict[str, torch.Tensor]:
     """Draw noise and levels for clean latents; video and sound share a level unless one of them is given.
+
+    Args:
+        video, sound: clean latents.
+        shift: of the noise levels.
+        given: bool (B,) each, samples with clean sound and with clean video.
+        generator: of levels and noise.
 
     Returns:
         ``video`` and ``sound`` with noise, ``sigma`` and ``sound_sigma`` (B,), 0 for what is given, and the targets
         ``velocity`` and ``sound_velocity``.
     """
-    count = len(video)
-    sigma = draw_sigma(count, shift, generator)
-    kind = torch.from_numpy(rng.random(count))
-    sound_sigma = torch.where(kind < shares.sound, 0.0, sigma).to(video.device)
-    sigma = torch.where((kind >= shares.sound) & (kind < shares.sound + shares.video), 0.0, sigma).to(video.device)
+    drawn = draw_sigma(len(video), shift, generator)
+    sound_sigma, sigma = (torch.where(clean, 0.0, drawn).to(video.device) for clean in given)
     noise, sound_noise = (torch.randn(part.shape, generator=generator).to(video.device) for part in (video, sound))
     level, sound_level = sigma.view(-1, 1, 1, 1, 1), sound_sigma.view(-1, 1, 1)
     return {
@@ -217,10 +252,9 @@ def av_loss(
         size = draw_size(stages, progress, shared)
         samples = pool.draw(size, batch_for(size, tokens))
         device = next(wrapped.parameters()).device
-        video = torch.stack([sample.latents for sample in samples]).to(device).float()
-        sound = torch.stack([sample.sound for sample in samples]).to(device).float()
+        video, sound = clean_pair(samples, device)
         first = video.shape[2] > 1 and shared.random() < shares.first
-        drawn = noisy_pair(video, sound, shift, shares, rng, generator)
+        drawn = noisy_pair(video, sound, shift, draw_given(len(samples), shares, rng), generator)
         if first:
             drawn["video"][:, :, 0] = video[:, :, 0]
         velocity, sound_velocity = wrapped(

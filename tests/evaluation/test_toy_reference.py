@@ -11,9 +11,10 @@ import torch
 
 import genkit
 from benchmarks import toy_reference
+from genkit.attention.registry import trained
 from genkit.errors import ArtifactError
 from genkit.evaluation.toy import ClipRequest
-from genkit.evaluation.toy_reference import boxes_of, draw_cases, generate_cases, judge_cases, trained_reference
+from genkit.evaluation.toy_reference import boxes_of, draw_cases, generate_cases, judge_cases
 from genkit.world.render import render_clip
 
 REQUEST = ClipRequest(9, 128, 128, steps=1, batch=2, max_sequence_length=16)
@@ -47,7 +48,7 @@ def test_every_clip_follows_its_own_picture(tiny_wan, tmp_path):
     pipeline.set_progress_bar_config(disable=True)
     request = ClipRequest(5, 64, 64, steps=1, batch=2, max_sequence_length=16)
     cases = draw_cases("train", 3, request, seed=1)
-    method = trained_reference(_weights(tiny_wan, tmp_path / "reference.safetensors"))
+    method = trained("reference", _weights(tiny_wan, tmp_path / "reference.safetensors"))
     with genkit.patch(pipeline, method) as patch:
         clips, _ = generate_cases(pipeline, cases, request, 7, patch)
         single, _ = generate_cases(pipeline, cases[1:2], request, 8, patch)
@@ -80,4 +81,4 @@ def test_weights_of_another_method_are_refused(tmp_path):
     with genkit.patch(case.model, method) as patch:
         path = patch.weights.save(tmp_path / "agent.safetensors")
     with pytest.raises(ArtifactError, match="weights of agent, not of reference"):
-        trained_reference(path)
+        trained("reference", path)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 import genkit
-from genkit.evaluation.toy_reference import trained_reference
+from genkit.attention.registry import trained
 from genkit.pipelines.reference_picture import record_pictures
 from genkit.training.agent_task import AgentTask
 from genkit.training.curriculum import Stage
@@ -54,7 +54,7 @@ def test_the_command_trains_saves_and_goes_on(tiny_wan, tmp_path):
 
     plain = run()
     pictures = np.random.default_rng(0).integers(0, 255, (1, 64, 64, 3), dtype=np.uint8)
-    method = trained_reference(tmp_path / "reference.safetensors")
+    method = trained("reference", tmp_path / "reference.safetensors")
     assert method.rank == 2 and method.form == "residual"
     with genkit.patch(pipeline, method) as patch:
         assert torch.equal(run(), plain)  # nothing recorded yet

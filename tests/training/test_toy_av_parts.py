@@ -11,7 +11,7 @@ from genkit.errors import UsageError
 from genkit.pipelines.sound_features import LogMel, Tones, features_of
 from genkit.training.alignment import SOUND_FEATURES, sound_features
 from genkit.training.curriculum import Stage
-from genkit.training.toy_av import GivenShares, ToyAv, av_loss, noisy_pair, weighted
+from genkit.training.toy_av import GivenShares, ToyAv, av_loss, draw_given, noisy_pair, weighted
 from genkit.training.toy_av_parts import (
     BINS,
     GATE,
@@ -121,7 +121,7 @@ def test_left_padding_changes_no_word():
 def test_what_is_given_stays_clean_and_counts_nothing():
     video, sound = torch.randn(400, 2, 1, 2, 2), torch.randn(400, 3, 4)
     rng, generator = np.random.default_rng(0), torch.Generator().manual_seed(0)
-    drawn = noisy_pair(video, sound, 4.0, GivenShares(), rng, generator)
+    drawn = noisy_pair(video, sound, 4.0, draw_given(len(video), GivenShares(), rng), generator)
     given_sound, given_video = drawn["sound_sigma"] == 0, drawn["sigma"] == 0
     assert 0.1 < given_sound.float().mean() < 0.2 and 0.1 < given_video.float().mean() < 0.2
     assert not (given_sound & given_video).any()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import math
 import subprocess
@@ -15,7 +16,10 @@ import pytest
 import torch
 
 import genkit
+from benchmarks import toy_av, toy_context
 from genkit import media
+from genkit.attention.cross_modal_context_route import TASKS
+from genkit.attention.registry import trained
 from genkit.cli.main import main
 from genkit.errors import UsageError
 from genkit.evaluation import toy_av as judged
@@ -23,7 +27,11 @@ from genkit.models.registry import verify_checksums
 from genkit.pipelines.audio_video import complete
 from genkit.pipelines.given import Given
 from genkit.pipelines.sound_features import features_of
+from genkit.training.context_task import ContextTask
+from genkit.training.latent_pool import ClipSize
 from genkit.training.loop import load_checkpoint
+from genkit.training.patch_run import main as patch_main
+from genkit.training.toy_av_pool import SoundPool
 from genkit.training.toy_av_probe import sound_probe
 from genkit.training.toy_av_run import MAKING, SIDECAR
 
@@ -222,8 +230,6 @@ def test_the_probe_measures_and_draws(pipeline, tmp_path):
 
 @pytest.mark.slow
 def test_the_benchmark_reports_every_row(av_run, tmp_path):
-    from benchmarks import toy_av
-
     parser = argparse.ArgumentParser()
     toy_av.add_arguments(parser)
     few = ["--prompts", "4", "--pairs", "1", "--frames", "9", "--side", "64", "--steps", "1"]
@@ -264,3 +270,62 @@ def test_bad_options_are_one_line():
     result = subprocess.run([sys.executable, str(SCRIPT), "--minutes", "0"], capture_output=True, text=True)
     assert result.returncode == 2
     assert result.stderr.startswith("error: --minutes") and "Traceback" not in result.stderr
+
+
+def test_context_tokens_train_by_the_command_and_serve_the_pipeline(av_run, tmp_path):
+    model = av_run / "model"
+    command = ["cross_modal_context", "--model", str(model), "--folder", str(tmp_path), "--tokens", "100"]
+    command += ["--measure", "2", "--lr", "0.02", "--context-tokens", "3"]
+    assert patch_main("test", [*command, "--steps", "2"]) == 0
+    first = load_checkpoint(tmp_path / "weights" / "checkpoint.pt")["module"]
+    assert patch_main("test", [*command, "--steps", "3"]) == 0
+    second = load_checkpoint(tmp_path / "weights" / "checkpoint.pt")["module"]
+    assert all(name.startswith("weights.") for name in first)
+    for part in ("keys", "values", "beta"):
+        moved = [not torch.equal(first[name], second[name]) for name in first if name.endswith(part)]
+        assert len(moved) == 12 and all(moved)  # six layers, two directions
+    pipeline = genkit.load(str(model), "float32", "cpu")
+    pipeline.set_progress_bar_config(disable=True)
+    request = judged.SoundRequest.of_model(str(model), num_frames=9, height=64, width=64, steps=2)
+
+    def run(**call):
+        changed = dataclasses.replace(request, call={**request.call, **call})
+        (clip,), _ = judged.generate_sound_clips(pipeline, ["a green ball bounces"], changed, 3)
+        return clip.frames
+
+    plain = run()
+    with genkit.patch(pipeline, trained("cross_modal_context", tmp_path / "cross_modal_context.safetensors")) as patch:
+        assert patch.weights is not None
+        patched, guided = run(), run(modality_scale=3.0, audio_modality_scale=3.0)
+    assert not np.array_equal(patched, plain) and not np.array_equal(guided, patched)
+    assert np.array_equal(run(), plain)
+
+    parser = argparse.ArgumentParser()
+    toy_context.add_arguments(parser)
+    few = ["--prompts", "1", "--size", "9x64x64", "--steps", "1", "--output", str(tmp_path), "--model", str(model)]
+    weights = ["--weights", str(tmp_path / "cross_modal_context.safetensors")]
+    assert toy_context.run(parser.parse_args([*few, *weights])) == 0
+    report = json.loads((tmp_path / "toy_context.json").read_text())
+    assert len(report["rows"]) == 6 and report["weights"]["steps"] == 3
+
+
+def test_a_context_batch_follows_its_tasks(av_run):
+    pipeline = genkit.load(str(av_run / "model"), "float32", "cpu")
+    pool = SoundPool(pipeline.vae, np.random.default_rng(0), audio_vae=pipeline.audio_vae)
+    task = ContextTask(pipeline, pool, tokens=2)
+    batch = task.draw(ClipSize(9, 64, 64), 12, np.random.default_rng(1))
+    assert {"t2av", "a2v"} <= set(batch.tasks)
+    for name, sigma, sound_sigma in zip(batch.tasks, batch.drawn["sigma"], batch.drawn["sound_sigma"], strict=True):
+        assert TASKS[name].noise == (bool(sigma > 0), bool(sound_sigma > 0))
+    loss = task(batch)
+    loss.backward()
+    assert all(parameter.grad is not None for parameter in task.parameters())
+    assert not any(parameter.requires_grad for parameter in pipeline.transformer.parameters())
+    # A clip whose every reader is sent to the context tokens does not notice the other half.
+    batch.tasks = ("t2v",) * 12
+    with torch.no_grad():
+        batch.drawn["sound_sigma"] = torch.zeros(12)
+        one = task(batch)
+        batch.drawn["sound"] = torch.randn_like(batch.drawn["sound"])
+        assert torch.equal(one, task(batch))
+    task.patch.remove()
