@@ -1,15 +1,20 @@
-"""Sample sheet of a text-to-video model of the toy world: python scripts/sample_sheet.py --model toy-video -o sheet.png
+"""Sample sheet of a model of the toy world: python scripts/sample_sheet.py --model toy-video -o sheet.png
 
-Every prompt gets one clip from one seed; nothing is picked by hand. The reading of the judge is printed.
+Every prompt gets one clip from one seed, or five pictures from five; nothing is picked by hand. The reading of the
+judge is printed.
 """
+
+from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-PROMPTS = (
+CLIPS = (
     "a red circle moves right on a blue background",
     "a green square moves up on a black background",
     "a blue triangle spins on a white background",
@@ -21,13 +26,26 @@ PROMPTS = (
     "a red square moves left and a yellow circle moves right on a black background",
     "a blue cross spins and a pink circle moves up on a white background",
 )
+PICTURES = (
+    "a red circle on a blue background",
+    "a big green triangle at the top left on a black background",
+    "a striped yellow square on a purple background",
+    "a dotted pink cross in the middle on a gray background",
+    "a striped blue square left of a small red circle on a white background",
+    "an orange circle above a cyan triangle on a green background",
+    "a dotted green circle right of a purple cross on a black background",
+    "a small yellow cross below a big red square on a blue background",
+    "a red triangle left of a green circle and a small blue square on a white background",
+    "a pink square above a dotted orange circle and a cyan cross on a black background",
+)
+SEEDS = 5
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="toy-video")
     parser.add_argument("--output", "-o", type=Path, required=True)
-    parser.add_argument("--size", default="25x128x128", help="frames x height x width")
+    parser.add_argument("--size", help="frames x height x width, or height x width; default: the model's own")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=20)
     options = parser.parse_args()
@@ -37,28 +55,59 @@ def main() -> int:
     import genkit
     from genkit.errors import GenkitError
     from genkit.evaluation.sheet import contact_sheet
-    from genkit.evaluation.toy import ClipRequest, generate_clips
-    from genkit.world import judge_clip
+    from genkit.models.registry import locate
+    from genkit.models.sidecar import read_sidecar
 
     try:
-        frames, height, width = (int(part) for part in options.size.split("x"))
         pipeline = genkit.load(options.model)
+        defaults = read_sidecar(locate(options.model).path).defaults
+        axes = ("num_frames", "height", "width") if "num_frames" in defaults else ("height", "width")
+        size = [int(part) for part in options.size.split("x")] if options.size else [defaults[name] for name in axes]
+        if len(size) != len(axes):
+            raise ValueError(f"--size: got {options.size!r}, this model takes {' x '.join(axes)}")
     except (GenkitError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     pipeline.set_progress_bar_config(disable=True)
-    clips, _ = generate_clips(
-        pipeline, PROMPTS, ClipRequest(frames, height, width, options.steps, batch=2), options.seed
-    )
-    titles = []
-    for prompt, clip in zip(PROMPTS, clips, strict=True):
+    prompts, make = (CLIPS, sample_clips) if len(axes) == 3 else (PICTURES, sample_pictures)
+    rows = make(pipeline, options.model, prompts, size, options.steps, options.seed)
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    iio.imwrite(options.output, np.asarray(contact_sheet(rows, prompts)))
+    return 0
+
+
+def sample_clips(
+    pipeline: Any, model: str, prompts: Sequence[str], size: Sequence[int], steps: int, seed: int
+) -> list[np.ndarray]:
+    """One clip per prompt, (F, H, W, 3) each."""
+    from genkit.evaluation.toy import ClipRequest, generate_clips
+    from genkit.world import judge_clip
+
+    clips, _ = generate_clips(pipeline, prompts, ClipRequest(*size, steps, batch=2), seed)
+    for prompt, clip in zip(prompts, clips, strict=True):
         verdict = judge_clip(clip)
         seen = ", ".join(" ".join((a.size, a.colour, a.shape, a.motion)) for a in verdict.actors)
-        titles.append(prompt)
         print(f"{prompt}\n    judged: {seen} on {verdict.background}")
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    iio.imwrite(options.output, np.asarray(contact_sheet(list(clips), titles)))
-    return 0
+    return list(clips)
+
+
+def sample_pictures(
+    pipeline: Any, model: str, prompts: Sequence[str], size: Sequence[int], steps: int, seed: int
+) -> list[np.ndarray]:
+    """Five pictures per prompt, (5, H, W, 3) each."""
+    from genkit.evaluation.toy_picture import PictureRequest, generate_pictures
+    from genkit.world.picture_judge import judge_picture
+
+    request = PictureRequest.of_model(model, *size, steps)
+    sets = [generate_pictures(pipeline, prompts, request, seed + 100 * turn)[0] for turn in range(SEEDS)]
+    rows = list(np.stack(sets, 1))
+    for prompt, pictures in zip(prompts, rows, strict=True):
+        print(prompt)
+        for picture in pictures:
+            verdict = judge_picture(picture)
+            seen = ", ".join(" ".join((a.size, a.texture, a.colour, a.shape)) for a in verdict.actors)
+            print(f"    judged: {seen} on {verdict.background}")
+    return rows
 
 
 if __name__ == "__main__":

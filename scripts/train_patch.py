@@ -2,7 +2,9 @@
 
 The first argument names the method: ``reference`` (follow a picture), ``agent`` (imitate dense attention) or
 ``cross_modal_context`` (sound and picture, on toy-av). The model stays as it is; the weights go to
-runs/patch-METHOD/METHOD.safetensors. A killed run goes on where it was when the same command is given again. On one or several GPUs: accelerate launch scripts/train_patch.py reference --tokens 20000
+runs/patch-METHOD/METHOD.safetensors. A killed run goes on where it was when the same command is given again.
+
+On one or several GPUs: accelerate launch scripts/train_patch.py reference --tokens 20000
 """
 
 import sys

@@ -72,12 +72,7 @@ def assemble_toy_video(model: nn.Module, vae: nn.Module, folder: Path, facts: di
         transformer=transformer,
         scheduler=scheduler,
     )
-    card = cards.TOY_VIDEO.format(
-        parameters=sum(tensor.numel() for tensor in transformer.parameters()) / 1e6,
-        steps=facts["steps"],
-        minutes=round(facts["seconds"] / 60),
-    )
-    return write_folder(pipeline, folder, SIDECAR, facts, card)
+    return write_folder(pipeline, folder, SIDECAR, facts, cards.fill(cards.TOY_VIDEO, transformer, facts))
 
 
 def write_folder(

@@ -195,11 +195,7 @@ def assemble_toy_av(model: ToyAv, vae: nn.Module, audio_vae: nn.Module, folder: 
     # A fresh transformer, without the read-outs' hooks.
     transformer = LTX2VideoTransformer3DModel.from_config(model.transformer.config)
     transformer.load_state_dict(model.transformer.state_dict())
-    card = cards.TOY_AV.format(
-        parameters=sum(tensor.numel() for tensor in transformer.parameters()) / 1e6,
-        steps=facts["steps"],
-        minutes=round(facts["seconds"] / 60),
-    )
+    card = cards.fill(cards.TOY_AV, transformer, facts)
     return write_folder(build_pipeline(model, vae, audio_vae, transformer), folder, SIDECAR, facts, card)
 
 

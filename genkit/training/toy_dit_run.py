@@ -6,6 +6,7 @@ from pathlib import Path
 
 from torch import nn
 
+from genkit.training import cards
 from genkit.training.assemble import write_folder
 from genkit.training.picture_run import picture_making
 from genkit.training.toy_dit import ADAM_NAMES, SHIFT, TEXT_SLOTS, ToyDit
@@ -48,7 +49,8 @@ def assemble_toy_dit(model: ToyDit, vae: nn.Module, folder: Path, facts: dict) -
         tokenizer_2=model.tokenizer_2,
         transformer=transformer,
     )
-    return write_folder(pipeline, folder, SIDECAR, facts)
+    more = {"name": "toy-dit", "script": "toy_dit", "network": "transformer", "more": " --vae runs/toy-image"}
+    return write_folder(pipeline, folder, SIDECAR, facts, cards.fill(cards.TOY_DIT, transformer, facts, **more))
 
 
 MAKING = picture_making(

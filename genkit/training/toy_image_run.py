@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torch import nn
 
+from genkit.training import cards
 from genkit.training.assemble import write_folder
 from genkit.training.picture_run import picture_making
 from genkit.training.toy_image import ADAM_NAMES, LATENT_CHANNELS, ToyImage
@@ -43,8 +44,11 @@ def assemble_toy_image(model: ToyImage, vae: nn.Module, folder: Path, facts: dic
         feature_extractor=None,
         requires_safety_checker=False,
     )
-    description = SIDECAR["description"] + (", for painting masked parts anew" if inpaint else "")
-    return write_folder(pipeline, folder, {**SIDECAR, "description": description}, facts | {"inpaint": inpaint})
+    if inpaint:
+        description = SIDECAR["description"] + ", for painting masked parts anew"
+        return write_folder(pipeline, folder, {**SIDECAR, "description": description}, facts | {"inpaint": True})
+    more = {"name": "toy-image", "script": "toy_image", "network": "UNet", "more": ""}
+    return write_folder(pipeline, folder, SIDECAR, facts, cards.fill(cards.TOY_IMAGE, unet, facts, **more))
 
 
 def _options(parser: argparse.ArgumentParser) -> None:

@@ -10,8 +10,9 @@ from genkit import media
 from genkit.cli.main import main
 from genkit.models import DEFAULT_MODEL, check_folder, read_sidecar, shipped, verify_checksums
 from genkit.world.judge import judge_clip
+from genkit.world.picture_judge import judge_picture
 
-LIMIT_BYTES = 20_000_000
+LIMIT_BYTES, PACKAGE_BYTES = 20_000_000, 78_000_000
 
 
 def test_the_default_model_is_shipped():
@@ -27,7 +28,14 @@ def test_shipped_models_are_whole_small_and_unchanged(name):
     assert not [path for path in folder.rglob("*.json") if "_name_or_path" in path.read_text()]
     sidecar = read_sidecar(folder)
     assert sidecar.description
-    assert {"height", "width", "num_frames", "fps", "steps", "guidance_scale"} <= set(sidecar.defaults)
+    assert {"height", "width", "steps"} <= set(sidecar.defaults)
+    assert ("num_frames" in sidecar.defaults) == ("fps" in sidecar.defaults)
+    assert {"guidance_scale", "true_cfg_scale"} & ({*sidecar.defaults} | {*sidecar.call})
+
+
+def test_the_package_stays_small():
+    files = [path for folder in shipped().values() for path in folder.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= PACKAGE_BYTES
 
 
 @pytest.mark.slow
@@ -42,3 +50,15 @@ def test_the_bare_command_shows_what_the_prompt_says(tmp_path, monkeypatch, caps
     verdict = judge_clip(clip.frames)
     assert verdict.background == "blue"
     assert [(actor.colour, actor.shape) for actor in verdict.actors] == [("red", "circle")]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("toy-image" not in shipped(), reason="no weights in the package")
+def test_an_image_shows_what_the_prompt_says(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    prompt = "a striped blue square left of a small red circle"
+    code = main(["generate", prompt, "--model", "toy-image", "-o", "picture.png", "--json"])
+    assert code == 0 and json.loads(capsys.readouterr().out)["warnings"] == []
+    verdict = judge_picture(media.read_media(tmp_path / "picture.png").frames[0])
+    found = sorted((actor.x, actor.texture, actor.colour, actor.shape) for actor in verdict.actors)
+    assert [actor[1:] for actor in found] == [("striped", "blue", "square"), ("plain", "red", "circle")]
