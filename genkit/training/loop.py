@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from genkit.errors import ArtifactError, UsageError
+from genkit.errors import ArtifactError, UsageError, explain
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,8 @@ class LoopConfig:
         average: largest decay of the averaged (EMA) weights.
         checkpoint_seconds: pause between checkpoints.
         sample_seconds: pause between calls of the task's ``sample``; 0 for never.
+        begin: where between 0 and 1 the task's curriculum begins, for a run that goes on from another; the learning
+            rate follows the budget alone.
     """
 
     folder: Path
@@ -50,6 +52,7 @@ class LoopConfig:
     average: float = 0.998
     checkpoint_seconds: float = 120.0
     sample_seconds: float = 0.0
+    begin: float = 0.0
 
     def __post_init__(self):
         if (self.seconds is None) == (self.steps is None):
@@ -57,6 +60,8 @@ class LoopConfig:
         budget = self.seconds if self.seconds is not None else self.steps
         if budget <= 0 or self.lr <= 0:
             raise UsageError(f"budget and learning rate must be positive, got {budget} and {self.lr}")
+        if not 0 <= self.begin < 1:
+            raise UsageError(explain("begin", self.begin, "a share of the curriculum from 0 to below 1"))
 
 
 class Average:
@@ -151,7 +156,7 @@ def train(
     Args:
         module: everything that is trained, as one module.
         optimizer: over the module's parameters; its ``lr`` is set by the loop.
-        loss_at: called with (module, step, share of budget used); returns the loss and figures for the log.
+        loss_at: called with (module, step, share of the curriculum done); returns the loss and figures for the log.
         config: budget, rates and paces.
         sample: called with the module holding averaged weights, and the step, every ``sample_seconds``.
         title: shown in the progress line.
@@ -211,7 +216,7 @@ def train(
         rate = rate_at(config, step, progress())
         for group in optimizer.param_groups:
             group["lr"] = rate
-        loss, figures = loss_at(wrapped, step, progress())
+        loss, figures = loss_at(wrapped, step, config.begin + (1 - config.begin) * progress())
         if not torch.isfinite(loss):
             raise ArtifactError(
                 f"the loss became {loss.item()} at step {step}: lower the learning rate; the last good state is {path}"

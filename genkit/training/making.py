@@ -53,6 +53,12 @@ class Making:
             type=Path,
             help=f"checkpoint.pt of an earlier {self.main} run to go on from, with a new budget",
         )
+        add(
+            "--begin",
+            type=float,
+            default=0.0,
+            help="with --start-from: share of the curriculum to skip, such as 0.7 for large canvases alone (default 0)",
+        )
         add("--seed", type=int, default=0)
         add("--threads", type=int, help="processor threads (default: what torch chooses)")
         add("--sample-minutes", type=float, default=13.0, help="pause between sample sheets; 0 for none")
@@ -93,6 +99,7 @@ class Making:
             folder=options.folder / stage,
             seconds=self.budget(options, stage),
             sample_seconds=60 * options.sample_minutes,
+            begin=options.begin if stage == self.main else 0.0,
             **more,
         )
 

@@ -87,6 +87,7 @@ class PatchKind:
             decay_from=0.4,
             average=0.99,
             sample_seconds=60 * options.sample_minutes,
+            begin=options.begin,
         )
 
     def work(self, options: Options) -> None:

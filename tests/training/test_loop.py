@@ -87,6 +87,22 @@ def test_rates_warm_up_and_decay(tmp_path):
     assert rate_at(config, 100, 1.0) == pytest.approx(0.1)
 
 
+def test_a_run_may_begin_later_in_the_curriculum(tmp_path):
+    seen = []
+    model = torch.nn.Linear(1, 1)
+
+    def loss_at(module, step, progress):
+        seen.append(progress)
+        return module(torch.ones(1, 1)).square().mean(), {}
+
+    config = LoopConfig(tmp_path, lr=0.1, steps=4, begin=0.6)
+    train(model, torch.optim.SGD(model.parameters(), 0.1), loss_at, config)
+    assert seen == pytest.approx([0.6, 0.7, 0.8, 0.9])
+    assert rate_at(config, 3, 0.75) < rate_at(config, 3, 0.0)
+    with pytest.raises(UsageError, match="begin"):
+        LoopConfig(tmp_path, lr=0.1, steps=4, begin=1.0)
+
+
 def test_a_half_written_file_never_replaces_a_checkpoint(tmp_path, monkeypatch):
     path = tmp_path / "checkpoint.pt"
     atomic_save({"step": 1}, path)
