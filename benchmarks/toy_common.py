@@ -1,8 +1,10 @@
-"""What the benchmarks of the toy models share: splits, shares with their error, progress on one line."""
+"""What the benchmarks of the toy models share: splits, shares with their error, trained weights, progress."""
 
 from __future__ import annotations
 
+import json
 import sys
+from pathlib import Path
 
 SPLITS = (
     ("train", "seen"),
@@ -41,3 +43,19 @@ def parse_size(text: str) -> tuple[int, int, int]:
     if len(parts) != 3 or not all(part.isdigit() and int(part) > 0 for part in parts):
         raise SystemExit(f"size: got {text!r}, allowed: FRAMESxHEIGHTxWIDTH such as 25x128x128")
     return tuple(int(part) for part in parts)
+
+
+def trained_facts(weights: Path | None) -> dict | None:
+    """What the run that made the weights tells beside them."""
+    if weights is None:
+        return None
+    beside = weights.with_name("training.json")
+    return {"file": weights.name} | (json.loads(beside.read_text()) if beside.exists() else {})
+
+
+def trained_text(trained: dict | None) -> str:
+    """Which weights were measured, in words."""
+    told = "No trained weights were given." if trained is None else f"Weights: {trained['file']}."
+    if trained and "steps" in trained:
+        told += f" {trained['steps']} steps in {trained['seconds'] / 60:.0f} minutes."
+    return told

@@ -9,8 +9,7 @@ from typing import Any
 
 from benchmarks.environment import RESULTS, environment, machine_line, table, write_results
 from benchmarks.toy_av import sound_row
-from benchmarks.toy_common import parse_size, tell
-from benchmarks.toy_reference import trained_facts, trained_text
+from benchmarks.toy_common import parse_size, tell, trained_facts, trained_text
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.environment import RESULTS, environment, machine_line, table, write_results
-from benchmarks.toy_common import parse_size, shares, tell
+from benchmarks.toy_common import parse_size, shares, tell, trained_facts, trained_text
 
 SPLITS = (("train", "seen"), ("held_out_pair", "held out: new colour-shape pair"))
 
@@ -101,24 +101,6 @@ def _measure(pipeline: Any, row: ReferenceRow, cases: list, request: Any, option
             patch.remove()
     cells = {"clips": len(cases)} | shares(judge_cases(cases, clips), ATTRIBUTES)
     return cells | {"s per clip": f"{seconds / len(cases):.2f}"}
-
-
-def trained_facts(weights: Path | None) -> dict | None:
-    """What the run that made the weights tells beside them."""
-    import json
-
-    if weights is None:
-        return None
-    beside = weights.with_name("training.json")
-    return {"file": weights.name} | (json.loads(beside.read_text()) if beside.exists() else {})
-
-
-def trained_text(trained: dict | None) -> str:
-    """Which weights were measured, in words."""
-    told = "No trained weights were given." if trained is None else f"Weights: {trained['file']}."
-    if trained and "steps" in trained:
-        told += f" {trained['steps']} steps in {trained['seconds'] / 60:.0f} minutes."
-    return told
 
 
 def _report(data: dict, facts: dict) -> str:

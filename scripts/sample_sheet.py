@@ -60,20 +60,25 @@ def main() -> int:
 
     try:
         pipeline = genkit.load(options.model)
-        defaults = read_sidecar(locate(options.model).path).defaults
-        axes = ("num_frames", "height", "width") if "num_frames" in defaults else ("height", "width")
-        size = [int(part) for part in options.size.split("x")] if options.size else [defaults[name] for name in axes]
-        if len(size) != len(axes):
-            raise ValueError(f"--size: got {options.size!r}, this model takes {' x '.join(axes)}")
+        size = _size(options.size, read_sidecar(locate(options.model).path).defaults)
     except (GenkitError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     pipeline.set_progress_bar_config(disable=True)
-    prompts, make = (CLIPS, sample_clips) if len(axes) == 3 else (PICTURES, sample_pictures)
+    prompts, make = (CLIPS, sample_clips) if len(size) == 3 else (PICTURES, sample_pictures)
     rows = make(pipeline, options.model, prompts, size, options.steps, options.seed)
     options.output.parent.mkdir(parents=True, exist_ok=True)
     iio.imwrite(options.output, np.asarray(contact_sheet(rows, prompts)))
     return 0
+
+
+def _size(given: str | None, defaults: dict[str, Any]) -> list[int]:
+    """(frames, height, width) or (height, width), as given or as the model has it."""
+    own = [defaults[name] for name in ("num_frames", "height", "width") if name in defaults]
+    size = [int(part) for part in given.split("x")] if given else own
+    if len(size) not in ((len(own),) if own else (2, 3)):
+        raise ValueError(f"--size: got {given!r}, give FRAMESxHEIGHTxWIDTH for clips, HEIGHTxWIDTH for pictures")
+    return size
 
 
 def sample_clips(
