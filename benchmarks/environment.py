@@ -66,6 +66,13 @@ def write_results(name: str, data: dict, markdown: str, folder: Path = RESULTS) 
     return paths
 
 
+def report(name: str, data: dict, markdown: str, folder: Path = RESULTS) -> None:
+    """Write the results, print the report and where it lies."""
+    paths = write_results(name, data, markdown, folder)
+    print(markdown)
+    print(f"written: {', '.join(str(path) for path in paths)}")
+
+
 def table(rows: list[dict[str, object]]) -> str:
     """A Markdown table; a dash where a row lacks what another has."""
     names = list(dict.fromkeys(name for row in rows for name in row))

@@ -6,7 +6,7 @@ import argparse
 import math
 from pathlib import Path
 
-from benchmarks.environment import RESULTS, environment, machine_line, table, write_results
+from benchmarks.environment import RESULTS, environment, machine_line, report, table
 from benchmarks.toy_common import SPLITS, shares, split_counts, tell
 
 
@@ -46,11 +46,9 @@ def run(options: argparse.Namespace) -> int:
         "accuracy": rows,
     }
     text = _report(data, facts)
-    paths = write_results("toy_av", data, text, options.output)
+    report("toy_av", data, text, options.output)
     if options.sheet:
         _write_sheet(options.sheet, *first, request.fps)
-    print(text)
-    print(f"written: {', '.join(str(path) for path in paths)}")
     return 0
 
 

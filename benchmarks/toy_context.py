@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.environment import RESULTS, environment, machine_line, table, write_results
+from benchmarks.environment import RESULTS, environment, machine_line, report, table
 from benchmarks.toy_av import sound_row
 from benchmarks.toy_common import parse_size, tell, trained_facts, trained_text
 
@@ -70,9 +70,7 @@ def run(options: argparse.Namespace) -> int:
     data = {"environment": facts, "model": options.model, "size": options.size, "steps": options.steps}
     data |= {"scale": options.scale, "weights": trained_facts(options.weights), "rows": rows}
     text = _report(data, facts)
-    paths = write_results("toy_context", data, text, options.output)
-    print(text)
-    print(f"written: {', '.join(str(path) for path in paths)}")
+    report("toy_context", data, text, options.output)
     return 0
 
 

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from benchmarks.compare import Variant, comparison_rows
-from benchmarks.environment import RESULTS, environment, machine_line, table, write_results
+from benchmarks.environment import RESULTS, environment, machine_line, report, table
 from benchmarks.toy_common import parse_size
 
 # Settings for a grid of 7 x 16 x 16 tokens; the first steps decide the layout of a clip and stay dense.
@@ -55,7 +55,5 @@ def run(options: argparse.Namespace) -> int:
         ]
     )
     data = {"environment": facts, "model": options.model, "size": options.size, "steps": options.steps, "rows": rows}
-    paths = write_results("toy_methods", data, text, options.output)
-    print(text)
-    print(f"written: {', '.join(str(path) for path in paths)}")
+    report("toy_methods", data, text, options.output)
     return 0

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.environment import RESULTS, environment, machine_line, table, write_results
+from benchmarks.environment import RESULTS, environment, machine_line, report, table
 from benchmarks.toy_common import SPLITS, shares, split_counts, tell
 
 
@@ -53,9 +53,7 @@ def run(name: str, options: argparse.Namespace, lcm_steps: Sequence[int] = ()) -
         "accuracy": rows,
     }
     text = _report(name, data, facts)
-    paths = write_results(name, data, text, options.output)
-    print(text)
-    print(f"written: {', '.join(str(path) for path in paths)}")
+    report(name, data, text, options.output)
     return 0
 
 

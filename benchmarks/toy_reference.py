@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.environment import RESULTS, environment, machine_line, table, write_results
+from benchmarks.environment import RESULTS, environment, machine_line, report, table
 from benchmarks.toy_common import parse_size, shares, tell, trained_facts, trained_text
 
 SPLITS = (("train", "seen"), ("held_out_pair", "held out: new colour-shape pair"))
@@ -75,9 +75,7 @@ def run(options: argparse.Namespace) -> int:
     data = {"environment": facts, "model": options.model, "size": options.size, "steps": options.steps}
     data |= {"strength": options.strength, "weights": trained_facts(options.weights), "rows": rows}
     text = _report(data, facts)
-    paths = write_results("toy_reference", data, text, options.output)
-    print(text)
-    print(f"written: {', '.join(str(path) for path in paths)}")
+    report("toy_reference", data, text, options.output)
     return 0
 
 

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from benchmarks.compare import Variant, comparison_rows
-from benchmarks.environment import RESULTS, environment, machine_line, table, write_results
+from benchmarks.environment import RESULTS, environment, machine_line, report, table
 from benchmarks.toy_common import SPLITS, parse_size, shares, split_counts, tell
 
 # The comparison of this report; ``python -m benchmarks toy_methods`` has every method.
@@ -52,9 +52,7 @@ def run(options: argparse.Namespace) -> int:
         "comparison": comparison,
     }
     text = _report(data, facts)
-    paths = write_results("toy_video", data, text, options.output)
-    print(text)
-    print(f"written: {', '.join(str(path) for path in paths)}")
+    report("toy_video", data, text, options.output)
     return 0
 
 

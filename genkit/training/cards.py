@@ -119,8 +119,7 @@ object's attributes and a tenth of all relations were held out.
 
 ## Accuracy and limits
 
-Judged by arithmetic on the pixels, on seen and held-out prompts: `benchmarks/results/{script}.md`. Pictures of three
-objects are the weakest part.
+Judged by arithmetic on the pixels, on seen and held-out prompts: `benchmarks/results/{script}.md`.
 """
 
 TOY_IMAGE = (

@@ -57,46 +57,6 @@ class GivenShares:
     first: float = 0.1
 
 
-class ToyAv(nn.Module):
-    """Text encoder, connectors, transformer and the read-outs of both streams, trained together.
-
-    Args:
-        transformer: settings that differ from :data:`genkit.training.toy_av_parts.TRANSFORMER`.
-    """
-
-    def __init__(self, transformer: dict | None = None):
-        super().__init__()
-        from diffusers.pipelines.ltx2 import LTX2TextConnectors
-
-        self.tokenizer = build_av_tokenizer()
-        self.tokenizer.padding_side = "left"
-        self.text_encoder = build_gemma(len(self.tokenizer))
-        self.connectors = LTX2TextConnectors(**CONNECTORS)
-        self.transformer = build_transformer(transformer)
-        config = self.transformer.config
-        block = self.transformer.transformer_blocks[min(ALIGNED_BLOCK, config.num_layers - 1)]
-        width, audio_width = config.cross_attention_dim, config.audio_cross_attention_dim
-        self.alignment = AlignmentHead(block, width, part=0)
-        self.sound_alignment = AlignmentHead(block, audio_width, SOUND_FEATURES, part=1)
-
-    def read(self, texts: list[str], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        """See :func:`read_texts`."""
-        return read_texts(self.tokenizer, texts, device)
-
-    def forward(
-        self,
-        video: torch.Tensor,
-        sound: torch.Tensor,
-        sigma: torch.Tensor,
-        sound_sigma: torch.Tensor,
-        ids: torch.Tensor,
-        mask: torch.Tensor,
-        first: bool = False,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """See :func:`av_velocity`."""
-        return av_velocity(self, video, sound, sigma, sound_sigma, ids, mask, first)
-
-
 def av_velocity(
     parts: Any,
     video: torch.Tensor,
@@ -148,6 +108,35 @@ def av_velocity(
         return_dict=False,
     )
     return LTX2Pipeline._unpack_latents(velocity, frames, height, width), sound_velocity
+
+
+class ToyAv(nn.Module):
+    """Text encoder, connectors, transformer and the read-outs of both streams, trained together.
+
+    Args:
+        transformer: settings that differ from :data:`genkit.training.toy_av_parts.TRANSFORMER`.
+    """
+
+    def __init__(self, transformer: dict | None = None):
+        super().__init__()
+        from diffusers.pipelines.ltx2 import LTX2TextConnectors
+
+        self.tokenizer = build_av_tokenizer()
+        self.tokenizer.padding_side = "left"
+        self.text_encoder = build_gemma(len(self.tokenizer))
+        self.connectors = LTX2TextConnectors(**CONNECTORS)
+        self.transformer = build_transformer(transformer)
+        config = self.transformer.config
+        block = self.transformer.transformer_blocks[min(ALIGNED_BLOCK, config.num_layers - 1)]
+        width, audio_width = config.cross_attention_dim, config.audio_cross_attention_dim
+        self.alignment = AlignmentHead(block, width, part=0)
+        self.sound_alignment = AlignmentHead(block, audio_width, SOUND_FEATURES, part=1)
+
+    def read(self, texts: list[str], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """See :func:`read_texts`."""
+        return read_texts(self.tokenizer, texts, device)
+
+    forward = av_velocity
 
 
 def read_texts(tokenizer: Any, texts: list[str], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
