@@ -57,7 +57,7 @@ def test_the_bare_command_shows_what_the_prompt_says(tmp_path, monkeypatch, caps
 def test_an_image_shows_what_the_prompt_says(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     prompt = "a striped blue square left of a small red circle"
-    code = main(["generate", prompt, "--model", "toy-image", "-o", "picture.png", "--json"])
+    code = main(["generate", prompt, "--model", "toy-image", "--seed", "0", "-o", "picture.png", "--json"])
     assert code == 0 and json.loads(capsys.readouterr().out)["warnings"] == []
     verdict = judge_picture(media.read_media(tmp_path / "picture.png").frames[0])
     found = sorted((actor.x, actor.texture, actor.colour, actor.shape) for actor in verdict.actors)

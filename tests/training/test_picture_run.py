@@ -63,7 +63,7 @@ def test_toy_image_is_made_loaded_and_judged(image_run):
     pipeline = genkit.load(str(model))
     assert type(pipeline).__name__ == "StableDiffusionPipeline"
     request = PictureRequest.of_model(str(model), 64, 64, 2)
-    assert request.call == {"guidance_scale": 4.0}
+    assert request.call == {"guidance_scale": 4.0, "eta": 0.95}
     prompts = draw_picture_prompts("held_out_pair", 2, seed=1, actors=1, side=64)
     images, seconds = generate_pictures(pipeline, [text for _, text in prompts], request)
     assert images.shape == (2, 64, 64, 3) and images.dtype == "uint8" and seconds > 0
