@@ -147,8 +147,9 @@ GPU and without a download.
 genkit generate "a striped blue square left of a small red circle" --model toy-image -o picture.png
 ```
 
-`LCMScheduler.from_config(pipe.scheduler.config)` samples in 4 to 8 steps, `StableDiffusionInpaintPipeline(
-**pipe.components)` repaints a part.
+In Python give the call `eta=0.95` and `guidance_scale=4`, as `genkit.json` does for the command: without fresh noise in
+every step more objects are misplaced. `LCMScheduler.from_config(pipe.scheduler.config)` samples in 8 steps, 4 are few;
+`StableDiffusionInpaintPipeline(**pipe.components)` repaints a part.
 """
     + _PICTURES
 )
