@@ -1,4 +1,4 @@
-"""Reference attention on toy-video: prompts that keep silent about the object, pictures that show it."""
+"""Reference attention on toy-video or toy-image: prompts that keep silent about the object, pictures that show it."""
 
 from __future__ import annotations
 
@@ -20,32 +20,33 @@ class ReferenceRow:
     Args:
         title: in the table.
         trained: by trained weights; False = the training-free form, None = no reference.
-        branches: half of guidance that reads the reference; None = both.
+        half: only the prompt's half of guidance reads the reference.
         boxes: whether the patch is told where the object is.
     """
 
     title: str
     trained: bool | None
-    branches: str | None = None
+    half: bool = False
     boxes: bool = False
 
 
 ROWS = (
     ReferenceRow("no reference", None),
     ReferenceRow("training-free", False),
-    ReferenceRow("training-free, prompt half only", False, "cond"),
+    ReferenceRow("training-free, prompt half only", False, True),
     ReferenceRow("trained", True),
-    ReferenceRow("trained, prompt half only", True, "cond"),
-    ReferenceRow("trained, boxes told", True, None, True),
+    ReferenceRow("trained, prompt half only", True, True),
+    ReferenceRow("trained, boxes told", True, False, True),
+    ReferenceRow("trained, boxes told, prompt half only", True, True, True),
 )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of ``python -m benchmarks toy_reference``."""
-    parser.add_argument("--model", default="toy-video")
+    parser.add_argument("--model", default="toy-video", help="toy-video (default), toy-image, or one of their classes")
     parser.add_argument("--weights", type=Path, help="reference.safetensors of scripts/train_patch.py reference")
     parser.add_argument("--prompts", type=int, default=32, help="cases per row, three quarters seen (default 32)")
-    parser.add_argument("--size", default="17x128x128", help="frames x height x width")
+    parser.add_argument("--size", help="frames x height x width (default 17x128x128), of pictures 1x128x128")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--strength", type=float, default=1.0, help="of the training-free form (default 1)")
     parser.add_argument("--output", type=Path, default=RESULTS)
@@ -54,12 +55,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Measure, print and write the report."""
     import genkit
-    from genkit.evaluation.toy import ClipRequest
     from genkit.evaluation.toy_reference import draw_cases
+    from genkit.pipelines.kinds import IMAGE, kind_of
 
     pipeline = genkit.load(options.model)
     pipeline.set_progress_bar_config(disable=True)
-    request = ClipRequest(*parse_size(options.size), options.steps)
+    picture = kind_of(type(pipeline)) == IMAGE
+    request = _request(options, picture)
     held_out = options.prompts // 4
     counts = {"train": options.prompts - held_out, "held_out_pair": held_out}
     cases = {name: draw_cases(name, counts[name], request, seed=4321) for name, _ in SPLITS if counts[name]}
@@ -72,45 +74,71 @@ def run(options: argparse.Namespace) -> int:
                 cells = _measure(pipeline, row, cases[split], request, options)
                 rows.append({"way": row.title, "prompts": title} | cells)
     facts = environment()
-    data = {"environment": facts, "model": options.model, "size": options.size, "steps": options.steps}
+    size = f"{request.height}x{request.width}" if picture else f"{request.num_frames}x{request.height}x{request.width}"
+    data = {"environment": facts, "model": options.model, "size": size, "steps": options.steps}
     data |= {"strength": options.strength, "weights": trained_facts(options.weights), "rows": rows}
-    text = _report(data, facts)
-    report("toy_reference", data, text, options.output)
+    text = _report(data, facts, picture)
+    report("toy_reference_picture" if picture else "toy_reference", data, text, options.output)
     return 0
+
+
+def _request(options: argparse.Namespace, picture: bool) -> Any:
+    """Size and sampling: guidance and the like as the model's sidecar has them for pictures."""
+    from genkit.evaluation.toy import ClipRequest
+    from genkit.evaluation.toy_picture import PictureRequest
+
+    if not picture:
+        return ClipRequest(*parse_size(options.size or "17x128x128"), options.steps)
+    frames, height, width = parse_size(options.size or "1x128x128")
+    if frames != 1:
+        raise SystemExit(f"--size: got {frames} frames, allowed: 1 for {options.model}, which makes pictures")
+    return PictureRequest.of_model(options.model, height, width, options.steps)
 
 
 def _measure(pipeline: Any, row: ReferenceRow, cases: list, request: Any, options: argparse.Namespace) -> dict:
     """Cells of one row."""
     import genkit
+    from genkit.attention.reference_store import References
     from genkit.attention.registry import trained
-    from genkit.evaluation.toy_reference import ATTRIBUTES, generate_cases, judge_cases
+    from genkit.evaluation.toy_picture import PictureRequest
+    from genkit.evaluation.toy_reference import attributes_of, generate_cases, judge_cases
 
     patch = None
     if row.trained is not None:
         free = genkit.Reference(strength=options.strength)
         method = trained("reference", options.weights) if row.trained else free
-        patch = genkit.patch(pipeline, method, schedule=genkit.Schedule(branches=row.branches))
+        if isinstance(request, PictureRequest):
+            patch = genkit.patch(pipeline, method)
+            # Both halves of guidance are one call, the negative one first.
+            References.of(patch.cache).set_parts((0, 1) if row.half else ())
+        else:
+            patch = genkit.patch(pipeline, method, schedule=genkit.Schedule(branches="cond" if row.half else None))
     try:
-        clips, seconds = generate_cases(
+        samples, seconds = generate_cases(
             pipeline, cases, request, 2000, patch, row.boxes, lambda d, t: tell(row.title, d, t)
         )
     finally:
         if patch is not None:
             patch.remove()
-    cells = {"clips": len(cases)} | shares(judge_cases(cases, clips), ATTRIBUTES)
-    return cells | {"s per clip": f"{seconds / len(cases):.2f}"}
+    cells = {"samples": len(cases)} | shares(judge_cases(cases, samples), attributes_of(cases[0]))
+    return cells | {"s per sample": f"{seconds / len(cases):.2f}"}
 
 
-def _report(data: dict, facts: dict) -> str:
+def _report(data: dict, facts: dict, picture: bool) -> str:
+    told = (
+        "The prompt says the background and sometimes the place, the picture shows the object elsewhere on another "
+        "background. `reference`: colour and shape are the picture's."
+        if picture
+        else "The prompt says motion and background, the picture shows the object elsewhere on another background. "
+        "`reference`: colour and nearest shape are the picture's; `shape`: the outline is clear besides."
+    )
     return "\n".join(
         [
-            "# Reference attention on toy-video",
+            f"# Reference attention on {data['model']}",
             "",
             machine_line(facts),
-            f"{data['size']}, {data['steps']} UniPC steps, guidance 4, the same seeds for every row. The prompt says "
-            "motion and background, the picture shows the object elsewhere on another background. `reference`: colour "
-            "and nearest shape are the picture's; `shape`: the outline is clear besides. Shares in percent with their "
-            f"standard error. {trained_text(data['weights'])}",
+            f"{data['size']}, {data['steps']} steps of the model's own sampler, guidance 4, the same seeds for every "
+            f"row. {told} Shares in percent with their standard error. {trained_text(data['weights'])}",
             "",
             table(data["rows"]),
             "",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -54,6 +54,7 @@ class References:
         self.adapted: set[str] = set()
         self._boxes: torch.Tensor | None = None
         self._blended: dict[Any, torch.Tensor] = {}
+        self._parts: tuple[float, ...] = ()
         self._off = False
 
     @staticmethod
@@ -136,6 +137,20 @@ class References:
         self._boxes = mask
         self._blended.clear()
 
+    def set_parts(self, weights: Sequence[float]) -> None:
+        """How much equal parts of the batch read references, in order; none given = all of them fully.
+
+        For models that are called once with both halves of guidance: ``(0, 1)`` after Stable Diffusion's order leaves
+        the negative half without, so that guidance acts on the references too.
+
+        Raises:
+            UsageError: a weight below 0.
+        """
+        for weight in weights:
+            if isinstance(weight, bool) or not isinstance(weight, (int, float)) or weight < 0:
+                raise UsageError(explain("weights of parts", weight, "numbers >= 0"))
+        self._parts = tuple(float(weight) for weight in weights)
+
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Calls inside run without references, for guidance."""
@@ -153,14 +168,24 @@ class References:
         return [(*pair, strength) for pair, strength in found if pair is not None and strength > 0]
 
     def share(self, site: Site, outside: float, batch: int, like: torch.Tensor) -> torch.Tensor | None:
-        """Blended mask (B|1, T*H*W) of a layer's grid tokens, or None without boxes."""
-        if self._boxes is None:
-            return None
-        key = (site.layout.grid, outside, like.device, like.dtype)
-        if key not in self._blended:
-            mask = blended_mask(grid_mask(self._boxes, site.layout.grid), outside)
-            self._blended[key] = mask.to(like.device, like.dtype)
-        return spread(self._blended[key], batch, "boxes")
+        """How much (B|1, T*H*W) a layer's grid tokens read, by boxes and parts of the batch; None = all fully."""
+        found = None
+        if self._boxes is not None:
+            key = (site.layout.grid, outside, like.device, like.dtype)
+            if key not in self._blended:
+                mask = blended_mask(grid_mask(self._boxes, site.layout.grid), outside)
+                self._blended[key] = mask.to(like.device, like.dtype)
+            found = spread(self._blended[key], batch, "boxes")
+        if not self._parts:
+            return found
+        if batch % len(self._parts):
+            raise UsageError(
+                f"layer {site.name}: a batch of {batch} rows has no {len(self._parts)} equal parts; give "
+                f"References.set_parts as many weights as the call has halves of guidance"
+            )
+        weights = torch.tensor(self._parts, device=like.device, dtype=like.dtype)
+        weights = weights.repeat_interleave(batch // len(self._parts))[:, None]
+        return weights if found is None else weights * found
 
 
 def spread(x: torch.Tensor, batch: int, what: str) -> torch.Tensor:

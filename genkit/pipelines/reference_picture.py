@@ -1,4 +1,4 @@
-"""Pictures as references of a text-to-video pipeline: encode them and record them on a patch."""
+"""Pictures as references of a pipeline for videos or pictures: encode them and record them on a patch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from genkit.attention.reference_store import References
-from genkit.errors import UsageError
+from genkit.errors import UnsupportedError, UsageError
 from genkit.patching import time_shift
 
 #: Time position of a reference in latent frames: behind the longest clips toy-video was trained on (25 frames are 7).
@@ -30,11 +30,25 @@ def normal_latents(vae: Any, pixels: torch.Tensor) -> torch.Tensor:
     return (found - mean) / std
 
 
+def scaled_latents(vae: Any, pixels: torch.Tensor) -> torch.Tensor:
+    """Latents (B, C, h, w) of pixels (B, 3, H, W) in -1..1 as a UNet has them: the mode, shifted and scaled."""
+    parameter = next(vae.parameters())
+    with torch.no_grad():
+        found = vae.encode(pixels.to(parameter.device, parameter.dtype)).latent_dist.mode().float()
+    return (found - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor
+
+
+def text_states(pipeline: Any, texts: list[str], slots: int = 64) -> torch.Tensor:
+    """Text states (B, slots, width) of prompts; a Stable Diffusion pipeline has its own number of slots."""
+    with torch.no_grad():
+        if _has_unet(pipeline):
+            return pipeline.encode_prompt(texts, pipeline._execution_device, 1, do_classifier_free_guidance=False)[0]
+        return pipeline.encode_prompt(texts, do_classifier_free_guidance=False, max_sequence_length=slots)[0]
+
+
 def empty_text(pipeline: Any, rows: int, slots: int = 64) -> torch.Tensor:
     """Text states (rows, slots, width) of the empty prompt, which a reference is shown with."""
-    with torch.no_grad():
-        states = pipeline.encode_prompt([""], do_classifier_free_guidance=False, max_sequence_length=slots)[0]
-    return states.expand(rows, -1, -1)
+    return text_states(pipeline, [""], slots).expand(rows, -1, -1)
 
 
 def record_latents(
@@ -42,54 +56,71 @@ def record_latents(
 ) -> int:
     """Record clean latents as the reference of a patch, row for row of the batches that follow.
 
-    The pass has timestep 0, text that does not depend on the prompt, and positions behind the clip. With gradients
-    enabled the trainable weights stay connected.
+    The pass has timestep 0, text that does not depend on the prompt, and in a video model positions behind the clip.
+    With gradients enabled the trainable weights stay connected.
 
     Args:
-        patch: handle of a patch with ``reference`` on a Wan pipeline.
+        patch: handle of a patch with ``reference`` on a Wan or Stable Diffusion pipeline.
         pipeline: the patched pipeline.
-        latents: (b, C, 1, h, w); b = 1 serves every row, else b must divide later batches.
+        latents: (b, C, 1, h, w), of a UNet (b, C, h, w); b = 1 serves every row, else b must divide later batches.
         text: (b, slots, width), see :func:`empty_text`.
-        shift: time position in latent frames.
+        shift: time position in latent frames; a UNet has none.
         strength: factor of the reference's share.
 
     Returns:
         Number of layers recorded.
     """
+    timestep = torch.zeros(len(latents), device=latents.device)
+    given = {"strength": strength, "encoder_hidden_states": text}
+    references = References.of(patch.cache)
+    if _has_unet(pipeline):
+        return references.record(
+            patch, pipeline.unet, sample=latents.to(text.dtype), timestep=timestep.long(), **given
+        )
     model = pipeline.transformer
     with time_shift(model, shift):
-        return References.of(patch.cache).record(
-            patch,
-            model,
-            strength=strength,
-            hidden_states=latents.to(text.dtype),
-            timestep=torch.zeros(len(latents), device=latents.device),
-            encoder_hidden_states=text,
-        )
+        return references.record(patch, model, hidden_states=latents.to(text.dtype), timestep=timestep, **given)
 
 
 @torch.no_grad()
 def record_pictures(
     patch: Any, pipeline: Any, pictures: np.ndarray, shift: int = SHIFT, strength: float = 1.0, slots: int = 64
 ) -> int:
-    """Make pictures the references of a patched Wan pipeline's next calls.
+    """Make pictures the references of a patched pipeline's next calls.
 
     Args:
         patch: handle of a patch with ``reference``.
-        pipeline: the patched pipeline.
+        pipeline: the patched pipeline, Wan or Stable Diffusion 1 and 2.
         pictures: uint8 (b, H, W, 3); one for all prompts of a call, or one per prompt.
         shift, strength: see :func:`record_latents`.
-        slots: text slots, as ``max_sequence_length``.
+        slots: text slots, as ``max_sequence_length``; Stable Diffusion has its own.
 
     Returns:
         Number of layers recorded.
 
     Raises:
-        UsageError: other arrays.
+        UsageError: other arrays. UnsupportedError: a pipeline of another family.
     """
     if pictures.dtype != np.uint8 or pictures.ndim != 4 or pictures.shape[-1] != 3:
         raise UsageError(f"pictures: got {pictures.dtype} {pictures.shape}, allowed: uint8 (count, height, width, 3)")
-    pixels = torch.from_numpy(pictures).movedim(-1, 1)[:, :, None].float().div_(127.5).sub_(1.0)
-    latents = normal_latents(pipeline.vae, pixels).to(pipeline._execution_device)
-    text = empty_text(pipeline, len(latents), slots).to(pipeline.transformer.dtype)
-    return record_latents(patch, pipeline, latents, text, shift, strength)
+    pixels = torch.from_numpy(pictures).movedim(-1, 1).float().div_(127.5).sub_(1.0)
+    if _has_unet(pipeline):
+        latents, model = scaled_latents(pipeline.vae, pixels), pipeline.unet
+    else:
+        latents, model = normal_latents(pipeline.vae, pixels[:, :, None]), pipeline.transformer
+    text = empty_text(pipeline, len(latents), slots).to(model.dtype)
+    return record_latents(patch, pipeline, latents.to(pipeline._execution_device), text, shift, strength)
+
+
+def _has_unet(pipeline: Any) -> bool:
+    """Whether a pipeline is of Stable Diffusion's kind; False for Wan, an error for others."""
+    name = type(pipeline).__name__
+    if name.startswith("Wan"):
+        return False
+    if name.startswith("StableDiffusion") and getattr(pipeline, "unet", None) is not None:
+        if pipeline.unet.config.addition_embed_type is None:
+            return True
+    raise UnsupportedError(
+        f"references from pictures: got {name}, allowed: Wan and Stable Diffusion 1 and 2; for other families call "
+        f"References.of(patch.cache).record with the model's own inputs (docs/methods/reference.md)"
+    )

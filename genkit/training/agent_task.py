@@ -11,15 +11,16 @@ import torch
 from genkit.attention.agent import Agent
 from genkit.patching import Schedule
 from genkit.training.curriculum import Stage
+from genkit.training.denoisers import denoiser_of
 from genkit.training.latent_pool import LatentPool, Sample
-from genkit.training.patch_task import Noised, WanTask
+from genkit.training.patch_task import CaptionedTask, Noised
 from genkit.training.toy_video import sizes
 from genkit.world.caption import caption
 
 STAGES = (Stage(0.0, sizes((25, 256, 256, 0.7), (25, 192, 192, 0.3))),)
 
 
-class AgentTask(WanTask):
+class AgentTask(CaptionedTask):
     """Agent attention learns the velocity of the dense model on the same noised latents.
 
     Args:
@@ -32,7 +33,7 @@ class AgentTask(WanTask):
         self, pipeline: Any, pool: LatentPool, layers: str | None = "2:-2", stages: tuple[Stage, ...] = STAGES
     ):
         # A copy made before the patch: it stays dense. Kept in a tuple, so that it is no part of the module.
-        dense = deepcopy(pipeline.transformer).requires_grad_(False).eval()
+        dense = deepcopy(denoiser_of(pipeline).module).requires_grad_(False).eval()
         super().__init__(pipeline, Agent(form="trained"), pool, stages, Schedule(layers=layers))
         self.dense = (dense,)
 

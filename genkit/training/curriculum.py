@@ -8,6 +8,9 @@ from typing import Protocol
 import numpy as np
 import torch
 
+# Share of noise levels drawn evenly: the first step of sampling starts from noise alone, which the others rarely meet.
+_EVEN = 0.2
+
 
 class Size(Protocol):
     """A canvas (and a length) that knows how many latent tokens it has."""
@@ -48,3 +51,10 @@ def draw_sigma(count: int, shift: float, generator: torch.Generator) -> torch.Te
     """Noise levels: logistic-normal, then shifted towards 1 by ``shift``."""
     sigma = torch.sigmoid(torch.randn(count, generator=generator))
     return shift * sigma / (1 + (shift - 1) * sigma)
+
+
+def draw_levels(count: int, shift: float, generator: torch.Generator) -> torch.Tensor:
+    """Noise levels (count,) in 0..1: a fifth even, the others as :func:`draw_sigma` draws them."""
+    even = torch.rand(count, generator=generator)
+    chosen = torch.rand(count, generator=generator) < _EVEN
+    return torch.where(chosen, even, draw_sigma(count, shift, generator))

@@ -26,6 +26,9 @@ class ClipSize:
     height: int
     width: int
 
+    def __str__(self) -> str:
+        return f"{self.frames}x{self.height}x{self.width}"
+
     @property
     def tokens(self) -> int:
         """Tokens of the latent grid."""

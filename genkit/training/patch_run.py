@@ -13,16 +13,19 @@ from typing import Any
 import numpy as np
 
 from genkit.errors import UsageError
+from genkit.evaluation.toy_picture import PictureRequest
 from genkit.training.agent_task import AgentTask
 from genkit.training.autoencoder import use_onednn
 from genkit.training.context_task import ContextTask
 from genkit.training.curriculum import batch_for
-from genkit.training.latent_pool import ClipSize, LatentPool
+from genkit.training.denoisers import UNetDenoiser, denoiser_of
+from genkit.training.latent_pool import LatentPool
 from genkit.training.loop import LoopConfig, load_checkpoint, process_rank, train, wait_for_all
 from genkit.training.making import Making, Options, adopt_checkpoint, exit_code
 from genkit.training.optim import muon_adamw
 from genkit.training.patch_task import PatchTask, mean_loss, patch_loss
-from genkit.training.reference_task import ReferencePool, ReferenceTask
+from genkit.training.reference_pool import ReferenceClips, ReferencePictures
+from genkit.training.reference_task import CLIP_PROBE, CLIP_STAGES, PICTURE_STAGES, ReferenceTask
 from genkit.training.toy_av_pool import SoundPool
 
 STAGE = "weights"
@@ -37,11 +40,10 @@ class PatchKind:
         minutes, tokens: defaults of the budget and of the tokens per step.
         lr: peak learning rate.
         muon: matrices by Muon; False = everything by AdamW.
-        size: clips of the measurement.
         build: the task for the options, a pipeline and the pool's source of randomness.
         more: adds the kind's own options.
         model: that is patched by default.
-        family: class of pipelines that may be.
+        families: classes of pipelines that may be.
     """
 
     name: str
@@ -49,11 +51,10 @@ class PatchKind:
     tokens: int
     lr: float
     muon: bool
-    size: ClipSize
     build: Callable[[Options, Any, np.random.Generator], PatchTask]
     more: Callable[[argparse.ArgumentParser], None]
     model: str = "toy-video"
-    family: str = "WanPipeline"
+    families: tuple[str, ...] = ("WanPipeline",)
 
     def making(self) -> Making:
         """Options and the one stage."""
@@ -69,11 +70,11 @@ class PatchKind:
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Options that all kinds have, and the kind's own."""
-        text = f"a model of class {self.family} (default {self.model})"
+        text = f"a model of class {' or '.join(self.families)} (default {self.model})"
         parser.add_argument("--model", default=self.model, help=text)
         parser.add_argument("--steps", type=int, help="train this many steps instead of --minutes")
         parser.add_argument("--lr", type=float, default=self.lr, help=f"peak learning rate (default {self.lr:g})")
-        parser.add_argument("--measure", type=int, default=16, help="clips of the measurement; 0 for none")
+        parser.add_argument("--measure", type=int, default=16, help="samples of the measurement; 0 for none")
         self.more(parser)
 
     def loop(self, options: Options) -> LoopConfig:
@@ -100,7 +101,7 @@ class PatchKind:
         wait_for_all()
         # A resumed run draws other clips than the first did.
         rng = np.random.default_rng((options.seed, int(time.time()), process_rank()))
-        task = self.build(options, load_pipeline(options.model, self.family), rng)
+        task = self.build(options, load_pipeline(options.model, self.families), rng)
         names = () if self.muon else ("",)  # every name has an empty part
         optimizer = muon_adamw(task.named_parameters(), lr=options.lr, adam_names=names)
         before = self.measured(options, task) if options.measure else None
@@ -121,27 +122,29 @@ class PatchKind:
             target.parent.mkdir(parents=True, exist_ok=True)
             print(f"written: {task.weights.save(target)}")
             after = self.measured(options, task) if options.measure else None
-        self.report(options, target, before, after)
+        self.report(options, target, str(task.measured), before, after)
 
     def measured(self, options: Options, task: PatchTask) -> float:
         """The loss on new clips that follow from the seed."""
-        count = min(options.measure, batch_for(self.size, options.tokens))
-        return mean_loss(task, self.size, max(1, options.measure // count), count, options.seed + 1_000_000)
+        size = task.measured
+        count = min(options.measure, batch_for(size, options.tokens))
+        return mean_loss(task, size, max(1, options.measure // count), count, options.seed + 1_000_000)
 
-    def report(self, options: Options, target: Path, before: float | None, after: float | None) -> None:
+    def report(
+        self, options: Options, target: Path, size: str, before: float | None, after: float | None
+    ) -> None:
         """What was trained and what came of it, as ``training.json`` beside the weights."""
         state = load_checkpoint(options.folder / STAGE / "checkpoint.pt")
         seconds = round(state.get("earlier_seconds", 0.0) + state["seconds"], 1)
         facts = {"method": self.name, "model": options.model, "steps": state["step"], "seconds": seconds}
         facts |= {"tokens": options.tokens, "lr": options.lr, "seed": options.seed}
         if after is not None:
-            size = f"{self.size.frames}x{self.size.height}x{self.size.width}"
-            facts |= {"clips": options.measure, "size": size, "loss untrained": before, "loss trained": after}
-            print(f"loss on {options.measure} new clips of {size}: untrained {before:.5f}, trained {after:.5f}")
+            facts |= {"samples": options.measure, "size": size, "loss untrained": before, "loss trained": after}
+            print(f"loss on {options.measure} new samples of {size}: untrained {before:.5f}, trained {after:.5f}")
         target.with_name("training.json").write_text(json.dumps(facts, indent=1) + "\n")
 
 
-def load_pipeline(model: str, family: str) -> Any:
+def load_pipeline(model: str, families: tuple[str, ...]) -> Any:
     """The pipeline in float32 on the device of this process, its autoencoder's convolutions made fast."""
     import torch
     from accelerate import PartialState
@@ -150,15 +153,21 @@ def load_pipeline(model: str, family: str) -> Any:
 
     device = PartialState(cpu=not torch.accelerator.is_available()).device
     pipeline = load(model, torch.float32, device)
-    if type(pipeline).__name__ != family:
-        raise UsageError(f"--model: got {model!r}, a {type(pipeline).__name__}; allowed: models of class {family}")
+    name = type(pipeline).__name__
+    if name not in families:
+        raise UsageError(f"--model: got {model!r}, a {name}; allowed: models of class {' or '.join(families)}")
     pipeline.set_progress_bar_config(disable=True)
     use_onednn(pipeline.vae)
     return pipeline
 
 
 def _reference(options: Options, pipeline: Any, rng: np.random.Generator) -> PatchTask:
-    return ReferenceTask(pipeline, ReferencePool(pipeline.vae, rng, fresh=0.15), options.rank)
+    if isinstance(denoiser_of(pipeline), UNetDenoiser):
+        pool, stages = ReferencePictures(pipeline.vae, rng, fresh=0.15), PICTURE_STAGES
+        probe = PictureRequest.of_model(options.model, 64, 64, steps=12)
+    else:
+        pool, stages, probe = ReferenceClips(pipeline.vae, rng, fresh=0.15), CLIP_STAGES, CLIP_PROBE
+    return ReferenceTask(pipeline, pool, stages, probe, options.rank)
 
 
 def _reference_options(parser: argparse.ArgumentParser) -> None:
@@ -187,14 +196,17 @@ def _context_options(parser: argparse.ArgumentParser) -> None:
 KINDS = {
     kind.name: kind
     for kind in (
-        PatchKind("reference", 25, 1500, 2e-3, True, ClipSize(9, 96, 96), _reference, _reference_options),
-        PatchKind("agent", 25, 3600, 3e-3, False, ClipSize(25, 256, 256), _agent, _agent_options),
         PatchKind(
-            "cross_modal_context", 25, 3600, 3e-3, False, ClipSize(17, 96, 96), _context, _context_options,
-            model="toy-av", family="LTX2Pipeline",
+            "reference", 25, 1500, 2e-3, True, _reference, _reference_options,
+            families=("WanPipeline", "StableDiffusionPipeline"),
+        ),
+        PatchKind("agent", 25, 3600, 3e-3, False, _agent, _agent_options),
+        PatchKind(
+            "cross_modal_context", 25, 3600, 3e-3, False, _context, _context_options,
+            model="toy-av", families=("LTX2Pipeline",),
         ),
     )
-}
+}  # fmt: skip
 
 
 def main(description: str, arguments: list[str] | None = None) -> int:

@@ -13,29 +13,27 @@ from torch import nn
 
 from genkit.attention.base import Method
 from genkit.patching import Schedule, patch
-from genkit.training.curriculum import Stage, batch_for, draw_sigma, draw_size
+from genkit.training.curriculum import Size, Stage, batch_for, draw_size
+from genkit.training.denoisers import denoiser_of
 from genkit.training.latent_pool import Pool, Sample
 from genkit.training.loop import process_rank
-
-#: Text slots, as toy-video's sidecar has them.
-SLOTS = 64
 
 
 @dataclass
 class Noised:
-    """A batch of clips at their noise levels.
+    """A batch of clips or pictures at their noise levels.
 
     Args:
         samples: what was drawn.
-        noisy, velocity: (B, C, T, h, w), what the model sees, and what it should answer.
-        sigma: (B,) noise levels in 0..1.
-        text: (B, SLOTS, width) states of the captions.
+        noisy, target: (B, C, T, h, w) or (B, C, h, w), what the model sees, and what it should answer.
+        level: (B,) noise levels in 0..1.
+        text: (B, slots, width) states of the captions.
     """
 
     samples: Sequence[Sample]
     noisy: torch.Tensor
-    velocity: torch.Tensor
-    sigma: torch.Tensor
+    target: torch.Tensor
+    level: torch.Tensor
     text: torch.Tensor
 
 
@@ -46,7 +44,7 @@ class PatchTask(nn.Module, ABC):
         pipeline: its parts are frozen.
         method: with trainable weights.
         pool: where samples come from.
-        stages: sizes over the budget.
+        stages: sizes over the budget; the first one of the last stage is what is measured.
         schedule: layers the method is on.
         shift: of the noise levels, as the model was trained.
         empty: share of samples without a caption, for guidance.
@@ -82,6 +80,11 @@ class PatchTask(nn.Module, ABC):
     def forward(self, batch: Any) -> torch.Tensor:
         """The loss of a batch."""
 
+    @property
+    def measured(self) -> Size:
+        """Size of the samples on which the loss before and after training is told."""
+        return self.stages[-1].mix[0][0]
+
     def probe(self) -> dict[str, float]:
         """Figures for ``probe.jsonl`` besides the loss; called while the averaged weights are in."""
         return {}
@@ -91,8 +94,16 @@ class PatchTask(nn.Module, ABC):
         return loss + 0.0 * sum(parameter.sum() for parameter in self.weights.parameters())
 
 
-class WanTask(PatchTask):
-    """A patch task on a Wan text-to-video pipeline."""
+class CaptionedTask(PatchTask):
+    """A patch task on a pipeline that makes clips or pictures of captions; further arguments: :class:`PatchTask`.
+
+    Args:
+        pipeline: of a class in :data:`genkit.training.denoisers.DENOISERS`.
+    """
+
+    def __init__(self, pipeline: Any, *args: Any, **kwargs: Any):
+        super().__init__(pipeline, *args, **kwargs)
+        self.denoiser = denoiser_of(pipeline)
 
     @abstractmethod
     def caption_of(self, sample: Sample, rng: np.random.Generator) -> str:
@@ -101,24 +112,17 @@ class WanTask(PatchTask):
     def draw(self, size: Any, count: int, rng: np.random.Generator) -> Noised:
         """See :meth:`PatchTask.draw`."""
         samples = self.pool.draw(size, count)
-        device = self.pipeline.transformer.device
+        device = self.denoiser.module.device
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         clean = torch.stack([sample.latents for sample in samples]).to(device).float()
-        sigma = draw_sigma(count, self.shift, generator).to(device)
+        level = self.denoiser.levels(count, self.shift, generator).to(device)
         noise = torch.randn(clean.shape, generator=generator).to(device)
-        level = sigma.view(-1, 1, 1, 1, 1)
         texts = ["" if rng.random() < self.empty else self.caption_of(sample, rng) for sample in samples]
-        return Noised(samples, (1 - level) * clean + level * noise, noise - clean, sigma, self.encode(texts))
+        return Noised(samples, *self.denoiser.noised(clean, noise, level), level, self.denoiser.encode(texts))
 
-    @torch.no_grad()
-    def encode(self, texts: list[str]) -> torch.Tensor:
-        """States of prompts as the pipeline makes them."""
-        return self.pipeline.encode_prompt(texts, do_classifier_free_guidance=False, max_sequence_length=SLOTS)[0]
-
-    def predict(self, batch: Noised, model: nn.Module | None = None) -> torch.Tensor:
-        """The velocity by the pipeline's denoiser, or by another one."""
-        model = self.pipeline.transformer if model is None else model
-        return model(batch.noisy, batch.sigma * 1000, batch.text, return_dict=False)[0]
+    def predict(self, batch: Noised, module: nn.Module | None = None) -> torch.Tensor:
+        """The answer of the pipeline's denoiser, or of another network."""
+        return self.denoiser.predict(batch.noisy, batch.level, batch.text, module)
 
 
 def patch_loss(task: PatchTask, seed: int, tokens: int) -> Callable[[nn.Module, int, float], tuple]:

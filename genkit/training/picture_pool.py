@@ -27,25 +27,29 @@ class PictureSize:
     height: int
     width: int
 
+    def __str__(self) -> str:
+        return f"{self.height}x{self.width}"
+
     @property
     def tokens(self) -> int:
         """Tokens of the grid on which most attention layers work."""
         return (self.height // CELL) * (self.width // CELL)
 
 
-def _squares(*rows: tuple[int, float]) -> tuple[tuple[PictureSize, float], ...]:
+def squares(*rows: tuple[int, float]) -> tuple[tuple[PictureSize, float], ...]:
+    """Rows of (side, share) as a stage's mix."""
     return tuple((PictureSize(side, side), share) for side, share in rows)
 
 
 # Share of the budget, canvases. Outlines and textures are learned where one object fills the canvas, at a quarter of a
 # large picture's tokens; relations need room for two and three.
 STAGES = (
-    Stage(0.0, _squares((64, 0.6), (96, 0.4))),
-    Stage(0.3, _squares((64, 0.25), (96, 0.4), (128, 0.35))),
-    Stage(0.65, _squares((64, 0.12), (96, 0.23), (128, 0.65))),
+    Stage(0.0, squares((64, 0.6), (96, 0.4))),
+    Stage(0.3, squares((64, 0.25), (96, 0.4), (128, 0.35))),
+    Stage(0.65, squares((64, 0.12), (96, 0.23), (128, 0.65))),
     Stage(
         0.9,
-        (*_squares((64, 0.08), (96, 0.12), (128, 0.6), (192, 0.1)), (PictureSize(96, 128), 0.1)),
+        (*squares((64, 0.08), (96, 0.12), (128, 0.6), (192, 0.1)), (PictureSize(96, 128), 0.1)),
     ),
 )
 

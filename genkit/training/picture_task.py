@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from genkit.evaluation.toy_picture import ATTRIBUTES
-from genkit.training.curriculum import Stage, batch_for, draw_sigma, draw_size
+from genkit.training.curriculum import Stage, batch_for, draw_levels, draw_size
 from genkit.training.latent_pool import Sample
 from genkit.training.loop import process_rank
 from genkit.training.picture_pool import STAGES, PicturePool, PictureSize
@@ -23,8 +23,6 @@ from genkit.world.picture_caption import picture_caption
 from genkit.world.picture_judge import judge_picture, score_picture
 from genkit.world.picture_scene import draw_picture
 
-# Share of noise levels drawn evenly: the first step of sampling starts from noise alone, which the others rarely meet.
-_EVEN = 0.2
 _EMPTY = 0.1
 
 
@@ -72,13 +70,6 @@ def picture_loss(
         return loss + align * max(0.0, 1 - progress / 0.8) * aligned, figures
 
     return loss_at
-
-
-def draw_levels(count: int, shift: float, generator: torch.Generator) -> torch.Tensor:
-    """Noise levels (count,) in 0..1: a fifth even, the others logistic-normal and shifted."""
-    even = torch.rand(count, generator=generator)
-    chosen = torch.rand(count, generator=generator) < _EVEN
-    return torch.where(chosen, even, draw_sigma(count, shift, generator))
 
 
 def _extra(samples: list[Sample], device) -> tuple[torch.Tensor, ...]:

@@ -7,7 +7,6 @@ import numpy as np
 from genkit.errors import UsageError
 from genkit.world.picture_scene import Picture, Placement
 from genkit.world.render import coverage
-from genkit.world.scene import Tracks
 from genkit.world.vocabulary import BACKGROUNDS, COLOURS
 
 #: Pixels from stripe to stripe and from dot to dot. The pattern lies still on the canvas, objects are windows on it.
@@ -56,11 +55,8 @@ def render_picture(picture: Picture, placement: Placement, height: int, width: i
     canvas = np.empty((height, width, 3), dtype=np.float32)
     canvas[:] = np.array(BACKGROUNDS[picture.background], dtype=np.float32)
     ink = ink_of(picture.background)
-    tracks = Tracks(
-        *(column[:, None] for column in (placement.x, placement.y, placement.radius)), 0 * placement.x[:, None]
-    )
     for number, actor in enumerate(picture.actors):
-        alpha, rows, columns = coverage(actor.shape, tracks, number, height, width)
+        alpha, rows, columns = coverage(actor.shape, placement.tracks, number, height, width)
         share = pattern(actor.texture, rows[0], columns[0])[..., None]
         colour = np.array(COLOURS[actor.colour], dtype=np.float32)
         window = canvas[rows[0, 0] : rows[0, -1] + 1, columns[0, 0] : columns[0, -1] + 1]

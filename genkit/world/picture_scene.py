@@ -14,7 +14,7 @@ import numpy as np
 
 from genkit.errors import UsageError, explain
 from genkit.world.render import SHAPE_EXTENTS
-from genkit.world.scene import MARGIN, SPLITS, Actor, pick
+from genkit.world.scene import MARGIN, SPLITS, Actor, Tracks, pick
 from genkit.world.vocabulary import BACKGROUNDS, COLOURS, HELD_OUT_PAIRS, RADII, SHAPES, SIZES
 
 TEXTURES: tuple[str, ...] = ("plain", "striped", "dotted")
@@ -91,6 +91,11 @@ class Placement:
         shapes = {getattr(self, field.name).shape for field in fields(self)}
         if len(shapes) != 1:
             raise UsageError(f"x, y and radius must have one entry per actor, got shapes {shapes}")
+
+    @property
+    def tracks(self) -> Tracks:
+        """The same as a clip of one frame."""
+        return Tracks(*(column[:, None] for column in (self.x, self.y, self.radius)), 0 * self.x[:, None])
 
 
 def picture_split(picture: Picture) -> str:

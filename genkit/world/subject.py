@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from genkit.world.caption import motion_phrase
+from genkit.world.picture_scene import Picture
 from genkit.world.render import SHAPE_EXTENTS, render_clip
 from genkit.world.scene import Scene, Tracks, lay_out, pick
 from genkit.world.vocabulary import BACKGROUNDS
@@ -15,7 +16,7 @@ from genkit.world.vocabulary import BACKGROUNDS
 _TURNED_REACH = 1.26
 
 
-def subject_caption(scene: Scene, rng: np.random.Generator | None = None, picture: bool = False) -> str:
+def subject_caption(scene: Scene | Picture, rng: np.random.Generator | None = None, picture: bool = False) -> str:
     """A caption that says how something moves and on which background, but not what it is.
 
     The grammar has no word for "object", so the subject is left out: "moves right on a blue background".
@@ -53,7 +54,9 @@ def draw_subject_picture(scene: Scene, rng: np.random.Generator, height: int = 9
     return render_clip(alone, lay_out(alone, 1, height, width, rng), height, width)[0]
 
 
-def actor_boxes(scene: Scene, tracks: Tracks, height: int, width: int) -> list[tuple[float, float, float, float]]:
+def actor_boxes(
+    scene: Scene | Picture, tracks: Tracks, height: int, width: int
+) -> list[tuple[float, float, float, float]]:
     """The first actor's box in every frame: (left, top, right, bottom) as shares of the canvas, cut to it."""
     actor = scene.actors[0]
     extents = SHAPE_EXTENTS[actor.shape]

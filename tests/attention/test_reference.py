@@ -337,6 +337,41 @@ def test_rows_of_a_reference_serve_the_halves_of_guidance():
         Reference().attend(*[x[:3] for x in (q, k, v)], site, cache)
 
 
+@pytest.mark.parametrize("form", ["append", "residual"])
+def test_parts_of_the_batch_read_as_much_as_they_are_told(form):
+    method = Reference(form=form, **({"rank": 0} if form == "residual" else {}))
+    site = Site.of_layout(GRID)
+    cache = PatchCache()
+    if form == "residual":
+        cache, _, _ = installed(method, site)
+        torch.nn.init.eye_(PatchWeights.of(cache).at("reference", site.name).out.weight)
+    stored(cache, site, batch=2)
+    references = References.of(cache)
+    q, k, v = qkv(GRID, batch=4)
+    full = method.attend(q, k, v, site, cache)
+    references.set_parts((0, 1))
+    half = method.attend(q, k, v, site, cache)
+    assert torch.equal(half[2:], full[2:])
+    without = torch.zeros_like(full) if form == "residual" else attention_over(
+        q, k, v, torch.ones(12, 12, dtype=torch.bool)
+    )  # fmt: skip
+    torch.testing.assert_close(half[:2], without[:2], atol=2e-15, rtol=1e-14)
+    mask = torch.zeros(2, 2, 3)
+    mask[0] = 1
+    references.set_boxes(mask)
+    boxed = method.attend(q, k, v, site, cache)
+    assert torch.equal(boxed[:2], half[:2]) and torch.equal(boxed[2:, :6], full[2:, :6])
+    assert not torch.equal(boxed[2:, 6:], full[2:, 6:])
+    references.set_boxes(None)
+    references.set_parts(())
+    assert torch.equal(method.attend(q, k, v, site, cache), full)
+    references.set_parts((1, 1, 0))
+    with pytest.raises(UsageError, match="4 rows has no 3 equal parts"):
+        method.attend(q, k, v, site, cache)
+    with pytest.raises(UsageError, match="numbers >= 0"):
+        references.set_parts((0, -1))
+
+
 def test_guidance_over_text_and_reference():
     e0, ec, etc = draw(3, 4), draw(3, 4, seed=1), draw(3, 4, seed=2)
     torch.testing.assert_close(reference_guidance(e0, ec, etc, 1.0, 1.0), etc)

@@ -9,13 +9,16 @@ import torch
 
 import genkit
 from genkit.attention.registry import trained
+from genkit.evaluation.toy_picture import PictureRequest
 from genkit.pipelines.reference_picture import record_pictures
 from genkit.training.agent_task import AgentTask
 from genkit.training.curriculum import Stage
 from genkit.training.latent_pool import ClipSize, LatentPool
 from genkit.training.patch_run import main
 from genkit.training.patch_task import mean_loss
-from genkit.training.reference_task import ReferencePool, ReferenceTask
+from genkit.training.picture_pool import PictureSize, squares
+from genkit.training.reference_pool import ReferenceClips, ReferencePictures
+from genkit.training.reference_task import ReferenceTask
 from genkit.training.toy_video import sizes
 
 SMALL = (Stage(0.0, sizes((5, 96, 96, 1.0))),)
@@ -65,7 +68,7 @@ def test_the_command_trains_saves_and_goes_on(tiny_wan, tmp_path):
 
 def test_a_step_changes_the_weights_and_lowers_the_loss_on_its_batch(tiny_wan):
     pipeline = _load(tiny_wan)
-    pool = ReferencePool(pipeline.vae, np.random.default_rng(0))
+    pool = ReferenceClips(pipeline.vae, np.random.default_rng(0))
     task = ReferenceTask(pipeline, pool, rank=2, stages=SMALL)
     batch = task.draw(ClipSize(5, 96, 96), 4, np.random.default_rng(1))
     assert batch.text.shape[:2] == (4, 64) and batch.samples[0].reference.shape == (4, 1, 12, 12)
@@ -88,12 +91,43 @@ def test_a_step_changes_the_weights_and_lowers_the_loss_on_its_batch(tiny_wan):
 
 
 def test_samples_carry_picture_and_boxes(tiny_wan):
-    pool = ReferencePool(_load(tiny_wan).vae, np.random.default_rng(2))
+    pool = ReferenceClips(_load(tiny_wan).vae, np.random.default_rng(2))
     samples = pool.draw(ClipSize(9, 96, 96), 3)
     for sample in samples:
         assert sample.boxes.shape == sample.latents.shape[1:] == (3, 12, 12)
         assert 0.02 < sample.boxes.mean() < 0.6 and sample.boxes.max() == 1
     assert pool.stored.keys() == {ClipSize(9, 96, 96)}
+
+
+def test_references_are_trained_on_pictures_too(tiny_sd, tmp_path):
+    command = ["reference", "--model", str(tiny_sd), "--folder", str(tmp_path), "--tokens", "128", "--rank", "2"]
+    command += ["--measure", "2", "--steps", "2", "--lr", "0.02", "--sample-minutes", "0.00001"]
+    assert main("test", command) == 0
+    facts = json.loads((tmp_path / "training.json").read_text())
+    assert facts["steps"] == 2 and facts["size"] == "96x96" and facts["loss trained"] != facts["loss untrained"]
+    probe = json.loads((tmp_path / "weights" / "probe.jsonl").read_text().splitlines()[0])
+    assert {"reference", "texture", "loss"} <= probe.keys()
+    method = trained("reference", tmp_path / "reference.safetensors")
+    assert method.rank == 2 and method.form == "residual"
+
+
+def test_pictures_carry_reference_and_boxes(tiny_sd):
+    pipeline = genkit.load(str(tiny_sd), "float32", "cpu")
+    pool = ReferencePictures(pipeline.vae, np.random.default_rng(2))
+    task = ReferenceTask(pipeline, pool, (Stage(0.0, squares((96, 1.0))),), PictureRequest(64, 64), rank=2)
+    batch = task.draw(PictureSize(96, 96), 3, np.random.default_rng(1))
+    for sample in batch.samples:
+        height = sample.latents.shape[1]
+        assert sample.boxes.shape == (1, height, height) and 0.02 < sample.boxes.mean() < 0.8
+        assert sample.reference.shape == (4, height * 64 // 96, height * 64 // 96)
+    before = task(batch)
+    before.backward()
+    assert all(parameter.grad is not None for parameter in task.parameters())
+    # what the model should answer is the noise, of which the noisy latents hold the share that the table names
+    kept = pipeline.scheduler.alphas_cumprod[task.denoiser.timesteps(batch.level)].view(-1, 1, 1, 1)
+    clean = torch.stack([sample.latents for sample in batch.samples]).float()
+    assert torch.allclose(kept.sqrt() * clean + (1 - kept).sqrt() * batch.target, batch.noisy, atol=1e-5)
+    task.patch.remove()
 
 
 def test_agents_learn_the_dense_model(tiny_wan):

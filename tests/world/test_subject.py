@@ -7,6 +7,10 @@ import pytest
 
 from genkit.world.caption import words
 from genkit.world.judge import judge_clip
+from genkit.world.picture_caption import picture_words
+from genkit.world.picture_judge import judge_picture
+from genkit.world.picture_scene import Picture, PictureActor, draw_picture
+from genkit.world.picture_subject import draw_picture_subject, picture_subject_caption
 from genkit.world.render import render_clip
 from genkit.world.scene import Actor, Scene, draw_scene, lay_out
 from genkit.world.subject import actor_boxes, draw_subject_picture, subject_caption
@@ -56,3 +60,26 @@ def test_boxes_hold_the_object_and_little_more(shape, motion):
         assert top * 128 - 1 <= rows.min() and rows.max() <= bottom * 128
         slack = 3 if motion != "spin" else 40
         assert columns.min() - left * 128 < slack and bottom * 128 - rows.max() < slack
+
+
+def test_captions_of_pictures_say_background_and_place():
+    actor = PictureActor("red", "cross", "big", texture="dotted")
+    assert picture_subject_caption(Picture((actor,), "gray")) == "on a gray background"
+    placed = Picture((actor,), "gray", cell=("left", "top"))
+    assert picture_subject_caption(placed) == "at the top left on a gray background"
+    rng, known = np.random.default_rng(0), set(picture_words())
+    texts = {picture_subject_caption(placed, rng) for _ in range(40)}
+    assert len(texts) > 1 and all(set(text.split()) <= known and "left" in text for text in texts)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_the_reference_of_a_picture_shows_the_same_object(seed):
+    rng = np.random.default_rng(seed)
+    picture, _ = draw_picture(rng, 64, 64, actors=1)
+    verdict = judge_picture(draw_picture_subject(picture, rng, 64, 64))
+    seen, actor = verdict.actors[0], picture.actors[0]
+    assert (seen.colour, seen.shape, seen.size, seen.texture) == (actor.colour, actor.shape, actor.size, actor.texture)
+    if actor.texture == "plain":
+        assert verdict.background != picture.background
+    else:  # black ink on white only
+        assert (verdict.background == "white") == (picture.background == "white")
