@@ -25,7 +25,7 @@ from genkit.training.making import Making, Options, adopt_checkpoint, exit_code
 from genkit.training.optim import muon_adamw
 from genkit.training.patch_task import PatchTask, mean_loss, patch_loss
 from genkit.training.reference_pool import ReferenceClips, ReferencePictures
-from genkit.training.reference_task import CLIP_PROBE, CLIP_STAGES, PICTURE_STAGES, ReferenceTask
+from genkit.training.reference_task import PICTURE_SHIFT, PICTURE_STAGES, ReferenceTask
 from genkit.training.toy_av_pool import SoundPool
 
 STAGE = "weights"
@@ -163,11 +163,10 @@ def load_pipeline(model: str, families: tuple[str, ...]) -> Any:
 
 def _reference(options: Options, pipeline: Any, rng: np.random.Generator) -> PatchTask:
     if isinstance(denoiser_of(pipeline), UNetDenoiser):
-        pool, stages = ReferencePictures(pipeline.vae, rng, fresh=0.15), PICTURE_STAGES
+        pool = ReferencePictures(pipeline.vae, rng, fresh=0.15)
         probe = PictureRequest.of_model(options.model, 64, 64, steps=12)
-    else:
-        pool, stages, probe = ReferenceClips(pipeline.vae, rng, fresh=0.15), CLIP_STAGES, CLIP_PROBE
-    return ReferenceTask(pipeline, pool, stages, probe, options.rank)
+        return ReferenceTask(pipeline, pool, PICTURE_STAGES, probe, options.rank, shift=PICTURE_SHIFT)
+    return ReferenceTask(pipeline, ReferenceClips(pipeline.vae, rng, fresh=0.15), rank=options.rank)
 
 
 def _reference_options(parser: argparse.ArgumentParser) -> None:
