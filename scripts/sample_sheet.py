@@ -1,7 +1,7 @@
 """Sample sheet of a model of the toy world: python scripts/sample_sheet.py --model toy-video -o sheet.png
 
-Every prompt gets one clip from one seed, or five pictures from five; nothing is picked by hand. The reading of the
-judge is printed.
+Every prompt gets one clip from one seed, with its sound if the model makes one, or five pictures from five; nothing is
+picked by hand. The reading of the judge is printed.
 """
 
 from __future__ import annotations
@@ -38,6 +38,16 @@ PICTURES = (
     "a red triangle left of a green circle and a small blue square on a white background",
     "a pink square above a dotted orange circle and a cyan cross on a black background",
 )
+SOUNDING = (
+    "a green circle bounces twice on a black background",
+    "a red square bounces on a blue background",
+    "a yellow triangle moves right on a purple background",
+    "a big cyan circle moves left on a gray background",
+    "a small pink cross moves up on a black background",
+    "an orange square moves down on a white background",
+    "a blue circle grows on a white background",
+    "a purple triangle stays still on a green background",
+)
 SEEDS = 5
 
 
@@ -54,9 +64,9 @@ def main() -> int:
 
     import genkit
     from genkit.errors import GenkitError
-    from genkit.evaluation.sheet import contact_sheet
     from genkit.models.registry import locate
     from genkit.models.sidecar import read_sidecar
+    from genkit.pipelines.kinds import kind_of
 
     try:
         pipeline = genkit.load(options.model)
@@ -65,10 +75,10 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     pipeline.set_progress_bar_config(disable=True)
-    prompts, make = (CLIPS, sample_clips) if len(size) == 3 else (PICTURES, sample_pictures)
-    rows = make(pipeline, options.model, prompts, size, options.steps, options.seed)
+    makers = {"video": sample_clips, "image": sample_pictures, "audio-video": sample_sounding}
+    page = makers[kind_of(type(pipeline)).name](pipeline, options.model, size, options.steps, options.seed)
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    iio.imwrite(options.output, np.asarray(contact_sheet(rows, prompts)))
+    iio.imwrite(options.output, np.asarray(page))
     return 0
 
 
@@ -81,38 +91,55 @@ def _size(given: str | None, defaults: dict[str, Any]) -> list[int]:
     return size
 
 
-def sample_clips(
-    pipeline: Any, model: str, prompts: Sequence[str], size: Sequence[int], steps: int, seed: int
-) -> list[np.ndarray]:
-    """One clip per prompt, (F, H, W, 3) each."""
+def sample_clips(pipeline: Any, model: str, size: Sequence[int], steps: int, seed: int) -> np.ndarray:
+    """One clip per prompt."""
+    from genkit.evaluation.sheet import contact_sheet
     from genkit.evaluation.toy import ClipRequest, generate_clips
+
+    clips, _ = generate_clips(pipeline, CLIPS, ClipRequest(*size, steps, batch=2), seed)
+    for prompt, clip in zip(CLIPS, clips, strict=True):
+        print(f"{prompt}\n    judged: {_read_clip(clip)}")
+    return contact_sheet(list(clips), CLIPS)
+
+
+def sample_sounding(pipeline: Any, model: str, size: Sequence[int], steps: int, seed: int) -> np.ndarray:
+    """One clip with sound per prompt."""
+    from genkit.evaluation.sound_sheet import sound_sheet
+    from genkit.evaluation.toy_av import SoundRequest, generate_sound_clips, seen_and_heard
+
+    frames, height, width = size
+    request = SoundRequest.of_model(model, num_frames=frames, height=height, width=width, steps=steps)
+    clips, _ = generate_sound_clips(pipeline, SOUNDING, request, seed)
+    for prompt, clip in zip(SOUNDING, clips, strict=True):
+        seen, heard = ([f"{event.time:.2f}" for event in events] for events in seen_and_heard(clip, request.fps))
+        print(f"{prompt}\n    judged: {_read_clip(clip.frames)}; seconds seen {seen} heard {heard}")
+    return sound_sheet(clips, SOUNDING, request.fps)
+
+
+def _read_clip(clip: np.ndarray) -> str:
     from genkit.world import judge_clip
 
-    clips, _ = generate_clips(pipeline, prompts, ClipRequest(*size, steps, batch=2), seed)
-    for prompt, clip in zip(prompts, clips, strict=True):
-        verdict = judge_clip(clip)
-        seen = ", ".join(" ".join((a.size, a.colour, a.shape, a.motion)) for a in verdict.actors)
-        print(f"{prompt}\n    judged: {seen} on {verdict.background}")
-    return list(clips)
+    verdict = judge_clip(clip)
+    seen = ", ".join(" ".join((a.size, a.colour, a.shape, a.motion)) for a in verdict.actors)
+    return f"{seen} on {verdict.background}"
 
 
-def sample_pictures(
-    pipeline: Any, model: str, prompts: Sequence[str], size: Sequence[int], steps: int, seed: int
-) -> list[np.ndarray]:
-    """Five pictures per prompt, (5, H, W, 3) each."""
+def sample_pictures(pipeline: Any, model: str, size: Sequence[int], steps: int, seed: int) -> np.ndarray:
+    """Five pictures per prompt."""
+    from genkit.evaluation.sheet import contact_sheet
     from genkit.evaluation.toy_picture import PictureRequest, generate_pictures
     from genkit.world.picture_judge import judge_picture
 
     request = PictureRequest.of_model(model, *size, steps)
-    sets = [generate_pictures(pipeline, prompts, request, seed + 100 * turn)[0] for turn in range(SEEDS)]
+    sets = [generate_pictures(pipeline, PICTURES, request, seed + 100 * turn)[0] for turn in range(SEEDS)]
     rows = list(np.stack(sets, 1))
-    for prompt, pictures in zip(prompts, rows, strict=True):
+    for prompt, pictures in zip(PICTURES, rows, strict=True):
         print(prompt)
         for picture in pictures:
             verdict = judge_picture(picture)
             seen = ", ".join(" ".join((a.size, a.texture, a.colour, a.shape)) for a in verdict.actors)
             print(f"    judged: {seen} on {verdict.background}")
-    return rows
+    return contact_sheet(rows, PICTURES)
 
 
 if __name__ == "__main__":

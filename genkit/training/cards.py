@@ -70,6 +70,11 @@ A stock `LTX2Pipeline`: `LTX2VideoTransformer3DModel` ({parameters:.1f} million 
 `AutoencoderKLLTX2Audio`, `LTX2TextConnectors`, `Gemma3ForConditionalGeneration` with a vocabulary of words, and an
 `LTX2Vocoder` that was not trained but filled in by formula; all weights bfloat16.
 
+![samples](samples.png)
+
+*One clip per prompt with the waveforms of both sides, nothing picked by hand; green marks what is seen to happen, red
+what is heard: `python scripts/sample_sheet.py --model toy-av -o samples.png`*
+
 ## Use
 
 ```

@@ -11,6 +11,7 @@ import sys
 import wave
 from pathlib import Path
 
+import imageio.v3 as iio
 import numpy as np
 import pytest
 import torch
@@ -241,6 +242,19 @@ def test_the_benchmark_reports_every_row(av_run, tmp_path):
     seen, heard = own["events seen / heard"].split(" / ")
     assert seen == heard and own["event F1"] == "1.000"
     assert (tmp_path / "sheet.png").exists() and "event F1" in (tmp_path / "toy_av.md").read_text()
+
+
+@pytest.mark.slow
+def test_the_sample_sheet_shows_what_is_heard(av_run, tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(Path(__file__).resolve().parents[2] / "scripts")
+    import sample_sheet
+
+    target = tmp_path / "sheet.png"
+    given = ["--model", str(av_run / "model"), "--size", "5x64x64", "--steps", "1", "-o", str(target)]
+    monkeypatch.setattr(sys, "argv", ["sample_sheet.py", *given])
+    assert sample_sheet.main() == 0
+    assert capsys.readouterr().out.count("heard") == len(sample_sheet.SOUNDING)
+    assert iio.imread(target).std() > 1
 
 
 @pytest.mark.slow
