@@ -20,9 +20,7 @@ def normal_latents(vae: Any, pixels: torch.Tensor) -> torch.Tensor:
 
     For autoencoders that keep ``latents_mean`` and ``latents_std`` in their configuration (Wan's).
     """
-    parameter = next(vae.parameters())
-    with torch.no_grad():
-        found = vae.encode(pixels.to(parameter.device, parameter.dtype)).latent_dist.mode().float()
+    found = _encoded(vae, pixels)
     mean, std = (
         torch.tensor(values, device=found.device).view(1, -1, 1, 1, 1)
         for values in (vae.config.latents_mean, vae.config.latents_std)
@@ -32,10 +30,13 @@ def normal_latents(vae: Any, pixels: torch.Tensor) -> torch.Tensor:
 
 def scaled_latents(vae: Any, pixels: torch.Tensor) -> torch.Tensor:
     """Latents (B, C, h, w) of pixels (B, 3, H, W) in -1..1 as a UNet has them: the mode, shifted and scaled."""
+    return (_encoded(vae, pixels) - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor
+
+
+@torch.no_grad()
+def _encoded(vae: Any, pixels: torch.Tensor) -> torch.Tensor:
     parameter = next(vae.parameters())
-    with torch.no_grad():
-        found = vae.encode(pixels.to(parameter.device, parameter.dtype)).latent_dist.mode().float()
-    return (found - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor
+    return vae.encode(pixels.to(parameter.device, parameter.dtype)).latent_dist.mode().float()
 
 
 def text_states(pipeline: Any, texts: list[str], slots: int = 64) -> torch.Tensor:

@@ -45,14 +45,15 @@ SIDECAR = {
         "frames_multiple": 4,
         "max_prompt_tokens": 64,
     },
-    # Guidance by the prompt alone. Both of a pair are named: the pipeline takes 0 for the sound as "like the video".
+    # Guidance by the prompt alone, rescaled: else colours overshoot into halos of their opposites. Both of a pair are
+    # named: the pipeline takes 0 for the sound as "like the video".
     "call": {
         "stg_scale": 0.0,
         "audio_stg_scale": 0.0,
         "modality_scale": 1.0,
         "audio_modality_scale": 1.0,
-        "guidance_rescale": 0.0,
-        "audio_guidance_rescale": 0.0,
+        "guidance_rescale": 0.7,
+        "audio_guidance_rescale": 0.7,
         "audio_guidance_scale": None,
         "spatio_temporal_guidance_blocks": None,
         "use_cross_timestep": True,

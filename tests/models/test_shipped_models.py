@@ -10,7 +10,9 @@ from genkit import media
 from genkit.cli.main import main
 from genkit.models import DEFAULT_MODEL, check_folder, read_sidecar, shipped, verify_checksums
 from genkit.world.judge import judge_clip
+from genkit.world.listen import listen, match_events, same_pitch
 from genkit.world.picture_judge import judge_picture
+from genkit.world.watch import watch
 
 LIMIT_BYTES, PACKAGE_BYTES = 20_000_000, 78_000_000
 
@@ -62,3 +64,18 @@ def test_an_image_shows_what_the_prompt_says(tmp_path, monkeypatch, capsys):
     verdict = judge_picture(media.read_media(tmp_path / "picture.png").frames[0])
     found = sorted((actor.x, actor.texture, actor.colour, actor.shape) for actor in verdict.actors)
     assert [actor[1:] for actor in found] == [("striped", "blue", "square"), ("plain", "red", "circle")]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("toy-av" not in shipped(), reason="no weights in the package")
+def test_a_ball_is_heard_when_it_is_seen_to_bounce(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    code = main(["generate", "a green ball bounces twice", "--model", "toy-av", "--seed", "1", "-o", "b.mp4", "--json"])
+    assert code == 0 and json.loads(capsys.readouterr().out)["warnings"] == []
+    clip = media.read_media(tmp_path / "b.mp4")
+    verdict = judge_clip(clip.frames)
+    assert [(actor.colour, actor.motion) for actor in verdict.actors] == [("green", "bounce")]
+    sound, rate = media.read_sound(tmp_path / "b.mp4")
+    seen, heard = watch(verdict, 8.0, clip.frames.shape[2]), listen(sound.T, rate)
+    assert len(seen) == len(heard) == len(match_events(seen, heard)) == 2
+    assert all(same_pitch(tone, event) for event, tone in match_events(seen, heard))
