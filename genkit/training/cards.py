@@ -105,8 +105,9 @@ held out.
 ## Accuracy and limits
 
 Judged by arithmetic on the pixels and the waveform: `benchmarks/results/toy_av.md`. Colours, background, count and
-pitch are nearly always right; of what is heard, two thirds are seen to happen. These are early weights: most outlines
-are lumpy, four motions in ten break off, and two objects rarely come out.
+pitch are nearly always right; four of five visible events are heard, three of five sounds have a visible event. These
+are early weights: most outlines are lumpy, four motions in ten are not clearly what was asked, and two objects rarely
+come out.
 """
 
 _PICTURES = """
