@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,11 +14,13 @@ from genkit.training.autoencoder import as_tensor
 from genkit.training.latent_pool import ClipSize, Pool, Sample, encode_clips
 from genkit.training.picture_pool import PictureSize
 from genkit.world.picture_render import render_picture
-from genkit.world.picture_scene import draw_picture
+from genkit.world.picture_scene import Picture, draw_picture
 from genkit.world.picture_subject import draw_picture_subject, picture_subject_caption
 from genkit.world.render import render_clip
-from genkit.world.scene import draw_scene, lay_out
+from genkit.world.scene import Scene, draw_scene, lay_out
 from genkit.world.subject import actor_boxes, draw_subject_picture, subject_caption
+
+Boxes = list[tuple[float, float, float, float]]
 
 
 @dataclass
@@ -34,39 +37,8 @@ class ReferenceSample(Sample):
 
 
 @dataclass
-class ReferenceClips(Pool):
-    """Encoded clips of one object, each with a picture of it elsewhere.
-
-    Args:
-        side: of the reference picture in pixels.
-    """
-
-    side: int = 96
-
-    @torch.no_grad()
-    def encode(self, size: ClipSize, count: int) -> list[ReferenceSample]:
-        """See :meth:`Pool.encode`."""
-        scenes, clips, pictures, boxes = [], [], [], []
-        for _ in range(count):
-            scene = draw_scene(self.rng, actors=1, moving=size.frames > 1)
-            tracks = lay_out(scene, size.frames, size.height, size.width, self.rng)
-            scenes.append(scene)
-            clips.append(render_clip(scene, tracks, size.height, size.width))
-            pictures.append(draw_subject_picture(scene, self.rng, self.side, self.side)[None])
-            boxes.append(actor_boxes(scene, tracks, size.height, size.width))
-        latents = encode_clips(self.vae, np.stack(clips))
-        references = encode_clips(self.vae, np.stack(pictures))
-        return _samples(latents, scenes, references, boxes, tuple(latents.shape[2:]))
-
-    @staticmethod
-    def caption(sample: Sample, rng: np.random.Generator) -> str:
-        """A caption without the object."""
-        return subject_caption(sample.scene, rng, picture=sample.latents.shape[1] == 1)
-
-
-@dataclass
-class ReferencePictures(Pool):
-    """Encoded pictures of one object, each with another picture of it.
+class ReferencePool(Pool):
+    """Encoded samples of one object, each with a picture of it elsewhere.
 
     Args:
         side: of the reference picture in pixels.
@@ -75,29 +47,66 @@ class ReferencePictures(Pool):
     side: int = 64
 
     @torch.no_grad()
-    def encode(self, size: PictureSize, count: int) -> list[ReferenceSample]:
+    def encode(self, size: ClipSize | PictureSize, count: int) -> list[ReferenceSample]:
         """See :meth:`Pool.encode`."""
-        scenes, images, pictures, boxes = [], [], [], []
-        for _ in range(count):
-            picture, placement = draw_picture(self.rng, size.height, size.width, actors=1)
-            scenes.append(picture)
-            images.append(render_picture(picture, placement, size.height, size.width))
-            pictures.append(draw_picture_subject(picture, self.rng, self.side, self.side))
-            boxes.append(actor_boxes(picture, placement.tracks, size.height, size.width))
-        latents, references = (
-            scaled_latents(self.vae, as_tensor(np.stack(rows))).half().cpu() for rows in (images, pictures)
-        )
-        return _samples(latents, scenes, references, boxes, (1, *latents.shape[2:]))
+        scenes, shown, pictures, boxes = zip(*(self.show(size) for _ in range(count)), strict=True)
+        latents, references = self.latents(np.stack(shown)), self.latents(np.stack(pictures))
+        grid = (1, *latents.shape[2:])[-3:]
+        masks = [grid_mask(box_mask(rows, *grid[1:]), grid).view(grid) for rows in boxes]
+        return [
+            ReferenceSample(made, scene, torch.zeros(0), reference=reference, boxes=mask)
+            for made, scene, reference, mask in zip(latents, scenes, references, masks, strict=True)
+        ]
+
+    @abstractmethod
+    def show(self, size: ClipSize | PictureSize) -> tuple[Scene | Picture, np.ndarray, np.ndarray, Boxes]:
+        """A new scene, its pixels at ``size``, pixels of the reference picture, and the object's box per frame."""
+
+    @abstractmethod
+    def latents(self, pixels: np.ndarray) -> torch.Tensor:
+        """float16 latents of pixels (B, ..., H, W, 3)."""
+
+
+@dataclass
+class ReferenceClips(ReferencePool):
+    """Encoded clips of one object, each with a picture of it elsewhere."""
+
+    side: int = 96
+
+    def show(self, size: ClipSize) -> tuple[Scene, np.ndarray, np.ndarray, Boxes]:
+        """See :meth:`ReferencePool.show`."""
+        scene = draw_scene(self.rng, actors=1, moving=size.frames > 1)
+        tracks = lay_out(scene, size.frames, size.height, size.width, self.rng)
+        clip = render_clip(scene, tracks, size.height, size.width)
+        picture = draw_subject_picture(scene, self.rng, self.side, self.side)[None]
+        return scene, clip, picture, actor_boxes(scene, tracks, size.height, size.width)
+
+    def latents(self, pixels: np.ndarray) -> torch.Tensor:
+        """float16 (B, C, T, h, w)."""
+        return encode_clips(self.vae, pixels)
+
+    @staticmethod
+    def caption(sample: Sample, rng: np.random.Generator) -> str:
+        """A caption without the object."""
+        return subject_caption(sample.scene, rng, picture=sample.latents.shape[1] == 1)
+
+
+@dataclass
+class ReferencePictures(ReferencePool):
+    """Encoded pictures of one object, each with another picture of it."""
+
+    def show(self, size: PictureSize) -> tuple[Picture, np.ndarray, np.ndarray, Boxes]:
+        """See :meth:`ReferencePool.show`."""
+        picture, placement = draw_picture(self.rng, size.height, size.width, actors=1)
+        image = render_picture(picture, placement, size.height, size.width)
+        subject = draw_picture_subject(picture, self.rng, self.side, self.side)
+        return picture, image, subject, actor_boxes(picture, placement.tracks, size.height, size.width)
+
+    def latents(self, pixels: np.ndarray) -> torch.Tensor:
+        """float16 (B, C, h, w)."""
+        return scaled_latents(self.vae, as_tensor(pixels)).half().cpu()
 
     @staticmethod
     def caption(sample: Sample, rng: np.random.Generator) -> str:
         """A caption without the object."""
         return picture_subject_caption(sample.scene, rng)
-
-
-def _samples(latents, scenes, references, boxes, grid: tuple[int, int, int]) -> list[ReferenceSample]:
-    masks = [grid_mask(box_mask(rows, *grid[1:]), grid).view(grid) for rows in boxes]
-    return [
-        ReferenceSample(made, scene, torch.zeros(0), reference=reference, boxes=mask)
-        for made, scene, reference, mask in zip(latents, scenes, references, masks, strict=True)
-    ]

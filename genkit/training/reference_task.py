@@ -19,7 +19,7 @@ from genkit.training.denoisers import SLOTS
 from genkit.training.latent_pool import Sample
 from genkit.training.patch_task import CaptionedTask, Noised
 from genkit.training.picture_pool import squares
-from genkit.training.reference_pool import ReferenceClips, ReferencePictures
+from genkit.training.reference_pool import ReferencePool
 from genkit.training.toy_video import sizes
 
 CLIP_STAGES = (
@@ -55,7 +55,7 @@ class ReferenceTask(CaptionedTask):
     def __init__(
         self,
         pipeline: Any,
-        pool: ReferenceClips | ReferencePictures,
+        pool: ReferencePool,
         stages: tuple[Stage, ...] = CLIP_STAGES,
         probe: ClipRequest | PictureRequest = CLIP_PROBE,
         rank: int | str = 32,

@@ -25,7 +25,7 @@ FLUX = {
     "axes_dims_rope": (16, 24, 24),
 }
 # Flux pads the text with unmasked tokens, so the model must know the lengths it will be run with.
-TEXT_SLOTS = (24, 32, 48, 64)
+TEXT_SLOTS = (28, 40)
 SHIFT = 3.0
 ADAM_NAMES = (
     "x_embedder",

@@ -146,7 +146,7 @@ def test_flux_reads_texts_in_all_lengths():
     seen = {model.read(["a red circle"], torch.device("cpu"))[1].shape[1] for _ in range(8)}
     assert seen == set(TEXT_SLOTS)
     long = "a small red circle " * 14
-    assert model.read([long], torch.device("cpu"))[1].shape[1] == 64
+    assert model.read([long], torch.device("cpu"))[1].shape[1] == TEXT_SLOTS[-1]
 
 
 def test_inpainting_begins_where_the_plain_model_ended(tmp_path):
