@@ -7,9 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from benchmarks.environment import RESULTS, environment, machine_line, report, table
 from benchmarks.toy_common import parse_size, shares, tell, trained_facts, trained_text
 
+SHOWN = 8
 SPLITS = (("train", "seen"), ("held_out_pair", "held out: new colour-shape pair"))
 
 
@@ -65,20 +68,22 @@ def run(options: argparse.Namespace) -> int:
     held_out = options.prompts // 4
     counts = {"train": options.prompts - held_out, "held_out_pair": held_out}
     cases = {name: draw_cases(name, counts[name], request, seed=4321) for name, _ in SPLITS if counts[name]}
-    rows = []
+    rows, shown = [], {}
     for row in ROWS:
         if row.trained and options.weights is None:
             continue
         for split, title in SPLITS:
             if split in cases:
-                cells = _measure(pipeline, row, cases[split], request, options)
+                cells, samples = _measure(pipeline, row, cases[split], request, options)
                 rows.append({"way": row.title, "prompts": title} | cells)
+                shown.setdefault(row.title, samples[:SHOWN])
     facts = environment()
     size = f"{request.height}x{request.width}" if picture else f"{request.num_frames}x{request.height}x{request.width}"
     data = {"environment": facts, "model": options.model, "size": size, "steps": options.steps}
     data |= {"strength": options.strength, "weights": trained_facts(options.weights), "rows": rows}
-    text = _report(data, facts, picture)
-    report("toy_reference_picture" if picture else "toy_reference", data, text, options.output)
+    name = "toy_reference_picture" if picture else "toy_reference"
+    report(name, data, _report(name, data, facts, picture), options.output)
+    _draw_sheet(next(iter(cases.values())), shown, options.output / f"{name}.png")
     return 0
 
 
@@ -95,8 +100,8 @@ def _request(options: argparse.Namespace, picture: bool) -> Any:
     return PictureRequest.of_model(options.model, height, width, options.steps)
 
 
-def _measure(pipeline: Any, row: ReferenceRow, cases: list, request: Any, options: argparse.Namespace) -> dict:
-    """Cells of one row."""
+def _measure(pipeline: Any, row: ReferenceRow, cases: list, request: Any, options: argparse.Namespace) -> tuple:
+    """Cells of one row, and what was made."""
     import genkit
     from genkit.attention.reference_store import References
     from genkit.attention.registry import trained
@@ -121,10 +126,27 @@ def _measure(pipeline: Any, row: ReferenceRow, cases: list, request: Any, option
         if patch is not None:
             patch.remove()
     cells = {"samples": len(cases)} | shares(judge_cases(cases, samples), attributes_of(cases[0]))
-    return cells | {"s per sample": f"{seconds / len(cases):.2f}"}
+    return cells | {"s per sample": f"{seconds / len(cases):.2f}"}, samples
 
 
-def _report(data: dict, facts: dict, picture: bool) -> str:
+def _draw_sheet(cases: list, shown: dict[str, Any], path: Path) -> None:
+    """The pictures of the first cases, and below them what every way made of them; of clips the last frame."""
+    from PIL import Image
+
+    from genkit.evaluation.sheet import contact_sheet
+
+    stills = {
+        way: np.stack([sample if sample.ndim == 3 else sample[-1] for sample in samples])
+        for way, samples in shown.items()
+    }
+    height, width = next(iter(stills.values())).shape[1:3]
+    pictures = [np.asarray(Image.fromarray(case.picture).resize((width, height))) for case in cases[:SHOWN]]
+    rows = {"the reference": np.stack(pictures)} | stills
+    page = contact_sheet(list(rows.values()), list(rows), columns=1, frames=len(pictures))
+    Image.fromarray(page).quantize(255, dither=Image.Dither.NONE).save(path, optimize=True)
+
+
+def _report(name: str, data: dict, facts: dict, picture: bool) -> str:
     told = (
         "The prompt says the background and sometimes the place, the picture shows the object elsewhere on another "
         "background. `reference`: colour and shape are the picture's."
@@ -141,6 +163,10 @@ def _report(data: dict, facts: dict, picture: bool) -> str:
             f"row. {told} Shares in percent with their standard error. {trained_text(data['weights'])}",
             "",
             table(data["rows"]),
+            "",
+            "The first seen cases (of clips the last frame):",
+            "",
+            f"![samples]({name}.png)",
             "",
         ]
     )

@@ -11,6 +11,7 @@ import torch
 
 import genkit
 from benchmarks import toy_reference
+from genkit import media
 from genkit.attention.registry import trained
 from genkit.errors import ArtifactError, UnsupportedError, UsageError
 from genkit.evaluation.toy import ClipRequest
@@ -116,6 +117,11 @@ def test_the_benchmark_measures_models_for_pictures(tiny_sd, tmp_path):
     assert toy_reference.run(parser.parse_args([*given, "--size", "1x64x64"])) == 0
     data = json.loads((tmp_path / "toy_reference_picture.json").read_text())
     assert data["size"] == "64x64" and len(data["rows"]) == 14 and "texture" in data["rows"][0]
+    sheet = media.read_media(tmp_path / "toy_reference_picture.png").frames[0]
+    # The references and seven ways, three seen cases side by side, titles above.
+    assert sheet.shape[0] > 8 * 64 and sheet.shape[1] > 3 * 64 and "(toy_reference_picture.png)" in (
+        tmp_path / "toy_reference_picture.md"
+    ).read_text()
     with pytest.raises(SystemExit, match="5 frames"):
         toy_reference.run(parser.parse_args([*given, "--size", "5x64x64"]))
 
