@@ -226,7 +226,12 @@ def build(name: str, args: Mapping[str, Any] | None = None) -> Method:
 
 
 def trained(name: str, weights: str | Path) -> Method:
-    """A method as it was trained, with the settings that its weights file tells.
+    """A method as it was trained; see :func:`trained_settings`."""
+    return build(name, trained_settings(name, weights) | {"weights": str(weights)})
+
+
+def trained_settings(name: str, weights: str | Path) -> dict[str, Any]:
+    """The settings of a method that its weights file tells.
 
     Raises:
         ArtifactError: no weights file of genkit, or one without weights of this method.
@@ -236,4 +241,4 @@ def trained(name: str, weights: str | Path) -> Method:
     made_with = PatchWeights.settings_of(weights)
     if name not in made_with:
         raise ArtifactError(f"{weights} holds weights of {', '.join(made_with) or 'no method'}, not of {name}")
-    return build(name, made_with[name] | {"weights": str(weights)})
+    return made_with[name]

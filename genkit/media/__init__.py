@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from genkit.media.files import Media, read_media, read_settings, write_media
 from genkit.media.formats import check_output, format_of, numbered, sidecar_of
-from genkit.media.images import enlarge
+from genkit.media.images import enlarge, read_image, resized
 from genkit.media.sound import AAC_RATES, read_sound, resample
 from genkit.media.video import exact_fps, read_mp4, write_mp4
 
@@ -16,11 +16,13 @@ __all__ = [
     "exact_fps",
     "format_of",
     "numbered",
+    "read_image",
     "read_media",
     "read_mp4",
     "read_settings",
     "read_sound",
     "resample",
+    "resized",
     "sidecar_of",
     "write_media",
     "write_mp4",

@@ -33,12 +33,15 @@ def enlarge(frames: np.ndarray, factor: int) -> np.ndarray:
     H.264 in a browser stores colour at half resolution, which softens the edges of very small clips. Enlarged twice
     or more they keep every pixel's own colour.
     """
+    frames = check_frames(frames)
+    return frames if factor == 1 else resized(frames, frames.shape[1] * factor, frames.shape[2] * factor)
+
+
+def resized(frames: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Frames (T, H, W, 3) uint8 at another size, by Lanczos interpolation."""
     from PIL import Image
 
-    frames = check_frames(frames)
-    if factor == 1:
-        return frames
-    size = (frames.shape[2] * factor, frames.shape[1] * factor)
+    size = (width, height)
     return np.stack([np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.LANCZOS)) for frame in frames])
 
 
@@ -97,13 +100,13 @@ def write_png(path: str | Path, image: np.ndarray, *, comment: str | None = None
 
 
 def read_image(path: str | Path) -> tuple[np.ndarray, Fraction | None, str | None]:
-    """Decode a GIF, WebP or PNG: frames (T, H, W, 3) uint8, mean frame rate (None for one frame), stored comment or
-    None.
+    """Decode a GIF, WebP, PNG or JPEG, turned as its camera says: frames (T, H, W, 3) uint8, mean frame rate (None for
+    one frame), stored comment or None.
 
     Raises:
         ArtifactError: the file is no readable image.
     """
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
         with Image.open(path) as image:
@@ -111,7 +114,7 @@ def read_image(path: str | Path) -> tuple[np.ndarray, Fraction | None, str | Non
             frames, total = [], 0
             for index in range(getattr(image, "n_frames", 1)):
                 image.seek(index)
-                frames.append(np.asarray(image.convert("RGB")))
+                frames.append(np.asarray(ImageOps.exif_transpose(image).convert("RGB")))
                 total += image.info.get("duration", 0)
             clip = np.stack(frames)
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError, TypeError,

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from genkit.errors import UsageError, explain
+from genkit.errors import ArtifactError, UsageError, explain
 from genkit.pipelines.recipe_match import denoisers_of_folder
 from genkit.pipelines.recipes import SCHEDULE_KEYS, recipe, recipe_names
 from genkit.pipelines.settings import GenerateSettings
@@ -38,6 +38,27 @@ def build(settings: GenerateSettings) -> tuple[Any, Any] | None:
     from genkit.attention import registry
 
     return registry.build(settings.attention, settings.attention_args), schedule
+
+
+def with_weights(settings: GenerateSettings, folder: Path) -> GenerateSettings:
+    """Settings whose ``weights=FILE`` is a full path, beside what the file tells of the method it was trained for.
+
+    The file is looked for as given, then by its name in the model's folder, where shipped weights lie.
+
+    Raises:
+        ArtifactError: no such file, or one without weights of this method.
+    """
+    given = settings.attention_args.get("weights")
+    if given in (None, "none"):
+        return settings
+    from genkit.attention import registry
+
+    places = (Path(str(given)).expanduser(), folder / Path(str(given)).name)
+    path = next((place for place in places if place.is_file()), None)
+    if path is None:
+        raise ArtifactError(f"weights {given} do not exist, and {folder} holds none of that name")
+    own = registry.trained_settings(settings.attention, path)
+    return settings.replace(attention_args={**own, **settings.attention_args, "weights": str(path.resolve())})
 
 
 def parse_schedule(text: str | None) -> Any:

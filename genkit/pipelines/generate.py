@@ -16,7 +16,7 @@ import numpy as np
 
 from genkit.errors import GenkitError, UnsupportedError, UsageError
 from genkit.media import check_output, enlarge, numbered, write_media
-from genkit.pipelines import attention
+from genkit.pipelines import attention, references
 from genkit.pipelines.guidance import argument_names
 from genkit.pipelines.kinds import IMAGE, accepted
 from genkit.pipelines.load import apply_loras, load, parse_lora
@@ -93,6 +93,8 @@ class Session:
         self.made = made_with(self.plan.folder, self.plan.pipeline_class.__name__, given.device, loras)
         if self.plan.given is not None:
             self.made["given_fingerprint"] = self.plan.given.fingerprint()
+        if self.plan.references:
+            self.made["reference_fingerprints"] = [each.fingerprint() for each in self.plan.references]
         self.pipeline = pipeline
 
     def check_prompt(self, settings: GenerateSettings) -> tuple[str, str | None, list[str]]:
@@ -114,7 +116,7 @@ class Session:
         """
         settings = settings or self.plan.settings
         self.load()
-        settings = attention.settle(self.pipeline, settings)
+        settings = references.settle(attention.settle(self.pipeline, settings), self.pipeline)
         prompt, negative, cut = self.check_prompt(settings)
         self.warnings += [line for line in (*self.plan.notes, *cut) if line not in self.warnings]
         arguments = self._arguments(settings, prompt, negative, progress)
@@ -124,6 +126,7 @@ class Session:
                 output, report = self._upscaled(arguments, settings, progress)
             else:
                 with attention.applied(self.pipeline, settings) as patch:
+                    references.record(patch, self.pipeline, self.plan.references, settings)
                     output = self._call(self._runner(), arguments, settings)
                 report = attention.report_of(patch)
         seconds += time.perf_counter()

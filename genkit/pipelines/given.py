@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from genkit.errors import ArtifactError, UnsupportedError, UsageError
-from genkit.media import AAC_RATES, read_mp4, read_sound, resample
+from genkit.media import AAC_RATES, read_mp4, read_sound, resample, resized
 from genkit.pipelines.kinds import AUDIO_VIDEO, Kind, SizeRule
 from genkit.pipelines.outputs import fit_sound
 
@@ -103,15 +103,8 @@ class Given:
         frames = frames[np.minimum(np.arange(num_frames), len(frames) - 1)]
         if frames.shape[1:3] != (height, width):
             told.append(f"the video was resized from {frames.shape[2]}x{frames.shape[1]} to {width}x{height}")
-            frames = _resized(frames, height, width)
+            frames = resized(frames, height, width)
         return replace(self, frames=np.ascontiguousarray(frames), fps=fps, told=tuple(told))
-
-
-def _resized(frames: np.ndarray, height: int, width: int) -> np.ndarray:
-    from PIL import Image
-
-    size = (width, height)
-    return np.stack([np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.LANCZOS)) for frame in frames])
 
 
 def read_given(settings: GenerateSettings, pipeline_class: type, kind: Kind) -> Given | None:

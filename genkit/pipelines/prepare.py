@@ -11,11 +11,12 @@ from pathlib import Path
 
 from genkit.errors import UnsupportedError, UsageError
 from genkit.models import Sidecar, check_folder, locate, read_sidecar
-from genkit.pipelines import attention, guidance, upscale
+from genkit.pipelines import attention, guidance, references, upscale
 from genkit.pipelines.given import USUAL_FRAMES, Given, read_given
 from genkit.pipelines.kinds import IMAGE, Kind, ReadConfig, SizeRule, accepted, kind_of, native_fps, size_rule
 from genkit.pipelines.load import fetch, parse_lora, resolve_device, resolve_dtype
 from genkit.pipelines.outputs import check_format
+from genkit.pipelines.references import ReferencePicture
 from genkit.pipelines.settings import GenerateSettings
 
 
@@ -31,6 +32,7 @@ class Plan:
         sidecar: its ``genkit.json``.
         notes: what the user should know about the request, one line each.
         given: the sound or video that the run is for, fitted to it; None without one.
+        references: pictures that it follows, fitted to the model.
     """
 
     settings: GenerateSettings
@@ -40,6 +42,7 @@ class Plan:
     sidecar: Sidecar
     notes: tuple[str, ...] = ()
     given: Given | None = None
+    references: tuple[ReferencePicture, ...] = ()
 
 
 def plan(settings: GenerateSettings) -> Plan:
@@ -52,7 +55,8 @@ def plan(settings: GenerateSettings) -> Plan:
     """
     if settings.prompt is None:
         raise UsageError('no prompt: give one, or "" for an unconditional run')
-    attention.build(settings)
+    if "weights" not in settings.attention_args:  # which may lie in the model's folder
+        attention.build(settings)
     loras = [parse_lora(text) for text in settings.lora]
     location = locate(settings.model)
     device = resolve_device(settings.device)
@@ -60,6 +64,8 @@ def plan(settings: GenerateSettings) -> Plan:
     if settings.offload != "none" and device.type == "cpu":
         raise UnsupportedError(f"--offload {settings.offload} needs a GPU, and the device is the CPU; leave it out")
     folder = fetch(location)
+    settings = attention.with_weights(settings, folder)
+    attention.build(settings)
     pipeline_class = _class_of(folder)
     sidecar = read_sidecar(folder)
     kind = kind_of(pipeline_class)
@@ -75,6 +81,7 @@ def plan(settings: GenerateSettings) -> Plan:
         model=str(folder.resolve()) if location.kind == "folder" else settings.model,
         lora=tuple(f"{path.resolve()}@{strength:g}" for path, strength in loras),
         recipe=attention.recipe_place(settings.recipe),
+        reference=references.full_places(settings.reference),
         audio=str(Path(settings.audio).expanduser().resolve()) if settings.audio else None,
         video=str(Path(settings.video).expanduser().resolve()) if settings.video else None,
         device=str(device),
@@ -88,7 +95,10 @@ def plan(settings: GenerateSettings) -> Plan:
     if given is not None:
         given = given.fitted(filled.num_frames, Fraction(filled.fps), filled.height, filled.width)
         notes = (*notes, *given.told)
-    return Plan(filled, folder, pipeline_class, kind, sidecar, notes, given)
+    rule = _rule(sidecar, pipeline_class, folder)
+    followed = references.read_references(filled, pipeline_class.__name__, 8 if rule is None else rule.multiple)
+    notes = (*notes, *(line for reference in followed for line in reference.told))
+    return Plan(filled, folder, pipeline_class, kind, sidecar, notes, given, followed)
 
 
 def _class_of(folder: Path) -> type:

@@ -53,7 +53,13 @@ def empty_text(pipeline: Any, rows: int, slots: int = 64) -> torch.Tensor:
 
 
 def record_latents(
-    patch: Any, pipeline: Any, latents: torch.Tensor, text: torch.Tensor, shift: int = SHIFT, strength: float = 1.0
+    patch: Any,
+    pipeline: Any,
+    latents: torch.Tensor,
+    text: torch.Tensor,
+    shift: int = SHIFT,
+    strength: float = 1.0,
+    name: str = "reference",
 ) -> int:
     """Record clean latents as the reference of a patch, row for row of the batches that follow.
 
@@ -67,12 +73,13 @@ def record_latents(
         text: (b, slots, width), see :func:`empty_text`.
         shift: time position in latent frames; a UNet has none.
         strength: factor of the reference's share.
+        name: of the reference; recording again under the same name replaces.
 
     Returns:
         Number of layers recorded.
     """
     timestep = torch.zeros(len(latents), device=latents.device)
-    given = {"strength": strength, "encoder_hidden_states": text}
+    given = {"name": name, "strength": strength, "encoder_hidden_states": text}
     references = References.of(patch.cache)
     if _has_unet(pipeline):
         return references.record(
@@ -85,7 +92,13 @@ def record_latents(
 
 @torch.no_grad()
 def record_pictures(
-    patch: Any, pipeline: Any, pictures: np.ndarray, shift: int = SHIFT, strength: float = 1.0, slots: int = 64
+    patch: Any,
+    pipeline: Any,
+    pictures: np.ndarray,
+    shift: int = SHIFT,
+    strength: float = 1.0,
+    slots: int = 64,
+    name: str = "reference",
 ) -> int:
     """Make pictures the references of a patched pipeline's next calls.
 
@@ -93,7 +106,7 @@ def record_pictures(
         patch: handle of a patch with ``reference``.
         pipeline: the patched pipeline, Wan or Stable Diffusion 1 and 2.
         pictures: uint8 (b, H, W, 3); one for all prompts of a call, or one per prompt.
-        shift, strength: see :func:`record_latents`.
+        shift, strength, name: see :func:`record_latents`.
         slots: text slots, as ``max_sequence_length``; Stable Diffusion has its own.
 
     Returns:
@@ -110,18 +123,28 @@ def record_pictures(
     else:
         latents, model = normal_latents(pipeline.vae, pixels[:, :, None]), pipeline.transformer
     text = empty_text(pipeline, len(latents), slots).to(model.dtype)
-    return record_latents(patch, pipeline, latents.to(pipeline._execution_device), text, shift, strength)
+    return record_latents(patch, pipeline, latents.to(pipeline._execution_device), text, shift, strength, name)
 
 
 def _has_unet(pipeline: Any) -> bool:
     """Whether a pipeline is of Stable Diffusion's kind; False for Wan, an error for others."""
     name = type(pipeline).__name__
+    check_family(name)
     if name.startswith("Wan"):
         return False
-    if name.startswith("StableDiffusion") and getattr(pipeline, "unet", None) is not None:
-        if pipeline.unet.config.addition_embed_type is None:
-            return True
-    raise UnsupportedError(
+    if getattr(pipeline, "unet", None) is None or pipeline.unet.config.addition_embed_type is not None:
+        raise _unknown(name)
+    return True
+
+
+def check_family(name: str) -> None:
+    """UnsupportedError unless references of a pipeline class are read from pictures, as far as its name tells."""
+    if not name.startswith(("Wan", "StableDiffusion")) or name.startswith(("StableDiffusion3", "StableDiffusionXL")):
+        raise _unknown(name)
+
+
+def _unknown(name: str) -> UnsupportedError:
+    return UnsupportedError(
         f"references from pictures: got {name}, allowed: Wan and Stable Diffusion 1 and 2; for other families call "
         f"References.of(patch.cache).record with the model's own inputs (docs/methods/reference.md)"
     )

@@ -58,6 +58,13 @@ class GenerateSettings:
         None, "Where it applies: steps=10:-2,layers=1: (also branches=, heads=), or recommended.", group="Attention"
     )
     backend: str = option("auto", "Who executes the method: auto, or a name from genkit doctor.", group="Attention")
+    reference: tuple[str, ...] = option(
+        (), "Picture to follow, with @0.8 for its strength; goes with --attention reference. Repeatable.",
+        group="Attention",
+    )  # fmt: skip
+    reference_box: str | None = option(
+        None, "Where the references apply, as shares of the canvas: left,top,right,bottom.", group="Attention"
+    )
     recipe: str | None = option(None, "Recipe by name or YAML file, instead of --attention.", group="Attention")
     audio: str | None = option(
         None, "Sound file that a video is made for (models of video and sound).", group="Audio and video"
@@ -104,6 +111,10 @@ class GenerateSettings:
             raise UsageError("--attention and --recipe exclude each other: a recipe names its methods itself")
         if self.attention is None and self.attention_args:
             raise UsageError("--attention-args needs --attention NAME; see genkit methods")
+        if self.reference and self.attention != "reference":
+            raise UsageError("--reference needs --attention reference")
+        if self.reference_box is not None and not self.reference:
+            raise UsageError("--reference-box needs --reference FILE")
         if self.attention is None and self.recipe is None:
             for flag, given in (("--schedule", self.schedule is not None), ("--backend", self.backend != "auto")):
                 if given:
@@ -133,7 +144,7 @@ class GenerateSettings:
         for origin, values in sources:
             given = {key: value for key, value in _checked(cls, origin, values).items() if value is not None}
             if "attention" in given or "recipe" in given:
-                dropped = ["attention", "attention_args", "recipe"]
+                dropped = ["attention", "attention_args", "recipe", "reference", "reference_box"]
                 dropped += ["schedule", "backend"] if given.get("attention") == NONE else []
                 if given.get("attention") != merged.get("attention") or "recipe" in given:
                     merged = {key: value for key, value in merged.items() if key not in dropped}

@@ -67,6 +67,23 @@ def test_an_image_shows_what_the_prompt_says(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.slow
+def test_the_object_of_a_picture_appears_in_another(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    model = ["--model", "toy-image", "--seed", "1", "--json"]
+    prompt = "a dotted pink square on a black background"
+    small = ["--height", "64", "--width", "64"]
+    follow = ["--attention", "reference", "--attention-args", "weights=reference.safetensors"]
+    follow += ["--reference", "square.png", "--reference-box", "0.1,0.4,0.6,0.9"]
+    for arguments in ([prompt, *small, "-o", "square.png"], ["on a blue background", *follow, "-o", "follow.png"]):
+        assert main(["generate", *arguments, *model]) == 0
+        assert json.loads(capsys.readouterr().out)["warnings"] == []
+    verdict = judge_picture(media.read_media(tmp_path / "follow.png").frames[0])
+    assert verdict.background == "blue"
+    assert [(actor.texture, actor.colour, actor.shape) for actor in verdict.actors] == [("dotted", "pink", "square")]
+    assert verdict.actors[0].x < 64 < verdict.actors[0].y
+
+
+@pytest.mark.slow
 @pytest.mark.skipif("toy-av" not in shipped(), reason="no weights in the package")
 def test_a_ball_is_heard_when_it_is_seen_to_bounce(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
