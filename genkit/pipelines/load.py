@@ -3,7 +3,6 @@ heavy is read."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,12 +10,11 @@ from genkit.errors import ArtifactError, UnsupportedError, UsageError, explain
 from genkit.models.check import check_folder, check_safetensors
 from genkit.models.registry import Location, locate
 from genkit.pipelines.settings import DTYPE_CHOICES, DTYPES, OFFLOADS
+from genkit.pipelines.text import path_and_strength
 
 if TYPE_CHECKING:
     import torch
     from diffusers import DiffusionPipeline
-
-LORA_SEPARATOR = "@"
 
 
 def load(
@@ -218,14 +216,7 @@ def parse_lora(text: str) -> tuple[Path, float]:
         UsageError: the strength is no number.
         ArtifactError: nothing there, or not a whole safetensors file.
     """
-    name, separator, strength = text.rpartition(LORA_SEPARATOR)
-    if not separator or os.path.exists(text):
-        name, strength = text, "1"
-    try:
-        scale = float(strength)
-    except ValueError as error:
-        raise UsageError(explain("--lora strength", strength, "a number, as in style.safetensors@0.8")) from error
-    path = Path(name).expanduser()
+    path, scale = path_and_strength(text, "--lora")
     if path.is_dir():
         files = sorted(path.glob("*.safetensors"))
         if not files:

@@ -18,6 +18,7 @@ from genkit.pipelines.load import fetch, parse_lora, resolve_device, resolve_dty
 from genkit.pipelines.outputs import check_format
 from genkit.pipelines.references import ReferencePicture
 from genkit.pipelines.settings import GenerateSettings
+from genkit.pipelines.text import STRENGTH
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def plan(settings: GenerateSettings) -> Plan:
     filled = upscale.fill(filled, pipeline_class.__name__, config, sidecar.defaults)
     filled = filled.replace(
         model=str(folder.resolve()) if location.kind == "folder" else settings.model,
-        lora=tuple(f"{path.resolve()}@{strength:g}" for path, strength in loras),
+        lora=tuple(f"{path.resolve()}{STRENGTH}{strength:g}" for path, strength in loras),
         recipe=attention.recipe_place(settings.recipe),
         reference=references.full_places(settings.reference),
         audio=str(Path(settings.audio).expanduser().resolve()) if settings.audio else None,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +13,9 @@ import numpy as np
 from genkit.errors import ArtifactError, UsageError, explain
 from genkit.media import read_image, resized
 from genkit.pipelines.settings import GenerateSettings
-from genkit.pipelines.text import join_pairs, parse_pairs
+from genkit.pipelines.text import STRENGTH, join_pairs, parse_pairs, path_and_strength
 
-METHOD, SEPARATOR = "reference", "@"
+METHOD = "reference"
 _BOX = "left,top,right,bottom as shares of the canvas from 0 to 1, such as 0.25,0.25,0.75,0.75"
 
 
@@ -82,16 +81,7 @@ def parse_reference(text: str) -> tuple[Path, float]:
     Raises:
         UsageError: the strength is no number of 0 or more. ArtifactError: the file does not exist.
     """
-    name, separator, given = text.rpartition(SEPARATOR)
-    if not separator or os.path.exists(text):
-        name, given = text, "1"
-    try:
-        strength = float(given)
-    except ValueError:
-        strength = -1.0
-    if not 0 <= strength < float("inf"):
-        raise UsageError(explain("--reference strength", given, "a number >= 0, as in cat.png@0.8"))
-    path = Path(name).expanduser()
+    path, strength = path_and_strength(text, "--reference", low=0)
     if not path.is_file():
         raise ArtifactError(f"--reference {path} does not exist")
     return path, strength
@@ -113,7 +103,7 @@ def parse_box(text: str | None) -> tuple[float, ...] | None:
 def full_places(references: Sequence[str]) -> tuple[str, ...]:
     """References as they mean the same from any folder."""
     parsed = [parse_reference(text) for text in references]
-    return tuple(f"{path.resolve()}{SEPARATOR}{strength:g}" for path, strength in parsed)
+    return tuple(f"{path.resolve()}{STRENGTH}{strength:g}" for path, strength in parsed)
 
 
 def _fitted(

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import math
+import os
 import re
+from pathlib import Path
 
 from genkit.errors import UsageError, explain
 
+#: Between a file and its strength.
+STRENGTH = "@"
 KEY = re.compile(r"[A-Za-z_][\w.]*$")
 
 
@@ -33,6 +38,26 @@ def parse_pairs(text: str, what: str) -> dict[str, str]:
     if empty:
         raise UsageError(f"{what}: {empty[0]!r} has no value in {text!r}")
     return pairs
+
+
+def path_and_strength(text: str, what: str, low: float = -math.inf) -> tuple[Path, float]:
+    """``"file[@strength]"`` -> path and strength (1.0 when not given); an existing file whose name has an @ is meant
+    itself.
+
+    Raises:
+        UsageError: the strength is no finite number, or below ``low``.
+    """
+    name, separator, given = text.rpartition(STRENGTH)
+    if not separator or os.path.exists(text):
+        name, given = text, "1"
+    try:
+        strength = float(given)
+    except ValueError:
+        strength = math.nan
+    if not (math.isfinite(strength) and strength >= low):
+        allowed = "a number" if low == -math.inf else f"a number >= {low:g}"
+        raise UsageError(explain(f"{what} strength", given, f"{allowed}, as in {what.strip('-')}@0.8"))
+    return Path(name).expanduser(), strength
 
 
 def join_pairs(pairs: dict) -> str:
