@@ -26,7 +26,7 @@ FLUX = {
 }
 # Flux pads the text with unmasked tokens, so the model must know the lengths it will be run with.
 TEXT_SLOTS = (28, 40)
-SHIFT = 3.0
+SHIFT = 2.0
 ADAM_NAMES = (
     "x_embedder",
     "proj_out",

@@ -55,7 +55,7 @@ def assemble_toy_dit(model: ToyDit, vae: nn.Module, folder: Path, facts: dict) -
 
 MAKING = picture_making(
     name="toy-dit",
-    minutes=120.0,
+    minutes=330.0,
     build=lambda options: ToyDit(),
     adam_names=ADAM_NAMES,
     assemble=assemble_toy_dit,
