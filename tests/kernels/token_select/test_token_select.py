@@ -75,7 +75,8 @@ def test_outputs_and_gradients_equal_brute_force(seed, backend, heads, d, densit
     have = run_with_gradients(lambda *x: token_select_attention(*x, selected, starts, backend=backend), q, k, v)
     for name, got, exact in zip(("out", "lse", "dq", "dk", "dv"), have, want, strict=True):
         error = (got.double() - exact).abs().max() / exact.abs().max().clamp(min=1)
-        assert error < 2e-5, f"{name}: {error:.1e}"
+        # Gradients recompute exp(score - lse): with inputs scaled by 4 both are near 40, known to 4e-6 in float32.
+        assert error < 2e-5 * scale, f"{name}: {error:.1e}"
 
 
 def test_every_block_selected_equals_dense_attention():
