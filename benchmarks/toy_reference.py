@@ -100,7 +100,9 @@ def _request(options: argparse.Namespace, picture: bool) -> Any:
     return PictureRequest.of_model(options.model, height, width, options.steps)
 
 
-def _measure(pipeline: Any, row: ReferenceRow, cases: list, request: Any, options: argparse.Namespace) -> tuple:
+def _measure(
+    pipeline: Any, row: ReferenceRow, cases: list, request: Any, options: argparse.Namespace
+) -> tuple[dict, np.ndarray]:
     """Cells of one row, and what was made."""
     import genkit
     from genkit.attention.reference_store import References
@@ -134,6 +136,7 @@ def _draw_sheet(cases: list, shown: dict[str, Any], path: Path) -> None:
     from PIL import Image
 
     from genkit.evaluation.sheet import contact_sheet
+    from genkit.media.images import write_png
 
     stills = {
         way: np.stack([sample if sample.ndim == 3 else sample[-1] for sample in samples])
@@ -142,8 +145,7 @@ def _draw_sheet(cases: list, shown: dict[str, Any], path: Path) -> None:
     height, width = next(iter(stills.values())).shape[1:3]
     pictures = [np.asarray(Image.fromarray(case.picture).resize((width, height))) for case in cases[:SHOWN]]
     rows = {"the reference": np.stack(pictures)} | stills
-    page = contact_sheet(list(rows.values()), list(rows), columns=1, frames=len(pictures))
-    Image.fromarray(page).quantize(255, dither=Image.Dither.NONE).save(path, optimize=True)
+    write_png(path, contact_sheet(list(rows.values()), list(rows), columns=1, frames=len(pictures)))
 
 
 def _report(name: str, data: dict, facts: dict, picture: bool) -> str:

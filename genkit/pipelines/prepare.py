@@ -66,7 +66,6 @@ def plan(settings: GenerateSettings) -> Plan:
         raise UnsupportedError(f"--offload {settings.offload} needs a GPU, and the device is the CPU; leave it out")
     folder = fetch(location)
     settings = attention.with_weights(settings, folder)
-    attention.build(settings)
     pipeline_class = _class_of(folder)
     sidecar = read_sidecar(folder)
     kind = kind_of(pipeline_class)
