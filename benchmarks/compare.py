@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from benchmarks.toy_common import share, tell
+
+#: What a clip is judged by; the mean share of these that is right is what a method's loss is told in.
+JUDGED = ("background", "colour", "nearest shape", "motion")
 
 
 @dataclass(frozen=True)
@@ -18,76 +21,134 @@ class Variant:
     settings: dict[str, str]
     schedule: dict[str, str]
 
+    def describe(self) -> str:
+        """The method and its schedule as shown in the table."""
+        from genkit.attention import registry
 
-def comparison_rows(pipeline, variants: Sequence[Variant], prompts: int, request) -> list[dict[str, object]]:
+        method = registry.build(self.method, self.settings)
+        return f"{method.describe()} {', '.join(f'{key} {value}' for key, value in self.schedule.items())}".strip()
+
+
+@dataclass
+class Measured:
+    """What one row of the table is made of, a list entry per clip."""
+
+    readings: list[dict[str, bool]] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    psnr: list[float] = field(default_factory=list)
+    ssim: list[float] = field(default_factory=list)
+    reports: list = field(default_factory=list)
+
+    def compare(self, clip: np.ndarray, dense: np.ndarray) -> None:
+        """Note how alike a clip is to the dense one."""
+        from genkit.evaluation.metrics import psnr, ssim
+
+        self.psnr.append(psnr(clip, dense))
+        self.ssim.append(ssim(clip, dense))
+
+    def likeness(self, note: str = "") -> dict[str, str]:
+        """Table cells of the likeness to dense attention."""
+        return {
+            "PSNR to dense": f"{np.mean(self.psnr):.1f}{note}" if self.psnr else "",
+            "SSIM to dense": f"{np.mean(self.ssim):.3f}{note}" if self.ssim else "",
+        }
+
+
+def comparison_rows(
+    pipeline,
+    variants: Sequence[Variant],
+    prompts: int,
+    request,
+    save: Callable[[list[dict[str, object]], int], None] | None = None,
+) -> list[dict[str, object]]:
     """One row for dense attention and one per variant.
 
-    Densities are those of the calls the method ran; "attention FLOPs" is the share of dense attention's over all calls
-    of the run, those the schedule leaves dense included. The row of dense attention compares with clips of other seeds:
-    what a PSNR means when nothing but the noise differs.
+    Every prompt runs through all rows before the next one begins, so that a change in the machine's pace meets all rows
+    alike and a run that is stopped has whole prompts to show. Densities are those of the calls the method ran;
+    "attention FLOPs" is the share of dense attention's over all calls of the run, those the schedule leaves dense
+    included. The row of dense attention compares with clips of other seeds: what a PSNR means when nothing but the
+    noise differs.
 
     Args:
         pipeline: a text-to-video pipeline.
         variants: what to compare.
         prompts: seen prompts with one object.
         request: size and sampling of the clips.
+        save: called with the rows so far and the number of prompts they are of, after every prompt.
     """
     import genkit
     from genkit.attention import registry
     from genkit.evaluation.toy import draw_prompts, generate_clips, judge_clips
 
-    chosen = draw_prompts("train", prompts, seed=77)
-    scenes, captions = [scene for scene, _ in chosen], [text for _, text in chosen]
-    dense, seconds = generate_clips(pipeline, captions, request, 500, lambda d, t: tell("dense", d, t))
-    other, _ = generate_clips(pipeline, captions[:2], request, seed=900)
-    result, _ = judge_clips(scenes, dense)
-    row = {"method": "dense", "density computed": "1.000", "density executed": "1.000", "attention FLOPs": "1.00"}
-    row |= {"attention ms per call": "", "dense ms per call": "", "s per clip": f"{seconds / prompts:.1f}"}
-    rows = [row | _likeness(other, dense[:2], " (another seed)") | judged(result)]
-    for variant in variants:
-        method = registry.build(variant.method, variant.settings)
-        with genkit.patch(pipeline, method, schedule=genkit.Schedule(**variant.schedule)) as handle:
-            clips, seconds = generate_clips(
-                pipeline, captions, request, 500, lambda d, t, n=variant.method: tell(n, d, t)
-            )
-            report = handle.report()
-        result, _ = judge_clips(scenes, clips)
-        row = {"method": f"{method.describe()} {schedule_text(variant.schedule)}".strip()}
-        row |= _cost(report) | {"s per clip": f"{seconds / prompts:.1f}"}
-        rows.append(row | _likeness(clips, dense) | judged(result))
+    dense, found = Measured(), [Measured() for _ in variants]
+    rows: list[dict[str, object]] = []
+    for index, (scene, caption) in enumerate(draw_prompts("train", prompts, seed=77)):
+
+        def made(row: Measured, seed: int, scene=scene, caption=caption) -> np.ndarray:
+            clips, seconds = generate_clips(pipeline, [caption], request, seed)
+            row.readings += judge_clips([scene], clips)[1]
+            row.seconds.append(seconds)
+            return clips[0]
+
+        clip = made(dense, 500 + index)
+        if index < 2:
+            dense.compare(made(Measured(), 900 + index), clip)
+        for row, variant in zip(found, variants, strict=True):
+            method = registry.build(variant.method, variant.settings)
+            with genkit.patch(pipeline, method, schedule=genkit.Schedule(**variant.schedule)) as handle:
+                row.compare(made(row, 500 + index), clip)
+                row.reports.append(handle.report())
+        rows = _rows(dense, found, variants)
+        if save:
+            save(rows, index + 1)
+        tell("prompts", index + 1, prompts)
     return rows
 
 
-def schedule_text(schedule: dict[str, str]) -> str:
-    """The schedule as shown in the table."""
-    return ", ".join(f"{key} {value}" for key, value in schedule.items())
+def _rows(dense: Measured, found: Sequence[Measured], variants: Sequence[Variant]) -> list[dict[str, object]]:
+    row = {"method": "dense", "density computed": "1.000", "density executed": "1.000", "attention FLOPs": "1.00"}
+    row |= {"attention ms per call": "", "dense ms per call": "", "s per clip": f"{np.mean(dense.seconds):.1f}"}
+    rows = [row | dense.likeness(" (another seed)") | judged_readings(dense.readings) | {"change": ""}]
+    for measured, variant in zip(found, variants, strict=True):
+        row = {"method": variant.describe()} | _cost(measured.reports)
+        row |= {"s per clip": f"{np.mean(measured.seconds):.1f}"} | measured.likeness()
+        rows.append(row | judged_readings(measured.readings) | {"change": _change(measured.readings, dense.readings)})
+    return rows
 
 
-def _cost(report) -> dict[str, str]:
-    density = report.density
-    calls = report.ran + report.outside
-    executed = 1.0 if density is None else density.executed
+def _change(readings: Sequence[dict[str, bool]], dense: Sequence[dict[str, bool]]) -> str:
+    """Points by which the judged attributes differ from dense attention's, prompt by prompt, and the standard error."""
+    points = [
+        100 * (np.mean([one[name] for name in JUDGED]) - np.mean([other[name] for name in JUDGED]))
+        for one, other in zip(readings, dense, strict=True)
+    ]
+    error = np.std(points, ddof=1) / np.sqrt(len(points)) if len(points) > 1 else float("nan")
+    return f"{np.mean(points):+.1f} ± {error:.1f}"
+
+
+def _cost(reports: Sequence) -> dict[str, str]:
+    ran, outside = (sum(getattr(report, name) for report in reports) for name in ("ran", "outside"))
+    seconds, own = (sum(getattr(report, name) for report in reports) for name in ("seconds", "own_seconds"))
+    # Methods that choose from the data differ a little from clip to clip.
+    densities = [report.density for report in reports if report.density is not None]
+    computed, executed = np.mean([(one.computed, one.executed) for one in densities], 0) if densities else (None, None)
     return {
-        "density computed": "" if density is None else f"{density.computed:.3f}",
-        "density executed": "" if density is None else f"{density.executed:.3f}",
-        "attention FLOPs": "" if density is None else f"{(report.ran * executed + report.outside) / calls:.2f}",
-        "attention ms per call": f"{1e3 * report.seconds / report.ran:.1f}",
+        "density computed": f"{computed:.3f}" if densities else "",
+        "density executed": f"{executed:.3f}" if densities else "",
+        "attention FLOPs": f"{(ran * executed + outside) / (ran + outside):.2f}" if densities else "",
+        "attention ms per call": f"{1e3 * seconds / ran:.1f}",
         # The calls the schedule leaves dense, timed in the same run.
-        "dense ms per call": f"{1e3 * report.own_seconds / report.outside:.1f}" if report.outside else "",
+        "dense ms per call": f"{1e3 * own / outside:.1f}" if outside else "",
     }
 
 
-def _likeness(clips: np.ndarray, dense: np.ndarray, note: str = "") -> dict[str, str]:
-    from genkit.evaluation.metrics import psnr, ssim
+def judged_readings(readings: Sequence[dict[str, bool]]) -> dict[str, str]:
+    """Table cells of single results."""
+    from genkit.evaluation.toy import ATTRIBUTES, accuracy_of
 
-    pairs = list(zip(clips, dense, strict=True))
-    return {
-        "PSNR to dense": f"{np.mean([psnr(a, b) for a, b in pairs]):.1f}{note}",
-        "SSIM to dense": f"{np.mean([ssim(a, b) for a, b in pairs]):.3f}{note}",
-    }
+    return judged(accuracy_of(readings, ATTRIBUTES))
 
 
 def judged(result) -> dict[str, str]:
     """Table cells of the attributes that every run is judged by."""
-    names = ("background", "colour", "nearest shape", "motion", "all")
-    return {name: share(result, name) if name in result.right else "" for name in names}
+    return {name: share(result, name) if name in result.right else "" for name in (*JUDGED, "all")}

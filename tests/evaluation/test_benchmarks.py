@@ -27,8 +27,12 @@ def test_a_full_window_equals_dense_and_costs_as_much_while_a_narrow_one_does_no
         Variant("neighborhood", {"size": "3x8x8"}, {}),
         Variant("neighborhood", {"size": "1x4x4", "stride": "1x4x4"}, {"steps": "1:"}),
     ]
-    rows = comparison_rows(pipeline, variants, 2, ClipRequest(9, 128, 128, steps=2, batch=1))
+    saved = []
+    request = ClipRequest(9, 128, 128, steps=2, batch=1)
+    rows = comparison_rows(pipeline, variants, 2, request, lambda rows, done: saved.append((rows, done)))
+    assert [done for _, done in saved] == [1, 2] and saved[-1][0] == rows
     dense, full, narrow = rows
+    assert dense["change"] == "" and full["change"] == "+0.0 ± 0.0" and "±" in narrow["change"]
     assert dense["attention FLOPs"] == full["attention FLOPs"] == "1.00"
     assert full["PSNR to dense"] == "inf" or float(full["PSNR to dense"]) > 60
     assert float(narrow["PSNR to dense"]) < 60
