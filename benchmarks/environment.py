@@ -57,12 +57,12 @@ def machine_line(facts: dict) -> str:
 
 def write_results(name: str, data: dict, markdown: str, folder: Path = RESULTS) -> tuple[Path, Path]:
     """Write ``name.json`` and ``name.md`` whole or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
+    from genkit.media.atomic import Files
+
     paths = folder / f"{name}.json", folder / f"{name}.md"
-    for path, text in zip(paths, (json.dumps(data, indent=2) + "\n", markdown), strict=True):
-        temporary = path.with_name(path.name + ".part")
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
+    with Files() as files:
+        for path, text in zip(paths, (json.dumps(data, indent=2) + "\n", markdown), strict=True):
+            files.new(path).write_text(text, encoding="utf-8")
     return paths
 
 

@@ -135,8 +135,7 @@ def _draw_sheet(cases: list, shown: dict[str, Any], path: Path) -> None:
     """The pictures of the first cases, and below them what every way made of them; of clips the last frame."""
     from PIL import Image
 
-    from genkit.evaluation.sheet import contact_sheet
-    from genkit.media.images import write_png
+    from genkit.evaluation.sheet import contact_sheet, save_sheet
 
     stills = {
         way: np.stack([sample if sample.ndim == 3 else sample[-1] for sample in samples])
@@ -145,7 +144,7 @@ def _draw_sheet(cases: list, shown: dict[str, Any], path: Path) -> None:
     height, width = next(iter(stills.values())).shape[1:3]
     pictures = [np.asarray(Image.fromarray(case.picture).resize((width, height))) for case in cases[:SHOWN]]
     rows = {"the reference": np.stack(pictures)} | stills
-    write_png(path, contact_sheet(list(rows.values()), list(rows), columns=1, frames=len(pictures)))
+    save_sheet(contact_sheet(list(rows.values()), list(rows), columns=1, frames=len(pictures)), path)
 
 
 def _report(name: str, data: dict, facts: dict, picture: bool) -> str:

@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Measure, print and write the report and a sheet of middle frames."""
+    """Measure, print and write the report and a sheet of middle frames, whole after every prompt."""
     import genkit
     from genkit.evaluation.toy import draw_prompts
 
@@ -37,36 +37,50 @@ def run(options: argparse.Namespace) -> int:
     found: dict[str, list[np.ndarray]] = {"base": [], "dense": [], "sliding_window": []}
     spent = dict.fromkeys(found, 0.0)
     call = {"num_inference_steps": options.steps, "guidance_scale": 4.0, "max_sequence_length": 64}
-    for i, text in enumerate(captions):
+    facts = environment()
+    text = ""
+    for i, caption in enumerate(captions):
         size = {"height": height, "width": width, "num_frames": frames}
         jobs = {
-            "base": lambda at=size, t=text, i=i: _plain(pipeline, t, i, at | call),
-            "dense": lambda at=size, t=text, i=i: _plain(
+            "base": lambda at=size, t=caption, i=i: _plain(pipeline, t, i, at | call),
+            "dense": lambda at=size, t=caption, i=i: _plain(
                 pipeline, t, i, at | call | {"height": 2 * height, "width": 2 * width}
             ),
-            "sliding_window": lambda at=size, t=text, i=i: _again(pipeline, t, i, options, at | call),
+            "sliding_window": lambda at=size, t=caption, i=i: _again(pipeline, t, i, options, at | call),
         }
         for name, job in jobs.items():
             started = time.perf_counter()
             found[name].append(job())
             spent[name] += time.perf_counter() - started
+        rows = _rows(found, spent, scenes[: i + 1], (height, width))
+        text = _write(options, facts, rows, captions[: i + 1], found)
         tell("prompts", i + 1, len(captions))
+    print(text)
+    return 0
+
+
+def _rows(found: dict[str, list[np.ndarray]], spent: dict[str, float], scenes, size: tuple[int, int]) -> list[dict]:
     rows = []
     for name, clips in found.items():
         row = {"run": name, "pixels": "{1}x{0}".format(*clips[0].shape[1:3])}
         row["s per clip"] = f"{spent[name] / len(clips):.1f}"
-        rows.append(row | judged(best_reading(scenes, clips, (height, width))))
-    facts = environment()
-    options.output.mkdir(parents=True, exist_ok=True)
+        rows.append(row | judged(best_reading(scenes, clips, size)))
+    return rows
+
+
+def _write(options: argparse.Namespace, facts: dict, rows: list[dict], captions: list[str], found: dict) -> str:
+    """Write sheet and report of the prompts that are done; returns the report."""
+    from genkit.evaluation.sheet import save_sheet
+
     sheet = options.output / "toy_upscale.png"
-    draw_sheet(captions, found, sheet)
+    save_sheet(draw_sheet(captions, found), sheet)
     text = "\n".join(
         [
             "# toy-video at twice its training size",
             "",
             machine_line(facts),
-            f"{frames} frames, {options.steps} UniPC steps, guidance 4, {options.prompts} seen prompts, the same seeds "
-            f"in every row. The second pass runs {options.strength:g} of the steps with shift {options.shift:g}. "
+            f"{options.base} at first, {options.steps} UniPC steps, guidance 4, {len(captions)} seen prompts, the same "
+            f"seeds in every row. The second pass runs {options.strength:g} of the steps with shift {options.shift:g}. "
             "A clip counts as right when the judge finds it right either as it is or at the training size, because "
             "enlarging makes a small object a large one. The time of the last row includes the base run.",
             "",
@@ -78,11 +92,9 @@ def run(options: argparse.Namespace) -> int:
             "",
         ]
     )
-    data = {"environment": facts, "options": {**vars(options), "output": None, "run": None}, "rows": rows}
-    paths = write_results("toy_upscale", data, text, options.output)
-    print(text)
-    print(f"written: {', '.join(str(path) for path in [*paths, sheet])}")
-    return 0
+    settings = {**vars(options), "prompts": len(captions), "output": None, "run": None}
+    write_results("toy_upscale", {"environment": facts, "options": settings, "rows": rows}, text, options.output)
+    return text
 
 
 def _plain(pipeline, text: str, seed: int, call: dict) -> np.ndarray:
@@ -122,16 +134,14 @@ def reduced(clip: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return parts.mean((2, 4)).round().astype(np.uint8)
 
 
-def draw_sheet(captions: list[str], found: dict[str, list[np.ndarray]], path: Path, side: int = 256) -> None:
+def draw_sheet(captions: list[str], found: dict[str, list[np.ndarray]], side: int = 256) -> np.ndarray:
     """Middle frames as a picture: a row per prompt with its caption above, a column per run."""
-    from PIL import Image, ImageDraw
+    from PIL import Image
 
-    sheet = Image.new("RGB", (len(found) * (side + 8) + 8, len(captions) * (side + 24) + 8), "white")
-    pen = ImageDraw.Draw(sheet)
-    for row, text in enumerate(captions):
-        top = row * (side + 24) + 4
-        pen.text((8, top), text, fill="black")
-        for column, clips in enumerate(found.values()):
-            frame = Image.fromarray(clips[row][len(clips[row]) // 2]).resize((side, side), Image.Resampling.LANCZOS)
-            sheet.paste(frame, (8 + column * (side + 8), top + 16))
-    sheet.save(path, optimize=True)
+    from genkit.evaluation.sheet import contact_sheet
+
+    def middle(clip: np.ndarray) -> np.ndarray:
+        return np.asarray(Image.fromarray(clip[len(clip) // 2]).resize((side, side), Image.Resampling.LANCZOS))
+
+    rows = [np.stack([middle(clips[row]) for clips in found.values()]) for row in range(len(captions))]
+    return contact_sheet(rows, captions, columns=1, frames=len(found))

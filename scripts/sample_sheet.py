@@ -60,10 +60,9 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=20)
     options = parser.parse_args()
 
-    from PIL import Image
-
     import genkit
     from genkit.errors import GenkitError
+    from genkit.evaluation.sheet import save_sheet
     from genkit.models.registry import locate
     from genkit.models.sidecar import read_sidecar
     from genkit.pipelines.kinds import kind_of
@@ -77,10 +76,7 @@ def main() -> int:
     pipeline.set_progress_bar_config(disable=True)
     makers = {"video": sample_clips, "image": sample_pictures, "audio-video": sample_sounding}
     page = makers[kind_of(type(pipeline)).name](pipeline, options.model, size, options.steps, options.seed)
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    # A palette takes a sixth of the space, which the package needs for weights.
-    small = Image.fromarray(np.asarray(page)).quantize(255, Image.Quantize.MAXCOVERAGE, 2, dither=Image.Dither.NONE)
-    small.save(options.output, optimize=True)
+    save_sheet(np.asarray(page), options.output)
     return 0
 
 

@@ -1,10 +1,13 @@
-"""Contact sheets: a few frames of each clip in a row, with its prompt above."""
+"""Contact sheets: a few frames of each clip in a row, with its prompt above; written with a palette."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
+
+from genkit.media.atomic import Files
 
 _TEXT, _PAPER, _GAP, _BAND = (40, 40, 48), (252, 252, 250), 6, 18
 
@@ -38,3 +41,13 @@ def contact_sheet(clips: Sequence[np.ndarray], titles: Sequence[str], columns: i
         for place, frame in enumerate(chosen):
             page.paste(Image.fromarray(clip[frame]), (left + place * (width + 2), top + _BAND))
     return np.asarray(page)
+
+
+def save_sheet(page: np.ndarray, path: Path) -> None:
+    """Write a page (height, width, 3) uint8 as PNG, whole or not at all. A palette of 255 colours takes a sixth of the
+    space, which the package needs for weights."""
+    from PIL import Image
+
+    small = Image.fromarray(page).quantize(255, Image.Quantize.MAXCOVERAGE, 2, dither=Image.Dither.NONE)
+    with Files() as files:
+        small.save(files.new(path), format="PNG", optimize=True)
