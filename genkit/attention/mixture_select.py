@@ -43,12 +43,14 @@ def _ungrouped(x: torch.Tensor, scope: str, shape: torch.Size) -> torch.Tensor:
     return x.transpose(2, 3) if scope == "block" else x.reshape(shape)
 
 
-def _best(values: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
-    """bool like ``values``: the ``count`` (..., 1) largest entries of the last axis; ties go to the lower index."""
-    order = values.argsort(dim=-1, descending=True, stable=True)
-    rank = torch.empty_like(order)
-    rank.scatter_(-1, order, torch.arange(values.shape[-1], device=values.device).expand_as(order))
-    return rank < count
+def _best(values: torch.Tensor, count: int) -> torch.Tensor:
+    """bool like ``values``: the ``count`` largest entries of the last axis; NaN counts as inf, ties go to the lower
+    index."""
+    values = values.masked_fill(values.isnan(), torch.inf)
+    least = values.topk(count, sorted=False).values.amin(-1, keepdim=True)
+    above, level = values > least, values == least
+    room = count - above.sum(-1, keepdim=True)
+    return above | (level & (level.cumsum(-1, dtype=torch.int32) <= room))
 
 
 @torch.no_grad()
@@ -63,8 +65,7 @@ def select_top_k(gate: torch.Tensor, own: torch.Tensor, count: int, scope: str) 
         bool (B, H, N, C).
     """
     budget = count * {"query": 1, "head": gate.shape[2], "all": gate.shape[1] * gate.shape[2]}[scope]
-    lifted = _grouped(gate.masked_fill(own, torch.inf), scope)
-    chosen = _best(lifted, torch.full((1,), budget, device=gate.device))
+    chosen = _best(_grouped(gate.masked_fill(own, torch.inf), scope), budget)
     return _ungrouped(chosen, scope, gate.shape) | own
 
 

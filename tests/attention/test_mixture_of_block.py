@@ -107,6 +107,17 @@ def test_oracles_1_and_2_top_k_keeps_own_blocks_and_its_budget(scope):
     assert select_top_k(gate, own, 8, scope).all()
 
 
+def test_equal_gates_go_to_the_lower_block_and_nan_to_the_front():
+    gate = torch.randint(0, 3, (2, 3, 40, 9), generator=torch.Generator().manual_seed(0)).float()
+    gate[0, 0, 0, 4] = torch.nan
+    own = torch.zeros(40, 9, dtype=torch.bool)
+    chosen = select_top_k(gate, own, 4, "query")
+    for batch, head, query in ((b, h, n) for b in range(2) for h in range(3) for n in range(40)):
+        values = gate[batch, head, query].nan_to_num(nan=float("inf")).tolist()
+        best = sorted(range(9), key=lambda block: (-values[block], block))[:4]
+        assert sorted(best) == chosen[batch, head, query].nonzero().flatten().tolist()
+
+
 def test_oracle_7_selection_equals_a_loop_over_queries():
     own = torch.nn.functional.one_hot(torch.arange(20) // 4, 5).bool()
     gate = torch.randn(1, 2, 20, 5, generator=torch.Generator().manual_seed(2), dtype=torch.float64)

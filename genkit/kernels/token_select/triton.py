@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from genkit.kernels.inputs import triton_refuses
-from genkit.kernels.token_select.pairs import Pairs, Rows
+from genkit.kernels.token_select.pairs import Pairs
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 MAX_DIM = 256
@@ -107,11 +107,11 @@ def _starts(starts: list[int], device: torch.device) -> Tensor:
     return torch.tensor(starts, dtype=torch.int32, device=device)
 
 
-def _reduce(kernel: Callable, buffers: tuple, back: Rows, run: tuple, n: int, heads: int, dim: int) -> None:
+def _reduce(kernel: Callable, buffers: tuple, pairs: Pairs, run: tuple, n: int, heads: int, dim: int) -> None:
     rows = 32
     grid = (-(-n // rows), run[1] - run[0])
     kernel[grid](
-        *buffers, back.row_start, back.row_pair, run[2], run[0], n, heads,
+        *buffers, pairs.row_start, pairs.row_pair, run[2], run[0], n, heads,
         D=dim, DP=_padded(dim), TILE=rows, num_warps=4, num_stages=1, enable_fp_fusion=True,
     )  # fmt: skip
 
@@ -128,7 +128,7 @@ def forward(
     q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty(b, h, n, dtype=torch.float32, device=q.device)
-    pairs, back = Pairs.of(selected), Rows.of(selected)
+    pairs = Pairs.of(selected)
     groups = _Groups(pairs, b * h, selected.shape[3], d)
     tile = tiles_for(d, q.dtype)["forward"]
     part_out = torch.empty(max(1, groups.largest), _padded(d), dtype=torch.float32, device=q.device)
@@ -142,7 +142,7 @@ def forward(
                 h // k.shape[2], selected.shape[3],
                 D=d, DP=_padded(d), TILE_Q=tile.queries, TILE_K=tile.keys, STAGES=tile.stages, **_options(tile),
             )  # fmt: skip
-        _reduce(kernels.merge_kernel, (part_out, part_lse, _view(out), lse), back, run, n, h, d)
+        _reduce(kernels.merge_kernel, (part_out, part_lse, _view(out), lse), pairs, run, n, h, d)
     return out, lse
 
 
@@ -159,7 +159,7 @@ def backward(
     delta = (torch.linalg.vecdot(d_out.float(), out.float()).transpose(1, 2) - d_lse).contiguous()
     exponent = torch.where(lse == -torch.inf, torch.inf, lse * 1.4426950408889634).contiguous()
     dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
-    pairs, back = Pairs.of(selected), Rows.of(selected)
+    pairs = Pairs.of(selected)
     groups = _Groups(pairs, b * h, blocks, d)
     tile, group = tiles_for(d, q.dtype)["dq"], h // k.shape[2]
     part = torch.empty(max(1, groups.largest), _padded(d), dtype=torch.float32, device=q.device)
@@ -172,7 +172,7 @@ def backward(
                 scale, n, h, group, blocks,
                 D=d, DP=_padded(d), TILE_Q=tile.queries, TILE_K=tile.keys, STAGES=tile.stages, **_options(tile),
             )  # fmt: skip
-        _reduce(kernels.sum_kernel, (part, _view(dq)), back, run, n, h, d)
+        _reduce(kernels.sum_kernel, (part, _view(dq)), pairs, run, n, h, d)
     tile = tiles_for(d, q.dtype)["dkv"]
     spans = [(c, at) for c in range(blocks) for at in range(starts[c], starts[c + 1], tile.keys)]
     key_block, key_start = torch.tensor(spans, dtype=torch.int32, device=q.device).T.contiguous()

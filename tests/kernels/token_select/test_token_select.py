@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from genkit.errors import UnsupportedError, UsageError
 from genkit.kernels.merge import merge
-from genkit.kernels.token_select import backends, token_select_attention, why_not
+from genkit.kernels.token_select import backends, cpu, token_select_attention, why_not
 
 
 def brute_force(q, k, v, selected, starts, scale=None):
@@ -79,6 +79,28 @@ def test_outputs_and_gradients_equal_brute_force(seed, backend, heads, d, densit
         assert error < 2e-5 * scale, f"{name}: {error:.1e}"
 
 
+@pytest.mark.parametrize("limit", [1, 300, 1500])
+@pytest.mark.parametrize("density", [0.0, 0.4])
+def test_the_cpu_backend_in_many_parts_equals_brute_force(monkeypatch, limit, density):
+    monkeypatch.setattr(cpu, "COPY_BYTES", limit)
+    q, k, v, selected, starts = problem(8, density=density)
+    selected[1, 2, 4:] = False
+    parts = list(cpu._parts(selected, q.shape[-1]))
+    covered = torch.zeros(selected.shape[:3], dtype=torch.int32)
+    for part in parts:
+        covered[part.batch, part.heads, part.span] += 1
+    assert len(parts) > 2 and (covered == 1).all()
+    calls = (
+        lambda *x: brute_force(*x, selected, starts),
+        lambda *x: token_select_attention(*x, selected, starts, backend="cpu", allow_empty=True),
+    )
+    want, have = (run_with_gradients(call, *(x.to(kind) for x in (q, k, v))) for call, kind in zip(
+        calls, (torch.float64, torch.float32), strict=True
+    ))  # fmt: skip
+    for got, exact in zip(have, want, strict=True):
+        torch.testing.assert_close(got.double(), exact, rtol=0, atol=2e-5)
+
+
 def test_every_block_selected_equals_dense_attention():
     q, k, v, selected, starts = problem(0, h=4, hk=4, density=2.0)
     assert selected.all()
@@ -122,6 +144,12 @@ def test_nan_stays_in_the_rows_that_see_it():
     q[0, 3] = torch.nan
     out, _ = token_select_attention(q, k, v, selected, starts)
     assert out[0, 3].isnan().all() and not out[0, [0, 1, 2, 4]].isnan().any()
+    q, k, v, selected, starts = problem(4, b=1, h=1, hk=1)
+    k[0, 5] = torch.nan
+    out, lse = token_select_attention(q, k, v, selected, starts)
+    sees = selected[0, 0, :, 1]
+    assert 0 < sees.sum() < len(sees)
+    assert torch.equal(out[0, :, 0].isnan().all(-1), sees) and torch.equal(lse[0, 0].isnan(), sees)
 
 
 def test_rows_without_a_block_raise_unless_allowed():
