@@ -130,7 +130,10 @@ def run_batches(
         part = list(captions[start : start + batch])
         generators = [torch.Generator(device=device).manual_seed(seed + start + i) for i in range(len(part))]
         seconds -= time.perf_counter()
-        output = pipeline(part, generator=generators, output_type="np", **call)
+        with torch.random.fork_rng():
+            # Flow matching with fresh noise draws it without the generators.
+            torch.manual_seed(seed + start)
+            output = pipeline(part, generator=generators, output_type="np", **call)
         seconds += time.perf_counter()
         found.append((np.asarray(read(output)) * 255).round().astype(np.uint8))
         if progress:
