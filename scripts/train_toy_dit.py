@@ -1,4 +1,4 @@
-"""Make toy-dit from nothing: python scripts/train_toy_dit.py --folder runs/toy-dit --minutes 330
+"""Make toy-dit from nothing: python scripts/train_toy_dit.py --folder runs/toy-dit --minutes 230
 
 A killed run goes on where it was when the same command is given again. ``--vae runs/toy-image`` takes the autoencoder
 of that run instead of training one. On one or several GPUs:

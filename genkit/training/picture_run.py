@@ -30,6 +30,7 @@ def picture_making(
     adam_names: tuple[str, ...],
     assemble: Callable[[nn.Module, nn.Module, Path, dict], Path],
     shift: float,
+    tokens: int = 3600,
     more: Callable[[argparse.ArgumentParser], None] | None = None,
 ) -> Making:
     """The plan of an image model.
@@ -41,6 +42,7 @@ def picture_making(
         adam_names: parts of parameters' names that Muon leaves to AdamW.
         assemble: called with (model, vae, folder, facts), writes the Diffusers folder.
         shift: of the noise levels in training.
+        tokens: default number per step.
         more: adds the model's own options.
     """
 
@@ -72,7 +74,7 @@ def picture_making(
     making = Making(
         name=name,
         minutes=minutes,
-        tokens=3600,
+        tokens=tokens,
         main="denoiser",
         shares=SHARES,
         work={"vae": vae, "decoder": decoder, "denoiser": denoiser, "assemble": finish},

@@ -55,15 +55,26 @@ def test_the_bare_command_shows_what_the_prompt_says(tmp_path, monkeypatch, caps
 
 
 @pytest.mark.slow
-@pytest.mark.skipif("toy-image" not in shipped(), reason="no weights in the package")
-def test_an_image_shows_what_the_prompt_says(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("model", "prompt", "background", "wanted"),
+    [
+        (
+            "toy-image",
+            "a striped blue square left of a small red circle",
+            None,
+            [("striped", "blue", "square"), ("plain", "red", "circle")],
+        ),
+        ("toy-dit", "a striped yellow square on a purple background", "purple", [("striped", "yellow", "square")]),
+    ],
+)
+def test_an_image_shows_what_the_prompt_says(model, prompt, background, wanted, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    prompt = "a striped blue square left of a small red circle"
-    code = main(["generate", prompt, "--model", "toy-image", "--seed", "0", "-o", "picture.png", "--json"])
+    code = main(["generate", prompt, "--model", model, "--seed", "0", "-o", "picture.png", "--json"])
     assert code == 0 and json.loads(capsys.readouterr().out)["warnings"] == []
     verdict = judge_picture(media.read_media(tmp_path / "picture.png").frames[0])
+    assert background in (None, verdict.background)
     found = sorted((actor.x, actor.texture, actor.colour, actor.shape) for actor in verdict.actors)
-    assert [actor[1:] for actor in found] == [("striped", "blue", "square"), ("plain", "red", "circle")]
+    assert [actor[1:] for actor in found] == wanted
 
 
 @pytest.mark.slow
