@@ -35,11 +35,12 @@ class Pairs:
         n, c = selected.shape[2:]
         by_block = selected.transpose(2, 3).contiguous()
         place = by_block.flatten().nonzero().flatten()
-        query = place % n
-        row = place // (n * c) * n + query
+        number = place // n  # of (batch, head, block)
+        query = place - number * n
+        row = number // c * n + query
         row_start = _starts(selected.sum(-1).flatten())
         # A pair's place among those of its row is the number of blocks the row has chosen up to here.
-        rank = by_block.cumsum(2, dtype=torch.int32).flatten().index_select(0, place)
+        rank = selected.cumsum(-1, dtype=torch.int32).flatten().index_select(0, row * c + number % c)
         row_pair = torch.empty_like(row)
         row_pair[row_start.index_select(0, row) + rank - 1] = torch.arange(len(row), device=row.device)
         return cls(query.to(torch.int32), row, _starts(by_block.sum(-1).flatten()), row_start, row_pair)
