@@ -38,7 +38,8 @@ def settle(
         known = accepted(pipeline_class)
         idle = GUIDANCE in known and TRUE in known and (sidecar.call.get(TRUE) or known[TRUE].default or 1) <= 1
         return filled, (f"the negative prompt has no effect: {_DISTILLED}",) if idle and given.negative_prompt else ()
-    asked = given.guidance_scale is not None
+    # A repeated run is given what the model's own sidecar had filled in.
+    asked = given.guidance_scale not in (None, sidecar.call.get(TRUE))
     if filled.negative_prompt is None:
         if not asked and GUIDANCE not in sidecar.defaults and TRUE not in sidecar.call:
             return filled.replace(guidance_scale=1.0), ()

@@ -71,6 +71,9 @@ def test_an_image_shows_what_the_prompt_says(model, prompt, background, wanted, 
     monkeypatch.chdir(tmp_path)
     code = main(["generate", prompt, "--model", model, "--seed", "0", "-o", "picture.png", "--json"])
     assert code == 0 and json.loads(capsys.readouterr().out)["warnings"] == []
+    assert main(["generate", "--from", "picture.png", "-o", "again.png", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["warnings"] == []
+    assert (tmp_path / "again.png").read_bytes() == (tmp_path / "picture.png").read_bytes()
     verdict = judge_picture(media.read_media(tmp_path / "picture.png").frames[0])
     assert background in (None, verdict.background)
     found = sorted((actor.x, actor.texture, actor.colour, actor.shape) for actor in verdict.actors)
