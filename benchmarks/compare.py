@@ -108,11 +108,11 @@ def comparison_rows(
 def _rows(dense: Measured, found: Sequence[Measured], variants: Sequence[Variant]) -> list[dict[str, object]]:
     row = {"method": "dense", "density computed": "1.000", "density executed": "1.000", "attention FLOPs": "1.00"}
     row |= {"attention ms per call": "", "dense ms per call": "", "s per clip": f"{np.mean(dense.seconds):.1f}"}
-    rows = [row | dense.likeness(" (another seed)") | judged_readings(dense.readings) | {"change": ""}]
+    rows = [row | dense.likeness(" (another seed)") | _judged_readings(dense.readings) | {"change": ""}]
     for measured, variant in zip(found, variants, strict=True):
         row = {"method": variant.describe()} | _cost(measured.reports)
         row |= {"s per clip": f"{np.mean(measured.seconds):.1f}"} | measured.likeness()
-        rows.append(row | judged_readings(measured.readings) | {"change": _change(measured.readings, dense.readings)})
+        rows.append(row | _judged_readings(measured.readings) | {"change": _change(measured.readings, dense.readings)})
     return rows
 
 
@@ -142,7 +142,7 @@ def _cost(reports: Sequence) -> dict[str, str]:
     }
 
 
-def judged_readings(readings: Sequence[dict[str, bool]]) -> dict[str, str]:
+def _judged_readings(readings: Sequence[dict[str, bool]]) -> dict[str, str]:
     """Table cells of single results."""
     from genkit.evaluation.toy import ATTRIBUTES, accuracy_of
 

@@ -65,11 +65,11 @@ class _Part:
 
 
 def _parts(selected: Tensor, width: int) -> Iterator[_Part]:
-    """The whole selection (B, H, N, C) in parts whose gathered rows of ``width`` floats stay within the budget."""
+    """The whole selection (B, H, N, C) in parts whose gathered rows of ``width`` floats take about the budget."""
     b, h, n = selected.shape[:3]
     kept = selected.sum(-1)
     for batch in range(b):
-        # The heaviest head decides, so that no part is larger than planned.
+        # The heaviest head decides; queries of a head are taken to choose alike.
         heaviest = max(1, int(kept[batch].sum(-1).max()))
         rows = COPY_BYTES // (4 * width)
         queries = max(1, min(n, n * rows // heaviest))
