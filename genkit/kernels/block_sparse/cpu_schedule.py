@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -21,7 +22,8 @@ _MASK_BYTES = 128 << 20  # masks kept on a plan; beyond this they are made again
 class Slice:
     """Queries [start, stop) against the contiguous keys [first, last), for one row of the plan's lists.
 
-    ``row`` names the query block whose mask applies, or is None when no mask is needed.
+    ``row`` names the query block whose mask applies, or is None when no mask is needed. ``count`` such windows follow
+    each other: every one has the next queries, and keys ``shift`` further on.
     """
 
     batch: int
@@ -31,6 +33,8 @@ class Slice:
     first: int
     last: int
     row: int | None
+    count: int = 1
+    shift: int = 0
 
 
 @dataclass(frozen=True)
@@ -38,30 +42,46 @@ class Gathered:
     """Query blocks with equally many queries, key blocks and key tokens; their keys are copied together.
 
     Args:
-        rows: (batch, head, query block) of the plan's lists, ascending.
+        rows: query blocks, list after list of the plan, ascending in each.
+        starts: where in ``rows`` each of the plan's lists begins, counted batch entry by head, and the end.
         queries: valid queries per block. tokens: valid keys per row.
         blocks: (rows, count) int64 key blocks, ascending.
         masked: whether some of the blocks are decided token by token.
         adds: whether these are further keys of queries that were served before, to be merged with what is there.
     """
 
-    rows: list[tuple[int, int, int]]
+    rows: list[int]
+    starts: list[int]
     queries: int
     tokens: int
     blocks: Tensor
     masked: bool
     adds: bool = False
 
+    def bounds(self, row: int) -> tuple[int, int]:
+        """First and last + 1 of the rows of one of the plan's lists."""
+        return self.starts[row], self.starts[row + 1]
+
 
 @dataclass(frozen=True)
 class Schedule:
-    """All work of a plan. ``covers`` tells whether it writes every query of the tensors; ``visits`` is how many queries
-    see a key in slices, on average."""
+    """All work of a plan.
+
+    Args:
+        slices: list after list of the plan. starts: as in :class:`Gathered`.
+        covers: whether it writes every query of the tensors.
+        pairs: (query, key) pairs visited in slices, on average over the plan's lists.
+    """
 
     slices: list[Slice]
+    starts: list[int]
     gathered: list[Gathered]
     covers: bool
-    visits: float
+    pairs: float
+
+    def slices_of(self, row: int) -> list[Slice]:
+        """The slices of one of the plan's lists, counted batch entry by head."""
+        return self.slices[self.starts[row]:self.starts[row + 1]]
 
     @property
     def merges(self) -> bool:
@@ -94,6 +114,7 @@ def _make(plan: BlockPlan) -> Schedule:
     valid = plan.q_valid.tolist()
     bundles, together = _bundles(plan, keep, (count > 0) & ~run & ~masked)
     slices: list[Slice] = []
+    starts = [0]
     groups: dict[tuple, list[tuple[int, int, int]]] = defaultdict(list)
     for b in range(plan.batch):
         for h in range(plan.heads):
@@ -107,13 +128,21 @@ def _make(plan: BlockPlan) -> Schedule:
                     _add_slice(slices, Slice(*place, i if hidden else None))
                 elif (b, h, i) not in together:
                     groups[valid[i], c, keys, hidden].append((b, h, i))
+            starts.append(len(slices))
     gathered = bundles
     for (queries, c, keys, hidden), rows in groups.items():
         at = tuple(torch.tensor(rows).unbind(1))
-        gathered.append(Gathered(rows, queries, keys, index[at][:, :c].clone(), hidden))
+        gathered.append(_gathered(plan, rows, queries, keys, index[at][:, :c].clone(), hidden))
     covers = bool((count > 0).all()) and int(plan.q_valid.sum()) == plan.n_q
-    pairs = sum((item.stop - item.start) * (item.last - item.first) for item in slices)
-    return Schedule(slices, gathered, covers, pairs / (plan.n_k * plan.batch * plan.heads))
+    pairs = sum(item.count * (item.stop - item.start) * (item.last - item.first) for item in slices)
+    return Schedule(slices, starts, gathered, covers, pairs / (plan.batch * plan.heads))
+
+
+def _gathered(plan: BlockPlan, rows: list[tuple[int, int, int]], *rest: object) -> Gathered:
+    """A group of the (batch entry, head, query block) ``rows``, ascending."""
+    lists = [b * plan.heads + h for b, h, _ in rows]
+    starts = [bisect_left(lists, row) for row in range(plan.batch * plan.heads + 1)]
+    return Gathered([i for _, _, i in rows], starts, *rest)
 
 
 def _bundles(plan: BlockPlan, keep: Tensor, free: Tensor) -> tuple[list[Gathered], set[tuple[int, int, int]]]:
@@ -153,17 +182,24 @@ def _alike(plan: BlockPlan, seen: Tensor, rows: Tensor, queries: int, adds: bool
         if size[0]:
             groups[size].append(place)
     return [
-        Gathered([tuple(row) for row in rows[at].tolist()], queries, tokens, index[at, :c].long(), False, adds)
+        _gathered(plan, [tuple(row) for row in rows[at].tolist()], queries, tokens, index[at, :c].long(), False, adds)
         for (c, tokens), at in groups.items()
     ]
 
 
 def _add_slice(slices: list[Slice], new: Slice) -> None:
-    """Append, or widen the last one when the same keys serve the next queries (one long call beats several)."""
+    """Append, or let the last one go on: with the same keys for more queries, or as a window that glides."""
     old = slices[-1] if slices else None
-    if (old is not None and old.row is None and new.row is None and old.stop == new.start
-            and (old.batch, old.head, old.first, old.last) == (new.batch, new.head, new.first, new.last)):
-        slices[-1] = Slice(old.batch, old.head, old.start, new.stop, old.first, old.last, None)
+    if old is None or old.row is not None or new.row is not None or (old.batch, old.head) != (new.batch, new.head):
+        slices.append(new)
+        return
+    queries, keys = old.stop - old.start, old.last - old.first
+    shift = old.shift or new.first - old.first
+    if old.count == 1 and (old.stop, old.first, old.last) == (new.start, new.first, new.last):
+        slices[-1] = replace(old, stop=new.stop)
+    elif (new.stop - new.start, new.last - new.first) == (queries, keys) and shift > 0 and (
+            new.start, new.first) == (old.start + old.count * queries, old.first + old.count * shift):
+        slices[-1] = replace(old, count=old.count + 1, shift=shift)
     else:
         slices.append(new)
 

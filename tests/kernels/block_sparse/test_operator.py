@@ -12,8 +12,8 @@ from oracle import attend
 
 from genkit.errors import UnsupportedError, UsageError
 from genkit.kernels import WINDOW, BlockPlan, LowRank, Rule, TokenOrder, backends, block_sparse_attention, why_not
-from genkit.kernels.block_sparse import cpu, ops, reference
-from genkit.kernels.block_sparse.bias import flatten
+from genkit.kernels.block_sparse import cpu, cpu_pieces, ops, reference
+from genkit.kernels.block_sparse.bias import Table, flatten
 
 
 def qkv(n_q=40, n_k=52, heads=4, key_heads=2, width=16, dtype=torch.float32, seed=0, grad=False):
@@ -312,13 +312,40 @@ def random_mask():
 
 
 def test_long_rows_are_cut_into_several_calls(monkeypatch):
-    monkeypatch.setattr(cpu, "_CHUNK_BYTES", 1)
+    for limit in ("_CHUNK_BYTES", "_PACKED_BYTES", "_SET_BYTES"):
+        monkeypatch.setattr(cpu_pieces, limit, 1)
     case = make(3)
     whole = BlockPlan.from_dense_blocks(case.keep, case.q.shape[1], case.k.shape[1], off=case.off, **case.sizes)
     one = block_sparse_attention(case.q, case.k, case.v, whole)
     monkeypatch.undo()
     many = block_sparse_attention(case.q, case.k, case.v, whole)
     torch.testing.assert_close(one[0], many[0], rtol=0, atol=1e-2 if case.q.dtype.itemsize == 2 else 1e-5)
+
+
+@pytest.mark.parametrize("limit", [None, 1, 4000])
+@pytest.mark.parametrize("key_heads", [4, 2, 1])
+@pytest.mark.parametrize("bias", [False, True])
+def test_windows_that_glide_are_one_piece_of_work(key_heads, bias, limit, monkeypatch, nan_memory):
+    from genkit.kernels.block_sparse.cpu_schedule import schedule
+
+    for name in ("_CHUNK_BYTES", "_SET_BYTES") if limit else ():
+        monkeypatch.setattr(cpu_pieces, name, limit)
+    keep = torch.zeros(1, 1, 9, 14, dtype=torch.bool)
+    for row in range(9):  # two blocks with the same keys, four that glide by two key blocks, three at the end
+        first = 2 * min(max(row - 1, 0), 5)
+        keep[..., row, first:first + 4] = True
+    plan = BlockPlan.from_dense_blocks(keep, 70, 110, block_q=8, block_k=8)
+    found = [(item.start, item.stop, item.first, item.last, item.count, item.shift) for item in schedule(plan).slices]
+    assert found == [(0, 16, 0, 32, 1, 0), (16, 24, 16, 48, 4, 16), (48, 70, 80, 110, 1, 0)]
+    tensors = qkv(70, 110, 4, key_heads, dtype=torch.float64, grad=True)
+    table = torch.linspace(-1, 1, 4 * 5, dtype=torch.float64).view(4, 5).requires_grad_()
+    places = [torch.arange(n)[:, None] * 3 // n for n in (70, 110)]
+    terms = [Table((table,), *places)] if bias else []
+    results = [block_sparse_attention(*tensors, plan, backend=name, bias=terms) for name in ("cpu", "reference")]
+    wanted = [*tensors, *([table] if bias else [])]
+    grads = [torch.autograd.grad(out.sin().sum() + lse.cos().sum() * bias, wanted) for out, lse in results]
+    for a, b in zip((*results[0], *grads[0]), (*results[1], *grads[1]), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("with_lse", [False, True])
