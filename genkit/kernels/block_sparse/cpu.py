@@ -82,7 +82,7 @@ def _merged(out: Tensor, lse: Tensor, more: Tensor, total: Tensor) -> tuple[Tens
 def backward(grad_out: Tensor, grad_lse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
              plan: BlockPlan, scale: float, bias: Sequence[Bias]) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
     """Gradients of q, k, v and of every bias table that may have one."""
-    work = Work(q, k, v, plan, bias, compute_dtype(q.dtype))
+    work = Work(q, k, v, plan, bias, compute_dtype(q.dtype), backward=True)
     sums = cpu_bias.gradients(bias)
     kind = work.wide if work.schedule.merges else q.dtype
     d_q = q.new_empty(q.shape, dtype=kind) if work.schedule.covers else torch.zeros(q.shape, dtype=kind)

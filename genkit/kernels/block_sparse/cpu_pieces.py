@@ -17,7 +17,7 @@ from genkit.kernels.inputs import unit_rows
 # Measured with 6 and 8 heads of 64 channels and 448 to 8,192 tokens; all are per thread.
 _SET_BYTES = 4 << 20  # keys and values laid out together: what stays in a level-2 cache, or near it
 _CHUNK_BYTES = 8 << 20  # keys of one call of the kernel: fewer calls cost less than keys that leave the cache
-_PACKED_BYTES = 1 << 20  # the same in 16 bits, where the kernel first rearranges all keys of a call
+_SMALL_BYTES = 1 << 20  # the same in 16 bits, where the kernel first rearranges all keys of a call, and in backward
 _PAYING_VISITS = 512  # queries that see a key, from which laying heads out pays
 
 
@@ -110,16 +110,18 @@ class Work:
 
     Args:
         q, k, v: (B, N, H, D). dtype: what the kernel computes in.
+        backward: whether this is the backward pass, whose calls also return gradients of all their keys.
     """
 
-    def __init__(self, q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, bias: Sequence[Bias], dtype: torch.dtype):
+    def __init__(self, q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, bias: Sequence[Bias], dtype: torch.dtype,
+                 backward: bool = False):
         self.plan, self.bias, self.schedule, self.dtype = plan, bias, schedule(plan), dtype
         self.wide = torch.float64 if dtype == torch.float64 else torch.float32
         self.group = q.shape[2] // k.shape[2]
         self.q, self.k, self.v = (unit_rows(x) for x in (q, k, v))
         self.move_keys = bool(self.schedule.gathered) or q.dtype != dtype or (
             self.schedule.pairs >= _PAYING_VISITS * plan.n_k)
-        self.chunk = (_PACKED_BYTES if dtype.itemsize == 2 else _CHUNK_BYTES) * torch.get_num_threads()
+        self.chunk = (_SMALL_BYTES if backward or dtype.itemsize == 2 else _CHUNK_BYTES) * torch.get_num_threads()
         self.copies: dict[str, Tensor] = {}
 
     # ---- heads ------------------------------------------------------------------------------------------------------

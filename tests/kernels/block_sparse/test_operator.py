@@ -312,7 +312,7 @@ def random_mask():
 
 
 def test_long_rows_are_cut_into_several_calls(monkeypatch):
-    for limit in ("_CHUNK_BYTES", "_PACKED_BYTES", "_SET_BYTES"):
+    for limit in ("_CHUNK_BYTES", "_SMALL_BYTES", "_SET_BYTES"):
         monkeypatch.setattr(cpu_pieces, limit, 1)
     case = make(3)
     whole = BlockPlan.from_dense_blocks(case.keep, case.q.shape[1], case.k.shape[1], off=case.off, **case.sizes)
@@ -328,7 +328,7 @@ def test_long_rows_are_cut_into_several_calls(monkeypatch):
 def test_windows_that_glide_are_one_piece_of_work(key_heads, bias, limit, monkeypatch, nan_memory):
     from genkit.kernels.block_sparse.cpu_schedule import schedule
 
-    for name in ("_CHUNK_BYTES", "_SET_BYTES") if limit else ():
+    for name in ("_CHUNK_BYTES", "_SMALL_BYTES", "_SET_BYTES") if limit else ():
         monkeypatch.setattr(cpu_pieces, name, limit)
     keep = torch.zeros(1, 1, 9, 14, dtype=torch.bool)
     for row in range(9):  # two blocks with the same keys, four that glide by two key blocks, three at the end
