@@ -26,8 +26,6 @@ class Slice:
     each other: every one has the next queries, and keys ``shift`` further on.
     """
 
-    batch: int
-    head: int
     start: int
     stop: int
     first: int
@@ -118,16 +116,17 @@ def _make(plan: BlockPlan) -> Schedule:
     groups: dict[tuple, list[tuple[int, int, int]]] = defaultdict(list)
     for b in range(plan.batch):
         for h in range(plan.heads):
+            own: list[Slice] = []
             for i, entry in enumerate(zip(*(part[b][h] for part in table), strict=True)):
                 c, first, keys, straight, hidden, end = entry
-                if not c:
+                if not c or not valid[i]:
                     continue
                 start = i * plan.block_q
-                place = (b, h, start, start + valid[i], first * plan.block_k, end)
                 if straight:
-                    _add_slice(slices, Slice(*place, i if hidden else None))
+                    _add_slice(own, Slice(start, start + valid[i], first * plan.block_k, end, i if hidden else None))
                 elif (b, h, i) not in together:
                     groups[valid[i], c, keys, hidden].append((b, h, i))
+            slices += own
             starts.append(len(slices))
     gathered = bundles
     for (queries, c, keys, hidden), rows in groups.items():
@@ -188,9 +187,10 @@ def _alike(plan: BlockPlan, seen: Tensor, rows: Tensor, queries: int, adds: bool
 
 
 def _add_slice(slices: list[Slice], new: Slice) -> None:
-    """Append, or let the last one go on: with the same keys for more queries, or as a window that glides."""
+    """Append to those of one list, or let the last one go on: with the same keys for more queries, or as a window that
+    glides."""
     old = slices[-1] if slices else None
-    if old is None or old.row is not None or new.row is not None or (old.batch, old.head) != (new.batch, new.head):
+    if old is None or old.row is not None or new.row is not None:
         slices.append(new)
         return
     queries, keys = old.stop - old.start, old.last - old.first
