@@ -1,0 +1,192 @@
+"""Block-sparse attention in bfloat16 on a processor with AMX; the CPU backend hands over what this can do.
+
+Keys are used as they lie in memory once a head is laid out, nothing is gathered or merged, and masks are a bit a pair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cache
+from itertools import product
+from math import e, log, log2
+
+import torch
+from torch import Tensor
+
+from genkit.kernels.amx import compiler
+from genkit.kernels.amx.batch import Batch, Values
+from genkit.kernels.block_sparse import cpu_bias
+from genkit.kernels.block_sparse.amx_visits import HALF, QUERIES, Visits, covers, halves, unit_of, visits
+from genkit.kernels.block_sparse.bias import Bias
+from genkit.kernels.block_sparse.plan import BlockPlan
+from genkit.kernels.inputs import unit_rows
+
+_MAX_DIM = 256
+_MIN_QUERIES = 16  # of a block: the kernels work on 64 at a time
+_BIAS_BYTES = 16 << 20  # values of a bias made together
+_PIECES = 4  # of work for every thread
+_SET_BYTES = 4 << 20  # keys and values laid out together, per thread: what a level-2 cache holds, or near it
+
+
+def why_not(q: Tensor, plan: BlockPlan, scale: float) -> str | None:
+    """Why torch's own kernel has to do this, or None."""
+    if q.dtype != torch.bfloat16:
+        return f"AMX multiplies bfloat16, the inputs are {q.dtype}"
+    if not unit_of(plan):
+        return f"block_k={plan.block_k} is no multiple of 32"
+    if plan.block_q < _MIN_QUERIES:
+        return f"block_q={plan.block_q} is below {_MIN_QUERIES}"
+    if q.shape[-1] > _MAX_DIM:
+        return f"head dim {q.shape[-1]} exceeds {_MAX_DIM}"
+    if not scale > 0:
+        return f"scale {scale} is not positive"
+    return compiler.why_not()
+
+
+@cache
+def _kernel(kind: str, dim: int, unit: int) -> compiler.Compiled:
+    from genkit.kernels.block_sparse import amx_backward, amx_forward
+
+    walk = {"forward": amx_forward.Forward, "backward": amx_backward.Backward}[kind](dim, unit)
+    return compiler.compiled(walk.module(), walk.e.names, walk.e.scratch_bytes)
+
+
+def forward(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, scale: float,
+            bias: Sequence[Bias]) -> tuple[Tensor, Tensor]:
+    """out (B, Nq, H, D) like q and lse (B, H, Nq) float32."""
+    batch, n_q, heads, dim = q.shape
+    group = heads // k.shape[2]
+    q, k, v = (_whole_lines(x) for x in (q, k, v))
+    out = torch.empty(q.shape, dtype=q.dtype) if covers(plan) else torch.zeros(q.shape, dtype=q.dtype)
+    top, total = torch.zeros(batch, heads, n_q), torch.zeros(batch, heads, n_q)
+    common = {**_common(plan, scale, q=q, out=out), "bias": 0}
+    work = Batch(_kernel("forward", q.shape[-1], unit_of(plan)))
+    for entry, low, keys, values in _laid_out(plan, work.threads, (k, False), (v, True)):
+        pieces = _pieces(work.threads, len(keys) * group)
+        for head in range(low * group, (low + len(keys)) * group):
+            own = {**common, "k": keys[head // group - low], "v": values[head // group - low]}
+            for part in visits(plan, entry, head):
+                rows = slice(part.first * plan.block_q, None)
+                own.update(q=q[entry, rows, head], out=out[entry, rows, head], top=top[entry, head, rows],
+                           total=total[entry, head, rows], **part.tables())
+                if bias:
+                    _with_bias(work, own, bias, plan, part, entry, head, scale)
+                    continue
+                for first, last in part.pieces(pieces):
+                    work.add({**own, "first": first, "last": last})
+        work.run()  # before the next heads are laid out over these
+    lse = total.log2_().add_(top).mul_(log(2))
+    return _narrow(out, dim), lse
+
+
+def backward(grad_out: Tensor, grad_lse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
+             plan: BlockPlan, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of q, k and v. With fewer key heads than threads a head's queries are shared out, and what the shares
+    found is added in a fixed order: results repeat bit for bit with the same number of threads."""
+    dim, n_k = q.shape[-1], k.shape[1]
+    group = q.shape[2] // k.shape[2]
+    delta = torch.linalg.vecdot(grad_out.float(), out.float()).transpose(1, 2)
+    dead = lse == -torch.inf
+    if grad_lse is not None:
+        # rows without a key have a constant lse: what arrives there belongs to nobody
+        delta = delta - grad_lse.masked_fill(dead, 0)
+    lse = (lse * log2(e)).masked_fill_(dead, torch.inf)
+    lse, delta = (torch.nn.functional.pad(x, (0, QUERIES)) for x in (lse, delta))
+    q, k, v, grad_out = (_whole_lines(x) for x in (q, k, v, grad_out))
+    d_q = torch.empty(q.shape, dtype=q.dtype) if covers(plan) else torch.zeros(q.shape, dtype=q.dtype)
+    d_k, d_v = (torch.empty(x.shape, dtype=x.dtype) for x in (k, v))
+    common = {**_common(plan, scale, q=q, d_out=grad_out, d_q=d_q), "factor": scale}
+    work = Batch(_kernel("backward", q.shape[-1], unit_of(plan)))
+    for entry, low, keys, values, turned in _laid_out(plan, work.threads, (k, False), (v, False), (k, True)):
+        shares = -(-work.threads // len(keys))
+        sums = torch.zeros(2, shares, *keys.shape)
+        for at, number in product(range(len(keys)), range(shares)):
+            chain = []
+            own = {**common, "k": keys[at], "v": values[at], "turned": turned[at], "d_k": sums[0, number, at],
+                   "d_v": sums[1, number, at]}
+            for head in range((low + at) * group, (low + at + 1) * group):
+                for part in visits(plan, entry, head):
+                    rows = slice(part.first * plan.block_q, None)
+                    own.update(q=q[entry, rows, head], d_out=grad_out[entry, rows, head], d_q=d_q[entry, rows, head],
+                               lse=lse[entry, head, rows], delta=delta[entry, head, rows], **part.tables())
+                    for first, last in part.pieces(shares)[number:number + 1]:
+                        chain.append({**own, "first": first, "last": last})
+            work.add(*chain)
+        work.run()
+        for into, total, factor in ((d_k, sums[0], scale), (d_v, sums[1], 1.0)):
+            into[entry, :, low:low + len(keys)] = total.sum(0)[:, :n_k].mul_(factor).transpose(0, 1)
+    return _narrow(d_q, dim), _narrow(d_k, dim), _narrow(d_v, dim)
+
+
+def _pieces(threads: int, heads: int) -> int:
+    """Pieces to cut a head's queries into, so that no thread waits long for the last one."""
+    return 1 if threads == 1 else -(-_PIECES * threads // heads)
+
+
+def _common(plan: BlockPlan, scale: float, **rows: Tensor) -> dict[str, int | float]:
+    """Arguments that all calls share; ``rows`` are (B, N, H, D)."""
+    strides = {f"{name}_stride": x.element_size() * x.stride(1) for name, x in rows.items()}
+    return {**strides, "block": plan.block_q, "halves": halves(plan), "scale": scale * log2(e)}
+
+
+def _whole_lines(x: Tensor) -> Tensor:
+    """x (B, N, H, D) with its channels side by side, and zeros up to a multiple of 32 of them."""
+    missing = -x.shape[-1] % 32
+    return torch.nn.functional.pad(x, (0, missing)) if missing else unit_rows(x)
+
+
+def _narrow(x: Tensor, dim: int) -> Tensor:
+    """Undo :func:`_whole_lines`."""
+    return x if x.shape[-1] == dim else x[..., :dim].contiguous()
+
+
+def _laid_out(plan: BlockPlan, threads: int, *sources: tuple[Tensor, bool]) -> Iterator[tuple]:
+    """Key heads, as many together as fit: batch entry, first head, and of every source (B, Nk, Hk, D) these heads one
+    after the other, with zeros up to whole blocks: (heads, tokens, D), or where it is to be turned (heads, tokens / 32,
+    D, 32). The next ones overwrite them."""
+    batch, n_k, heads, dim = sources[0][0].shape
+    padded = plan.blocks_k * plan.block_k
+    fit = max(1, _SET_BYTES * threads // (2 * len(sources) * padded * dim))
+    together = -(-heads // -(-heads // fit))
+    whole, rest = divmod(n_k, HALF)
+    copies = [torch.zeros(together, padded // HALF, *((dim, HALF) if turn else (HALF, dim)), dtype=x.dtype)
+              for x, turn in sources]
+    for entry in range(batch):
+        for low in range(0, heads, together):
+            count = min(together, heads - low)
+            found = []
+            for (x, turn), copy in zip(sources, copies, strict=True):
+                x = x[entry, :, low:low + count].transpose(0, 1)
+                into = copy[:count].transpose(2, 3) if turn else copy[:count]
+                into[:, :whole].copy_(x[:, :whole * HALF].unflatten(1, (whole, HALF)))
+                if rest:
+                    into[:, whole, :rest].copy_(x[:, whole * HALF:])
+                found.append(copy[:count] if turn else copy[:count].flatten(1, 2))
+            yield entry, low, *found
+
+
+def _with_bias(work: Batch, own: Values, bias: Sequence[Bias], plan: BlockPlan, part: Visits, entry: int, head: int,
+               scale: float) -> None:
+    """Add the calls of a head one query block at a time, each with the values of its bias; runs them now and then, for
+    the values take memory."""
+    for block in range(part.count):
+        tile = _bias_tile(bias, plan, part, block, entry, head, scale)
+        work.add({**own, "bias": tile, "first": block, "last": block + 1})
+        if len(work) * tile.nbytes >= _BIAS_BYTES:
+            work.run()
+
+
+def _bias_tile(bias: Sequence[Bias], plan: BlockPlan, part: Visits, block: int, entry: int, head: int,
+               scale: float) -> Tensor:
+    """(visits, halves, unit, 32) float32 bias of one query block, in units of the scores before scaling."""
+    unit = unit_of(plan)
+    begin, end = part.starts[block:block + 2].tolist()
+    tokens = part.units[begin:end, None].long() * unit + torch.arange(unit)
+    start = (part.first + block) * plan.block_q
+    stop = start + int(part.valid[block])
+    # keys beyond the last token are hidden by a mask, whatever is added to them
+    value = cpu_bias.values(bias, entry, head, start, stop, tokens.flatten().clamp_(max=plan.n_k - 1))
+    tile = torch.zeros(end - begin, halves(plan), unit, HALF)
+    rows = torch.zeros(halves(plan) * HALF, tokens.numel())
+    rows[:stop - start] = value / scale
+    return tile.copy_(rows.view(-1, HALF, end - begin, unit).permute(2, 0, 3, 1))

@@ -1,0 +1,136 @@
+"""A plan's lists as the AMX kernels walk them: units of 32 or 64 keys, and a bit for every hidden pair."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from genkit.kernels.block_sparse.plan import BlockPlan
+
+QUERIES = 64  # that the kernels run at once
+HALF = 32  # whose bits fill a word
+_KEPT_BYTES = 128 << 20  # bits kept on a plan; beyond this they are made again when needed
+_SPAN_BYTES = 32 << 20  # bits made together
+
+
+@dataclass(frozen=True)
+class Visits:
+    """The visits of some successive query blocks of one of the plan's lists.
+
+    Args:
+        first: query block. count: of blocks.
+        starts: (count + 1,) int64, where the visits of each block begin.
+        units: (visits,) int32, which unit of keys. masks: (visits,) int32, which mask, or -1.
+        bits: (masks, halves, unit) int32: bit i says whether query i of a half of 32 sees the key.
+        valid: (count,) int64 valid queries.
+    """
+
+    first: int
+    count: int
+    starts: Tensor
+    units: Tensor
+    masks: Tensor
+    bits: Tensor
+    valid: Tensor
+
+    def tables(self) -> dict[str, Tensor]:
+        """What a kernel is given of them."""
+        return {name: getattr(self, name) for name in ("starts", "units", "masks", "bits", "valid")}
+
+    def pieces(self, count: int) -> list[tuple[int, int]]:
+        """At most so many ranges of blocks with about equally many visits each."""
+        wanted = torch.arange(1, count) * int(self.starts[-1]) // count
+        edges = [0, *torch.searchsorted(self.starts, wanted).tolist(), self.count]
+        return [(low, high) for low, high in pairwise(edges) if high > low]
+
+
+def unit_of(plan: BlockPlan) -> int:
+    """Keys of a visit: the longest unit the kernels know that divides the plan's blocks, or 0 if none does."""
+    return next((unit for unit in (64, 32) if plan.block_k % unit == 0), 0)
+
+
+def halves(plan: BlockPlan) -> int:
+    """Halves of 32 queries in a block, rounded up to whole groups of 64."""
+    return -(-plan.block_q // QUERIES) * 2
+
+
+def covers(plan: BlockPlan) -> bool:
+    """Whether the blocks hold every query of the tensors."""
+    return int(plan.q_valid.sum()) == plan.n_q
+
+
+def visits(plan: BlockPlan, batch: int, head: int) -> Iterator[Visits]:
+    """The visits of a head, block after block; kept on the plan while the budget lasts."""
+    groups = 1 if plan.rule is None else plan.rule.k_group.shape[0]
+    key = batch % plan.batch, head % plan.heads, batch % groups
+    made = plan.cache.setdefault("amx", {})
+    if key in made:
+        yield from made[key]
+        return
+    full, partial = (count[key[:2]] for count in (plan.full_count, plan.partial_count))
+    size = halves(plan) * plan.block_k * 4
+    used = plan.cache.get("amx bytes", 0) + int(partial.sum()) * size
+    spans = _spans(partial.tolist(), _SPAN_BYTES // size)
+    if used > _KEPT_BYTES:
+        yield from (_make(plan, key, low, high) for low, high in spans)
+        return
+    plan.cache["amx bytes"] = used
+    made[key] = [_make(plan, key, low, high) for low, high in spans]
+    yield from made[key]
+
+
+def _spans(counts: list[int], limit: int) -> Iterator[tuple[int, int]]:
+    """Ranges of successive blocks whose counts add up to at most ``limit``, or that are one block."""
+    low = total = 0
+    for at, count in enumerate(counts):
+        if at > low and total + count > limit:
+            yield low, at
+            low, total = at, 0
+        total += count
+    yield low, len(counts)
+
+
+def _make(plan: BlockPlan, key: tuple[int, int, int], low: int, high: int) -> Visits:
+    """The visits of the query blocks [low, high): full blocks of keys first, then those with a mask."""
+    unit, own = unit_of(plan), key[:2]
+    per_block = plan.block_k // unit
+    lists = [(count[own][low:high], index[own][low:high]) for count, index in
+             ((plan.full_count, plan.full_index), (plan.partial_count, plan.partial_index))]
+    used = torch.cat([torch.arange(index.shape[1]) < count[:, None] for count, index in lists], 1)
+    blocks = torch.cat([index for _, index in lists], 1)[used]
+    hidden = torch.zeros_like(used)
+    hidden[:, lists[0][1].shape[1]:] = True
+    hidden = hidden[used]
+    parts = torch.arange(per_block)
+    mask = torch.where(hidden, (hidden.cumsum(0) - 1) * per_block, -1)[:, None]
+    mask = torch.where(mask < 0, -1, mask + parts)
+    rows = (torch.arange(low, high)[:, None].expand_as(used)[used])[hidden]
+    starts = torch.nn.functional.pad(used.sum(1).cumsum(0) * per_block, (1, 0))
+    units = (blocks[:, None] * per_block + parts).flatten().int()
+    bits = _bits(plan, rows, blocks[hidden].long(), key[2], unit)
+    return Visits(low, high - low, starts, units, mask.flatten().int(), bits, plan.q_valid[low:high].long())
+
+
+def _bits(plan: BlockPlan, rows: Tensor, blocks: Tensor, group: int, unit: int) -> Tensor:
+    """(pairs * block_k / unit, halves, unit) int32 for pairs of query and key blocks."""
+    per_block, parts = plan.block_k // unit, halves(plan)
+    found = np.empty((len(rows), per_block, parts, unit, HALF // 8), dtype=np.uint8)
+    query, slot = torch.arange(plan.block_q), torch.arange(plan.block_k)
+    together = max(1, (4 << 20) // (parts * HALF * plan.block_k))
+    for at in range(0, len(rows), together):
+        row, block = rows[at:at + together, None], blocks[at:at + together, None]
+        seen = torch.zeros(len(row), parts * HALF, plan.block_k, dtype=torch.bool)
+        inside = slot < plan.k_valid[block]
+        if plan.rule is None:
+            seen[:, :plan.block_q] = inside[:, None]
+        else:
+            tile = plan.rule.tile(row * plan.block_q + query, block * plan.block_k + slot, group)
+            seen[:, :plan.block_q] = tile & inside[:, None]
+        seen = seen.view(-1, parts, HALF, per_block, unit).permute(0, 3, 1, 4, 2).contiguous()
+        found[at:at + together] = np.packbits(seen.numpy(), axis=-1, bitorder="little")
+    return torch.from_numpy(found.view(np.int32)).view(len(rows) * per_block, parts, unit)
