@@ -79,7 +79,7 @@ def processors() -> list[Finding]:
     speed = "bfloat16 is fast here" if FAST_BF16 & set(flags) else "bfloat16 is slow here, use float32"
     instructions = " ".join(flags) or "no special instructions"
     cpu = f"{_usable_cores()} usable cores, {torch.get_num_threads()} threads, {instructions}; {speed}"
-    found = [Finding("cpu", platform.machine(), "ok", cpu)]
+    found = [Finding("cpu", platform.machine(), "ok", cpu), _tiles()]
     for index in range(torch.cuda.device_count()):
         card = torch.cuda.get_device_properties(index)
         detail = f"{card.name}, {card.total_memory / 2**30:.0f} GiB, compute capability {card.major}.{card.minor}"
@@ -91,6 +91,15 @@ def processors() -> list[Finding]:
     if torch.backends.mps.is_available():
         found.append(Finding("gpu", "mps", "ok", "Apple GPU"))
     return found
+
+
+def _tiles() -> Finding:
+    """Whether bfloat16 attention runs in genkit's own kernels for AMX."""
+    from genkit.kernels.amx.compiler import why_not
+
+    reason = why_not()
+    detail = "block-sparse attention in bfloat16, forward and backward" if reason is None else one_line(reason)
+    return Finding("cpu", "AMX kernels", "ok" if reason is None else "absent", detail)
 
 
 def _usable_cores() -> int | None:

@@ -117,6 +117,11 @@ class Emitter:
     def write(self, value: ir.Value, pointer: ir.Value, align: int = LINE) -> None:
         self.build.store(value, pointer, align=align)
 
+    def fetch(self, pointer: ir.Value) -> None:
+        """Bring a cache line to the level-2 cache; a wrong address does no harm."""
+        read, level, data = (ir.Constant(I32, value) for value in (0, 2, 1))
+        self.call("llvm.prefetch.p0", VOID, pointer, read, level, data)
+
     def element(self, kind: ir.IntType, table: str, place: ir.Value) -> ir.Value:
         """Entry of a table of whole numbers that is an argument, as a 64-bit number."""
         size = kind.width // 8

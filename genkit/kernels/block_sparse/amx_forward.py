@@ -105,14 +105,13 @@ class Forward(Walk):
             low, high = (e.exp2(e.multiply_add(
                 e.read(FLOATS, e.at(part["scores"], (row + i) * 2 * LINE + side * LINE)), self.scale, state["lower"]))
                 for i in range(2))
-            both = build.fadd(low, high)
-            name = f"sum {row % 4}"  # two chains of sums: one alone would wait for itself
-            state[name] = build.fadd(state[name], both) if name in state else both
+            for name, weight in (("even", low), ("odd", high)):  # two sums: one alone would wait for itself
+                state[name] = build.fadd(state[name], weight) if name in state else weight
             e.write(e.pairs(e.rounded_words(low), e.rounded_words(high)),
                     e.at(part["weights"], (row // 32 * 2 + side) * TILE + row % 32 // 2 * LINE))
 
         def end() -> None:
-            e.write(build.fadd(e.read(FLOATS, total), build.fadd(state["sum 0"], state["sum 2"])), total)
+            e.write(build.fadd(e.read(FLOATS, total), build.fadd(state["even"], state["odd"])), total)
 
         return [begin, *(lambda row=row: pair(row) for row in range(0, self.unit, 2)), end]
 

@@ -130,15 +130,21 @@ class Walk(ABC):
         with e.loop(begin, end) as visit:
             self.adjust(ahead, visit, begin, half)
             self.prepare(ahead)
-            # in the first step there are no weights yet: zeros times whatever is visited first
-            previous = e.greater(e.add(visit, -1), begin)
-            weave(self.between(ahead), in_turn(self.before(behind, visit), self.after(behind, previous)))
+            # in the first step there are no weights yet: zeros times whatever is visited first;
+            # in the last one the scores of the next visit are those of the last visit again, and not used
+            previous, following = e.greater(e.add(visit, -1), begin), e.smaller(e.add(visit, 1), last)
+            weave(self.between(ahead), in_turn(self.before(behind, visit), self.after(behind, previous)),
+                  self._fetch("k", following))
             self.adjust(behind, visit, begin, e.add(half, 1))
             self.prepare(behind)
-            # in the last step the scores of the next visit are those of the last one again, and not used
-            following = e.smaller(e.add(visit, 1), last)
-            weave(self.between(behind), in_turn(self.after(ahead, visit), self.before(ahead, following)))
+            weave(self.between(behind), in_turn(self.after(ahead, visit), self.before(ahead, following)),
+                  self._fetch("v", following))
         weave(self.after(behind, last))
+
+    def _fetch(self, name: str, visit: ir.Value) -> list[Step]:
+        """Bring the unit of a visit nearer: lists may jump, which no processor foresees."""
+        start = self.keyed(name, visit)
+        return [lambda i=i: self.e.fetch(self.e.at(start, i * LINE)) for i in range(self.unit * self.dim * 2 // LINE)]
 
     def adjust(self, part: Part, visit: ir.Value, begin: ir.Value, half: ir.Value) -> None:
         """Hide what the mask of a visit hides from one half of its queries."""
