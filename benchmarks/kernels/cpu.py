@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from benchmarks.environment import environment, machine_line, table, write_results
 from benchmarks.kernels.problems import random_blocks
 from genkit.kernels import BlockPlan, block_sparse_attention
-from genkit.kernels.amx.compiler import why_not as why_no_amx
+from genkit.kernels.native.compiler import why_not
 
 ROOT = Path(__file__).parents[2]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -113,7 +113,7 @@ def run(options: argparse.Namespace) -> int:
         f"{options.turns} turns, {unit} seconds, dense attention measured in the same turns. Load average "
         f"of the machine at the end: {facts['load average'][0]:.1f} (caches are shared with whatever else runs).",
         table(rows),
-        f"ratio = time / (density x dense time). {WITHOUT_AMX if why_no_amx() else WITH_AMX}",
+        f"ratio = time / (density x dense time). {WITHOUT_AMX if why_not('tiles') else WITH_AMX}",
     ]) + "\n"
     write_results(options.output, {"environment": facts, "turns": options.turns, "rows": rows}, text)
     print(text)

@@ -95,9 +95,9 @@ def processors() -> list[Finding]:
 
 def _tiles() -> Finding:
     """Whether bfloat16 attention runs in genkit's own kernels for AMX."""
-    from genkit.kernels.amx.compiler import why_not
+    from genkit.kernels.native.compiler import why_not
 
-    reason = why_not()
+    reason = why_not("tiles")
     detail = "block-sparse attention in bfloat16, forward and backward" if reason is None else one_line(reason)
     return Finding("cpu", "AMX kernels", "ok" if reason is None else "absent", detail)
 

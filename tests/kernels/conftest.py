@@ -1,4 +1,5 @@
-"""Memory that a kernel allocates and forgets to write must show: uninitialised float tensors are filled with NaN."""
+"""Memory that a kernel allocates and forgets to write must show: uninitialised float tensors are filled with NaN.
+And on a processor that runs native kernels, what the CPU backend does elsewhere is tested too."""
 
 from __future__ import annotations
 
@@ -21,3 +22,11 @@ def nan_memory(monkeypatch):
     for owner, name in ((torch, "empty"), (torch, "empty_like"), (torch, "empty_strided"),
                         (torch.Tensor, "new_empty"), (torch.Tensor, "new_empty_strided")):
         monkeypatch.setattr(owner, name, _filled(getattr(owner, name)))
+
+
+@pytest.fixture
+def torch_kernel(monkeypatch):
+    """Block-sparse attention on the CPU in torch's kernel, as on a processor without AVX-512."""
+    from genkit.kernels.block_sparse import native
+
+    monkeypatch.setattr(native, "why_not", lambda *given: "for this test")

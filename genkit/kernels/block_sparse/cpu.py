@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from genkit.kernels.block_sparse import amx, cpu_bias
+from genkit.kernels.block_sparse import cpu_bias, native
 from genkit.kernels.block_sparse.bias import Bias
 from genkit.kernels.block_sparse.cpu_pieces import Heads, Piece, Work
 from genkit.kernels.block_sparse.plan import BlockPlan
@@ -48,8 +48,8 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
 def forward(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, scale: float,
             bias: Sequence[Bias]) -> tuple[Tensor, Tensor]:
     """out (B, Nq, H, D) like q and lse (B, H, Nq)."""
-    if amx.why_not(q, plan, scale) is None:
-        return amx.forward(q, k, v, plan, scale, bias)
+    if native.why_not(q, plan, scale) is None:
+        return native.forward(q, k, v, plan, scale, bias)
     work = Work(q, k, v, plan, bias, compute_dtype(q.dtype))
     batch, n_q, heads, _ = q.shape
     kind = work.wide if work.schedule.merges else q.dtype
@@ -84,8 +84,8 @@ def _merged(out: Tensor, lse: Tensor, more: Tensor, total: Tensor) -> tuple[Tens
 def backward(grad_out: Tensor, grad_lse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
              plan: BlockPlan, scale: float, bias: Sequence[Bias]) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
     """Gradients of q, k, v and of every bias table that may have one."""
-    if not bias and amx.why_not(q, plan, scale) is None:
-        return *amx.backward(grad_out, grad_lse, q, k, v, out, lse, plan, scale), []
+    if not bias and native.why_not(q, plan, scale) is None:
+        return *native.backward(grad_out, grad_lse, q, k, v, out, lse, plan, scale), []
     work = Work(q, k, v, plan, bias, compute_dtype(q.dtype), backward=True)
     sums = cpu_bias.gradients(bias)
     kind = work.wide if work.schedule.merges else q.dtype

@@ -211,7 +211,7 @@ def test_plans_are_not_kept_alive_by_the_operator():
     assert gone() is None
 
 
-def test_forward_backward_and_compiled_calls_reuse_what_is_cached_on_the_plan(monkeypatch):
+def test_forward_backward_and_compiled_calls_reuse_what_is_cached_on_the_plan(monkeypatch, torch_kernel):
     from genkit.kernels.block_sparse import cpu_schedule
 
     made = []
@@ -293,7 +293,7 @@ def test_pooled_plans_refuse_what_has_no_meaning():
         BlockPlan.from_levels(torch.tensor([[[[0, 0]]]]), 4, 8, block_q=4, block_k=4)
 
 
-def test_bfloat16_stays_bfloat16_on_a_processor_that_multiplies_it(monkeypatch):
+def test_bfloat16_stays_bfloat16_on_a_processor_that_multiplies_it(monkeypatch, torch_kernel):
     monkeypatch.setattr(cpu, "has_amx", lambda: True)
     assert cpu.compute_dtype(torch.bfloat16) == torch.bfloat16 and cpu.compute_dtype(torch.float16) == torch.float32
     tensors = qkv(dtype=torch.bfloat16, grad=True)
@@ -311,13 +311,13 @@ def random_mask():
     return states.repeat_interleave(16, 2)[:, :, :40].repeat_interleave(8, 3)[..., :52]
 
 
-def test_long_rows_are_cut_into_several_calls(monkeypatch):
-    for limit in ("_CHUNK_BYTES", "_SMALL_BYTES", "_SET_BYTES"):
-        monkeypatch.setattr(cpu_pieces, limit, 1)
+def test_long_rows_are_cut_into_several_calls(monkeypatch, torch_kernel):
     case = make(3)
     whole = BlockPlan.from_dense_blocks(case.keep, case.q.shape[1], case.k.shape[1], off=case.off, **case.sizes)
-    one = block_sparse_attention(case.q, case.k, case.v, whole)
-    monkeypatch.undo()
+    with monkeypatch.context() as limits:
+        for limit in ("_CHUNK_BYTES", "_SMALL_BYTES", "_SET_BYTES"):
+            limits.setattr(cpu_pieces, limit, 1)
+        one = block_sparse_attention(case.q, case.k, case.v, whole)
     many = block_sparse_attention(case.q, case.k, case.v, whole)
     torch.testing.assert_close(one[0], many[0], rtol=0, atol=1e-2 if case.q.dtype.itemsize == 2 else 1e-5)
 
@@ -325,7 +325,7 @@ def test_long_rows_are_cut_into_several_calls(monkeypatch):
 @pytest.mark.parametrize("limit", [None, 1, 4000])
 @pytest.mark.parametrize("key_heads", [4, 2, 1])
 @pytest.mark.parametrize("bias", [False, True])
-def test_windows_that_glide_are_one_piece_of_work(key_heads, bias, limit, monkeypatch, nan_memory):
+def test_windows_that_glide_are_one_piece_of_work(key_heads, bias, limit, monkeypatch, nan_memory, torch_kernel):
     from genkit.kernels.block_sparse.cpu_schedule import schedule
 
     for name in ("_CHUNK_BYTES", "_SMALL_BYTES", "_SET_BYTES") if limit else ():
@@ -350,7 +350,8 @@ def test_windows_that_glide_are_one_piece_of_work(key_heads, bias, limit, monkey
 
 @pytest.mark.parametrize("with_lse", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_query_blocks_that_share_most_keys_run_together_and_merge_the_rest(dtype, with_lse, monkeypatch, nan_memory):
+def test_query_blocks_that_share_most_keys_run_together_and_merge_the_rest(dtype, with_lse, monkeypatch, nan_memory,
+                                                                           torch_kernel):
     from genkit.kernels.block_sparse import cpu_schedule
 
     monkeypatch.setattr(cpu_schedule, "_BUNDLE_QUERIES", 32)

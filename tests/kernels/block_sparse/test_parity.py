@@ -53,6 +53,12 @@ def test_cpu_equals_brute_force(start, nan_memory):
         check(seed, "cpu")
 
 
+@pytest.mark.parametrize("start", range(0, 540, 20))
+def test_torchs_kernel_on_the_cpu_equals_brute_force(start, nan_memory, torch_kernel):
+    for seed in range(start, start + 20):
+        check(seed, "cpu")
+
+
 @pytest.mark.parametrize("start", range(1000, 1060, 20))
 def test_reference_equals_brute_force(start):
     for seed in range(start, start + 20):

@@ -1,4 +1,4 @@
-"""bfloat16 with AMX tiles: against brute force in float64, the code itself, threads, memory limits."""
+"""Native kernels on the CPU: against brute force in float64, the code itself, threads, memory limits."""
 
 from __future__ import annotations
 
@@ -11,24 +11,29 @@ from oracle import Case, attend, gradients, magnitudes, spread, visible
 from tolerance import assert_close
 
 from genkit.kernels import ALL, NONE, WINDOW, BlockPlan, LowRank, Quadratic, Rule, Table, block_sparse_attention
-from genkit.kernels.amx import batch, compiler
-from genkit.kernels.block_sparse import amx, amx_visits, cpu
+from genkit.kernels.block_sparse import cpu, native, native_visits
+from genkit.kernels.native import batch, compiler
 
-here = pytest.mark.skipif(compiler.why_not() is not None, reason=f"no AMX kernel can run: {compiler.why_not()}")
+REFUSED = {kind: compiler.why_not(kind) for kind in ("vectors", "tiles")}
+vectors = pytest.mark.skipif(REFUSED["vectors"] is not None, reason=f"no native kernel: {REFUSED['vectors']}")
+tiles = pytest.mark.skipif(REFUSED["tiles"] is not None, reason=f"no tiles: {REFUSED['tiles']}")
+KINDS = [pytest.param(torch.float32, marks=vectors), pytest.param(torch.bfloat16, marks=tiles)]
+kinds = pytest.mark.parametrize("dtype", KINDS, ids=["vectors", "tiles"])
 DIMS = (32, 40, 64, 80, 96, 128, 160)
 
 
-def make(seed: int) -> tuple[Case, BlockPlan]:
-    """A problem in bfloat16 with blocks that AMX kernels take."""
+def make(seed: int, dtype: torch.dtype) -> tuple[Case, BlockPlan]:
+    """A problem with blocks that native kernels take, for tiles whole units of 32 keys."""
     dice = Dice(seed)
     n_q, n_k = dice.between(1, 400), dice.between(1, 400)
     batches, key_heads, group, width = dice.between(1, 2), dice.between(1, 3), dice.pick((1, 1, 2, 3)), dice.pick(DIMS)
     q = dice.normal(batches, n_q, key_heads * group, width) * dice.pick((1.0, 4.0, 16.0))
     k, v = (dice.normal(batches, n_k, key_heads, width) for _ in range(2))
-    q, k, v = (x.bfloat16() for x in (q, k, v))
+    q, k, v = (x.to(dtype) for x in (q, k, v))
     if dice.share(0.3).item():
         q, k, v = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k, v))
-    sizes = {"block_q": dice.pick((16, 32, 48, 64, 100, 256)), "block_k": dice.pick((32, 64, 96, 128))}
+    blocks_k = (32, 64, 96, 128) if dtype == torch.bfloat16 else (8, 40, 48, 96, 128)
+    sizes = {"block_q": dice.pick((16, 32, 48, 64, 100, 256)), "block_k": dice.pick(blocks_k)}
     scale = width ** -0.5
     if seed % 2:
         rule = hidden_tokens(dice, n_q, n_k)
@@ -71,25 +76,37 @@ def run(case: Case, plan: BlockPlan) -> tuple[list[torch.Tensor], torch.Tensor, 
     return [out, lse, *torch.autograd.grad(outputs, inputs, incoming)], d_out, d_lse
 
 
-@here
+@kinds
 @pytest.mark.parametrize("start", range(0, 120, 20))
-def test_generated_problems_equal_brute_force(start, nan_memory):
+def test_generated_problems_equal_brute_force(dtype, start, nan_memory):
     for seed in range(start, start + 20):
-        case, plan = make(seed)
-        assert amx.why_not(case.q, plan, case.scale) is None
-        found, d_out, d_lse = run(case, plan)
-        exact, eager = (gradients(case, dtype, d_out, d_lse) for dtype in (torch.float64, torch.bfloat16))
-        assert [x.dtype for x in found] == [torch.bfloat16, torch.float32, *[torch.bfloat16] * 3]
-        for name, *row in zip(("out", "lse", "dq", "dk", "dv"), found, exact, eager, magnitudes(case, d_out, d_lse),
-                              strict=True):
-            assert_close(*row[:3], f"seed {seed} {name}", row[3])
+        compare(seed, dtype)
 
 
-@here
-def test_the_generated_problems_hold_what_is_hard():
-    made = [make(seed) for seed in range(120)]
+@vectors
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_sixteen_bits_are_widened_for_vectors(dtype, monkeypatch, nan_memory):
+    monkeypatch.setattr(native, "kind_of", lambda *given: "vectors")
+    for seed in range(12):
+        compare(seed, dtype)
+
+
+def compare(seed: int, dtype: torch.dtype) -> None:
+    case, plan = make(seed, dtype)
+    assert native.why_not(case.q, plan, case.scale) is None
+    found, d_out, d_lse = run(case, plan)
+    exact, eager = (gradients(case, kind, d_out, d_lse) for kind in (torch.float64, dtype))
+    assert [x.dtype for x in found] == [dtype, torch.float32, *[dtype] * 3]
+    names, terms = ("out", "lse", "dq", "dk", "dv"), magnitudes(case, d_out, d_lse)
+    for name, *row in zip(names, found, exact, eager, terms, strict=True):
+        assert_close(*row[:3], f"seed {seed} {name}", row[3])
+
+
+@pytest.mark.parametrize("dtype, units", [(torch.float32, {8, 16, 32, 64}), (torch.bfloat16, {32, 64})])
+def test_the_generated_problems_hold_what_is_hard(dtype, units):
+    made = [make(seed, dtype) for seed in range(120)]
     assert {case.q.shape[-1] for case, _ in made} == set(DIMS)
-    assert {amx_visits.unit_of(plan) for _, plan in made} == {32, 64}
+    assert {native_visits.unit_of(plan) for _, plan in made} == units
     assert any(plan.batch > 1 for _, plan in made) and any(plan.heads > 1 for _, plan in made)
     assert any(bool(plan.off.any()) for _, plan in made)
     assert any(bool(plan.full_count.any()) and bool(plan.partial_count.any()) for _, plan in made)
@@ -107,32 +124,33 @@ def bias(kind: str, n_q: int, n_k: int, heads: int):
     return Table((torch.randn(heads, 5, generator=noise),), *places)
 
 
-@here
+@kinds
 @pytest.mark.parametrize("kind", ["low rank", "quadratic", "table"])
-def test_a_bias_is_added(kind, nan_memory, monkeypatch):
+def test_a_bias_is_added(dtype, kind, nan_memory, monkeypatch):
     noise = torch.Generator().manual_seed(0)
-    q, k, v = (torch.randn(2, n, h, 64, generator=noise).bfloat16().requires_grad_()
+    q, k, v = (torch.randn(2, n, h, 64, generator=noise).to(dtype).requires_grad_()
                for n, h in ((300, 4), (270, 2), (270, 2)))
     plan = BlockPlan.from_rule(hidden_tokens(Dice(1), 300, 270), block_q=100, block_k=64, check=False)
     term = bias(kind, 300, 270, 4)
     with_bias = block_sparse_attention(q, k, v, plan, bias=term, backend="cpu")
-    monkeypatch.setattr(amx, "_BIAS_BYTES", 1)
+    monkeypatch.setattr(native, "_BIAS_BYTES", 1)
     one_by_one = block_sparse_attention(q, k, v, plan, bias=term, backend="cpu")
     reference = block_sparse_attention(*(x.double() for x in (q, k, v)), plan, bias=term, backend="reference")
-    incoming = torch.randn(q.shape, generator=noise).bfloat16()
+    incoming = torch.randn(q.shape, generator=noise).to(dtype)
+    rough = 0.02 if dtype == torch.bfloat16 else 1e-5
     for out, lse in (with_bias, one_by_one):
-        torch.testing.assert_close(out.double(), reference[0], rtol=0.02, atol=0.02)
-        torch.testing.assert_close(lse.double(), reference[1], rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(out.double(), reference[0], rtol=rough, atol=rough)
+        torch.testing.assert_close(lse.double(), reference[1], rtol=rough, atol=rough)
         found = torch.autograd.grad(out, (q, k, v), incoming)
         wanted = torch.autograd.grad(reference[0], (q, k, v), incoming.double(), retain_graph=True)
         for a, b in zip(found, wanted, strict=True):
-            torch.testing.assert_close(a.double(), b.double(), rtol=0.05, atol=0.05)
+            torch.testing.assert_close(a.double(), b.double(), rtol=5 * rough, atol=5 * rough)
 
 
-@here
+@kinds
 @pytest.mark.parametrize("seed", [0, 1, 2, 3])
-def test_threads_memory_limits_and_torchs_own_tiles_change_nothing(seed, monkeypatch):
-    case, plan = make(seed)
+def test_threads_memory_limits_and_torchs_own_tiles_change_nothing(dtype, seed, monkeypatch):
+    case, plan = make(seed, dtype)
     before = torch.get_num_threads()
     left = torch.randn(300, 300).bfloat16()
     product = left @ left
@@ -144,11 +162,11 @@ def test_threads_memory_limits_and_torchs_own_tiles_change_nothing(seed, monkeyp
         assert all(torch.equal(a, b) for a, b in zip(threaded, run(case, plan)[0], strict=True))
         monkeypatch.setattr(batch, "_openmp", lambda: None)
         assert all(torch.equal(a, b) for a, b in zip(threaded, run(case, plan)[0], strict=True))
-        for owner, name in ((amx, "_SET_BYTES"), (amx_visits, "_KEPT_BYTES"), (amx_visits, "_SPAN_BYTES")):
+        for owner, name in ((native, "_SET_BYTES"), (native_visits, "_KEPT_BYTES"), (native_visits, "_SPAN_BYTES")):
             monkeypatch.setattr(owner, name, 1)
         plan.cache.clear()
         limited, _, _ = run(case, plan)
-        assert not any(part.bits.numel() for parts in plan.cache["amx"].values() for part in parts)
+        assert not any(part.bits.numel() for parts in plan.cache["native"].values() for part in parts)
     finally:
         torch.set_num_threads(before)
     for name, a, b, c in zip(("out", "lse", "dq", "dk", "dv"), expected, threaded, limited, strict=True):
@@ -160,10 +178,10 @@ def test_threads_memory_limits_and_torchs_own_tiles_change_nothing(seed, monkeyp
     assert torch.equal(left @ left, product)
 
 
-@here
-def test_a_value_that_is_no_number_stays_visible():
+@kinds
+def test_a_value_that_is_no_number_stays_visible(dtype):
     noise = torch.Generator().manual_seed(0)
-    q, k, v = (torch.randn(1, 128, 1, 64, generator=noise).bfloat16() for _ in range(3))
+    q, k, v = (torch.randn(1, 128, 1, 64, generator=noise).to(dtype) for _ in range(3))
     keep = torch.tensor([[True, False], [True, True]])
     plan = BlockPlan.from_dense_blocks(keep, 128, 128)
     k[0, 70, 0, 3] = float("nan")
@@ -177,45 +195,70 @@ def test_a_value_that_is_no_number_stays_visible():
     assert out[0, 6:].isfinite().all() and out[0, :5].isfinite().all()
 
 
-@here
-def test_it_is_what_the_cpu_backend_runs(monkeypatch):
-    case, plan = make(2)
+@kinds
+def test_it_is_what_the_cpu_backend_runs(dtype, monkeypatch):
+    case, plan = make(2, dtype)
     expected = attend(case.q, case.k, case.v, case.mask, case.scale)
     calls = []
-    real = amx.forward
-    monkeypatch.setattr(amx, "forward", lambda *given: calls.append(given) or real(*given))
-    with_tiles = cpu.forward(case.q, case.k, case.v, plan, case.scale, ())
-    monkeypatch.setattr(compiler, "why_not", lambda: "for this test")
+    real = native.forward
+    monkeypatch.setattr(native, "forward", lambda *given: calls.append(given) or real(*given))
+    found = cpu.forward(case.q, case.k, case.v, plan, case.scale, ())
+    monkeypatch.setattr(compiler, "why_not", lambda kind: "for this test")
     without = cpu.forward(case.q, case.k, case.v, plan, case.scale, ())
     assert len(calls) == 1
-    for out, lse in (with_tiles, without):
-        torch.testing.assert_close(out.double(), expected[0], rtol=0.03, atol=0.03)
-        torch.testing.assert_close(lse.double(), expected[1], rtol=1e-2, atol=1e-2)
+    rough = 0.03 if dtype == torch.bfloat16 else 1e-4
+    for out, lse in (found, without):
+        torch.testing.assert_close(out.double(), expected[0], rtol=rough, atol=rough)
+        torch.testing.assert_close(lse.double(), expected[1], rtol=rough, atol=rough)
 
 
-def test_reasons_to_leave_it_to_torch():
-    q = torch.zeros(1, 64, 1, 64, dtype=torch.bfloat16)
-    plan = BlockPlan.dense(64, 64)
-    assert "float32" in amx.why_not(q.float(), plan, 1.0)
-    assert "block_k=48" in amx.why_not(q, BlockPlan.dense(64, 64, block_k=48), 1.0)
-    assert "block_q=8" in amx.why_not(q, BlockPlan.dense(64, 64, block_q=8), 1.0)
-    assert "head dim 288" in amx.why_not(q.new_zeros(1, 64, 1, 288), plan, 1.0)
-    assert "not positive" in amx.why_not(q, plan, 0.0)
+def test_reasons_to_leave_it_to_torch(monkeypatch):
+    q, plan = torch.zeros(1, 64, 1, 64), BlockPlan.dense(64, 64)
+    assert "float64" in native.why_not(q.double(), plan, 1.0)
+    assert "block_k=20" in native.why_not(q, BlockPlan.dense(64, 64, block_k=20), 1.0)
+    assert "block_q=8" in native.why_not(q, BlockPlan.dense(64, 64, block_q=8), 1.0)
+    assert "head dim 288" in native.why_not(q.new_zeros(1, 64, 1, 288), plan, 1.0)
+    assert "not positive" in native.why_not(q, plan, 0.0)
+    monkeypatch.setattr(compiler, "why_not", lambda kind: f"no {kind}")
+    assert native.why_not(q, plan, 1.0) == "no vectors" and native.kind_of(torch.bfloat16, plan) == "vectors"
+    monkeypatch.setattr(compiler, "why_not", lambda kind: None)
+    assert native.kind_of(torch.bfloat16, plan) == "tiles" and native.kind_of(torch.float16, plan) == "vectors"
+    assert native.kind_of(torch.bfloat16, BlockPlan.dense(64, 64, block_k=16)) == "vectors"
 
 
-@pytest.mark.parametrize("kind", ["forward", "backward"])
-@pytest.mark.parametrize("dim, unit", [(64, 64), (128, 32), (256, 64)])
-def test_the_code_keeps_vectors_in_registers(kind, dim, unit):
+def test_a_machine_that_cannot_says_why(monkeypatch):
+    why_not = compiler.why_not.__wrapped__
+    monkeypatch.setattr(compiler.platform, "machine", lambda: "aarch64")
+    assert "aarch64" in why_not("vectors")
+    monkeypatch.undo()
+    monkeypatch.setattr(compiler, "find_spec", lambda name: None)
+    monkeypatch.setattr(compiler.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(compiler.platform, "system", lambda: "Linux")
+    assert "llvmlite" in why_not("vectors")
+    monkeypatch.setattr(compiler, "why_not", lambda kind: "for this test")
+    with pytest.raises(RuntimeError, match="for this test"):
+        compiler.compiled(None, "tiles", (), 0)
+
+
+@pytest.mark.parametrize("name", ["forward", "backward"])
+@pytest.mark.parametrize("kind, dim, unit", [("tiles", 64, 64), ("tiles", 128, 32), ("vectors", 64, 64),
+                                             ("vectors", 80, 8)])
+def test_the_code_keeps_vectors_in_registers(name, kind, dim, unit):
     """On any machine: the kernels compile, multiply as often as they should, and seldom put a vector on the stack."""
     pytest.importorskip("llvmlite")
-    from genkit.kernels.block_sparse.amx_backward import Backward
-    from genkit.kernels.block_sparse.amx_forward import Forward
+    from genkit.kernels.block_sparse.native_backward import Backward
+    from genkit.kernels.block_sparse.native_forward import Forward
+    from genkit.kernels.block_sparse.native_products import Tiles, Vectors
 
-    module, machine = compiler.assembled((Forward if kind == "forward" else Backward)(dim, unit).module())
+    walk = (Forward if name == "forward" else Backward)(dim, unit, Tiles if kind == "tiles" else Vectors)
+    module, machine = compiler.assembled(walk.module(), kind)
     lines = machine.emit_assembly(module).splitlines()
-    # products of a half's visit: once for either half inside the loop, and once before it or after it
-    once = (dim // 32) * (unit // 32) * 4
-    assert sum("tdpbf16ps" in line for line in lines) == once * (6 if kind == "forward" else 15)
+    if kind == "tiles":
+        # products of a part's visit: once for either part inside the loop, and once before it or after it
+        once = (dim // 32) * (unit // 32) * 4
+        assert sum("tdpbf16ps" in line for line in lines) == once * (6 if name == "forward" else 15)
+    else:
+        assert not any("tdpbf16ps" in line or "tmm" in line for line in lines)
     stored = sum(bool(re.search(r"%zmm\d+, \d*\(%rsp\)", line)) for line in lines)
-    assert sum("%zmm" in line for line in lines) > 1000
-    assert stored <= (100 if kind == "forward" else 0)
+    assert sum("%zmm" in line for line in lines) > 500
+    assert stored <= 100

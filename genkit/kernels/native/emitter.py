@@ -1,4 +1,4 @@
-"""Building blocks of a kernel in LLVM's language: loops, vectors of 16 floats, AMX tiles."""
+"""Building blocks of a kernel in LLVM's language: loops, vectors of 16 floats (AVX-512), tiles (AMX)."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ LINE = 64  # bytes of a vector, of a tile's row and of a cache line
 TILE = 16 * LINE
 SHARED = ("next", "slot", "chains", "starts", "values", "scratch")  # what the threads of a batch see, 8 bytes each
 _TILES = 8
-# 2^f for f in [0, 1), smallest relative error (2.6e-6; bfloat16 resolves 4e-3), highest power first.
-_EXP2 = (0.0135341679, 0.0520114628, 0.241442754, 0.693003836, 1.00000259)
+# 2^f for f in [0, 1) with the smallest relative error, highest power first: 2.6e-6, far below what bfloat16 resolves,
+# and 1.8e-9, below a rounding of a float.
+_ROUGH = (0.0135341679, 0.0520114628, 0.241442754, 0.693003836, 1.00000259)
+_FINE = (0.0002170225551, 0.001243968788, 0.009678840981, 0.055483342, 0.2402298363, 0.6931469838, 1.000000002)
 _FLOOR = 9  # rounding mode of vreduceps: what is above the next lower whole number, without exceptions
 _CURRENT = 4  # "round as the processor is set to"
 
@@ -145,6 +147,30 @@ class Emitter:
         build.branch(test)
         build.position_at_end(done)
 
+    @contextmanager
+    def loop_carrying(self, stop: int, step: int, values: list[ir.Value]) -> Iterator[ir.Value]:
+        """As :meth:`loop`, from 0 in steps; the code inside replaces ``values``, which the next round starts from and
+        which hold the last ones in the end."""
+        build, before = self.build, self.build.block
+        test, body, done = (build.append_basic_block(name) for name in ("loop", "body", "done"))
+        build.branch(test)
+        build.position_at_end(test)
+        counter = build.phi(I64)
+        counter.add_incoming(self.number(0), before)
+        carried = [build.phi(value.type) for value in values]
+        for phi, value in zip(carried, values, strict=True):
+            phi.add_incoming(value, before)
+        build.cbranch(build.icmp_signed("<", counter, self.number(stop)), body, done)
+        build.position_at_end(body)
+        values[:] = carried
+        yield counter
+        counter.add_incoming(self.add(counter, step), build.block)
+        for phi, value in zip(carried, values, strict=True):
+            phi.add_incoming(value, build.block)
+        build.branch(test)
+        build.position_at_end(done)
+        values[:] = carried
+
     def call(self, name: str, result: ir.Type, *values: ir.Value) -> ir.Value:
         """Call one of LLVM's own functions."""
         known = self.module.globals.get(name)
@@ -175,18 +201,26 @@ class Emitter:
         """Element by element; ``b`` where one of them is no number."""
         return self.build.select(self.build.fcmp_ordered(">", a, b), a, b)
 
-    def exp2(self, x: ir.Value) -> ir.Value:
-        """2^x to 2.6e-6; 0 for -inf, no number for none."""
+    def exp2(self, x: ir.Value, fine: bool) -> ir.Value:
+        """2^x, to about a rounding if ``fine``, else to 2.6e-6; 0 for -inf, no number for none."""
         zero, every, mode = constant(FLOATS, 0.0), ir.Constant(I16, -1), ir.Constant(I32, _CURRENT)
         rest = self.call("llvm.x86.avx512.mask.reduce.ps.512", FLOATS, x, ir.Constant(I32, _FLOOR), zero, every, mode)
-        power = constant(FLOATS, _EXP2[0])
-        for factor in _EXP2[1:]:
+        first, *factors = _FINE if fine else _ROUGH
+        power = constant(FLOATS, first)
+        for factor in factors:
             power = self.multiply_add(power, rest, constant(FLOATS, factor))
         return self.call("llvm.x86.avx512.mask.scalef.ps.512", FLOATS, power, x, zero, every, mode)  # times 2^floor(x)
 
     def rounded_words(self, x: ir.Value) -> ir.Value:
         """Floats as words whose upper half is the nearest bfloat16 (half a step away from zero at a tie)."""
         return self.build.add(self.build.bitcast(x, WORDS), constant(WORDS, 0x8000))
+
+    def nearest_halves(self, x: ir.Value) -> ir.Value:
+        """16 bfloat16, ties to even."""
+        build, word = self.build, self.build.bitcast(x, WORDS)
+        odd = build.and_(build.lshr(word, constant(WORDS, 16)), constant(WORDS, 1))
+        word = build.add(build.add(word, constant(WORDS, 0x7FFF)), odd)
+        return build.trunc(build.lshr(word, constant(WORDS, 16)), HALVES)
 
     def pairs(self, low: ir.Value, high: ir.Value) -> ir.Value:
         """Words of two bfloat16 each, from two :meth:`rounded_words`."""

@@ -1,4 +1,4 @@
-"""Block-sparse attention in bfloat16 on a processor with AMX; the CPU backend hands over what this can do.
+"""Block-sparse attention on processors with AVX-512 or AMX; the CPU backend hands over what this can do.
 
 Keys are used as they lie in memory once a head is laid out, nothing is gathered or merged, and masks are a bit a pair.
 """
@@ -13,62 +13,71 @@ from math import e, log, log2
 import torch
 from torch import Tensor
 
-from genkit.kernels.amx import compiler
-from genkit.kernels.amx.batch import Batch, Values
 from genkit.kernels.block_sparse import cpu_bias
-from genkit.kernels.block_sparse.amx_visits import HALF, QUERIES, Visits, covers, halves, unit_of, visits
 from genkit.kernels.block_sparse.bias import Bias
+from genkit.kernels.block_sparse.native_visits import HALF, QUERIES, Visits, covers, halves, unit_of, visits
 from genkit.kernels.block_sparse.plan import BlockPlan
 from genkit.kernels.inputs import unit_rows
+from genkit.kernels.native import compiler
+from genkit.kernels.native.batch import Batch, Values
 
 _MAX_DIM = 256
 _MIN_QUERIES = 16  # of a block: the kernels work on 64 at a time
 _BIAS_BYTES = 16 << 20  # values of a bias made together
 _PIECES = 4  # of work for every thread
 _SET_BYTES = 4 << 20  # keys and values laid out together, per thread: what a level-2 cache holds, or near it
+_CHANNELS = {"vectors": 16, "tiles": 32}  # of a head, padded to a multiple
 
 
 def why_not(q: Tensor, plan: BlockPlan, scale: float) -> str | None:
     """Why torch's own kernel has to do this, or None."""
-    if q.dtype != torch.bfloat16:
-        return f"AMX multiplies bfloat16, the inputs are {q.dtype}"
+    if q.dtype == torch.float64:
+        return "the kernels have no float64"
     if not unit_of(plan):
-        return f"block_k={plan.block_k} is no multiple of 32"
+        return f"block_k={plan.block_k} is no multiple of 8"
     if plan.block_q < _MIN_QUERIES:
         return f"block_q={plan.block_q} is below {_MIN_QUERIES}"
     if q.shape[-1] > _MAX_DIM:
         return f"head dim {q.shape[-1]} exceeds {_MAX_DIM}"
     if not scale > 0:
         return f"scale {scale} is not positive"
-    return compiler.why_not()
+    return compiler.why_not("vectors")
+
+
+def kind_of(dtype: torch.dtype, plan: BlockPlan) -> str:
+    """``"tiles"`` for bfloat16 where tiles can be had, else ``"vectors"`` of float32, to which 16 bits are widened."""
+    fits = dtype == torch.bfloat16 and unit_of(plan) >= HALF
+    return "tiles" if fits and compiler.why_not("tiles") is None else "vectors"
 
 
 @cache
-def _kernel(kind: str, dim: int, unit: int) -> compiler.Compiled:
-    from genkit.kernels.block_sparse import amx_backward, amx_forward
+def _kernel(name: str, kind: str, dim: int, unit: int) -> compiler.Compiled:
+    from genkit.kernels.block_sparse import native_backward, native_forward, native_products
 
-    walk = {"forward": amx_forward.Forward, "backward": amx_backward.Backward}[kind](dim, unit)
-    return compiler.compiled(walk.module(), walk.e.names, walk.e.scratch_bytes)
+    products = {"tiles": native_products.Tiles, "vectors": native_products.Vectors}[kind]
+    walk = {"forward": native_forward.Forward, "backward": native_backward.Backward}[name](dim, unit, products)
+    return compiler.compiled(walk.module(), kind, walk.e.names, walk.e.scratch_bytes)
 
 
 def forward(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, scale: float,
             bias: Sequence[Bias]) -> tuple[Tensor, Tensor]:
     """out (B, Nq, H, D) like q and lse (B, H, Nq) float32."""
     batch, n_q, heads, dim = q.shape
-    group = heads // k.shape[2]
-    q, k, v = (_whole_lines(x) for x in (q, k, v))
+    group, dtype, kind = heads // k.shape[2], q.dtype, kind_of(q.dtype, plan)
+    q, k, v = (_padded(x, kind) for x in (q, k, v))
+    q = q if kind == "tiles" else q.float()
     out = torch.empty(q.shape, dtype=q.dtype) if covers(plan) else torch.zeros(q.shape, dtype=q.dtype)
     top, total = torch.zeros(batch, heads, n_q), torch.zeros(batch, heads, n_q)
     common = {**_common(plan, scale, q=q, out=out), "bias": 0}
-    work = Batch(_kernel("forward", q.shape[-1], unit_of(plan)))
-    for entry, low, keys, values in _laid_out(plan, work.threads, (k, False), (v, True)):
+    work = Batch(_kernel("forward", kind, q.shape[-1], unit_of(plan)))
+    for entry, low, keys, values in _laid_out(plan, work.threads, q.dtype, (k, False), (v, kind == "tiles")):
         pieces = _pieces(work.threads, len(keys) * group)
         for head in range(low * group, (low + len(keys)) * group):
             own = {**common, "k": keys[head // group - low], "v": values[head // group - low]}
             for part in visits(plan, entry, head):
                 rows = slice(part.first * plan.block_q, None)
                 own.update(q=q[entry, rows, head], out=out[entry, rows, head], top=top[entry, head, rows],
-                           total=total[entry, head, rows], **part.tables())
+                           total=total[entry, head, rows], visits=part, **part.tables)
                 if bias:
                     _with_bias(work, own, bias, plan, part, entry, head, scale)
                     continue
@@ -76,14 +85,14 @@ def forward(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, scale: float,
                     work.add({**own, "first": first, "last": last})
         work.run()  # before the next heads are laid out over these
     lse = total.log2_().add_(top).mul_(log(2))
-    return _narrow(out, dim), lse
+    return _narrow(out, dim, dtype), lse
 
 
 def backward(grad_out: Tensor, grad_lse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
              plan: BlockPlan, scale: float) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and v. With fewer key heads than threads a head's queries are shared out, and what the shares
     found is added in a fixed order: results repeat bit for bit with the same number of threads."""
-    dim, n_k = q.shape[-1], k.shape[1]
+    dim, dtype, kind, n_k = q.shape[-1], q.dtype, kind_of(q.dtype, plan), k.shape[1]
     group = q.shape[2] // k.shape[2]
     delta = torch.linalg.vecdot(grad_out.float(), out.float()).transpose(1, 2)
     dead = lse == -torch.inf
@@ -92,12 +101,16 @@ def backward(grad_out: Tensor, grad_lse: Tensor | None, q: Tensor, k: Tensor, v:
         delta = delta - grad_lse.masked_fill(dead, 0)
     lse = (lse * log2(e)).masked_fill_(dead, torch.inf)
     lse, delta = (torch.nn.functional.pad(x, (0, QUERIES)) for x in (lse, delta))
-    q, k, v, grad_out = (_whole_lines(x) for x in (q, k, v, grad_out))
+    q, k, v, grad_out = (_padded(x, kind) for x in (q, k, v, grad_out))
+    if kind == "vectors":
+        q, grad_out = q.float(), grad_out.float()
     d_q = torch.empty(q.shape, dtype=q.dtype) if covers(plan) else torch.zeros(q.shape, dtype=q.dtype)
     d_k, d_v = (torch.empty(x.shape, dtype=x.dtype) for x in (k, v))
     common = {**_common(plan, scale, q=q, d_out=grad_out, d_q=d_q), "factor": scale}
-    work = Batch(_kernel("backward", q.shape[-1], unit_of(plan)))
-    for entry, low, keys, values, turned in _laid_out(plan, work.threads, (k, False), (v, False), (k, True)):
+    work = Batch(_kernel("backward", kind, q.shape[-1], unit_of(plan)))
+    sources = [(k, False), (v, False), *([(k, True)] if kind == "tiles" else [])]
+    for entry, low, keys, values, *turned in _laid_out(plan, work.threads, q.dtype, *sources):
+        [turned] = turned or [keys]
         shares = -(-work.threads // len(keys))
         sums = torch.zeros(2, shares, *keys.shape)
         for at, number in product(range(len(keys)), range(shares)):
@@ -108,14 +121,14 @@ def backward(grad_out: Tensor, grad_lse: Tensor | None, q: Tensor, k: Tensor, v:
                 for part in visits(plan, entry, head):
                     rows = slice(part.first * plan.block_q, None)
                     own.update(q=q[entry, rows, head], d_out=grad_out[entry, rows, head], d_q=d_q[entry, rows, head],
-                               lse=lse[entry, head, rows], delta=delta[entry, head, rows], **part.tables())
+                               lse=lse[entry, head, rows], delta=delta[entry, head, rows], visits=part, **part.tables)
                     for first, last in part.pieces(shares)[number:number + 1]:
                         chain.append({**own, "first": first, "last": last})
             work.add(*chain)
         work.run()
         for into, total, factor in ((d_k, sums[0], scale), (d_v, sums[1], 1.0)):
             into[entry, :, low:low + len(keys)] = total.sum(0)[:, :n_k].mul_(factor).transpose(0, 1)
-    return _narrow(d_q, dim), _narrow(d_k, dim), _narrow(d_v, dim)
+    return tuple(_narrow(x, dim, dtype) for x in (d_q, d_k, d_v))
 
 
 def _pieces(threads: int, heads: int) -> int:
@@ -129,28 +142,28 @@ def _common(plan: BlockPlan, scale: float, **rows: Tensor) -> dict[str, int | fl
     return {**strides, "block": plan.block_q, "halves": halves(plan), "scale": scale * log2(e)}
 
 
-def _whole_lines(x: Tensor) -> Tensor:
-    """x (B, N, H, D) with its channels side by side, and zeros up to a multiple of 32 of them."""
-    missing = -x.shape[-1] % 32
+def _padded(x: Tensor, kind: str) -> Tensor:
+    """x (B, N, H, D) with its channels side by side, and zeros up to what the kernels want."""
+    missing = -x.shape[-1] % _CHANNELS[kind]
     return torch.nn.functional.pad(x, (0, missing)) if missing else unit_rows(x)
 
 
-def _narrow(x: Tensor, dim: int) -> Tensor:
-    """Undo :func:`_whole_lines`."""
-    return x if x.shape[-1] == dim else x[..., :dim].contiguous()
+def _narrow(x: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
+    """Undo :func:`_padded` and widening."""
+    return x.to(dtype) if x.shape[-1] == dim else x[..., :dim].to(dtype).contiguous()
 
 
-def _laid_out(plan: BlockPlan, threads: int, *sources: tuple[Tensor, bool]) -> Iterator[tuple]:
+def _laid_out(plan: BlockPlan, threads: int, dtype: torch.dtype, *sources: tuple[Tensor, bool]) -> Iterator[tuple]:
     """Key heads, as many together as fit: batch entry, first head, and of every source (B, Nk, Hk, D) these heads one
     after the other, with zeros up to whole blocks: (heads, tokens, D), or where it is to be turned (heads, tokens / 32,
     D, 32). The next ones overwrite them."""
     batch, n_k, heads, dim = sources[0][0].shape
     padded = plan.blocks_k * plan.block_k
-    fit = max(1, _SET_BYTES * threads // (2 * len(sources) * padded * dim))
+    fit = max(1, _SET_BYTES * threads // (dtype.itemsize * len(sources) * padded * dim))
     together = -(-heads // -(-heads // fit))
     whole, rest = divmod(n_k, HALF)
-    copies = [torch.zeros(together, padded // HALF, *((dim, HALF) if turn else (HALF, dim)), dtype=x.dtype)
-              for x, turn in sources]
+    copies = [torch.zeros(together, -(-padded // HALF), *((dim, HALF) if turn else (HALF, dim)), dtype=dtype)
+              for _, turn in sources]
     for entry in range(batch):
         for low in range(0, heads, together):
             count = min(together, heads - low)

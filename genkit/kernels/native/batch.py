@@ -10,11 +10,12 @@ from threading import Thread
 import torch
 from torch import Tensor
 
-from genkit.kernels.amx.compiler import Compiled
+from genkit.kernels.native.compiler import Compiled
 
 _LINE = 64  # bytes of a cache line
 
-Values = dict[str, Tensor | int | float]  # arguments of a call; a tensor stands for the address of its first element
+# Arguments of a call, a tensor stands for the address of its first element; and what else must live until it has run.
+Values = dict[str, object]
 
 
 class Batch:
@@ -56,9 +57,9 @@ class Batch:
 
 def _number(value: Tensor | int | float) -> int:
     """A value as 8 bytes."""
-    if isinstance(value, Tensor):
-        return value.data_ptr()
-    return struct.unpack("<i", struct.pack("<f", value))[0] if isinstance(value, float) else value
+    if type(value) is int:
+        return value
+    return value.data_ptr() if isinstance(value, Tensor) else struct.unpack("<i", struct.pack("<f", value))[0]
 
 
 @cache

@@ -1,9 +1,10 @@
-"""A plan's lists as the AMX kernels walk them: units of 32 or 64 keys, and a bit for every hidden pair."""
+"""A plan's lists as the native kernels walk them: units of 8 to 64 keys, and a bit for every hidden pair."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
@@ -37,21 +38,25 @@ class Visits:
     masks: Tensor
     bits: Tensor
     valid: Tensor
+    _pieces: dict[int, list[tuple[int, int]]] = field(default_factory=dict)
 
-    def tables(self) -> dict[str, Tensor]:
-        """What a kernel is given of them."""
-        return {name: getattr(self, name) for name in ("starts", "units", "masks", "bits", "valid")}
+    @cached_property
+    def tables(self) -> dict[str, int]:
+        """Addresses of what a kernel is given of them, which must live as long as it runs."""
+        return {name: getattr(self, name).data_ptr() for name in ("starts", "units", "masks", "bits", "valid")}
 
     def pieces(self, count: int) -> list[tuple[int, int]]:
         """At most so many ranges of blocks with about equally many visits each."""
-        wanted = torch.arange(1, count) * int(self.starts[-1]) // count
-        edges = [0, *torch.searchsorted(self.starts, wanted).tolist(), self.count]
-        return [(low, high) for low, high in pairwise(edges) if high > low]
+        if count not in self._pieces:
+            wanted = torch.arange(1, count) * int(self.starts[-1]) // count
+            edges = [0, *torch.searchsorted(self.starts, wanted).tolist(), self.count]
+            self._pieces[count] = [(low, high) for low, high in pairwise(edges) if high > low]
+        return self._pieces[count]
 
 
 def unit_of(plan: BlockPlan) -> int:
     """Keys of a visit: the longest unit the kernels know that divides the plan's blocks, or 0 if none does."""
-    return next((unit for unit in (64, 32) if plan.block_k % unit == 0), 0)
+    return next((unit for unit in (64, 32, 16, 8) if plan.block_k % unit == 0), 0)
 
 
 def halves(plan: BlockPlan) -> int:
@@ -68,18 +73,18 @@ def visits(plan: BlockPlan, batch: int, head: int) -> Iterator[Visits]:
     """The visits of a head, block after block; kept on the plan while the budget lasts."""
     groups = 1 if plan.rule is None else plan.rule.k_group.shape[0]
     key = batch % plan.batch, head % plan.heads, batch % groups
-    made = plan.cache.setdefault("amx", {})
+    made = plan.cache.setdefault("native", {})
     if key in made:
         yield from made[key]
         return
     full, partial = (count[key[:2]] for count in (plan.full_count, plan.partial_count))
     size = halves(plan) * plan.block_k * 4
-    used = plan.cache.get("amx bytes", 0) + int(partial.sum()) * size
+    used = plan.cache.get("native bytes", 0) + int(partial.sum()) * size
     spans = _spans(partial.tolist(), _SPAN_BYTES // size)
     if used > _KEPT_BYTES:
         yield from (_make(plan, key, low, high) for low, high in spans)
         return
-    plan.cache["amx bytes"] = used
+    plan.cache["native bytes"] = used
     made[key] = [_make(plan, key, low, high) for low, high in spans]
     yield from made[key]
 

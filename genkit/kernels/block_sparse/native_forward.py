@@ -1,4 +1,4 @@
-"""Block-sparse attention with AMX tiles: the forward kernel.
+"""Native block-sparse attention: the forward kernel.
 
 Running maxima and sums follow FlashAttention; as in FlashAttention-4 the output is rescaled only when a maximum has
 grown by more than a factor of 2^8, which happens in the first steps and seldom later.
@@ -6,11 +6,14 @@ grown by more than a factor of 2^8, which happens in the first steps and seldom 
 
 from __future__ import annotations
 
+from functools import reduce
+
 from llvmlite import ir
 
-from genkit.kernels.amx.emitter import FLOAT, FLOATS, I16, I64, LINE, POINTER, TILE, Step, constant
-from genkit.kernels.block_sparse.amx_visits import HALF, QUERIES
-from genkit.kernels.block_sparse.amx_walk import COMMON_ARGUMENTS, Part, Walk
+from genkit.kernels.block_sparse.native_products import Part
+from genkit.kernels.block_sparse.native_visits import QUERIES
+from genkit.kernels.block_sparse.native_walk import COMMON_ARGUMENTS, Walk
+from genkit.kernels.native.emitter import FLOAT, FLOATS, I16, I64, LINE, POINTER, Step, constant
 
 _SLACK = 8.0  # powers of two by which weights may exceed 1 before the output is rescaled
 _LOWEST = -1e30  # running maximum before the first key; finite, so that a hidden key gives 0 and not "no number"
@@ -22,34 +25,33 @@ class Forward(Walk):
     NAME = "block_sparse_forward"
     ARGUMENTS = (
         *COMMON_ARGUMENTS,
-        ("v", POINTER),  # bfloat16 (keys / 32, D, 32)
+        ("v", POINTER),  # numbers, as the products want values over keys
         ("bias", POINTER),  # float (visits of the one block, halves, unit, 32) in units of the scores, or null
-        ("out", POINTER),  # bfloat16 (queries, D)
+        ("out", POINTER),  # numbers (queries, D)
         ("out_stride", I64),
         ("top", POINTER),  # float (queries,): running maximum of the scores, in powers of two
         ("total", POINTER),  # float (queries,): sum of 2^(score - top)
     )
 
+    def kept(self) -> tuple[list[str], list[str]]:
+        return ["weights"], []
+
     def sizes(self) -> dict[str, int]:
-        return {"queries": self.dim * LINE, "scores": self.unit * 2 * LINE, "weights": self.unit * LINE,
-                "output": self.dim * 2 * LINE, "top": 2 * LINE, "total": 2 * LINE}
+        return {"queries": self.products.packed, "top": self.width, "total": self.width}
 
     def start(self, row: ir.Value, left: ir.Value) -> None:
-        e, first = self.e, self.parts[0]
+        e = self.e
         with e.loop(0, QUERIES // 16) as some:
-            half, side = self.places(some)
-            self.pack_columns(self.lines("q", some, row, left), e.at(first["queries"], half, e.multiply(side, TILE)))
-            for name, value in (("top", _LOWEST), ("total", 0.0)):
-                e.write(constant(FLOATS, value), e.at(first[name], half, e.multiply(side, LINE)))
-        for part in self.parts:
-            self.clear(part["output"], self.dim * 2 * LINE)
-        self.clear(self.parts[1]["weights"], self.unit * LINE)
+            offset, side = self.places(some)
+            self.products.pack_columns(self.lines("q", some, row, left), e.at(self.parts[0]["queries"], offset), side)
+            e.write(constant(FLOATS, _LOWEST), self.per_query("top", some))
+            e.write(constant(FLOATS, 0.0), self.per_query("total", some))
 
     def before(self, part: Part, visit: ir.Value) -> list[Step]:
-        return self.scores(self.keyed("k", visit), part["queries"], part["scores"])
+        return self.products.scores(self.keyed("k", visit), part["queries"], part["scores"])
 
     def after(self, part: Part, visit: ir.Value) -> list[Step]:
-        return self.over_keys(self.keyed("v", visit), part["weights"], part["output"])
+        return self.products.over_keys(self.keyed("v", visit), part, "weights", part["output"])
 
     def adjust(self, part: Part, visit: ir.Value, begin: ir.Value, half: ir.Value) -> None:
         """Add the bias, then hide."""
@@ -58,40 +60,43 @@ class Forward(Walk):
         with build.if_then(build.icmp_unsigned("!=", bias, ir.Constant(POINTER, None))):
             tile = e.add(e.multiply(build.sub(visit, begin), e.arguments["halves"]), half)
             source = e.at(bias, e.multiply(tile, self.unit * 2 * LINE))
-            with e.loop(0, self.unit * 2) as line:
-                offset = e.multiply(line, LINE)
-                at = e.at(part["scores"], offset)
-                e.write(build.fadd(e.read(FLOATS, at), e.read(FLOATS, e.at(source, offset), 4)), at)
+            with e.loop(0, self.unit) as row:
+                for side in range(self.sides):
+                    at = e.at(part["scores"], e.multiply(row, self.width), side * LINE)
+                    given = e.at(source, e.multiply(row, 2 * LINE), (side // 2 * self.unit * 2 + side % 2) * LINE)
+                    e.write(build.fadd(e.read(FLOATS, at), e.read(FLOATS, given, 4)), at)
         super().adjust(part, visit, begin, half)
 
     def prepare(self, part: Part) -> None:
         """Bring the running maxima up to these scores, and output and sums with them, where that is due."""
         e, build = self.e, self.e.build
-        old, new = [], []
-        for side in range(2):
-            best = [e.read(FLOATS, e.at(part["scores"], row * 2 * LINE + side * LINE)) for row in range(4)]
-            for row in range(4, self.unit):
-                score = e.read(FLOATS, e.at(part["scores"], row * 2 * LINE + side * LINE))
-                best[row % 4] = e.larger(best[row % 4], score)
-            best = e.larger(e.larger(best[0], best[1]), e.larger(best[2], best[3]))
-            old.append(e.read(FLOATS, e.at(part["top"], side * LINE)))
-            new.append(e.larger(build.fmul(best, self.scale), old[side]))
+        old = [e.read(FLOATS, e.at(part["top"], side * LINE)) for side in range(self.sides)]
+        new = [e.larger(build.fmul(self._best(part, side), self.scale), old[side]) for side in range(self.sides)]
         grown = [build.fcmp_ordered(">", after, build.fadd(before, constant(FLOATS, _SLACK)))
                  for before, after in zip(old, new, strict=True)]
-        due = build.icmp_unsigned("!=", build.bitcast(build.or_(*grown), I16), ir.Constant(I16, 0))
+        due = build.icmp_unsigned("!=", build.bitcast(reduce(build.or_, grown), I16), ir.Constant(I16, 0))
         with build.if_then(due):
-            for side in range(2):
-                shrink = e.exp2(build.fsub(old[side], new[side]))
+            for side in range(self.sides):
+                shrink = e.exp2(build.fsub(old[side], new[side]), self.products.FINE)
                 e.write(new[side], e.at(part["top"], side * LINE))
                 total = e.at(part["total"], side * LINE)
                 e.write(build.fmul(shrink, e.read(FLOATS, total)), total)
                 with e.loop(0, self.dim) as row:
-                    at = e.at(part["output"], e.multiply(row, 2 * LINE), side * LINE)
+                    at = e.at(part["output"], e.multiply(row, self.width), side * LINE)
                     e.write(build.fmul(shrink, e.read(FLOATS, at)), at)
 
+    def _best(self, part: Part, side: int) -> ir.Value:
+        """The largest score of each query of a side; four at a time, for one alone would wait for itself."""
+        e = self.e
+        rows = [e.read(FLOATS, e.at(part["scores"], row * self.width + side * LINE)) for row in range(4)]
+        for row in range(4, self.unit):
+            score = e.read(FLOATS, e.at(part["scores"], row * self.width + side * LINE))
+            rows[row % 4] = e.larger(rows[row % 4], score)
+        return e.larger(e.larger(rows[0], rows[1]), e.larger(rows[2], rows[3]))
+
     def between(self, part: Part) -> list[Step]:
-        """Scores to weights (two keys of a query in a word) and their sums."""
-        return [step for side in range(2) for step in self._exponentials(part, side)]
+        """Scores to weights and their sums."""
+        return [step for side in range(self.sides) for step in self._exponentials(part, side)]
 
     def _exponentials(self, part: Part, side: int) -> list[Step]:
         e, build = self.e, self.e.build
@@ -102,13 +107,12 @@ class Forward(Walk):
             state["lower"] = build.fneg(e.read(FLOATS, e.at(part["top"], side * LINE)))
 
         def pair(row: int) -> None:
-            low, high = (e.exp2(e.multiply_add(
-                e.read(FLOATS, e.at(part["scores"], (row + i) * 2 * LINE + side * LINE)), self.scale, state["lower"]))
-                for i in range(2))
+            scores = (e.read(FLOATS, e.at(part["scores"], (row + i) * self.width + side * LINE)) for i in range(2))
+            low, high = (e.exp2(e.multiply_add(score, self.scale, state["lower"]), self.products.FINE)
+                         for score in scores)
             for name, weight in (("even", low), ("odd", high)):  # two sums: one alone would wait for itself
                 state[name] = build.fadd(state[name], weight) if name in state else weight
-            e.write(e.pairs(e.rounded_words(low), e.rounded_words(high)),
-                    e.at(part["weights"], (row // 32 * 2 + side) * TILE + row % 32 // 2 * LINE))
+            self.products.keep(part, "weights", row, [[low], [high]], side)
 
         def end() -> None:
             e.write(build.fadd(e.read(FLOATS, total), build.fadd(state["even"], state["odd"])), total)
@@ -116,16 +120,14 @@ class Forward(Walk):
         return [begin, *(lambda row=row: pair(row) for row in range(0, self.unit, 2)), end]
 
     def finish(self, row: ir.Value, left: ir.Value) -> None:
-        e, build, zero, part = self.e, self.e.build, constant(FLOATS, 0.0), self.parts[0]
+        e, build, zero = self.e, self.e.build, constant(FLOATS, 0.0)
         with e.loop(0, QUERIES // 16) as some:
-            half, side = self.places(some)
-            total = e.read(FLOATS, e.at(part["total"], half, e.multiply(side, LINE)))
+            total = e.read(FLOATS, self.per_query("total", some))
             seen = build.fcmp_unordered("!=", total, zero)
             self.turn_output(some, build.select(seen, build.fdiv(constant(FLOATS, 1.0), total), zero))
         with e.loop(0, e.smaller(left, QUERIES)) as i:
             self.copy_row(i, "out", row)
-            half = e.multiply(build.lshr(i, e.number(5)), self.apart)
-            place = e.multiply(build.and_(i, e.number(HALF - 1)), 4)
+            some, lane = build.udiv(i, e.number(16)), e.multiply(build.urem(i, e.number(16)), 4)
             for name in ("top", "total"):
-                found = e.read(FLOAT, e.at(part[name], half, place), 4)
+                found = e.read(FLOAT, e.at(self.per_query(name, some), lane), 4)
                 e.write(found, e.at(e.arguments[name], e.multiply(e.add(row, i), 4)), 4)
