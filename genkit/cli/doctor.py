@@ -79,7 +79,7 @@ def processors() -> list[Finding]:
     speed = "bfloat16 is fast here" if FAST_BF16 & set(flags) else "bfloat16 is slow here, use float32"
     instructions = " ".join(flags) or "no special instructions"
     cpu = f"{_usable_cores()} usable cores, {torch.get_num_threads()} threads, {instructions}; {speed}"
-    found = [Finding("cpu", platform.machine(), "ok", cpu), _tiles()]
+    found = [Finding("cpu", platform.machine(), "ok", cpu), _native()]
     for index in range(torch.cuda.device_count()):
         card = torch.cuda.get_device_properties(index)
         detail = f"{card.name}, {card.total_memory / 2**30:.0f} GiB, compute capability {card.major}.{card.minor}"
@@ -93,13 +93,15 @@ def processors() -> list[Finding]:
     return found
 
 
-def _tiles() -> Finding:
-    """Whether bfloat16 attention runs in genkit's own kernels for AMX."""
+def _native() -> Finding:
+    """What of block-sparse attention runs in genkit's own kernels for the CPU."""
     from genkit.kernels.native.compiler import why_not
 
-    reason = why_not("tiles")
-    detail = "block-sparse attention in bfloat16, forward and backward" if reason is None else one_line(reason)
-    return Finding("cpu", "AMX kernels", "ok" if reason is None else "absent", detail)
+    vectors, tiles = (why_not(kind) for kind in ("vectors", "tiles"))
+    if vectors is not None:
+        return Finding("cpu", "native kernels", "absent", f"torch's kernel is used: {one_line(vectors)}")
+    sixteen = "bfloat16 with AMX" if tiles is None else f"bfloat16 widened: {one_line(tiles)}"
+    return Finding("cpu", "native kernels", "ok", f"block-sparse attention: float32 with AVX-512, {sixteen}")
 
 
 def _usable_cores() -> int | None:

@@ -1,4 +1,5 @@
-"""Block-sparse attention on the CPU with torch's own flash kernel.
+"""Block-sparse attention on the CPU: in native kernels where the processor has AVX-512, else, and where those do not
+take the inputs, with torch's own flash kernel. The latter is what this file and its neighbours ``cpu_*`` do.
 
 Heads are laid out in memory one after the other, as many at a time as a cache holds. Keys that lie side by side are
 used where they are; others are copied together for a few query blocks at a time. Where neighbouring query blocks see
@@ -38,8 +39,8 @@ def has_amx() -> bool:
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    """What the kernel computes in. bfloat16 stays where the processor multiplies it natively (AMX); elsewhere torch's
-    bfloat16 and float16 backward kernels are several times slower than float32, so they are widened by the piece."""
+    """What torch's kernel computes in. bfloat16 stays where the processor multiplies it natively (AMX); elsewhere its
+    bfloat16 and float16 backward passes are several times slower than float32, so they are widened by the piece."""
     if dtype == torch.bfloat16 and has_amx():
         return dtype
     return torch.float64 if dtype == torch.float64 else torch.float32
