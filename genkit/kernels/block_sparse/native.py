@@ -15,13 +15,13 @@ from torch import Tensor
 
 from genkit.kernels.block_sparse import cpu_bias
 from genkit.kernels.block_sparse.bias import Bias
-from genkit.kernels.block_sparse.native_visits import HALF, QUERIES, Visits, covers, halves, unit_of, visits
+from genkit.kernels.block_sparse.native_visits import HALF, QUERIES, Lists, Visits, unit_of
 from genkit.kernels.block_sparse.plan import BlockPlan
 from genkit.kernels.inputs import unit_rows
 from genkit.kernels.native import compiler
 from genkit.kernels.native.batch import Batch, Values
 
-_MAX_DIM = 256
+MAX_DIM = 256
 _MIN_QUERIES = 16  # of a block: the kernels work on 64 at a time
 _BIAS_BYTES = 16 << 20  # values of a bias made together
 _PIECES = 4  # of work for every thread
@@ -37,16 +37,16 @@ def why_not(q: Tensor, plan: BlockPlan, scale: float) -> str | None:
         return f"block_k={plan.block_k} is no multiple of 8"
     if plan.block_q < _MIN_QUERIES:
         return f"block_q={plan.block_q} is below {_MIN_QUERIES}"
-    if q.shape[-1] > _MAX_DIM:
-        return f"head dim {q.shape[-1]} exceeds {_MAX_DIM}"
+    if q.shape[-1] > MAX_DIM:
+        return f"head dim {q.shape[-1]} exceeds {MAX_DIM}"
     if not scale > 0:
         return f"scale {scale} is not positive"
     return compiler.why_not("vectors")
 
 
-def kind_of(dtype: torch.dtype, plan: BlockPlan) -> str:
+def kind_of(dtype: torch.dtype, unit: int) -> str:
     """``"tiles"`` for bfloat16 where tiles can be had, else ``"vectors"`` of float32, to which 16 bits are widened."""
-    fits = dtype == torch.bfloat16 and unit_of(plan) >= HALF
+    fits = dtype == torch.bfloat16 and unit >= HALF
     return "tiles" if fits and compiler.why_not("tiles") is None else "vectors"
 
 
@@ -59,27 +59,27 @@ def _kernel(name: str, kind: str, dim: int, unit: int) -> compiler.Compiled:
     return compiler.compiled(walk.module(), kind, walk.e.names, walk.e.scratch_bytes)
 
 
-def forward(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, scale: float,
-            bias: Sequence[Bias]) -> tuple[Tensor, Tensor]:
+def forward(q: Tensor, k: Tensor, v: Tensor, lists: Lists, scale: float,
+            bias: Sequence[Bias] = ()) -> tuple[Tensor, Tensor]:
     """out (B, Nq, H, D) like q and lse (B, H, Nq) float32."""
     batch, n_q, heads, dim = q.shape
-    group, dtype, kind = heads // k.shape[2], q.dtype, kind_of(q.dtype, plan)
+    group, dtype, kind = heads // k.shape[2], q.dtype, kind_of(q.dtype, lists.unit)
     q, k, v = (_padded(x, kind) for x in (q, k, v))
     q = q if kind == "tiles" else q.float()
-    out = torch.empty(q.shape, dtype=q.dtype) if covers(plan) else torch.zeros(q.shape, dtype=q.dtype)
+    out = torch.empty(q.shape, dtype=q.dtype) if lists.covers else torch.zeros(q.shape, dtype=q.dtype)
     top, total = torch.zeros(batch, heads, n_q), torch.zeros(batch, heads, n_q)
-    common = {**_common(plan, scale, q=q, out=out), "bias": 0}
-    work = Batch(_kernel("forward", kind, q.shape[-1], unit_of(plan)))
-    for entry, low, keys, values in _laid_out(plan, work.threads, q.dtype, (k, False), (v, kind == "tiles")):
+    common = {**_common(lists, scale, q=q, out=out), "bias": 0}
+    work = Batch(_kernel("forward", kind, q.shape[-1], lists.unit))
+    for entry, low, keys, values in _laid_out(lists, work.threads, q.dtype, (k, False), (v, kind == "tiles")):
         pieces = _pieces(work.threads, len(keys) * group)
         for head in range(low * group, (low + len(keys)) * group):
             own = {**common, "k": keys[head // group - low], "v": values[head // group - low]}
-            for part in visits(plan, entry, head):
-                rows = slice(part.first * plan.block_q, None)
+            for part in lists.visits(entry, head):
+                rows = slice(part.first * lists.block, None)
                 own.update(q=q[entry, rows, head], out=out[entry, rows, head], top=top[entry, head, rows],
                            total=total[entry, head, rows], visits=part, **part.tables)
                 if bias:
-                    _with_bias(work, own, bias, plan, part, entry, head, scale)
+                    _with_bias(work, own, bias, lists, part, entry, head, scale)
                     continue
                 for first, last in part.pieces(pieces):
                     work.add({**own, "first": first, "last": last})
@@ -89,10 +89,10 @@ def forward(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, scale: float,
 
 
 def backward(grad_out: Tensor, grad_lse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
-             plan: BlockPlan, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+             lists: Lists, scale: float) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and v. With fewer key heads than threads a head's queries are shared out, and what the shares
     found is added in a fixed order: results repeat bit for bit with the same number of threads."""
-    dim, dtype, kind, n_k = q.shape[-1], q.dtype, kind_of(q.dtype, plan), k.shape[1]
+    dim, dtype, kind, n_k = q.shape[-1], q.dtype, kind_of(q.dtype, lists.unit), k.shape[1]
     group = q.shape[2] // k.shape[2]
     delta = torch.linalg.vecdot(grad_out.float(), out.float()).transpose(1, 2)
     dead = lse == -torch.inf
@@ -104,12 +104,12 @@ def backward(grad_out: Tensor, grad_lse: Tensor | None, q: Tensor, k: Tensor, v:
     q, k, v, grad_out = (_padded(x, kind) for x in (q, k, v, grad_out))
     if kind == "vectors":
         q, grad_out = q.float(), grad_out.float()
-    d_q = torch.empty(q.shape, dtype=q.dtype) if covers(plan) else torch.zeros(q.shape, dtype=q.dtype)
+    d_q = torch.empty(q.shape, dtype=q.dtype) if lists.covers else torch.zeros(q.shape, dtype=q.dtype)
     d_k, d_v = (torch.empty(x.shape, dtype=x.dtype) for x in (k, v))
-    common = {**_common(plan, scale, q=q, d_out=grad_out, d_q=d_q), "factor": scale}
-    work = Batch(_kernel("backward", kind, q.shape[-1], unit_of(plan)))
+    common = {**_common(lists, scale, q=q, d_out=grad_out, d_q=d_q), "factor": scale}
+    work = Batch(_kernel("backward", kind, q.shape[-1], lists.unit))
     sources = [(k, False), (v, False), *([(k, True)] if kind == "tiles" else [])]
-    for entry, low, keys, values, *turned in _laid_out(plan, work.threads, q.dtype, *sources):
+    for entry, low, keys, values, *turned in _laid_out(lists, work.threads, q.dtype, *sources):
         [turned] = turned or [keys]
         shares = -(-work.threads // len(keys))
         sums = torch.zeros(2, shares, *keys.shape)
@@ -118,8 +118,8 @@ def backward(grad_out: Tensor, grad_lse: Tensor | None, q: Tensor, k: Tensor, v:
             own = {**common, "k": keys[at], "v": values[at], "turned": turned[at], "d_k": sums[0, number, at],
                    "d_v": sums[1, number, at]}
             for head in range((low + at) * group, (low + at + 1) * group):
-                for part in visits(plan, entry, head):
-                    rows = slice(part.first * plan.block_q, None)
+                for part in lists.visits(entry, head):
+                    rows = slice(part.first * lists.block, None)
                     own.update(q=q[entry, rows, head], d_out=grad_out[entry, rows, head], d_q=d_q[entry, rows, head],
                                lse=lse[entry, head, rows], delta=delta[entry, head, rows], visits=part, **part.tables)
                     for first, last in part.pieces(shares)[number:number + 1]:
@@ -136,10 +136,10 @@ def _pieces(threads: int, heads: int) -> int:
     return 1 if threads == 1 else -(-_PIECES * threads // heads)
 
 
-def _common(plan: BlockPlan, scale: float, **rows: Tensor) -> dict[str, int | float]:
+def _common(lists: Lists, scale: float, **rows: Tensor) -> dict[str, int | float]:
     """Arguments that all calls share; ``rows`` are (B, N, H, D)."""
     strides = {f"{name}_stride": x.element_size() * x.stride(1) for name, x in rows.items()}
-    return {**strides, "block": plan.block_q, "halves": halves(plan), "scale": scale * log2(e)}
+    return {**strides, "block": lists.block, "halves": lists.halves, "scale": scale * log2(e)}
 
 
 def _padded(x: Tensor, kind: str) -> Tensor:
@@ -153,12 +153,12 @@ def _narrow(x: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
     return x.to(dtype) if x.shape[-1] == dim else x[..., :dim].to(dtype).contiguous()
 
 
-def _laid_out(plan: BlockPlan, threads: int, dtype: torch.dtype, *sources: tuple[Tensor, bool]) -> Iterator[tuple]:
+def _laid_out(lists: Lists, threads: int, dtype: torch.dtype, *sources: tuple[Tensor, bool]) -> Iterator[tuple]:
     """Key heads, as many together as fit: batch entry, first head, and of every source (B, Nk, Hk, D) these heads one
     after the other, with zeros up to whole blocks: (heads, tokens, D), or where it is to be turned (heads, tokens / 32,
     D, 32). The next ones overwrite them."""
     batch, n_k, heads, dim = sources[0][0].shape
-    padded = plan.blocks_k * plan.block_k
+    padded = lists.keys
     fit = max(1, _SET_BYTES * threads // (dtype.itemsize * len(sources) * padded * dim))
     together = -(-heads // -(-heads // fit))
     whole, rest = divmod(n_k, HALF)
@@ -178,28 +178,26 @@ def _laid_out(plan: BlockPlan, threads: int, dtype: torch.dtype, *sources: tuple
             yield entry, low, *found
 
 
-def _with_bias(work: Batch, own: Values, bias: Sequence[Bias], plan: BlockPlan, part: Visits, entry: int, head: int,
+def _with_bias(work: Batch, own: Values, bias: Sequence[Bias], lists: Lists, part: Visits, entry: int, head: int,
                scale: float) -> None:
     """Add the calls of a head one query block at a time, each with the values of its bias; runs them now and then, for
     the values take memory."""
     for block in range(part.count):
-        tile = _bias_tile(bias, plan, part, block, entry, head, scale)
+        tile = _bias_tile(bias, lists, part, block, entry, head, scale)
         work.add({**own, "bias": tile, "first": block, "last": block + 1})
         if len(work) * tile.nbytes >= _BIAS_BYTES:
             work.run()
 
 
-def _bias_tile(bias: Sequence[Bias], plan: BlockPlan, part: Visits, block: int, entry: int, head: int,
+def _bias_tile(bias: Sequence[Bias], lists: Lists, part: Visits, block: int, entry: int, head: int,
                scale: float) -> Tensor:
     """(visits, halves, unit, 32) float32 bias of one query block, in units of the scores before scaling."""
-    unit = unit_of(plan)
     begin, end = part.starts[block:block + 2].tolist()
-    tokens = part.units[begin:end, None].long() * unit + torch.arange(unit)
-    start = (part.first + block) * plan.block_q
+    tokens = part.units[begin:end, None].long() * lists.unit + torch.arange(lists.unit)
+    start = (part.first + block) * lists.block
     stop = start + int(part.valid[block])
     # keys beyond the last token are hidden by a mask, whatever is added to them
-    value = cpu_bias.values(bias, entry, head, start, stop, tokens.flatten().clamp_(max=plan.n_k - 1))
-    tile = torch.zeros(end - begin, halves(plan), unit, HALF)
-    rows = torch.zeros(halves(plan) * HALF, tokens.numel())
+    value = cpu_bias.values(bias, entry, head, start, stop, tokens.flatten().clamp_(max=lists.n_k - 1))
+    rows = torch.zeros(lists.halves * HALF, tokens.numel())
     rows[:stop - start] = value / scale
-    return tile.copy_(rows.view(-1, HALF, end - begin, unit).permute(2, 0, 3, 1))
+    return rows.view(-1, HALF, end - begin, lists.unit).permute(2, 0, 3, 1).contiguous()

@@ -220,10 +220,10 @@ def test_reasons_to_leave_it_to_torch(monkeypatch):
     assert "head dim 288" in native.why_not(q.new_zeros(1, 64, 1, 288), plan, 1.0)
     assert "not positive" in native.why_not(q, plan, 0.0)
     monkeypatch.setattr(compiler, "why_not", lambda kind: f"no {kind}")
-    assert native.why_not(q, plan, 1.0) == "no vectors" and native.kind_of(torch.bfloat16, plan) == "vectors"
+    assert native.why_not(q, plan, 1.0) == "no vectors" and native.kind_of(torch.bfloat16, 64) == "vectors"
     monkeypatch.setattr(compiler, "why_not", lambda kind: None)
-    assert native.kind_of(torch.bfloat16, plan) == "tiles" and native.kind_of(torch.float16, plan) == "vectors"
-    assert native.kind_of(torch.bfloat16, BlockPlan.dense(64, 64, block_k=16)) == "vectors"
+    assert native.kind_of(torch.bfloat16, 32) == "tiles" and native.kind_of(torch.float16, 64) == "vectors"
+    assert native.kind_of(torch.bfloat16, 16) == "vectors"
 
 
 def test_a_machine_that_cannot_says_why(monkeypatch):

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from genkit.errors import UnsupportedError, UsageError
 from genkit.kernels.merge import merge
-from genkit.kernels.token_select import backends, cpu, token_select_attention, why_not
+from genkit.kernels.native import compiler
+from genkit.kernels.token_select import backends, cpu, native, token_select_attention, why_not
 
 
 def brute_force(q, k, v, selected, starts, scale=None):
@@ -58,10 +59,16 @@ def run_with_gradients(function, q, k, v, seed=7):
     return out, lse, *(x.grad for x in leaves)
 
 
-@settings(max_examples=60, deadline=None)
+@pytest.fixture
+def gathered(monkeypatch):
+    """The CPU backend as on a machine without native kernels."""
+    monkeypatch.setattr(native, "lists", lambda *given: None)
+
+
+@settings(max_examples=90, deadline=None)
 @given(
     seed=st.integers(0, 10**6),
-    backend=st.sampled_from(["cpu", "reference"]),
+    backend=st.sampled_from(["cpu", "gathered", "reference"]),
     heads=st.sampled_from([(1, 1), (4, 2), (3, 1)]),
     d=st.sampled_from([4, 40, 64]),
     density=st.sampled_from([0.1, 0.5, 1.0]),
@@ -72,7 +79,11 @@ def test_outputs_and_gradients_equal_brute_force(seed, backend, heads, d, densit
     starts = [0, *sorted(cuts), 17]
     q, k, v, selected, starts = problem(seed, 1, 7, 17, *heads, d, starts, density, scale=scale)
     want = run_with_gradients(lambda *x: brute_force(*x, selected, starts), q.double(), k.double(), v.double())
-    have = run_with_gradients(lambda *x: token_select_attention(*x, selected, starts, backend=backend), q, k, v)
+    with pytest.MonkeyPatch.context() as patch:
+        if backend == "gathered":
+            backend = "cpu"
+            patch.setattr(native, "lists", lambda *given: None)
+        have = run_with_gradients(lambda *x: token_select_attention(*x, selected, starts, backend=backend), q, k, v)
     for name, got, exact in zip(("out", "lse", "dq", "dk", "dv"), have, want, strict=True):
         error = (got.double() - exact).abs().max() / exact.abs().max().clamp(min=1)
         # Gradients recompute exp(score - lse): with inputs scaled by 4 both are near 40, known to 4e-6 in float32.
@@ -81,7 +92,7 @@ def test_outputs_and_gradients_equal_brute_force(seed, backend, heads, d, densit
 
 @pytest.mark.parametrize("limit", [1, 300, 1500])
 @pytest.mark.parametrize("density", [0.0, 0.4])
-def test_the_cpu_backend_in_many_parts_equals_brute_force(monkeypatch, limit, density):
+def test_the_cpu_backend_in_many_parts_equals_brute_force(monkeypatch, gathered, limit, density):
     monkeypatch.setattr(cpu, "COPY_BYTES", limit)
     q, k, v, selected, starts = problem(8, density=density)
     selected[1, 2, 4:] = False
@@ -99,6 +110,40 @@ def test_the_cpu_backend_in_many_parts_equals_brute_force(monkeypatch, limit, de
     ))  # fmt: skip
     for got, exact in zip(have, want, strict=True):
         torch.testing.assert_close(got.double(), exact, rtol=0, atol=2e-5)
+
+
+@pytest.mark.skipif(compiler.why_not("vectors") is not None, reason="no native kernels here")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("starts", [range(0, 449, 64), (0, 40, 100, 129, 137, 300, 470), range(0, 300, 23)])
+def test_native_kernels_equal_brute_force(dtype, starts):
+    """Blocks of whole units, of any length, and shorter than a unit; three groups of queries, some without a block."""
+    starts = list(starts)
+    q, k, v, selected, starts = problem(5, 2, 150, starts[-1], 2, 1, 64, starts, 0.3, dtype)
+    selected[:, :, 64:128, 1:] = False
+    selected[:, :, 64:128, 0] = True  # all of these see the same
+    selected[0, 1, 140] = False
+    assert native.lists(q, k, v, selected, starts, 0.125) is not None
+    want = run_with_gradients(lambda *x: brute_force(*x, selected, starts), q.double(), k.double(), v.double())
+    have = run_with_gradients(lambda *x: token_select_attention(*x, selected, starts, allow_empty=True), q, k, v)
+    rough = 2e-2 if dtype == torch.bfloat16 else 1e-5
+    for got, exact in zip(have, want, strict=True):
+        assert torch.equal(got.isfinite(), exact.isfinite())
+        seen = exact.isfinite()
+        assert (got.double() - exact)[seen].abs().max() <= rough * exact[seen].abs().max().clamp(min=1)
+
+
+def test_native_kernels_are_left_where_gathering_is_faster_or_they_cannot_run(monkeypatch):
+    q, k, v, selected, starts = problem(6, 1, 640, 6400, 1, 1, 8, range(0, 6401, 64), 0.02)
+    monkeypatch.setattr(compiler, "why_not", lambda kind: None)
+    alike = selected[:, :, ::64].repeat_interleave(64, 2)
+    assert native.lists(q, k, v, alike, starts, 1.0) is not None
+    assert native.lists(q, k, v, selected, starts, 1.0) is None
+    assert native.lists(q.double(), k, v, alike, starts, 1.0) is None
+    assert native.lists(q, k, v, alike, starts, -1.0) is None
+    v[0, 0] = torch.inf
+    assert native.lists(q, k, v, alike, starts, 1.0) is None
+    monkeypatch.setattr(compiler, "why_not", lambda kind: "for this test")
+    assert native.lists(q, k, v.zero_(), alike, starts, 1.0) is None
 
 
 def test_every_block_selected_equals_dense_attention():
