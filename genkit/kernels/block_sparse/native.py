@@ -15,7 +15,7 @@ from torch import Tensor
 
 from genkit.kernels.block_sparse import cpu_bias
 from genkit.kernels.block_sparse.bias import Bias
-from genkit.kernels.block_sparse.native_visits import HALF, QUERIES, Lists, Visits, unit_of
+from genkit.kernels.block_sparse.native_visits import HALF, QUERIES, Lists, Visits
 from genkit.kernels.block_sparse.plan import BlockPlan
 from genkit.kernels.inputs import unit_rows
 from genkit.kernels.native import compiler
@@ -23,6 +23,7 @@ from genkit.kernels.native.batch import Batch, Values
 
 MAX_DIM = 256
 _MIN_QUERIES = 16  # of a block: the kernels work on 64 at a time
+_MIN_KEYS = 8
 _BIAS_BYTES = 16 << 20  # values of a bias made together
 _PIECES = 4  # of work for every thread
 _SET_BYTES = 4 << 20  # keys and values laid out together, per thread: what a level-2 cache holds, or near it
@@ -33,10 +34,8 @@ def why_not(q: Tensor, plan: BlockPlan, scale: float) -> str | None:
     """Why torch's own kernel has to do this, or None."""
     if q.dtype == torch.float64:
         return "the kernels have no float64"
-    if not unit_of(plan):
-        return f"block_k={plan.block_k} is no multiple of 8"
-    if plan.block_q < _MIN_QUERIES:
-        return f"block_q={plan.block_q} is below {_MIN_QUERIES}"
+    if plan.block_q < _MIN_QUERIES or plan.block_k < _MIN_KEYS:
+        return f"blocks of {plan.block_q}x{plan.block_k} are below {_MIN_QUERIES}x{_MIN_KEYS}"
     if q.shape[-1] > MAX_DIM:
         return f"head dim {q.shape[-1]} exceeds {MAX_DIM}"
     if not scale > 0:
@@ -44,10 +43,9 @@ def why_not(q: Tensor, plan: BlockPlan, scale: float) -> str | None:
     return compiler.why_not("vectors")
 
 
-def kind_of(dtype: torch.dtype, unit: int) -> str:
-    """``"tiles"`` for bfloat16 where tiles can be had, else ``"vectors"`` of float32, to which 16 bits are widened."""
-    fits = dtype == torch.bfloat16 and unit >= HALF
-    return "tiles" if fits and compiler.why_not("tiles") is None else "vectors"
+def with_tiles(dtype: torch.dtype) -> bool:
+    """Whether bfloat16 can be multiplied in tiles; otherwise 16 bits are widened for vectors of float32."""
+    return dtype == torch.bfloat16 and compiler.why_not("tiles") is None
 
 
 @cache
@@ -63,7 +61,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor, lists: Lists, scale: float,
             bias: Sequence[Bias] = ()) -> tuple[Tensor, Tensor]:
     """out (B, Nq, H, D) like q and lse (B, H, Nq) float32."""
     batch, n_q, heads, dim = q.shape
-    group, dtype, kind = heads // k.shape[2], q.dtype, kind_of(q.dtype, lists.unit)
+    group, dtype, kind = heads // k.shape[2], q.dtype, "tiles" if lists.tiles else "vectors"
     q, k, v = (_padded(x, kind) for x in (q, k, v))
     q = q if kind == "tiles" else q.float()
     out = torch.empty(q.shape, dtype=q.dtype) if lists.covers else torch.zeros(q.shape, dtype=q.dtype)
@@ -92,7 +90,7 @@ def backward(grad_out: Tensor, grad_lse: Tensor | None, q: Tensor, k: Tensor, v:
              lists: Lists, scale: float) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and v. With fewer key heads than threads a head's queries are shared out, and what the shares
     found is added in a fixed order: results repeat bit for bit with the same number of threads."""
-    dim, dtype, kind, n_k = q.shape[-1], q.dtype, kind_of(q.dtype, lists.unit), k.shape[1]
+    dim, dtype, kind = q.shape[-1], q.dtype, "tiles" if lists.tiles else "vectors"
     group = q.shape[2] // k.shape[2]
     delta = torch.linalg.vecdot(grad_out.float(), out.float()).transpose(1, 2)
     dead = lse == -torch.inf
@@ -127,7 +125,8 @@ def backward(grad_out: Tensor, grad_lse: Tensor | None, q: Tensor, k: Tensor, v:
             work.add(*chain)
         work.run()
         for into, total, factor in ((d_k, sums[0], scale), (d_v, sums[1], 1.0)):
-            into[entry, :, low:low + len(keys)] = total.sum(0)[:, :n_k].mul_(factor).transpose(0, 1)
+            found = lists.collect(total.sum(0).mul_(factor))
+            into[entry, :, low:low + len(keys)] = found.transpose(0, 1)
     return tuple(_narrow(x, dim, dtype) for x in (d_q, d_k, d_v))
 
 
@@ -155,26 +154,20 @@ def _narrow(x: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
 
 def _laid_out(lists: Lists, threads: int, dtype: torch.dtype, *sources: tuple[Tensor, bool]) -> Iterator[tuple]:
     """Key heads, as many together as fit: batch entry, first head, and of every source (B, Nk, Hk, D) these heads one
-    after the other, with zeros up to whole blocks: (heads, tokens, D), or where it is to be turned (heads, tokens / 32,
-    D, 32). The next ones overwrite them."""
-    batch, n_k, heads, dim = sources[0][0].shape
-    padded = lists.keys
-    fit = max(1, _SET_BYTES * threads // (dtype.itemsize * len(sources) * padded * dim))
+    after the other in slots: (heads, slots, D), or where it is to be turned (heads, slots / 32, D, 32). The next ones
+    overwrite them."""
+    batch, _, heads, dim = sources[0][0].shape
+    fit = max(1, _SET_BYTES * threads // (dtype.itemsize * len(sources) * lists.slots * dim))
     together = -(-heads // -(-heads // fit))
-    whole, rest = divmod(n_k, HALF)
-    copies = [torch.zeros(together, -(-padded // HALF), *((dim, HALF) if turn else (HALF, dim)), dtype=dtype)
-              for _, turn in sources]
+    copies = [torch.zeros(together, lists.slots, dim, dtype=dtype) for _ in sources]
     for entry in range(batch):
         for low in range(0, heads, together):
             count = min(together, heads - low)
             found = []
             for (x, turn), copy in zip(sources, copies, strict=True):
-                x = x[entry, :, low:low + count].transpose(0, 1)
-                into = copy[:count].transpose(2, 3) if turn else copy[:count]
-                into[:, :whole].copy_(x[:, :whole * HALF].unflatten(1, (whole, HALF)))
-                if rest:
-                    into[:, whole, :rest].copy_(x[:, whole * HALF:])
-                found.append(copy[:count] if turn else copy[:count].flatten(1, 2))
+                here = copy[:count]
+                lists.place(x[entry, :, low:low + count].transpose(0, 1), here)
+                found.append(here.unflatten(1, (-1, HALF)).transpose(2, 3).contiguous() if turn else here)
             yield entry, low, *found
 
 
@@ -193,11 +186,11 @@ def _bias_tile(bias: Sequence[Bias], lists: Lists, part: Visits, block: int, ent
                scale: float) -> Tensor:
     """(visits, halves, unit, 32) float32 bias of one query block, in units of the scores before scaling."""
     begin, end = part.starts[block:block + 2].tolist()
-    tokens = part.units[begin:end, None].long() * lists.unit + torch.arange(lists.unit)
+    slots = (part.units[begin:end, None].long() * lists.unit + torch.arange(lists.unit)).flatten()
     start = (part.first + block) * lists.block
     stop = start + int(part.valid[block])
-    # keys beyond the last token are hidden by a mask, whatever is added to them
-    value = cpu_bias.values(bias, entry, head, start, stop, tokens.flatten().clamp_(max=lists.n_k - 1))
-    rows = torch.zeros(lists.halves * HALF, tokens.numel())
+    # empty slots are hidden by a mask, whatever is added to them
+    value = cpu_bias.values(bias, entry, head, start, stop, lists.tokens[slots])
+    rows = torch.zeros(lists.halves * HALF, len(slots))
     rows[:stop - start] = value / scale
     return rows.view(-1, HALF, end - begin, lists.unit).permute(2, 0, 3, 1).contiguous()

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from genkit.kernels.block_sparse.plan import BlockPlan
 
-UNITS = (64, 32, 16, 8)
 QUERIES = 64  # that the kernels run at once
 HALF = 32  # whose bits fill a word
 _KEPT_BYTES = 128 << 20  # bits kept on a plan; beyond this they are made again when needed
@@ -60,13 +59,13 @@ class Lists(ABC):
     """What native kernels walk: for every head the visits of all query blocks.
 
     Args:
-        n_k: keys. block: queries of a block. unit: keys of a visit, one of :data:`UNITS`. keys: slots for keys, whole
-            units.
-        covers: whether the blocks hold every query of the tensors.
+        n_k: keys. block: queries of a block. covers: whether the blocks hold every query of the tensors.
+        unit: keys of a visit. slots: places for keys, whole units.
+        tiles: whether the kernels may multiply tiles.
     """
 
-    def __init__(self, n_k: int, block: int, unit: int, keys: int, covers: bool):
-        self.n_k, self.block, self.unit, self.keys, self.covers = n_k, block, unit, keys, covers
+    def __init__(self, n_k: int, block: int, covers: bool, unit: int, slots: int, tiles: bool):
+        self.n_k, self.block, self.covers, self.unit, self.slots, self.tiles = n_k, block, covers, unit, slots, tiles
 
     @property
     def halves(self) -> int:
@@ -77,31 +76,67 @@ class Lists(ABC):
     def visits(self, batch: int, head: int) -> Iterator[Visits]:
         """The visits of a head, block after block."""
 
+    @abstractmethod
+    def place(self, x: Tensor, into: Tensor) -> None:
+        """Copy keys x (heads, n_k, D) to their slots of ``into`` (heads, slots, D), whose other slots are zero."""
 
-def unit_of(plan: BlockPlan) -> int:
-    """Keys of a visit: the longest unit the kernels know that divides the plan's blocks, or 0 if none does."""
-    return next((unit for unit in UNITS if plan.block_k % unit == 0), 0)
+    @cached_property
+    def tokens(self) -> Tensor:
+        """(slots,) int64: the key in each slot, some key in an empty one."""
+        number, found = torch.arange(self.n_k)[None, :, None], torch.zeros(1, self.slots, 1, dtype=torch.int64)
+        self.place(number, found)
+        return found.flatten()
+
+    @abstractmethod
+    def collect(self, x: Tensor) -> Tensor:
+        """The keys (heads, n_k, D) of slots x (heads, slots, D)."""
+
+
+def unit_for(length: int, tiles: bool) -> tuple[int, int]:
+    """Keys of a visit for blocks of ``length`` keys, and slots of such a block: whole units. Tiles want units of 32 or
+    64, vectors multiples of 4."""
+    if tiles:
+        slots = -(-length // HALF) * HALF
+        return (64 if slots % 64 == 0 else HALF), slots
+    slots = -(-length // 4) * 4
+    return next(unit for unit in range(64, 0, -4) if slots % unit == 0), slots
 
 
 class PlanLists(Lists):
-    """The lists of a plan whose blocks are whole units."""
+    """The lists of a plan."""
 
-    def __init__(self, plan: BlockPlan):
+    def __init__(self, plan: BlockPlan, tiles: bool):
+        unit, self.length = unit_for(plan.block_k, tiles)
         covers = int(plan.q_valid.sum()) == plan.n_q
-        super().__init__(plan.n_k, plan.block_q, unit_of(plan), plan.blocks_k * plan.block_k, covers)
+        super().__init__(plan.n_k, plan.block_q, covers, unit, plan.blocks_k * self.length, tiles)
         self.plan = plan
+
+    @classmethod
+    def of(cls, plan: BlockPlan, tiles: bool) -> PlanLists:
+        """With tiles if they can be had and blocks of keys grow by a quarter at the most."""
+        return cls(plan, tiles and 4 * unit_for(plan.block_k, True)[1] <= 5 * plan.block_k)
+
+    def place(self, x: Tensor, into: Tensor) -> None:
+        size, into = self.plan.block_k, into.unflatten(1, (-1, self.length))
+        whole = self.n_k // size
+        into[:, :whole, :size].copy_(x[:, :whole * size].unflatten(1, (whole, size)))
+        if rest := self.n_k - whole * size:
+            into[:, whole, :rest].copy_(x[:, whole * size:])
+
+    def collect(self, x: Tensor) -> Tensor:
+        return x.unflatten(1, (-1, self.length))[:, :, :self.plan.block_k].flatten(1, 2)[:, :self.n_k]
 
     def visits(self, batch: int, head: int) -> Iterator[Visits]:
         """Kept on the plan while the budget lasts."""
         plan = self.plan
         groups = 1 if plan.rule is None else plan.rule.k_group.shape[0]
         key = batch % plan.batch, head % plan.heads, batch % groups
-        made = plan.cache.setdefault("native", {})
+        made = plan.cache.setdefault(("native", self.unit), {})
         if key in made:
             yield from made[key]
             return
         partial = plan.partial_count[key[:2]]
-        size = self.halves * plan.block_k * 4
+        size = self.halves * self.length * 4
         used = plan.cache.get("native bytes", 0) + int(partial.sum()) * size
         spans = _spans(partial.tolist(), _SPAN_BYTES // size)
         if used > _KEPT_BYTES:
@@ -112,43 +147,48 @@ class PlanLists(Lists):
         yield from made[key]
 
     def _make(self, key: tuple[int, int, int], low: int, high: int) -> Visits:
-        """The visits of the query blocks [low, high): full blocks of keys first, then those with a mask."""
+        """The visits of the query blocks [low, high): full blocks of keys first, then those with masks. Mask 0 hides
+        the empty slots at the end of a full block."""
         plan, own = self.plan, key[:2]
-        per_block = plan.block_k // self.unit
+        per_block = self.length // self.unit
         lists = [(count[own][low:high], index[own][low:high]) for count, index in
                  ((plan.full_count, plan.full_index), (plan.partial_count, plan.partial_index))]
         used = torch.cat([torch.arange(index.shape[1]) < count[:, None] for count, index in lists], 1)
         blocks = torch.cat([index for _, index in lists], 1)[used]
-        hidden = torch.zeros_like(used)
-        hidden[:, lists[0][1].shape[1]:] = True
-        hidden = hidden[used]
+        partial = torch.zeros_like(used)
+        partial[:, lists[0][1].shape[1]:] = True
+        partial = partial[used]
         parts = torch.arange(per_block)
-        mask = torch.where(hidden, (hidden.cumsum(0) - 1) * per_block, -1)[:, None]
-        mask = torch.where(mask < 0, -1, mask + parts)
-        rows = (torch.arange(low, high)[:, None].expand_as(used)[used])[hidden]
+        filled = plan.block_k == self.length
+        full = torch.where((parts == per_block - 1) & (not filled), 0, -1)
+        masks = torch.where(partial[:, None], (partial.cumsum(0)[:, None] - 1) * per_block + 1 + parts, full)
+        rows = torch.arange(low, high)[:, None].expand_as(used)[used][partial]
         starts = torch.nn.functional.pad(used.sum(1).cumsum(0) * per_block, (1, 0))
         units = (blocks[:, None] * per_block + parts).flatten().int()
-        bits = self._bits(rows, blocks[hidden].long(), key[2])
-        return Visits(low, high - low, starts, units, mask.flatten().int(), bits, plan.q_valid[low:high].long())
+        bits = torch.cat([self._tail(), self._bits(rows, blocks[partial].long(), key[2])])
+        return Visits(low, high - low, starts, units, masks.flatten().int(), bits, plan.q_valid[low:high].long())
+
+    def _tail(self) -> Tensor:
+        """(1, halves, unit) int32: every query sees the slots of a block's last unit that hold keys."""
+        keys = torch.arange(self.length - self.unit, self.length) < self.plan.block_k
+        return torch.where(keys, -1, 0).int().expand(1, self.halves, -1)
 
     def _bits(self, rows: Tensor, blocks: Tensor, group: int) -> Tensor:
-        """(pairs * block_k / unit, halves, unit) int32 for pairs of query and key blocks."""
+        """(pairs * units of a block, halves, unit) int32 for pairs of query and key blocks."""
         plan, parts = self.plan, self.halves
         query, slot = torch.arange(plan.block_q), torch.arange(plan.block_k)
-        together = max(1, (4 << 20) // (parts * HALF * plan.block_k))
-        found = []
+        together = max(1, (4 << 20) // (parts * HALF * self.length))
+        found = [torch.empty(0, parts, self.unit, dtype=torch.int32)]
         for at in range(0, len(rows), together):
             row, block = rows[at:at + together, None], blocks[at:at + together, None]
-            seen = torch.zeros(len(row), parts * HALF, plan.block_k, dtype=torch.bool)
-            inside = slot < plan.k_valid[block]
-            if plan.rule is None:
-                seen[:, :plan.block_q] = inside[:, None]
-            else:
-                tile = plan.rule.tile(row * plan.block_q + query, block * plan.block_k + slot, group)
-                seen[:, :plan.block_q] = tile & inside[:, None]
-            words = query_words(seen)  # (pairs, halves, block_k)
+            seen = torch.zeros(len(row), parts * HALF, self.length, dtype=torch.bool)
+            shown = seen[:, :plan.block_q, :plan.block_k]
+            shown[:] = (slot < plan.k_valid[block])[:, None]
+            if plan.rule is not None:
+                shown &= plan.rule.tile(row * plan.block_q + query, block * plan.block_k + slot, group)
+            words = query_words(seen)  # (pairs, halves, slots of a block)
             found.append(words.unflatten(2, (-1, self.unit)).transpose(1, 2).flatten(0, 1))
-        return torch.cat(found).contiguous() if found else torch.empty(0, parts, self.unit, dtype=torch.int32)
+        return torch.cat(found)
 
 
 def query_words(seen: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
+from genkit.kernels.block_sparse import native as block_sparse
 from genkit.kernels.inputs import unit_rows
 from genkit.kernels.token_select import native
 from genkit.kernels.token_select.pairs import Pairs
@@ -87,7 +88,7 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """Out in the dtype of q and lse in float32; accumulation in float32 (float64 for float64 input)."""
     if (chosen := native.lists(q, k, v, selected, starts, scale)) is not None:
-        return native.forward(q, k, v, chosen, scale)
+        return block_sparse.forward(q, k, v, chosen, scale)
     wide = torch.float64 if q.dtype == torch.float64 else torch.float32
     b, n, h, d = q.shape
     queries, keys, values = (unit_rows(x).transpose(1, 2) for x in (q, k, v))
@@ -136,7 +137,7 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of q, k, v: every visit is the backward of a dense call fed with the merged out and lse."""
     if (chosen := native.lists(q, k, v, selected, starts, scale)) is not None:
-        return native.backward(d_out, d_lse, q, k, v, out, lse, chosen, scale)
+        return block_sparse.backward(d_out, d_lse, q, k, v, out, lse, chosen, scale)
     wide = torch.float64 if q.dtype == torch.float64 else torch.float32
     dq, dk, dv = (torch.zeros(x.transpose(1, 2).shape, dtype=wide) for x in (q, k, v))
     queries, keys, values, outs, grads = (unit_rows(x).transpose(1, 2) for x in (q, k, v, out, d_out))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from genkit.kernels.block_sparse import native
-from genkit.kernels.block_sparse.native_visits import HALF, QUERIES, UNITS, Lists, Visits, query_words
+from genkit.kernels.block_sparse.native_visits import HALF, QUERIES, Lists, Visits, query_words
 from genkit.kernels.native import compiler
 
 _PADDING = 1.15  # slots for keys, blocks filled up to whole units, at most so many times the keys
@@ -25,25 +25,23 @@ class Chosen(Lists):
 
     Args:
         selected: bool (B, H, N, C). starts: token offsets of the C blocks, and the end.
-
-    Attributes:
-        slots: (keys,) int64, the token in each slot, or -1.
+        tiles: whether to multiply tiles.
     """
 
-    def __init__(self, selected: Tensor, starts: list[int]):
+    def __init__(self, selected: Tensor, starts: list[int], tiles: bool):
         lengths = torch.tensor(starts).diff()
         n_k = starts[-1]
-        fits = (unit for unit in UNITS if int(-(-lengths // unit).sum()) * unit <= _PADDING * n_k)
-        unit = next(fits, UNITS[-1])
+        units = (64, HALF) if tiles else (64, 32, 16, 8)
+        fits = (unit for unit in units if int(-(-lengths // unit).sum()) * unit <= _PADDING * n_k)
+        unit = next(fits, units[-1])
         counts = -(-lengths // unit)
-        super().__init__(n_k, QUERIES, unit, int(counts.sum()) * unit, True)
+        super().__init__(n_k, QUERIES, True, unit, int(counts.sum()) * unit, tiles)
         self.selected = selected
         self._block_of_unit = torch.repeat_interleave(torch.arange(len(lengths)), counts)
         place = torch.arange(len(self._block_of_unit)) - (counts.cumsum(0) - counts)[self._block_of_unit]
         first = torch.tensor(starts)[self._block_of_unit] + place * unit
         self._valid = (torch.tensor(starts)[self._block_of_unit + 1] - first).clamp(max=unit)
-        slot = torch.arange(unit)
-        self.slots = torch.where(slot < self._valid[:, None], first[:, None] + slot, -1).flatten()
+        self._filled = (torch.arange(unit) < self._valid[:, None]).flatten()
 
     @cached_property
     def words(self) -> Tensor:
@@ -57,15 +55,11 @@ class Chosen(Lists):
         """Share of (query block, key block) pairs that are visited."""
         return float((self.words != 0).any(3).float().mean())
 
-    def take(self, x: Tensor) -> Tensor:
-        """x (B, Nk, H, D) with its tokens in their slots, zeros elsewhere."""
-        if self.keys == self.n_k:
-            return x
-        return x[:, self.slots.clamp(min=0)].masked_fill_((self.slots < 0)[:, None, None], 0)
+    def place(self, x: Tensor, into: Tensor) -> None:
+        into[:, self._filled] = x.to(into.dtype)
 
-    def restore(self, x: Tensor) -> Tensor:
-        """Undo :meth:`take`."""
-        return x if self.keys == self.n_k else x[:, self.slots >= 0]
+    def collect(self, x: Tensor) -> Tensor:
+        return x[:, self._filled]
 
     def visits(self, batch: int, head: int) -> Iterator[Visits]:
         words, of_unit = self.words[batch, head], self._block_of_unit
@@ -89,19 +83,7 @@ def lists(q: Tensor, k: Tensor, v: Tensor, selected: Tensor, starts: list[int], 
     """What native kernels would walk, or None where gathering is faster or they cannot run."""
     if q.dtype == torch.float64 or q.shape[-1] > native.MAX_DIM or not scale > 0 or compiler.why_not("vectors"):
         return None
-    if not bool(k.isfinite().all() and v.isfinite().all()):
+    if not bool((k.sum(dtype=torch.float32) + v.sum(dtype=torch.float32)).isfinite()):
         return None  # zero times such a number would reach queries that did not choose its block
-    found = Chosen(selected, starts)
+    found = Chosen(selected, starts, native.with_tiles(q.dtype))
     return found if found.visited <= _GATHERED * float(selected.float().mean()) else None
-
-
-def forward(q: Tensor, k: Tensor, v: Tensor, chosen: Chosen, scale: float) -> tuple[Tensor, Tensor]:
-    """Out and lse."""
-    return native.forward(q, chosen.take(k), chosen.take(v), chosen, scale)
-
-
-def backward(d_out: Tensor, d_lse: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, chosen: Chosen,
-             scale: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of q, k, v."""
-    d_q, d_k, d_v = native.backward(d_out, d_lse, q, chosen.take(k), chosen.take(v), out, lse, chosen, scale)
-    return d_q, chosen.restore(d_k).contiguous(), chosen.restore(d_v).contiguous()

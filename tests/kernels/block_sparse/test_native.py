@@ -23,7 +23,7 @@ DIMS = (32, 40, 64, 80, 96, 128, 160)
 
 
 def make(seed: int, dtype: torch.dtype) -> tuple[Case, BlockPlan]:
-    """A problem with blocks that native kernels take, for tiles whole units of 32 keys."""
+    """A problem with blocks that native kernels take, most of them whole units of keys."""
     dice = Dice(seed)
     n_q, n_k = dice.between(1, 400), dice.between(1, 400)
     batches, key_heads, group, width = dice.between(1, 2), dice.between(1, 3), dice.pick((1, 1, 2, 3)), dice.pick(DIMS)
@@ -32,7 +32,7 @@ def make(seed: int, dtype: torch.dtype) -> tuple[Case, BlockPlan]:
     q, k, v = (x.to(dtype) for x in (q, k, v))
     if dice.share(0.3).item():
         q, k, v = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k, v))
-    blocks_k = (32, 64, 96, 128) if dtype == torch.bfloat16 else (8, 40, 48, 96, 128)
+    blocks_k = (28, 32, 64, 96, 120, 128) if dtype == torch.bfloat16 else (8, 13, 28, 40, 96, 112, 128)
     sizes = {"block_q": dice.pick((16, 32, 48, 64, 100, 256)), "block_k": dice.pick(blocks_k)}
     scale = width ** -0.5
     if seed % 2:
@@ -86,7 +86,7 @@ def test_generated_problems_equal_brute_force(dtype, start, nan_memory):
 @vectors
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_sixteen_bits_are_widened_for_vectors(dtype, monkeypatch, nan_memory):
-    monkeypatch.setattr(native, "kind_of", lambda *given: "vectors")
+    monkeypatch.setattr(native, "with_tiles", lambda dtype: False)
     for seed in range(12):
         compare(seed, dtype)
 
@@ -102,11 +102,11 @@ def compare(seed: int, dtype: torch.dtype) -> None:
         assert_close(*row[:3], f"seed {seed} {name}", row[3])
 
 
-@pytest.mark.parametrize("dtype, units", [(torch.float32, {8, 16, 32, 64}), (torch.bfloat16, {32, 64})])
+@pytest.mark.parametrize("dtype, units", [(torch.float32, {8, 16, 28, 40, 48, 56, 64}), (torch.bfloat16, {32, 64})])
 def test_the_generated_problems_hold_what_is_hard(dtype, units):
     made = [make(seed, dtype) for seed in range(120)]
     assert {case.q.shape[-1] for case, _ in made} == set(DIMS)
-    assert {native_visits.unit_of(plan) for _, plan in made} == units
+    assert {native_visits.PlanLists.of(plan, dtype == torch.bfloat16).unit for _, plan in made} == units
     assert any(plan.batch > 1 for _, plan in made) and any(plan.heads > 1 for _, plan in made)
     assert any(bool(plan.off.any()) for _, plan in made)
     assert any(bool(plan.full_count.any()) and bool(plan.partial_count.any()) for _, plan in made)
@@ -166,7 +166,8 @@ def test_threads_memory_limits_and_torchs_own_tiles_change_nothing(dtype, seed, 
             monkeypatch.setattr(owner, name, 1)
         plan.cache.clear()
         limited, _, _ = run(case, plan)
-        assert not any(part.bits.numel() for parts in plan.cache["native"].values() for part in parts)
+        kept = (parts for key, found in plan.cache.items() if "native" in key[0] for parts in found.values())
+        assert all(len(part.bits) == 1 for parts in kept for part in parts)
     finally:
         torch.set_num_threads(before)
     for name, a, b, c in zip(("out", "lse", "dq", "dk", "dv"), expected, threaded, limited, strict=True):
@@ -215,15 +216,32 @@ def test_it_is_what_the_cpu_backend_runs(dtype, monkeypatch):
 def test_reasons_to_leave_it_to_torch(monkeypatch):
     q, plan = torch.zeros(1, 64, 1, 64), BlockPlan.dense(64, 64)
     assert "float64" in native.why_not(q.double(), plan, 1.0)
-    assert "block_k=20" in native.why_not(q, BlockPlan.dense(64, 64, block_k=20), 1.0)
-    assert "block_q=8" in native.why_not(q, BlockPlan.dense(64, 64, block_q=8), 1.0)
+    assert "blocks of 64x5" in native.why_not(q, BlockPlan.dense(64, 64, block_k=5), 1.0)
+    assert "blocks of 8x64" in native.why_not(q, BlockPlan.dense(64, 64, block_q=8), 1.0)
     assert "head dim 288" in native.why_not(q.new_zeros(1, 64, 1, 288), plan, 1.0)
     assert "not positive" in native.why_not(q, plan, 0.0)
     monkeypatch.setattr(compiler, "why_not", lambda kind: f"no {kind}")
-    assert native.why_not(q, plan, 1.0) == "no vectors" and native.kind_of(torch.bfloat16, 64) == "vectors"
+    assert native.why_not(q, plan, 1.0) == "no vectors" and not native.with_tiles(torch.bfloat16)
     monkeypatch.setattr(compiler, "why_not", lambda kind: None)
-    assert native.kind_of(torch.bfloat16, 32) == "tiles" and native.kind_of(torch.float16, 64) == "vectors"
-    assert native.kind_of(torch.bfloat16, 16) == "vectors"
+    assert native.with_tiles(torch.bfloat16) and not native.with_tiles(torch.float16)
+
+
+@pytest.mark.parametrize("length, vectors, tiles", [(64, (64, 64), (64, 64)), (28, (28, 28), (32, 32)),
+                                                    (13, (16, 16), None), (112, (56, 112), (64, 128)),
+                                                    (120, (60, 120), (64, 128)), (96, (48, 96), (32, 96)),
+                                                    (8, (8, 8), None), (128, (64, 128), (64, 128))])
+def test_blocks_of_any_length_are_cut_into_units(length, vectors, tiles):
+    plan = BlockPlan.dense(64, 300, block_k=length)
+    for wanted, with_tiles in ((vectors, False), (tiles, True)):
+        found = native_visits.PlanLists.of(plan, with_tiles)
+        assert found.tiles == (with_tiles and tiles is not None)
+        assert (found.unit, found.length) == (wanted or vectors)
+        assert found.slots == found.length * plan.blocks_k
+        keys = torch.arange(300.0).view(1, 300, 1)
+        into = torch.zeros(1, found.slots, 1)
+        found.place(keys, into)
+        assert torch.equal(found.collect(into), keys)
+        assert torch.equal(found.tokens, into.flatten().long())
 
 
 def test_a_machine_that_cannot_says_why(monkeypatch):
@@ -242,7 +260,7 @@ def test_a_machine_that_cannot_says_why(monkeypatch):
 
 @pytest.mark.parametrize("name", ["forward", "backward"])
 @pytest.mark.parametrize("kind, dim, unit", [("tiles", 64, 64), ("tiles", 128, 32), ("vectors", 64, 64),
-                                             ("vectors", 80, 8)])
+                                             ("vectors", 80, 28)])
 def test_the_code_keeps_vectors_in_registers(name, kind, dim, unit):
     """On any machine: the kernels compile, multiply as often as they should, and seldom put a vector on the stack."""
     pytest.importorskip("llvmlite")
