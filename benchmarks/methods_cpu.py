@@ -51,7 +51,7 @@ def run(options: argparse.Namespace) -> int:
         "# Attention methods on the CPU",
         f"{machine_line(facts)} One attention call without a model, {HEADS} heads of {WIDTH} channels, best of "
         f"{options.turns} turns, wall-clock, dense attention (torch's) measured in the same turns. Queries and keys "
-        "are random: methods that choose by content choose at random.",
+        "are random: methods that choose by content choose at random. Mixture of block: a layer of temporal blocks.",
         table(rows),
     ]) + "\n"
     report("methods_cpu", {"environment": facts, "turns": options.turns, "rows": rows}, text, options.output)

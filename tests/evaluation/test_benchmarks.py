@@ -1,11 +1,13 @@
 """The comparisons of ``benchmarks/`` at a small size."""
 
 import argparse
+import json
 
 import numpy as np
 import pytest
+import torch
 
-from benchmarks import toy_upscale
+from benchmarks import methods_cpu, toy_upscale
 from benchmarks.compare import Variant, comparison_rows
 from benchmarks.toy_common import parse_size
 from genkit.evaluation.toy import ClipRequest
@@ -67,3 +69,15 @@ def test_sizes_are_three_numbers():
     assert parse_size("25x128x64") == (25, 128, 64)
     with pytest.raises(SystemExit, match="25x128"):
         parse_size("25x128")
+
+
+def test_the_methods_are_timed_against_dense_attention(tmp_path):
+    parser = argparse.ArgumentParser()
+    methods_cpu.add_arguments(parser)
+    threads = str(torch.get_num_threads())
+    given = ["--grid", "3x8x8", "--dtype", "fp32", "--turns", "1", "--threads", threads, "--output", str(tmp_path)]
+    assert methods_cpu.run(parser.parse_args(given)) == 0
+    rows = json.loads((tmp_path / "methods_cpu.json").read_text())["rows"]
+    assert rows[0]["method"] == "dense" and rows[0]["speed"] == "1.00x"
+    assert {row["method"].partition("(")[0] for row in rows[1:]} >= {"radial", "mixture_of_block", "agent"}
+    assert all(float(row["ms"]) >= 0 and float(row["pairs executed"]) > 0 for row in rows)

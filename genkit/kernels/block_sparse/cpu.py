@@ -51,7 +51,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, scale: float,
             bias: Sequence[Bias]) -> tuple[Tensor, Tensor]:
     """out (B, Nq, H, D) like q and lse (B, H, Nq)."""
     if native.why_not(q, plan, scale) is None:
-        return native.forward(q, k, v, PlanLists.of(plan, native.with_tiles(q.dtype)), scale, bias)
+        return native.forward(q, k, v, PlanLists(plan, native.with_tiles(q.dtype)), scale, bias)
     work = Work(q, k, v, plan, bias, compute_dtype(q.dtype))
     batch, n_q, heads, _ = q.shape
     kind = work.wide if work.schedule.merges else q.dtype
@@ -87,7 +87,7 @@ def backward(grad_out: Tensor, grad_lse: Tensor | None, q: Tensor, k: Tensor, v:
              plan: BlockPlan, scale: float, bias: Sequence[Bias]) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
     """Gradients of q, k, v and of every bias table that may have one."""
     if not bias and native.why_not(q, plan, scale) is None:
-        lists = PlanLists.of(plan, native.with_tiles(q.dtype))
+        lists = PlanLists(plan, native.with_tiles(q.dtype))
         return *native.backward(grad_out, grad_lse, q, k, v, out, lse, lists, scale), []
     work = Work(q, k, v, plan, bias, compute_dtype(q.dtype), backward=True)
     sums = cpu_bias.gradients(bias)

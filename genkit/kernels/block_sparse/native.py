@@ -25,6 +25,7 @@ MAX_DIM = 256
 _MIN_QUERIES = 16  # of a block: the kernels work on 64 at a time
 _MIN_KEYS = 8
 _BIAS_BYTES = 16 << 20  # values of a bias made together
+_BITS_BYTES = 16 << 20  # of masks from which on a part is run by itself
 _PIECES = 4  # of work for every thread
 _SET_BYTES = 4 << 20  # keys and values laid out together, per thread: what a level-2 cache holds, or near it
 _CHANNELS = {"vectors": 16, "tiles": 32}  # of a head, padded to a multiple
@@ -81,6 +82,8 @@ def forward(q: Tensor, k: Tensor, v: Tensor, lists: Lists, scale: float,
                     continue
                 for first, last in part.pieces(pieces):
                     work.add({**own, "first": first, "last": last})
+                if part.bits.nbytes >= _BITS_BYTES:  # else those of all heads may be held at once
+                    work.run()
         work.run()  # before the next heads are laid out over these
     lse = total.log2_().add_(top).mul_(log(2))
     return _narrow(out, dim, dtype), lse

@@ -16,6 +16,7 @@ from genkit.kernels.block_sparse.plan import BlockPlan
 
 QUERIES = 64  # that the kernels run at once
 HALF = 32  # whose bits fill a word
+_VISIT = 8  # keys that take as long as what a visit costs besides
 _KEPT_BYTES = 128 << 20  # bits kept on a plan; beyond this they are made again when needed
 _SPAN_BYTES = 32 << 20  # bits made together
 
@@ -93,13 +94,13 @@ class Lists(ABC):
 
 
 def unit_for(length: int, tiles: bool) -> tuple[int, int]:
-    """Keys of a visit for blocks of ``length`` keys, and slots of such a block: whole units. Tiles want units of 32 or
-    64, vectors multiples of 4."""
+    """Keys of a visit for blocks of ``length`` keys, and slots of such a block: whole units. Vectors want units of a
+    multiple of 4, tiles of 32 or 64, which pays even where most slots stay empty: tiles are five times as fast."""
     if tiles:
         slots = -(-length // HALF) * HALF
         return (64 if slots % 64 == 0 else HALF), slots
-    slots = -(-length // 4) * 4
-    return next(unit for unit in range(64, 0, -4) if slots % unit == 0), slots
+    cuts = [(unit, -(-length // unit) * unit) for unit in range(64, 4, -4)]
+    return min(cuts, key=lambda cut: cut[1] + _VISIT * cut[1] // cut[0])
 
 
 class PlanLists(Lists):
@@ -110,11 +111,6 @@ class PlanLists(Lists):
         covers = int(plan.q_valid.sum()) == plan.n_q
         super().__init__(plan.n_k, plan.block_q, covers, unit, plan.blocks_k * self.length, tiles)
         self.plan = plan
-
-    @classmethod
-    def of(cls, plan: BlockPlan, tiles: bool) -> PlanLists:
-        """With tiles if they can be had and blocks of keys grow by a quarter at the most."""
-        return cls(plan, tiles and 4 * unit_for(plan.block_k, True)[1] <= 5 * plan.block_k)
 
     def place(self, x: Tensor, into: Tensor) -> None:
         size, into = self.plan.block_k, into.unflatten(1, (-1, self.length))
