@@ -76,6 +76,8 @@ _AMPERE: _Sizes = _HEAVY | {
         64: (Tile(64, 128, 8, 2), Tile(32, 64, 4, 2), *_SMALL),
         128: (Tile(64, 64, 8, 2), *_SMALL),
     },
+    # Without a rule it is eight warps that spill, for a bias of low rank.
+    "dkv, plain heavy": {64: _SMALL},
 }
 _BLACKWELL_DESKTOP: _Sizes = _AMPERE | {
     "dkv, heavy": {64: (Tile(16, 32, 8, 1),), 128: (Tile(32, 32, 8, 1), *_SMALL)},
@@ -134,8 +136,9 @@ def candidates(
     if dtype == torch.float32:
         return (_FLOAT32[width_class(dim)],)
     sizes, width = _TABLE[arch], width_class(dim)
-    own = f"{kernel}, heavy" if heavy else f"{kernel}, plain" if plain else kernel
-    return sizes.get(own, {}).get(width) or sizes[kernel][width]
+    kind = " ".join(["plain"] * plain + ["heavy"] * heavy)
+    rows = [f"{kernel}, {kind}", *([f"{kernel}, heavy"] if heavy else []), kernel]
+    return next(sizes[row][width] for row in rows if width in sizes.get(row, {}))
 
 
 _measured: dict[tuple[str, str, int, str], Tile] = {}
