@@ -28,14 +28,14 @@ EVERYTHING = "sm_90"
 FAMILIES = ("sm_80", "sm_90", "gfx942")
 # Where the short list compiles the most code of all: dK/dV, which needs most registers, on more targets.
 MOST_CODE = {"forward": FAMILIES, "dq": FAMILIES, "dkv": (*FAMILIES, "sm_89", "sm_120", "gfx950")}
-# Rules and biases that spilled once where those above did not.
+# Rules and biases, and whether the call was general, that spilled once where those above did not.
 SPILLED_ONCE = {
-    ("sm_80", "dkv"): ("box", "low rank"),
-    ("sm_89", "dkv"): ("disc", "quadratic"),
-    ("sm_90", "dkv"): ("disc", "none"),
-    ("sm_100", "forward"): ("disc", "quadratic"),
-    ("sm_120", "dkv"): ("disc", "none"),
-    ("gfx942", "dkv"): ("disc", "quadratic"),
+    ("sm_80", "dkv"): [("box", "low rank", True), ("none", "low rank", False)],
+    ("sm_89", "dkv"): [("disc", "quadratic", True)],
+    ("sm_90", "dkv"): [("disc", "none", True)],
+    ("sm_100", "forward"): [("disc", "quadratic", True)],
+    ("sm_120", "dkv"): [("disc", "none", True), ("none", "low rank", False)],
+    ("gfx942", "dkv"): [("disc", "quadratic", True)],
 }
 
 
@@ -94,8 +94,7 @@ def variants(arch: str, full: bool) -> Iterator[Variant]:
             yield replace(ruled, general=True)
         if full or (dim == 128 and arch in MOST_CODE[kernel]):
             yield Variant(kernel, dim, "bf16", "disc", "low rank", general=True)
-        if (arch, kernel) in SPILLED_ONCE:
-            yield Variant(kernel, dim, "bf16", *SPILLED_ONCE[arch, kernel], general=True)
+        yield from (Variant(kernel, dim, "bf16", *once) for once in SPILLED_ONCE.get((arch, kernel), ()))
         if arch == EVERYTHING or full:
             yield from (replace(rare, measured=full or kernel == "dkv") for rare in _rare(kernel, dim))
         if full:

@@ -20,6 +20,7 @@ from genkit.kernels.block_sparse.cpu_pieces import Heads, Piece, Work
 from genkit.kernels.block_sparse.native_visits import PlanLists
 from genkit.kernels.block_sparse.plan import BlockPlan
 from genkit.kernels.inputs import unit_rows
+from genkit.kernels.native.compiler import has_amx
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
@@ -31,12 +32,6 @@ def why_not(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, *, bias: Sequence[
     if q.device.type != "cpu":
         return f"the tensors are on {q.device}, this backend runs on the CPU"
     return None
-
-
-def has_amx() -> bool:
-    """Whether this processor multiplies bfloat16 in tiles (asked of torch; a torch that cannot tell counts as no)."""
-    ask = getattr(torch.cpu, "_is_amx_tile_supported", None)
-    return bool(ask and ask())
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import cache
-from itertools import product
 from math import e, log, log2
 
 import torch
@@ -114,18 +113,19 @@ def backward(grad_out: Tensor, grad_lse: Tensor | None, q: Tensor, k: Tensor, v:
         [turned] = turned or [keys]
         shares = -(-work.threads // len(keys))
         sums = torch.zeros(2, shares, *keys.shape)
-        for at, number in product(range(len(keys)), range(shares)):
-            chain = []
-            own = {**common, "k": keys[at], "v": values[at], "turned": turned[at], "d_k": sums[0, number, at],
-                   "d_v": sums[1, number, at]}
+        for at in range(len(keys)):
+            chains: list[list[Values]] = [[] for _ in range(shares)]
+            own = {**common, "k": keys[at], "v": values[at], "turned": turned[at]}
             for head in range((low + at) * group, (low + at + 1) * group):
                 for part in lists.visits(entry, head):
                     rows = slice(part.first * lists.block, None)
                     own.update(q=q[entry, rows, head], d_out=grad_out[entry, rows, head], d_q=d_q[entry, rows, head],
                                lse=lse[entry, head, rows], delta=delta[entry, head, rows], visits=part, **part.tables)
-                    for first, last in part.pieces(shares)[number:number + 1]:
-                        chain.append({**own, "first": first, "last": last})
-            work.add(*chain)
+                    for share, (first, last) in enumerate(part.pieces(shares)):
+                        into = {"d_k": sums[0, share, at], "d_v": sums[1, share, at]}
+                        chains[share].append({**own, **into, "first": first, "last": last})
+            for chain in chains:
+                work.add(*chain)
         work.run()
         for into, total, factor in ((d_k, sums[0], scale), (d_v, sums[1], 1.0)):
             found = lists.collect(total.sum(0).mul_(factor))

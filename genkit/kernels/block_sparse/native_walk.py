@@ -50,7 +50,7 @@ class Walk(ABC):
     """Emits a kernel.
 
     Args:
-        dim: channels of a head, a multiple of 32. unit: keys of a visit.
+        dim: channels of a head, a multiple of 16 with vectors and of 32 with tiles. unit: keys of a visit.
         products: how to multiply.
     """
 

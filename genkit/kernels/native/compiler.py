@@ -36,13 +36,16 @@ def why_not(kind: str) -> str | None:
     return _why_no_tiles() if kind == "tiles" else None
 
 
+def has_amx() -> bool:
+    """Whether this processor multiplies bfloat16 in tiles (asked of torch; a torch that cannot tell counts as no)."""
+    ask = getattr(torch.cpu, "_is_amx_tile_supported", None)
+    return bool(ask and ask())
+
+
 def _why_no_tiles() -> str | None:
-    ask, start = (getattr(torch.cpu, name, None) for name in ("_is_amx_tile_supported", "_init_amx"))
-    if ask is None or start is None:
-        return f"torch {torch.__version__} does not tell whether the processor has AMX"
-    if not ask():
-        return "the processor has no AMX"
-    return None if start() else "the system does not let this process use AMX"
+    if not has_amx():
+        return "the processor has no AMX, as far as torch can tell"
+    return None if torch.cpu._init_amx() else "the system does not let this process use AMX"
 
 
 @dataclass(frozen=True)
