@@ -82,8 +82,9 @@ def backward(grad_out: Tensor, grad_lse: Tensor | None, q: Tensor, k: Tensor, v:
              plan: BlockPlan, scale: float, bias: Sequence[Bias]) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
     """Gradients of q, k, v and of every bias table that may have one."""
     if not bias and native.why_not(q, plan, scale) is None:
+        delta = native.row_term(grad_out, grad_lse, out, lse)
         lists = PlanLists(plan, native.with_tiles(q.dtype))
-        return *native.backward(grad_out, grad_lse, q, k, v, out, lse, lists, scale), []
+        return *native.backward(grad_out, delta, q, k, v, lse, lists, scale), []
     work = Work(q, k, v, plan, bias, compute_dtype(q.dtype), backward=True)
     sums = cpu_bias.gradients(bias)
     kind = work.wide if work.schedule.merges else q.dtype

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from genkit.kernels.block_sparse import cpu_bias
 from genkit.kernels.block_sparse.bias import Bias
-from genkit.kernels.block_sparse.native_visits import HALF, QUERIES, Lists, Visits
+from genkit.kernels.block_sparse.native_visits import HALF, LOWEST, QUERIES, Lists, Visits
 from genkit.kernels.block_sparse.plan import BlockPlan
 from genkit.kernels.inputs import unit_rows
 from genkit.kernels.native import compiler
@@ -49,11 +49,16 @@ def with_tiles(dtype: torch.dtype) -> bool:
 
 
 @cache
-def _kernel(name: str, kind: str, dim: int, unit: int) -> compiler.Compiled:
-    from genkit.kernels.block_sparse import native_backward, native_forward, native_products
+def _kernel(name: str, kind: str, dim: int, unit: int, anywhere: bool) -> compiler.Compiled:
+    """``"forward"`` or ``"backward"`` for ``dim`` padded channels, visits of ``unit`` keys and queries anywhere or not.
+    """
+    from genkit.kernels.block_sparse.native_anywhere import BackwardAnywhere, ForwardAnywhere
+    from genkit.kernels.block_sparse.native_backward import Backward
+    from genkit.kernels.block_sparse.native_forward import Forward
+    from genkit.kernels.block_sparse.native_products import Tiles, Vectors
 
-    products = {"tiles": native_products.Tiles, "vectors": native_products.Vectors}[kind]
-    walk = {"forward": native_forward.Forward, "backward": native_backward.Backward}[name](dim, unit, products)
+    kernels = {"forward": (Forward, ForwardAnywhere), "backward": (Backward, BackwardAnywhere)}
+    walk = kernels[name][anywhere](dim, unit, {"tiles": Tiles, "vectors": Vectors}[kind])
     return compiler.compiled(walk.module(), kind, walk.e.names, walk.e.scratch_bytes)
 
 
@@ -64,10 +69,10 @@ def forward(q: Tensor, k: Tensor, v: Tensor, lists: Lists, scale: float,
     group, dtype, kind = heads // k.shape[2], q.dtype, "tiles" if lists.tiles else "vectors"
     q, k, v = (_padded(x, kind) for x in (q, k, v))
     q = q if kind == "tiles" else q.float()
-    out = torch.empty(q.shape, dtype=q.dtype) if lists.covers else torch.zeros(q.shape, dtype=q.dtype)
-    top, total = torch.zeros(batch, heads, n_q), torch.zeros(batch, heads, n_q)
+    out, total = _results(lists, q), torch.zeros(batch, heads, n_q)
+    top = torch.full_like(total, LOWEST if lists.anywhere else 0.0)
     common = {**_common(lists, scale, q=q, out=out), "bias": 0}
-    work = Batch(_kernel("forward", kind, q.shape[-1], lists.unit))
+    work = Batch(_kernel("forward", kind, q.shape[-1], lists.unit, lists.anywhere))
     for entry, low, keys, values in _laid_out(lists, work.threads, q.dtype, (k, False), (v, kind == "tiles")):
         pieces = _pieces(work.threads, len(keys) * group)
         for head in range(low * group, (low + len(keys)) * group):
@@ -84,30 +89,35 @@ def forward(q: Tensor, k: Tensor, v: Tensor, lists: Lists, scale: float,
                 if part.bits.nbytes >= _BITS_BYTES:  # else those of all heads may be held at once
                     work.run()
         work.run()  # before the next heads are laid out over these
+    if lists.anywhere:
+        out /= total.masked_fill(total == 0, 1).transpose(1, 2).unsqueeze(-1)
     lse = total.log2_().add_(top).mul_(log(2))
     return _narrow(out, dim, dtype), lse
 
 
-def backward(grad_out: Tensor, grad_lse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
-             lists: Lists, scale: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of q, k and v. With fewer key heads than threads a head's queries are shared out, and what the shares
-    found is added in a fixed order: results repeat bit for bit with the same number of threads."""
+def row_term(grad_out: Tensor, grad_lse: Tensor | None, out: Tensor, lse: Tensor) -> Tensor:
+    """What :func:`backward` subtracts from dO V^T, (B, H, Nq) float32: the sum of dO * O, less the gradient of lse."""
+    delta = torch.linalg.vecdot(grad_out.float(), out.float()).transpose(1, 2)
+    # rows without a key have a constant lse: what arrives there belongs to nobody
+    return delta if grad_lse is None else delta - grad_lse.masked_fill(lse == -torch.inf, 0)
+
+
+def backward(grad_out: Tensor, delta: Tensor, q: Tensor, k: Tensor, v: Tensor, lse: Tensor, lists: Lists,
+             scale: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of q, k and v from that of the output and its :func:`row_term`. With fewer key heads than threads a
+    head's queries are shared out, and what the shares found is added in a fixed order: results repeat bit for bit with
+    the same number of threads."""
     dim, dtype, kind = q.shape[-1], q.dtype, "tiles" if lists.tiles else "vectors"
     group = q.shape[2] // k.shape[2]
-    delta = torch.linalg.vecdot(grad_out.float(), out.float()).transpose(1, 2)
-    dead = lse == -torch.inf
-    if grad_lse is not None:
-        # rows without a key have a constant lse: what arrives there belongs to nobody
-        delta = delta - grad_lse.masked_fill(dead, 0)
-    lse = (lse * log2(e)).masked_fill_(dead, torch.inf)
+    lse = (lse * log2(e)).masked_fill_(lse == -torch.inf, torch.inf)
     lse, delta = (torch.nn.functional.pad(x, (0, QUERIES)) for x in (lse, delta))
     q, k, v, grad_out = (_padded(x, kind) for x in (q, k, v, grad_out))
     if kind == "vectors":
         q, grad_out = q.float(), grad_out.float()
-    d_q = torch.empty(q.shape, dtype=q.dtype) if lists.covers else torch.zeros(q.shape, dtype=q.dtype)
+    d_q = _results(lists, q)
     d_k, d_v = (torch.empty(x.shape, dtype=x.dtype) for x in (k, v))
     common = {**_common(lists, scale, q=q, d_out=grad_out, d_q=d_q), "factor": scale}
-    work = Batch(_kernel("backward", kind, q.shape[-1], lists.unit))
+    work = Batch(_kernel("backward", kind, q.shape[-1], lists.unit, lists.anywhere))
     sources = [(k, False), (v, False), *([(k, True)] if kind == "tiles" else [])]
     for entry, low, keys, values, *turned in _laid_out(lists, work.threads, q.dtype, *sources):
         [turned] = turned or [keys]
@@ -117,20 +127,30 @@ def backward(grad_out: Tensor, grad_lse: Tensor | None, q: Tensor, k: Tensor, v:
             chains: list[list[Values]] = [[] for _ in range(shares)]
             own = {**common, "k": keys[at], "v": values[at], "turned": turned[at]}
             for head in range((low + at) * group, (low + at + 1) * group):
+                share = 0
                 for part in lists.visits(entry, head):
                     rows = slice(part.first * lists.block, None)
                     own.update(q=q[entry, rows, head], d_out=grad_out[entry, rows, head], d_q=d_q[entry, rows, head],
                                lse=lse[entry, head, rows], delta=delta[entry, head, rows], visits=part, **part.tables)
-                    for share, (first, last) in enumerate(part.pieces(shares)):
+                    for first, last in part.pieces(shares):
                         into = {"d_k": sums[0, share, at], "d_v": sums[1, share, at]}
                         chains[share].append({**own, **into, "first": first, "last": last})
+                        share = (share + 1) % shares
             for chain in chains:
                 work.add(*chain)
         work.run()
         for into, total, factor in ((d_k, sums[0], scale), (d_v, sums[1], 1.0)):
             found = lists.collect(total.sum(0).mul_(factor))
             into[entry, :, low:low + len(keys)] = found.transpose(0, 1)
+    if lists.anywhere:
+        d_q *= scale
     return tuple(_narrow(x, dim, dtype) for x in (d_q, d_k, d_v))
+
+
+def _results(lists: Lists, q: Tensor) -> Tensor:
+    """Memory for a result of every query."""
+    dtype = torch.float32 if lists.anywhere else q.dtype
+    return torch.empty(q.shape, dtype=dtype) if lists.covers else torch.zeros(q.shape, dtype=dtype)
 
 
 def _pieces(threads: int, heads: int) -> int:

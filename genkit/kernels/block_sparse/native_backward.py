@@ -46,15 +46,24 @@ class Backward(Walk):
         e, build, first = self.e, self.e.build, self.parts[0]
         with e.loop(0, QUERIES // 16) as some:
             offset, side = self.places(some)
+            found = self.rows_of(some, row, left)
             for name, columns, rows in (("q", "queries", "query rows"), ("d_out", "grads", "grad rows")):
-                lines = self.lines(name, some, row, left)
+                lines = self.lines(name, found)
                 self.products.pack_columns(lines, e.at(first[columns], offset), side)
                 self.products.pack_rows(lines, e.at(first[rows], offset), side)
-            begin = e.multiply(some, 16)
-            valid = e.lanes_below(build.sub(left, begin))
+            valid = e.lanes_below(build.sub(left, e.multiply(some, 16)))
             for name, otherwise in (("lse", float("inf")), ("delta", 0.0)):
-                found = e.read(FLOATS, e.at(e.arguments[name], e.multiply(e.add(row, begin), 4)), 4)
-                e.write(build.select(valid, found, constant(FLOATS, otherwise)), self.per_query(name, some))
+                values = self.values(name, some, row, left)
+                e.write(build.select(valid, values, constant(FLOATS, otherwise)), self.per_query(name, some))
+            self.begin(some, row, left)
+
+    def values(self, name: str, some: ir.Value, row: ir.Value, left: ir.Value) -> ir.Value:
+        """An argument's float for each of 16 queries, anything for those that are not valid."""
+        e = self.e
+        return e.read(FLOATS, e.at(e.arguments[name], e.multiply(e.add(row, e.multiply(some, 16)), 4)), 4)
+
+    def begin(self, some: ir.Value, row: ir.Value, left: ir.Value) -> None:
+        """Nothing: the gradients of 16 queries start from zero."""
 
     def before(self, part: Part, visit: ir.Value) -> list[Step]:
         return in_turn(self.products.scores(self.keyed("k", visit), part["queries"], part["scores"]),
@@ -96,6 +105,10 @@ class Backward(Walk):
     def finish(self, row: ir.Value, left: ir.Value) -> None:
         e = self.e
         with e.loop(0, QUERIES // 16) as some:
-            self.turn_output(some, e.spread(e.arguments["factor"]))
+            self.turn_output(some, self.share(some))
         with e.loop(0, e.smaller(left, QUERIES)) as i:
             self.copy_row(i, "d_q", row)
+
+    def share(self, some: ir.Value) -> ir.Value:
+        """What the gradients of 16 queries are multiplied by in the end."""
+        return self.e.spread(self.e.arguments["factor"])

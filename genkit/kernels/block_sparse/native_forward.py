@@ -11,12 +11,11 @@ from functools import reduce
 from llvmlite import ir
 
 from genkit.kernels.block_sparse.native_products import Part
-from genkit.kernels.block_sparse.native_visits import QUERIES
+from genkit.kernels.block_sparse.native_visits import LOWEST, QUERIES
 from genkit.kernels.block_sparse.native_walk import COMMON_ARGUMENTS, Walk
 from genkit.kernels.native.emitter import FLOAT, FLOATS, I16, I64, LINE, POINTER, Step, constant
 
 _SLACK = 8.0  # powers of two by which weights may exceed 1 before the output is rescaled
-_LOWEST = -1e30  # running maximum before the first key; finite, so that a hidden key gives 0 and not "no number"
 
 
 class Forward(Walk):
@@ -43,9 +42,14 @@ class Forward(Walk):
         e = self.e
         with e.loop(0, QUERIES // 16) as some:
             offset, side = self.places(some)
-            self.products.pack_columns(self.lines("q", some, row, left), e.at(self.parts[0]["queries"], offset), side)
-            e.write(constant(FLOATS, _LOWEST), self.per_query("top", some))
-            e.write(constant(FLOATS, 0.0), self.per_query("total", some))
+            lines = self.lines("q", self.rows_of(some, row, left))
+            self.products.pack_columns(lines, e.at(self.parts[0]["queries"], offset), side)
+            self.begin(some, row, left)
+
+    def begin(self, some: ir.Value, row: ir.Value, left: ir.Value) -> None:
+        """Say that 16 queries have seen nothing yet."""
+        self.e.write(constant(FLOATS, LOWEST), self.per_query("top", some))
+        self.e.write(constant(FLOATS, 0.0), self.per_query("total", some))
 
     def before(self, part: Part, visit: ir.Value) -> list[Step]:
         return self.products.scores(self.keyed("k", visit), part["queries"], part["scores"])
@@ -120,14 +124,19 @@ class Forward(Walk):
         return [begin, *(lambda row=row: pair(row) for row in range(0, self.unit, 2)), end]
 
     def finish(self, row: ir.Value, left: ir.Value) -> None:
-        e, build, zero = self.e, self.e.build, constant(FLOATS, 0.0)
+        e = self.e
         with e.loop(0, QUERIES // 16) as some:
-            total = e.read(FLOATS, self.per_query("total", some))
-            seen = build.fcmp_unordered("!=", total, zero)
-            self.turn_output(some, build.select(seen, build.fdiv(constant(FLOATS, 1.0), total), zero))
+            self.turn_output(some, self.share(some))
         with e.loop(0, e.smaller(left, QUERIES)) as i:
             self.copy_row(i, "out", row)
-            some, lane = build.udiv(i, e.number(16)), e.multiply(build.urem(i, e.number(16)), 4)
+            some, lane = e.build.udiv(i, e.number(16)), e.multiply(e.build.urem(i, e.number(16)), 4)
             for name in ("top", "total"):
                 found = e.read(FLOAT, e.at(self.per_query(name, some), lane), 4)
-                e.write(found, e.at(e.arguments[name], e.multiply(e.add(row, i), 4)), 4)
+                e.write(found, e.at(e.arguments[name], e.multiply(self.row_of(row, i), 4)), 4)
+
+    def share(self, some: ir.Value) -> ir.Value:
+        """What the outputs of 16 queries are multiplied by in the end."""
+        build, zero = self.e.build, constant(FLOATS, 0.0)
+        total = self.e.read(FLOATS, self.per_query("total", some))
+        seen = build.fcmp_unordered("!=", total, zero)
+        return build.select(seen, build.fdiv(constant(FLOATS, 1.0), total), zero)

@@ -16,6 +16,7 @@ from genkit.kernels.block_sparse.plan import BlockPlan
 
 QUERIES = 64  # that the kernels run at once
 HALF = 32  # whose bits fill a word
+LOWEST = -1e30  # running maximum before the first key; finite, so that a hidden key gives 0 and not "no number"
 _VISIT = 8  # keys that take as long as what a visit costs besides
 _KEPT_BYTES = 128 << 20  # bits kept on a plan; beyond this they are made again when needed
 _SPAN_BYTES = 32 << 20  # bits made together
@@ -56,6 +57,24 @@ class Visits:
         return self._pieces[count]
 
 
+@dataclass(frozen=True)
+class Anywhere(Visits):
+    """The visits of query blocks that may share queries, so that one thread has to make them all.
+
+    Args:
+        rows: (count * 64,) int32, where the queries of each block are.
+    """
+
+    rows: Tensor = field(kw_only=True)
+
+    @cached_property
+    def tables(self) -> dict[str, int]:
+        return {**super().tables, "rows": self.rows.data_ptr()}
+
+    def pieces(self, count: int) -> list[tuple[int, int]]:
+        return [(0, self.count)] if self.count else []
+
+
 class Lists(ABC):
     """What native kernels walk: for every head the visits of all query blocks.
 
@@ -63,7 +82,12 @@ class Lists(ABC):
         n_k: keys. block: queries of a block. covers: whether the blocks hold every query of the tensors.
         unit: keys of a visit. slots: places for keys, whole units.
         tiles: whether the kernels may multiply tiles.
+
+    Attributes:
+        anywhere: whether the visits are :class:`Anywhere`.
     """
+
+    anywhere = False
 
     def __init__(self, n_k: int, block: int, covers: bool, unit: int, slots: int, tiles: bool):
         self.n_k, self.block, self.covers, self.unit, self.slots, self.tiles = n_k, block, covers, unit, slots, tiles

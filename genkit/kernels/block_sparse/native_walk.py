@@ -7,6 +7,7 @@ one part, the tile unit multiplies for the other.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 from llvmlite import ir
 
@@ -68,7 +69,7 @@ class Walk(ABC):
         self.parts = [{name: self.e.scratch(size) for name, size in sizes.items()}
                       for _ in range(self.products.PARTS)]
         self.apart = sum(sizes.values())  # bytes from a thing of one part to that of the next
-        self.rows = self.e.scratch(QUERIES * dim * self.products.SIZE)
+        self.rows = self.e.scratch(QUERIES * dim * self.result_size)
         self.scale = self.e.spread(self.e.arguments["scale"])
 
     # ---- what a kernel fills in -------------------------------------------------------------------------------------
@@ -186,12 +187,29 @@ class Walk(ABC):
 
     # ---- queries in and out, 16 at a time ---------------------------------------------------------------------------
 
-    def lines(self, name: str, some: ir.Value, row: ir.Value, left: ir.Value) -> list[ir.Value]:
-        """Addresses of 16 rows of an argument: those of the queries 16 * some and following of a group. The last valid
-        row stands for rows that are not valid."""
+    @property
+    def result_size(self) -> int:
+        """Bytes of a result's element."""
+        return self.products.SIZE
+
+    def result(self, x: ir.Value) -> ir.Value:
+        """Floats as elements of a result."""
+        return self.products.number(x)
+
+    def row_of(self, row: ir.Value, query: ir.Value) -> ir.Value:
+        """Row of the arguments that holds a query of the group that begins at ``row``."""
+        return self.e.add(row, query)
+
+    def rows_of(self, some: ir.Value, row: ir.Value, left: ir.Value) -> list[ir.Value]:
+        """Rows of the queries 16 * some and following of a group. The last valid query stands for those that are not
+        valid."""
         e, last = self.e, self.e.add(left, -1)
-        return [e.at(e.arguments[name], e.multiply(e.add(row, e.smaller(e.add(e.multiply(some, 16), i), last)),
-                                                   e.arguments[f"{name}_stride"])) for i in range(16)]
+        return [self.row_of(row, e.smaller(e.add(e.multiply(some, 16), i), last)) for i in range(16)]
+
+    def lines(self, name: str, rows: Sequence[ir.Value]) -> list[ir.Value]:
+        """Addresses of rows of an argument."""
+        e = self.e
+        return [e.at(e.arguments[name], e.multiply(row, e.arguments[f"{name}_stride"])) for row in rows]
 
     def places(self, some: ir.Value) -> tuple[ir.Value, ir.Value]:
         """Of the 16 queries with this number in a group: offset of their part's things, and which side of it."""
@@ -209,20 +227,20 @@ class Walk(ABC):
             self.e.write(constant(FLOATS, 0.0), self.e.at(thing, self.e.multiply(line, LINE)))
 
     def turn_output(self, some: ir.Value, factor: ir.Value) -> None:
-        """Write the outputs (D, queries) of 16 queries, times a factor of each, to :attr:`rows` as numbers."""
-        e, size, (offset, side) = self.e, self.products.SIZE, self.places(some)
+        """Write the outputs (D, queries) of 16 queries, times a factor of each, to :attr:`rows` as a result."""
+        e, size, (offset, side) = self.e, self.result_size, self.places(some)
         with e.loop(0, self.dim // 16) as block:
             source = e.at(self.parts[0]["output"], offset, e.multiply(block, 16 * self.width), e.multiply(side, LINE))
             target = e.at(self.rows, e.multiply(some, 16 * self.dim * size), e.multiply(block, 16 * size))
             columns = [e.build.fmul(factor, e.read(FLOATS, e.at(source, i * self.width))) for i in range(16)]
             for i, line in enumerate(e.transposed(columns)):
-                e.write(self.products.number(line), e.at(target, i * self.dim * size), 16 * size)
+                e.write(self.result(line), e.at(target, i * self.dim * size), 16 * size)
 
     def copy_row(self, query: ir.Value, name: str, row: ir.Value) -> None:
         """Copy a query's line of :attr:`rows` to a row of an argument."""
-        e, size = self.e, self.dim * self.products.SIZE
+        e, size = self.e, self.dim * self.result_size
         source = e.at(self.rows, e.multiply(query, size))
-        target = e.at(e.arguments[name], e.multiply(e.add(row, query), e.arguments[f"{name}_stride"]))
+        [target] = self.lines(name, [self.row_of(row, query)])
         with e.loop(0, size // LINE) as line:
             at = e.multiply(line, LINE)
-            e.write(e.read(WORDS, e.at(source, at)), e.at(target, at), self.products.SIZE)
+            e.write(e.read(WORDS, e.at(source, at)), e.at(target, at), self.result_size)

@@ -1,9 +1,8 @@
 """What the Triton kernels of the block-sparse operator share: argument records and the arithmetic of one tile.
 
 A plan block may be larger than a kernel tile: a block of BLOCK tokens is executed as ceil(BLOCK / TILE) tiles. Blocks
-    smaller
-than a tile that divide it are packed, several list entries to a tile. Offsets inside a tile are 32-bit, everything that
-can grow with the sequence or the batch is 64-bit.
+smaller than a tile that divide it are packed, several list entries to a tile. Offsets inside a tile are 32-bit,
+everything that can grow with the sequence or the batch is 64-bit.
 """
 
 from __future__ import annotations

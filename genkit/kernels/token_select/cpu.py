@@ -1,5 +1,5 @@
-"""CPU backend: native kernels where they run and are faster, else per key block one dense attention of the queries that
-chose it, then one weighted sum per query.
+"""CPU backend: native kernels where they run, else per key block one dense attention of the queries that chose it, then
+one weighted sum per query.
 
 The queries of all pairs are gathered at once, so that a visit is a single call on neighbouring rows; what the visits
 found is merged by their log-sum-exp in one pass (an embedding bag: gather, weigh and add), not visit by visit.
@@ -87,8 +87,8 @@ def forward(
     q: Tensor, k: Tensor, v: Tensor, selected: Tensor, starts: list[int], scale: float
 ) -> tuple[Tensor, Tensor]:
     """Out in the dtype of q and lse in float32; accumulation in float32 (float64 for float64 input)."""
-    if (chosen := native.lists(q, k, v, selected, starts, scale)) is not None:
-        return block_sparse.forward(q, k, v, chosen, scale)
+    if native.why_not(q, scale) is None:
+        return block_sparse.forward(q, k, v, native.lists(q, k, v, selected, starts), scale)
     wide = torch.float64 if q.dtype == torch.float64 else torch.float32
     b, n, h, d = q.shape
     queries, keys, values = (unit_rows(x).transpose(1, 2) for x in (q, k, v))
@@ -136,8 +136,10 @@ def backward(
     starts: list[int], scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of q, k, v: every visit is the backward of a dense call fed with the merged out and lse."""
-    if (chosen := native.lists(q, k, v, selected, starts, scale)) is not None:
-        return block_sparse.backward(d_out, d_lse, q, k, v, out, lse, chosen, scale)
+    if native.why_not(q, scale) is None:
+        delta = block_sparse.row_term(d_out, d_lse, out, lse)
+        lists = native.lists(q, k, v, selected, starts)
+        return block_sparse.backward(d_out, delta, q, k, v, lse, lists, scale)
     wide = torch.float64 if q.dtype == torch.float64 else torch.float32
     dq, dk, dv = (torch.zeros(x.transpose(1, 2).shape, dtype=wide) for x in (q, k, v))
     queries, keys, values, outs, grads = (unit_rows(x).transpose(1, 2) for x in (q, k, v, out, d_out))

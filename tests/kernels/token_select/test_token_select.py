@@ -59,16 +59,21 @@ def run_with_gradients(function, q, k, v, seed=7):
     return out, lse, *(x.grad for x in leaves)
 
 
-@pytest.fixture
-def gathered(monkeypatch):
-    """The CPU backend as on a machine without native kernels."""
-    monkeypatch.setattr(native, "lists", lambda *given: None)
+WAYS = ("torch", "by query", "by block")
 
 
-@settings(max_examples=90, deadline=None)
+def go(way, patch):
+    """Make the CPU backend go a way: as on a machine without native kernels, or with the one or the other lists."""
+    if way == "torch":
+        patch.setattr(native, "why_not", lambda *given: "for this test")
+    else:
+        patch.setattr(native, "_ROW", dict.fromkeys((False, True), torch.inf if way == "by query" else -torch.inf))
+
+
+@settings(max_examples=120, deadline=None)
 @given(
     seed=st.integers(0, 10**6),
-    backend=st.sampled_from(["cpu", "gathered", "reference"]),
+    backend=st.sampled_from([*WAYS, "reference"]),
     heads=st.sampled_from([(1, 1), (4, 2), (3, 1)]),
     d=st.sampled_from([4, 40, 64]),
     density=st.sampled_from([0.1, 0.5, 1.0]),
@@ -80,9 +85,9 @@ def test_outputs_and_gradients_equal_brute_force(seed, backend, heads, d, densit
     q, k, v, selected, starts = problem(seed, 1, 7, 17, *heads, d, starts, density, scale=scale)
     want = run_with_gradients(lambda *x: brute_force(*x, selected, starts), q.double(), k.double(), v.double())
     with pytest.MonkeyPatch.context() as patch:
-        if backend == "gathered":
+        if backend != "reference":
+            go(backend, patch)
             backend = "cpu"
-            patch.setattr(native, "lists", lambda *given: None)
         have = run_with_gradients(lambda *x: token_select_attention(*x, selected, starts, backend=backend), q, k, v)
     for name, got, exact in zip(("out", "lse", "dq", "dk", "dv"), have, want, strict=True):
         error = (got.double() - exact).abs().max() / exact.abs().max().clamp(min=1)
@@ -92,7 +97,8 @@ def test_outputs_and_gradients_equal_brute_force(seed, backend, heads, d, densit
 
 @pytest.mark.parametrize("limit", [1, 300, 1500])
 @pytest.mark.parametrize("density", [0.0, 0.4])
-def test_the_cpu_backend_in_many_parts_equals_brute_force(monkeypatch, gathered, limit, density):
+def test_torch_kernel_in_many_parts_equals_brute_force(monkeypatch, limit, density):
+    go("torch", monkeypatch)
     monkeypatch.setattr(cpu, "COPY_BYTES", limit)
     q, k, v, selected, starts = problem(8, density=density)
     selected[1, 2, 4:] = False
@@ -113,16 +119,20 @@ def test_the_cpu_backend_in_many_parts_equals_brute_force(monkeypatch, gathered,
 
 
 @pytest.mark.skipif(compiler.why_not("vectors") is not None, reason="no native kernels here")
+@pytest.mark.parametrize("way", WAYS[1:])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("starts", [range(0, 449, 64), (0, 40, 100, 129, 137, 300, 470), range(0, 300, 23)])
-def test_native_kernels_equal_brute_force(dtype, starts):
+def test_native_kernels_equal_brute_force(monkeypatch, way, dtype, starts):
     """Blocks of whole units, of any length, and shorter than a unit; three groups of queries, some without a block."""
+    go(way, monkeypatch)
     starts = list(starts)
     q, k, v, selected, starts = problem(5, 2, 150, starts[-1], 2, 1, 64, starts, 0.3, dtype)
     selected[:, :, 64:128, 1:] = False
     selected[:, :, 64:128, 0] = True  # all of these see the same
     selected[0, 1, 140] = False
-    assert native.lists(q, k, v, selected, starts, 0.125) is not None
+    selected[0, 0, :, 3] = False  # a block that nobody chose
+    assert native.why_not(q, 0.125) is None
+    assert native.lists(q, k, v, selected, starts).anywhere is (way == "by block")
     want = run_with_gradients(lambda *x: brute_force(*x, selected, starts), q.double(), k.double(), v.double())
     have = run_with_gradients(lambda *x: token_select_attention(*x, selected, starts, allow_empty=True), q, k, v)
     rough = 2e-2 if dtype == torch.bfloat16 else 1e-5
@@ -132,18 +142,49 @@ def test_native_kernels_equal_brute_force(dtype, starts):
         assert (got.double() - exact)[seen].abs().max() <= rough * exact[seen].abs().max().clamp(min=1)
 
 
-def test_native_kernels_are_left_where_gathering_is_faster_or_they_cannot_run(monkeypatch):
+@pytest.mark.skipif(compiler.why_not("vectors") is not None, reason="no native kernels here")
+@pytest.mark.parametrize("heads", [(1, 1), (2, 1), (3, 3), (4, 4)])
+def test_heads_shared_out_among_threads_change_nothing(monkeypatch, heads):
+    go("by block", monkeypatch)
+    q, k, v, selected, starts = problem(7, 1, 300, 200, *heads, 16, range(0, 201, 50))
+    found = {}
+    before = torch.get_num_threads()
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        found[threads] = run_with_gradients(lambda *x: token_select_attention(*x, selected, starts), q, k, v)
+    torch.set_num_threads(before)
+    for threads in (2, 3):
+        for got, exact in zip(found[threads], found[1], strict=True):
+            torch.testing.assert_close(got, exact, rtol=0, atol=1e-4 * exact.abs().max().item())
+
+
+def test_blocks_are_visited_one_by_one_where_neighbours_choose_differently_or_they_must_be():
     q, k, v, selected, starts = problem(6, 1, 640, 6400, 1, 1, 8, range(0, 6401, 64), 0.02)
-    monkeypatch.setattr(compiler, "why_not", lambda kind: None)
     alike = selected[:, :, ::64].repeat_interleave(64, 2)
-    assert native.lists(q, k, v, alike, starts, 1.0) is not None
-    assert native.lists(q, k, v, selected, starts, 1.0) is None
-    assert native.lists(q.double(), k, v, alike, starts, 1.0) is None
-    assert native.lists(q, k, v, alike, starts, -1.0) is None
+    assert not native.lists(q, k, v, alike, starts).anywhere
+    assert native.lists(q, k, v, selected, starts).anywhere
     v[0, 0] = torch.inf
-    assert native.lists(q, k, v, alike, starts, 1.0) is None
+    assert native.lists(q, k, v, alike, starts).anywhere
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_infinite_values_reach_only_queries_that_chose_their_block(monkeypatch, way):
+    go(way, monkeypatch)
+    q, k, v, selected, starts = problem(9, 1, 100, 170, 1, 1, 16, (0, 50, 120, 170), 0.5)
+    v[0, 60] = torch.inf
+    out, _ = token_select_attention(q, k, v, selected, starts)
+    assert torch.equal(~out[0, :, 0].isfinite().all(-1), selected[0, 0, :, 1])
+
+
+def test_native_kernels_say_what_they_cannot_run(monkeypatch):
+    q = torch.zeros(1, 4, 1, 8)
+    monkeypatch.setattr(compiler, "why_not", lambda kind: None)
+    assert native.why_not(q, 1.0) is None
+    assert "float64" in native.why_not(q.double(), 1.0)
+    assert "-1.0 is not positive" in native.why_not(q, -1.0)
+    assert "257 exceeds 256" in native.why_not(torch.zeros(1, 4, 1, 257), 1.0)
     monkeypatch.setattr(compiler, "why_not", lambda kind: "for this test")
-    assert native.lists(q, k, v.zero_(), alike, starts, 1.0) is None
+    assert native.why_not(q, 1.0) == "for this test"
 
 
 def test_every_block_selected_equals_dense_attention():
@@ -184,7 +225,9 @@ def test_low_precision_stays_near_float64(dtype, budget):
         assert (got.double() - exact).abs().max() <= budget * exact.abs().max().clamp(min=1)
 
 
-def test_nan_stays_in_the_rows_that_see_it():
+@pytest.mark.parametrize("way", WAYS)
+def test_nan_stays_in_the_rows_that_see_it(monkeypatch, way):
+    go(way, monkeypatch)
     q, k, v, selected, starts = problem(4, b=1, h=1, hk=1)
     q[0, 3] = torch.nan
     out, _ = token_select_attention(q, k, v, selected, starts)
