@@ -28,6 +28,7 @@ class Partition:
 
     Attributes:
         order: (N,) int64, grid token at every place. inverse: (N,) int64. block_of: (N,) int64 block at every place.
+        sorted: whether the order changes nothing, as for blocks of whole frames.
         starts: C + 1 offsets. own: bool (N, C).
     """
 
@@ -39,6 +40,7 @@ class Partition:
             number = number * count + step // side
         number = number.reshape(-1)
         self.order = number.argsort(stable=True)
+        self.sorted = bool((number.diff() >= 0).all())
         self.inverse = self.order.argsort()
         self.block_of = number[self.order]
         sizes = torch.bincount(number, minlength=math.prod(counts))
@@ -191,11 +193,14 @@ class MixtureOfBlock(Method):
         check_tokens(q, k, site)
         part = kept(cache, _partition, self, site.layout.grid, self.kind(site.layer), device=q.device)
         start, stop = site.layout.grid_span
-        qs, ks, vs = (x[:, start:stop].index_select(1, part.order) for x in (q, k, v))
+        qs, ks, vs = (x[:, start:stop] for x in (q, k, v))
+        if not part.sorted:
+            qs, ks, vs = (x.index_select(1, part.order) for x in (qs, ks, vs))
         chosen = self.select_blocks(qs, ks, part)
         cache.measure((self, site.name), lambda: _share(chosen, part, site.layout))
         out, lse = token_select_attention(qs, ks, vs, chosen, part.starts, scale=site.scale, backend=cache.backend)
-        out, lse = out.index_select(1, part.inverse), lse.index_select(2, part.inverse)
+        if not part.sorted:
+            out, lse = out.index_select(1, part.inverse), lse.index_select(2, part.inverse)
         if site.layout.length == stop - start:
             return out
         seen = other_keys(q[:, start:stop], k, v, site, cache)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from math import ceil
 
+import numpy as np
 import torch
 
 SCOPES = ("query", "block", "head", "all")
@@ -46,8 +47,16 @@ def _ungrouped(x: torch.Tensor, scope: str, shape: torch.Size) -> torch.Tensor:
 def _best(values: torch.Tensor, count: int) -> torch.Tensor:
     """bool like ``values``: the ``count`` largest entries of the last axis; NaN counts as inf, ties go to the lower
     index."""
-    values = values.masked_fill(values.isnan(), torch.inf)
-    least = values.topk(count, sorted=False).values.amin(-1, keepdim=True)
+    values = values.nan_to_num(torch.inf, torch.inf, -torch.inf)
+    if values.device.type == "cpu" and not torch.compiler.is_compiling():
+        place = values.shape[-1] - count
+        # a fifth of the time of torch's topk
+        least = torch.from_numpy(np.partition(values, place, axis=-1)[..., place:place + 1])
+        enough = values >= least
+        if np.count_nonzero(enough) == least.numel() * count:
+            return enough  # no ties
+    else:
+        least = values.topk(count, sorted=False).values.amin(-1, keepdim=True)
     above, level = values > least, values == least
     room = count - above.sum(-1, keepdim=True)
     return above | (level & (level.cumsum(-1, dtype=torch.int32) <= room))

@@ -34,6 +34,7 @@ SPILLED_ONCE = {
     ("sm_89", "dkv"): [("disc", "quadratic", True)],
     ("sm_90", "dkv"): [("disc", "none", True)],
     ("sm_100", "forward"): [("disc", "quadratic", True)],
+    ("sm_100", "dkv"): [("none", "quadratic", True)],
     ("sm_120", "dkv"): [("disc", "none", True), ("none", "low rank", False)],
     ("gfx942", "dkv"): [("disc", "quadratic", True)],
 }

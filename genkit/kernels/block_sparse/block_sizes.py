@@ -65,7 +65,8 @@ _HOPPER: _Sizes = _HEAVY | {
 # Here eight warps are the ones that are given too few registers, 128, for some calls.
 _BLACKWELL: _Sizes = _HOPPER | {
     "forward, heavy": {64: (Tile(64, 32, 8, 1), *_SMALL), 128: (Tile(64, 32, 8, 1), *_SMALL)},
-    "dkv, heavy": {64: _SMALL, 128: _SMALL},
+    # and four warps with one stage, for a quadratic bias without a rule
+    "dkv, heavy": {64: (Tile(32, 32, 4, 2), *_SMALL), 128: _SMALL},
 }
 _AMPERE: _Sizes = _HEAVY | {
     "forward": {64: (Tile(128, 64, 8, 3), Tile(64, 64, 4, 2), *_SMALL), 128: (Tile(64, 64, 8, 2), *_SMALL)} | _WIDE,

@@ -81,12 +81,13 @@ def _merged(out: Tensor, lse: Tensor, more: Tensor, total: Tensor) -> tuple[Tens
 def backward(grad_out: Tensor, grad_lse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
              plan: BlockPlan, scale: float, bias: Sequence[Bias]) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
     """Gradients of q, k, v and of every bias table that may have one."""
-    if not bias and native.why_not(q, plan, scale) is None:
+    sums = cpu_bias.gradients(bias)
+    if native.why_not(q, plan, scale) is None:
         delta = native.row_term(grad_out, grad_lse, out, lse)
         lists = PlanLists(plan, native.with_tiles(q.dtype))
-        return *native.backward(grad_out, delta, q, k, v, lse, lists, scale), []
+        found = native.backward(grad_out, delta, q, k, v, lse, lists, scale, bias, sums)
+        return *found, _tables(bias, sums)
     work = Work(q, k, v, plan, bias, compute_dtype(q.dtype), backward=True)
-    sums = cpu_bias.gradients(bias)
     kind = work.wide if work.schedule.merges else q.dtype
     d_q = q.new_empty(q.shape, dtype=kind) if work.schedule.covers else torch.zeros(q.shape, dtype=kind)
     d_k, d_v = (torch.empty(x.shape, dtype=x.dtype) for x in (k, v))
@@ -115,9 +116,13 @@ def backward(grad_out: Tensor, grad_lse: Tensor | None, q: Tensor, k: Tensor, v:
             work.add(values, parts[2], piece)
         for into, total in ((d_k, keys), (d_v, values)):
             work.keys_of(into, part).copy_(total[:, :into.shape[1]])
+    return d_q.to(q.dtype), d_k, d_v, _tables(bias, sums)
+
+
+def _tables(bias: Sequence[Bias], sums: list[list[Tensor]]) -> list[Tensor]:
+    """The gradients that were added up, in the dtypes of their tables."""
     tables = [table.tensors()[at] for table in bias for at in table.trainable]
-    found = [total.to(table.dtype) for table, total in zip(tables, (s for part in sums for s in part), strict=True)]
-    return d_q.to(q.dtype), d_k, d_v, found
+    return [total.to(table.dtype) for table, total in zip(tables, (s for part in sums for s in part), strict=True)]
 
 
 def _by_hand(heads: Heads, piece: Piece, grad: Tensor, out: Tensor, lse: Tensor, grad_lse: Tensor | None, scale: float,

@@ -15,6 +15,19 @@ def values(terms: Sequence[Bias], batch: int, head: int, start: int, stop: int, 
     return sum(_values(term, batch, head, slice(start, stop), tokens) for term in terms)
 
 
+def turned_values(terms: Sequence[Bias], batch: int, head: int, start: int, stop: int, tokens: Tensor,
+                  factor: float, into: Tensor) -> None:
+    """Write :func:`values` times a factor to float32 ``into`` (keys, stop - start)."""
+    first, *others = terms
+    if isinstance(first, LowRank) and first.f.dtype != torch.float64:
+        f, g = _factors(first, batch, head, slice(start, stop), tokens)
+        torch.mm(g, (f * factor).mT, out=into)
+    else:
+        torch.mul(_values(first, batch, head, slice(start, stop), tokens).mT, factor, out=into)
+    for term in others:
+        into.add_(_values(term, batch, head, slice(start, stop), tokens).mT, alpha=factor)
+
+
 def _pick(table: Tensor, axis: int, at: int) -> Tensor:
     return table.select(axis, at if table.shape[axis] > 1 else 0)
 
@@ -25,11 +38,19 @@ def _factors(term: LowRank, batch: int, head: int, rows: slice, tokens: Tensor |
     return f[rows].to(wide), g[tokens].to(wide)
 
 
-def _apart(term: Quadratic, rows: slice, tokens: Tensor | slice) -> tuple[list[Tensor], Tensor]:
-    """Squared distance beyond the hinge on every axis, and the product of gains."""
-    apart = [((term.q_pos[rows, a][:, None] - term.k_pos[tokens, a]).abs_().sub_(term.hinge[a])).clamp_(min=0).square_()
-             for a in range(term.q_pos.shape[1])]
-    return apart, term.q_gain[rows][:, None] * term.k_gain[tokens]
+def _apart(term: Quadratic, axis: int, rows: slice, tokens: Tensor | slice) -> Tensor:
+    """Signed distance on an axis, or how far it is beyond the hinge."""
+    apart = term.q_pos[rows, axis][:, None] - term.k_pos[tokens, axis]
+    hinge = float(term.hinge[axis])
+    return apart.abs_().sub_(hinge).clamp_(min=0) if hinge else apart
+
+
+def _with_gains(term: Quadratic, x: Tensor, rows: slice, tokens: Tensor | slice) -> Tensor:
+    """x (queries, keys) times the gains, in its own memory."""
+    for gain in (term.q_gain[rows][:, None], term.k_gain[tokens]):
+        if not bool((gain == 1).all()):
+            x = x.mul_(gain)
+    return x
 
 
 def _places(term: Table, axis: int, rows: slice, tokens: Tensor | slice) -> tuple[Tensor, Tensor]:
@@ -44,9 +65,11 @@ def _values(term: Bias, batch: int, head: int, rows: slice, tokens: Tensor | sli
         f, g = _factors(term, batch, head, rows, tokens)
         return f @ g.mT
     if isinstance(term, Quadratic):
-        apart, gain = _apart(term, rows, tokens)
-        weight = _pick(term.weight, 0, head)
-        return -gain * sum(weight[a] * part for a, part in enumerate(apart))
+        found = term.q_pos.new_zeros(())
+        for axis, weight in enumerate(_pick(term.weight, 0, head).tolist()):
+            apart = _apart(term, axis, rows, tokens)
+            found = torch.addcmul(found, apart, apart, value=-weight)
+        return _with_gains(term, found, rows, tokens)
     total = 0
     for axis, table in enumerate(term.values):
         place, inside = _places(term, axis, rows, tokens)
@@ -71,10 +94,10 @@ def accumulate(terms: Sequence[Bias], sums: list[list[Tensor]], d_scores: Tensor
             df[rows] += (d_scores.to(f.dtype) @ g).to(df.dtype)
             dg.index_add_(0, tokens, (d_scores.mT.to(f.dtype) @ f).to(dg.dtype))
         elif isinstance(term, Quadratic):
-            apart, gain = _apart(term, rows, tokens)
-            weighted = d_scores.to(gain.dtype) * gain
-            for a, part in enumerate(apart):
-                _pick(found[0], 0, head)[a] -= (weighted * part).sum()
+            weighted = _with_gains(term, d_scores.to(term.q_pos.dtype, copy=True), rows, tokens)
+            for axis in range(term.q_pos.shape[1]):
+                apart = _apart(term, axis, rows, tokens)
+                _pick(found[0], 0, head)[axis] -= torch.linalg.vecdot(weighted, apart.square_()).sum()
         else:
             for axis, into in enumerate(found):
                 place, inside = _places(term, axis, rows, tokens)

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import cache
+from itertools import product
 from math import e, log, log2
 
 import torch
 from torch import Tensor
 
-from genkit.kernels.block_sparse import cpu_bias
 from genkit.kernels.block_sparse.bias import Bias
-from genkit.kernels.block_sparse.native_visits import HALF, LOWEST, QUERIES, Lists, Visits
+from genkit.kernels.block_sparse.native_bias import BiasTiles
+from genkit.kernels.block_sparse.native_visits import HALF, LOWEST, QUERIES, Lists
 from genkit.kernels.block_sparse.plan import BlockPlan
 from genkit.kernels.inputs import unit_rows
 from genkit.kernels.native import compiler
@@ -23,7 +24,6 @@ from genkit.kernels.native.batch import Batch, Values
 MAX_DIM = 256
 _MIN_QUERIES = 16  # of a block: the kernels work on 64 at a time
 _MIN_KEYS = 8
-_BIAS_BYTES = 16 << 20  # values of a bias made together
 _BITS_BYTES = 16 << 20  # of masks from which on a part is run by itself
 _PIECES = 4  # of work for every thread
 _SET_BYTES = 4 << 20  # keys and values laid out together, per thread: what a level-2 cache holds, or near it
@@ -49,16 +49,15 @@ def with_tiles(dtype: torch.dtype) -> bool:
 
 
 @cache
-def _kernel(name: str, kind: str, dim: int, unit: int, anywhere: bool) -> compiler.Compiled:
-    """``"forward"`` or ``"backward"`` for ``dim`` padded channels, visits of ``unit`` keys and queries anywhere or not.
-    """
+def _kernel(name: str, kind: str, dim: int, unit: int) -> compiler.Compiled:
+    """The kernel with this name, for ``dim`` padded channels and visits of ``unit`` keys."""
     from genkit.kernels.block_sparse.native_anywhere import BackwardAnywhere, ForwardAnywhere
-    from genkit.kernels.block_sparse.native_backward import Backward
+    from genkit.kernels.block_sparse.native_backward import Backward, BackwardWithBias
     from genkit.kernels.block_sparse.native_forward import Forward
     from genkit.kernels.block_sparse.native_products import Tiles, Vectors
 
-    kernels = {"forward": (Forward, ForwardAnywhere), "backward": (Backward, BackwardAnywhere)}
-    walk = kernels[name][anywhere](dim, unit, {"tiles": Tiles, "vectors": Vectors}[kind])
+    walks = (Forward, ForwardAnywhere, Backward, BackwardAnywhere, BackwardWithBias)
+    walk = {walk.NAME: walk for walk in walks}[name](dim, unit, {"tiles": Tiles, "vectors": Vectors}[kind])
     return compiler.compiled(walk.module(), kind, walk.e.names, walk.e.scratch_bytes)
 
 
@@ -71,8 +70,8 @@ def forward(q: Tensor, k: Tensor, v: Tensor, lists: Lists, scale: float,
     q = q if kind == "tiles" else q.float()
     out, total = _results(lists, q), torch.zeros(batch, heads, n_q)
     top = torch.full_like(total, LOWEST if lists.anywhere else 0.0)
-    common = {**_common(lists, scale, q=q, out=out), "bias": 0}
-    work = Batch(_kernel("forward", kind, q.shape[-1], lists.unit, lists.anywhere))
+    common, tiles = _common(lists, scale, q=q, out=out), BiasTiles(bias, lists, scale)
+    work = Batch(_kernel("forward anywhere" if lists.anywhere else "forward", kind, q.shape[-1], lists.unit))
     for entry, low, keys, values in _laid_out(lists, work.threads, q.dtype, (k, False), (v, kind == "tiles")):
         pieces = _pieces(work.threads, len(keys) * group)
         for head in range(low * group, (low + len(keys)) * group):
@@ -81,11 +80,12 @@ def forward(q: Tensor, k: Tensor, v: Tensor, lists: Lists, scale: float,
                 rows = slice(part.first * lists.block, None)
                 own.update(q=q[entry, rows, head], out=out[entry, rows, head], top=top[entry, head, rows],
                            total=total[entry, head, rows], visits=part, **part.tables)
-                if bias:
-                    _with_bias(work, own, bias, lists, part, entry, head, scale)
-                    continue
-                for first, last in part.pieces(pieces):
-                    work.add({**own, "first": first, "last": last})
+                for piece in part.pieces(pieces):
+                    for call in tiles.calls(part, *piece, entry, head):
+                        work.add({**own, **call})
+                        if tiles.full:
+                            work.run()
+                            tiles.collect()
                 if part.bits.nbytes >= _BITS_BYTES:  # else those of all heads may be held at once
                     work.run()
         work.run()  # before the next heads are laid out over these
@@ -102,11 +102,11 @@ def row_term(grad_out: Tensor, grad_lse: Tensor | None, out: Tensor, lse: Tensor
     return delta if grad_lse is None else delta - grad_lse.masked_fill(lse == -torch.inf, 0)
 
 
-def backward(grad_out: Tensor, delta: Tensor, q: Tensor, k: Tensor, v: Tensor, lse: Tensor, lists: Lists,
-             scale: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of q, k and v from that of the output and its :func:`row_term`. With fewer key heads than threads a
-    head's queries are shared out, and what the shares found is added in a fixed order: results repeat bit for bit with
-    the same number of threads."""
+def backward(grad_out: Tensor, delta: Tensor, q: Tensor, k: Tensor, v: Tensor, lse: Tensor, lists: Lists, scale: float,
+             bias: Sequence[Bias] = (), found: Sequence[Sequence[Tensor]] = ()) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of q, k and v from that of the output and its :func:`row_term`; those of the tables of biases are added
+    to ``found``. With fewer key heads than threads a head's queries are shared out, and what the shares found is added
+    in a fixed order: results repeat bit for bit with the same number of threads."""
     dim, dtype, kind = q.shape[-1], q.dtype, "tiles" if lists.tiles else "vectors"
     group = q.shape[2] // k.shape[2]
     lse = (lse * log2(e)).masked_fill_(lse == -torch.inf, torch.inf)
@@ -117,34 +117,53 @@ def backward(grad_out: Tensor, delta: Tensor, q: Tensor, k: Tensor, v: Tensor, l
     d_q = _results(lists, q)
     d_k, d_v = (torch.empty(x.shape, dtype=x.dtype) for x in (k, v))
     common = {**_common(lists, scale, q=q, d_out=grad_out, d_q=d_q), "factor": scale}
-    work = Batch(_kernel("backward", kind, q.shape[-1], lists.unit, lists.anywhere))
+    name = "backward anywhere" if lists.anywhere else "backward with bias" if bias else "backward"
+    work, tiles = Batch(_kernel(name, kind, q.shape[-1], lists.unit)), BiasTiles(bias, lists, scale, found)
     sources = [(k, False), (v, False), *([(k, True)] if kind == "tiles" else [])]
     for entry, low, keys, values, *turned in _laid_out(lists, work.threads, q.dtype, *sources):
         [turned] = turned or [keys]
         shares = -(-work.threads // len(keys))
-        sums = torch.zeros(2, shares, *keys.shape)
-        for at in range(len(keys)):
-            chains: list[list[Values]] = [[] for _ in range(shares)]
+        sums = torch.zeros(2, len(keys), shares, *keys.shape[1:])
+        chains = _Chains(work, len(keys) * shares)
+        for at, head in product(range(len(keys)), range(group)):
+            head += (low + at) * group
             own = {**common, "k": keys[at], "v": values[at], "turned": turned[at]}
-            for head in range((low + at) * group, (low + at + 1) * group):
-                share = 0
-                for part in lists.visits(entry, head):
-                    rows = slice(part.first * lists.block, None)
-                    own.update(q=q[entry, rows, head], d_out=grad_out[entry, rows, head], d_q=d_q[entry, rows, head],
-                               lse=lse[entry, head, rows], delta=delta[entry, head, rows], visits=part, **part.tables)
-                    for first, last in part.pieces(shares):
-                        into = {"d_k": sums[0, share, at], "d_v": sums[1, share, at]}
-                        chains[share].append({**own, **into, "first": first, "last": last})
-                        share = (share + 1) % shares
-            for chain in chains:
-                work.add(*chain)
-        work.run()
+            share = 0
+            for part in lists.visits(entry, head):
+                rows = slice(part.first * lists.block, None)
+                own.update(q=q[entry, rows, head], d_out=grad_out[entry, rows, head], d_q=d_q[entry, rows, head],
+                           lse=lse[entry, head, rows], delta=delta[entry, head, rows], visits=part, **part.tables)
+                for piece in part.pieces(shares):
+                    own.update(d_k=sums[0, at, share], d_v=sums[1, at, share])
+                    for call in tiles.calls(part, *piece, entry, head):
+                        chains.append(at * shares + share, {**own, **call})
+                        if tiles.full:
+                            chains.run()
+                            tiles.collect()
+                    share = (share + 1) % shares
+        chains.run()
+        tiles.collect()
         for into, total, factor in ((d_k, sums[0], scale), (d_v, sums[1], 1.0)):
-            found = lists.collect(total.sum(0).mul_(factor))
-            into[entry, :, low:low + len(keys)] = found.transpose(0, 1)
+            into[entry, :, low:low + len(keys)] = lists.collect(total.sum(1).mul_(factor)).transpose(0, 1)
     if lists.anywhere:
         d_q *= scale
     return tuple(_narrow(x, dim, dtype) for x in (d_q, d_k, d_v))
+
+
+class _Chains:
+    """A number of chains of calls, which go on where they were when some have run."""
+
+    def __init__(self, work: Batch, count: int):
+        self._work, self._calls = work, [[] for _ in range(count)]
+
+    def append(self, chain: int, call: Values) -> None:
+        self._calls[chain].append(call)
+
+    def run(self) -> None:
+        for calls in self._calls:
+            self._work.add(*calls)
+            calls.clear()
+        self._work.run()
 
 
 def _results(lists: Lists, q: Tensor) -> Tensor:
@@ -192,28 +211,3 @@ def _laid_out(lists: Lists, threads: int, dtype: torch.dtype, *sources: tuple[Te
                 lists.place(x[entry, :, low:low + count].transpose(0, 1), here)
                 found.append(here.unflatten(1, (-1, HALF)).transpose(2, 3).contiguous() if turn else here)
             yield entry, low, *found
-
-
-def _with_bias(work: Batch, own: Values, bias: Sequence[Bias], lists: Lists, part: Visits, entry: int, head: int,
-               scale: float) -> None:
-    """Add the calls of a head one query block at a time, each with the values of its bias; runs them now and then, for
-    the values take memory."""
-    for block in range(part.count):
-        tile = _bias_tile(bias, lists, part, block, entry, head, scale)
-        work.add({**own, "bias": tile, "first": block, "last": block + 1})
-        if len(work) * tile.nbytes >= _BIAS_BYTES:
-            work.run()
-
-
-def _bias_tile(bias: Sequence[Bias], lists: Lists, part: Visits, block: int, entry: int, head: int,
-               scale: float) -> Tensor:
-    """(visits, halves, unit, 32) float32 bias of one query block, in units of the scores before scaling."""
-    begin, end = part.starts[block:block + 2].tolist()
-    slots = (part.units[begin:end, None].long() * lists.unit + torch.arange(lists.unit)).flatten()
-    start = (part.first + block) * lists.block
-    stop = start + int(part.valid[block])
-    # empty slots are hidden by a mask, whatever is added to them
-    value = cpu_bias.values(bias, entry, head, start, stop, lists.tokens[slots])
-    rows = torch.zeros(lists.halves * HALF, len(slots))
-    rows[:stop - start] = value / scale
-    return rows.view(-1, HALF, end - begin, lists.unit).permute(2, 0, 3, 1).contiguous()

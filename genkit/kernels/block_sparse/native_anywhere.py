@@ -57,7 +57,7 @@ class ForwardAnywhere(_Anywhere, Forward):
     """Emits the forward kernel. ``top`` starts from ``LOWEST``, ``total`` from 0; outputs still have to be divided by
     ``total``."""
 
-    NAME, RESULT = "block_sparse_forward_anywhere", "out"
+    NAME, RESULT = "forward anywhere", "out"
     ARGUMENTS = (*Forward.ARGUMENTS, _ROWS)
 
     def begin(self, some: ir.Value, row: ir.Value, left: ir.Value) -> None:
@@ -69,5 +69,5 @@ class ForwardAnywhere(_Anywhere, Forward):
 class BackwardAnywhere(_Anywhere, Backward):
     """Emits the backward kernel. The gradients of queries still have to be multiplied by ``factor``."""
 
-    NAME, RESULT = "block_sparse_backward_anywhere", "d_q"
+    NAME, RESULT = "backward anywhere", "d_q"
     ARGUMENTS = (*Backward.ARGUMENTS, _ROWS)

@@ -19,7 +19,7 @@ from genkit.kernels.native.emitter import FLOAT, FLOATS, I64, LINE, POINTER, Ste
 class Backward(Walk):
     """Emits the backward kernel."""
 
-    NAME = "block_sparse_backward"
+    NAME = "backward"
     ARGUMENTS = (
         *COMMON_ARGUMENTS,
         ("v", POINTER),  # numbers (keys, D)
@@ -95,12 +95,17 @@ class Backward(Walk):
                 score = e.multiply_add(e.read(FLOATS, e.at(part["scores"], at)), self.scale, state["lower"][side])
                 weight = e.exp2(score, self.products.FINE)
                 slope = build.fsub(e.read(FLOATS, e.at(part["slopes"], at)), state["delta"][side])
+                change = build.fmul(weight, slope)
+                self.tell(part, row + i, side, change)
                 weights[i].append(weight)
-                changes[i].append(build.fmul(weight, slope))
+                changes[i].append(change)
             self.products.keep(part, "weights", row, weights)
             self.products.keep(part, "changes", row, changes)
 
         return [begin, *(lambda row=row: pair(row) for row in range(0, self.unit, 2))]
+
+    def tell(self, part: Part, row: int, side: int, change: ir.Value) -> None:
+        """Nothing: how the scores change is not asked for."""
 
     def finish(self, row: ir.Value, left: ir.Value) -> None:
         e = self.e
@@ -112,3 +117,18 @@ class Backward(Walk):
     def share(self, some: ir.Value) -> ir.Value:
         """What the gradients of 16 queries are multiplied by in the end."""
         return self.e.spread(self.e.arguments["factor"])
+
+
+class BackwardWithBias(Backward):
+    """Emits the backward kernel for scores with a bias. It leaves the gradient of the biased scores in its place."""
+
+    NAME = "backward with bias"
+    ARGUMENTS = (*Backward.ARGUMENTS, ("bias", POINTER))  # in units of the scores
+
+    def adjust(self, part: Part, visit: ir.Value, begin: ir.Value, half: ir.Value) -> None:
+        """Add the bias, then hide."""
+        self.add_bias(part, visit, begin, half)
+        super().adjust(part, visit, begin, half)
+
+    def tell(self, part: Part, row: int, side: int, change: ir.Value) -> None:
+        self.e.write(change, self.biased(part["bias"], row, side), 4)

@@ -21,11 +21,11 @@ _SLACK = 8.0  # powers of two by which weights may exceed 1 before the output is
 class Forward(Walk):
     """Emits the forward kernel."""
 
-    NAME = "block_sparse_forward"
+    NAME = "forward"
     ARGUMENTS = (
         *COMMON_ARGUMENTS,
         ("v", POINTER),  # numbers, as the products want values over keys
-        ("bias", POINTER),  # float (visits of the one block, halves, unit, 32) in units of the scores, or null
+        ("bias", POINTER),  # in units of the scores, or null; see Walk.add_bias
         ("out", POINTER),  # numbers (queries, D)
         ("out_stride", I64),
         ("top", POINTER),  # float (queries,): running maximum of the scores, in powers of two
@@ -59,16 +59,9 @@ class Forward(Walk):
 
     def adjust(self, part: Part, visit: ir.Value, begin: ir.Value, half: ir.Value) -> None:
         """Add the bias, then hide."""
-        e, build = self.e, self.e.build
-        bias = e.arguments["bias"]
+        build, bias = self.e.build, self.e.arguments["bias"]
         with build.if_then(build.icmp_unsigned("!=", bias, ir.Constant(POINTER, None))):
-            tile = e.add(e.multiply(build.sub(visit, begin), e.arguments["halves"]), half)
-            source = e.at(bias, e.multiply(tile, self.unit * 2 * LINE))
-            with e.loop(0, self.unit) as row:
-                for side in range(self.sides):
-                    at = e.at(part["scores"], e.multiply(row, self.width), side * LINE)
-                    given = e.at(source, e.multiply(row, 2 * LINE), (side // 2 * self.unit * 2 + side % 2) * LINE)
-                    e.write(build.fadd(e.read(FLOATS, at), e.read(FLOATS, given, 4)), at)
+            self.add_bias(part, visit, begin, half)
         super().adjust(part, visit, begin, half)
 
     def prepare(self, part: Part) -> None:

@@ -179,6 +179,21 @@ class Walk(ABC):
                     seen = build.bitcast(bits, ir.VectorType(ir.IntType(1), 16))
                     e.write(build.select(seen, e.read(FLOATS, at), constant(FLOATS, float("-inf"))), at)
 
+    def add_bias(self, part: Part, visit: ir.Value, begin: ir.Value, half: ir.Value) -> None:
+        """Add values of the argument ``bias``, float (visits of the one block * unit, halves * 32)."""
+        e = self.e
+        key = e.multiply(e.build.sub(visit, begin), self.unit)
+        part["bias"] = e.at(self.biased(e.arguments["bias"], key, 0), e.multiply(half, 2 * LINE))
+        with e.loop(0, self.unit) as row:
+            for side in range(self.sides):
+                at = e.at(part["scores"], e.multiply(row, self.width), side * LINE)
+                value = e.read(FLOATS, self.biased(part["bias"], row, side), 4)
+                e.write(e.build.fadd(e.read(FLOATS, at), value), at)
+
+    def biased(self, start: ir.Value, row: int | ir.Value, side: int) -> ir.Value:
+        """Where the bias is of a key, counted from ``start``, and the 16 queries of a side."""
+        return self.e.at(start, self.e.multiply(row, self.e.arguments["halves"], 2 * LINE), side * LINE)
+
     def keyed(self, name: str, visit: ir.Value, size: int | None = None) -> ir.Value:
         """Where the unit of a visit lies in an argument of D numbers per key, of ``size`` bytes each if given."""
         place = self.e.element(I32, "units", visit)

@@ -20,7 +20,7 @@ from genkit.kernels.block_sparse.native_visits import HALF, QUERIES, Anywhere, L
 from genkit.kernels.native import compiler
 
 _PADDING = 1.15  # slots for keys, blocks filled up to whole units, at most so many times the keys
-_ROW = {True: 200, False: 70}  # keys that take as long as reading and writing a row; with tiles keys are faster
+_ROW = {True: 130, False: 50}  # keys that take as long as reading and writing a row; with tiles keys are faster
 _SAMPLES = 64  # groups of queries that are looked at
 _RANGES = 2  # for every thread, where heads cannot be shared out evenly
 

@@ -11,7 +11,7 @@ from oracle import Case, attend, gradients, magnitudes, spread, visible
 from tolerance import assert_close
 
 from genkit.kernels import ALL, NONE, WINDOW, BlockPlan, LowRank, Quadratic, Rule, Table, block_sparse_attention
-from genkit.kernels.block_sparse import cpu, native, native_visits
+from genkit.kernels.block_sparse import cpu, native, native_bias, native_visits
 from genkit.kernels.native import batch, compiler
 
 REFUSED = {kind: compiler.why_not(kind) for kind in ("vectors", "tiles")}
@@ -114,37 +114,63 @@ def test_the_generated_problems_hold_what_is_hard(dtype, units):
 
 
 def bias(kind: str, n_q: int, n_k: int, heads: int):
+    """A bias and the tables of it that may be trained."""
     noise = torch.Generator().manual_seed(1)
     if kind == "low rank":
-        return LowRank(*(torch.randn(2, n, heads, 3, generator=noise) for n in (n_q, n_k)))
+        f, g = (torch.randn(2, n, heads, 3, generator=noise).requires_grad_() for n in (n_q, n_k))
+        return LowRank(f, g), [f, g]
     if kind == "quadratic":
         places = (torch.rand(n, 2, generator=noise) for n in (n_q, n_k))
-        return Quadratic(*places, torch.rand(heads, 2, generator=noise))
+        weight = torch.rand(heads, 2, generator=noise).requires_grad_()
+        return Quadratic(*places, weight), [weight]
     places = [torch.arange(n)[:, None] // 40 for n in (n_q, n_k)]
-    return Table((torch.randn(heads, 5, generator=noise),), *places)
+    values = torch.randn(heads, 5, generator=noise).requires_grad_()
+    return Table((values,), *places), [values]
 
 
 @kinds
 @pytest.mark.parametrize("kind", ["low rank", "quadratic", "table"])
-def test_a_bias_is_added(dtype, kind, nan_memory, monkeypatch):
+@pytest.mark.parametrize("limit", [1, 1 << 30])
+@pytest.mark.parametrize("heads", [1, 4])
+def test_a_bias_is_added_and_trained(dtype, kind, limit, heads, nan_memory, monkeypatch):
     noise = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(2, n, h, 64, generator=noise).to(dtype).requires_grad_()
-               for n, h in ((300, 4), (270, 2), (270, 2)))
+               for n, h in ((300, heads), (270, -(-heads // 2)), (270, -(-heads // 2))))
     plan = BlockPlan.from_rule(hidden_tokens(Dice(1), 300, 270), block_q=100, block_k=64, check=False)
-    term = bias(kind, 300, 270, 4)
-    with_bias = block_sparse_attention(q, k, v, plan, bias=term, backend="cpu")
-    monkeypatch.setattr(native, "_BIAS_BYTES", 1)
-    one_by_one = block_sparse_attention(q, k, v, plan, bias=term, backend="cpu")
-    reference = block_sparse_attention(*(x.double() for x in (q, k, v)), plan, bias=term, backend="reference")
-    incoming = torch.randn(q.shape, generator=noise).to(dtype)
+    term, tables = bias(kind, 300, 270, heads)
+    monkeypatch.setattr(native_bias, "_BYTES", limit)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    found = block_sparse_attention(q, k, v, plan, bias=term, backend="cpu")
+    wanted = block_sparse_attention(*(x.double() for x in (q, k, v)), plan, bias=term, backend="reference")
+    incoming = [torch.randn(x.shape, generator=noise, dtype=torch.float64) for x in wanted]
+    incoming[1][wanted[1] == -torch.inf] = 0
+    try:
+        narrow = [x.to(y.dtype) for x, y in zip(incoming, found, strict=True)]
+        given = torch.autograd.grad(found, (q, k, v, *tables), narrow)
+    finally:
+        torch.set_num_threads(before)
+    exact = torch.autograd.grad(wanted, (q, k, v, *tables), incoming)
     rough = 0.02 if dtype == torch.bfloat16 else 1e-5
-    for out, lse in (with_bias, one_by_one):
-        torch.testing.assert_close(out.double(), reference[0], rtol=rough, atol=rough)
-        torch.testing.assert_close(lse.double(), reference[1], rtol=rough, atol=rough)
-        found = torch.autograd.grad(out, (q, k, v), incoming)
-        wanted = torch.autograd.grad(reference[0], (q, k, v), incoming.double(), retain_graph=True)
-        for a, b in zip(found, wanted, strict=True):
-            torch.testing.assert_close(a.double(), b.double(), rtol=5 * rough, atol=5 * rough)
+    for a, b in zip((*found, *given), (*wanted, *exact), strict=True):
+        reach = b[b.isfinite()].abs().max().item()
+        torch.testing.assert_close(a.double(), b.double(), rtol=rough, atol=rough * max(1.0, reach))
+
+
+@kinds
+def test_a_bias_hides_keys_from_the_backward_pass_too(dtype):
+    noise = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, 200, 2, 64, generator=noise).to(dtype).requires_grad_() for _ in range(3))
+    hidden = torch.where(torch.arange(200) < 150, 0.0, -torch.inf)[None, :, None, None]
+    term = LowRank(torch.ones(1, 200, 1, 1), hidden)
+    out, _ = block_sparse_attention(q, k, v, BlockPlan.dense(200, 200), bias=term, backend="cpu")
+    fewer, _ = block_sparse_attention(q, k[:, :150], v[:, :150], BlockPlan.dense(200, 150), backend="cpu")
+    incoming = torch.randn(out.shape, generator=noise).to(dtype)
+    rough = 0.02 if dtype == torch.bfloat16 else 1e-5
+    torch.testing.assert_close(out, fewer, rtol=rough, atol=rough)
+    for a, b in zip(*(torch.autograd.grad(x, (q, k, v), incoming) for x in (out, fewer)), strict=True):
+        torch.testing.assert_close(a, b, rtol=rough, atol=5 * rough)
+        assert a.isfinite().all()
 
 
 @kinds
