@@ -72,7 +72,11 @@ _AMPERE: _Sizes = _HEAVY | {
     "forward": {64: (Tile(128, 64, 8, 3), Tile(64, 64, 4, 2), *_SMALL), 128: (Tile(64, 64, 8, 2), *_SMALL)} | _WIDE,
     "forward, plain": {128: (Tile(128, 64, 8, 2), Tile(64, 64, 8, 2), *_SMALL)},
     "dq": {64: (Tile(128, 64, 8, 2), Tile(64, 32, 4, 2), *_SMALL), 128: (Tile(64, 64, 8, 2), *_SMALL)} | _WIDE,
-    "dkv": {64: (Tile(32, 64, 8, 2), *_SMALL), 128: (Tile(32, 64, 8, 2), *_SMALL), 256: (Tile(16, 16, 8, 1),)},
+    "dkv": {
+        64: (Tile(32, 64, 8, 2), *_SMALL),
+        128: (Tile(32, 64, 8, 2), *_SMALL, Tile(16, 16, 4, 1)),  # 16x32 spills for 80 channels and blocks of 48 keys
+        256: (Tile(16, 16, 8, 1),),
+    },
     "dkv, plain": {
         64: (Tile(64, 128, 8, 2), Tile(32, 64, 4, 2), *_SMALL),
         128: (Tile(64, 64, 8, 2), *_SMALL),
