@@ -32,10 +32,15 @@ _CHANNELS = {"vectors": 16, "tiles": 32}  # of a head, padded to a multiple
 
 def why_not(q: Tensor, plan: BlockPlan, scale: float) -> str | None:
     """Why torch's own kernel has to do this, or None."""
-    if q.dtype == torch.float64:
-        return "the kernels have no float64"
     if plan.block_q < _MIN_QUERIES or plan.block_k < _MIN_KEYS:
         return f"blocks of {plan.block_q}x{plan.block_k} are below {_MIN_QUERIES}x{_MIN_KEYS}"
+    return inputs_why_not(q, scale)
+
+
+def inputs_why_not(q: Tensor, scale: float) -> str | None:
+    """Why no native kernel can run such inputs, whatever they visit, or None."""
+    if q.dtype == torch.float64:
+        return "the kernels have no float64"
     if q.shape[-1] > MAX_DIM:
         return f"head dim {q.shape[-1]} exceeds {MAX_DIM}"
     if not scale > 0:

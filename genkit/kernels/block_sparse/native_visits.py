@@ -63,16 +63,18 @@ class Anywhere(Visits):
 
     Args:
         rows: (count * 64,) int32, where the queries of each block are.
+        span: the blocks that are meant; the others may be of other heads.
     """
 
     rows: Tensor = field(kw_only=True)
+    span: tuple[int, int] = field(kw_only=True)
 
     @cached_property
     def tables(self) -> dict[str, int]:
         return {**super().tables, "rows": self.rows.data_ptr()}
 
     def pieces(self, count: int) -> list[tuple[int, int]]:
-        return [(0, self.count)] if self.count else []
+        return [self.span] if self.span[0] < self.span[1] else []
 
 
 class Lists(ABC):

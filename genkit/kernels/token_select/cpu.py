@@ -87,7 +87,9 @@ def forward(
     q: Tensor, k: Tensor, v: Tensor, selected: Tensor, starts: list[int], scale: float
 ) -> tuple[Tensor, Tensor]:
     """Out in the dtype of q and lse in float32; accumulation in float32 (float64 for float64 input)."""
-    if native.why_not(q, scale) is None:
+    if not selected.numel():  # no queries
+        return torch.zeros_like(q), torch.zeros(selected.shape[:3], dtype=torch.promote_types(q.dtype, torch.float32))
+    if block_sparse.inputs_why_not(q, scale) is None:
         return block_sparse.forward(q, k, v, native.lists(q, k, v, selected, starts), scale)
     wide = torch.float64 if q.dtype == torch.float64 else torch.float32
     b, n, h, d = q.shape
@@ -136,7 +138,9 @@ def backward(
     starts: list[int], scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of q, k, v: every visit is the backward of a dense call fed with the merged out and lse."""
-    if native.why_not(q, scale) is None:
+    if not selected.numel():
+        return tuple(torch.zeros_like(x) for x in (q, k, v))
+    if block_sparse.inputs_why_not(q, scale) is None:
         delta = block_sparse.row_term(d_out, d_lse, out, lse)
         lists = native.lists(q, k, v, selected, starts)
         return block_sparse.backward(d_out, delta, q, k, v, lse, lists, scale)

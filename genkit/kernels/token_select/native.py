@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -17,21 +18,12 @@ from torch import Tensor
 
 from genkit.kernels.block_sparse import native
 from genkit.kernels.block_sparse.native_visits import HALF, QUERIES, Anywhere, Lists, Visits, query_words
-from genkit.kernels.native import compiler
 
 _PADDING = 1.15  # slots for keys, blocks filled up to whole units, at most so many times the keys
 _ROW = {True: 130, False: 50}  # keys that take as long as reading and writing a row; with tiles keys are faster
 _SAMPLES = 64  # groups of queries that are looked at
+_TOGETHER = 8 << 20  # entries of the selection that are made into lists at once
 _RANGES = 2  # for every thread, where heads cannot be shared out evenly
-
-
-def why_not(q: Tensor, scale: float) -> str | None:
-    """Why native kernels cannot run this, or None."""
-    if q.dtype == torch.float64:
-        return "the kernels have no float64"
-    if q.shape[-1] > native.MAX_DIM:
-        return f"head dim {q.shape[-1]} exceeds {native.MAX_DIM}"
-    return compiler.why_not("vectors") if scale > 0 else f"scale {scale} is not positive"
 
 
 class _Blocks(Lists):
@@ -116,33 +108,44 @@ class ByBlock(_Blocks):
     def __init__(self, selected: Tensor, starts: list[int], tiles: bool, ranges: int):
         super().__init__(starts, tiles)
         self.covers = False  # a query may choose nothing, and what was found is added to
-        self._selected = selected
-        self._queries = -(-selected.shape[2] // ranges)
+        self._selected, self._ranges = selected, ranges
+        self._made: dict[tuple[int, int], list[Anywhere]] = {}
 
     def visits(self, batch: int, head: int) -> Iterator[Visits]:
-        chosen = self._selected[batch, head].T
-        for low in range(0, chosen.shape[1], self._queries):
-            yield self._make(chosen[:, low:low + self._queries], low)
+        if (batch, head) not in self._made:
+            _, heads, n, blocks = self._selected.shape
+            last = min(heads, head + max(1, _TOGETHER // (n * blocks)))
+            found = self._make(self._selected[batch, head:last])
+            self._made = {(batch, head + at): visits for at, visits in enumerate(found)}
+        yield from self._made[batch, head]
 
-    def _make(self, chosen: Tensor, low: int) -> Anywhere:
-        """The visits of the queries from ``low`` on, bool (C, queries)."""
-        blocks, n = chosen.shape
+    def _make(self, selected: Tensor) -> list[list[Anywhere]]:
+        """For bool (heads, N, C) the visits of every head, range by range."""
+        heads, n, blocks = selected.shape
+        length = -(-n // self._ranges)
+        padded = torch.nn.functional.pad(selected, (0, 0, 0, self._ranges * length - n))
+        chosen = padded.unflatten(1, (self._ranges, length)).transpose(2, 3)  # (heads, ranges, C, queries)
         found = torch.from_numpy(np.flatnonzero(chosen))  # numpy is four times as fast here
-        ends = torch.searchsorted(found, torch.arange(1, blocks + 1) * n)
+        # lists of queries: one for every head, range and block
+        ends = torch.searchsorted(found, torch.arange(1, heads * self._ranges * blocks + 1) * length)
         pairs = ends.diff(prepend=ends.new_zeros(1))
         groups = -(-pairs // QUERIES)
         first = groups.cumsum(0) - groups
-        block = torch.repeat_interleave(pairs)
+        owner = torch.repeat_interleave(pairs)
         rows = torch.zeros(int(groups.sum()) * QUERIES, dtype=torch.int32)
-        rows[torch.arange(len(found)) + (first * QUERIES - ends + pairs)[block]] = (found - block * n + low).int()
-        of_group = torch.repeat_interleave(groups)
-        place = torch.arange(len(of_group)) - first[of_group]
-        valid = (pairs[of_group] - place * QUERIES).clamp(max=QUERIES)
-        count = self.counts[of_group]
+        query = found - owner * length + owner // blocks % self._ranges * length
+        rows[torch.arange(len(found)) + (first * QUERIES - ends + pairs)[owner]] = query.int()
+        owner = torch.repeat_interleave(groups)
+        valid = (pairs[owner] - (torch.arange(len(owner)) - first[owner]) * QUERIES).clamp(max=QUERIES)
+        block = owner % blocks
+        count = self.counts[block]
         starts = torch.nn.functional.pad(count.cumsum(0), (1, 0))
-        unit = torch.arange(int(starts[-1])) + torch.repeat_interleave(self.first_unit[of_group] - starts[:-1], count)
+        unit = torch.arange(int(starts[-1])) + torch.repeat_interleave(self.first_unit[block] - starts[:-1], count)
         masks = torch.where(self.filled[unit] < self.unit, unit, -1).int()
-        return Anywhere(0, len(of_group), starts, unit.int(), masks, self._bits, valid, rows=rows)
+        tables = 0, len(owner), starts, unit.int(), masks, self._bits, valid
+        edges = [*first[::blocks].tolist(), len(owner)]
+        spans = [Anywhere(*tables, rows=rows, span=span) for span in pairwise(edges)]
+        return [spans[at:at + self._ranges] for at in range(0, len(spans), self._ranges)]
 
     @cached_property
     def _bits(self) -> Tensor:
@@ -166,9 +169,10 @@ def lists(q: Tensor, k: Tensor, v: Tensor, selected: Tensor, starts: list[int]) 
 def _shares(selected: Tensor) -> tuple[float, float]:
     """Shares of (64 neighbouring queries, block) that any of them chose, and of (query, block) that are chosen, taken
     from some of the groups."""
-    b, h, n, c = selected.shape
+    b, h, n, _ = selected.shape
     size = min(n, QUERIES)
-    group = torch.arange(0, b * h * (n // size), -(-b * h * (n // size) // _SAMPLES))
-    head, first = group // (n // size), group % (n // size) * size
+    each = n // size  # whole groups of a head
+    group = torch.arange(0, b * h * each, -(-b * h * each // _SAMPLES))
+    head, first = group // each, group % each * size
     some = selected[(head // h)[:, None], (head % h)[:, None], first[:, None] + torch.arange(size)]
     return float(some.any(1).float().mean()), float(some.float().mean())

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from genkit.errors import UnsupportedError, UsageError
+from genkit.kernels.block_sparse import native as block_sparse
 from genkit.kernels.merge import merge
 from genkit.kernels.native import compiler
 from genkit.kernels.token_select import backends, cpu, native, token_select_attention, why_not
@@ -65,7 +66,7 @@ WAYS = ("torch", "by query", "by block")
 def go(way, patch):
     """Make the CPU backend go a way: as on a machine without native kernels, or with the one or the other lists."""
     if way == "torch":
-        patch.setattr(native, "why_not", lambda *given: "for this test")
+        patch.setattr(block_sparse, "inputs_why_not", lambda *given: "for this test")
     else:
         patch.setattr(native, "_ROW", dict.fromkeys((False, True), torch.inf if way == "by query" else -torch.inf))
 
@@ -131,7 +132,6 @@ def test_native_kernels_equal_brute_force(monkeypatch, way, dtype, starts):
     selected[:, :, 64:128, 0] = True  # all of these see the same
     selected[0, 1, 140] = False
     selected[0, 0, :, 3] = False  # a block that nobody chose
-    assert native.why_not(q, 0.125) is None
     assert native.lists(q, k, v, selected, starts).anywhere is (way == "by block")
     want = run_with_gradients(lambda *x: brute_force(*x, selected, starts), q.double(), k.double(), v.double())
     have = run_with_gradients(lambda *x: token_select_attention(*x, selected, starts, allow_empty=True), q, k, v)
@@ -151,6 +151,7 @@ def test_heads_shared_out_among_threads_change_nothing(monkeypatch, heads):
     before = torch.get_num_threads()
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
+        monkeypatch.setattr(native, "_TOGETHER", 1 if threads == 3 else 1 << 20)
         found[threads] = run_with_gradients(lambda *x: token_select_attention(*x, selected, starts), q, k, v)
     torch.set_num_threads(before)
     for threads in (2, 3):
@@ -174,17 +175,6 @@ def test_infinite_values_reach_only_queries_that_chose_their_block(monkeypatch, 
     v[0, 60] = torch.inf
     out, _ = token_select_attention(q, k, v, selected, starts)
     assert torch.equal(~out[0, :, 0].isfinite().all(-1), selected[0, 0, :, 1])
-
-
-def test_native_kernels_say_what_they_cannot_run(monkeypatch):
-    q = torch.zeros(1, 4, 1, 8)
-    monkeypatch.setattr(compiler, "why_not", lambda kind: None)
-    assert native.why_not(q, 1.0) is None
-    assert "float64" in native.why_not(q.double(), 1.0)
-    assert "-1.0 is not positive" in native.why_not(q, -1.0)
-    assert "257 exceeds 256" in native.why_not(torch.zeros(1, 4, 1, 257), 1.0)
-    monkeypatch.setattr(compiler, "why_not", lambda kind: "for this test")
-    assert native.why_not(q, 1.0) == "for this test"
 
 
 def test_every_block_selected_equals_dense_attention():
@@ -248,6 +238,16 @@ def test_rows_without_a_block_raise_unless_allowed():
     for backend in ("cpu", "reference"):
         out, lse = token_select_attention(q, k, v, selected, starts, allow_empty=True, backend=backend)
         assert out[1, 4, 2].abs().max() == 0 and lse[1, 2, 4] == -torch.inf
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_no_queries_give_no_output_and_no_gradient(backend):
+    q, k, v, selected, starts = problem(5, n=0)
+    out, lse, *gradients = run_with_gradients(
+        lambda *x: token_select_attention(*x, selected, starts, backend=backend), q, k, v
+    )
+    assert out.shape == q.shape and lse.shape == selected.shape[:3]
+    assert all(x is None or not x.any() for x in gradients)
 
 
 def test_wrong_arguments_are_refused():
