@@ -94,6 +94,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor, lists: Lists, scale: float,
                 if part.bits.nbytes >= _BITS_BYTES:  # else those of all heads may be held at once
                     work.run()
         work.run()  # before the next heads are laid out over these
+        tiles.collect()
     if lists.anywhere:
         out /= total.masked_fill(total == 0, 1).transpose(1, 2).unsqueeze(-1)
     lse = total.log2_().add_(top).mul_(log(2))

@@ -35,17 +35,17 @@ class _Anywhere(Walk):
     def share(self, some: ir.Value) -> ir.Value:
         return constant(FLOATS, 1.0)
 
-    def values(self, name: str, some: ir.Value, row: ir.Value, left: ir.Value) -> ir.Value:
+    def values(self, name: str, rows: list[ir.Value]) -> ir.Value:
         e, vector = self.e, ir.Constant(FLOATS, ir.Undefined)
-        for i, place in enumerate(self.rows_of(some, row, left)):
-            value = e.read(FLOAT, e.at(e.arguments[name], e.multiply(place, 4)), 4)
+        for i, row in enumerate(rows):
+            value = e.read(FLOAT, e.at(e.arguments[name], e.multiply(row, 4)), 4)
             vector = e.build.insert_element(vector, value, ir.Constant(I32, i))
         return vector
 
-    def begin(self, some: ir.Value, row: ir.Value, left: ir.Value) -> None:
+    def begin(self, some: ir.Value, rows: list[ir.Value]) -> None:
         """Read what 16 queries have found."""
         e, (offset, side) = self.e, self.places(some)
-        lines = self.lines(self.RESULT, self.rows_of(some, row, left))
+        lines = self.lines(self.RESULT, rows)
         with e.loop(0, self.dim // 16) as block:
             columns = e.transposed([e.read(FLOATS, e.at(line, e.multiply(block, LINE)), 4) for line in lines])
             target = e.at(self.parts[0]["output"], offset, e.multiply(block, 16 * self.width), e.multiply(side, LINE))
@@ -60,10 +60,10 @@ class ForwardAnywhere(_Anywhere, Forward):
     NAME, RESULT = "forward anywhere", "out"
     ARGUMENTS = (*Forward.ARGUMENTS, _ROWS)
 
-    def begin(self, some: ir.Value, row: ir.Value, left: ir.Value) -> None:
-        super().begin(some, row, left)
+    def begin(self, some: ir.Value, rows: list[ir.Value]) -> None:
+        super().begin(some, rows)
         for name in ("top", "total"):
-            self.e.write(self.values(name, some, row, left), self.per_query(name, some))
+            self.e.write(self.values(name, rows), self.per_query(name, some))
 
 
 class BackwardAnywhere(_Anywhere, Backward):

@@ -46,23 +46,22 @@ class Backward(Walk):
         e, build, first = self.e, self.e.build, self.parts[0]
         with e.loop(0, QUERIES // 16) as some:
             offset, side = self.places(some)
-            found = self.rows_of(some, row, left)
-            for name, columns, rows in (("q", "queries", "query rows"), ("d_out", "grads", "grad rows")):
-                lines = self.lines(name, found)
-                self.products.pack_columns(lines, e.at(first[columns], offset), side)
-                self.products.pack_rows(lines, e.at(first[rows], offset), side)
+            rows = self.rows_of(some, row, left)
+            for name, packed in (("q", ("queries", "query rows")), ("d_out", ("grads", "grad rows"))):
+                lines = self.lines(name, rows)
+                self.products.pack_columns(lines, e.at(first[packed[0]], offset), side)
+                self.products.pack_rows(lines, e.at(first[packed[1]], offset), side)
             valid = e.lanes_below(build.sub(left, e.multiply(some, 16)))
             for name, otherwise in (("lse", float("inf")), ("delta", 0.0)):
-                values = self.values(name, some, row, left)
+                values = self.values(name, rows)
                 e.write(build.select(valid, values, constant(FLOATS, otherwise)), self.per_query(name, some))
-            self.begin(some, row, left)
+            self.begin(some, rows)
 
-    def values(self, name: str, some: ir.Value, row: ir.Value, left: ir.Value) -> ir.Value:
+    def values(self, name: str, rows: list[ir.Value]) -> ir.Value:
         """An argument's float for each of 16 queries, anything for those that are not valid."""
-        e = self.e
-        return e.read(FLOATS, e.at(e.arguments[name], e.multiply(e.add(row, e.multiply(some, 16)), 4)), 4)
+        return self.e.read(FLOATS, self.e.at(self.e.arguments[name], self.e.multiply(rows[0], 4)), 4)
 
-    def begin(self, some: ir.Value, row: ir.Value, left: ir.Value) -> None:
+    def begin(self, some: ir.Value, rows: list[ir.Value]) -> None:
         """Nothing: the gradients of 16 queries start from zero."""
 
     def before(self, part: Part, visit: ir.Value) -> list[Step]:

@@ -42,11 +42,11 @@ class Forward(Walk):
         e = self.e
         with e.loop(0, QUERIES // 16) as some:
             offset, side = self.places(some)
-            lines = self.lines("q", self.rows_of(some, row, left))
-            self.products.pack_columns(lines, e.at(self.parts[0]["queries"], offset), side)
-            self.begin(some, row, left)
+            rows = self.rows_of(some, row, left)
+            self.products.pack_columns(self.lines("q", rows), e.at(self.parts[0]["queries"], offset), side)
+            self.begin(some, rows)
 
-    def begin(self, some: ir.Value, row: ir.Value, left: ir.Value) -> None:
+    def begin(self, some: ir.Value, rows: list[ir.Value]) -> None:
         """Say that 16 queries have seen nothing yet."""
         self.e.write(constant(FLOATS, LOWEST), self.per_query("top", some))
         self.e.write(constant(FLOATS, 0.0), self.per_query("total", some))
