@@ -46,7 +46,7 @@ test: $(VENV)/.test
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(JOBS) --dist loadfile
 
 lint: $(VENV)/.test
-	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
 
 bench: $(VENV)/.test
 	$(VENV)/bin/python -m benchmarks toy_video

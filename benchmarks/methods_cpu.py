@@ -45,15 +45,25 @@ def run(options: argparse.Namespace) -> int:
     """Measure, print and write the report."""
     torch.set_num_threads(options.threads)
     facts = {**environment(), "load average": os.getloadavg()}
-    rows = [row for dtype in options.dtype or DTYPES for grid in options.grid or GRIDS
-            for row in measure(grid, dtype, options.turns)]
-    text = "\n\n".join([
-        "# Attention methods on the CPU",
-        f"{machine_line(facts)} One attention call without a model, {HEADS} heads of {WIDTH} channels, best of "
-        f"{options.turns} turns, wall-clock, dense attention (torch's) measured in the same turns. Queries and keys "
-        "are random: methods that choose by content choose at random. Mixture of block: a layer of temporal blocks.",
-        table(rows),
-    ]) + "\n"
+    rows = [
+        row
+        for dtype in options.dtype or DTYPES
+        for grid in options.grid or GRIDS
+        for row in measure(grid, dtype, options.turns)
+    ]
+    text = (
+        "\n\n".join(
+            [
+                "# Attention methods on the CPU",
+                f"{machine_line(facts)} One attention call without a model, {HEADS} heads of {WIDTH} channels, best of "
+                f"{options.turns} turns, wall-clock, dense attention (torch's) measured in the same turns. "
+                "Queries and keys are random: methods that choose by content choose at random. "
+                "Mixture of block: a layer of temporal blocks.",
+                table(rows),
+            ]
+        )
+        + "\n"
+    )
     report("methods_cpu", {"environment": facts, "turns": options.turns, "rows": rows}, text, options.output)
     return 0
 
@@ -89,7 +99,15 @@ def measure(grid: str, dtype: str, turns: int) -> list[dict[str, object]]:
     rows = []
     for name, seconds in best.items():
         density = densities.get(name)
-        rows.append({"grid": grid, "tokens": layout.length, "dtype": dtype, "method": name,
-                     "pairs executed": f"{density.executed:.3f}" if density else "1.000",
-                     "ms": f"{1e3 * seconds:.1f}", "speed": f"{best['dense'] / seconds:.2f}x"})
+        rows.append(
+            {
+                "grid": grid,
+                "tokens": layout.length,
+                "dtype": dtype,
+                "method": name,
+                "pairs executed": f"{density.executed:.3f}" if density else "1.000",
+                "ms": f"{1e3 * seconds:.1f}",
+                "speed": f"{best['dense'] / seconds:.2f}x",
+            }
+        )
     return rows

@@ -107,14 +107,19 @@ def run(options: argparse.Namespace) -> int:
             rows += _measure([p for p in chosen if p.backward == group], name, options.turns, clock)
     facts = {**environment(), "load average": os.getloadavg()}
     unit = "processor" if options.threads == 1 else "wall-clock"
-    text = "\n\n".join([
-        "# Block-sparse attention on the CPU",
-        f"{machine_line(facts)} {HEADS} heads of {WIDTH} channels, blocks of {BLOCK_Q} x {BLOCK_K}. Best of "
-        f"{options.turns} turns, {unit} seconds, dense attention measured in the same turns. Load average "
-        f"of the machine at the end: {facts['load average'][0]:.1f} (caches are shared with whatever else runs).",
-        table(rows),
-        f"ratio = time / (density x dense time). {WITHOUT_AMX if why_not('tiles') else WITH_AMX}",
-    ]) + "\n"
+    text = (
+        "\n\n".join(
+            [
+                "# Block-sparse attention on the CPU",
+                f"{machine_line(facts)} {HEADS} heads of {WIDTH} channels, blocks of {BLOCK_Q} x {BLOCK_K}. Best of "
+                f"{options.turns} turns, {unit} seconds, dense attention measured in the same turns. Load average "
+                f"at the end: {facts['load average'][0]:.1f} (caches are shared with whatever else runs).",
+                table(rows),
+                f"ratio = time / (density x dense time). {WITHOUT_AMX if why_not('tiles') else WITH_AMX}",
+            ]
+        )
+        + "\n"
+    )
     write_results(options.output, {"environment": facts, "turns": options.turns, "rows": rows}, text)
     print(text)
     return 0
@@ -132,8 +137,10 @@ def _measure(chosen: list[Problem], dtype: str, turns: int, clock: Callable[[], 
         return []
     tokens, backward = chosen[0].tokens, chosen[0].backward
     noise = torch.Generator().manual_seed(0)
-    tensors = [torch.randn(1, tokens, HEADS, WIDTH, generator=noise).to(DTYPES[dtype]).requires_grad_(backward)
-               for _ in range(3)]
+    tensors = [
+        torch.randn(1, tokens, HEADS, WIDTH, generator=noise).to(DTYPES[dtype]).requires_grad_(backward)
+        for _ in range(3)
+    ]
     seed = torch.randn(1, tokens, HEADS, WIDTH, generator=noise).to(DTYPES[dtype])
 
     def dense() -> torch.Tensor:
@@ -158,8 +165,18 @@ def _measure(chosen: list[Problem], dtype: str, turns: int, clock: Callable[[], 
     for problem in chosen:
         density = plans[problem.name].density().executed
         ratio = best[problem.name] / (density * best["dense"])
-        rows.append({"problem": problem.name, "dtype": dtype, "N": tokens, "density": round(density, 4),
-                     "dense ms": round(1e3 * best["dense"], 1), "ms": round(1e3 * best[problem.name], 1),
-                     "speed-up": round(best["dense"] / best[problem.name], 2), "ratio": round(ratio, 3),
-                     "goal": round(problem.goal[dtype], 2), "plan ms": round(1e3 * planning[problem.name], 1)})
+        rows.append(
+            {
+                "problem": problem.name,
+                "dtype": dtype,
+                "N": tokens,
+                "density": round(density, 4),
+                "dense ms": round(1e3 * best["dense"], 1),
+                "ms": round(1e3 * best[problem.name], 1),
+                "speed-up": round(best["dense"] / best[problem.name], 2),
+                "ratio": round(ratio, 3),
+                "goal": round(problem.goal[dtype], 2),
+                "plan ms": round(1e3 * planning[problem.name], 1),
+            }
+        )
     return rows

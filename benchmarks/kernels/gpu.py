@@ -39,8 +39,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--list", action="store_true", help="print the registered problems and stop")
     parser.add_argument("--dtype", choices=DTYPES, default="bf16")
     parser.add_argument("--repeats", type=int, default=10, help="times each call is measured, fewer when it is slow")
-    parser.add_argument("--budget", type=float, metavar="SECONDS",
-                        help="start no further problem after this long; the tests do not count")
+    parser.add_argument(
+        "--budget",
+        type=float,
+        metavar="SECONDS",
+        help="start no further problem after this long; the tests do not count",
+    )
     parser.add_argument("--quick", action="store_true", help="leave out the largest problems and FlexAttention")
     parser.add_argument("--roofline", action="store_true", help="print what the machine can do at best and stop")
     parser.add_argument("--output", default="kernels_gpu", help="name of the result files in benchmarks/results")

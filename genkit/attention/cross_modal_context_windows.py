@@ -62,9 +62,7 @@ def _times(layout: TokenLayout) -> torch.Tensor:
     return torch.tensor(layout.intervals, dtype=torch.float64)
 
 
-def _overlap(
-    low: torch.Tensor, high: torch.Tensor, spans: torch.Tensor, keys: torch.Tensor, instant: bool
-) -> Rule:
+def _overlap(low: torch.Tensor, high: torch.Tensor, spans: torch.Tensor, keys: torch.Tensor, instant: bool) -> Rule:
     """Queries see the keys [a, b) with ``b > low`` and ``a < high`` (``a <= high`` for an instant).
 
     Keys are placed by the rank of their start and by the rank of their end: two axes, on which any overlap is a box,

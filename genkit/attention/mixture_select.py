@@ -51,7 +51,7 @@ def _best(values: torch.Tensor, count: int) -> torch.Tensor:
     if values.device.type == "cpu" and not torch.compiler.is_compiling():
         place = values.shape[-1] - count
         # a fifth of the time of torch's topk
-        least = torch.from_numpy(np.partition(values, place, axis=-1)[..., place:place + 1])
+        least = torch.from_numpy(np.partition(values, place, axis=-1)[..., place : place + 1])
         enough = values >= least
         if np.count_nonzero(enough) == least.numel() * count:
             return enough  # no ties

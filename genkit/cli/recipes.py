@@ -32,9 +32,7 @@ def recipes(
     print(f"  for {shown.match or 'any model'}{'; named ' + ' or '.join(shown.models) if shown.models else ''}")
     if shown.made_for:
         print(f"  made for {', '.join(f'{key} {_text(value)}' for key, value in shown.made_for.items())}")
-    rows = [
-        (each.name, _text(each.value), ORIGINS.get(each.origin, "not stated"), each.note) for each in shown.values
-    ]
+    rows = [(each.name, _text(each.value), ORIGINS.get(each.origin, "not stated"), each.note) for each in shown.values]
     print_table(["setting", "value", "origin", "where"], rows)
     for key, value in shown.measured.items():
         print(f"  measured, {key}: {_text(value)}")

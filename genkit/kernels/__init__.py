@@ -19,5 +19,19 @@ from genkit.kernels.block_sparse import (
 from genkit.kernels.merge import merge
 from genkit.kernels.order import TokenOrder
 
-__all__ = ["ALL", "NONE", "WINDOW", "BlockPlan", "Density", "LowRank", "Quadratic", "Rule", "Table", "TokenOrder",
-           "backends", "block_sparse_attention", "merge", "why_not"]
+__all__ = [
+    "ALL",
+    "NONE",
+    "WINDOW",
+    "BlockPlan",
+    "Density",
+    "LowRank",
+    "Quadratic",
+    "Rule",
+    "Table",
+    "TokenOrder",
+    "backends",
+    "block_sparse_attention",
+    "merge",
+    "why_not",
+]

@@ -30,8 +30,13 @@ class TokenOrder:
     block: int
 
     @classmethod
-    def from_grid(cls, grid: Sequence[int], tile: Sequence[int], segments: Sequence[tuple[str, int]] = (),
-                  dilation: Sequence[int] | int = 1) -> TokenOrder:
+    def from_grid(
+        cls,
+        grid: Sequence[int],
+        tile: Sequence[int],
+        segments: Sequence[tuple[str, int]] = (),
+        dilation: Sequence[int] | int = 1,
+    ) -> TokenOrder:
         """Blocks that are boxes of a grid of any number of axes (1-D, 2-D, 3-D).
 
         Args:
@@ -43,8 +48,9 @@ class TokenOrder:
         grid, tile = tuple(grid), tuple(tile)
         steps = (dilation,) * len(grid) if isinstance(dilation, int) else tuple(dilation)
         if not (len(grid) == len(tile) == len(steps)) or min((*tile, *steps), default=0) < 1:
-            raise UsageError(f"token order: tile {tile} and dilation {steps} need one number >= 1 for each axis "
-                             f"of the grid {grid}")
+            raise UsageError(
+                f"token order: tile {tile} and dilation {steps} need one number >= 1 for each axis of the grid {grid}"
+            )
         block = prod(tile)
         blocks: list[Tensor] = []
         start = 0
@@ -70,13 +76,15 @@ class TokenOrder:
     def from_permutation(cls, permutation: Tensor, block: int) -> TokenOrder:
         """Any order (a curve, a sort): slot i holds token ``permutation[i]``; the tail block is padded."""
         permutation = permutation.to(torch.int64)
-        if permutation.dim() != 1 or not torch.equal(permutation.sort().values, torch.arange(
-                permutation.numel(), device=permutation.device)):
+        if permutation.dim() != 1 or not torch.equal(
+            permutation.sort().values, torch.arange(permutation.numel(), device=permutation.device)
+        ):
             raise UsageError("token order: the permutation must hold every index from 0 to N - 1 once")
         if block < 1:
             raise UsageError(f"token order: block must be >= 1, got {block}")
-        return cls._from_blocks(list(permutation.split(block)) if permutation.numel() else [], block,
-                                permutation.numel())
+        return cls._from_blocks(
+            list(permutation.split(block)) if permutation.numel() else [], block, permutation.numel()
+        )
 
     @classmethod
     def _from_blocks(cls, blocks: Sequence[Tensor], block: int, tokens: int) -> TokenOrder:
@@ -109,8 +117,9 @@ class TokenOrder:
 
     def to(self, device: torch.device | str) -> TokenOrder:
         """The same order with its tables on ``device``."""
-        return replace(self, gather=self.gather.to(device), inverse=self.inverse.to(device),
-                       valid=self.valid.to(device))
+        return replace(
+            self, gather=self.gather.to(device), inverse=self.inverse.to(device), valid=self.valid.to(device)
+        )
 
     def apply(self, x: Tensor, dim: int = 1) -> Tensor:
         """Tokens of ``x`` along ``dim`` (length N) in block order (length ``padded``), padding 0. Differentiable."""
@@ -124,8 +133,10 @@ class TokenOrder:
 
     def _expect(self, x: Tensor, dim: int, length: int) -> None:
         if x.shape[dim] != length:
-            raise UsageError(f"token order: axis {dim} has length {x.shape[dim]}, expected {length} "
-                             f"({self.length} tokens in {self.blocks} blocks of {self.block})")
+            raise UsageError(
+                f"token order: axis {dim} has length {x.shape[dim]}, expected {length} "
+                f"({self.length} tokens in {self.blocks} blocks of {self.block})"
+            )
 
 
 class _Move(torch.autograd.Function):

@@ -36,9 +36,7 @@ def read_sound(path: str | Path) -> tuple[np.ndarray, int]:
             rate = int(stream.codec_context.sample_rate)
             layout = "mono" if stream.codec_context.channels == 1 else "stereo"
             resampler = av.AudioResampler(format="fltp", layout=layout, rate=rate)
-            blocks = [
-                out.to_ndarray() for frame in container.decode(audio=0) for out in resampler.resample(frame)
-            ]
+            blocks = [out.to_ndarray() for frame in container.decode(audio=0) for out in resampler.resample(frame)]
             blocks += [out.to_ndarray() for out in resampler.resample(None)]
             length = round(stream.duration * stream.time_base * rate) if stream.duration else None
     except (av.error.FFmpegError, OSError, ValueError, TypeError, ArithmeticError) as error:

@@ -200,9 +200,7 @@ class _Run:
         return found
 
 
-def _denoise(
-    pipeline: Any, given: Given, features: SoundFeatures, options: dict[str, Any], guidance: _Guidance
-) -> Any:
+def _denoise(pipeline: Any, given: Given, features: SoundFeatures, options: dict[str, Any], guidance: _Guidance) -> Any:
     """Frames or samples of the half that is made."""
     device, count = pipeline._execution_device, int(options["num_frames"])
     grid = (

@@ -82,9 +82,7 @@ def record_latents(
     given = {"name": name, "strength": strength, "encoder_hidden_states": text}
     references = References.of(patch.cache)
     if _has_unet(pipeline):
-        return references.record(
-            patch, pipeline.unet, sample=latents.to(text.dtype), timestep=timestep.long(), **given
-        )
+        return references.record(patch, pipeline.unet, sample=latents.to(text.dtype), timestep=timestep.long(), **given)
     model = pipeline.transformer
     with time_shift(model, shift):
         return references.record(patch, model, hidden_states=latents.to(text.dtype), timestep=timestep, **given)

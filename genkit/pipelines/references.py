@@ -40,9 +40,7 @@ class ReferencePicture:
         return hashlib.sha256(self.source.read_bytes()).hexdigest()[:16]
 
 
-def read_references(
-    settings: GenerateSettings, pipeline_class: str, multiple: int
-) -> tuple[ReferencePicture, ...]:
+def read_references(settings: GenerateSettings, pipeline_class: str, multiple: int) -> tuple[ReferencePicture, ...]:
     """Read what ``settings.reference`` names; nothing when other attention is asked for.
 
     Args:
@@ -128,9 +126,7 @@ def settle(settings: GenerateSettings, pipeline: Any) -> GenerateSettings:
     return settings.replace(schedule=join_pairs({"branches": "cond"} | pairs))
 
 
-def record(
-    patch: Any, pipeline: Any, references: Sequence[ReferencePicture], settings: GenerateSettings
-) -> None:
+def record(patch: Any, pipeline: Any, references: Sequence[ReferencePicture], settings: GenerateSettings) -> None:
     """Make the pictures the references of a patch and say where they apply: in the box, and in the prompt's half of
     guidance, so that guidance acts on them too."""
     if not references:

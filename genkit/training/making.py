@@ -83,9 +83,7 @@ class Making:
 
     def main_function(self, description: str) -> int:
         """The body of a training script: parse the command line, run, and turn errors into exit codes."""
-        parser = argparse.ArgumentParser(
-            description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-        )
+        parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
         self.add_arguments(parser)
         return exit_code(lambda: self.run(parser.parse_args()))
 

@@ -130,9 +130,7 @@ class PatchKind:
         count = min(options.measure, batch_for(size, options.tokens))
         return mean_loss(task, size, max(1, options.measure // count), count, options.seed + 1_000_000)
 
-    def report(
-        self, options: Options, target: Path, size: str, before: float | None, after: float | None
-    ) -> None:
+    def report(self, options: Options, target: Path, size: str, before: float | None, after: float | None) -> None:
         """What was trained and what came of it, as ``training.json`` beside the weights."""
         state = load_checkpoint(options.folder / STAGE / "checkpoint.pt")
         seconds = round(state.get("earlier_seconds", 0.0) + state["seconds"], 1)

@@ -172,9 +172,7 @@ def _draw(rng: np.random.Generator, count: int) -> Picture:
     return Picture(cast, background, tuple(relations))
 
 
-def place(
-    picture: Picture, height: int, width: int, rng: np.random.Generator, tries: int = 60
-) -> Placement | None:
+def place(picture: Picture, height: int, width: int, rng: np.random.Generator, tries: int = 60) -> Placement | None:
     """Centres and radii that keep every object inside, apart from each other and where the picture says.
 
     Args:

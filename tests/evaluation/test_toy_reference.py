@@ -119,9 +119,11 @@ def test_the_benchmark_measures_models_for_pictures(tiny_sd, tmp_path):
     assert data["size"] == "64x64" and len(data["rows"]) == 14 and "texture" in data["rows"][0]
     sheet = media.read_media(tmp_path / "toy_reference_picture.png").frames[0]
     # The references and seven ways, three seen cases side by side, titles above.
-    assert sheet.shape[0] > 8 * 64 and sheet.shape[1] > 3 * 64 and "(toy_reference_picture.png)" in (
-        tmp_path / "toy_reference_picture.md"
-    ).read_text()
+    assert (
+        sheet.shape[0] > 8 * 64
+        and sheet.shape[1] > 3 * 64
+        and "(toy_reference_picture.png)" in (tmp_path / "toy_reference_picture.md").read_text()
+    )
     with pytest.raises(SystemExit, match="5 frames"):
         toy_reference.run(parser.parse_args([*given, "--size", "5x64x64"]))
 

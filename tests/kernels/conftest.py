@@ -19,8 +19,13 @@ def _filled(make):
 
 @pytest.fixture
 def nan_memory(monkeypatch):
-    for owner, name in ((torch, "empty"), (torch, "empty_like"), (torch, "empty_strided"),
-                        (torch.Tensor, "new_empty"), (torch.Tensor, "new_empty_strided")):
+    for owner, name in (
+        (torch, "empty"),
+        (torch, "empty_like"),
+        (torch, "empty_strided"),
+        (torch.Tensor, "new_empty"),
+        (torch.Tensor, "new_empty_strided"),
+    ):
         monkeypatch.setattr(owner, name, _filled(getattr(owner, name)))
 
 

@@ -7,5 +7,22 @@ from genkit.kernels.block_sparse.bias import LowRank, Quadratic, Table
 from genkit.kernels.block_sparse.plan import BlockPlan, Density, InverseLists, PooledKeys
 from genkit.kernels.block_sparse.rule import ABSENT, ALL, FULL, NONE, PARTIAL, WINDOW, Rule
 
-__all__ = ["ABSENT", "ALL", "FULL", "NONE", "PARTIAL", "WINDOW", "BlockPlan", "Density", "InverseLists", "LowRank",
-           "PooledKeys", "Quadratic", "Rule", "Table", "backends", "block_sparse_attention", "why_not"]
+__all__ = [
+    "ABSENT",
+    "ALL",
+    "FULL",
+    "NONE",
+    "PARTIAL",
+    "WINDOW",
+    "BlockPlan",
+    "Density",
+    "InverseLists",
+    "LowRank",
+    "PooledKeys",
+    "Quadratic",
+    "Rule",
+    "Table",
+    "backends",
+    "block_sparse_attention",
+    "why_not",
+]

@@ -17,8 +17,16 @@ from genkit.kernels.merge import merge
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-def block_sparse_attention(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, *, scale: float | None = None,
-                           backend: str = "auto", bias: Bias | Sequence[Bias] | None = None) -> tuple[Tensor, Tensor]:
+def block_sparse_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    plan: BlockPlan,
+    *,
+    scale: float | None = None,
+    backend: str = "auto",
+    bias: Bias | Sequence[Bias] | None = None,
+) -> tuple[Tensor, Tensor]:
     """Attention over the key blocks a plan lists: ``softmax(scale * q k^T + bias) v`` on the visible pairs.
 
     Args:
@@ -59,8 +67,16 @@ def block_sparse_attention(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, *, 
     return out, lse
 
 
-def why_not(backend: str, q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, *,
-            bias: Bias | Sequence[Bias] | None = None, needs_grad: bool | None = None) -> str | None:
+def why_not(
+    backend: str,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    plan: BlockPlan,
+    *,
+    bias: Bias | Sequence[Bias] | None = None,
+    needs_grad: bool | None = None,
+) -> str | None:
     """Why a backend cannot run these inputs, or None when it can. The same text is in the error of a refused call.
 
     Args:
@@ -83,8 +99,9 @@ def _run(q, k, v, plan, scale, backend, terms, needs_grad):
     return torch.ops.genkit.block_sparse(q, k, v, tables, sizes, bias, kinds, scale, backend, needs_grad)
 
 
-def _pooled(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, part: PooledKeys, scale: float, backend: str,
-            needs_grad: bool) -> tuple[Tensor, Tensor]:
+def _pooled(
+    q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, part: PooledKeys, scale: float, backend: str, needs_grad: bool
+) -> tuple[Tensor, Tensor]:
     """Attention over means of ``factor`` keys, each weighing as many keys as it stands for."""
     k, v = (_means(x, plan, part.factor) for x in (k, v))
     if part.count is None:
@@ -117,16 +134,20 @@ def _terms(bias: Bias | Sequence[Bias] | None) -> tuple[Bias, ...]:
 
 def _check(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, terms: Sequence[Bias]) -> None:
     if q.dim() != 4 or k.dim() != 4 or k.shape != v.shape:
-        raise UsageError(f"block-sparse attention takes q (B, Nq, H, D) and k, v (B, Nk, Hk, D) of one shape, got "
-                         f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}")
+        raise UsageError(
+            f"block-sparse attention takes q (B, Nq, H, D) and k, v (B, Nk, Hk, D) of one shape, got "
+            f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
+        )
     batch, n_q, heads, width = q.shape
     if (k.shape[0], k.shape[3]) != (batch, width):
         raise UsageError(f"q and k must agree in batch and head size, got {tuple(q.shape)} and {tuple(k.shape)}")
     if k.shape[2] == 0 or heads % k.shape[2]:
         raise UsageError(f"the {heads} query heads must be a multiple of the {k.shape[2]} key heads")
     if not q.dtype == k.dtype == v.dtype or q.dtype not in DTYPES:
-        raise UsageError(f"q, k and v must share one of the dtypes float16, bfloat16, float32, float64, got "
-                         f"{q.dtype}, {k.dtype}, {v.dtype}")
+        raise UsageError(
+            f"q, k and v must share one of the dtypes float16, bfloat16, float32, float64, got "
+            f"{q.dtype}, {k.dtype}, {v.dtype}"
+        )
     if not q.device == k.device == v.device:
         raise UsageError(f"q, k and v must be on one device, got {q.device}, {k.device}, {v.device}")
     if not isinstance(plan, BlockPlan):
@@ -134,12 +155,16 @@ def _check(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, terms: Sequence[Bia
     if plan.device != q.device:
         raise UsageError(f"the plan is on {plan.device}, the tensors are on {q.device}; use plan.to({str(q.device)!r})")
     if (plan.n_q, plan.n_k) != (n_q, k.shape[1]):
-        raise UsageError(f"the plan is for {plan.n_q} queries and {plan.n_k} keys, but q has {n_q} tokens and k has "
-                         f"{k.shape[1]}; build a plan for this layout")
+        raise UsageError(
+            f"the plan is for {plan.n_q} queries and {plan.n_k} keys, but q has {n_q} tokens and k has "
+            f"{k.shape[1]}; build a plan for this layout"
+        )
     groups = 1 if plan.rule is None else plan.rule.k_group.shape[0]
     if plan.batch not in (1, batch) or plan.heads not in (1, heads) or groups not in (1, batch):
-        raise UsageError(f"the plan has lists for {max(plan.batch, groups)} batch entries and {plan.heads} heads, but "
-                         f"q has {batch} and {heads}; allowed: 1 or the same number")
+        raise UsageError(
+            f"the plan has lists for {max(plan.batch, groups)} batch entries and {plan.heads} heads, but "
+            f"q has {batch} and {heads}; allowed: 1 or the same number"
+        )
     if terms and plan.pooled:
         raise UsageError("a plan with pooled keys takes no bias: the bias of a mean of several keys is not defined")
     for term in terms:

@@ -44,8 +44,9 @@ class LowRank:
 
     def reorder(self, order: TokenOrder | None, key_order: TokenOrder | None) -> LowRank:
         """The same bias for tokens in block order."""
-        return LowRank(self.f if order is None else order.apply(self.f),
-                       self.g if key_order is None else key_order.apply(self.g))
+        return LowRank(
+            self.f if order is None else order.apply(self.f), self.g if key_order is None else key_order.apply(self.g)
+        )
 
     def misfit(self, batch: int, n_q: int, n_k: int, heads: int) -> str | None:
         """Why this bias cannot serve such queries and keys, or None."""
@@ -85,16 +86,21 @@ class Quadratic:
         if self.weight.dim() == 1:
             put(self, "weight", self.weight[None])
         axes = self.q_pos.shape[-1]
-        for name, like, size in (("hinge", 0.0, axes), ("q_gain", 1.0, self.q_pos.shape[0]),
-                                 ("k_gain", 1.0, self.k_pos.shape[0])):
+        for name, like, size in (
+            ("hinge", 0.0, axes),
+            ("q_gain", 1.0, self.q_pos.shape[0]),
+            ("k_gain", 1.0, self.k_pos.shape[0]),
+        ):
             table = getattr(self, name)
             table = self.q_pos.new_full((size,), like) if table is None else table.to(wide)
             if table.shape != (size,):
                 raise UsageError(f"bias: {name} must be ({size},), got {tuple(table.shape)}")
             put(self, name, table)
         if self.q_pos.dim() != 2 or self.k_pos.dim() != 2 or not axes == self.k_pos.shape[1] == self.weight.shape[-1]:
-            raise UsageError(f"bias: q_pos (Nq, A), k_pos (Nk, A), weight (H|1, A) must share A, got "
-                             f"{tuple(self.q_pos.shape)}, {tuple(self.k_pos.shape)}, {tuple(self.weight.shape)}")
+            raise UsageError(
+                f"bias: q_pos (Nq, A), k_pos (Nk, A), weight (H|1, A) must share A, got "
+                f"{tuple(self.q_pos.shape)}, {tuple(self.k_pos.shape)}, {tuple(self.weight.shape)}"
+            )
 
     def tensors(self) -> list[Tensor]:
         """The tables in a fixed order."""
@@ -134,8 +140,10 @@ class Table:
         put(self, "k_pos", self.k_pos.to(torch.int32))
         axes = len(self.values)
         if self.q_pos.dim() != 2 or self.k_pos.dim() != 2 or not axes == self.q_pos.shape[1] == self.k_pos.shape[1]:
-            raise UsageError(f"bias: {axes} tables need q_pos (Nq, {axes}) and k_pos (Nk, {axes}), got "
-                             f"{tuple(self.q_pos.shape)} and {tuple(self.k_pos.shape)}")
+            raise UsageError(
+                f"bias: {axes} tables need q_pos (Nq, {axes}) and k_pos (Nk, {axes}), got "
+                f"{tuple(self.q_pos.shape)} and {tuple(self.k_pos.shape)}"
+            )
         for table in self.values:
             if table.dim() != 2 or table.shape[1] % 2 == 0:
                 raise UsageError(f"bias: a table must be (H|1, 2 * reach + 1), got {tuple(table.shape)}")
@@ -156,8 +164,11 @@ class Table:
 
     def reorder(self, order: TokenOrder | None, key_order: TokenOrder | None) -> Table:
         """The same bias for tokens in block order."""
-        return Table(self.values, self.q_pos if order is None else order.apply(self.q_pos, 0),
-                     self.k_pos if key_order is None else key_order.apply(self.k_pos, 0))
+        return Table(
+            self.values,
+            self.q_pos if order is None else order.apply(self.q_pos, 0),
+            self.k_pos if key_order is None else key_order.apply(self.k_pos, 0),
+        )
 
     def misfit(self, batch: int, n_q: int, n_k: int, heads: int) -> str | None:
         """Why this bias cannot serve such queries and keys, or None."""
@@ -194,8 +205,8 @@ def unflatten(kinds: str, tables: Sequence[Tensor]) -> tuple[Bias, ...]:
             terms.append(Quadratic(*tables[:6]))
         else:
             axes = int(kind.removeprefix("table"))
-            terms.append(Table(tuple(tables[:axes]), *tables[axes:axes + 2]))
-        del tables[:len(terms[-1].tensors())]
+            terms.append(Table(tuple(tables[:axes]), *tables[axes : axes + 2]))
+        del tables[: len(terms[-1].tensors())]
     return tuple(terms)
 
 

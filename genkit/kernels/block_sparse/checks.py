@@ -16,8 +16,14 @@ if TYPE_CHECKING:
 _PAIRS = 1 << 22  # token pairs looked at together
 
 
-def refuse_empty_rows(total: Tensor, full_count: Tensor | None, plan: BlockPlan | None, sizes: _Sizes,
-                      rule: Rule | None, off: Tensor | None) -> None:
+def refuse_empty_rows(
+    total: Tensor,
+    full_count: Tensor | None,
+    plan: BlockPlan | None,
+    sizes: _Sizes,
+    rule: Rule | None,
+    off: Tensor | None,
+) -> None:
     """Raise UsageError when a valid query sees no key and was not switched off.
 
     Args:
@@ -35,8 +41,10 @@ def refuse_empty_rows(total: Tensor, full_count: Tensor | None, plan: BlockPlan 
         return
     if bool(empty.any()):
         b, h, i = empty.nonzero()[0].tolist()
-        raise UsageError(f"plan: query block {i} (batch {b}, head {h}) sees no key block ({int(empty.sum())} "
-                         "such rows); give every row at least one block, or name the rows in off= to switch them off")
+        raise UsageError(
+            f"plan: query block {i} (batch {b}, head {h}) sees no key block ({int(empty.sum())} "
+            "such rows); give every row at least one block, or name the rows in off= to switch them off"
+        )
     if rule is not None:
         _refuse_empty_tokens(plan, settled, (full_count == 0) & ~allowed, off)
 
@@ -65,9 +73,11 @@ def _refuse_empty_tokens(plan: BlockPlan, settled: Tensor, doubtful: Tensor, off
         row, slot = (~seen).nonzero()[0].tolist()
         token = int(i[row]) * plan.block_q + slot
         token = token if plan.order is None else int(plan.order.gather[token])
-        raise UsageError(f"plan: query token {token} (batch {int(b[row])}, head {int(h[row])}) sees no key "
-                         f"({int((~seen).sum())} such tokens); widen its window, or give it a group that sees no group "
-                         "at all to switch it off")
+        raise UsageError(
+            f"plan: query token {token} (batch {int(b[row])}, head {int(h[row])}) sees no key "
+            f"({int((~seen).sum())} such tokens); widen its window, or give it a group that sees no group "
+            "at all to switch it off"
+        )
 
 
 def partial_tiles(plan: BlockPlan, q_block: Tensor, k_block: Tensor, batch: int = 0) -> Tensor:

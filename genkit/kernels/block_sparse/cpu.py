@@ -26,8 +26,9 @@ _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
 
 
-def why_not(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, *, bias: Sequence[Bias] = (),
-            needs_grad: bool = False) -> str | None:
+def why_not(
+    q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, *, bias: Sequence[Bias] = (), needs_grad: bool = False
+) -> str | None:
     """Why these inputs cannot run here, or None."""
     if q.device.type != "cpu":
         return f"the tensors are on {q.device}, this backend runs on the CPU"
@@ -42,8 +43,9 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def forward(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, scale: float,
-            bias: Sequence[Bias]) -> tuple[Tensor, Tensor]:
+def forward(
+    q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, scale: float, bias: Sequence[Bias]
+) -> tuple[Tensor, Tensor]:
     """out (B, Nq, H, D) like q and lse (B, H, Nq)."""
     if native.why_not(q, plan, scale) is None:
         return native.forward(q, k, v, PlanLists(plan, native.with_tiles(q.dtype)), scale, bias)
@@ -78,8 +80,18 @@ def _merged(out: Tensor, lse: Tensor, more: Tensor, total: Tensor) -> tuple[Tens
     return torch.lerp(out, more, share), both
 
 
-def backward(grad_out: Tensor, grad_lse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
-             plan: BlockPlan, scale: float, bias: Sequence[Bias]) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+def backward(
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    plan: BlockPlan,
+    scale: float,
+    bias: Sequence[Bias],
+) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
     """Gradients of q, k, v and of every bias table that may have one."""
     sums = cpu_bias.gradients(bias)
     if native.why_not(q, plan, scale) is None:
@@ -109,13 +121,14 @@ def backward(grad_out: Tensor, grad_lse: Tensor | None, q: Tensor, k: Tensor, v:
                 extra = None if grad_lse is None else rows.read(part.of(grad_lse))[..., 0]
                 parts = _by_hand(part, piece, row_grad, row_out, seen, extra, scale, bias, sums)
             else:
-                parts = _flash_backward(row_grad, piece.q, piece.k, piece.v, row_out, seen, 0.0, False,
-                                        attn_mask=piece.mask, scale=scale)
+                parts = _flash_backward(
+                    row_grad, piece.q, piece.k, piece.v, row_out, seen, 0.0, False, attn_mask=piece.mask, scale=scale
+                )
             rows.write(queries, parts[0] + rows.read(queries) if piece.adds else parts[0])
             work.add(keys, parts[1], piece)
             work.add(values, parts[2], piece)
         for into, total in ((d_k, keys), (d_v, values)):
-            work.keys_of(into, part).copy_(total[:, :into.shape[1]])
+            work.keys_of(into, part).copy_(total[:, : into.shape[1]])
     return d_q.to(q.dtype), d_k, d_v, _tables(bias, sums)
 
 
@@ -125,8 +138,17 @@ def _tables(bias: Sequence[Bias], sums: list[list[Tensor]]) -> list[Tensor]:
     return [total.to(table.dtype) for table, total in zip(tables, (s for part in sums for s in part), strict=True)]
 
 
-def _by_hand(heads: Heads, piece: Piece, grad: Tensor, out: Tensor, lse: Tensor, grad_lse: Tensor | None, scale: float,
-             bias: Sequence[Bias], sums: list[list[Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
+def _by_hand(
+    heads: Heads,
+    piece: Piece,
+    grad: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    grad_lse: Tensor | None,
+    scale: float,
+    bias: Sequence[Bias],
+    sums: list[list[Tensor]],
+) -> tuple[Tensor, Tensor, Tensor]:
     """The backward pass with the scores' gradient in hand, for a gradient of lse or of a bias: row by row,
     dS = P * (dO V^T - rowsum(dO * O) + dlse)."""
     shape_q, shape_k = piece.q.shape, piece.k.shape

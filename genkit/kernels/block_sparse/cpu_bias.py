@@ -15,8 +15,9 @@ def values(terms: Sequence[Bias], batch: int, head: int, start: int, stop: int, 
     return sum(_values(term, batch, head, slice(start, stop), tokens) for term in terms)
 
 
-def turned_values(terms: Sequence[Bias], batch: int, head: int, start: int, stop: int, tokens: Tensor,
-                  factor: float, into: Tensor) -> None:
+def turned_values(
+    terms: Sequence[Bias], batch: int, head: int, start: int, stop: int, tokens: Tensor, factor: float, into: Tensor
+) -> None:
     """Write :func:`values` times a factor to float32 ``into`` (keys, stop - start)."""
     first, *others = terms
     if isinstance(first, LowRank) and first.f.dtype != torch.float64:
@@ -79,12 +80,29 @@ def _values(term: Bias, batch: int, head: int, rows: slice, tokens: Tensor | sli
 
 def gradients(terms: Sequence[Bias]) -> list[list[Tensor]]:
     """Zeroed float32 (float64) accumulators, one list per term in the order of ``term.trainable``."""
-    return [[torch.zeros_like(term.tensors()[at], dtype=torch.promote_types(term.tensors()[at].dtype, torch.float32),
-                              memory_format=torch.contiguous_format) for at in term.trainable] for term in terms]
+    return [
+        [
+            torch.zeros_like(
+                term.tensors()[at],
+                dtype=torch.promote_types(term.tensors()[at].dtype, torch.float32),
+                memory_format=torch.contiguous_format,
+            )
+            for at in term.trainable
+        ]
+        for term in terms
+    ]
 
 
-def accumulate(terms: Sequence[Bias], sums: list[list[Tensor]], d_scores: Tensor, batch: int, head: int, start: int,
-               stop: int, tokens: Tensor) -> None:
+def accumulate(
+    terms: Sequence[Bias],
+    sums: list[list[Tensor]],
+    d_scores: Tensor,
+    batch: int,
+    head: int,
+    start: int,
+    stop: int,
+    tokens: Tensor,
+) -> None:
     """Add the gradient of one row of work: ``d_scores`` (stop - start, keys) is the gradient of the biased scores."""
     rows = slice(start, stop)
     for term, found in zip(terms, sums, strict=True):

@@ -40,7 +40,7 @@ class Heads:
 
     def of(self, x: Tensor) -> Tensor:
         """View (count, N, D') of the rows of x (B, N, H, D') that belong to these heads."""
-        return x[self.batch, :, self.first:self.first + self.count].transpose(0, 1)
+        return x[self.batch, :, self.first : self.first + self.count].transpose(0, 1)
 
 
 class Rows:
@@ -58,8 +58,14 @@ class Rows:
         self.where, self.queries = where, queries
         (head, start), (last, end) = where[0], where[-1]
         heads, blocks = last - head + 1, (end - start) // queries + 1
-        self.regular = heads * blocks == len(where) and (end - start) % queries == 0 and (
-            len(where) == 1 or where == [(head + h, start + i * queries) for h in range(heads) for i in range(blocks)])
+        self.regular = (
+            heads * blocks == len(where)
+            and (end - start) % queries == 0
+            and (
+                len(where) == 1
+                or where == [(head + h, start + i * queries) for h in range(heads) for i in range(blocks)]
+            )
+        )
         self.shape = (heads, blocks) if self.regular else (len(where), 1)
         self._at = slice(head, last + 1), slice(start, end + queries)
 
@@ -67,7 +73,7 @@ class Rows:
         """(a, b, queries, D') of x (heads, N, D'): a view if they lie regularly."""
         if self.regular:
             return x[self._at].view(*self.shape, self.queries, x.shape[2])
-        return torch.stack([x[h, s:s + self.queries] for h, s in self.where])[:, None]
+        return torch.stack([x[h, s : s + self.queries] for h, s in self.where])[:, None]
 
     def write(self, x: Tensor, found: Tensor) -> None:
         """Write ``found`` (a, b, queries, D') to x (heads, N, D')."""
@@ -75,7 +81,7 @@ class Rows:
             x[self._at].view(found.shape).copy_(found)
             return
         for (h, s), row in zip(self.where, found[:, 0], strict=True):
-            x[h, s:s + self.queries] = row
+            x[h, s : s + self.queries] = row
 
 
 @dataclass(frozen=True)
@@ -113,14 +119,23 @@ class Work:
         backward: whether this is the backward pass, whose calls also return gradients of all their keys.
     """
 
-    def __init__(self, q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, bias: Sequence[Bias], dtype: torch.dtype,
-                 backward: bool = False):
+    def __init__(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        plan: BlockPlan,
+        bias: Sequence[Bias],
+        dtype: torch.dtype,
+        backward: bool = False,
+    ):
         self.plan, self.bias, self.schedule, self.dtype = plan, bias, schedule(plan), dtype
         self.wide = torch.float64 if dtype == torch.float64 else torch.float32
         self.group = q.shape[2] // k.shape[2]
         self.q, self.k, self.v = (unit_rows(x) for x in (q, k, v))
-        self.move_keys = bool(self.schedule.gathered) or q.dtype != dtype or (
-            self.schedule.pairs >= _PAYING_VISITS * plan.n_k)
+        self.move_keys = (
+            bool(self.schedule.gathered) or q.dtype != dtype or (self.schedule.pairs >= _PAYING_VISITS * plan.n_k)
+        )
         self.chunk = (_SMALL_BYTES if backward or dtype.itemsize == 2 else _CHUNK_BYTES) * torch.get_num_threads()
         self.copies: dict[str, Tensor] = {}
 
@@ -138,14 +153,16 @@ class Work:
                 high = min(low + together, key_heads)
                 first, last = low * self.group, high * self.group
                 q = self.q[batch, :, first:last].transpose(0, 1)
-                k, v = (self._laid_out(name, x[batch, :, low:high].transpose(0, 1), padded)
-                        for name, x in (("k", self.k), ("v", self.v)))
+                k, v = (
+                    self._laid_out(name, x[batch, :, low:high].transpose(0, 1), padded)
+                    for name, x in (("k", self.k), ("v", self.v))
+                )
                 yield Heads(batch, first, last - first, q, k, v)
 
     def keys_of(self, x: Tensor, heads: Heads) -> Tensor:
         """View (key heads, Nk, D) of x (B, Nk, key heads, D)."""
         low = heads.first // self.group
-        return x[heads.batch, :, low:low + heads.k.shape[0]].transpose(0, 1)
+        return x[heads.batch, :, low : low + heads.k.shape[0]].transpose(0, 1)
 
     def _laid_out(self, name: str, x: Tensor, length: int) -> Tensor:
         """x (heads, N, D) itself where moving it does not pay, else a copy in the kernel's dtype, head by head and with
@@ -154,9 +171,9 @@ class Work:
             return x
         if name not in self.copies:
             self.copies[name] = torch.empty(x.shape[0], length, x.shape[2], dtype=self.dtype)
-            self.copies[name][:, x.shape[1]:] = 0
-        copy = self.copies[name][:x.shape[0]]
-        copy[:, :x.shape[1]].copy_(x)
+            self.copies[name][:, x.shape[1] :] = 0
+        copy = self.copies[name][: x.shape[0]]
+        copy[:, : x.shape[1]].copy_(x)
         return copy
 
     # ---- pieces -----------------------------------------------------------------------------------------------------
@@ -203,7 +220,7 @@ class Work:
     def _windows(self, x: Tensor, head: int, stop: int, first: int, keys: int, shift: int, count: int) -> Tensor:
         """(heads, count, keys, D) view of the windows that query heads [head, stop) see."""
         low, high = head // self.group, (stop - 1) // self.group + 1
-        part = x[low:high, first:first + keys + (count - 1) * shift]
+        part = x[low:high, first : first + keys + (count - 1) * shift]
         part = part[:, None] if count == 1 else part.unfold(1, keys, shift).transpose(2, 3)
         return part if high - low == stop - head else part.expand(stop - head, -1, -1, -1)
 
@@ -226,12 +243,17 @@ class Work:
                         rows = [(h, group.rows[at] * plan.block_q) for h in range(head, stop)]
                         yield self._gather(heads, group, rows, group.blocks[at] + base[head:stop, None])
             return
-        rows = [(head, group.rows[at] * plan.block_q) for low, high, begin, end in runs
-                for head in range(low, high) for at in range(begin, end)]
-        blocks = torch.cat([(group.blocks[begin:end] + base[low:high, None, None]).flatten(0, 1)
-                            for low, high, begin, end in runs])
+        rows = [
+            (head, group.rows[at] * plan.block_q)
+            for low, high, begin, end in runs
+            for head in range(low, high)
+            for at in range(begin, end)
+        ]
+        blocks = torch.cat(
+            [(group.blocks[begin:end] + base[low:high, None, None]).flatten(0, 1) for low, high, begin, end in runs]
+        )
         for at in range(0, len(rows), step):
-            yield self._gather(heads, group, rows[at:at + step], blocks[at:at + step])
+            yield self._gather(heads, group, rows[at : at + step], blocks[at : at + step])
 
     def _gather(self, heads: Heads, group: Gathered, where: list[tuple[int, int]], blocks: Tensor) -> Piece:
         """One call for rows of work ``where`` with the key blocks (n, count)."""
@@ -240,8 +262,10 @@ class Work:
         if group.tokens < blocks.shape[1] * plan.block_k:
             at, width = self._valid_tokens(blocks), 1
         rows = Rows(where, group.queries)
-        k, v = (self._copy(name, x, at.reshape(-1), width).view(*rows.shape, -1, x.shape[2])
-                for name, x in (("K", heads.k), ("V", heads.v)))
+        k, v = (
+            self._copy(name, x, at.reshape(-1), width).view(*rows.shape, -1, x.shape[2])
+            for name, x in (("K", heads.k), ("V", heads.v))
+        )
         if group.masked or self.bias:
             head, start = where[0]
             own = blocks[:1] % plan.blocks_k
@@ -264,8 +288,16 @@ class Work:
             self.copies[name] = x.new_empty(size)
         return torch.index_select(source, 0, at, out=self.copies[name][:size].view(at.shape[0], -1))
 
-    def _mask(self, heads: Heads, head: int, row: int | None, start: int, stop: int, keys: Tensor | range | None,
-              blocks: Tensor | None = None) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    def _mask(
+        self,
+        heads: Heads,
+        head: int,
+        row: int | None,
+        start: int,
+        stop: int,
+        keys: Tensor | range | None,
+        blocks: Tensor | None = None,
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """What hides and biases the queries [start, stop) of a head of the set.
 
         Args:
@@ -300,7 +332,7 @@ class Work:
             low = piece.rows.where[0][0] // self.group
             part = part if self.group == 1 else part.sum(0, keepdim=True, dtype=total.dtype)
             for block in range(part.shape[1]):
-                into = total[low:low + part.shape[0], first + block * shift:last + block * shift]
+                into = total[low : low + part.shape[0], first + block * shift : last + block * shift]
                 into += part[:, block]
             return
         at, width = piece.blocks, self.plan.block_k

@@ -79,7 +79,7 @@ class Schedule:
 
     def slices_of(self, row: int) -> list[Slice]:
         """The slices of one of the plan's lists, counted batch entry by head."""
-        return self.slices[self.starts[row]:self.starts[row + 1]]
+        return self.slices[self.starts[row] : self.starts[row + 1]]
 
     @property
     def merges(self) -> bool:
@@ -159,10 +159,10 @@ def _bundles(plan: BlockPlan, keep: Tensor, free: Tensor) -> tuple[list[Gathered
     free = free & (plan.q_valid == plan.block_q)
     if size == 1 or not whole or not bool(free.any()):
         return [], set()
-    rows = keep[:, :, :whole * size].unflatten(2, (whole, size))
+    rows = keep[:, :, : whole * size].unflatten(2, (whole, size))
     common = rows.all(3)
     share = common.sum(-1) / rows.sum(-1).amax(-1).clamp(min=1)
-    chosen = (share >= _BUNDLE_SHARE) & free[:, :, :whole * size].unflatten(2, (whole, size)).all(-1)
+    chosen = (share >= _BUNDLE_SHARE) & free[:, :, : whole * size].unflatten(2, (whole, size)).all(-1)
     b, h, at = chosen.nonzero().unbind(1)
     shared = common[b, h, at]
     own = rows[b, h, at] & ~shared[:, None]
@@ -197,15 +197,19 @@ def _add_slice(slices: list[Slice], new: Slice) -> None:
     shift = old.shift or new.first - old.first
     if old.count == 1 and (old.stop, old.first, old.last) == (new.start, new.first, new.last):
         slices[-1] = replace(old, stop=new.stop)
-    elif (new.stop - new.start, new.last - new.first) == (queries, keys) and shift > 0 and (
-            new.start, new.first) == (old.start + old.count * queries, old.first + old.count * shift):
+    elif (
+        (new.stop - new.start, new.last - new.first) == (queries, keys)
+        and shift > 0
+        and (new.start, new.first) == (old.start + old.count * queries, old.first + old.count * shift)
+    ):
         slices[-1] = replace(old, count=old.count + 1, shift=shift)
     else:
         slices.append(new)
 
 
-def additive_mask(plan: BlockPlan, batch: int, head: int, row: int, blocks: Tensor, queries: int,
-                  dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+def additive_mask(
+    plan: BlockPlan, batch: int, head: int, row: int, blocks: Tensor, queries: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor | None]:
     """:func:`row_mask` as the kernel takes it: (1, 1, queries, tokens) of 0 and -inf, and (1, queries) bool of the
     queries that see nothing, or None. Kept on the plan while the budget lasts: every head and layer asks again."""
     masks = plan.cache.setdefault("cpu masks", {})
@@ -236,8 +240,14 @@ def row_mask(plan: BlockPlan, batch: int, head: int, row: int, blocks: Tensor, q
         hidden (queries, tokens) bool over the valid keys in order, and whether every query sees some key for sure.
     """
     group = batch % plan.rule.k_group.shape[0]
-    full = set(plan.full_index[batch % plan.batch, head % plan.heads, row,
-                               :int(plan.full_count[batch % plan.batch, head % plan.heads, row])].tolist())
+    full = set(
+        plan.full_index[
+            batch % plan.batch,
+            head % plan.heads,
+            row,
+            : int(plan.full_count[batch % plan.batch, head % plan.heads, row]),
+        ].tolist()
+    )
     decided = torch.tensor([block not in full for block in blocks.tolist()])
     slot = torch.arange(plan.block_k)
     valid = slot < plan.k_valid[blocks][:, None]

@@ -15,8 +15,9 @@ from genkit.kernels.block_sparse.recompute import gradients
 _CPU_SCORES = 1 << 28  # score entries the uncompiled version may hold
 
 
-def why_not(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, *, bias: Sequence[Bias] = (),
-            needs_grad: bool = False) -> str | None:
+def why_not(
+    q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, *, bias: Sequence[Bias] = (), needs_grad: bool = False
+) -> str | None:
     """Why these inputs cannot run here, or None."""
     if q.device.type not in ("cpu", "cuda"):
         return f"FlexAttention runs on cpu and cuda, the tensors are on {q.device}"
@@ -25,13 +26,14 @@ def why_not(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, *, bias: Sequence[
             return "FlexAttention has no backward pass on the CPU; use backend='cpu' or call under torch.no_grad()"
         scores = q.shape[0] * q.shape[2] * q.shape[1] * k.shape[1]
         if scores > _CPU_SCORES:
-            return (f"uncompiled FlexAttention would hold {scores:,} scores at once, allowed here: {_CPU_SCORES:,}; "
-                    "use backend='cpu'")
+            return (
+                f"uncompiled FlexAttention would hold {scores:,} scores at once, allowed here: {_CPU_SCORES:,}; "
+                "use backend='cpu'"
+            )
     elif q.dtype == torch.float64:
         return "compiled FlexAttention takes no float64"
     elif any(size % 16 or size < 16 for size in (plan.block_q, plan.block_k)):
-        return (f"compiled FlexAttention wants blocks in multiples of 16, the plan has {plan.block_q} x "
-                f"{plan.block_k}")
+        return f"compiled FlexAttention wants blocks in multiples of 16, the plan has {plan.block_q} x {plan.block_k}"
     return None
 
 
@@ -43,19 +45,25 @@ def _compiled() -> Callable:
     return torch.compile(flex_attention, dynamic=False, fullgraph=True)
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, scale: float,
-              bias: Sequence[Bias] = ()) -> tuple[Tensor, Tensor]:
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, scale: float, bias: Sequence[Bias] = ()
+) -> tuple[Tensor, Tensor]:
     """(out, lse) by FlexAttention, differentiable on a GPU."""
     from torch.nn.attention.flex_attention import AuxRequest, flex_attention
 
     run = flex_attention if q.device.type == "cpu" else _compiled()
-    out, aux = run(*(x.transpose(1, 2) for x in (q, k, v)), score_mod=_score_mod(bias) if bias else None,
-                   block_mask=plan.to_block_mask(), scale=scale, enable_gqa=q.shape[2] != k.shape[2],
-                   return_aux=AuxRequest(lse=True))
+    out, aux = run(
+        *(x.transpose(1, 2) for x in (q, k, v)),
+        score_mod=_score_mod(bias) if bias else None,
+        block_mask=plan.to_block_mask(),
+        scale=scale,
+        enable_gqa=q.shape[2] != k.shape[2],
+        return_aux=AuxRequest(lse=True),
+    )
     out, lse = out.transpose(1, 2), aux.lse.to(torch.float64 if q.dtype == torch.float64 else torch.float32)
     slot = torch.arange(plan.block_q, device=q.device)
-    padding = (slot >= plan.q_valid[:, None]).flatten()[:q.shape[1]]
-    empty = padding | plan.off.repeat_interleave(plan.block_q, -1)[..., :q.shape[1]]
+    padding = (slot >= plan.q_valid[:, None]).flatten()[: q.shape[1]]
+    empty = padding | plan.off.repeat_interleave(plan.block_q, -1)[..., : q.shape[1]]
     return out.masked_fill(empty.transpose(1, 2)[..., None], 0), lse.masked_fill(empty, -torch.inf)
 
 
@@ -89,16 +97,27 @@ def _value(term: Bias, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
     return total
 
 
-def forward(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, scale: float,
-            bias: Sequence[Bias]) -> tuple[Tensor, Tensor]:
+def forward(
+    q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, scale: float, bias: Sequence[Bias]
+) -> tuple[Tensor, Tensor]:
     """:func:`attention` without a graph."""
     with torch.no_grad():
         out, lse = attention(q, k, v, plan, scale, bias)
     return out.contiguous(), lse.contiguous()
 
 
-def backward(grad_out: Tensor, grad_lse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
-             plan: BlockPlan, scale: float, bias: Sequence[Bias]) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+def backward(
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    plan: BlockPlan,
+    scale: float,
+    bias: Sequence[Bias],
+) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
     """Gradients of q, k, v and of the trainable bias tables, by FlexAttention's own backward through a second run."""
     if grad_lse is not None:
         grad_lse = grad_lse.masked_fill(lse == -torch.inf, 0)

@@ -68,11 +68,17 @@ def to_block_mask(plan: BlockPlan) -> BlockMask:
         wide = []
         for index in (plan.partial_index, plan.full_index):
             table = torch.zeros(shape, dtype=torch.int32, device=plan.device)
-            table[..., :index.shape[-1]] = index
+            table[..., : index.shape[-1]] = index
             wide.append(table)
         plan.cache["block_mask"] = BlockMask.from_kv_blocks(
-            plan.partial_count, wide[0], plan.full_count, wide[1], BLOCK_SIZE=(plan.block_q, plan.block_k),
-            mask_mod=mask_mod(plan), seq_lengths=(plan.n_q, plan.n_k))
+            plan.partial_count,
+            wide[0],
+            plan.full_count,
+            wide[1],
+            BLOCK_SIZE=(plan.block_q, plan.block_k),
+            mask_mod=mask_mod(plan),
+            seq_lengths=(plan.n_q, plan.n_k),
+        )
     return plan.cache["block_mask"]
 
 
@@ -118,12 +124,21 @@ def _compare(plan: BlockPlan, mask: BlockMask) -> Tensor:
         part = slice(start, start + step)
         wanted, real = _ask(plan, mask, b[part], h[part], i[part], j[part])
         groups = 1 if plan.rule is None else plan.rule.k_group.shape[0]
-        ours = torch.stack([partial_tiles(plan, i[n:n + 1], j[n:n + 1], int(b[n]) % groups)[0]
-                            for n in range(start, start + len(wanted))])
+        ours = torch.stack(
+            [
+                partial_tiles(plan, i[n : n + 1], j[n : n + 1], int(b[n]) % groups)[0]
+                for n in range(start, start + len(wanted))
+            ]
+        )
         if bool(((wanted != ours) & real).any()):
-            raise UsageError("block mask: its mask function hides tokens inside blocks and "
-                             + ("no rule was given; pass rule= with the same visibility in closed form"
-                                if plan.rule is None else "the rule says otherwise; the two must agree"))
+            raise UsageError(
+                "block mask: its mask function hides tokens inside blocks and "
+                + (
+                    "no rule was given; pass rule= with the same visibility in closed form"
+                    if plan.rule is None
+                    else "the rule says otherwise; the two must agree"
+                )
+            )
         if plan.rule is None:
             plain[b[part], h[part], i[part], j[part]] = True
     return plain

@@ -66,8 +66,9 @@ def _kernel(name: str, kind: str, dim: int, unit: int) -> compiler.Compiled:
     return compiler.compiled(walk.module(), kind, walk.e.names, walk.e.scratch_bytes)
 
 
-def forward(q: Tensor, k: Tensor, v: Tensor, lists: Lists, scale: float,
-            bias: Sequence[Bias] = ()) -> tuple[Tensor, Tensor]:
+def forward(
+    q: Tensor, k: Tensor, v: Tensor, lists: Lists, scale: float, bias: Sequence[Bias] = ()
+) -> tuple[Tensor, Tensor]:
     """out (B, Nq, H, D) like q and lse (B, H, Nq) float32."""
     batch, n_q, heads, dim = q.shape
     group, dtype, kind = heads // k.shape[2], q.dtype, "tiles" if lists.tiles else "vectors"
@@ -83,8 +84,14 @@ def forward(q: Tensor, k: Tensor, v: Tensor, lists: Lists, scale: float,
             own = {**common, "k": keys[head // group - low], "v": values[head // group - low]}
             for part in lists.visits(entry, head):
                 rows = slice(part.first * lists.block, None)
-                own.update(q=q[entry, rows, head], out=out[entry, rows, head], top=top[entry, head, rows],
-                           total=total[entry, head, rows], visits=part, **part.tables)
+                own.update(
+                    q=q[entry, rows, head],
+                    out=out[entry, rows, head],
+                    top=top[entry, head, rows],
+                    total=total[entry, head, rows],
+                    visits=part,
+                    **part.tables,
+                )
                 for piece in part.pieces(pieces):
                     for call in tiles.calls(part, *piece, entry, head):
                         work.add({**own, **call})
@@ -108,8 +115,18 @@ def row_term(grad_out: Tensor, grad_lse: Tensor | None, out: Tensor, lse: Tensor
     return delta if grad_lse is None else delta - grad_lse.masked_fill(lse == -torch.inf, 0)
 
 
-def backward(grad_out: Tensor, delta: Tensor, q: Tensor, k: Tensor, v: Tensor, lse: Tensor, lists: Lists, scale: float,
-             bias: Sequence[Bias] = (), found: Sequence[Sequence[Tensor]] = ()) -> tuple[Tensor, Tensor, Tensor]:
+def backward(
+    grad_out: Tensor,
+    delta: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lse: Tensor,
+    lists: Lists,
+    scale: float,
+    bias: Sequence[Bias] = (),
+    found: Sequence[Sequence[Tensor]] = (),
+) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and v from that of the output and its :func:`row_term`; those of the tables of biases are added
     to ``found``. With fewer key heads than threads a head's queries are shared out, and what the shares found is added
     in a fixed order: results repeat bit for bit with the same number of threads."""
@@ -137,8 +154,15 @@ def backward(grad_out: Tensor, delta: Tensor, q: Tensor, k: Tensor, v: Tensor, l
             share = 0
             for part in lists.visits(entry, head):
                 rows = slice(part.first * lists.block, None)
-                own.update(q=q[entry, rows, head], d_out=grad_out[entry, rows, head], d_q=d_q[entry, rows, head],
-                           lse=lse[entry, head, rows], delta=delta[entry, head, rows], visits=part, **part.tables)
+                own.update(
+                    q=q[entry, rows, head],
+                    d_out=grad_out[entry, rows, head],
+                    d_q=d_q[entry, rows, head],
+                    lse=lse[entry, head, rows],
+                    delta=delta[entry, head, rows],
+                    visits=part,
+                    **part.tables,
+                )
                 for piece in part.pieces(shares):
                     own.update(d_k=sums[0, at, share], d_v=sums[1, at, share])
                     for call in tiles.calls(part, *piece, entry, head):
@@ -150,7 +174,7 @@ def backward(grad_out: Tensor, delta: Tensor, q: Tensor, k: Tensor, v: Tensor, l
         chains.run()
         tiles.collect()
         for into, total, factor in ((d_k, sums[0], scale), (d_v, sums[1], 1.0)):
-            into[entry, :, low:low + len(keys)] = lists.collect(total.sum(1).mul_(factor)).transpose(0, 1)
+            into[entry, :, low : low + len(keys)] = lists.collect(total.sum(1).mul_(factor)).transpose(0, 1)
     if lists.anywhere:
         d_q *= scale
     return tuple(_narrow(x, dim, dtype) for x in (d_q, d_k, d_v))
@@ -214,6 +238,6 @@ def _laid_out(lists: Lists, threads: int, dtype: torch.dtype, *sources: tuple[Te
             found = []
             for (x, turn), copy in zip(sources, copies, strict=True):
                 here = copy[:count]
-                lists.place(x[entry, :, low:low + count].transpose(0, 1), here)
+                lists.place(x[entry, :, low : low + count].transpose(0, 1), here)
                 found.append(here.unflatten(1, (-1, HALF)).transpose(2, 3).contiguous() if turn else here)
             yield entry, low, *found

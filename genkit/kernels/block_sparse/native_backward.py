@@ -65,14 +65,18 @@ class Backward(Walk):
         """Nothing: the gradients of 16 queries start from zero."""
 
     def before(self, part: Part, visit: ir.Value) -> list[Step]:
-        return in_turn(self.products.scores(self.keyed("k", visit), part["queries"], part["scores"]),
-                       self.products.scores(self.keyed("v", visit), part["grads"], part["slopes"]))
+        return in_turn(
+            self.products.scores(self.keyed("k", visit), part["queries"], part["scores"]),
+            self.products.scores(self.keyed("v", visit), part["grads"], part["slopes"]),
+        )
 
     def after(self, part: Part, visit: ir.Value) -> list[Step]:
         products = self.products
-        return in_turn(products.over_queries(part, "weights", part["grad rows"], self.keyed("d_v", visit, 4)),
-                       products.over_queries(part, "changes", part["query rows"], self.keyed("d_k", visit, 4)),
-                       products.over_keys(self.keyed("turned", visit), part, "changes", part["output"]))
+        return in_turn(
+            products.over_queries(part, "weights", part["grad rows"], self.keyed("d_v", visit, 4)),
+            products.over_queries(part, "changes", part["query rows"], self.keyed("d_k", visit, 4)),
+            products.over_keys(self.keyed("turned", visit), part, "changes", part["output"]),
+        )
 
     def prepare(self, part: Part) -> None:
         """Nothing: the log-sum-exp is known."""

@@ -47,19 +47,19 @@ class BiasTiles:
         held, self._held, self._bytes = self._held, [], 0
         if any(self._sums):
             for tile, (batch, head, start, stop), tokens in held:
-                d_scores = tile[:, :stop - start].mT
+                d_scores = tile[:, : stop - start].mT
                 cpu_bias.accumulate(self._terms, self._sums, d_scores, batch, head, start, stop, tokens)
 
     def _make(self, part: Visits, block: int, batch: int, head: int) -> Tensor:
         """(visits * unit, halves * 32) float32 values of one query block, in units of the scores before scaling."""
         lists = self._lists
-        begin, end = part.starts[block:block + 2].tolist()
+        begin, end = part.starts[block : block + 2].tolist()
         slots = (part.units[begin:end, None].long() * lists.unit + torch.arange(lists.unit)).flatten()
         start = (part.first + block) * lists.block
         stop = start + int(part.valid[block])
         tokens = lists.tokens[slots]  # empty slots are hidden by a mask, whatever is added to them
         tile = torch.zeros(len(slots), lists.halves * HALF)
-        values = tile[:, :stop - start]
+        values = tile[:, : stop - start]
         cpu_bias.turned_values(self._terms, batch, head, start, stop, tokens, 1 / self._scale, values)
         self._held.append((tile, (batch, head, start, stop), tokens))
         self._bytes += tile.nbytes

@@ -69,8 +69,10 @@ class Forward(Walk):
         e, build = self.e, self.e.build
         old = [e.read(FLOATS, e.at(part["top"], side * LINE)) for side in range(self.sides)]
         new = [e.larger(build.fmul(self._best(part, side), self.scale), old[side]) for side in range(self.sides)]
-        grown = [build.fcmp_ordered(">", after, build.fadd(before, constant(FLOATS, _SLACK)))
-                 for before, after in zip(old, new, strict=True)]
+        grown = [
+            build.fcmp_ordered(">", after, build.fadd(before, constant(FLOATS, _SLACK)))
+            for before, after in zip(old, new, strict=True)
+        ]
         due = build.icmp_unsigned("!=", build.bitcast(reduce(build.or_, grown), I16), ir.Constant(I16, 0))
         with build.if_then(due):
             for side in range(self.sides):
@@ -105,8 +107,9 @@ class Forward(Walk):
 
         def pair(row: int) -> None:
             scores = (e.read(FLOATS, e.at(part["scores"], (row + i) * self.width + side * LINE)) for i in range(2))
-            low, high = (e.exp2(e.multiply_add(score, self.scale, state["lower"]), self.products.FINE)
-                         for score in scores)
+            low, high = (
+                e.exp2(e.multiply_add(score, self.scale, state["lower"]), self.products.FINE) for score in scores
+            )
             for name, weight in (("even", low), ("odd", high)):  # two sums: one alone would wait for itself
                 state[name] = build.fadd(state[name], weight) if name in state else weight
             self.products.keep(part, "weights", row, [[low], [high]], side)

@@ -126,8 +126,10 @@ class Tiles(Products):
         with e.loop(0, self.dim // 16) as channels:
             target = e.at(into, e.multiply(channels, TILE), e.multiply(side, TILE // 2))
             for i in range(0, 16, 2):
-                low, high = (build.zext(e.read(HALVES, e.at(line, e.multiply(channels, 32)), 2), WORDS)
-                             for line in lines[i:i + 2])
+                low, high = (
+                    build.zext(e.read(HALVES, e.at(line, e.multiply(channels, 32)), 2), WORDS)
+                    for line in lines[i : i + 2]
+                )
                 e.write(build.or_(low, build.shl(high, constant(WORDS, 16))), e.at(target, i // 2 * LINE))
 
     def scores(self, keys: ir.Value, packed: ir.Value, into: ir.Value) -> list[Step]:
@@ -169,14 +171,19 @@ class Tiles(Products):
         e = self.e
         loads = [lambda tile=6 + side, at=at: e.load_tile(tile, at) for side, at in enumerate(right)]
         loads += [lambda tile=4 + side, at=at: e.load_tile(tile, at, stride) for side, at in enumerate(left)]
-        return loads + [lambda row=row, column=column: e.multiply_tiles(row * 2 + column, 4 + row, 6 + column)
-                        for row in range(2) for column in range(2)]
+        return loads + [
+            lambda row=row, column=column: e.multiply_tiles(row * 2 + column, 4 + row, 6 + column)
+            for row in range(2)
+            for column in range(2)
+        ]
 
-    def _four_tiles(self, move: Callable[[int, ir.Value, int], None], matrix: ir.Value, rows: int,
-                    stride: int) -> list[Step]:
+    def _four_tiles(
+        self, move: Callable[[int, ir.Value, int], None], matrix: ir.Value, rows: int, stride: int
+    ) -> list[Step]:
         """Load or store tiles 0 to 3: rows from ``rows`` on and the first 32 columns of a matrix."""
-        places = [self.e.at(matrix, (rows + row * 16) * stride + column * LINE)
-                  for row in range(2) for column in range(2)]
+        places = [
+            self.e.at(matrix, (rows + row * 16) * stride + column * LINE) for row in range(2) for column in range(2)
+        ]
         return [lambda tile=tile, at=at: move(tile, at, stride) for tile, at in enumerate(places)]
 
     def keep(self, part: Part, name: str, row: int, found: Sequence[Sequence[ir.Value]], side: int = 0) -> None:
@@ -233,25 +240,50 @@ class Vectors(Products):
                 e.write(e.read(FLOATS, e.at(line, e.multiply(channels, LINE)), 4), e.at(target, i * self.dim * 4))
 
     def scores(self, keys: ir.Value, packed: ir.Value, into: ir.Value) -> list[Step]:
-        return [lambda: self._product(self.unit, self.dim, (keys, self.dim * 4, 4), (packed, self.width),
-                                      (into, self.width), self.SIDES, fresh=True)]
+        return [
+            lambda: self._product(
+                self.unit,
+                self.dim,
+                (keys, self.dim * 4, 4),
+                (packed, self.width),
+                (into, self.width),
+                self.SIDES,
+                fresh=True,
+            )
+        ]
 
     def over_keys(self, values: ir.Value, part: Part, name: str, into: ir.Value) -> list[Step]:
-        return [lambda: self._product(self.dim, self.unit, (values, 4, self.dim * 4), (part[name], self.width),
-                                      (into, self.width), self.SIDES)]
+        return [
+            lambda: self._product(
+                self.dim, self.unit, (values, 4, self.dim * 4), (part[name], self.width), (into, self.width), self.SIDES
+            )
+        ]
 
     def over_queries(self, part: Part, name: str, packed: ir.Value, into: ir.Value) -> list[Step]:
         def multiply() -> None:
             for column in range(0, self.dim // 16, self.SIDES):
                 vectors = min(self.SIDES, self.dim // 16 - column)
-                self._product(self.unit, 16 * self.SIDES, (part[name], self.width, 4),
-                              (self.e.at(packed, column * LINE), self.dim * 4),
-                              (self.e.at(into, column * LINE), self.dim * 4), vectors)
+                self._product(
+                    self.unit,
+                    16 * self.SIDES,
+                    (part[name], self.width, 4),
+                    (self.e.at(packed, column * LINE), self.dim * 4),
+                    (self.e.at(into, column * LINE), self.dim * 4),
+                    vectors,
+                )
 
         return [multiply]
 
-    def _product(self, rows: int, depth: int, left: tuple[ir.Value, int, int], right: tuple[ir.Value, int],
-                 into: tuple[ir.Value, int], vectors: int, fresh: bool = False) -> None:
+    def _product(
+        self,
+        rows: int,
+        depth: int,
+        left: tuple[ir.Value, int, int],
+        right: tuple[ir.Value, int],
+        into: tuple[ir.Value, int],
+        vectors: int,
+        fresh: bool = False,
+    ) -> None:
         """Add a product to ``vectors`` vectors of every row, or write it.
 
         Args:

@@ -141,12 +141,12 @@ class PlanLists(Lists):
     def place(self, x: Tensor, into: Tensor) -> None:
         size, into = self.plan.block_k, into.unflatten(1, (-1, self.length))
         whole = self.n_k // size
-        into[:, :whole, :size].copy_(x[:, :whole * size].unflatten(1, (whole, size)))
+        into[:, :whole, :size].copy_(x[:, : whole * size].unflatten(1, (whole, size)))
         if rest := self.n_k - whole * size:
-            into[:, whole, :rest].copy_(x[:, whole * size:])
+            into[:, whole, :rest].copy_(x[:, whole * size :])
 
     def collect(self, x: Tensor) -> Tensor:
-        return x.unflatten(1, (-1, self.length))[:, :, :self.plan.block_k].flatten(1, 2)[:, :self.n_k]
+        return x.unflatten(1, (-1, self.length))[:, :, : self.plan.block_k].flatten(1, 2)[:, : self.n_k]
 
     def visits(self, batch: int, head: int) -> Iterator[Visits]:
         """Kept on the plan while the budget lasts."""
@@ -173,12 +173,14 @@ class PlanLists(Lists):
         the empty slots at the end of a full block."""
         plan, own = self.plan, key[:2]
         per_block = self.length // self.unit
-        lists = [(count[own][low:high], index[own][low:high]) for count, index in
-                 ((plan.full_count, plan.full_index), (plan.partial_count, plan.partial_index))]
+        lists = [
+            (count[own][low:high], index[own][low:high])
+            for count, index in ((plan.full_count, plan.full_index), (plan.partial_count, plan.partial_index))
+        ]
         used = torch.cat([torch.arange(index.shape[1]) < count[:, None] for count, index in lists], 1)
         blocks = torch.cat([index for _, index in lists], 1)[used]
         partial = torch.zeros_like(used)
-        partial[:, lists[0][1].shape[1]:] = True
+        partial[:, lists[0][1].shape[1] :] = True
         partial = partial[used]
         parts = torch.arange(per_block)
         filled = plan.block_k == self.length
@@ -202,9 +204,9 @@ class PlanLists(Lists):
         together = max(1, (4 << 20) // (parts * HALF * self.length))
         found = [torch.empty(0, parts, self.unit, dtype=torch.int32)]
         for at in range(0, len(rows), together):
-            row, block = rows[at:at + together, None], blocks[at:at + together, None]
+            row, block = rows[at : at + together, None], blocks[at : at + together, None]
             seen = torch.zeros(len(row), parts * HALF, self.length, dtype=torch.bool)
-            shown = seen[:, :plan.block_q, :plan.block_k]
+            shown = seen[:, : plan.block_q, : plan.block_k]
             shown[:] = (slot < plan.k_valid[block])[:, None]
             if plan.rule is not None:
                 shown &= plan.rule.tile(row * plan.block_q + query, block * plan.block_k + slot, group)

@@ -66,8 +66,7 @@ class Walk(ABC):
         self.products.open()
         self.weights = self.products.sizes(*self.kept())
         sizes = {"scores": unit * self.width, "output": dim * self.width, **self.sizes(), **self.weights}
-        self.parts = [{name: self.e.scratch(size) for name, size in sizes.items()}
-                      for _ in range(self.products.PARTS)]
+        self.parts = [{name: self.e.scratch(size) for name, size in sizes.items()} for _ in range(self.products.PARTS)]
         self.apart = sum(sizes.values())  # bytes from a thing of one part to that of the next
         self.rows = self.e.scratch(QUERIES * dim * self.result_size)
         self.scale = self.e.spread(self.e.arguments["scale"])
@@ -151,12 +150,18 @@ class Walk(ABC):
             # in the first step there are no weights yet: zeros times whatever is visited first;
             # in the last one the scores of the next visit are those of the last visit again, and not used
             previous, following = e.greater(e.add(visit, -1), begin), e.smaller(e.add(visit, 1), last)
-            weave(self.between(ahead), in_turn(self.before(behind, visit), self.after(behind, previous)),
-                  self._fetch("k", following))
+            weave(
+                self.between(ahead),
+                in_turn(self.before(behind, visit), self.after(behind, previous)),
+                self._fetch("k", following),
+            )
             self.adjust(behind, visit, begin, e.add(half, 1))
             self.prepare(behind)
-            weave(self.between(behind), in_turn(self.after(ahead, visit), self.before(ahead, following)),
-                  self._fetch("v", following))
+            weave(
+                self.between(behind),
+                in_turn(self.after(ahead, visit), self.before(ahead, following)),
+                self._fetch("v", following),
+            )
         weave(self.after(behind, last))
 
     def _fetch(self, name: str, visit: ir.Value) -> list[Step]:
@@ -197,8 +202,9 @@ class Walk(ABC):
     def keyed(self, name: str, visit: ir.Value, size: int | None = None) -> ir.Value:
         """Where the unit of a visit lies in an argument of D numbers per key, of ``size`` bytes each if given."""
         place = self.e.element(I32, "units", visit)
-        return self.e.at(self.e.arguments[name],
-                         self.e.multiply(place, self.unit * self.dim * (size or self.products.SIZE)))
+        return self.e.at(
+            self.e.arguments[name], self.e.multiply(place, self.unit * self.dim * (size or self.products.SIZE))
+        )
 
     # ---- queries in and out, 16 at a time ---------------------------------------------------------------------------
 

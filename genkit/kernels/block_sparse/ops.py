@@ -38,8 +38,9 @@ def load(name: str) -> ModuleType:
     return importlib.import_module(_MODULES[name])
 
 
-def choose(backend: str, q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, bias: Sequence[biases.Bias],
-           needs_grad: bool) -> ModuleType:
+def choose(
+    backend: str, q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, bias: Sequence[biases.Bias], needs_grad: bool
+) -> ModuleType:
     """The module that will run: the one named, or the first that can.
 
     Raises:
@@ -86,8 +87,18 @@ def recover(found: Sequence[Tensor], sizes: Sequence[int]) -> BlockPlan:
 
 
 @torch.library.custom_op("genkit::block_sparse", mutates_args=())
-def block_sparse(q: Tensor, k: Tensor, v: Tensor, plan_tables: list[Tensor], sizes: list[int], bias: list[Tensor],
-                 kinds: str, scale: float, backend: str, needs_grad: bool) -> tuple[Tensor, Tensor]:
+def block_sparse(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    plan_tables: list[Tensor],
+    sizes: list[int],
+    bias: list[Tensor],
+    kinds: str,
+    scale: float,
+    backend: str,
+    needs_grad: bool,
+) -> tuple[Tensor, Tensor]:
     """(out, lse) of block-sparse attention, see :func:`genkit.kernels.block_sparse_attention`."""
     plan, terms = recover(plan_tables, sizes), biases.unflatten(kinds, bias)
     return choose(backend, q, k, v, plan, terms, needs_grad).forward(q, k, v, plan, scale, terms)
@@ -100,9 +111,21 @@ def _(q, k, v, plan_tables, sizes, bias, kinds, scale, backend, needs_grad):
 
 
 @torch.library.custom_op("genkit::block_sparse_backward", mutates_args=())
-def block_sparse_backward(grad_out: Tensor, grad_lse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, out: Tensor,
-                          lse: Tensor, plan_tables: list[Tensor], sizes: list[int], bias: list[Tensor], kinds: str,
-                          scale: float, backend: str) -> list[Tensor]:
+def block_sparse_backward(
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    plan_tables: list[Tensor],
+    sizes: list[int],
+    bias: list[Tensor],
+    kinds: str,
+    scale: float,
+    backend: str,
+) -> list[Tensor]:
     """Gradients of q, k, v and of every trainable bias table, in this order."""
     plan, terms = recover(plan_tables, sizes), biases.unflatten(kinds, bias)
     module = choose(backend, q, k, v, plan, terms, True)
@@ -125,7 +148,7 @@ def _setup(ctx, inputs, output):
 
 def _backward(ctx, grad_out, grad_lse):
     q, k, v, out, lse, *more = ctx.saved_tensors
-    plan_tables, bias = more[:ctx.tables], more[ctx.tables:]
+    plan_tables, bias = more[: ctx.tables], more[ctx.tables :]
     sizes, kinds, scale, backend = ctx.rest
     nothing = [None] * 4
     if grad_out is None and grad_lse is None:
@@ -133,7 +156,8 @@ def _backward(ctx, grad_out, grad_lse):
     if grad_out is None:
         grad_out = torch.zeros_like(out)
     dq, dk, dv, *found = torch.ops.genkit.block_sparse_backward(
-        grad_out, grad_lse, q, k, v, out, lse, plan_tables, sizes, bias, kinds, scale, backend)
+        grad_out, grad_lse, q, k, v, out, lse, plan_tables, sizes, bias, kinds, scale, backend
+    )
     found = iter(found)
     dbias = [next(found) if flag else None for flag in biases.trainable(kinds)]
     return dq, dk, dv, [None] * len(plan_tables), None, dbias, *nothing

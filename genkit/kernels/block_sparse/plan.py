@@ -84,9 +84,18 @@ class BlockPlan:
     # ---- construction -------------------------------------------------------------------------------------------
 
     @classmethod
-    def from_rule(cls, rule: Rule, *, block_q: int = 64, block_k: int = 64, order: TokenOrder | None = None,
-                  key_order: TokenOrder | str | None = SAME, keep: Tensor | None = None, off: Tensor | None = None,
-                  check: bool = True) -> BlockPlan:
+    def from_rule(
+        cls,
+        rule: Rule,
+        *,
+        block_q: int = 64,
+        block_k: int = 64,
+        order: TokenOrder | None = None,
+        key_order: TokenOrder | str | None = SAME,
+        keep: Tensor | None = None,
+        off: Tensor | None = None,
+        check: bool = True,
+    ) -> BlockPlan:
         """Plan of a closed-form rule (stated in original token order).
 
         Args:
@@ -114,10 +123,20 @@ class BlockPlan:
         return sizes.build(state == FULL, state == PARTIAL, rule, off, check)
 
     @classmethod
-    def from_dense_blocks(cls, mask: Tensor, n_q: int, n_k: int, *, block_q: int = 64, block_k: int = 64,
-                          rule: Rule | None = None, order: TokenOrder | None = None,
-                          key_order: TokenOrder | str | None = SAME, off: Tensor | None = None,
-                          check: bool = True) -> BlockPlan:
+    def from_dense_blocks(
+        cls,
+        mask: Tensor,
+        n_q: int,
+        n_k: int,
+        *,
+        block_q: int = 64,
+        block_k: int = 64,
+        rule: Rule | None = None,
+        order: TokenOrder | None = None,
+        key_order: TokenOrder | str | None = SAME,
+        off: Tensor | None = None,
+        check: bool = True,
+    ) -> BlockPlan:
         """Plan of a block mask, static or per batch entry and head.
 
         Args:
@@ -128,10 +147,19 @@ class BlockPlan:
         mask = mask[None, None] if mask.dim() == 2 else mask
         if rule is not None:
             if (rule.n_q, rule.n_k) != (n_q, n_k):
-                raise UsageError(f"plan: n_q={n_q}, n_k={n_k} given, but the rule has {rule.n_q} queries and "
-                                 f"{rule.n_k} keys")
-            return cls.from_rule(rule.to(mask.device), block_q=block_q, block_k=block_k, order=order,
-                                 key_order=key_order, keep=mask, off=off, check=check)
+                raise UsageError(
+                    f"plan: n_q={n_q}, n_k={n_k} given, but the rule has {rule.n_q} queries and {rule.n_k} keys"
+                )
+            return cls.from_rule(
+                rule.to(mask.device),
+                block_q=block_q,
+                block_k=block_k,
+                order=order,
+                key_order=key_order,
+                keep=mask,
+                off=off,
+                check=check,
+            )
         if key_order == SAME:
             key_order = order if order is not None and n_k == order.length else None
         sizes = _Sizes.of(n_q, n_k, block_q, block_k, order, key_order, mask.device)
@@ -140,8 +168,17 @@ class BlockPlan:
         return sizes.build(mask & whole, mask & ~whole, None, off, check)
 
     @classmethod
-    def from_indices(cls, index: Tensor, n_q: int, n_k: int, *, count: Tensor | None = None, block_q: int = 64,
-                     block_k: int = 64, **options) -> BlockPlan:
+    def from_indices(
+        cls,
+        index: Tensor,
+        n_q: int,
+        n_k: int,
+        *,
+        count: Tensor | None = None,
+        block_q: int = 64,
+        block_k: int = 64,
+        **options,
+    ) -> BlockPlan:
         """Plan of key-block lists, for instance the result of a top-k.
 
         Args:
@@ -162,15 +199,28 @@ class BlockPlan:
         if not torch.compiler.is_dynamo_compiling():
             used = torch.arange(index.shape[3], device=index.device) < count[..., None]
             if bool((used & ((index < 0) | (index >= blocks_k))).any()):
-                raise UsageError(f"plan: index must hold key blocks 0 to {blocks_k - 1}, "
-                                 f"got {int(index[used].min())} to {int(index[used].max())}")
-        return cls.from_dense_blocks(to_mask(count, index, blocks_k), n_q, n_k, block_q=block_q, block_k=block_k,
-                                     **options)
+                raise UsageError(
+                    f"plan: index must hold key blocks 0 to {blocks_k - 1}, "
+                    f"got {int(index[used].min())} to {int(index[used].max())}"
+                )
+        return cls.from_dense_blocks(
+            to_mask(count, index, blocks_k), n_q, n_k, block_q=block_q, block_k=block_k, **options
+        )
 
     @classmethod
-    def from_levels(cls, levels: Tensor, n_q: int, n_k: int, *, block_q: int = 64, block_k: int = 64,
-                    order: TokenOrder | None = None, key_order: TokenOrder | str | None = SAME,
-                    off: Tensor | None = None, check: bool = True) -> BlockPlan:
+    def from_levels(
+        cls,
+        levels: Tensor,
+        n_q: int,
+        n_k: int,
+        *,
+        block_q: int = 64,
+        block_k: int = 64,
+        order: TokenOrder | None = None,
+        key_order: TokenOrder | str | None = SAME,
+        off: Tensor | None = None,
+        check: bool = True,
+    ) -> BlockPlan:
         """Plan of a pyramid: each visited key block is read in full or as means of p neighbouring tokens, a mean of p
         keys weighing as much as p keys (its logit gets ln p). Paper: Pyramid Sparse Attention.
 
@@ -190,13 +240,15 @@ class BlockPlan:
             levels = levels.masked_fill(off.to(levels.device)[..., None], 0)
         if check:
             refuse_empty_rows((levels != 0).sum(-1), None, None, sizes, None, off)
-        pooled = tuple(PooledKeys(p, sizes.pool(p).build_blocks(levels == p), sizes.behind(p))
-                       for p in factors if p > 1)
+        pooled = tuple(
+            PooledKeys(p, sizes.pool(p).build_blocks(levels == p), sizes.behind(p)) for p in factors if p > 1
+        )
         return replace(sizes.build_blocks(levels == 1), pooled=pooled)
 
     @classmethod
-    def dense(cls, n_q: int, n_k: int, *, block_q: int = 64, block_k: int = 64,
-              device: torch.device | str = "cpu") -> BlockPlan:
+    def dense(
+        cls, n_q: int, n_k: int, *, block_q: int = 64, block_k: int = 64, device: torch.device | str = "cpu"
+    ) -> BlockPlan:
         """Every query block visits every key block."""
         mask = torch.ones(1, 1, -(-n_q // block_q), -(-n_k // block_k), dtype=torch.bool, device=device)
         return cls.from_dense_blocks(mask, n_q, n_k, block_q=block_q, block_k=block_k)
@@ -254,12 +306,17 @@ class BlockPlan:
         device = torch.device(device)
         if device == self.device:
             return self
-        moved = {name: value.to(device) for name, value in vars(self).items()
-                 if isinstance(value, (Tensor, Rule, TokenOrder))}
+        moved = {
+            name: value.to(device)
+            for name, value in vars(self).items()
+            if isinstance(value, (Tensor, Rule, TokenOrder))
+        }
         if self.key_order is self.order:
             moved["key_order"] = moved.get("order")
-        pooled = tuple(replace(part, plan=part.plan.to(device),
-                               count=None if part.count is None else part.count.to(device)) for part in self.pooled)
+        pooled = tuple(
+            replace(part, plan=part.plan.to(device), count=None if part.count is None else part.count.to(device))
+            for part in self.pooled
+        )
         return replace(self, **moved, pooled=pooled, cache={})
 
     def in_order(self) -> BlockPlan:
@@ -271,8 +328,9 @@ class BlockPlan:
             n_q = self.n_q if self.order is None else self.order.padded
             n_k = self.n_k if self.key_order is None else self.key_order.padded
             pooled = tuple(replace(part, plan=part.plan.in_order()) for part in self.pooled)
-            self.cache["in_order"] = replace(self, n_q=n_q, n_k=n_k, order=None, key_order=None, pooled=pooled,
-                                             cache={})
+            self.cache["in_order"] = replace(
+                self, n_q=n_q, n_k=n_k, order=None, key_order=None, pooled=pooled, cache={}
+            )
         return self.cache["in_order"]
 
     # ---- derived ------------------------------------------------------------------------------------------------
@@ -329,8 +387,16 @@ class _Sizes:
     key_order: TokenOrder | None
 
     @classmethod
-    def of(cls, n_q: int, n_k: int, block_q: int, block_k: int, order: TokenOrder | None,
-           key_order: TokenOrder | None, device: torch.device) -> _Sizes:
+    def of(
+        cls,
+        n_q: int,
+        n_k: int,
+        block_q: int,
+        block_k: int,
+        order: TokenOrder | None,
+        key_order: TokenOrder | None,
+        device: torch.device,
+    ) -> _Sizes:
         for name, value in (("n_q", n_q), ("block_q", block_q), ("block_k", block_k)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise UsageError(f"plan: {name} must be a whole number >= 1, got {value!r}")
@@ -357,14 +423,17 @@ class _Sizes:
         wanted = (len(self.q_valid), len(self.k_valid))
         if table.dim() != 4 or tuple(table.shape[2:]) != wanted or table.dtype not in dtypes:
             kinds = " or ".join(str(kind).removeprefix("torch.") for kind in dtypes)
-            raise UsageError(f"plan: {name} must be {kinds} of shape (B|1, H|1, {wanted[0]}, {wanted[1]}) for "
-                             f"{self.n_q} queries in blocks of {self.block_q} and {self.n_k} keys in blocks of "
-                             f"{self.block_k}, got {table.dtype} {tuple(table.shape)}")
+            raise UsageError(
+                f"plan: {name} must be {kinds} of shape (B|1, H|1, {wanted[0]}, {wanted[1]}) for "
+                f"{self.n_q} queries in blocks of {self.block_q} and {self.n_k} keys in blocks of "
+                f"{self.block_k}, got {table.dtype} {tuple(table.shape)}"
+            )
 
     def permute(self, rule: Rule) -> Rule:
         """The rule in block order, padded to whole blocks."""
-        return rule.take(self._slots(rule.n_q, self.block_q, self.order),
-                         self._slots(rule.n_k, self.block_k, self.key_order))
+        return rule.take(
+            self._slots(rule.n_q, self.block_q, self.order), self._slots(rule.n_k, self.block_k, self.key_order)
+        )
 
     def _slots(self, count: int, block: int, order: TokenOrder | None) -> Tensor:
         if order is not None:
@@ -394,8 +463,21 @@ class _Sizes:
             full, partial = full & ~blocked, partial & ~blocked
         full_count, full_index = from_mask(full)
         partial_count, partial_index = from_mask(partial)
-        plan = BlockPlan(self.n_q, self.n_k, self.block_q, self.block_k, full_count, full_index, partial_count,
-                         partial_index, self.q_valid, self.k_valid, rule, self.order, self.key_order)
+        plan = BlockPlan(
+            self.n_q,
+            self.n_k,
+            self.block_q,
+            self.block_k,
+            full_count,
+            full_index,
+            partial_count,
+            partial_index,
+            self.q_valid,
+            self.k_valid,
+            rule,
+            self.order,
+            self.key_order,
+        )
         if check:
             refuse_empty_rows(full_count + partial_count, full_count, plan, self, rule, off)
         return plan

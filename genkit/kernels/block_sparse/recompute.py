@@ -13,8 +13,15 @@ from genkit.kernels.block_sparse.bias import Bias, flatten, trainable, unflatten
 Attention = Callable[..., tuple[Tensor, Tensor]]
 
 
-def gradients(attention: Attention, grad_out: Tensor, grad_lse: Tensor | None, q: Tensor, k: Tensor, v: Tensor,
-              bias: Sequence[Bias]) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+def gradients(
+    attention: Attention,
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Sequence[Bias],
+) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
     """Gradients of q, k, v and the trainable bias tables of ``attention(q, k, v, bias) -> (out, lse)``.
 
     Autograd is switched off below a torch operator, by thread. The function therefore runs in a thread of its own, on
@@ -29,9 +36,13 @@ def gradients(attention: Attention, grad_out: Tensor, grad_lse: Tensor | None, q
         leaves = [t.detach().requires_grad_() if flag else t for t, flag in zip(tables, flags, strict=True)]
         out, lse = attention(*inputs, unflatten(kinds, leaves))
         wanted = [*inputs, *(t for t, flag in zip(leaves, flags, strict=True) if flag)]
-        found = torch.autograd.grad([out] if grad_lse is None else [out, lse], wanted,
-                                    [grad_out] if grad_lse is None else [grad_out, grad_lse],
-                                    allow_unused=True, materialize_grads=True)
+        found = torch.autograd.grad(
+            [out] if grad_lse is None else [out, lse],
+            wanted,
+            [grad_out] if grad_lse is None else [grad_out, grad_lse],
+            allow_unused=True,
+            materialize_grads=True,
+        )
         result.extend(x.contiguous() for x in found)
 
     _in_own_thread(work, q.device)

@@ -13,14 +13,16 @@ from genkit.kernels.block_sparse.plan import BlockPlan
 from genkit.kernels.block_sparse.recompute import gradients
 
 
-def why_not(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, *, bias: Sequence[Bias] = (),
-            needs_grad: bool = False) -> str | None:
+def why_not(
+    q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, *, bias: Sequence[Bias] = (), needs_grad: bool = False
+) -> str | None:
     """The reference runs everywhere."""
     return None
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, scale: float,
-              bias: Sequence[Bias] = ()) -> tuple[Tensor, Tensor]:
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, scale: float, bias: Sequence[Bias] = ()
+) -> tuple[Tensor, Tensor]:
     """Differentiable attention of q (B, Nq, H, D) over k, v (B, Nk, Hk, D), tokens in block order.
 
     Returns:
@@ -42,7 +44,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, scale: float,
             line = []
             for h in range(plan.heads):
                 head = slice(None) if plan.heads == 1 else slice(h, h + 1)
-                at = plan.full_index[b, h, i, :full[b][h][i]], plan.partial_index[b, h, i, :partial[b][h][i]]
+                at = plan.full_index[b, h, i, : full[b][h][i]], plan.partial_index[b, h, i, : partial[b][h][i]]
                 line.append(_row(queries, keys, values, plan, scale, bias, (across, head), (start, stop), at))
             pieces.append([torch.cat(part, 1) for part in zip(*line, strict=True)])
         rows.append([torch.cat(part, 0) for part in zip(*pieces, strict=True)])
@@ -62,7 +64,11 @@ def _row(queries, keys, values, plan, scale, bias, where, span, lists):
     row = torch.arange(*span, device=keys.device)
     i = span[0] // plan.block_q
     alive = row - span[0] < plan.q_valid[i]
-    q, k, v = queries[across, head, span[0]:span[1]], keys[across, head][:, :, token], values[across, head][:, :, token]
+    q, k, v = (
+        queries[across, head, span[0] : span[1]],
+        keys[across, head][:, :, token],
+        values[across, head][:, :, token],
+    )
     scores = q @ k.mT * scale
     for term in bias:
         scores = scores + _bias(term, across, head, row, token).to(scores.dtype)
@@ -112,15 +118,26 @@ def _bias(term: Bias, across, head, row, token) -> Tensor:
     return total[None]
 
 
-def forward(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, scale: float,
-            bias: Sequence[Bias]) -> tuple[Tensor, Tensor]:
+def forward(
+    q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, scale: float, bias: Sequence[Bias]
+) -> tuple[Tensor, Tensor]:
     """:func:`attention` without a graph."""
     with torch.no_grad():
         out, lse = attention(q, k, v, plan, scale, bias)
     return out.contiguous(), lse.contiguous()
 
 
-def backward(grad_out: Tensor, grad_lse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
-             plan: BlockPlan, scale: float, bias: Sequence[Bias]) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+def backward(
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    plan: BlockPlan,
+    scale: float,
+    bias: Sequence[Bias],
+) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
     """Gradients of q, k, v and of the trainable bias tables, by autograd through a second run."""
     return gradients(lambda q, k, v, bias: attention(q, k, v, plan, scale, bias), grad_out, grad_lse, q, k, v, bias)

@@ -64,8 +64,9 @@ class Rule:
 
     def _check(self) -> None:
         if self.q_lo.dim() != 2 or self.q_lo.shape != self.q_hi.shape:
-            raise UsageError(f"rule: q_lo and q_hi must both be (Nq, A), got {tuple(self.q_lo.shape)} and "
-                             f"{tuple(self.q_hi.shape)}")
+            raise UsageError(
+                f"rule: q_lo and q_hi must both be (Nq, A), got {tuple(self.q_lo.shape)} and {tuple(self.q_hi.shape)}"
+            )
         if not self.axes:
             raise UsageError("rule: the windows need at least one axis, got tables of shape (N, 0)")
         if self.k_pos.dim() != 2 or self.k_pos.shape[1] != self.axes:
@@ -78,11 +79,14 @@ class Rule:
             raise UsageError("rule: a disc (radius2) needs q_pos of the same shape as q_lo")
         if self.visible.dim() != 2 or not bool(((self.visible >= NONE) & (self.visible <= WINDOW)).all()):
             raise UsageError("rule: visible must be a (Gq, Gk) table of 0 (none), 1 (all), 2 (window)")
-        for name, table, count in (("q_group", self.q_group, self.visible.shape[0]),
-                                   ("k_group", self.k_group, self.visible.shape[1])):
+        for name, table, count in (
+            ("q_group", self.q_group, self.visible.shape[0]),
+            ("k_group", self.k_group, self.visible.shape[1]),
+        ):
             if table.numel() and not (0 <= int(table.min()) and int(table.max()) < count):
-                raise UsageError(f"rule: {name} must hold groups 0 to {count - 1}, "
-                                 f"got {int(table.min())} to {int(table.max())}")
+                raise UsageError(
+                    f"rule: {name} must hold groups 0 to {count - 1}, got {int(table.min())} to {int(table.max())}"
+                )
 
     @classmethod
     def everything(cls, n_q: int, n_k: int, device: torch.device | str = "cpu") -> Rule:
@@ -96,8 +100,7 @@ class Rule:
         n_k = n_q if n_k is None else n_k
         high = torch.arange(1, n_q + 1)[:, None] + (n_k - n_q)
         zeros = torch.zeros
-        return cls(zeros(n_q, 1), high, torch.arange(n_k)[:, None], zeros(n_q), zeros(n_k),
-                   torch.full((1, 1), WINDOW))
+        return cls(zeros(n_q, 1), high, torch.arange(n_k)[:, None], zeros(n_q), zeros(n_k), torch.full((1, 1), WINDOW))
 
     @property
     def n_q(self) -> int:
@@ -128,8 +131,9 @@ class Rule:
     def from_tensors(cls, tables: Sequence[Tensor], radius2: int | None) -> Rule:
         """Inverse of :meth:`tensors`; the tables are taken as they are."""
         names = ("q_lo", "q_hi", "k_pos", "q_group", "k_group", "visible")
-        return cls._trusted(**dict(zip(names, tables, strict=False)), radius2=radius2,
-                            q_pos=tables[6] if radius2 is not None else None)
+        return cls._trusted(
+            **dict(zip(names, tables, strict=False)), radius2=radius2, q_pos=tables[6] if radius2 is not None else None
+        )
 
     @classmethod
     def _trusted(cls, **fields) -> Rule:
@@ -141,8 +145,9 @@ class Rule:
 
     def to(self, device: torch.device | str) -> Rule:
         """The same rule with its tables on ``device``."""
-        return self._trusted(**{name: value.to(device) if isinstance(value, Tensor) else value
-                                for name, value in vars(self).items()})
+        return self._trusted(
+            **{name: value.to(device) if isinstance(value, Tensor) else value for name, value in vars(self).items()}
+        )
 
     def hide_keys(self, mask: Tensor) -> Rule:
         """The same rule with some keys hidden from every query, per batch entry.
@@ -162,9 +167,16 @@ class Rule:
     def take(self, q_index: Tensor, k_index: Tensor) -> Rule:
         """The rule of reordered tokens: query i of the result is ``q_index[i]`` here; negative = padding (any row)."""
         qi, ki = q_index.clamp(min=0), k_index.clamp(min=0)
-        return self._trusted(q_lo=self.q_lo[qi], q_hi=self.q_hi[qi], k_pos=self.k_pos[ki], q_group=self.q_group[qi],
-                             k_group=self.k_group[:, ki], visible=self.visible, radius2=self.radius2,
-                             q_pos=None if self.q_pos is None else self.q_pos[qi])
+        return self._trusted(
+            q_lo=self.q_lo[qi],
+            q_hi=self.q_hi[qi],
+            k_pos=self.k_pos[ki],
+            q_group=self.q_group[qi],
+            k_group=self.k_group[:, ki],
+            visible=self.visible,
+            radius2=self.radius2,
+            q_pos=None if self.q_pos is None else self.q_pos[qi],
+        )
 
     def off_queries(self) -> Tensor:
         """(Nq,) bool: queries whose group sees no group at all, by the visibility table."""

@@ -190,8 +190,9 @@ class Emitter:
         """Truth values: element i is whether i < count."""
         empty = ir.Constant(WORDS, ir.Undefined)
         word = self.build.trunc(count, I32)
-        words = self.build.shuffle_vector(self.build.insert_element(empty, word, ir.Constant(I32, 0)), empty,
-                                          constant(WORDS, 0))
+        words = self.build.shuffle_vector(
+            self.build.insert_element(empty, word, ir.Constant(I32, 0)), empty, constant(WORDS, 0)
+        )
         return self.build.icmp_signed("<", ir.Constant(WORDS, list(range(16))), words)
 
     def multiply_add(self, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Value:
@@ -242,8 +243,9 @@ class Emitter:
             for i in range(16):
                 if not i & step:
                     pair = rows[i], rows[i + step]
-                    rows[i], rows[i + step] = (self.build.shuffle_vector(*pair, ir.Constant(WORDS, lanes))
-                                               for lanes in (low, high))
+                    rows[i], rows[i + step] = (
+                        self.build.shuffle_vector(*pair, ir.Constant(WORDS, lanes)) for lanes in (low, high)
+                    )
             step //= 2
         return rows
 
@@ -280,8 +282,9 @@ class Emitter:
 
 def weave(*streams: Sequence[Step]) -> None:
     """Emit several independent sequences of steps evenly mixed, so that the processor works on all of them at once."""
-    placed = [((place + 0.5) / len(steps), at, step)
-              for at, steps in enumerate(streams) for place, step in enumerate(steps)]
+    placed = [
+        ((place + 0.5) / len(steps), at, step) for at, steps in enumerate(streams) for place, step in enumerate(steps)
+    ]
     for _, _, step in sorted(placed, key=lambda item: item[:2]):
         step()
 

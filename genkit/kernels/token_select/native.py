@@ -145,7 +145,7 @@ class ByBlock(_Blocks):
         tables = 0, len(owner), starts, unit.int(), masks, self._bits, valid
         edges = [*first[::blocks].tolist(), len(owner)]
         spans = [Anywhere(*tables, rows=rows, span=span) for span in pairwise(edges)]
-        return [spans[at:at + self._ranges] for at in range(0, len(spans), self._ranges)]
+        return [spans[at : at + self._ranges] for at in range(0, len(spans), self._ranges)]
 
     @cached_property
     def _bits(self) -> Tensor:
@@ -159,8 +159,9 @@ def lists(q: Tensor, k: Tensor, v: Tensor, selected: Tensor, starts: list[int]) 
     keys = starts[-1] / (len(starts) - 1)
     visited, chosen = _shares(selected)
     # zero times a number that is not finite would reach queries that did not choose its block
-    if (visited * keys <= chosen * (keys + _ROW[tiles])
-            and bool((k.sum(dtype=torch.float32) + v.sum(dtype=torch.float32)).isfinite())):
+    if visited * keys <= chosen * (keys + _ROW[tiles]) and bool(
+        (k.sum(dtype=torch.float32) + v.sum(dtype=torch.float32)).isfinite()
+    ):
         return ByQuery(selected, starts, tiles)
     threads, heads = torch.get_num_threads(), selected.shape[1]
     return ByBlock(selected, starts, tiles, 1 if heads % threads == 0 else -(-_RANGES * threads // heads))

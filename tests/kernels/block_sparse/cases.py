@@ -62,8 +62,9 @@ def blocks(dice: Dice, seed: int) -> Case:
     off = dice.share(0.1, *shape[:3])
     keep |= (torch.arange(shape[3]) == dice.between(0, shape[3] - 1)) & ~keep.any(-1, keepdim=True)
     mask = spread(keep & ~off[..., None], torch.arange(n_q), torch.arange(n_k), block_q, block_k)
-    return Case(seed, q, k, v, mask, q.shape[-1] ** -0.5, keep=keep, off=off,
-                sizes=dict(block_q=block_q, block_k=block_k))
+    return Case(
+        seed, q, k, v, mask, q.shape[-1] ** -0.5, keep=keep, off=off, sizes=dict(block_q=block_q, block_k=block_k)
+    )
 
 
 def windows(dice: Dice, seed: int) -> Case:
@@ -81,8 +82,16 @@ def windows(dice: Dice, seed: int) -> Case:
     if dice.share(0.3).item():
         table[-1] = NONE
     disc = span * span // 2 if dice.share(0.3).item() else None
-    rule = Rule(low, high, k_pos, dice.ints(0, groups - 1, n_q), dice.ints(0, groups - 1, n_k), table,
-                radius2=disc, q_pos=q_pos if disc is not None else None)
+    rule = Rule(
+        low,
+        high,
+        k_pos,
+        dice.ints(0, groups - 1, n_q),
+        dice.ints(0, groups - 1, n_k),
+        table,
+        radius2=disc,
+        q_pos=q_pos if disc is not None else None,
+    )
     q, k, v = tensors(dice, n_q, n_k)
     if dice.share(0.3).item():
         rule = rule.hide_keys(dice.share(0.8, q.shape[0], n_k))
@@ -107,7 +116,7 @@ def grid(dice: Dice, seed: int) -> Case:
     low, high, place = (torch.cat(pair) for pair in parts)
     group = torch.zeros(tokens + text, dtype=torch.long)
     group[:text] = 1 if first else 0
-    group[len(group) - text:] = group[len(group) - text:] if first or not text else 1
+    group[len(group) - text :] = group[len(group) - text :] if first or not text else 1
     rule = Rule(low, high, place, group, group, torch.tensor([[WINDOW, ALL], [ALL, ALL]]))
     segments = [("text", text), ("grid", tokens)] if first else [("grid", tokens), ("text", text)]
     order = key_order = None

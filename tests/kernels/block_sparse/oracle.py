@@ -43,8 +43,15 @@ def spread(blocks: Tensor, q_slot: Tensor, k_slot: Tensor, block_q: int, block_k
     return blocks[..., q_slot // block_q, :][..., k_slot // block_k]
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float, bias: Tensor | None = None,
-           dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor,
+    scale: float,
+    bias: Tensor | None = None,
+    dtype: torch.dtype = torch.float64,
+) -> tuple[Tensor, Tensor]:
     """(out (B, Nq, H, D), lse (B, H, Nq)) in ``dtype`` with every intermediate in ``dtype``; differentiable."""
     group = q.shape[2] // k.shape[2]
     q, k, v = (x.to(dtype).transpose(1, 2) for x in (q, k, v))

@@ -21,8 +21,10 @@ def inputs(seed=0, dtype=torch.float64):
 def low_rank(per_head, rank=3):
     noise = torch.Generator().manual_seed(1)
     lead = (2, HEADS) if per_head else (1, 1)
-    f, g = (torch.randn(lead[0], n, lead[1], rank, generator=noise, dtype=torch.float64).requires_grad_()
-            for n in (N_Q, N_K))
+    f, g = (
+        torch.randn(lead[0], n, lead[1], rank, generator=noise, dtype=torch.float64).requires_grad_()
+        for n in (N_Q, N_K)
+    )
     return LowRank(f, g), [f, g], torch.einsum("bihr,bjhr->bhij", f, g)
 
 
@@ -41,8 +43,10 @@ def quadratic(per_head):
 def table(per_head):
     noise = torch.Generator().manual_seed(3)
     q_pos, k_pos = (torch.randint(0, 6, (n, 2), generator=noise) for n in (N_Q, N_K))
-    values = tuple(torch.randn(HEADS if per_head else 1, size, generator=noise, dtype=torch.float64).requires_grad_()
-                   for size in (11, 5))
+    values = tuple(
+        torch.randn(HEADS if per_head else 1, size, generator=noise, dtype=torch.float64).requires_grad_()
+        for size in (11, 5)
+    )
     matrix = 0
     for axis, reach in enumerate((5, 2)):
         apart = q_pos[:, axis][:, None] - k_pos[:, axis][None]
@@ -60,9 +64,11 @@ def plans():
     window = (where.T >= low) & (where.T < low + 14)
     order = TokenOrder.from_permutation(torch.randperm(N_Q, generator=noise), 16)
     tokens = keep.repeat_interleave(16, 2)[..., :N_Q, :].repeat_interleave(8, 3)[..., :N_K]
-    return {"random": (BlockPlan.from_dense_blocks(keep, N_Q, N_K, block_q=16, block_k=8), tokens),
-            "window": (BlockPlan.from_rule(rule, block_q=16, block_k=8), window),
-            "ordered": (BlockPlan.from_rule(rule, order=order, key_order=None, block_k=8), window)}
+    return {
+        "random": (BlockPlan.from_dense_blocks(keep, N_Q, N_K, block_q=16, block_k=8), tokens),
+        "window": (BlockPlan.from_rule(rule, block_q=16, block_k=8), window),
+        "ordered": (BlockPlan.from_rule(rule, order=order, key_order=None, block_k=8), window),
+    }
 
 
 @pytest.mark.parametrize("plan_name", ["random", "window", "ordered"])
@@ -134,27 +140,33 @@ def test_key_weights_equal_repeated_keys():
     torch.testing.assert_close(out, again)
 
 
-@pytest.mark.parametrize("bias, words", [
-    (LowRank(torch.zeros(3, 1), torch.zeros(N_K, 1)), "f must be"),
-    (LowRank(torch.zeros(N_Q, 1), torch.zeros(3, 1)), "g must be"),
-    (Quadratic(torch.zeros(N_Q, 1), torch.zeros(2, 1), torch.ones(1)), "coordinates are for"),
-    (Quadratic(torch.zeros(N_Q, 1), torch.zeros(N_K, 1), torch.ones(3, 1)), "weight has 3 heads"),
-    ("steep", "got str"),
-])
+@pytest.mark.parametrize(
+    "bias, words",
+    [
+        (LowRank(torch.zeros(3, 1), torch.zeros(N_K, 1)), "f must be"),
+        (LowRank(torch.zeros(N_Q, 1), torch.zeros(3, 1)), "g must be"),
+        (Quadratic(torch.zeros(N_Q, 1), torch.zeros(2, 1), torch.ones(1)), "coordinates are for"),
+        (Quadratic(torch.zeros(N_Q, 1), torch.zeros(N_K, 1), torch.ones(3, 1)), "weight has 3 heads"),
+        ("steep", "got str"),
+    ],
+)
 def test_a_bias_that_does_not_fit_is_refused(bias, words):
     q, k, v = (x.float() for x in inputs())
     with pytest.raises(UsageError, match=words):
         block_sparse_attention(q, k, v, BlockPlan.dense(N_Q, N_K), bias=bias)
 
 
-@pytest.mark.parametrize("make, words", [
-    (lambda: LowRank(torch.zeros(3, 1), torch.zeros(3, 2)), "same rank"),
-    (lambda: LowRank(torch.zeros(3), torch.zeros(3)), "must be"),
-    (lambda: Quadratic(torch.zeros(3, 2), torch.zeros(3, 1), torch.ones(2)), "must share A"),
-    (lambda: Quadratic(torch.zeros(3, 1), torch.zeros(3, 1), torch.ones(1), q_gain=torch.ones(4)), "q_gain"),
-    (lambda: Table((torch.zeros(4),), torch.zeros(3, 1), torch.zeros(3, 1)), "2 \\* reach"),
-    (lambda: Table((torch.zeros(5),), torch.zeros(3, 2), torch.zeros(3, 1)), "tables need"),
-])
+@pytest.mark.parametrize(
+    "make, words",
+    [
+        (lambda: LowRank(torch.zeros(3, 1), torch.zeros(3, 2)), "same rank"),
+        (lambda: LowRank(torch.zeros(3), torch.zeros(3)), "must be"),
+        (lambda: Quadratic(torch.zeros(3, 2), torch.zeros(3, 1), torch.ones(2)), "must share A"),
+        (lambda: Quadratic(torch.zeros(3, 1), torch.zeros(3, 1), torch.ones(1), q_gain=torch.ones(4)), "q_gain"),
+        (lambda: Table((torch.zeros(4),), torch.zeros(3, 1), torch.zeros(3, 1)), "2 \\* reach"),
+        (lambda: Table((torch.zeros(5),), torch.zeros(3, 2), torch.zeros(3, 1)), "tables need"),
+    ],
+)
 def test_a_malformed_bias_is_refused(make, words):
     with pytest.raises(UsageError, match=words):
         make()

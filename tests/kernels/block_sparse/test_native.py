@@ -34,7 +34,7 @@ def make(seed: int, dtype: torch.dtype) -> tuple[Case, BlockPlan]:
         q, k, v = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k, v))
     blocks_k = (8, 28, 32, 64, 96, 120, 128) if dtype == torch.bfloat16 else (8, 13, 28, 40, 96, 112, 128)
     sizes = {"block_q": dice.pick((16, 32, 48, 64, 100, 256)), "block_k": dice.pick(blocks_k)}
-    scale = width ** -0.5
+    scale = width**-0.5
     if seed % 2:
         rule = hidden_tokens(dice, n_q, n_k)
         if dice.share(0.3).item():
@@ -42,8 +42,12 @@ def make(seed: int, dtype: torch.dtype) -> tuple[Case, BlockPlan]:
         case = Case(seed, q, k, v, visible(rule), scale, rule=rule, sizes=sizes)
         plan = BlockPlan.from_rule(rule, check=False, **sizes)
     else:
-        shape = (dice.pick((1, batches)), dice.pick((1, q.shape[2])), -(-n_q // sizes["block_q"]),
-                 -(-n_k // sizes["block_k"]))
+        shape = (
+            dice.pick((1, batches)),
+            dice.pick((1, q.shape[2])),
+            -(-n_q // sizes["block_q"]),
+            -(-n_k // sizes["block_k"]),
+        )
         keep, off = dice.share(dice.pick((0.3, 0.6, 1.0)), *shape), dice.share(0.1, *shape[:3])
         mask = spread(keep & ~off[..., None], torch.arange(n_q), torch.arange(n_k), **sizes)
         case = Case(seed, q, k, v, mask, scale, keep=keep, off=off, sizes=sizes)
@@ -134,8 +138,10 @@ def bias(kind: str, n_q: int, n_k: int, heads: int):
 @pytest.mark.parametrize("heads", [1, 4])
 def test_a_bias_is_added_and_trained(dtype, kind, limit, heads, nan_memory, monkeypatch):
     noise = torch.Generator().manual_seed(0)
-    q, k, v = (torch.randn(2, n, h, 64, generator=noise).to(dtype).requires_grad_()
-               for n, h in ((300, heads), (270, -(-heads // 2)), (270, -(-heads // 2))))
+    q, k, v = (
+        torch.randn(2, n, h, 64, generator=noise).to(dtype).requires_grad_()
+        for n, h in ((300, heads), (270, -(-heads // 2)), (270, -(-heads // 2)))
+    )
     plan = BlockPlan.from_rule(hidden_tokens(Dice(1), 300, 270), block_q=100, block_k=64, check=False)
     term, tables = bias(kind, 300, 270, heads)
     monkeypatch.setattr(native_bias, "_BYTES", limit)
@@ -252,11 +258,20 @@ def test_reasons_to_leave_it_to_torch(monkeypatch):
     assert native.with_tiles(torch.bfloat16) and not native.with_tiles(torch.float16)
 
 
-@pytest.mark.parametrize("length, vectors, tiles", [
-    (64, (64, 64), (64, 64)), (28, (28, 28), (32, 32)), (13, (16, 16), (32, 32)), (112, (56, 112), (64, 128)),
-    (120, (60, 120), (64, 128)), (96, (48, 96), (32, 96)), (8, (8, 8), (32, 32)), (68, (36, 72), (32, 96)),
-    (128, (64, 128), (64, 128)),
-])
+@pytest.mark.parametrize(
+    "length, vectors, tiles",
+    [
+        (64, (64, 64), (64, 64)),
+        (28, (28, 28), (32, 32)),
+        (13, (16, 16), (32, 32)),
+        (112, (56, 112), (64, 128)),
+        (120, (60, 120), (64, 128)),
+        (96, (48, 96), (32, 96)),
+        (8, (8, 8), (32, 32)),
+        (68, (36, 72), (32, 96)),
+        (128, (64, 128), (64, 128)),
+    ],
+)
 def test_blocks_of_any_length_are_cut_into_units(length, vectors, tiles):
     plan = BlockPlan.dense(64, 300, block_k=length)
     for wanted, with_tiles in ((vectors, False), (tiles, True)):
@@ -285,8 +300,9 @@ def test_a_machine_that_cannot_says_why(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["forward", "backward"])
-@pytest.mark.parametrize("kind, dim, unit", [("tiles", 64, 64), ("tiles", 128, 32), ("vectors", 64, 64),
-                                             ("vectors", 80, 28)])
+@pytest.mark.parametrize(
+    "kind, dim, unit", [("tiles", 64, 64), ("tiles", 128, 32), ("vectors", 64, 64), ("vectors", 80, 28)]
+)
 def test_the_code_keeps_vectors_in_registers(name, kind, dim, unit):
     """On any machine: the kernels compile, multiply as often as they should, and seldom put a vector on the stack."""
     pytest.importorskip("llvmlite")

@@ -24,8 +24,9 @@ def qkv(n_q=40, n_k=52, heads=4, key_heads=2, width=16, dtype=torch.float32, see
 
 def window(n_q=40, n_k=52, width=9, **options):
     low = torch.arange(n_q)[:, None]
-    rule = Rule(low, low + width, torch.arange(n_k)[:, None], torch.zeros(n_q), torch.zeros(n_k),
-                torch.full((1, 1), WINDOW))
+    rule = Rule(
+        low, low + width, torch.arange(n_k)[:, None], torch.zeros(n_q), torch.zeros(n_k), torch.full((1, 1), WINDOW)
+    )
     return BlockPlan.from_rule(rule, **{"block_q": 16, "block_k": 8, **options})
 
 
@@ -41,19 +42,22 @@ def three_plans():
     return [window(), random_plan(), ordered]
 
 
-@pytest.mark.parametrize("change, words", [
-    (lambda q, k, v: (q[0], k, v), "takes q"),
-    (lambda q, k, v: (q, k, v[:, :5]), "of one shape"),
-    (lambda q, k, v: (q[:1], k, v), "agree in batch"),
-    (lambda q, k, v: (q[..., :8], k, v), "agree in batch and head size"),
-    (lambda q, k, v: (q[:, :, :3], k, v), "3 query heads must be a multiple of the 2"),
-    (lambda q, k, v: (q.half(), k, v), "share one of the dtypes"),
-    (lambda q, k, v: (q.long(), k.long(), v.long()), "share one of the dtypes"),
-    (lambda q, k, v: (q.to("meta"), k, v), "on one device"),
-    (lambda q, k, v: (q.to("meta"), k.to("meta"), v.to("meta")), "use plan.to\\('meta'\\)"),
-    (lambda q, k, v: (q[:, :39], k, v), "plan is for 40 queries and 52 keys, but q has 39"),
-    (lambda q, k, v: (q, k[:, :51], v[:, :51]), "k has 51"),
-])
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (lambda q, k, v: (q[0], k, v), "takes q"),
+        (lambda q, k, v: (q, k, v[:, :5]), "of one shape"),
+        (lambda q, k, v: (q[:1], k, v), "agree in batch"),
+        (lambda q, k, v: (q[..., :8], k, v), "agree in batch and head size"),
+        (lambda q, k, v: (q[:, :, :3], k, v), "3 query heads must be a multiple of the 2"),
+        (lambda q, k, v: (q.half(), k, v), "share one of the dtypes"),
+        (lambda q, k, v: (q.long(), k.long(), v.long()), "share one of the dtypes"),
+        (lambda q, k, v: (q.to("meta"), k, v), "on one device"),
+        (lambda q, k, v: (q.to("meta"), k.to("meta"), v.to("meta")), "use plan.to\\('meta'\\)"),
+        (lambda q, k, v: (q[:, :39], k, v), "plan is for 40 queries and 52 keys, but q has 39"),
+        (lambda q, k, v: (q, k[:, :51], v[:, :51]), "k has 51"),
+    ],
+)
 def test_wrong_tensors_are_refused(change, words):
     with pytest.raises(UsageError, match=words):
         block_sparse_attention(*change(*qkv()), window())
@@ -93,10 +97,12 @@ def test_the_cpu_backend_refuses_other_devices():
 def test_exotic_strides_give_the_same_result(plan):
     tensors = qkv()
     wanted = block_sparse_attention(*tensors, plan)
-    for shape in (lambda x: x.transpose(1, 3).contiguous().transpose(1, 3),
-                  lambda x: torch.stack([x, x], -1)[..., 1],
-                  lambda x: x.flip(1).contiguous().flip(1),
-                  lambda x: torch.cat([x, x], 2)[:, :, :x.shape[2]]):
+    for shape in (
+        lambda x: x.transpose(1, 3).contiguous().transpose(1, 3),
+        lambda x: torch.stack([x, x], -1)[..., 1],
+        lambda x: x.flip(1).contiguous().flip(1),
+        lambda x: torch.cat([x, x], 2)[:, :, : x.shape[2]],
+    ):
         strange = [shape(x).detach().requires_grad_() for x in tensors]
         out, lse = block_sparse_attention(*strange, plan)
         torch.testing.assert_close(out, wanted[0], rtol=0, atol=1e-6)
@@ -139,8 +145,9 @@ def test_dense_plan_equals_dense_attention_and_takes_one_call_per_group():
 
 
 @pytest.mark.parametrize("backend", ["reference", "cpu"])
-@pytest.mark.parametrize("plan", [window(12, 14, 3, block_q=4, block_k=4), random_plan(12, 14, 2)],
-                         ids=["window", "random"])
+@pytest.mark.parametrize(
+    "plan", [window(12, 14, 3, block_q=4, block_k=4), random_plan(12, 14, 2)], ids=["window", "random"]
+)
 def test_gradcheck_in_float64(backend, plan):
     tensors = [x[:1, :, :, :3].detach().requires_grad_() for x in qkv(12, 14, 2, 1, dtype=torch.float64)]
     assert torch.autograd.gradcheck(lambda *x: block_sparse_attention(*x, plan, backend=backend), tensors)
@@ -196,9 +203,11 @@ def test_custom_op_checks(with_bias):
     assert set(outcome.values()) == {"SUCCESS"}
     out, lse = torch.ops.genkit.block_sparse(*args)
     plain = [x.detach() for x in (torch.ones_like(out), torch.ones_like(lse), q, k, v, out, lse)]
-    outcome = torch.library.opcheck(torch.ops.genkit.block_sparse_backward.default,
-                                    (*plain, tables, sizes, [x.detach() for x in bias], kinds, 0.25, "auto"),
-                                    test_utils=("test_schema", "test_faketensor"))
+    outcome = torch.library.opcheck(
+        torch.ops.genkit.block_sparse_backward.default,
+        (*plain, tables, sizes, [x.detach() for x in bias], kinds, 0.25, "auto"),
+        test_utils=("test_schema", "test_faketensor"),
+    )
     assert set(outcome.values()) == {"SUCCESS"}
 
 
@@ -232,8 +241,9 @@ def pooled_by_hand(q, k, v, levels, block, scale):
                 keys, values, weights = [], [], []
                 for j, level in enumerate(levels[0, h % levels.shape[1], n // block].tolist()):
                     if level:
-                        for part_k, part_v in zip(*(x[b, j * block:(j + 1) * block, h].split(level) for x in (k, v)),
-                                                  strict=True):
+                        for part_k, part_v in zip(
+                            *(x[b, j * block : (j + 1) * block, h].split(level) for x in (k, v)), strict=True
+                        ):
                             keys.append(part_k.mean(0))
                             values.append(part_v.mean(0))
                             weights.append(float(len(part_k)))
@@ -277,7 +287,7 @@ def test_constant_groups_make_any_pyramid_equal_dense():
     order = TokenOrder.from_permutation(torch.randperm(24, generator=noise), 8)
     for given in (plan, BlockPlan.from_levels(levels, 24, 64, order=order, key_order=None, block_k=16)):
         out, lse = block_sparse_attention(q, k, v, given)
-        exact = attend(q, k, v, torch.ones(1, 1, 24, 64, dtype=torch.bool), 8 ** -0.5)
+        exact = attend(q, k, v, torch.ones(1, 1, 24, 64, dtype=torch.bool), 8**-0.5)
         torch.testing.assert_close(out, exact[0], rtol=0, atol=1e-12)
         torch.testing.assert_close(lse, exact[1], rtol=0, atol=1e-12)
 
@@ -333,7 +343,7 @@ def test_windows_that_glide_are_one_piece_of_work(key_heads, bias, limit, monkey
     keep = torch.zeros(1, 1, 9, 14, dtype=torch.bool)
     for row in range(9):  # two blocks with the same keys, four that glide by two key blocks, three at the end
         first = 2 * min(max(row - 1, 0), 5)
-        keep[..., row, first:first + 4] = True
+        keep[..., row, first : first + 4] = True
     plan = BlockPlan.from_dense_blocks(keep, 70, 110, block_q=8, block_k=8)
     found = [(item.start, item.stop, item.first, item.last, item.count, item.shift) for item in schedule(plan).slices]
     assert found == [(0, 16, 0, 32, 1, 0), (16, 24, 16, 48, 4, 16), (48, 70, 80, 110, 1, 0)]
@@ -350,8 +360,9 @@ def test_windows_that_glide_are_one_piece_of_work(key_heads, bias, limit, monkey
 
 @pytest.mark.parametrize("with_lse", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_query_blocks_that_share_most_keys_run_together_and_merge_the_rest(dtype, with_lse, monkeypatch, nan_memory,
-                                                                           torch_kernel):
+def test_query_blocks_that_share_most_keys_run_together_and_merge_the_rest(
+    dtype, with_lse, monkeypatch, nan_memory, torch_kernel
+):
     from genkit.kernels.block_sparse import cpu_schedule
 
     monkeypatch.setattr(cpu_schedule, "_BUNDLE_QUERIES", 32)

@@ -23,7 +23,7 @@ def tokens_of(plan):
     columns = torch.arange(plan.blocks_k * plan.block_k)
     wide = torch.zeros(plan.batch, plan.heads, len(rows), len(columns), dtype=torch.bool)
     for b, h, i, j in itertools.product(*map(range, state.shape)):
-        part = wide[b, h, i * plan.block_q:(i + 1) * plan.block_q, j * plan.block_k:(j + 1) * plan.block_k]
+        part = wide[b, h, i * plan.block_q : (i + 1) * plan.block_q, j * plan.block_k : (j + 1) * plan.block_k]
         if state[b, h, i, j] == FULL:
             part.fill_(True)
         elif state[b, h, i, j] == PARTIAL:
@@ -58,9 +58,10 @@ def test_inverse_lists_are_the_transposed_plan():
     mask[..., 0] = True
     inverse = BlockPlan.from_dense_blocks(mask, 5 * 8, 7 * 4 - 1, block_q=8, block_k=4).inverse()
     for b, h, j in itertools.product(range(2), range(3), range(7)):
-        counts, index = ((inverse.full_count, inverse.full_index) if j < 6
-                         else (inverse.partial_count, inverse.partial_index))
-        found = index[b, h, j, :counts[b, h, j]].tolist()
+        counts, index = (
+            (inverse.full_count, inverse.full_index) if j < 6 else (inverse.partial_count, inverse.partial_index)
+        )
+        found = index[b, h, j, : counts[b, h, j]].tolist()
         assert found == mask[b, h, :, j].nonzero()[:, 0].tolist()
 
 
@@ -91,8 +92,14 @@ def test_a_query_block_without_blocks_is_named_unless_switched_off():
 
 
 def test_a_group_that_sees_no_group_is_switched_off_on_purpose():
-    rule = Rule(torch.zeros(8, 1), torch.full((8, 1), 3), torch.arange(6)[:, None],
-                torch.tensor([0, 0, 0, 1, 1, 0, 0, 0]), torch.zeros(6), torch.tensor([[WINDOW], [NONE]]))
+    rule = Rule(
+        torch.zeros(8, 1),
+        torch.full((8, 1), 3),
+        torch.arange(6)[:, None],
+        torch.tensor([0, 0, 0, 1, 1, 0, 0, 0]),
+        torch.zeros(6),
+        torch.tensor([[WINDOW], [NONE]]),
+    )
     plan = BlockPlan.from_rule(rule, block_q=4, block_k=4)
     q = torch.randn(1, 8, 1, 16, requires_grad=True)
     out, lse = block_sparse_attention(q, torch.randn(1, 6, 1, 16), torch.randn(1, 6, 1, 16), plan)
@@ -106,32 +113,52 @@ def test_no_keys_at_all_is_refused():
         BlockPlan.from_rule(Rule.everything(4, 0), block_q=4, block_k=4)
 
 
-@pytest.mark.parametrize("change, words", [
-    (dict(q_hi=torch.zeros(3, 2)), "q_lo and q_hi"),
-    (dict(k_pos=torch.zeros(8, 2)), "k_pos must be"),
-    (dict(q_group=torch.zeros(4)), "q_group must be"),
-    (dict(k_group=torch.zeros(9)), "k_group must be"),
-    (dict(k_group=torch.ones(8)), "k_group must hold groups 0 to 0"),
-    (dict(visible=torch.full((1, 1), 3)), "visible must be"),
-    (dict(radius2=4), "needs q_pos"),
-])
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (dict(q_hi=torch.zeros(3, 2)), "q_lo and q_hi"),
+        (dict(k_pos=torch.zeros(8, 2)), "k_pos must be"),
+        (dict(q_group=torch.zeros(4)), "q_group must be"),
+        (dict(k_group=torch.zeros(9)), "k_group must be"),
+        (dict(k_group=torch.ones(8)), "k_group must hold groups 0 to 0"),
+        (dict(visible=torch.full((1, 1), 3)), "visible must be"),
+        (dict(radius2=4), "needs q_pos"),
+    ],
+)
 def test_tables_that_do_not_fit_are_refused(change, words):
     low = torch.zeros(3, 1)
-    good = dict(q_lo=low, q_hi=low + 2, k_pos=torch.arange(8)[:, None], q_group=torch.zeros(3), k_group=torch.zeros(8),
-                visible=torch.full((1, 1), WINDOW))
+    good = dict(
+        q_lo=low,
+        q_hi=low + 2,
+        k_pos=torch.arange(8)[:, None],
+        q_group=torch.zeros(3),
+        k_group=torch.zeros(8),
+        visible=torch.full((1, 1), WINDOW),
+    )
     with pytest.raises(UsageError, match=words):
         Rule(**{**good, **change})
 
 
-@pytest.mark.parametrize("make_plan, words", [
-    (lambda: BlockPlan.from_dense_blocks(torch.ones(2, 3, dtype=torch.bool), 8, 8, block_q=4, block_k=4),
-     "mask must be"),
-    (lambda: BlockPlan.from_dense_blocks(torch.ones(2, 2), 8, 8, block_q=4, block_k=4), "mask must be bool"),
-    (lambda: BlockPlan.from_dense_blocks(torch.ones(1, 1, dtype=torch.bool), 8, 8, block_q=0), "block_q must be"),
-    (lambda: BlockPlan.from_indices(torch.tensor([[[[2]]]]), 4, 8, block_q=4, block_k=4), "key blocks 0 to 1"),
-    (lambda: BlockPlan.from_levels(torch.full((1, 1, 2, 2), 3), 8, 8, block_q=4, block_k=4), "divisors of block_k=4"),
-    (lambda: BlockPlan.from_rule(Rule.causal(8), order=TokenOrder.from_grid((7,), (4,))), "order of the queries has 7"),
-])
+@pytest.mark.parametrize(
+    "make_plan, words",
+    [
+        (
+            lambda: BlockPlan.from_dense_blocks(torch.ones(2, 3, dtype=torch.bool), 8, 8, block_q=4, block_k=4),
+            "mask must be",
+        ),
+        (lambda: BlockPlan.from_dense_blocks(torch.ones(2, 2), 8, 8, block_q=4, block_k=4), "mask must be bool"),
+        (lambda: BlockPlan.from_dense_blocks(torch.ones(1, 1, dtype=torch.bool), 8, 8, block_q=0), "block_q must be"),
+        (lambda: BlockPlan.from_indices(torch.tensor([[[[2]]]]), 4, 8, block_q=4, block_k=4), "key blocks 0 to 1"),
+        (
+            lambda: BlockPlan.from_levels(torch.full((1, 1, 2, 2), 3), 8, 8, block_q=4, block_k=4),
+            "divisors of block_k=4",
+        ),
+        (
+            lambda: BlockPlan.from_rule(Rule.causal(8), order=TokenOrder.from_grid((7,), (4,))),
+            "order of the queries has 7",
+        ),
+    ],
+)
 def test_sizes_that_do_not_fit_are_refused(make_plan, words):
     with pytest.raises(UsageError, match=words):
         make_plan()
@@ -154,13 +181,16 @@ def test_dilation_separates_the_residues():
     assert order.gather.tolist() == [0, 3, 6, -1, 1, 4, 2, 5]
 
 
-@pytest.mark.parametrize("make_order, words", [
-    (lambda: TokenOrder.from_grid((4, 4), (2,)), "one number >= 1"),
-    (lambda: TokenOrder.from_grid((4,), (0,)), "one number >= 1"),
-    (lambda: TokenOrder.from_grid((4,), (2,), [("grid", 5)]), "its segment 5"),
-    (lambda: TokenOrder.from_permutation(torch.tensor([0, 0]), 2), "every index"),
-    (lambda: TokenOrder.from_grid((4,), (2,)).apply(torch.zeros(1, 5)), "axis 1 has length 5"),
-])
+@pytest.mark.parametrize(
+    "make_order, words",
+    [
+        (lambda: TokenOrder.from_grid((4, 4), (2,)), "one number >= 1"),
+        (lambda: TokenOrder.from_grid((4,), (0,)), "one number >= 1"),
+        (lambda: TokenOrder.from_grid((4,), (2,), [("grid", 5)]), "its segment 5"),
+        (lambda: TokenOrder.from_permutation(torch.tensor([0, 0]), 2), "every index"),
+        (lambda: TokenOrder.from_grid((4,), (2,)).apply(torch.zeros(1, 5)), "axis 1 has length 5"),
+    ],
+)
 def test_wrong_orders_are_refused(make_order, words):
     with pytest.raises(UsageError, match=words):
         make_order()

@@ -1,5 +1,4 @@
-"""The Triton kernels in Triton's interpreter against brute force in float64. Run by test_triton.py in its own process.
-"""
+"""The Triton kernels in Triton's interpreter against brute force in float64. test_triton.py runs it in a process."""
 
 from __future__ import annotations
 

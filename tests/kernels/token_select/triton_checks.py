@@ -1,5 +1,4 @@
-"""The Triton kernels of per-token selection in Triton's interpreter. Run by test_triton_select.py in its own process.
-"""
+"""The Triton kernels of per-token selection in Triton's interpreter. test_triton_select.py runs it in a process."""
 
 from __future__ import annotations
 
