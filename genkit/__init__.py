@@ -18,7 +18,6 @@ _EXPORTS = {
     "Schedule": "genkit.patching",
     "TokenLayout": "genkit.layout",
     "attn_processors": "genkit.patching",
-    "families": "genkit.patching",
     "load": "genkit.pipelines.load",
     "methods": "genkit.attention.registry",
     "patch": "genkit.patching",
@@ -30,6 +29,7 @@ _ROOMS = (
     "cli",
     "demo",
     "evaluation",
+    "families",  # also the public function: the package can be called
     "kernels",
     "media",
     "models",

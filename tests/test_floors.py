@@ -14,6 +14,7 @@ FLOORS = [
     {"errors", "layout"},
     {"kernels"},
     {"attention"},
+    {"families"},
     {"patching"},
     {"pipelines"},
     {"training", "evaluation"},
@@ -75,7 +76,7 @@ def test_no_implementation_imports_a_sibling():
             for name in _imports(path):
                 last = name.split(".")
                 assert not (set(last) & (backends - {path.stem})), f"{path} imports {name}"
-    for path in (PACKAGE / "patching" / "families").glob("*.py"):
+    for path in (PACKAGE / "families").glob("*.py"):
         if path.stem not in ("base", "__init__"):
             others = {name for name in _imports(path) if ".families." in name and ".families.base" not in name}
             assert not others, f"{path.name} imports {others}"
@@ -113,7 +114,7 @@ def test_public_names():
     import genkit
     from genkit.attention.registry import names
 
-    for name in genkit._EXPORTS:
+    for name in ("families", *genkit._EXPORTS):
         assert getattr(genkit, name) is not None and name in dir(genkit)
     for method in names():
         class_name = "".join(part.capitalize() for part in method.split("_"))

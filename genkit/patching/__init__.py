@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from genkit.patching.families import FamilyInfo, families
+from genkit.families import FamilyInfo, families
 from genkit.patching.handle import PatchHandle, patch
 from genkit.patching.parts import Part
 from genkit.patching.positions import time_shift

@@ -10,9 +10,9 @@ from typing import Any
 from genkit.attention.base import Method, PatchCache, Place
 from genkit.attention.weights import PatchWeights
 from genkit.errors import UnsupportedError, UsageError, explain
+from genkit.families.base import FoundSite
 from genkit.patching.clock import Clock, Moment
 from genkit.patching.compiled import forget_stale_graphs
-from genkit.patching.families.base import FoundSite
 from genkit.patching.parts import AUTO, Part, as_parts, check_backend, check_recipe
 from genkit.patching.report import Description, Report, SiteReport, SiteRow, mean_density
 from genkit.patching.schedule import Schedule, resolve

@@ -8,7 +8,7 @@ from typing import Any
 from genkit.attention import registry
 from genkit.attention.base import Method
 from genkit.errors import UsageError
-from genkit.patching.families.base import Family, records
+from genkit.families.base import Family, records
 from genkit.patching.targets import role_reason
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from genkit.errors import UnsupportedError, UsageError, explain
-from genkit.patching.families.base import diffusers_class, unwrap
+from genkit.families.base import diffusers_class, unwrap
 
 _BY_SHAPE = ("WanTransformer3DModel", "WanVACETransformer3DModel", "HunyuanVideoTransformer3DModel")
 _BY_ARGUMENT = {

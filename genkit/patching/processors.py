@@ -12,8 +12,8 @@ import torch
 
 from genkit.attention.base import Method
 from genkit.errors import UnsupportedError, UsageError, explain
+from genkit.families.base import unwrap
 from genkit.patching import seam
-from genkit.patching.families.base import unwrap
 from genkit.patching.handle import PatchHandle
 from genkit.patching.parts import Part, as_parts, check_recipe
 from genkit.patching.schedule import Schedule

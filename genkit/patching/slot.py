@@ -19,8 +19,8 @@ from genkit.patching.tally import Tally
 from genkit.patching.targets import bypass_reason
 
 if TYPE_CHECKING:
+    from genkit.families.base import FoundSite
     from genkit.patching.clock import Moment
-    from genkit.patching.families.base import FoundSite
     from genkit.patching.watch import Watch
 
 SLOTS: weakref.WeakValueDictionary[int, Slot] = weakref.WeakValueDictionary()

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from genkit.attention.base import Method, Site
 from genkit.errors import UnsupportedError, UsageError, explain
+from genkit.families.base import FoundSite, diffusers_class, family_of, records, unwrap
 from genkit.layout import TokenLayout
-from genkit.patching.families.base import FoundSite, diffusers_class, family_of, records, unwrap
 
 if TYPE_CHECKING:
     from torch import nn

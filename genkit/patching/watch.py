@@ -12,10 +12,10 @@ import torch
 
 from genkit.attention.base import Method, PatchCache
 from genkit.errors import UnsupportedError
+from genkit.families.base import Family
 from genkit.layout import TokenLayout
 from genkit.patching import compiled
 from genkit.patching.clock import Clock, Moment
-from genkit.patching.families.base import Family
 from genkit.patching.masks import MaskView, view_mask
 from genkit.patching.slot import Slot
 

@@ -61,7 +61,7 @@ def test_times_of_both_streams(tiny_model):
 
 
 def test_appended_tokens_need_coordinates(tiny_model):
-    from genkit.patching.families.ltx2 import FAMILY
+    from genkit.families.ltx2 import FAMILY
 
     case = tiny_model("ltx2")
     args = case.args | {"hidden_states": torch.zeros(1, 62, 4)}

@@ -10,7 +10,7 @@ import torch
 from gate_methods import Full, Recorder, Scaled
 
 import genkit
-from genkit.patching.families.base import records
+from genkit.families.base import records
 
 ALL = tiny.names()
 JOINT = [name for name in ALL if "joint" in tiny.build(name).roles]
@@ -202,7 +202,7 @@ def test_cross_attention_streams(tiny_model):
 
 def test_ltx_condition_tokens_come_first():
     """The condition pipeline gives only coordinates and puts tokens of a later frame before the video."""
-    from genkit.patching.families.ltx import FAMILY
+    from genkit.families.ltx import FAMILY
 
     def coordinates(frames, height, width, start=0):
         places = (torch.arange(frames) * 8 + start, torch.arange(height), torch.arange(width))
@@ -219,7 +219,7 @@ def test_ltx_condition_tokens_come_first():
 
 
 def test_keyframes_after_the_video_in_ltx2(tiny_model):
-    from genkit.patching.families.ltx2 import FAMILY
+    from genkit.families.ltx2 import FAMILY
 
     args = tiny_model("ltx2").args | {"hidden_states": torch.zeros(1, 72, 4)}
     layout = FAMILY.streams(None, args)["main"]
@@ -235,3 +235,9 @@ def test_listing():
     assert all(hasattr(diffusers, name) for name in classes)
     assert all(hasattr(diffusers, name) for family in listed for name in family.pipelines)
     assert {family.name for family in records()} == {family.name for family in listed}
+
+
+def test_the_room_called_families_does_not_hide_the_function():
+    import genkit.families.base as base
+
+    assert genkit.families() == base.families()

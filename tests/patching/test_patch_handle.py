@@ -238,7 +238,7 @@ def test_unknown_models():
     class Mine(WanTransformer3DModel):
         """A user's subclass is still a Wan model."""
 
-    from genkit.patching.families import family_of
+    from genkit.families import family_of
 
     assert family_of(Mine.__new__(Mine)).name == "Wan"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from genkit.patching.families.base import MAIN, TEXT, Family, SiteRule, Streams, grid_with, shape, text_length
+from genkit.families.base import MAIN, TEXT, Family, SiteRule, Streams, grid_with, shape, text_length
 
 
 def _streams(model: Any, args: Mapping[str, Any]) -> Streams:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from genkit.patching.families.base import MAIN, Family, SiteRule, Streams, grid_with, shape
+from genkit.families.base import MAIN, Family, SiteRule, Streams, grid_with, shape
 
 
 def _streams(model: Any, args: Mapping[str, Any]) -> Streams:

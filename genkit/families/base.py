@@ -173,7 +173,7 @@ def families() -> tuple[FamilyInfo, ...]:
 @functools.cache
 def records() -> tuple[Family, ...]:
     """The full records of all families."""
-    return tuple(importlib.import_module(f"genkit.patching.families.{name}").FAMILY for name in _RECORDS)
+    return tuple(importlib.import_module(f"genkit.families.{name}").FAMILY for name in _RECORDS)
 
 
 def unwrap(model: Any) -> Any:

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from genkit.errors import UnsupportedError
+from genkit.families.base import MAIN, Family, SiteRule, Streams, grid_with, shape
 from genkit.layout import Segment, TokenLayout
-from genkit.patching.families.base import MAIN, Family, SiteRule, Streams, grid_with, shape
 
 AUDIO = "audio"
 _FPS = 24.0  # the default of the model's forward
