@@ -107,7 +107,7 @@ def _plain(pipeline, text: str, seed: int, call: dict) -> np.ndarray:
 def _again(pipeline, text: str, seed: int, options, call: dict) -> np.ndarray:
     import torch
 
-    from genkit.pipelines.high_resolution import high_resolution
+    from genkit.pipelines.tasks.high_resolution.second_pass import high_resolution
 
     made = high_resolution(
         pipeline, prompt=text, strength=options.strength, flow_shift=options.shift,

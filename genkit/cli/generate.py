@@ -41,9 +41,10 @@ def generate(
     """
     record, prompts, settings = _settings(given, text, config, source, prompt_file)
     quiet_libraries()
-    from genkit.pipelines import generate as runs
+    from genkit.pipelines import resolve
+    from genkit.pipelines import session as runs
 
-    plan = runs.plan(settings)
+    plan = resolve.plan(settings)
     jobs = runs.expand(plan, prompts)
     runs.check_outputs([output for _, output in jobs], force=force)
     if dry_run:

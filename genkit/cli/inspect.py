@@ -85,7 +85,7 @@ def _parse_grid(text: str) -> tuple[int, int, int]:
 def _grid_of(model: str, height: int | None, width: int | None, num_frames: int | None) -> tuple[int, int, int]:
     """The token grid of a model at a size in pixels; sizes left out come from the model."""
     from genkit.pipelines.kinds import token_grid
-    from genkit.pipelines.prepare import configs_of, plan
+    from genkit.pipelines.resolve import configs_of, plan
     from genkit.pipelines.settings import GenerateSettings
 
     request = GenerateSettings(prompt="", model=model, height=height, width=width, num_frames=num_frames, device="cpu")

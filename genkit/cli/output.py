@@ -97,7 +97,7 @@ class RunProgress:
             yield self
 
     def __call__(self, phase: str, done: int, total: int) -> None:
-        """The callback that :class:`genkit.pipelines.generate.Session` calls."""
+        """The callback that :class:`genkit.pipelines.session.Session` calls."""
         if phase == "decode":
             self._bars.update(self._steps, description="decoding")
             return

@@ -12,8 +12,8 @@ import numpy as np
 from genkit.evaluation.toy import Accuracy, judge_clips
 from genkit.models.registry import locate
 from genkit.models.sidecar import read_sidecar
-from genkit.pipelines.given import Given
 from genkit.pipelines.outputs import fit_sound, one_sound
+from genkit.pipelines.tasks.audio_video.given import Given
 from genkit.world.caption import caption
 from genkit.world.judge import judge_clip
 from genkit.world.listen import Heard, listen, match_events, same_pitch, same_side
@@ -41,7 +41,7 @@ class SoundRequest:
         steps: denoising steps.
         batch: prompts per call.
         call: further arguments of the pipeline's call.
-        sound: kind of spectrogram, see :func:`genkit.pipelines.sound_features.features_of`.
+        sound: kind of spectrogram, see :func:`genkit.pipelines.tasks.audio_video.sound_features.features_of`.
     """
 
     num_frames: int = 25
@@ -147,8 +147,8 @@ def coded_clips(pipeline: Any, clips: Sequence[SoundClip], request: SoundRequest
     """Clips after a pipeline's autoencoders and its vocoder: what is lost before a model makes any mistake."""
     import torch
 
-    from genkit.pipelines.audio_video import code_sound, code_video
-    from genkit.pipelines.sound_features import features_of
+    from genkit.pipelines.tasks.audio_video.complete import code_sound, code_video
+    from genkit.pipelines.tasks.audio_video.sound_features import features_of
 
     features = features_of(pipeline, request.sound)
     found = []
@@ -184,8 +184,8 @@ def complete_clips(
     """
     import torch
 
-    from genkit.pipelines.audio_video import complete
-    from genkit.pipelines.sound_features import features_of
+    from genkit.pipelines.tasks.audio_video.complete import complete
+    from genkit.pipelines.tasks.audio_video.sound_features import features_of
 
     features = features_of(pipeline, request.sound)
     found: list[SoundClip] = []

@@ -13,7 +13,7 @@ from genkit.attention.reference_masks import box_mask
 from genkit.attention.reference_store import References
 from genkit.evaluation.toy import Accuracy, ClipRequest, accuracy_of, generate_clips
 from genkit.evaluation.toy_picture import PictureRequest, generate_pictures
-from genkit.pipelines.reference_picture import record_pictures
+from genkit.pipelines.tasks.references.record import record_pictures
 from genkit.world.judge import judge_clip, score
 from genkit.world.picture_judge import judge_picture, score_picture
 from genkit.world.picture_scene import Picture, draw_picture

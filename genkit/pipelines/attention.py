@@ -12,8 +12,8 @@ from genkit.errors import ArtifactError, UsageError, explain
 from genkit.pipelines.recipe_match import denoisers_of_folder
 from genkit.pipelines.recipes import SCHEDULE_KEYS, recipe, recipe_names
 from genkit.pipelines.settings import GenerateSettings
+from genkit.pipelines.tasks.high_resolution.sizes import patched_steps
 from genkit.pipelines.text import join_pairs, parse_pairs
-from genkit.pipelines.upscale import patched_steps
 
 RECOMMENDED = "recommended"
 

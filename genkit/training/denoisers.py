@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from genkit.errors import UsageError
-from genkit.pipelines.reference_picture import text_states
+from genkit.pipelines.tasks.references.record import text_states
 from genkit.training.curriculum import draw_levels, draw_sigma
 
 #: Text slots of models that take them as an argument, as toy-video's sidecar has them.

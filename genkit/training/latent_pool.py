@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from genkit.pipelines.reference_picture import normal_latents
+from genkit.pipelines.tasks.references.record import normal_latents
 from genkit.training.alignment import scene_features
 from genkit.training.autoencoder import as_tensor, use_onednn
 from genkit.training.curriculum import Size

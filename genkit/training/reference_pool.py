@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from genkit.attention.reference_masks import box_mask, grid_mask
-from genkit.pipelines.reference_picture import scaled_latents
+from genkit.pipelines.tasks.references.record import scaled_latents
 from genkit.training.autoencoder import as_tensor
 from genkit.training.latent_pool import ClipSize, Pool, Sample, encode_clips
 from genkit.training.picture_pool import PictureSize

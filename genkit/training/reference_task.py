@@ -13,7 +13,7 @@ from genkit.attention.reference_store import References
 from genkit.evaluation.toy import ClipRequest
 from genkit.evaluation.toy_picture import PictureRequest
 from genkit.evaluation.toy_reference import draw_cases, generate_cases, judge_cases
-from genkit.pipelines.reference_picture import empty_text, record_latents
+from genkit.pipelines.tasks.references.record import empty_text, record_latents
 from genkit.training.curriculum import Stage
 from genkit.training.denoisers import SLOTS
 from genkit.training.latent_pool import Sample

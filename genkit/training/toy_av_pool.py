@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from genkit.pipelines.sound_features import Tones
+from genkit.pipelines.tasks.audio_video.sound_features import Tones
 from genkit.training.alignment import scene_features, sound_features
 from genkit.training.autoencoder import as_tensor, use_onednn
 from genkit.training.latent_pool import ClipSize, Pool, Sample

@@ -280,12 +280,12 @@ def test_force_replaces(cli):
 
 
 def test_unexpected_errors_are_one_line_with_a_way_to_more(cli, monkeypatch):
-    from genkit.pipelines import generate
+    from genkit.pipelines import session
 
     def broken(*args, **kwargs):
         raise ZeroDivisionError("surprise")
 
-    monkeypatch.setattr(generate.Session, "run", broken)
+    monkeypatch.setattr(session.Session, "run", broken)
     code, _, errors = cli("a", "-o", "x.gif")
     assert code == 1
     assert errors == ["genkit: error: unexpected ZeroDivisionError: surprise; run with --debug for the traceback"]

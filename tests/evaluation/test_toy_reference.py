@@ -17,7 +17,7 @@ from genkit.errors import ArtifactError, UnsupportedError, UsageError
 from genkit.evaluation.toy import ClipRequest
 from genkit.evaluation.toy_picture import PictureRequest
 from genkit.evaluation.toy_reference import PICTURE_ATTRIBUTES, boxes_of, draw_cases, generate_cases, judge_cases
-from genkit.pipelines.reference_picture import record_pictures
+from genkit.pipelines.tasks.references.record import record_pictures
 from genkit.world.picture_render import render_picture
 from genkit.world.picture_scene import Placement
 from genkit.world.render import render_clip

@@ -13,10 +13,10 @@ import yaml
 
 import genkit
 from genkit.errors import UsageError
-from genkit.pipelines.generate import Session, plan
 from genkit.pipelines.load import load
 from genkit.pipelines.recipe_match import Match, denoisers_of, denoisers_of_folder
 from genkit.pipelines.recipes import FOLDER, ORIGINS, parse, recipe, recipe_names
+from genkit.pipelines.session import Session, plan
 from genkit.pipelines.settings import GenerateSettings
 
 GOOD = {

@@ -10,7 +10,7 @@ import torch
 import genkit
 from genkit.attention.registry import trained
 from genkit.evaluation.toy_picture import PictureRequest
-from genkit.pipelines.reference_picture import record_pictures
+from genkit.pipelines.tasks.references.record import record_pictures
 from genkit.training.agent_task import AgentTask
 from genkit.training.curriculum import Stage
 from genkit.training.latent_pool import ClipSize, LatentPool

@@ -8,7 +8,7 @@ import torch
 
 from genkit import world
 from genkit.errors import UsageError
-from genkit.pipelines.sound_features import LogMel, Tones, features_of
+from genkit.pipelines.tasks.audio_video.sound_features import LogMel, Tones, features_of
 from genkit.training.alignment import SOUND_FEATURES, sound_features
 from genkit.training.curriculum import Stage
 from genkit.training.toy_av import GivenShares, ToyAv, av_loss, draw_given, noisy_pair, weighted

@@ -25,9 +25,9 @@ from genkit.cli.main import main
 from genkit.errors import UsageError
 from genkit.evaluation import toy_av as judged
 from genkit.models.registry import verify_checksums
-from genkit.pipelines.audio_video import complete
-from genkit.pipelines.given import Given
-from genkit.pipelines.sound_features import features_of
+from genkit.pipelines.tasks.audio_video.complete import complete
+from genkit.pipelines.tasks.audio_video.given import Given
+from genkit.pipelines.tasks.audio_video.sound_features import features_of
 from genkit.training.context_task import ContextTask
 from genkit.training.latent_pool import ClipSize
 from genkit.training.loop import load_checkpoint

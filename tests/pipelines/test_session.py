@@ -14,11 +14,11 @@ import torch
 
 from genkit.errors import ArtifactError, UnsupportedError, UsageError
 from genkit.pipelines import kinds, outputs
-from genkit.pipelines.generate import Session, expand, plan, run
 from genkit.pipelines.load import apply_loras, load, parse_lora, resolve_device, resolve_dtype
 from genkit.pipelines.prompts import check_prompt, read_prompt_file
 from genkit.pipelines.recipes import recipe
 from genkit.pipelines.record import differences
+from genkit.pipelines.session import Session, expand, plan, run
 from genkit.pipelines.settings import GenerateSettings
 
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"

@@ -18,7 +18,7 @@ from genkit.pipelines.outputs import fit_sound
 if TYPE_CHECKING:
     from genkit.pipelines.settings import GenerateSettings
 
-# Pipelines whose parts genkit.pipelines.audio_video can drive.
+# Pipelines whose parts genkit.pipelines.tasks.audio_video.complete can drive.
 PIPELINES = ("LTX2Pipeline",)
 #: What these pipelines make when nobody says how many frames.
 USUAL_FRAMES = 121

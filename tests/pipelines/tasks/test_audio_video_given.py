@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from genkit.errors import UsageError
-from genkit.pipelines.given import Given
 from genkit.pipelines.kinds import SizeRule
 from genkit.pipelines.outputs import fit_sound
 from genkit.pipelines.settings import GenerateSettings
+from genkit.pipelines.tasks.audio_video.given import Given
 
 RULE = SizeRule(32, 4)
 

@@ -8,7 +8,7 @@ from tiny_sd import build_tiny_sd
 
 from genkit import media
 from genkit.errors import UsageError
-from genkit.pipelines.generate import Session, expand, plan
+from genkit.pipelines.session import Session, expand, plan
 from genkit.pipelines.settings import GenerateSettings
 
 

@@ -10,7 +10,7 @@ from tiny_flux import build_tiny_flux
 
 import genkit
 from genkit.errors import GenkitError
-from genkit.pipelines.generate import Session, plan
+from genkit.pipelines.session import Session, plan
 from genkit.pipelines.settings import GenerateSettings
 
 

@@ -8,11 +8,11 @@ import torch
 
 import genkit
 from genkit.errors import UnsupportedError, UsageError
-from genkit.pipelines.generate import Session, plan
-from genkit.pipelines.high_resolution import enlarge_frames, high_resolution
 from genkit.pipelines.load import load
+from genkit.pipelines.session import Session, plan
 from genkit.pipelines.settings import GenerateSettings
-from genkit.pipelines.upscale import kept_steps, refusal, target_size
+from genkit.pipelines.tasks.high_resolution.second_pass import enlarge_frames, high_resolution
+from genkit.pipelines.tasks.high_resolution.sizes import kept_steps, refusal, target_size
 
 CALL = {
     "prompt": "a red circle", "height": 32, "width": 48, "num_frames": 5, "num_inference_steps": 5,

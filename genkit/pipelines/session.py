@@ -16,15 +16,16 @@ import numpy as np
 
 from genkit.errors import GenkitError, UnsupportedError, UsageError
 from genkit.media import check_output, enlarge, numbered, write_media
-from genkit.pipelines import attention, references
+from genkit.pipelines import attention
 from genkit.pipelines.guidance import argument_names
 from genkit.pipelines.kinds import IMAGE, accepted
 from genkit.pipelines.load import apply_loras, load, parse_lora
 from genkit.pipelines.outputs import fit_sound, to_frames, to_sound
-from genkit.pipelines.prepare import Plan, configs_of, plan
 from genkit.pipelines.prompts import check_prompt
 from genkit.pipelines.record import build_record, made_with
+from genkit.pipelines.resolve import Plan, configs_of, plan
 from genkit.pipelines.settings import GenerateSettings
+from genkit.pipelines.tasks.references import pictures as references
 from genkit.pipelines.text import slug
 
 Progress = Callable[[str, int, int], None]
@@ -68,7 +69,7 @@ class Session:
     """A model that serves several runs. The weights are read by :meth:`load` or at the first run.
 
     Args:
-        plan: a checked request, from :func:`genkit.pipelines.prepare.plan`.
+        plan: a checked request, from :func:`genkit.pipelines.resolve.plan`.
         warnings: what the user should know, one line each; filled while running.
         pipeline: the Diffusers pipeline, None before :meth:`load`.
         made: versions, machine and model of this session, see :func:`genkit.pipelines.record.made_with`.
@@ -143,8 +144,8 @@ class Session:
         """What is called with the pipeline's arguments: the pipeline, or the loop for a given sound or video."""
         if self.plan.given is None:
             return self.pipeline
-        from genkit.pipelines.audio_video import complete
-        from genkit.pipelines.sound_features import features_of
+        from genkit.pipelines.tasks.audio_video.complete import complete
+        from genkit.pipelines.tasks.audio_video.sound_features import features_of
 
         return partial(complete, self.pipeline, self.plan.given, features_of(self.pipeline, self.plan.sidecar.sound))
 
@@ -162,7 +163,7 @@ class Session:
         self, arguments: dict[str, Any], settings: GenerateSettings, progress: Progress | None
     ) -> tuple[Any, dict[str, Any] | None]:
         """The run at the model's size and the patched second pass at the larger one."""
-        from genkit.pipelines.high_resolution import high_resolution
+        from genkit.pipelines.tasks.high_resolution.second_pass import high_resolution
 
         method, schedule = attention.build(settings) or (None, None)
         given = {key: value for key, value in arguments.items() if key not in ("callback_on_step_end", "output_type")}

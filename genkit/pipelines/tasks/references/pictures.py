@@ -61,7 +61,7 @@ def read_references(settings: GenerateSettings, pipeline_class: str, multiple: i
         raise UsageError("--attention reference needs --reference FILE, the picture to follow")
     if settings.upscale > 1:
         raise UsageError("--reference and --upscale exclude each other; leave one out")
-    from genkit.pipelines.reference_picture import check_family
+    from genkit.pipelines.tasks.references.record import check_family
 
     check_family(pipeline_class)
     parse_box(settings.reference_box)
@@ -133,7 +133,7 @@ def record(patch: Any, pipeline: Any, references: Sequence[ReferencePicture], se
         return
     from genkit.attention.reference_masks import box_mask
     from genkit.attention.reference_store import References
-    from genkit.pipelines.reference_picture import record_pictures
+    from genkit.pipelines.tasks.references.record import record_pictures
 
     for number, reference in enumerate(references):
         slots = {} if settings.max_sequence_length is None else {"slots": settings.max_sequence_length}

@@ -11,13 +11,15 @@ from pathlib import Path
 
 from genkit.errors import UnsupportedError, UsageError
 from genkit.models import Sidecar, check_folder, locate, read_sidecar
-from genkit.pipelines import attention, guidance, references, upscale
-from genkit.pipelines.given import USUAL_FRAMES, Given, read_given
+from genkit.pipelines import attention, guidance
 from genkit.pipelines.kinds import IMAGE, Kind, ReadConfig, SizeRule, accepted, kind_of, native_fps, size_rule
 from genkit.pipelines.load import fetch, parse_lora, resolve_device, resolve_dtype
 from genkit.pipelines.outputs import check_format
-from genkit.pipelines.references import ReferencePicture
 from genkit.pipelines.settings import GenerateSettings
+from genkit.pipelines.tasks.audio_video.given import USUAL_FRAMES, Given, read_given
+from genkit.pipelines.tasks.high_resolution import sizes as upscale
+from genkit.pipelines.tasks.references import pictures as references
+from genkit.pipelines.tasks.references.pictures import ReferencePicture
 from genkit.pipelines.text import STRENGTH
 
 

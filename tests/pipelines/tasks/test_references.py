@@ -14,10 +14,10 @@ from genkit.attention.reference_masks import box_mask
 from genkit.attention.reference_store import References
 from genkit.errors import ArtifactError, UnsupportedError, UsageError
 from genkit.media import read_image
-from genkit.pipelines.generate import Session, plan, run
-from genkit.pipelines.reference_picture import record_pictures
-from genkit.pipelines.references import parse_box, parse_reference
+from genkit.pipelines.session import Session, plan, run
 from genkit.pipelines.settings import GenerateSettings
+from genkit.pipelines.tasks.references.pictures import parse_box, parse_reference
+from genkit.pipelines.tasks.references.record import record_pictures
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
 
@@ -161,7 +161,7 @@ def test_references_need_their_method_and_one_run(tiny_wan, picture):
 
 
 def test_other_families_are_refused_by_name(picture):
-    from genkit.pipelines.reference_picture import check_family
+    from genkit.pipelines.tasks.references.record import check_family
 
     for name in ("FluxPipeline", "StableDiffusionXLPipeline", "StableDiffusion3Pipeline"):
         with pytest.raises(UnsupportedError, match=f"got {name}, allowed: Wan and Stable Diffusion 1 and 2"):

@@ -13,7 +13,7 @@ import torch.nn.functional as functional
 
 from genkit.attention.sliding_window import DualPath, SlidingWindow
 from genkit.errors import UnsupportedError, UsageError, explain
-from genkit.pipelines.upscale import FLOW_SHIFT, STRENGTH, kept_steps, refusal, target_size
+from genkit.pipelines.tasks.high_resolution.sizes import FLOW_SHIFT, STRENGTH, kept_steps, refusal, target_size
 
 AUTO = "auto"
 _OVERLAP = 4  # neighbouring tiles of the decoder share a quarter of their side

@@ -1,0 +1,1 @@
+"""A video for a given sound, or a sound for a given video."""
