@@ -9,7 +9,7 @@ On one or several GPUs: accelerate launch scripts/train_patch.py reference --tok
 
 import sys
 
-from genkit.training.patch_run import main
+from genkit.training.tasks.run import main
 
 if __name__ == "__main__":
     sys.exit(main(__doc__))

@@ -7,7 +7,7 @@ On one or several GPUs: accelerate launch scripts/train_toy_av.py --tokens 20000
 
 import sys
 
-from genkit.training.toy_av_run import MAKING
+from genkit.training.toys.av.run import MAKING
 
 if __name__ == "__main__":
     sys.exit(MAKING.main_function(__doc__))

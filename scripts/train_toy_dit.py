@@ -7,7 +7,7 @@ accelerate launch scripts/train_toy_dit.py --tokens 30000 --minutes 30
 
 import sys
 
-from genkit.training.toy_dit_run import MAKING
+from genkit.training.toys.dit.run import MAKING
 
 if __name__ == "__main__":
     sys.exit(MAKING.main_function(__doc__))

@@ -8,7 +8,7 @@ On one or several GPUs: accelerate launch scripts/train_toy_image.py --tokens 30
 
 import sys
 
-from genkit.training.toy_image_run import MAKING
+from genkit.training.toys.image.run import MAKING
 
 if __name__ == "__main__":
     sys.exit(MAKING.main_function(__doc__))

@@ -6,7 +6,7 @@ several GPUs: accelerate launch scripts/train_toy_video.py --tokens 20000 --minu
 
 import sys
 
-from genkit.training.toy_video_run import MAKING
+from genkit.training.toys.video.run import MAKING
 
 if __name__ == "__main__":
     sys.exit(MAKING.main_function(__doc__))

@@ -14,14 +14,14 @@ import torch
 from torch import nn
 
 from genkit.errors import ArtifactError, UsageError
-from genkit.training.loop import LoopConfig, atomic_save, load_checkpoint, rate_at, train
+from genkit.training.engine.loop import LoopConfig, atomic_save, load_checkpoint, rate_at, train
 
 CHILD = """
 import sys, time
 from pathlib import Path
 import torch
 from torch import nn
-from genkit.training.loop import LoopConfig, train
+from genkit.training.engine.loop import LoopConfig, train
 torch.manual_seed(0)
 model = nn.Linear(4, 1)
 def loss_at(module, step, progress):
@@ -141,7 +141,7 @@ import sys
 from pathlib import Path
 import torch
 from torch import nn
-from genkit.training.loop import LoopConfig, process_rank, train
+from genkit.training.engine.loop import LoopConfig, process_rank, train
 torch.set_num_threads(1)
 torch.manual_seed(0)
 model = nn.Linear(4, 1)

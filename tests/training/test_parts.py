@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from genkit.training.alignment import FEATURES, scene_features
-from genkit.training.optim import muon_adamw, orthogonalise
-from genkit.training.padding import PaddedCrossAttention, padding_bias
-from genkit.training.toy_text import build_text_encoder, build_word_tokenizer
+from genkit.training.engine.alignment import FEATURES, scene_features
+from genkit.training.engine.optim import muon_adamw, orthogonalise
+from genkit.training.toys.shared.padding import PaddedCrossAttention, padding_bias
+from genkit.training.toys.shared.text import build_text_encoder, build_word_tokenizer
 from genkit.world import Actor, Scene, caption, draw_scene, lay_out
 from genkit.world.vocabulary import SHAPES
 

@@ -11,15 +11,15 @@ import genkit
 from genkit.attention.registry import trained
 from genkit.evaluation.toy_picture import PictureRequest
 from genkit.pipelines.tasks.references.record import record_pictures
-from genkit.training.agent_task import AgentTask
-from genkit.training.curriculum import Stage
-from genkit.training.latent_pool import ClipSize, LatentPool
-from genkit.training.patch_run import main
-from genkit.training.patch_task import mean_loss
-from genkit.training.picture_pool import PictureSize, squares
-from genkit.training.reference_pool import ReferenceClips, ReferencePictures
-from genkit.training.reference_task import ReferenceTask
-from genkit.training.toy_video import sizes
+from genkit.training.data.world.clips import ClipSize, LatentPool
+from genkit.training.data.world.pictures import PictureSize, squares
+from genkit.training.data.world.references import ReferenceClips, ReferencePictures
+from genkit.training.engine.curriculum import Stage
+from genkit.training.tasks.agent import AgentTask
+from genkit.training.tasks.base import mean_loss
+from genkit.training.tasks.reference import ReferenceTask
+from genkit.training.tasks.run import main
+from genkit.training.toys.video.model import sizes
 
 SMALL = (Stage(0.0, sizes((5, 96, 96, 1.0))),)
 

@@ -8,16 +8,16 @@ import torch
 
 from genkit import world
 from genkit.errors import ArtifactError
-from genkit.training.autoencoder import as_tensor
-from genkit.training.curriculum import Stage, batch_for, draw_levels, draw_size
-from genkit.training.loop import atomic_save
-from genkit.training.picture_pool import CELL, FEATURES, PicturePool, PictureSize, draw_mask, picture_features
-from genkit.training.picture_run import begin_from
-from genkit.training.picture_task import picture_loss
-from genkit.training.picture_text import apply_merges, build_clip_encoder, build_piece_tokenizer
-from genkit.training.picture_vae import build_picture_vae, draw_crops, standardise_latents
-from genkit.training.toy_dit import TEXT_SLOTS, ToyDit
-from genkit.training.toy_image import ToyImage
+from genkit.training.data.world.pictures import CELL, FEATURES, PicturePool, PictureSize, draw_mask, picture_features
+from genkit.training.engine.curriculum import Stage, batch_for, draw_levels, draw_size
+from genkit.training.engine.loop import atomic_save
+from genkit.training.toys.dit.model import TEXT_SLOTS, ToyDit
+from genkit.training.toys.image.model import ToyImage
+from genkit.training.toys.shared.autoencoder import as_tensor
+from genkit.training.toys.shared.picture_run import begin_from
+from genkit.training.toys.shared.picture_task import picture_loss
+from genkit.training.toys.shared.picture_text import apply_merges, build_clip_encoder, build_piece_tokenizer
+from genkit.training.toys.shared.picture_vae import build_picture_vae, draw_crops, standardise_latents
 from genkit.world.vocabulary import SHAPES
 
 

@@ -9,10 +9,10 @@ import torch
 from genkit import world
 from genkit.errors import UsageError
 from genkit.pipelines.tasks.audio_video.sound_features import LogMel, Tones, features_of
-from genkit.training.alignment import SOUND_FEATURES, sound_features
-from genkit.training.curriculum import Stage
-from genkit.training.toy_av import GivenShares, ToyAv, av_loss, draw_given, noisy_pair, weighted
-from genkit.training.toy_av_parts import (
+from genkit.training.engine.alignment import SOUND_FEATURES, sound_features
+from genkit.training.engine.curriculum import Stage
+from genkit.training.toys.av.model import GivenShares, ToyAv, av_loss, draw_given, noisy_pair, weighted
+from genkit.training.toys.av.parts import (
     BINS,
     GATE,
     HOP,
@@ -24,8 +24,8 @@ from genkit.training.toy_av_parts import (
     build_vocoder,
     spectrum_frames,
 )
-from genkit.training.toy_av_pool import SoundPool
-from genkit.training.toy_video import sizes
+from genkit.training.toys.av.pool import SoundPool
+from genkit.training.toys.video.model import sizes
 from genkit.world.sound import PITCHES, SAMPLE_RATE
 
 TONES = Tones(SAMPLE_RATE, HOP, BINS)

@@ -28,13 +28,13 @@ from genkit.models.registry import verify_checksums
 from genkit.pipelines.tasks.audio_video.complete import complete
 from genkit.pipelines.tasks.audio_video.given import Given
 from genkit.pipelines.tasks.audio_video.sound_features import features_of
-from genkit.training.context_task import ContextTask
-from genkit.training.latent_pool import ClipSize
-from genkit.training.loop import load_checkpoint
-from genkit.training.patch_run import main as patch_main
-from genkit.training.toy_av_pool import SoundPool
-from genkit.training.toy_av_probe import sound_probe
-from genkit.training.toy_av_run import MAKING, SIDECAR
+from genkit.training.data.world.clips import ClipSize
+from genkit.training.engine.loop import load_checkpoint
+from genkit.training.tasks.context import ContextTask
+from genkit.training.tasks.run import main as patch_main
+from genkit.training.toys.av.pool import SoundPool
+from genkit.training.toys.av.probe import sound_probe
+from genkit.training.toys.av.run import MAKING, SIDECAR
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "train_toy_av.py"
 SMALL = ["--height", "64", "--width", "64", "--steps", "2", "--seed", "1"]

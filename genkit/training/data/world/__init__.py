@@ -1,0 +1,1 @@
+"""Samples of the toy world, rendered and encoded as they are needed."""

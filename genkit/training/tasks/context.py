@@ -1,0 +1,89 @@
+"""Training context tokens: what a frozen audio-video model reads where the other modality has nothing to say."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from genkit.attention.cross_modal_context import CrossModalContext
+from genkit.attention.cross_modal_context_route import TASKS, ContextRoute, draw_tasks
+from genkit.training.engine.curriculum import Stage
+from genkit.training.tasks.base import PatchTask
+from genkit.training.toys.av.model import av_captions, av_velocity, clean_pair, noisy_pair, read_texts, weighted
+from genkit.training.toys.av.pool import SoundPool
+from genkit.training.toys.video.model import sizes
+
+STAGES = (
+    Stage(0.0, sizes((9, 96, 96, 0.2), (17, 96, 96, 0.8))),
+    Stage(0.5, sizes((17, 96, 96, 0.4), (17, 128, 128, 0.3), (25, 128, 128, 0.3))),
+)
+
+
+@dataclass
+class Routed:
+    """A batch of clips with sound.
+
+    Args:
+        tasks: one per sample, see :data:`genkit.attention.cross_modal_context_route.TASKS`.
+        drawn: noised halves, levels and targets, as :func:`genkit.training.toys.av.model.noisy_pair` gives them.
+        ids, mask: (B, slots) of the captions.
+    """
+
+    tasks: tuple[str, ...]
+    drawn: dict[str, torch.Tensor]
+    ids: torch.Tensor
+    mask: torch.Tensor
+
+
+class ContextTask(PatchTask):
+    """Context tokens on both cross-modal attentions, every sample routed by the task that was drawn for it.
+
+    A task says which halves are noised, who reads whom, and whose error counts. A tenth of the samples that make both
+    halves read context tokens alone, which gives guidance its unconditional side.
+
+    Args:
+        pipeline: an ``LTX2Pipeline``.
+        pool: see :class:`PatchTask`.
+        tokens: context tokens per layer and direction.
+        space: where they live, see :class:`CrossModalContext`.
+        beta: their logit bias at the start. Higher than the method's own default, which is right for a model that must
+            not change at first: at -5 the tokens have hardly a share, and as small a gradient.
+        stages: sizes over the budget.
+    """
+
+    def __init__(
+        self,
+        pipeline: Any,
+        pool: SoundPool,
+        tokens: int = 8,
+        space: str = "keys",
+        beta: float = -2.0,
+        stages: tuple[Stage, ...] = STAGES,
+    ):
+        super().__init__(pipeline, CrossModalContext(tokens=tokens, space=space, beta=beta), pool, stages)
+        self.routes = ContextRoute.of(self.patch.cache)
+        pipeline.tokenizer.padding_side = "left"
+
+    def draw(self, size: Any, count: int, rng: np.random.Generator) -> Routed:
+        """See :meth:`PatchTask.draw`."""
+        samples = self.pool.draw(size, count)
+        device = self.pipeline.transformer.device
+        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+        tasks = draw_tasks(count, generator)
+        made = torch.tensor([TASKS[name].noise for name in tasks])
+        drawn = noisy_pair(*clean_pair(samples, device), self.shift, (~made[:, 1], ~made[:, 0]), generator)
+        texts = av_captions(samples, rng, self.empty)
+        return Routed(tasks, drawn, *read_texts(self.pipeline.tokenizer, texts, device))
+
+    def forward(self, batch: Routed) -> torch.Tensor:
+        """Errors of what each sample makes."""
+        self.routes.set(batch.tasks)
+        drawn = batch.drawn
+        noisy = (drawn[name] for name in ("video", "sound", "sigma", "sound_sigma"))
+        velocity, sound_velocity = av_velocity(self.pipeline, *noisy, batch.ids, batch.mask)
+        error = (velocity - drawn["velocity"]).square().mean((1, 2, 3, 4))
+        sound_error = (sound_velocity - drawn["sound_velocity"]).square().mean((1, 2))
+        return self.connected(weighted(error, drawn["sigma"]) + weighted(sound_error, drawn["sound_sigma"]))

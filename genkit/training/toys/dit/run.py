@@ -1,0 +1,65 @@
+"""The whole making of toy-dit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import nn
+
+from genkit.training.toys.dit.model import ADAM_NAMES, SHIFT, TEXT_SLOTS, ToyDit
+from genkit.training.toys.shared import cards
+from genkit.training.toys.shared.assemble import write_folder
+from genkit.training.toys.shared.picture_run import picture_making
+
+SIDECAR = {
+    "description": "A Flux model of the toy world: one to three plain, striped or dotted shapes, 128x128",
+    "defaults": {
+        "height": 128,
+        "width": 128,
+        "steps": 20,
+        "max_sequence_length": TEXT_SLOTS[-1],
+        "negative_prompt": "",
+    },
+    "limits": {
+        "min_height": 64,
+        "max_height": 512,
+        "min_width": 64,
+        "max_width": 512,
+        "multiple": 8,
+        "max_prompt_tokens": TEXT_SLOTS[-1],
+    },
+    # Flux's own guidance_scale is for distilled models; this one is guided against the empty prompt.
+    "call": {"true_cfg_scale": 2.0},
+}
+
+
+def assemble_toy_dit(model: ToyDit, vae: nn.Module, folder: Path, facts: dict) -> Path:
+    """Write the pipeline folder."""
+    from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+
+    # A fresh transformer, without the read-out's hook.
+    transformer = FluxTransformer2DModel.from_config(model.transformer.config)
+    transformer.load_state_dict(model.transformer.state_dict())
+    pipeline = FluxPipeline(
+        # Fresh noise in every step mends counts and places, as it does for toy-image.
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=SHIFT, stochastic_sampling=True),
+        vae=vae,
+        text_encoder=model.text_encoder,
+        tokenizer=model.tokenizer,
+        text_encoder_2=model.text_encoder_2,
+        tokenizer_2=model.tokenizer_2,
+        transformer=transformer,
+    )
+    more = {"name": "toy-dit", "script": "toy_dit", "network": "transformer", "more": " --vae runs/toy-image"}
+    return write_folder(pipeline, folder, SIDECAR, facts, cards.fill(cards.TOY_DIT, transformer, facts, **more))
+
+
+MAKING = picture_making(
+    name="toy-dit",
+    minutes=230.0,
+    build=lambda options: ToyDit(),
+    adam_names=ADAM_NAMES,
+    assemble=assemble_toy_dit,
+    shift=SHIFT,
+    tokens=2400,
+)

@@ -1,0 +1,1 @@
+"""Making toy-image and its inpainting variant."""

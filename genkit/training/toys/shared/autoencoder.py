@@ -1,0 +1,105 @@
+"""Training the small autoencoders of the shipped models, for clips and for pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import MethodType
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from genkit.training.engine.loop import process_rank
+
+
+def as_tensor(pixels: np.ndarray) -> torch.Tensor:
+    """uint8 (B, ..., H, W, 3) to float32 (B, 3, ..., H, W) in -1..1."""
+    return torch.from_numpy(pixels).movedim(-1, 1).float().div_(127.5).sub_(1.0)
+
+
+def reconstruction_loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Mean absolute and squared error, and the absolute error of horizontal and vertical differences (sharp edges)."""
+    loss = F.l1_loss(output, target) + F.mse_loss(output, target)
+    for axis in (-2, -1):
+        loss = loss + F.l1_loss(output.diff(dim=axis), target.diff(dim=axis))
+    return loss
+
+
+def use_onednn(module: nn.Module) -> nn.Module:
+    """Let a frozen module's 3-D convolutions on the CPU use oneDNN; returns the module.
+
+    With one thread torch chooses an unfolded matrix product instead, which takes three times as long for the encoder
+    of toy-video.
+    """
+
+    def convolve(self: nn.Conv3d, states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None):
+        if states.device.type != "cpu":
+            return type(self)._conv_forward(self, states, weight, bias)
+        geometry = (list(self.padding), list(self.stride), list(self.dilation), self.groups)
+        return torch.ops.aten.mkldnn_convolution(states.contiguous(), weight, bias, *geometry)
+
+    if torch.backends.mkldnn.is_available():
+        for part in module.modules():
+            if isinstance(part, nn.Conv3d) and part.padding_mode == "zeros":
+                part._conv_forward = MethodType(convolve, part)
+    return module
+
+
+class Autoencoder(nn.Module):
+    """An autoencoder as one module with a forward pass, which distributed training needs.
+
+    Args:
+        vae: an autoencoder of Diffusers.
+        decode: called with (vae, latents), gives pixels without a final clamp.
+        frozen: keep the encoder (and so the latents that a denoiser learns) as it is and train the decoder alone.
+    """
+
+    def __init__(self, vae: nn.Module, decode: Callable[[nn.Module, torch.Tensor], torch.Tensor], frozen: bool = False):
+        super().__init__()
+        self.vae = vae
+        self.decode = decode
+        self.frozen = frozen
+        if frozen:
+            vae.encoder.requires_grad_(False)
+            vae.quant_conv.requires_grad_(False)
+
+    def forward(self, target: torch.Tensor, noise: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """Reconstruction of (B, 3, ..., H, W) and the KL divergence per latent number (zero when frozen).
+
+        ``noise`` is jitter given to the latents, in units of their mean spread.
+        """
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            posterior = self.vae.encode(target).latent_dist
+            latents = posterior.mode() if self.frozen else posterior.sample()
+        jittered = latents + noise * latents.detach().std() * torch.randn_like(latents)
+        divergence = target.new_zeros(()) if self.frozen else posterior.kl().mean() / latents[0].numel()
+        return self.decode(self.vae, jittered), divergence
+
+
+def autoencoder_loss(
+    seed: int,
+    draw: Callable[[np.random.Generator, int], np.ndarray],
+    kl: float = 5e-6,
+    noise: float = 0.04,
+    vary: bool = False,
+):
+    """The loss function handed to the training loop, for an :class:`Autoencoder`.
+
+    Args:
+        seed: of the pictures.
+        draw: called with (rng, step), gives uint8 pixels (B, ..., H, W, 3).
+        kl: weight of the KL term, per latent number.
+        noise: jitter given to the latents, so that the decoder forgives small errors of the diffusion model.
+        vary: draw the jitter between zero and ``noise`` for every step.
+    """
+
+    def loss_at(module: nn.Module, step: int, progress: float):
+        rng = np.random.default_rng((seed, step, process_rank()))
+        target = as_tensor(draw(rng, step)).to(next(module.parameters()).device)
+        output, divergence = module(target, noise * float(rng.random()) if vary else noise)
+        error = F.mse_loss(output.detach().clamp(-1, 1), target).item()
+        loss = reconstruction_loss(output, target) + kl * divergence * min(1.0, step / 300)
+        return loss, {"psnr": -10 * np.log10(error / 4), "kl": divergence.item()}
+
+    return loss_at

@@ -1,0 +1,161 @@
+"""Making a shipped model, stage after stage: options, budgets, and going on where a stopped run was."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from genkit.errors import GenkitError, UsageError
+from genkit.training.engine.loop import LoopConfig, atomic_save, load_checkpoint, wait_for_all
+
+Options = argparse.Namespace
+
+
+@dataclass(frozen=True)
+class Making:
+    """The plan of a model.
+
+    Args:
+        name: of the model, also of the run's default folder.
+        minutes: default training time in all.
+        tokens: default latent tokens per step.
+        main: the stage that ``--start-from`` goes on from.
+        shares: stages that train, with their parts of the whole budget, in order.
+        work: what every stage does, in order; called with the options.
+        more: adds the model's own options to the parser.
+    """
+
+    name: str
+    minutes: float
+    tokens: int
+    main: str
+    shares: dict[str, float]
+    work: dict[str, Callable[[Options], None]]
+    more: Callable[[argparse.ArgumentParser], None] | None = None
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Options of the model's training script."""
+        add = parser.add_argument
+        add("--folder", type=Path, default=Path("runs") / self.name, help="checkpoints, logs and sheets")
+        add("--output", type=Path, help="where the finished model goes (default: FOLDER/model)")
+        add("--minutes", type=float, default=self.minutes, help=f"training time in all (default {self.minutes:.0f})")
+        add("--stage", choices=("all", *self.work), default="all")
+        add("--tokens", type=int, default=self.tokens, help="latent tokens per step and process; more on a GPU")
+        add(
+            "--start-from",
+            type=Path,
+            help=f"checkpoint.pt of an earlier {self.main} run to go on from, with a new budget",
+        )
+        add(
+            "--begin",
+            type=float,
+            default=0.0,
+            help="with --start-from: share of the curriculum to skip, such as 0.7 for large canvases alone (default 0)",
+        )
+        add("--seed", type=int, default=0)
+        add("--threads", type=int, help="processor threads (default: what torch chooses)")
+        add("--sample-minutes", type=float, default=13.0, help="pause between sample sheets; 0 for none")
+        if self.more:
+            self.more(parser)
+
+    def run(self, options: Options) -> None:
+        """Run the stages that are asked for and not finished yet."""
+        if options.minutes <= 0 or options.tokens < 100:
+            raise UsageError(
+                f"--minutes must be above 0 and --tokens at least 100, got {options.minutes} and {options.tokens}"
+            )
+        if options.threads:
+            torch.set_num_threads(options.threads)
+        torch.manual_seed(options.seed)
+        own = options.folder / self.main / "checkpoint.pt"
+        if options.start_from and options.start_from.resolve() == own.resolve():
+            raise UsageError("--start-from names this run's own checkpoint, which it goes on from anyway: leave it out")
+        for name in self.work if options.stage == "all" else (options.stage,):
+            self.work[name](options)
+            wait_for_all()
+
+    def main_function(self, description: str) -> int:
+        """The body of a training script: parse the command line, run, and turn errors into exit codes."""
+        parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+        self.add_arguments(parser)
+        return exit_code(lambda: self.run(parser.parse_args()))
+
+    def budget(self, options: Options, stage: str) -> float:
+        """Seconds of training that a stage has."""
+        return 60 * options.minutes * self.shares[stage]
+
+    def loop(self, options: Options, stage: str, **more: Any) -> LoopConfig:
+        """The loop's configuration for a stage."""
+        return LoopConfig(
+            folder=options.folder / stage,
+            seconds=self.budget(options, stage),
+            sample_seconds=60 * options.sample_minutes,
+            begin=options.begin if stage == self.main else 0.0,
+            **more,
+        )
+
+    def finished(self, options: Options, stage: str) -> bool:
+        """Whether a stage has used up its budget and written its result."""
+        folder = options.folder / stage
+        if not (folder / "final").exists() or not (folder / "checkpoint.pt").exists():
+            return False
+        return load_checkpoint(folder / "checkpoint.pt")["seconds"] >= self.budget(options, stage)
+
+    def facts(self, options: Options) -> dict:
+        """What ``training.json`` tells about a run."""
+        state = load_checkpoint(options.folder / self.main / "checkpoint.pt")
+        found = {
+            "steps": state["step"],
+            "seconds": round(state.get("earlier_seconds", 0.0) + state["seconds"]),
+            "seed": options.seed,
+            "tokens": options.tokens,
+        }
+        for name in self.shares:
+            path = options.folder / name / "checkpoint.pt"
+            if name != self.main and path.exists():
+                part = load_checkpoint(path)
+                found[name] = {"steps": part["step"], "seconds": round(part["seconds"])}
+        log = options.folder / self.main / "log.jsonl"
+        found["last_log"] = json.loads(log.read_text().splitlines()[-1]) if log.exists() else None
+        return found
+
+
+def exit_code(work: Callable[[], None]) -> int:
+    """Run a script's work; errors become one line and an exit code."""
+    try:
+        work()
+    except GenkitError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    return 0
+
+
+def newest(folder: Path, *stages: str) -> Path:
+    """The folder of the first finished stage among the given ones.
+
+    Raises:
+        UsageError: none is finished.
+    """
+    for stage in stages:
+        if (folder / stage / "final").exists():
+            return folder / stage / "final"
+    raise UsageError(f"no finished autoencoder in {folder}: run --stage vae first")
+
+
+def adopt_checkpoint(source: Path, target: Path) -> None:
+    """Begin a run with the state of an earlier one and a fresh budget; a run that has begun goes on undisturbed."""
+    if target.exists():
+        return
+    state = load_checkpoint(source)
+    earlier = state.get("earlier_seconds", 0.0) + state["seconds"]
+    atomic_save({**state, "seconds": 0.0, "earlier_seconds": earlier}, target)
