@@ -71,7 +71,8 @@ def run(options: argparse.Namespace) -> int:
 def measure(grid: str, dtype: str, turns: int) -> list[dict[str, object]]:
     """A row for dense attention and for every method that can serve the grid."""
     from genkit.attention import registry
-    from genkit.attention.base import PatchCache, Site
+    from genkit.attention.cache import PatchCache
+    from genkit.attention.site import Site
     from genkit.layout import TokenLayout
 
     layout = TokenLayout.of_grid(*parse_size(grid))

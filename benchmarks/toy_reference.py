@@ -105,7 +105,7 @@ def _measure(
 ) -> tuple[dict, np.ndarray]:
     """Cells of one row, and what was made."""
     import genkit
-    from genkit.attention.reference_store import References
+    from genkit.attention.reference.store import References
     from genkit.attention.registry import trained
     from genkit.evaluation.toy_picture import PictureRequest
     from genkit.evaluation.toy_reference import attributes_of, generate_cases, judge_cases

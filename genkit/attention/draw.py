@@ -9,7 +9,9 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from genkit.attention.base import Density, Method, PatchCache, Site
+from genkit.attention.cache import PatchCache
+from genkit.attention.method import Density, Method
+from genkit.attention.site import Site
 from genkit.errors import UnsupportedError, UsageError
 from genkit.layout import GRID, TokenLayout
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from genkit.attention.base import PatchCache
+from genkit.attention.cache import PatchCache
 
 
 def kept(cache: PatchCache, build: Callable[..., Any], *args: Hashable, device: torch.device) -> Any:

@@ -1,10 +1,15 @@
-"""Names of methods, methods from text, and what `genkit.methods()` lists."""
+"""Names of methods, methods from text, and what `genkit.methods()` lists.
+
+A method is a folder here: ``genkit/attention/radial/`` registers ``radial`` when it is imported. Shared mathematics are
+plain modules beside the folders.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import importlib
 import inspect
+import pkgutil
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -12,18 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
 
-from genkit.attention.base import Method
+from genkit.attention.method import Method
 from genkit.errors import ArtifactError, UsageError, explain
 
-_MODULES = {
-    "agent": "genkit.attention.agent",
-    "cross_modal_context": "genkit.attention.cross_modal_context",
-    "mixture_of_block": "genkit.attention.mixture_of_block",
-    "neighborhood": "genkit.attention.neighborhood",
-    "radial": "genkit.attention.radial",
-    "reference": "genkit.attention.reference",
-    "sliding_window": "genkit.attention.sliding_window",
-}
 _METHODS: dict[str, type[Method]] = {}
 
 M = TypeVar("M", bound=type[Method])
@@ -45,15 +41,24 @@ def register(name: str) -> Callable[[M], M]:
     return enter
 
 
+def _folders() -> set[str]:
+    """Names of the methods' folders, found without importing them."""
+    import genkit.attention
+
+    return {found.name for found in pkgutil.iter_modules(genkit.attention.__path__) if found.ispkg}
+
+
 def names() -> list[str]:
-    """Names of all methods, sorted. Imports nothing."""
-    return sorted(set(_MODULES) | set(_METHODS))
+    """Names of all methods, sorted. Imports none of them."""
+    return sorted(_folders() | set(_METHODS))
 
 
 def method_class(name: str) -> type[Method]:
     """The class registered under ``name``; UsageError lists the valid names."""
-    if name not in _METHODS and name in _MODULES:
-        importlib.import_module(_MODULES[name])
+    if name not in _METHODS and name in _folders():
+        importlib.import_module(f"genkit.attention.{name}")
+        if name not in _METHODS:
+            raise UsageError(f"genkit/attention/{name} registers no method called {name!r}: use @register({name!r})")
     if name not in _METHODS:
         raise UsageError(explain("attention method", name, names()))
     return _METHODS[name]

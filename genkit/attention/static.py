@@ -11,8 +11,10 @@ from typing import Any
 
 import torch
 
-from genkit.attention.base import Density, Method, PatchCache, Site
+from genkit.attention.cache import PatchCache
 from genkit.attention.keep import kept
+from genkit.attention.method import Density, Method
+from genkit.attention.site import Site
 from genkit.errors import UsageError
 from genkit.kernels import block_sparse_attention
 from genkit.kernels.block_sparse.bias import LowRank
@@ -83,7 +85,7 @@ def check_tokens(q: torch.Tensor, k: torch.Tensor, site: Site) -> None:
 
 
 def static_plan(method: StaticMethod, layout: TokenLayout, kind: str) -> StaticPlan:
-    """The plan of a layout without hidden keys; see :func:`genkit.attention.keep.kept`."""
+    """The plan of a layout without hidden keys; see :func:`genkit.attention.cache.kept`."""
     return method.build_plan(layout, kind)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from genkit.attention.base import PatchCache
+from genkit.attention.cache import PatchCache
 from genkit.errors import ArtifactError, UsageError
 from genkit.media.atomic import Files
 from genkit.models.check import check_safetensors

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from genkit.attention.reference_masks import box_mask
-from genkit.attention.reference_store import References
+from genkit.attention.reference.masks import box_mask
+from genkit.attention.reference.store import References
 from genkit.evaluation.toy import Accuracy, ClipRequest, accuracy_of, generate_clips
 from genkit.evaluation.toy_picture import PictureRequest, generate_pictures
 from genkit.pipelines.tasks.references.record import record_pictures

@@ -38,7 +38,7 @@ class SiteRule:
 
     Args:
         pattern: regular expression for the whole dotted module path.
-        role: role of these modules, see ``genkit.attention.base.ROLES``.
+        role: role of these modules, see ``genkit.attention.site.ROLES``.
         queries: name of the stream the queries come from. May refer to groups of the pattern, for instance
             ``"level{1}"``.
         keys: names of the streams of the keys, one per attention call the module makes in a row (Wan image-to-video

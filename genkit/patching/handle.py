@@ -7,7 +7,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from genkit.attention.base import Method, PatchCache, Place
+from genkit.attention.cache import PatchCache
+from genkit.attention.method import Method
+from genkit.attention.site import Place
 from genkit.attention.weights import PatchWeights
 from genkit.errors import UnsupportedError, UsageError, explain
 from genkit.families.base import FoundSite

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from genkit.attention import registry
-from genkit.attention.base import Method
+from genkit.attention.method import Method
 from genkit.errors import UsageError
 from genkit.families.base import Family, records
 from genkit.patching.targets import role_reason

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from genkit.attention.base import ROLES, Method
+from genkit.attention.method import Method
+from genkit.attention.site import ROLES
 from genkit.errors import UsageError, explain
 from genkit.patching.schedule import Schedule
 

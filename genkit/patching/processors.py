@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from genkit.attention.base import Method
+from genkit.attention.method import Method
 from genkit.errors import UnsupportedError, UsageError, explain
 from genkit.families.base import unwrap
 from genkit.patching import seam

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from genkit.attention.base import Density
+from genkit.attention.method import Density
 
 
 @dataclass(frozen=True)

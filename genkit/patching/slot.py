@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from genkit.attention.base import Method, PatchCache, Site
+from genkit.attention.cache import PatchCache
+from genkit.attention.method import Method
+from genkit.attention.site import Site
 from genkit.errors import UnsupportedError
 from genkit.layout import GRID, TEXT, Segment, TokenLayout
 from genkit.patching import compiled, seam

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from genkit.attention.base import Site
+    from genkit.attention.site import Site
 
 
 class Stopwatch:

@@ -7,7 +7,8 @@ import inspect
 import weakref
 from typing import TYPE_CHECKING, Any
 
-from genkit.attention.base import Method, Site
+from genkit.attention.method import Method
+from genkit.attention.site import Site
 from genkit.errors import UnsupportedError, UsageError, explain
 from genkit.families.base import FoundSite, diffusers_class, family_of, records, unwrap
 from genkit.layout import TokenLayout

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from genkit.attention.base import Method, PatchCache
+from genkit.attention.cache import PatchCache
+from genkit.attention.method import Method
 from genkit.errors import UnsupportedError
 from genkit.families.base import Family
 from genkit.layout import TokenLayout

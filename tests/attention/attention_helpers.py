@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from genkit.attention.base import PatchCache, Site
+from genkit.attention.cache import PatchCache
+from genkit.attention.site import Site
 
 
 def attention_over(q, k, v, mask, scale=None):

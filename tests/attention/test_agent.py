@@ -7,7 +7,8 @@ import torch
 from attention_helpers import Layer, attention_over, tokens
 
 from genkit.attention.agent import Agent, Cells
-from genkit.attention.base import PatchCache, Site
+from genkit.attention.cache import PatchCache
+from genkit.attention.site import Site
 from genkit.attention.static import dense_attention
 from genkit.attention.token_merge import destinations, match
 from genkit.errors import UsageError

@@ -8,9 +8,10 @@ from attention_helpers import tokens
 from torch.nn import functional as F
 
 from genkit.attention.agent import Agent, Cells
-from genkit.attention.agent_weights import AgentWeights, Positions, linear_weights
-from genkit.attention.base import PatchCache, Place, Site
+from genkit.attention.agent.weights import AgentWeights, Positions, linear_weights
+from genkit.attention.cache import PatchCache
 from genkit.attention.registry import build
+from genkit.attention.site import Place, Site
 from genkit.attention.weights import PatchWeights
 from genkit.errors import UnsupportedError, UsageError
 from genkit.layout import TokenLayout

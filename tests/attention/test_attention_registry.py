@@ -9,9 +9,11 @@ import pytest
 import torch
 
 from genkit.attention import registry
-from genkit.attention.base import Density, Method, PatchCache, Site
+from genkit.attention.cache import PatchCache
+from genkit.attention.method import Density, Method
 from genkit.attention.neighborhood import Neighborhood
 from genkit.attention.radial import Radial
+from genkit.attention.site import Site
 from genkit.errors import UnsupportedError, UsageError
 from genkit.layout import TokenLayout
 

@@ -7,10 +7,9 @@ import itertools
 import pytest
 import torch
 
-from genkit.attention import cross_modal_context_windows as windows
-from genkit.attention.base import PatchCache, Place, Site
-from genkit.attention.cross_modal_context import CrossModalContext, context_part
-from genkit.attention.cross_modal_context_route import (
+from genkit.attention.cache import PatchCache
+from genkit.attention.cross_modal_context import CrossModalContext, context_part, windows
+from genkit.attention.cross_modal_context.route import (
     PROBABILITIES,
     TASKS,
     ContextRoute,
@@ -20,6 +19,7 @@ from genkit.attention.cross_modal_context_route import (
     rescaled,
     stop_gradient,
 )
+from genkit.attention.site import Place, Site
 from genkit.attention.weights import PatchWeights
 from genkit.errors import UsageError
 from genkit.layout import Segment, TokenLayout

@@ -6,9 +6,10 @@ import pytest
 import torch
 from attention_helpers import Layer, attention_over, tokens
 
-from genkit.attention.base import PatchCache, Site
+from genkit.attention.cache import PatchCache
 from genkit.attention.mixture_of_block import MixtureOfBlock, Partition
-from genkit.attention.mixture_select import block_means, gates, select_threshold, select_top_k
+from genkit.attention.mixture_of_block.select import block_means, gates, select_threshold, select_top_k
+from genkit.attention.site import Site
 from genkit.errors import UsageError
 from genkit.kernels import merge
 from genkit.layout import TokenLayout

@@ -6,8 +6,9 @@ import pytest
 import torch
 from attention_helpers import tokens
 
-from genkit.attention.base import PatchCache, Site
+from genkit.attention.cache import PatchCache
 from genkit.attention.neighborhood import Neighborhood
+from genkit.attention.site import Site
 from genkit.errors import UsageError
 from genkit.kernels import merge
 from genkit.layout import TokenLayout

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from genkit.attention.base import PatchCache, Site
+from genkit.attention.cache import PatchCache
 from genkit.attention.radial import Radial
+from genkit.attention.site import Site
 from genkit.errors import UsageError
 from genkit.layout import TokenLayout
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from genkit.attention.radial_mask import BandRule, block_mask, paper_mask, wanted_mask
+from genkit.attention.radial.mask import BandRule, block_mask, paper_mask, wanted_mask
 
 
 def rule(s, block=128, decay=0.2, thin=128, sink=True, near="full"):

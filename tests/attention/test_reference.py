@@ -6,9 +6,9 @@ import pytest
 import torch
 from attention_helpers import attention_over
 
-from genkit.attention.base import PatchCache, Place, Site
+from genkit.attention.cache import PatchCache
 from genkit.attention.reference import Reference
-from genkit.attention.reference_masks import (
+from genkit.attention.reference.masks import (
     blended_mask,
     box_mask,
     direction_density,
@@ -17,7 +17,8 @@ from genkit.attention.reference_masks import (
     reweighted_loss,
     store_bytes,
 )
-from genkit.attention.reference_store import Recorded, References
+from genkit.attention.reference.store import Recorded, References
+from genkit.attention.site import Place, Site
 from genkit.attention.weights import PatchWeights
 from genkit.errors import UnsupportedError, UsageError
 from genkit.layout import Segment, TokenLayout

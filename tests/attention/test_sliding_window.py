@@ -6,7 +6,8 @@ import pytest
 import torch
 from attention_helpers import attention_over, tokens
 
-from genkit.attention.base import PatchCache, Site
+from genkit.attention.cache import PatchCache
+from genkit.attention.site import Site
 from genkit.attention.sliding_window import BOTH, OFF, REUSE, DualPath, SlidingWindow
 from genkit.errors import GenkitError, UsageError
 from genkit.layout import TokenLayout

@@ -6,9 +6,10 @@ import pytest
 import torch
 from attention_helpers import Layer, attention_over, tokens
 
-from genkit.attention.base import PatchCache, Site
+from genkit.attention.cache import PatchCache
 from genkit.attention.neighborhood import Neighborhood
 from genkit.attention.radial import Radial
+from genkit.attention.site import Site
 from genkit.attention.static import masked_plan
 from genkit.errors import UnsupportedError, UsageError
 from genkit.layout import Segment, TokenLayout

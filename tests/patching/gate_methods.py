@@ -8,7 +8,8 @@ from typing import Any
 import torch
 import torch.nn.functional as functional
 
-from genkit.attention.base import ROLES, Density, Method
+from genkit.attention.method import Density, Method
+from genkit.attention.site import ROLES
 
 
 def dense(q, k, v, site):

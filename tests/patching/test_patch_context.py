@@ -8,7 +8,7 @@ import torch
 from gate_methods import Recorder
 
 import genkit
-from genkit.attention.cross_modal_context_route import ContextRoute
+from genkit.attention.cross_modal_context.route import ContextRoute
 from genkit.errors import ArtifactError, UnsupportedError, UsageError
 
 PLAIN = genkit.CrossModalContext(partition="none", tokens=4)

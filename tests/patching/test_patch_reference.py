@@ -9,8 +9,8 @@ import tiny
 import torch
 
 import genkit
-from genkit.attention.reference_masks import box_mask, reweighted_loss
-from genkit.attention.reference_store import References
+from genkit.attention.reference.masks import box_mask, reweighted_loss
+from genkit.attention.reference.store import References
 from genkit.errors import ArtifactError, GenkitError, UnsupportedError, UsageError
 from genkit.patching import time_shift
 

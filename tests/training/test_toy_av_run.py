@@ -19,7 +19,7 @@ import torch
 import genkit
 from benchmarks import toy_av, toy_context
 from genkit import media
-from genkit.attention.cross_modal_context_route import TASKS
+from genkit.attention.cross_modal_context.route import TASKS
 from genkit.attention.registry import trained
 from genkit.cli.main import main
 from genkit.errors import UsageError

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from genkit.attention.base import Method
+from genkit.attention.method import Method
 from genkit.patching import Schedule, patch
 from genkit.training.data.world.clips import Pool, Sample
 from genkit.training.engine.curriculum import Size, Stage, batch_for, draw_size

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from genkit.attention.cross_modal_context import CrossModalContext
-from genkit.attention.cross_modal_context_route import TASKS, ContextRoute, draw_tasks
+from genkit.attention.cross_modal_context.route import TASKS, ContextRoute, draw_tasks
 from genkit.training.engine.curriculum import Stage
 from genkit.training.tasks.base import PatchTask
 from genkit.training.toys.av.model import av_captions, av_velocity, clean_pair, noisy_pair, read_texts, weighted
@@ -27,7 +27,7 @@ class Routed:
     """A batch of clips with sound.
 
     Args:
-        tasks: one per sample, see :data:`genkit.attention.cross_modal_context_route.TASKS`.
+        tasks: one per sample, see :data:`genkit.attention.cross_modal_context.route.TASKS`.
         drawn: noised halves, levels and targets, as :func:`genkit.training.toys.av.model.noisy_pair` gives them.
         ids, mask: (B, slots) of the captions.
     """

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from genkit.attention.reference import Reference
-from genkit.attention.reference_masks import reweighted_loss
-from genkit.attention.reference_store import References
+from genkit.attention.reference.masks import reweighted_loss
+from genkit.attention.reference.store import References
 from genkit.evaluation.toy import ClipRequest
 from genkit.evaluation.toy_picture import PictureRequest
 from genkit.evaluation.toy_reference import draw_cases, generate_cases, judge_cases

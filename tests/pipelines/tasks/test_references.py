@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 import genkit
-from genkit.attention.reference_masks import box_mask
-from genkit.attention.reference_store import References
+from genkit.attention.reference.masks import box_mask
+from genkit.attention.reference.store import References
 from genkit.errors import ArtifactError, UnsupportedError, UsageError
 from genkit.media import read_image
 from genkit.pipelines.session import Session, plan, run

@@ -131,8 +131,8 @@ def record(patch: Any, pipeline: Any, references: Sequence[ReferencePicture], se
     guidance, so that guidance acts on them too."""
     if not references:
         return
-    from genkit.attention.reference_masks import box_mask
-    from genkit.attention.reference_store import References
+    from genkit.attention.reference.masks import box_mask
+    from genkit.attention.reference.store import References
     from genkit.pipelines.tasks.references.record import record_pictures
 
     for number, reference in enumerate(references):

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from genkit.attention.reference_store import References
+from genkit.attention.reference.store import References
 from genkit.errors import UnsupportedError, UsageError
 from genkit.patching import time_shift
 

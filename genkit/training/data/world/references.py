@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from genkit.attention.reference_masks import box_mask, grid_mask
+from genkit.attention.reference.masks import box_mask, grid_mask
 from genkit.pipelines.tasks.references.record import scaled_latents
 from genkit.training.data.world.clips import ClipSize, Pool, Sample, encode_clips
 from genkit.training.data.world.pictures import PictureSize

@@ -9,9 +9,11 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
-from genkit.attention.base import Density, PatchCache, Site, check_choice, check_int
+from genkit.attention.cache import PatchCache
+from genkit.attention.method import Density, check_choice, check_int
 from genkit.attention.neighborhood import Neighborhood
 from genkit.attention.registry import register
+from genkit.attention.site import Site
 from genkit.attention.static import StaticMethod, StaticPlan, dense_attention
 from genkit.errors import GenkitError, UsageError, explain
 from genkit.layout import TEXT, TokenLayout

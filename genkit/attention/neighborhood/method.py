@@ -8,8 +8,9 @@ from typing import ClassVar, Literal
 
 import torch
 
-from genkit.attention.base import Density, Site, check_choice, check_int
+from genkit.attention.method import Density, check_choice, check_int
 from genkit.attention.registry import register
+from genkit.attention.site import Site
 from genkit.attention.static import StaticMethod, StaticPlan, executed_share
 from genkit.attention.tiles import TileChoice, choose_tiles
 from genkit.attention.windows import BORDERS, AxisTable, AxisWindow, axis_table, rescaled

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from genkit.attention.base import PatchCache
+from genkit.attention.cache import PatchCache
 from genkit.errors import UsageError, explain
 
 BOTH, PARTNER, CONTEXT = "both", "partner", "context"

@@ -8,10 +8,12 @@ from typing import ClassVar, Literal
 
 import torch
 
-from genkit.attention.base import Density, Method, PatchCache, Site, check_choice, check_int
+from genkit.attention.cache import PatchCache
 from genkit.attention.keep import kept
-from genkit.attention.mixture_select import SCOPES, block_means, gates, select_threshold, select_top_k
+from genkit.attention.method import Density, Method, check_choice, check_int
+from genkit.attention.mixture_of_block.select import SCOPES, block_means, gates, select_threshold, select_top_k
 from genkit.attention.registry import register
+from genkit.attention.site import Site
 from genkit.attention.static import check_tokens, dense_attention, other_keys
 from genkit.errors import UsageError, explain
 from genkit.kernels import merge

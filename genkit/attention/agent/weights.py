@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from genkit.attention.base import Place
+from genkit.attention.site import Place
 from genkit.attention.weights import like
 from genkit.errors import UnsupportedError
 from genkit.kernels import LowRank

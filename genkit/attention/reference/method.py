@@ -9,11 +9,13 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
-from genkit.attention.base import Density, Method, PatchCache, Place, Site, check_choice, check_int
+from genkit.attention.cache import PatchCache
 from genkit.attention.keep import kept
-from genkit.attention.reference_masks import direction_density
-from genkit.attention.reference_store import LayerWeights, References, spread
+from genkit.attention.method import Density, Method, check_choice, check_int
+from genkit.attention.reference.masks import direction_density
+from genkit.attention.reference.store import LayerWeights, References, spread
 from genkit.attention.registry import register
+from genkit.attention.site import Place, Site
 from genkit.attention.static import check_tokens, dense_attention, hidden_key_bias
 from genkit.attention.weights import PatchWeights
 from genkit.errors import UnsupportedError, UsageError, explain

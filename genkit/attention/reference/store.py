@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from genkit.attention.base import PatchCache, Place, Site
-from genkit.attention.reference_masks import blended_mask, grid_mask
+from genkit.attention.cache import PatchCache
+from genkit.attention.reference.masks import blended_mask, grid_mask
+from genkit.attention.site import Place, Site
 from genkit.attention.weights import draw, like
 from genkit.errors import GenkitError, UnsupportedError, UsageError, explain
 
@@ -130,7 +131,7 @@ class References:
     def set_boxes(self, mask: torch.Tensor | None) -> None:
         """Where in the picture references apply: (T', H', W') or (B, T', H', W'), 1 inside; None = everywhere.
 
-        Any resolution, see :func:`genkit.attention.reference_masks.box_mask`. Outside, the method's ``outside`` holds.
+        Any resolution, see :func:`genkit.attention.reference.masks.box_mask`. Outside, the method's ``outside`` holds.
         """
         if mask is not None:
             grid_mask(mask, (1, 1, 1))  # refuses a wrong shape now, not in the middle of a run

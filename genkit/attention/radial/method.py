@@ -9,9 +9,10 @@ from typing import ClassVar, Literal
 import numpy as np
 import torch
 
-from genkit.attention.base import Density, Site, check_choice, check_int
-from genkit.attention.radial_mask import BandRule, block_mask
+from genkit.attention.method import Density, check_choice, check_int
+from genkit.attention.radial.mask import BandRule, block_mask
 from genkit.attention.registry import register
+from genkit.attention.site import Site
 from genkit.attention.static import StaticMethod, StaticPlan, executed_share
 from genkit.errors import UsageError, explain
 from genkit.kernels.block_sparse.plan import BlockPlan

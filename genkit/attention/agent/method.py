@@ -9,10 +9,12 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
-from genkit.attention.agent_weights import AgentWeights, Positions
-from genkit.attention.base import Density, Method, PatchCache, Place, Site, check_choice, check_int
+from genkit.attention.agent.weights import AgentWeights, Positions
+from genkit.attention.cache import PatchCache
 from genkit.attention.keep import kept
+from genkit.attention.method import Density, Method, check_choice, check_int
 from genkit.attention.registry import register
+from genkit.attention.site import Place, Site
 from genkit.attention.static import check_tokens, dense_attention
 from genkit.attention.token_merge import Merge, destinations, match
 from genkit.attention.weights import PatchWeights

@@ -10,9 +10,9 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import nn
 
-from genkit.attention import cross_modal_context_windows as windows
-from genkit.attention.base import Density, Method, PatchCache, Place, Site, check_choice, check_int
-from genkit.attention.cross_modal_context_route import (
+from genkit.attention.cache import PatchCache
+from genkit.attention.cross_modal_context import windows
+from genkit.attention.cross_modal_context.route import (
     CONTEXT,
     PARTNER,
     TO_AUDIO,
@@ -21,7 +21,9 @@ from genkit.attention.cross_modal_context_route import (
     stop_gradient,
 )
 from genkit.attention.keep import kept
+from genkit.attention.method import Density, Method, check_choice, check_int
 from genkit.attention.registry import register
+from genkit.attention.site import Place, Site
 from genkit.attention.static import check_tokens, executed_share
 from genkit.attention.weights import PatchWeights, draw, like
 from genkit.errors import UnsupportedError, UsageError, explain

@@ -1,0 +1,73 @@
+"""Where an attention call happens: the site of a call, and the module that a method is put on."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from genkit.layout import TokenLayout
+
+if TYPE_CHECKING:
+    import torch
+
+ROLES = ("self", "cross", "joint", "audio_self", "audio_to_video", "video_to_audio", "audio_cross")
+
+
+@dataclass(frozen=True)
+class Site:
+    """One attention call: where in the model, when in the sampling loop, and how its tokens are laid out.
+
+    Args:
+        name: dotted module path, for instance ``"blocks.3.attn1"``.
+        layer: index among the model's attention layers of this role, from 0; single blocks continue after double ones.
+        layers: how many layers of this role the model has.
+        role: one of :data:`ROLES`.
+        heads: number of query heads.
+        layout: layout of the queries.
+        key_layout: layout of the keys; equal to ``layout`` for ``self`` and ``joint``.
+        step: index in the sampling loop, from 0, or None outside a loop.
+        steps: number of sampling steps, or None when unknown.
+        branch: ``"cond"``, ``"uncond"``, ``"cond_uncond"`` ... as the pipeline announces it, or None.
+        scale: softmax scale given by the model; None means ``1 / sqrt(head dim)``.
+        key_mask: bool (B, Nk), True = attend; present only when the model passed a mask that hides something.
+    """
+
+    name: str
+    layer: int
+    layers: int
+    role: str
+    heads: int
+    layout: TokenLayout
+    key_layout: TokenLayout
+    step: int | None = None
+    steps: int | None = None
+    branch: str | None = None
+    scale: float | None = None
+    key_mask: torch.Tensor | None = dataclasses.field(default=None, compare=False)
+
+    @classmethod
+    def of_layout(cls, layout: TokenLayout, role: str | None = None, heads: int = 1, **more: Any) -> Site:
+        """A site outside any model, for tools and tests: role ``joint`` when the layout has text, else ``self``."""
+        guessed = "joint" if layout.text_span else "self"
+        fields = {"name": "site", "layer": 0, "layers": 1, "key_layout": layout, **more}
+        return cls(role=role or guessed, heads=heads, layout=layout, **fields)
+
+
+@dataclass(frozen=True)
+class Place:
+    """One attention module a method is put on, as :meth:`Method.install` gets it.
+
+    Args:
+        name, role, layer, layers, heads: as in :class:`Site`.
+        module: the model's attention module; methods may read its sizes and follow its parts by forward hooks.
+        always: whether the schedule covers every step and branch at this layer.
+    """
+
+    name: str
+    role: str
+    layer: int
+    layers: int
+    heads: int
+    module: Any = dataclasses.field(compare=False, repr=False)
+    always: bool = True
