@@ -11,7 +11,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "genkit"
 FLOORS = [
-    {"errors", "layout", "schema"},
+    {"errors", "layout", "reading", "schema"},
     {"kernels"},
     {"attention"},
     {"families"},

@@ -1,0 +1,23 @@
+"""Reading files and rates of any origin: bounded in bytes, depth, items and digits, with one clear error otherwise.
+
+Everything genkit reads goes through this room or, for pictures, video and sound, through :mod:`genkit.media`. What a
+value must be is said in :mod:`genkit.schema`.
+"""
+
+from __future__ import annotations
+
+from genkit.reading.data import parse_json, read_json, read_yaml
+from genkit.reading.files import file_digest, open_file, read_bytes, read_text, regular
+from genkit.reading.numbers import rate
+
+__all__ = [
+    "file_digest",
+    "open_file",
+    "parse_json",
+    "rate",
+    "read_bytes",
+    "read_json",
+    "read_text",
+    "read_yaml",
+    "regular",
+]

@@ -1,0 +1,130 @@
+"""Opening files: ordinary ones only, bounded in size, with the reason in one line otherwise."""
+
+from __future__ import annotations
+
+import codecs
+import errno
+import hashlib
+import os
+import stat
+from contextlib import suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from genkit.errors import ArtifactError, escaped, shortened
+
+MIB = 1 << 20
+#: Characters of a path in a message.
+SHOWN_PATH = 300
+_KINDS = {
+    stat.S_IFDIR: "it is a folder",
+    stat.S_IFCHR: "it is a device",
+    stat.S_IFBLK: "it is a device",
+    stat.S_IFIFO: "it is a pipe",
+    stat.S_IFSOCK: "it is a socket",
+}
+_REASONS = {errno.ENOENT: "it does not exist", errno.ELOOP: "its links lead in a circle"}
+# Longer marks first: the mark of UTF-32 begins with the one of UTF-16.
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+
+
+def place(path: str | Path) -> str:
+    """A path for a message: control characters written out, a very long one shortened."""
+    return shortened(escaped(str(path)), SHOWN_PATH)
+
+
+def reason(error: OSError) -> str:
+    """Why the system refuses a file, without the error number and the path."""
+    return _REASONS.get(error.errno) or error.strerror or str(error) or type(error).__name__
+
+
+def open_file(path: str | Path, what: str = "") -> BinaryIO:
+    """Open an ordinary file for reading.
+
+    Args:
+        path: the file; links are followed.
+        what: what it is to the user, for the message: ``"prompt file"``.
+
+    Raises:
+        ArtifactError: nothing there, no permission, or something that is no ordinary file (a folder, device or pipe),
+            which could be read without end.
+    """
+    name = f"{what} {place(path)}" if what else place(path)
+    try:
+        # A pipe without a writer would otherwise block in open().
+        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    except OSError as error:
+        folder = error.errno == errno.EACCES and os.path.isdir(path)
+        raise ArtifactError(f"cannot read {name}: {_KINDS[stat.S_IFDIR] if folder else reason(error)}") from error
+    except (ValueError, UnicodeEncodeError) as error:
+        raise ArtifactError(f"cannot read {name}: its name is none that a file can have") from error
+    try:
+        kind = stat.S_IFMT(os.fstat(handle).st_mode)
+        if kind != stat.S_IFREG:
+            raise ArtifactError(f"cannot read {name}: {_KINDS.get(kind, 'it is no ordinary file')}")
+        return os.fdopen(handle, "rb")
+    except BaseException:
+        with suppress(OSError):
+            os.close(handle)
+        raise
+
+
+def regular(path: str | Path, what: str = "") -> Path:
+    """The path of a file that can be opened; for libraries that open it themselves. Raises as :func:`open_file`."""
+    open_file(path, what).close()
+    return Path(path)
+
+
+def read_bytes(path: str | Path, most: int, what: str = "") -> bytes:
+    """The content of a file of at most ``most`` bytes.
+
+    Raises:
+        ArtifactError: as :func:`open_file`, or the file is larger.
+    """
+    name = f"{what} {place(path)}" if what else place(path)
+    with open_file(path, what) as stream:
+        try:
+            data = stream.read(most + 1)
+        except OSError as error:
+            raise ArtifactError(f"cannot read {name}: {reason(error)}") from error
+    if len(data) > most:
+        raise ArtifactError(
+            f"cannot read {name}: it is larger than {_size(most)}, the most that is read of such a file"
+        )
+    return data
+
+
+def read_text(path: str | Path, most: int = MIB, what: str = "") -> str:
+    """A text in UTF-8, or in what its byte order mark says (which is no part of the text).
+
+    Raises:
+        ArtifactError: as :func:`read_bytes`, or the text is in another encoding or holds a NUL.
+    """
+    data = read_bytes(path, most, what)
+    name = f"{what} {place(path)}" if what else place(path)
+    encoding = next((name for mark, name in _MARKS if data.startswith(mark)), "utf-8")
+    try:
+        text = data.decode(encoding).removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        raise ArtifactError(
+            f"cannot read {name}: it is no text in UTF-8 (byte {error.start}); save it as UTF-8"
+        ) from error
+    if "\0" in text:
+        raise ArtifactError(f"cannot read {name}: it is no text (character {text.index(chr(0))} is a NUL)")
+    return text
+
+
+def file_digest(path: str | Path) -> str:
+    """SHA-256 of a file of any size, in hexadecimal. Raises as :func:`open_file`."""
+    with open_file(path) as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _size(count: int) -> str:
+    return f"{count // MIB} MiB" if count >= MIB else f"{count // 1024} KiB"

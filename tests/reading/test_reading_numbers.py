@@ -1,0 +1,53 @@
+"""Rates from any text: the right value, or one short line at once."""
+
+from __future__ import annotations
+
+import time
+from fractions import Fraction
+
+import pytest
+
+from genkit.errors import UsageError, escaped, explain, shown
+from genkit.reading import rate
+
+WILD = ["1e999999999", "9" * 5000, "1e20", "-1", "nan", "inf", "", " ", "0x10", "1_000", "٣", "1/0", "1//2", "1e1000",
+        "3/" + "9" * 5000, None, True, [], 10**5000, float("nan"), float("inf"), "a\x1b[2J"]  # fmt: skip
+
+
+@pytest.mark.parametrize("given", WILD, ids=lambda given: shown(given)[:20])
+def test_wild_rates_are_refused_at_once_in_a_short_line(given):
+    began = time.process_time()
+    with pytest.raises(UsageError, match="--x: got") as caught:
+        rate(given, "--x", low=0, high=1000)
+    assert len(str(caught.value)) < 400 and str(caught.value).isprintable()
+    assert time.process_time() - began < 1
+
+
+def test_ordinary_rates_keep_their_value():
+    assert (rate("23.976"), rate("30000/1001"), rate(12), rate(12.5), rate("8")) == (
+        Fraction("23.976"), Fraction(30000, 1001), 12, Fraction(25, 2), 8
+    )  # fmt: skip
+    assert rate("1e2") == 100
+
+
+def test_values_in_messages_are_short_and_harmless():
+    nested = ["x"]
+    for _ in range(60):
+        nested = [nested] * 9
+    began = time.process_time()
+    for value in (nested, "a" * 10**6, b"b" * 10**6, {n: n for n in range(10**5)}, 10**9999, "\x1b]0;title\x07"):
+        text = explain("it", value, "less")
+        assert len(text) < 400 and text.isprintable()
+    assert time.process_time() - began < 1
+    for value in ("it's", 3, 1.5, None, (1,), (), [1, "a"], {"a": 1}, {1, 2}, set(), frozenset(), b"x", "é圆"):
+        if not isinstance(value, frozenset):
+            assert shown(value) == repr(value)
+
+
+def test_control_characters_are_written_out_and_words_are_not():
+    assert escaped("a\x1b[31mb\x07\x9b\u202ec\udc80") == "a\\x1b[31mb\\x07\\x9b\\u202ec\\udc80"
+    assert escaped("Kreis é 圆 👩\u200d🎨 می\u200cخواهم\n") == "Kreis é 圆 👩\u200d🎨 می\u200cخواهم\n"
+
+
+def test_explain_still_suggests_the_closest_name():
+    assert explain("x", "stepz", ["steps", "fps"]) == "x: got 'stepz', allowed: steps, fps; did you mean 'steps'?"
