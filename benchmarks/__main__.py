@@ -16,6 +16,7 @@ BENCHMARKS = {
     "toy_dit": "benchmarks.toy_dit",
     "toy_av": "benchmarks.toy_av",
     "toy_context": "benchmarks.toy_context",
+    "same_outputs": "benchmarks.same_outputs",
     "methods_cpu": "benchmarks.methods_cpu",
     "kernels_cpu": "benchmarks.kernels.cpu",
     "kernels_gpu": "benchmarks.kernels.gpu",
