@@ -69,7 +69,7 @@ def test_imports_go_down(path):
 
 
 def test_no_implementation_imports_a_sibling():
-    """Backends of one operator, families of models and methods know the shared files, not each other."""
+    """Backends of one operator and families of models know the shared files, not each other."""
     backends = {"triton", "cpu", "flex", "reference"}
     for path in (PACKAGE / "kernels").rglob("*.py"):
         if path.stem in backends:
@@ -80,6 +80,43 @@ def test_no_implementation_imports_a_sibling():
         if path.stem not in ("base", "__init__"):
             others = {name for name in _imports(path) if ".families." in name and ".families.base" not in name}
             assert not others, f"{path.name} imports {others}"
+
+
+def _sideways(room: Path) -> set[str]:
+    """Imports of a method's folder from outside of it: by a sibling method or by the shared modules beside them."""
+    methods = {folder.parent.name for folder in room.glob("*/__init__.py")}
+    found = set()
+    for path in room.rglob("*.py"):
+        inside = path.relative_to(room).parts
+        own = inside[0] if len(inside) > 1 else None
+        for name in _imports(path):
+            last = name.split(".")
+            if last[:2] == ["genkit", "attention"] and len(last) > 2 and last[2] in methods - {own}:
+                found.add(f"{'/'.join(inside)} imports {name}")
+    return found
+
+
+def test_no_method_imports_a_sibling_and_shared_mathematics_imports_no_method():
+    assert _sideways(PACKAGE / "attention") == set()
+
+
+def test_a_method_that_imports_a_sibling_is_seen(tmp_path, monkeypatch):
+    room = tmp_path / "genkit" / "attention"
+    sources = {
+        "one": "def f():\n    from genkit.attention.two import Two\n",
+        "two": "from genkit.attention.static import StaticMethod\nfrom . import mask\n",
+        "three": "from genkit.attention import two\n",
+        "four": "from ..three.method import x\n",
+    }
+    for name, source in sources.items():
+        (room / name).mkdir(parents=True)
+        (room / name / "__init__.py").write_text("")
+        (room / name / "method.py").write_text(source)
+    (room / "static.py").write_text("import genkit.attention.one\n")
+    monkeypatch.setattr(sys.modules[__name__], "PACKAGE", tmp_path / "genkit")
+    assert {found.split(" imports ")[0] for found in _sideways(room)} == {
+        "one/method.py", "three/method.py", "four/method.py", "static.py"
+    }  # fmt: skip
 
 
 def test_the_source_is_read_rightly(tmp_path, monkeypatch):

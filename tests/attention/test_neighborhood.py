@@ -15,7 +15,7 @@ from genkit.layout import TokenLayout
 
 
 def numbers(method, grid):
-    return [(w.size, w.stride, w.dilation) for w in method.windows(grid)]
+    return [(w.size, w.stride, w.dilation) for w in method.on(grid).windows]
 
 
 def test_settings_hold_for_all_axes_or_per_axis():
@@ -29,9 +29,9 @@ def test_settings_hold_for_all_axes_or_per_axis():
 
 def test_oracle_6_densities_of_the_authors_settings():
     flux = Neighborhood(size=(80, 80))
-    assert flux.wanted_pairs(TokenLayout.of_grid(1, 256, 256)) / 65536**2 == 0.09765625
+    assert flux.on((1, 256, 256)).pairs(TokenLayout.of_grid(1, 256, 256)) / 65536**2 == 0.09765625
     hunyuan = Neighborhood(size=(18, 24, 24), stride=(16, 8, 8))
-    assert hunyuan.wanted_pairs(TokenLayout.of_grid(30, 48, 80)) / 115200**2 == pytest.approx(0.09)
+    assert hunyuan.on((30, 48, 80)).pairs(TokenLayout.of_grid(30, 48, 80)) / 115200**2 == pytest.approx(0.09)
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def test_densities_of_freeswim(base, h, w, expected):
     reach = [size // 16 // 2 for size in base]
     method = Neighborhood(size=tuple(2 * d + 1 for d in reach))
     layout = TokenLayout.of_grid(21, h // 16, w // 16)
-    assert method.wanted_pairs(layout) / layout.length**2 == pytest.approx(expected, abs=6e-6)
+    assert method.on(layout.grid).pairs(layout) / layout.length**2 == pytest.approx(expected, abs=6e-6)
 
 
 def test_oracle_7_freeswim_on_a_small_grid():
@@ -132,7 +132,7 @@ def test_a_stride_can_make_every_visited_tile_full():
     layout = TokenLayout.of_grid(7, 16, 16)
     density = method.density(Site.of_layout(layout), cache)
     assert density.computed == density.executed == 0.25
-    assert method.tiles(layout).full
+    assert method.on(layout.grid).tiles().full
     assert "none of them partial" in method.details(layout)
 
 

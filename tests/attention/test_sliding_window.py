@@ -26,14 +26,14 @@ def test_oracles_1_and_2_windows_of_a_small_grid():
 
 
 def test_oracle_3_windows_of_the_published_sizes():
-    assert [w.size for w in SlidingWindow().window.windows((21, 68, 120))] == [21, 31, 53]
-    assert [w.size for w in SlidingWindow(base=(45, 80)).window.windows((21, 68, 120))] == [21, 45, 81]
+    assert [w.size for w in SlidingWindow().on((21, 68, 120)).windows] == [21, 31, 53]
+    assert [w.size for w in SlidingWindow(base=(45, 80)).on((21, 68, 120)).windows] == [21, 45, 81]
     layout = TokenLayout.of_grid(1, 68, 120)
     rows = torch.tensor([0, 119, 68 * 120 - 1, 34 * 120 + 60])
     assert SlidingWindow().mask_rows(layout, rows).sum(1).tolist() == [1643] * 4
     clipped = SlidingWindow(inward=False)
     assert clipped.mask_rows(layout, rows).sum(1).tolist() == [432, 432, 432, 1643]
-    assert clipped.window.wanted_pairs(layout) / layout.length**2 == pytest.approx(0.15873, abs=5e-6)
+    assert clipped.on(layout.grid).pairs(layout) / layout.length**2 == pytest.approx(0.15873, abs=5e-6)
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def test_oracle_3_windows_of_the_published_sizes():
 )
 def test_oracle_4_published_densities(base, h, w, density):
     layout = TokenLayout.of_grid(21, h, w)
-    wanted = SlidingWindow(base=base).window.wanted_pairs(layout)
+    wanted = SlidingWindow(base=base).on(layout.grid).pairs(layout)
     assert wanted / layout.length**2 == pytest.approx(density, abs=6e-6)
 
 

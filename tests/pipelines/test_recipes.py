@@ -71,8 +71,8 @@ def test_published_values():
     mixture = recipe("wan2.1-1.3b-mixture").parts[0].method
     blocks = [-(-21 // 3), (30 // 5) * (52 // 13), (21 // 7) * (30 // 5) * (52 // 13)]
     assert (mixture.temporal, mixture.spatial, mixture.box, blocks) == (3, (5, 13), (7, 5, 13), [7, 24, 72])
-    window = recipe("wan2.1-14b-freeswim").parts[0].method.window
-    assert window.windows((21, 68, 120))[1].size == 45 and window.windows((21, 68, 120))[2].size == 81
+    windows = recipe("wan2.1-14b-freeswim").parts[0].method.on((21, 68, 120)).windows
+    assert [window.size for window in windows] == [21, 45, 81]
 
 
 @pytest.mark.parametrize(

@@ -8,16 +8,13 @@ from typing import ClassVar, Literal
 
 import torch
 
-from genkit.attention.method import Density, check_choice, check_int
+from genkit.attention.grid_windows import Disc, GridWindows
+from genkit.attention.method import check_choice, check_int
 from genkit.attention.registry import register
 from genkit.attention.site import Site
-from genkit.attention.static import StaticMethod, StaticPlan, executed_share
-from genkit.attention.tiles import TileChoice, choose_tiles
-from genkit.attention.windows import BORDERS, AxisTable, AxisWindow, axis_table, rescaled
+from genkit.attention.static import StaticMethod, StaticPlan
+from genkit.attention.windows import BORDERS, AxisWindow, rescaled
 from genkit.errors import UsageError, explain
-from genkit.kernels.block_sparse.plan import BlockPlan
-from genkit.kernels.block_sparse.rule import ALL, WINDOW, Rule
-from genkit.kernels.order import TokenOrder
 from genkit.layout import TokenLayout
 
 Size = int | float | Literal["all"]
@@ -38,20 +35,6 @@ def _per_axis(name: str, value: object, first: object) -> tuple:
         return value
     allowed = "one value, a pair (height, width) or three (time, height, width)"
     raise UsageError(explain(f"neighborhood.{name}", value, allowed))
-
-
-def _disc_pairs(offsets: list[dict[int, int]], radius: float) -> int:
-    """Pairs of tokens nearer than ``radius`` from the offsets seen on every axis."""
-    sums = {0: 1}
-    for seen in offsets:
-        grown: dict[int, int] = {}
-        for squared, count in sums.items():
-            for offset, often in seen.items():
-                total = squared + offset * offset
-                if total < radius * radius:
-                    grown[total] = grown.get(total, 0) + count * often
-        sums = grown
-    return sum(sums.values())
 
 
 def _check_size(value: object) -> None:
@@ -165,7 +148,7 @@ class Neighborhood(StaticMethod):
             return ("all", reach, reach)
         return ("all", 0.5, 0.5)
 
-    def windows(self, grid: tuple[int, int, int]) -> tuple[AxisWindow, AxisWindow, AxisWindow]:
+    def on(self, grid: tuple[int, int, int]) -> GridWindows:
         """The windows of a concrete grid, clamped or rescaled to it; UsageError when a dilation does not fit."""
         settings = zip(
             _AXES,
@@ -177,7 +160,10 @@ class Neighborhood(StaticMethod):
             self.base_size or (-1, -1, -1),
             strict=True,
         )
-        return tuple(self._window(*setting) for setting in settings)
+        disc = None
+        if self.shape == "disc":
+            disc = Disc(self.radius, tuple(axis for axis, size in enumerate(self.sizes()) if size != "all"))
+        return GridWindows(tuple(self._window(*setting) for setting in settings), disc, self.tile)
 
     def _window(
         self, axis: str, length: int, size: Size, stride: int, dilation: int, causal: bool, base: int
@@ -197,116 +183,28 @@ class Neighborhood(StaticMethod):
             raise UsageError(explain(f"neighborhood.dilation over {axis}", dilation, allowed, advice))
         return AxisWindow(length, w, min(stride, w), min(dilation, length), causal, border)
 
-    def tables(self, grid: tuple[int, int, int]) -> tuple[AxisTable, AxisTable, AxisTable]:
-        """Visible intervals per axis of a concrete grid."""
-        return tuple(axis_table(window) for window in self.windows(grid))
-
-    def _limited(self, tables: tuple[AxisTable, ...]) -> list[int]:
-        """Axes on which something is hidden; a disc is measured over the axes whose size is not ``"all"``."""
-        if self.shape == "disc":
-            return [axis for axis, size in enumerate(self.sizes()) if size != "all"]
-        return [axis for axis, table in enumerate(tables) if not table.whole]
-
-    def details(self, layout: TokenLayout) -> str:
-        """See :meth:`Method.details`."""
-        windows = self.windows(layout.grid)
-        text = "window " + " x ".join(str(window.size) for window in windows)
-        for name, plain in (("stride", 1), ("dilation", 1), ("causal", False)):
-            values = [getattr(window, name) for window in windows]
-            if any(value != plain for value in values):
-                text += f", {name} " + " x ".join(str(value) for value in values)
-        choice = self.tiles(layout)
-        tiles = (" x ".join(map(str, tile)) for tile in (choice.query, choice.key))
-        return f"{text};  tiles {' by '.join(tiles)}{', none of them partial' if choice.full else ''}"
-
     def why_not(self, site: Site) -> str | None:
         """As :meth:`Method.why_not`; also a dilation that does not fit this grid."""
         reason = super().why_not(site)
         if reason is None:
             try:
-                self.windows(site.layout.grid)
+                self.on(site.layout.grid)
             except UsageError as error:
                 reason = str(error)
         return reason
 
-    def wanted_pairs(self, layout: TokenLayout) -> int:
-        """Number of visible token pairs of a layout, counted per axis."""
-        tables = self.tables(layout.grid)
-        if self.shape == "disc":
-            limited = self._limited(tables)
-            free = math.prod(tables[axis].pairs() for axis in range(3) if axis not in limited)
-            grid_pairs = free * _disc_pairs([tables[axis].offsets_seen() for axis in limited], self.radius)
-        else:
-            grid_pairs = math.prod(table.pairs() for table in tables)
-        others = layout.length - layout.grid_length
-        return grid_pairs + 2 * layout.grid_length * others + others**2
-
-    def rule(self, layout: TokenLayout) -> Rule | None:
-        """The closed form the operator executes, or None when nothing is hidden."""
-        tables = self.tables(layout.grid)
-        limited = self._limited(tables)
-        if self.wanted_pairs(layout) == layout.length**2:
-            return None
-        start, stop = layout.grid_span
-        steps = torch.meshgrid(*(torch.arange(n) for n in layout.grid), indexing="ij")
-        columns = {name: torch.zeros(layout.length, len(limited), dtype=torch.int32) for name in ("lo", "hi", "pos")}
-        for column, axis in enumerate(limited):
-            slot = torch.tensor(tables[axis].slot)[steps[axis].reshape(-1)]
-            columns["pos"][start:stop, column] = slot.int()
-            columns["lo"][start:stop, column] = torch.tensor(tables[axis].start)[slot].int()
-            columns["hi"][start:stop, column] = torch.tensor(tables[axis].end)[slot].int()
-        group = torch.ones(layout.length, dtype=torch.int8)
-        group[start:stop] = 0
-        return Rule(
-            q_lo=columns["lo"],
-            q_hi=columns["hi"],
-            k_pos=columns["pos"],
-            q_group=group,
-            k_group=group,
-            visible=torch.tensor([[WINDOW, ALL], [ALL, ALL]], dtype=torch.int8),
-            radius2=None if self.shape == "box" else math.ceil(self.radius**2),
-            q_pos=None if self.shape == "box" else columns["pos"],
-        )
-
-    def tiles(self, layout: TokenLayout, kind: str = "cpu") -> TileChoice:
-        """Query and key tile for the kernels of a kind of device."""
-        return choose_tiles(self.tables(layout.grid), "cpu" if kind == "cpu" else "gpu", self.tile)
+    def details(self, layout: TokenLayout) -> str:
+        """See :meth:`Method.details`."""
+        return self.on(layout.grid).details()
 
     def build_plan(self, layout: TokenLayout, kind: str = "cpu", key_mask: torch.Tensor | None = None) -> StaticPlan:
         """The plan of a layout; see :meth:`StaticMethod.build_plan`."""
-        rule = self.rule(layout)
-        wanted = self.wanted_pairs(layout) / layout.length**2
-        if rule is None:
-            return StaticPlan(None, Density(1.0, 1.0, dense=True))
-        if key_mask is not None:
-            rule = rule.hide_keys(key_mask.cpu())
-        choice = self.tiles(layout, kind)
-        dilation = [window.dilation for window in self.windows(layout.grid)]
-        order = TokenOrder.from_layout(layout, choice.query, dilation)
-        key_order = order if choice.key == choice.query else TokenOrder.from_layout(layout, choice.key, dilation)
-        plan = BlockPlan.from_rule(rule, order=order, key_order=key_order)
-        return StaticPlan(plan, Density(wanted, executed_share(plan)))
-
-    def mask_rows(self, layout: TokenLayout, queries: torch.Tensor) -> torch.Tensor:
-        """See :meth:`Method.mask_rows`; O(n N) memory."""
-        rule = self.rule(layout)
-        if rule is None:
-            return torch.ones(len(queries), layout.length, dtype=torch.bool)
-        return rule.tile(queries, torch.arange(layout.length))
+        return self.on(layout.grid).plan(layout, kind, key_mask)
 
     def mask(self, layout: TokenLayout) -> torch.Tensor:
         """The visible pairs, bool (N, N), straight from the definition. O(N^2) memory."""
-        tables = self.tables(layout.grid)
-        grid = torch.ones(1, 1, dtype=torch.bool)
-        for table in tables:
-            axis = torch.zeros(table.window.length, table.window.length, dtype=torch.bool)
-            for query in range(table.window.length):
-                axis[query, table.keys(query)] = True
-            grid = torch.kron(grid, axis)
-        if self.shape == "disc":
-            place = torch.cartesian_prod(*(torch.arange(n) for n in layout.grid))[:, self._limited(tables)].double()
-            grid &= torch.cdist(place, place) ** 2 < self.radius**2 - 1e-9
-        full = torch.ones(layout.length, layout.length, dtype=torch.bool)
-        start, stop = layout.grid_span
-        full[start:stop, start:stop] = grid
-        return full
+        return self.on(layout.grid).mask(layout)
+
+    def mask_rows(self, layout: TokenLayout, queries: torch.Tensor) -> torch.Tensor:
+        """See :meth:`Method.mask_rows`; O(n N) memory."""
+        return self.on(layout.grid).mask_rows(layout, queries)

@@ -10,11 +10,12 @@ from typing import Any, ClassVar, Literal
 import torch
 
 from genkit.attention.cache import PatchCache
+from genkit.attention.grid_windows import GridWindows
 from genkit.attention.method import Density, check_choice, check_int
-from genkit.attention.neighborhood import Neighborhood
 from genkit.attention.registry import register
 from genkit.attention.site import Site
 from genkit.attention.static import StaticMethod, StaticPlan, dense_attention
+from genkit.attention.windows import AxisWindow
 from genkit.errors import GenkitError, UsageError, explain
 from genkit.layout import TEXT, TokenLayout
 
@@ -138,11 +139,15 @@ class SlidingWindow(StaticMethod):
         ):
             raise UsageError(explain("sliding_window.scale_factor", factor, "'auto' or a number > 0"))
 
-    @property
-    def window(self) -> Neighborhood:
-        """The same windows as a neighborhood: all frames, odd height and width around the query."""
-        h, w = (2 * (side // 2) + 1 for side in self.base)
-        return Neighborhood(size=("all", h, w), border="shift" if self.inward else "clip")
+    def on(self, grid: tuple[int, int, int]) -> GridWindows:
+        """The windows of a concrete grid: all frames, odd height and width around the query."""
+        t, *sides = grid
+        border = "shift" if self.inward else "clip"
+        windows = [AxisWindow(t, t)]
+        for length, side in zip(sides, self.base, strict=True):
+            size = 2 * (side // 2) + 1
+            windows.append(AxisWindow(length, min(size, length) if self.inward else size, border=border))
+        return GridWindows(tuple(windows))
 
     def factor(self) -> float:
         """The factor applied to the softmax scale of self-attention."""
@@ -153,7 +158,7 @@ class SlidingWindow(StaticMethod):
 
     def details(self, layout: TokenLayout) -> str:
         """See :meth:`Method.details`."""
-        return f"{self.window.details(layout)};  softmax scale x {self.factor():.4f}"
+        return f"{self.on(layout.grid).details()};  softmax scale x {self.factor():.4f}"
 
     def why_not(self, site: Site) -> str | None:
         """As :meth:`Method.why_not`; cross-attention is touched only by the dual path, which joint models lack."""
@@ -169,15 +174,15 @@ class SlidingWindow(StaticMethod):
 
     def build_plan(self, layout: TokenLayout, kind: str = "cpu", key_mask: torch.Tensor | None = None) -> StaticPlan:
         """See :meth:`StaticMethod.build_plan`."""
-        return self.window.build_plan(layout, kind, key_mask)
+        return self.on(layout.grid).plan(layout, kind, key_mask)
 
     def mask(self, layout: TokenLayout) -> torch.Tensor:
         """See :meth:`Method.mask`."""
-        return self.window.mask(layout)
+        return self.on(layout.grid).mask(layout)
 
     def mask_rows(self, layout: TokenLayout, queries: torch.Tensor) -> torch.Tensor:
         """See :meth:`Method.mask_rows`."""
-        return self.window.mask_rows(layout, queries)
+        return self.on(layout.grid).mask_rows(layout, queries)
 
     def density(self, site: Site, cache: PatchCache) -> Density | None:
         """Density of the window path; None for cross-attention."""
