@@ -74,6 +74,58 @@ class _Placement:
     heads: tuple[int, ...] | None
 
 
+def check(target: Any, method: Any, *, schedule: Schedule | None = None, roles: Any = None) -> None:
+    """Raise what :func:`patch` would raise before it touches a model; the arguments are the same.
+
+    Parameters may be on the meta device: the configuration of a model is enough to ask.
+    """
+    check_recipe(method, target)
+    denoisers = find_denoisers(target)
+    parts = as_parts(method, schedule, roles)
+    _refuse_overlaps([placement for part in parts for placement in _place(denoisers, part)], hook=True)
+
+
+def _place(denoisers: list[Denoiser], part: Part) -> list[_Placement]:
+    """Where a part goes. Whatever can be refused is refused here."""
+    chosen = [(denoiser, found) for denoiser in denoisers for found in denoiser.sites_for(part)]
+    if not chosen:
+        raise UnsupportedError(fits_nowhere(part.method, part.roles, denoisers))
+    placements = []
+    for denoiser, found in chosen:
+        layer, layers = denoiser.layer(found)
+        count = int(found.module.heads)
+        heads = resolve("heads", part.plan.heads, count)
+        if layer not in resolve("layers", part.plan.layers, layers) or not heads:
+            continue
+        reason = bypass_reason(getattr(found.module, "processor", None))
+        if reason is not None:
+            raise UnsupportedError(f"layer {denoiser.prefix}{found.path} cannot be patched: {reason}")
+        placements.append(_Placement(denoiser, found, part, None if len(heads) == count else tuple(sorted(heads))))
+    return placements
+
+
+def _refuse_overlaps(placements: list[_Placement], hook: bool) -> None:
+    taken: dict[int, list[tuple[Method, Schedule]]] = {}
+    for placement in placements:
+        found, plan = placement.found, placement.part.plan
+        watch = Watch.of(placement.denoiser.model())
+        slot = watch.slots.get(found.path) if watch is not None else None
+        there = [(claim.method, claim.schedule) for claim in slot.claims] if slot is not None else []
+        there += taken.setdefault(id(found.module), [])
+        for method, schedule in there:
+            if method.adds == placement.part.method.adds and not schedule.disjoint(plan):
+                raise UsageError(
+                    f"layer {placement.denoiser.prefix}{found.path} already has {method.describe()} ({schedule}): "
+                    f"remove that patch, or give the two disjoint roles, layers, steps or branches"
+                )
+        if slot is not None and slot.hooked != hook:
+            raise UsageError(
+                f"layer {placement.denoiser.prefix}{found.path} is patched through the other door (genkit.patch "
+                f"and genkit.attn_processors cannot share a layer)"
+            )
+        taken[id(found.module)].append((placement.part.method, plan))
+
+
 class PatchHandle:
     """A patch in force, made by :func:`patch`. Its plans, counts and step live here and die with it.
 
@@ -104,8 +156,8 @@ class PatchHandle:
         self._run: int | None = None
         self._announced: set[str | None] = set()
         self._forwards_before = 0
-        placements = [placement for part in parts for placement in self._place(part)]
-        self._refuse_overlaps(placements)
+        placements = [placement for part in parts for placement in _place(self._denoisers, part)]
+        _refuse_overlaps(placements, hook)
         pipe = target if isinstance(getattr(target, "components", None), dict) else None
         self._clock = self._find_clock(pipe, total_steps)
         for denoiser in self._denoisers:
@@ -121,45 +173,6 @@ class PatchHandle:
         except BaseException:
             self.remove()
             raise
-
-    def _place(self, part: Part) -> list[_Placement]:
-        """Where a part goes. Whatever can be refused is refused here."""
-        chosen = [(denoiser, found) for denoiser in self._denoisers for found in denoiser.sites_for(part)]
-        if not chosen:
-            raise UnsupportedError(fits_nowhere(part.method, part.roles, self._denoisers))
-        placements = []
-        for denoiser, found in chosen:
-            layer, layers = denoiser.layer(found)
-            count = int(found.module.heads)
-            heads = resolve("heads", part.plan.heads, count)
-            if layer not in resolve("layers", part.plan.layers, layers) or not heads:
-                continue
-            reason = bypass_reason(getattr(found.module, "processor", None))
-            if reason is not None:
-                raise UnsupportedError(f"layer {denoiser.prefix}{found.path} cannot be patched: {reason}")
-            placements.append(_Placement(denoiser, found, part, None if len(heads) == count else tuple(sorted(heads))))
-        return placements
-
-    def _refuse_overlaps(self, placements: list[_Placement]) -> None:
-        taken: dict[int, list[tuple[Method, Schedule]]] = {}
-        for placement in placements:
-            found, plan = placement.found, placement.part.plan
-            watch = Watch.of(placement.denoiser.model())
-            slot = watch.slots.get(found.path) if watch is not None else None
-            there = [(claim.method, claim.schedule) for claim in slot.claims] if slot is not None else []
-            there += taken.setdefault(id(found.module), [])
-            for method, schedule in there:
-                if method.adds == placement.part.method.adds and not schedule.disjoint(plan):
-                    raise UsageError(
-                        f"layer {placement.denoiser.prefix}{found.path} already has {method.describe()} ({schedule}): "
-                        f"remove that patch, or give the two disjoint roles, layers, steps or branches"
-                    )
-            if slot is not None and slot.hooked != self._hook:
-                raise UsageError(
-                    f"layer {placement.denoiser.prefix}{found.path} is patched through the other door (genkit.patch "
-                    f"and genkit.attn_processors cannot share a layer)"
-                )
-            taken[id(found.module)].append((placement.part.method, plan))
 
     def _find_clock(self, pipe: Any, total_steps: int | None) -> Clock:
         """The clock of patches that are there already, or a new one; what this call knows is added to it."""
