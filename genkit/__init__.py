@@ -27,7 +27,6 @@ _EXPORTS = {
 _ROOMS = (
     "attention",
     "cli",
-    "demo",
     "evaluation",
     "families",  # also the public function: the package can be called
     "kernels",

@@ -147,6 +147,23 @@ def test_listing_methods_needs_no_heavy_library():
     assert done.stdout.strip() == "[]"
 
 
+def test_everything_offered_exists():
+    """In a fresh interpreter: what dir(genkit) lists can be had, before and after it is loaded."""
+    code = "import genkit\nfor name in dir(genkit):\n    getattr(genkit, name)\nprint(*dir(genkit))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    rooms = {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists()}
+    assert rooms <= set(done.stdout.split())
+
+
+def test_a_folder_called_genkit_does_not_hide_the_package(tmp_path):
+    """The parent of a clone as working directory: the clone's folder is no package."""
+    (tmp_path / "genkit" / "genkit").mkdir(parents=True)
+    code = "import genkit; print(genkit.__file__, genkit.load.__name__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert done.stdout.split() == [str(PACKAGE / "__init__.py"), "load"], done.stderr
+
+
 def test_public_names():
     import genkit
     from genkit.attention.registry import names
