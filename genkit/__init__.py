@@ -62,4 +62,7 @@ def _method(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_EXPORTS, *_ROOMS})
+    from genkit.attention import registry
+
+    methods = {"".join(word.capitalize() for word in name.split("_")) for name in registry.names()}
+    return sorted({"__version__", *_EXPORTS, *_ROOMS, *methods})
