@@ -8,7 +8,8 @@ from __future__ import annotations
 import sys
 import types
 
-from genkit.families.base import Family, FamilyInfo, families, family_of
+from genkit.families.base import Family
+from genkit.families.lookup import FamilyInfo, families, family_of
 
 __all__ = ["Family", "FamilyInfo", "families", "family_of"]
 

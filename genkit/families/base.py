@@ -1,33 +1,20 @@
-"""The record that describes a family of models, and how a model finds its record."""
+"""The record that describes a family of models. Nothing here needs torch or Diffusers."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-import importlib
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from genkit.errors import UnsupportedError
+from genkit.families.facts import PipelineFacts
 from genkit.layout import GRID, TEXT, Segment, TokenLayout
 
 if TYPE_CHECKING:
     from torch import nn
 
-_RECORDS = (
-    "wan",
-    "flux",
-    "sd3",
-    "hunyuan_video",
-    "cogvideox",
-    "mochi",
-    "ltx",
-    "ltx2",
-    "qwen_image",
-    "unet",
-)
 MAIN = "main"
 Streams = dict[str, TokenLayout]
 
@@ -57,6 +44,15 @@ class SiteRule:
 
 
 @dataclass(frozen=True)
+class Projections:
+    """The layers of an attention module that make queries, keys and values; None = there is no such layer."""
+
+    q: Any = None
+    k: Any = None
+    v: Any = None
+
+
+@dataclass(frozen=True)
 class Family:
     """How the models of one family lay out tokens and name their attention modules.
 
@@ -74,6 +70,15 @@ class Family:
         video: whether the grid has a time axis.
         branches: names the pipelines announce for their calls; empty when they announce none.
         varying_text: whether attention calls may hold fewer text tokens than the forward's arguments say.
+        heads_attribute: attribute of an attention module with its number of query heads.
+        projection_names: attributes with the projections to queries, keys and values.
+        tiles: rule from (model, forward arguments by name) to the streams whose grid does not come in raster order:
+            stream -> (t, h, w), the grid comes box by box of this size, in raster order of boxes and inside a box.
+            None = every stream in every call is in raster order.
+        time_positions: how a pass can have other positions in time, see :func:`genkit.patching.time_shift`:
+            ``"shape"`` when the model's ``rope`` derives them from the latents' shape, else the argument that carries
+            them; "" when it has none.
+        facts: what is known of the pipelines: sizes, frames per second, latents, text, training.
         notes: what a user should know.
     """
 
@@ -88,9 +93,23 @@ class Family:
     grid: str
     text: str
     video: bool
+    facts: PipelineFacts
     branches: tuple[str, ...] = ()
     varying_text: bool = False
+    heads_attribute: str = "heads"
+    projection_names: tuple[str, str, str] = ("to_q", "to_k", "to_v")
+    tiles: Callable[[Any, Mapping[str, Any]], dict[str, tuple[int, int, int]]] | None = None
+    time_positions: str = ""
     notes: str = ""
+
+    def heads(self, module: Any) -> int | None:
+        """Number of query heads of an attention module; None when only a call tells it."""
+        count = getattr(module, self.heads_attribute, None)
+        return None if count is None else int(count)
+
+    def projections(self, module: Any) -> Projections:
+        """The layers that make queries, keys and values; None for those that are fused or go by another name."""
+        return Projections(*(getattr(module, name, None) for name in self.projection_names))
 
     @property
     def roles(self) -> tuple[str, ...]:
@@ -139,76 +158,13 @@ class FoundSite:
     module: Any = dataclasses.field(compare=False)
 
 
-@dataclass(frozen=True)
-class FamilyInfo:
-    """What `genkit.families()` says about a family.
-
-    Args:
-        name: short name.
-        classes: Diffusers model classes.
-        pipelines: the usual pipelines.
-        roles: kinds of attention that can be patched.
-        grid: where the token grid comes from.
-        text: where text tokens sit in joint attention: "first", "last" or "apart" (cross-attention).
-        branches: names the pipelines announce for their calls, for ``Schedule(branches=...)``.
-        notes: what else to know.
-    """
-
-    name: str
-    classes: tuple[str, ...]
-    pipelines: tuple[str, ...]
-    roles: tuple[str, ...]
-    grid: str
-    text: str
-    branches: tuple[str, ...]
-    notes: str
+def _no_streams(model: Any, args: Mapping[str, Any]) -> Streams:
+    raise UnsupportedError(f"there is no record of the token grid of {type(model).__name__}")
 
 
-def families() -> tuple[FamilyInfo, ...]:
-    """The model families genkit knows, each tested on a tiny model of the real class."""
-    names = [field.name for field in dataclasses.fields(FamilyInfo)]
-    return tuple(FamilyInfo(**{name: getattr(family, name) for name in names}) for family in records())
-
-
-@functools.cache
-def records() -> tuple[Family, ...]:
-    """The full records of all families."""
-    return tuple(importlib.import_module(f"genkit.families.{name}").FAMILY for name in _RECORDS)
-
-
-def unwrap(model: Any) -> Any:
-    """The Diffusers module inside torch.compile, DistributedDataParallel and peft wrappers."""
-    for _ in range(8):
-        if hasattr(model, "_orig_mod"):
-            model = model._orig_mod
-        elif hasattr(model, "get_base_model") and hasattr(model, "peft_config") and hasattr(model, "base_model"):
-            model = model.get_base_model()
-        elif type(model).__name__ in ("DistributedDataParallel", "FullyShardedDataParallel", "DeepSpeedEngine"):
-            model = model.module
-        else:
-            break
-    return model
-
-
-def diffusers_class(model: Any) -> str | None:
-    """Name of the most derived class of a model that Diffusers itself defines, or None."""
-    for cls in type(model).__mro__:
-        if cls.__module__.startswith("diffusers."):
-            return cls.__name__
-    return None
-
-
-def family_of(model: Any) -> Family:
-    """The record of a denoiser; UnsupportedError names what is missing for an unknown class."""
-    name = diffusers_class(model)
-    known = {cls: family for family in records() for cls in family.classes}
-    if name in known:
-        return known[name]
-    given = type(model).__name__ if name is None else name
-    raise UnsupportedError(
-        f"{given} is not a model genkit knows: there is no record of its token grid, text order and attention roles. "
-        f"Known: {', '.join(known)}"
-    )
+def without_attention(name: str, pipelines: tuple[str, ...], facts: PipelineFacts) -> Family:
+    """The record of a family of which genkit knows the pipelines but not the attention."""
+    return Family(name, (), pipelines, (), _no_streams, (), "", (), "", "", True, facts)
 
 
 def shape(args: Mapping[str, Any], name: str, dims: int, family: str) -> tuple[int, ...]:
@@ -240,16 +196,12 @@ __all__ = [
     "MAIN",
     "TEXT",
     "Family",
-    "FamilyInfo",
     "FoundSite",
+    "Projections",
     "SiteRule",
     "Streams",
-    "diffusers_class",
-    "families",
-    "family_of",
     "grid_with",
-    "records",
     "shape",
     "text_length",
-    "unwrap",
+    "without_attention",
 ]

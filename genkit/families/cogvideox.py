@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import lcm
 from typing import Any
 
 from genkit.families.base import MAIN, TEXT, Family, SiteRule, Streams, grid_with, shape, text_length
+from genkit.families.codec import scaled
+from genkit.families.facts import Objective, PipelineFacts, TextRule
+from genkit.families.sizes import ReadConfig, Size, SizeRule, halvings
 
 
 def _streams(model: Any, args: Mapping[str, Any]) -> Streams:
@@ -13,6 +17,18 @@ def _streams(model: Any, args: Mapping[str, Any]) -> Streams:
     patch, patch_t = model.config.patch_size, model.config.patch_size_t or 1
     grid = (frames // patch_t, height // patch, width // patch)
     return {MAIN: grid_with(grid, before=((TEXT, text_length(args, "CogVideoX")),))}
+
+
+def _sizes(config: ReadConfig) -> SizeRule:
+    patch = config("transformer").get("patch_size", 2)
+    return SizeRule(lcm(8, halvings(config) * patch), config("vae").get("temporal_compression_ratio", 4))
+
+
+def _token(config: ReadConfig) -> Size:
+    transformer = config("transformer")
+    spatial = halvings(config) * transformer.get("patch_size", 2)
+    time = config("vae").get("temporal_compression_ratio", 4) * (transformer.get("patch_size_t") or 1)
+    return time, spatial, spatial
 
 
 FAMILY = Family(
@@ -28,5 +44,15 @@ FAMILY = Family(
     text="first",
     video=True,
     branches=("cond_uncond",),
+    facts=PipelineFacts(
+        pattern="CogVideoX.*",
+        fps="8",
+        sizes=_sizes,
+        token=_token,
+        codec=scaled("BTCHW"),
+        text=TextRule(("encoder_hidden_states",), 226),
+        objective=Objective(None, "index"),
+        lora_targets=r"transformer_blocks\.\d+\.attn1\.(?:to_[qkv]|to_out\.0)",
+    ),
     notes="Both branches are computed in one call.",
 )

@@ -7,6 +7,9 @@ from typing import Any
 
 from genkit.errors import UnsupportedError
 from genkit.families.base import MAIN, TEXT, Family, SiteRule, Streams, grid_with, shape, text_length
+from genkit.families.codec import scaled
+from genkit.families.facts import FLOW, Objective, PipelineFacts, TextRule
+from genkit.families.sizes import packed_image, packed_image_token
 
 
 def _streams(model: Any, args: Mapping[str, Any]) -> Streams:
@@ -42,5 +45,15 @@ FAMILY = Family(
     text="first",
     video=False,
     branches=("cond", "uncond"),
+    time_positions="img_ids (another first coordinate)",
+    facts=PipelineFacts(
+        pattern="Flux.*",
+        sizes=packed_image,
+        token=packed_image_token,
+        codec=scaled("packed"),
+        text=TextRule(("encoder_hidden_states", "pooled_projections", "txt_ids"), 512),
+        objective=Objective(FLOW, "sigma"),
+        lora_targets=r"(?:single_)?transformer_blocks\.\d+\.attn\.(?:to_[qkv]|to_out\.0)",
+    ),
     notes="Single blocks are numbered after double blocks. Image prompt adapters' extra attention stays as it is.",
 )

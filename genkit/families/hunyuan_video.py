@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from genkit.families.base import MAIN, TEXT, Family, SiteRule, Streams, grid_with, shape, text_length
+from genkit.families.codec import scaled
+from genkit.families.facts import FLOW, Objective, PipelineFacts, TextRule
+from genkit.families.sizes import ReadConfig, Size, SizeRule
 
 
 def _streams(model: Any, args: Mapping[str, Any]) -> Streams:
@@ -13,6 +16,16 @@ def _streams(model: Any, args: Mapping[str, Any]) -> Streams:
     patch, patch_t = model.config.patch_size, model.config.patch_size_t
     grid = (frames // patch_t, height // patch, width // patch)
     return {MAIN: grid_with(grid, after=((TEXT, text_length(args, "HunyuanVideo")),))}
+
+
+def _sizes(config: ReadConfig) -> SizeRule:
+    return SizeRule(16, config("vae").get("temporal_compression_ratio", 4))
+
+
+def _token(config: ReadConfig) -> Size:
+    vae, transformer = config("vae"), config("transformer")
+    spatial = vae.get("spatial_compression_ratio", 8) * transformer.get("patch_size", 2)
+    return vae.get("temporal_compression_ratio", 4) * transformer.get("patch_size_t", 1), spatial, spatial
 
 
 FAMILY = Family(
@@ -28,6 +41,17 @@ FAMILY = Family(
     text="last",
     video=True,
     branches=("cond", "uncond"),
+    time_positions="shape",
+    facts=PipelineFacts(
+        pattern="HunyuanVideo.*",
+        fps="24",
+        sizes=_sizes,
+        token=_token,
+        codec=scaled("BCTHW"),
+        text=TextRule(("encoder_hidden_states", "encoder_attention_mask", "pooled_projections"), 256),
+        objective=Objective(FLOW, "thousand"),
+        lora_targets=r"(?:single_)?transformer_blocks\.\d+\.attn\.(?:to_[qkv]|to_out\.0)",
+    ),
     notes="Padding of the text is hidden by a key mask; a mask without padding is dropped. The text refiner keeps its "
     "own attention.",
 )

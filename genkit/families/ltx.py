@@ -7,6 +7,9 @@ from typing import Any
 
 from genkit.errors import UnsupportedError
 from genkit.families.base import MAIN, Family, SiteRule, Streams, grid_with, shape
+from genkit.families.codec import standardised
+from genkit.families.facts import FLOW, Objective, PipelineFacts, TextRule
+from genkit.families.sizes import ReadConfig, Size, SizeRule
 
 
 def _streams(model: Any, args: Mapping[str, Any]) -> Streams:
@@ -49,6 +52,16 @@ def _run_length(same: Any) -> int:
     return len(same) - (int(broken[-1]) + 1 if len(broken) else 0)
 
 
+def _sizes(config: ReadConfig) -> SizeRule:
+    return SizeRule(32, config("vae").get("temporal_compression_ratio", 8) or 8)
+
+
+def _token(config: ReadConfig) -> Size:
+    vae, transformer = config("vae"), config("transformer")
+    spatial = (vae.get("spatial_compression_ratio") or 32) * transformer.get("patch_size", 1)
+    return (vae.get("temporal_compression_ratio") or 8) * transformer.get("patch_size_t", 1), spatial, spatial
+
+
 FAMILY = Family(
     name="LTX-Video",
     classes=("LTXVideoTransformer3DModel",),
@@ -65,5 +78,16 @@ FAMILY = Family(
     text="apart",
     video=True,
     branches=("cond_uncond",),
+    time_positions="video_coords",
+    facts=PipelineFacts(
+        pattern="LTX(?!2).*",
+        fps="24",
+        sizes=_sizes,
+        token=_token,
+        codec=standardised("packed"),
+        text=TextRule(("encoder_hidden_states", "encoder_attention_mask"), 128),
+        objective=Objective(FLOW, "thousand"),
+        lora_targets=r"transformer_blocks\.\d+\.attn[12]\.(?:to_[qkv]|to_out\.0)",
+    ),
     notes="Both branches are computed in one call.",
 )

@@ -9,6 +9,9 @@ from typing import Any
 
 from genkit.errors import UnsupportedError
 from genkit.families.base import MAIN, Family, SiteRule, Streams, grid_with, shape
+from genkit.families.codec import standardised
+from genkit.families.facts import FLOW, Objective, PipelineFacts, TextRule
+from genkit.families.sizes import ReadConfig, Size, SizeRule
 from genkit.layout import Segment, TokenLayout
 
 AUDIO = "audio"
@@ -76,6 +79,16 @@ def _of_tensor(coords: Any, keep: bool = True) -> Intervals:
     return found
 
 
+def _sizes(config: ReadConfig) -> SizeRule:
+    return SizeRule(32, config("vae").get("temporal_compression_ratio", 8) or 8)
+
+
+def _token(config: ReadConfig) -> Size:
+    vae, transformer = config("vae"), config("transformer")
+    spatial = (vae.get("spatial_compression_ratio") or 32) * transformer.get("patch_size", 1)
+    return (vae.get("temporal_compression_ratio") or 8) * transformer.get("patch_size_t", 1), spatial, spatial
+
+
 FAMILY = Family(
     name="LTX-2",
     classes=("LTX2VideoTransformer3DModel",),
@@ -99,6 +112,19 @@ FAMILY = Family(
     text="apart",
     video=True,
     branches=("cond_uncond", "uncond_stg", "uncond_modality"),
+    time_positions="video_coords",
+    facts=PipelineFacts(
+        pattern="LTX2.*",
+        fps="24",
+        sizes=_sizes,
+        token=_token,
+        codec=standardised("packed"),
+        text=TextRule(("encoder_hidden_states", "audio_encoder_hidden_states", "encoder_attention_mask"), 1024),
+        objective=Objective(FLOW, "thousand"),
+        lora_targets=r"transformer_blocks\.\d+\.(?:audio_)?(?:attn[12]|(?:audio_to_video|video_to_audio)_attn)"
+        r"\.(?:to_[qkv]|to_out\.0)",
+        tasks={"given_half": "LTX2Pipeline", "train_cross_modal_context": "LTX2Pipeline"},
+    ),
     notes="Names go from source to target: audio_to_video has video queries and audio keys. Both cross-modal "
     "attentions are skipped when a pass isolates the modalities. Every token has its time in seconds.",
 )  # fmt: skip

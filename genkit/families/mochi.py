@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from genkit.families.base import MAIN, TEXT, Family, SiteRule, Streams, grid_with, shape, text_length
+from genkit.families.codec import standardised
+from genkit.families.facts import PipelineFacts, TextRule
+from genkit.families.sizes import ReadConfig, Size, SizeRule
 
 
 def _streams(model: Any, args: Mapping[str, Any]) -> Streams:
@@ -13,6 +16,15 @@ def _streams(model: Any, args: Mapping[str, Any]) -> Streams:
     patch = model.config.patch_size
     grid = (frames, height // patch, width // patch)
     return {MAIN: grid_with(grid, after=((TEXT, text_length(args, "Mochi")),))}
+
+
+def _sizes(config: ReadConfig) -> SizeRule:
+    return SizeRule(16, 6)
+
+
+def _token(config: ReadConfig) -> Size:
+    patch = config("transformer").get("patch_size", 2)
+    return 6, 8 * patch, 8 * patch
 
 
 FAMILY = Family(
@@ -29,6 +41,15 @@ FAMILY = Family(
     video=True,
     branches=("cond_uncond",),
     varying_text=True,
+    facts=PipelineFacts(
+        pattern="Mochi.*",
+        fps="30",
+        sizes=_sizes,
+        token=_token,
+        codec=standardised("BCTHW"),
+        text=TextRule(("encoder_hidden_states", "encoder_attention_mask"), 256),
+        lora_targets=r"transformer_blocks\.\d+\.attn1\.(?:to_[qkv]|to_out\.0)",
+    ),
     notes="Every sample is attended in a call of its own, with its valid text tokens only. No attention processors can "
     "be set, so use genkit.patch.",
 )

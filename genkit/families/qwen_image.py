@@ -7,6 +7,9 @@ from typing import Any
 
 from genkit.errors import UnsupportedError
 from genkit.families.base import MAIN, TEXT, Family, SiteRule, Streams, grid_with, shape, text_length
+from genkit.families.codec import standardised
+from genkit.families.facts import FLOW, Objective, PipelineFacts, TextRule
+from genkit.families.sizes import packed_image, packed_image_token
 
 
 def _streams(model: Any, args: Mapping[str, Any]) -> Streams:
@@ -44,5 +47,15 @@ FAMILY = Family(
     text="first",
     video=False,
     branches=("cond", "uncond"),
+    time_positions="img_shapes",
+    facts=PipelineFacts(
+        pattern="QwenImage.*",
+        sizes=packed_image,
+        token=packed_image_token,
+        codec=standardised("packed"),
+        text=TextRule(("encoder_hidden_states", "encoder_hidden_states_mask"), 512),
+        objective=Objective(FLOW, "sigma"),
+        lora_targets=r"transformer_blocks\.\d+\.attn\.(?:to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out)",
+    ),
     notes="A text mask that hides nothing is dropped.",
 )

@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from genkit.families.base import MAIN, TEXT, Family, SiteRule, Streams, grid_with, shape, text_length
+from genkit.families.codec import scaled
+from genkit.families.facts import FLOW, Objective, PipelineFacts, TextRule
+from genkit.families.sizes import packed_image, packed_image_token
 
 
 def _streams(model: Any, args: Mapping[str, Any]) -> Streams:
@@ -30,5 +33,14 @@ FAMILY = Family(
     grid="hidden_states (B, C, H, W) divided by patch_size",
     text="last",
     video=False,
+    facts=PipelineFacts(
+        pattern="StableDiffusion3.*",
+        sizes=packed_image,
+        token=packed_image_token,
+        codec=scaled("BCHW"),
+        text=TextRule(("encoder_hidden_states", "pooled_projections"), 256),
+        objective=Objective(FLOW, "thousand"),
+        lora_targets=r"transformer_blocks\.\d+\.attn2?\.(?:to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out)",
+    ),
     notes="The pipelines compute both branches in one call and announce none. attn2 exists in the dual blocks of 3.5.",
 )

@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from genkit.families.base import Family, SiteRule, Streams, grid_with, shape
+from genkit.families.codec import scaled
+from genkit.families.facts import Objective, PipelineFacts, TextRule
+from genkit.families.sizes import ReadConfig, SizeRule
 
 
 def _streams(model: Any, args: Mapping[str, Any]) -> Streams:
@@ -18,6 +21,15 @@ def _streams(model: Any, args: Mapping[str, Any]) -> Streams:
         streams[f"down{level}"] = streams[f"up{levels - 1 - level}"] = streams["mid"] = grid
         height, width = (height + 1) // 2, (width + 1) // 2
     return streams
+
+
+def _sizes(config: ReadConfig) -> SizeRule:
+    return SizeRule(8, 1)
+
+
+def _states(pipeline: Any, prompts: list[str], slots: int) -> Any:
+    # CLIP has its own number of slots.
+    return pipeline.encode_prompt(prompts, pipeline._execution_device, 1, do_classifier_free_guidance=False)[0]
 
 
 FAMILY = Family(
@@ -61,6 +73,19 @@ FAMILY = Family(
     grid="sample (B, C, H, W), halved (rounding up) at every downsampling",
     text="apart",
     video=False,
+    facts=PipelineFacts(
+        pattern="StableDiffusion(?!3).*",
+        sizes=_sizes,
+        codec=scaled("BCHW"),
+        text=TextRule(("encoder_hidden_states",), 77, _states),
+        objective=Objective(None, "index"),
+        lora_targets=r".+\.attentions\.\d+\.transformer_blocks\.\d+\.attn[12]\.(?:to_[qkv]|to_out\.0)",
+        tasks={
+            "reference_pictures": "StableDiffusion(?!3|XL).*",
+            "train_patch": "StableDiffusionPipeline",
+            "train_reference": "StableDiffusionPipeline",
+        },
+    ),
     notes="Layers are numbered in the order of execution: down, middle, up. The pipelines compute both branches in one "
     "call and announce none. An image prompt adapter attends in further calls with keys named 'image'.",
 )

@@ -3,15 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import lcm
 from typing import Any
 
 from genkit.families.base import MAIN, Family, SiteRule, Streams, grid_with, shape
+from genkit.families.codec import standardised
+from genkit.families.facts import FLOW, Objective, PipelineFacts, TextRule
+from genkit.families.sizes import ReadConfig, Size, SizeRule
 
 
 def _streams(model: Any, args: Mapping[str, Any]) -> Streams:
     _, _, frames, height, width = shape(args, "hidden_states", 5, "Wan")
     t, h, w = model.config.patch_size
     return {MAIN: grid_with((frames // t, height // h, width // w))}
+
+
+def _patch(config: ReadConfig) -> Size:
+    return tuple(config("transformer").get("patch_size", (1, 2, 2)))
+
+
+def _sizes(config: ReadConfig) -> SizeRule:
+    vae, patch = config("vae"), _patch(config)
+    spatial = vae.get("scale_factor_spatial", 8)
+    return SizeRule(lcm(16, spatial * patch[1], spatial * patch[2]), vae.get("scale_factor_temporal", 4))
+
+
+def _token(config: ReadConfig) -> Size:
+    vae, patch = config("vae"), _patch(config)
+    spatial = vae.get("scale_factor_spatial", 8)
+    return vae.get("scale_factor_temporal", 4) * patch[0], spatial * patch[1], spatial * patch[2]
+
+
+def _states(pipeline: Any, prompts: list[str], slots: int) -> Any:
+    return pipeline.encode_prompt(prompts, do_classifier_free_guidance=False, max_sequence_length=slots)[0]
 
 
 FAMILY = Family(
@@ -30,6 +54,24 @@ FAMILY = Family(
     text="apart",
     video=True,
     branches=("cond", "uncond"),
+    time_positions="shape",
+    facts=PipelineFacts(
+        pattern="Wan.*",
+        fps="16",
+        sizes=_sizes,
+        token=_token,
+        codec=standardised("BCTHW"),
+        text=TextRule(("encoder_hidden_states",), 512, _states),
+        objective=Objective(FLOW, "thousand"),
+        lora_targets=r"(?:vace_)?blocks\.\d+\.attn[12]\.(?:to_[qkv]|to_out\.0)",
+        tasks={
+            "second_pass": "WanPipeline",
+            "reference_pictures": "Wan.*",
+            "train_patch": "WanPipeline",
+            "train_reference": "WanPipeline",
+            "train_agent": "WanPipeline",
+        },
+    ),
     notes="Image-to-video attends the image tokens in a first cross-attention call and the text in a second. In VACE "
     "the layers of the control branch are numbered after the main ones.",
 )

@@ -8,7 +8,8 @@ from typing import Any
 from genkit.attention import registry
 from genkit.attention.method import Method
 from genkit.errors import UsageError
-from genkit.families.base import Family, records
+from genkit.families.base import Family
+from genkit.families.lookup import records
 from genkit.patching.targets import role_reason
 
 

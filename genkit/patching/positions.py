@@ -9,15 +9,7 @@ from typing import Any
 import torch
 
 from genkit.errors import UnsupportedError, UsageError, explain
-from genkit.families.base import diffusers_class, unwrap
-
-_BY_SHAPE = ("WanTransformer3DModel", "WanVACETransformer3DModel", "HunyuanVideoTransformer3DModel")
-_BY_ARGUMENT = {
-    "FluxTransformer2DModel": "img_ids (another first coordinate)",
-    "LTXVideoTransformer3DModel": "video_coords",
-    "LTX2VideoTransformer3DModel": "video_coords",
-    "QwenImageTransformer2DModel": "img_shapes",
-}
+from genkit.families.lookup import diffusers_class, records, unwrap
 
 
 @contextmanager
@@ -34,10 +26,12 @@ def time_shift(model: Any, frames: int) -> Iterator[None]:
     if isinstance(frames, bool) or not isinstance(frames, int) or frames < 0:
         raise UsageError(explain("time shift", frames, "a whole number of latent frames >= 0"))
     model = unwrap(model)
-    name = diffusers_class(model)
-    if name not in _BY_SHAPE:
-        way = f"give it its own {_BY_ARGUMENT[name]}" if name in _BY_ARGUMENT else "it has no rotary time positions"
-        raise UnsupportedError(f"time_shift does not work on {name or type(model).__name__}: {way}")
+    name = diffusers_class(model) or type(model).__name__
+    known = {cls: family for family in records() for cls in family.classes}
+    way = known[name].time_positions if name in known else ""
+    if way != "shape":
+        told = f"give it its own {way}" if way else "it has no rotary time positions"
+        raise UnsupportedError(f"time_shift does not work on {name}: {told}")
     rope = model.rope
     patch = getattr(rope, "patch_size_t", None) or model.config.patch_size[0]
 

@@ -12,7 +12,7 @@ import torch
 
 from genkit.attention.method import Method
 from genkit.errors import UnsupportedError, UsageError, explain
-from genkit.families.base import unwrap
+from genkit.families.lookup import unwrap
 from genkit.patching import seam
 from genkit.patching.handle import PatchHandle
 from genkit.patching.parts import Part, as_parts, check_recipe

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from genkit.attention.method import Method
 from genkit.attention.site import Site
 from genkit.errors import UnsupportedError, UsageError, explain
-from genkit.families.base import FoundSite, diffusers_class, family_of, records, unwrap
+from genkit.families.base import FoundSite
+from genkit.families.lookup import diffusers_class, family_of, records, unwrap
 from genkit.layout import TokenLayout
 
 if TYPE_CHECKING:

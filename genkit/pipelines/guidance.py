@@ -7,8 +7,9 @@ becomes the pipeline's ``true_cfg_scale``, which needs a negative prompt to act.
 
 from __future__ import annotations
 
+from genkit.families.sizes import ReadConfig
 from genkit.models import Sidecar
-from genkit.pipelines.kinds import ARGUMENTS, ReadConfig, accepted
+from genkit.pipelines.kinds import ARGUMENTS, accepted
 from genkit.pipelines.settings import GenerateSettings
 
 GUIDANCE, TRUE = "guidance_scale", "true_cfg_scale"

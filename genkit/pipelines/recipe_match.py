@@ -83,7 +83,7 @@ def _default(class_name: str, key: str) -> Any:
 
 
 def _known_classes() -> set[str]:
-    from genkit.families.base import records
+    from genkit.families.lookup import records
 
     return {name for family in records() for name in family.classes}
 
@@ -102,7 +102,7 @@ def denoisers_of_folder(folder: Path) -> list[tuple[str, dict[str, Any]]]:
 
 def denoisers_of(target: Any) -> list[tuple[str, Mapping[str, Any]]]:
     """Class and configuration of the denoisers of a pipeline, or of a bare model."""
-    from genkit.families.base import diffusers_class
+    from genkit.families.lookup import diffusers_class
     from genkit.patching.targets import find_denoisers
 
     models = [denoiser.model() for denoiser in find_denoisers(target)]

@@ -7,7 +7,7 @@ import torch
 
 import genkit
 from genkit.errors import UnsupportedError
-from genkit.families.base import records
+from genkit.families.lookup import records
 from genkit.patching.matrix import Cell, Row, matrix, rows
 
 # Settings under which a method hides something on 60 tokens; what a method is for must not depend on them.

@@ -10,7 +10,7 @@ import torch
 from gate_methods import Full, Recorder, Scaled
 
 import genkit
-from genkit.families.base import records
+from genkit.families.lookup import records
 
 ALL = tiny.names()
 JOINT = [name for name in ALL if "joint" in tiny.build(name).roles]
@@ -238,6 +238,6 @@ def test_listing():
 
 
 def test_the_room_called_families_does_not_hide_the_function():
-    import genkit.families.base as base
+    import genkit.families.lookup as lookup
 
-    assert genkit.families() == base.families()
+    assert genkit.families() == lookup.families()

@@ -39,7 +39,7 @@ HAVE = [name for name in tiny.names() if hasattr(tiny.build(name).model, "set_at
 
 
 def test_every_family_with_processors_is_tried():
-    from genkit.families.base import family_of, records
+    from genkit.families.lookup import family_of, records
 
     tried = {family_of(tiny.build(name).model).name for name in HAVE}
     assert tried == {family.name for family in records()} - {"Mochi"}

@@ -98,7 +98,7 @@ class CaptionedTask(PatchTask):
     """A patch task on a pipeline that makes clips or pictures of captions; further arguments: :class:`PatchTask`.
 
     Args:
-        pipeline: of a class in :data:`genkit.training.tasks.denoisers.DENOISERS`.
+        pipeline: one that :func:`genkit.training.tasks.denoisers.denoiser_of` knows.
     """
 
     def __init__(self, pipeline: Any, *args: Any, **kwargs: Any):

@@ -9,6 +9,8 @@ import torch
 from torch import nn
 
 from genkit.errors import UsageError
+from genkit.families.facts import EPSILON, FLOW, VELOCITY
+from genkit.families.lookup import able, can, facts_of
 from genkit.pipelines.tasks.references.record import text_states
 from genkit.training.engine.curriculum import draw_levels, draw_sigma
 
@@ -59,8 +61,8 @@ class Denoiser(ABC):
         """What the denoiser is told about noise levels."""
 
 
-class WanDenoiser(Denoiser):
-    """A Wan transformer: straight paths from noise, the answer is the velocity."""
+class FlowDenoiser(Denoiser):
+    """A transformer for videos: straight paths from noise, the answer is the velocity."""
 
     part = "transformer"
 
@@ -108,7 +110,9 @@ class UNetDenoiser(Denoiser):
         raise UsageError(f"prediction_type: got {kind!r}, allowed: epsilon, v_prediction")
 
 
-DENOISERS = {"WanPipeline": WanDenoiser, "StableDiffusionPipeline": UNetDenoiser}
+#: By what the denoiser is trained to answer, see :class:`genkit.families.facts.Objective`.
+DENOISERS = {FLOW: FlowDenoiser, EPSILON: UNetDenoiser, VELOCITY: UNetDenoiser}
+TASK = "train_patch"
 
 
 def denoiser_of(pipeline: Any) -> Denoiser:
@@ -118,6 +122,9 @@ def denoiser_of(pipeline: Any) -> Denoiser:
         UsageError: a pipeline of another class.
     """
     name = type(pipeline).__name__
-    if name not in DENOISERS:
-        raise UsageError(f"pipeline: got {name}, allowed: {', '.join(DENOISERS)}")
-    return DENOISERS[name](pipeline)
+    if not can(TASK, name):
+        raise UsageError(f"pipeline: got {name}, allowed: {', '.join(able(TASK))}")
+    kind = facts_of(name).objective.of(pipeline.scheduler)
+    if kind not in DENOISERS:
+        raise UsageError(f"{name} with prediction type {kind}: allowed: {', '.join(DENOISERS)}")
+    return DENOISERS[kind](pipeline)

@@ -14,6 +14,7 @@ import numpy as np
 
 from genkit.errors import UsageError
 from genkit.evaluation.toy_picture import PictureRequest
+from genkit.families.lookup import able
 from genkit.training.data.world.clips import LatentPool
 from genkit.training.data.world.references import ReferenceClips, ReferencePictures
 from genkit.training.engine.curriculum import batch_for
@@ -43,7 +44,6 @@ class PatchKind:
         build: the task for the options, a pipeline and the pool's source of randomness.
         more: adds the kind's own options.
         model: that is patched by default.
-        families: classes of pipelines that may be.
     """
 
     name: str
@@ -54,7 +54,11 @@ class PatchKind:
     build: Callable[[Options, Any, np.random.Generator], PatchTask]
     more: Callable[[argparse.ArgumentParser], None]
     model: str = "toy-video"
-    families: tuple[str, ...] = ("WanPipeline",)
+
+    @property
+    def families(self) -> tuple[str, ...]:
+        """Classes of pipelines that may be patched, as the records of the families say."""
+        return able(f"train_{self.name}")
 
     def making(self) -> Making:
         """Options and the one stage."""
@@ -195,12 +199,11 @@ KINDS = {
     for kind in (
         PatchKind(
             "reference", 25, 1500, 2e-3, True, _reference, _reference_options,
-            families=("WanPipeline", "StableDiffusionPipeline"),
         ),
         PatchKind("agent", 25, 3600, 3e-3, False, _agent, _agent_options),
         PatchKind(
             "cross_modal_context", 25, 3600, 3e-3, False, _context, _context_options,
-            model="toy-av", families=("LTX2Pipeline",),
+            model="toy-av",
         ),
     )
 }  # fmt: skip

@@ -11,15 +11,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from genkit.errors import ArtifactError, UnsupportedError, UsageError
+from genkit.families.lookup import able, can
+from genkit.families.sizes import SizeRule
 from genkit.media import AAC_RATES, read_mp4, read_sound, resample, resized
-from genkit.pipelines.kinds import AUDIO_VIDEO, Kind, SizeRule
+from genkit.pipelines.kinds import AUDIO_VIDEO, Kind
 from genkit.pipelines.outputs import fit_sound
 
 if TYPE_CHECKING:
     from genkit.pipelines.settings import GenerateSettings
 
 # Pipelines whose parts genkit.pipelines.tasks.audio_video.complete can drive.
-PIPELINES = ("LTX2Pipeline",)
+TASK = "given_half"
 #: What these pipelines make when nobody says how many frames.
 USUAL_FRAMES = 121
 _MP4_RATE = 48000
@@ -123,8 +125,8 @@ def read_given(settings: GenerateSettings, pipeline_class: type, kind: Kind) -> 
         raise UsageError(f"{flag}: {pipeline_class.__name__} makes no sound; choose a model of video and sound")
     if settings.upscale > 1:
         raise UsageError(f"{flag} and --upscale exclude each other; leave one out")
-    if pipeline_class.__name__ not in PIPELINES:
-        raise UnsupportedError(f"{flag} is known for {', '.join(PIPELINES)}, not for {pipeline_class.__name__}")
+    if not can(TASK, pipeline_class.__name__):
+        raise UnsupportedError(f"{flag} is known for {', '.join(able(TASK))}, not for {pipeline_class.__name__}")
     path = Path(name).expanduser()
     if not path.is_file():
         raise ArtifactError(f"{flag} {path} does not exist")

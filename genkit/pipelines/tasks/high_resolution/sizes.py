@@ -6,9 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from genkit.errors import UnsupportedError, UsageError, explain
-from genkit.pipelines.kinds import ReadConfig, SizeRule, token_grid
+from genkit.families.lookup import able, can
+from genkit.families.sizes import ReadConfig, SizeRule
+from genkit.pipelines.kinds import token_grid
 from genkit.pipelines.settings import GenerateSettings
 
+#: Name of this task in the records of families.
+TASK = "second_pass"
 STRENGTH = 0.7
 FLOW_SHIFT = 9.0
 WINDOWS = "sliding_window"
@@ -16,13 +20,13 @@ WINDOWS = "sliding_window"
 
 def refusal(pipeline_class: str, expand_timesteps: bool = False) -> str | None:
     """Why a kind of pipeline has no second pass, or None when it has one."""
-    if pipeline_class != "WanPipeline":
+    if not can(TASK, pipeline_class):
         return (
-            f"--upscale denoises a second time at the target size, which is built for Wan text-to-video (WanPipeline); "
+            f"--upscale denoises a second time at the target size, which is built for {', '.join(able(TASK))}; "
             f"{pipeline_class} is another pipeline. --enlarge enlarges the frames of any model"
         )
     if expand_timesteps:
-        return "--upscale: this Wan model gives every token a timestep of its own, which the second pass does not do"
+        return "--upscale: this model gives every token a timestep of its own, which the second pass does not do"
     return None
 
 

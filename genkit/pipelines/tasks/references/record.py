@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -9,42 +10,20 @@ import torch
 
 from genkit.attention.reference.store import References
 from genkit.errors import UnsupportedError, UsageError
+from genkit.families.facts import PipelineFacts
+from genkit.families.lookup import able, can, facts_of, family_of
 from genkit.patching import time_shift
 
+#: Name of this task in the records of families.
+TASK = "reference_pictures"
 #: Time position of a reference in latent frames: behind the longest clips toy-video was trained on (25 frames are 7).
 SHIFT = 8
 
 
-def normal_latents(vae: Any, pixels: torch.Tensor) -> torch.Tensor:
-    """Normalised latents (B, C, T, h, w) of pixels (B, 3, F, H, W) in -1..1: the mode, nothing is drawn.
-
-    For autoencoders that keep ``latents_mean`` and ``latents_std`` in their configuration (Wan's).
-    """
-    found = _encoded(vae, pixels)
-    mean, std = (
-        torch.tensor(values, device=found.device).view(1, -1, 1, 1, 1)
-        for values in (vae.config.latents_mean, vae.config.latents_std)
-    )
-    return (found - mean) / std
-
-
-def scaled_latents(vae: Any, pixels: torch.Tensor) -> torch.Tensor:
-    """Latents (B, C, h, w) of pixels (B, 3, H, W) in -1..1 as a UNet has them: the mode, shifted and scaled."""
-    return (_encoded(vae, pixels) - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor
-
-
 @torch.no_grad()
-def _encoded(vae: Any, pixels: torch.Tensor) -> torch.Tensor:
-    parameter = next(vae.parameters())
-    return vae.encode(pixels.to(parameter.device, parameter.dtype)).latent_dist.mode().float()
-
-
 def text_states(pipeline: Any, texts: list[str], slots: int = 64) -> torch.Tensor:
     """Text states (B, slots, width) of prompts; a Stable Diffusion pipeline has its own number of slots."""
-    with torch.no_grad():
-        if _has_unet(pipeline):
-            return pipeline.encode_prompt(texts, pipeline._execution_device, 1, do_classifier_free_guidance=False)[0]
-        return pipeline.encode_prompt(texts, do_classifier_free_guidance=False, max_sequence_length=slots)[0]
+    return _facts(pipeline).text.states(pipeline, texts, slots)
 
 
 def empty_text(pipeline: Any, rows: int, slots: int = 64) -> torch.Tensor:
@@ -78,14 +57,20 @@ def record_latents(
     Returns:
         Number of layers recorded.
     """
+    facts, model = _facts(pipeline), _denoiser(pipeline)
+    family = family_of(model)
     timestep = torch.zeros(len(latents), device=latents.device)
-    given = {"name": name, "strength": strength, "encoder_hidden_states": text}
-    references = References.of(patch.cache)
-    if _has_unet(pipeline):
-        return references.record(patch, pipeline.unet, sample=latents.to(text.dtype), timestep=timestep.long(), **given)
-    model = pipeline.transformer
-    with time_shift(model, shift):
-        return references.record(patch, model, hidden_states=latents.to(text.dtype), timestep=timestep, **given)
+    if facts.objective.timestep == "index":
+        timestep = timestep.long()
+    given = {
+        "name": name,
+        "strength": strength,
+        "timestep": timestep,
+        facts.text.arguments[0]: text,
+        family.sample: latents.to(text.dtype),
+    }
+    with time_shift(model, shift) if family.time_positions else nullcontext():
+        return References.of(patch.cache).record(patch, model, **given)
 
 
 @torch.no_grad()
@@ -116,33 +101,36 @@ def record_pictures(
     if pictures.dtype != np.uint8 or pictures.ndim != 4 or pictures.shape[-1] != 3:
         raise UsageError(f"pictures: got {pictures.dtype} {pictures.shape}, allowed: uint8 (count, height, width, 3)")
     pixels = torch.from_numpy(pictures).movedim(-1, 1).float().div_(127.5).sub_(1.0)
-    if _has_unet(pipeline):
-        latents, model = scaled_latents(pipeline.vae, pixels), pipeline.unet
-    else:
-        latents, model = normal_latents(pipeline.vae, pixels[:, :, None]), pipeline.transformer
+    facts, model = _facts(pipeline), _denoiser(pipeline)
+    if family_of(model).video:
+        pixels = pixels[:, :, None]
+    latents = facts.codec.encode(pipeline.vae, pixels)
     text = empty_text(pipeline, len(latents), slots).to(model.dtype)
     return record_latents(patch, pipeline, latents.to(pipeline._execution_device), text, shift, strength, name)
 
 
-def _has_unet(pipeline: Any) -> bool:
-    """Whether a pipeline is of Stable Diffusion's kind; False for Wan, an error for others."""
+def _denoiser(pipeline: Any) -> Any:
+    """The model that a pipeline with one kind of denoiser calls."""
+    return pipeline.transformer if getattr(pipeline, "unet", None) is None else pipeline.unet
+
+
+def _facts(pipeline: Any) -> PipelineFacts:
+    """What is known of a pipeline that takes references from pictures; an error for others."""
     name = type(pipeline).__name__
     check_family(name)
-    if name.startswith("Wan"):
-        return False
-    if getattr(pipeline, "unet", None) is None or pipeline.unet.config.addition_embed_type is not None:
+    if getattr(_denoiser(pipeline).config, "addition_embed_type", None) is not None:
         raise _unknown(name)
-    return True
+    return facts_of(name)
 
 
 def check_family(name: str) -> None:
     """UnsupportedError unless references of a pipeline class are read from pictures, as far as its name tells."""
-    if not name.startswith(("Wan", "StableDiffusion")) or name.startswith(("StableDiffusion3", "StableDiffusionXL")):
+    if not can(TASK, name):
         raise _unknown(name)
 
 
 def _unknown(name: str) -> UnsupportedError:
     return UnsupportedError(
-        f"references from pictures: got {name}, allowed: Wan and Stable Diffusion 1 and 2; for other families call "
-        f"References.of(patch.cache).record with the model's own inputs (docs/methods/reference.md)"
+        f"references from pictures: got {name}, allowed: {', '.join(able(TASK))} without added conditions; for other "
+        f"families call References.of(patch.cache).record with the model's own inputs (docs/methods/reference.md)"
     )

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from genkit.pipelines.tasks.references.record import normal_latents
+from genkit.families.wan import FAMILY
 from genkit.training.engine.alignment import scene_features
 from genkit.training.engine.curriculum import Size
 from genkit.training.toys.shared.autoencoder import as_tensor, use_onednn
@@ -126,4 +126,4 @@ class LatentPool(Pool):
 
 def encode_clips(vae: nn.Module, clips: np.ndarray) -> torch.Tensor:
     """Normalised latents (B, C, T, h, w), float16, of uint8 clips (B, F, H, W, 3)."""
-    return normal_latents(vae, as_tensor(clips)).half().cpu()
+    return FAMILY.facts.codec.encode(vae, as_tensor(clips)).half().cpu()

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from genkit.attention.reference.masks import box_mask, grid_mask
-from genkit.pipelines.tasks.references.record import scaled_latents
+from genkit.families.unet import FAMILY
 from genkit.training.data.world.clips import ClipSize, Pool, Sample, encode_clips
 from genkit.training.data.world.pictures import PictureSize
 from genkit.training.toys.shared.autoencoder import as_tensor
@@ -104,7 +104,7 @@ class ReferencePictures(ReferencePool):
 
     def latents(self, pixels: np.ndarray) -> torch.Tensor:
         """float16 (B, C, h, w)."""
-        return scaled_latents(self.vae, as_tensor(pixels)).half().cpu()
+        return FAMILY.facts.codec.encode(self.vae, as_tensor(pixels)).half().cpu()
 
     @staticmethod
     def caption(sample: Sample, rng: np.random.Generator) -> str:

@@ -1,0 +1,8 @@
+"""Allegro: frames per second; its attention has no record yet."""
+
+from __future__ import annotations
+
+from genkit.families.base import without_attention
+from genkit.families.facts import PipelineFacts
+
+FAMILY = without_attention("Allegro", ("AllegroPipeline",), PipelineFacts(pattern="Allegro.*", fps="15"))

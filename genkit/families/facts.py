@@ -1,0 +1,93 @@
+"""What genkit knows about the pipelines of a family, apart from their attention: sizes, latents, text, training."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from genkit.errors import UsageError, explain
+from genkit.families.codec import Codec
+from genkit.families.sizes import ReadConfig, Size, SizeRule
+
+if TYPE_CHECKING:
+    import torch
+
+FLOW, EPSILON, VELOCITY, SAMPLE = "flow", "epsilon", "v_prediction", "sample"
+OBJECTIVES = (FLOW, EPSILON, VELOCITY, SAMPLE)
+
+
+@dataclass(frozen=True)
+class TextRule:
+    """How prompts reach the denoiser.
+
+    Args:
+        arguments: the denoiser's forward arguments that come from the prompt.
+        slots: text tokens of the published models.
+        states: (pipeline, prompts, slots) -> states (B, slots, width) of the first of ``arguments``, made by the
+            pipeline's own encoders; None when a family needs more than states.
+    """
+
+    arguments: tuple[str, ...]
+    slots: int
+    states: Callable[[Any, list[str], int], torch.Tensor] | None = None
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What the denoiser of a family is trained to answer, and how its noise level is told.
+
+    Args:
+        kind: "flow" (noise minus clean latents), or None when the scheduler's ``prediction_type`` says it.
+        timestep: "thousand" (1000 sigma), "sigma", or "index" (a number in the scheduler's table of betas).
+    """
+
+    kind: str | None
+    timestep: str
+
+    def of(self, scheduler: Any) -> str:
+        """One of :data:`OBJECTIVES` for a pipeline with this scheduler; UsageError for another prediction type."""
+        if self.kind is not None:
+            return self.kind
+        told = getattr(scheduler.config, "prediction_type", EPSILON)
+        found = FLOW if told == "flow_prediction" else told
+        if found not in OBJECTIVES:
+            raise UsageError(explain("prediction_type of the scheduler", told, (*OBJECTIVES[1:], "flow_prediction")))
+        return found
+
+
+@dataclass(frozen=True)
+class PipelineFacts:
+    """The pipelines of one family. What is None is not known, and whoever needs it says so.
+
+    Args:
+        pattern: regular expression for the whole class name of a pipeline.
+        fps: frames per second the family was trained at, for files.
+        sizes: (reader of the parts' configurations) -> rule of accepted sizes.
+        token: the same -> frames, rows and columns of pixels behind one token.
+        codec: how latents are normalised.
+        text: how prompts reach the denoiser.
+        objective: what is trained.
+        lora_targets: regular expression for the whole dotted path of the layers that a LoRA changes by default, as
+            peft's ``target_modules`` takes it.
+        tasks: task of genkit -> regular expression for the pipelines of this family it can drive.
+    """
+
+    pattern: str
+    fps: str | None = None
+    sizes: Callable[[ReadConfig], SizeRule] | None = None
+    token: Callable[[ReadConfig], Size] | None = None
+    codec: Codec | None = None
+    text: TextRule | None = None
+    objective: Objective | None = None
+    lora_targets: str | None = None
+    tasks: Mapping[str, str] = field(default_factory=dict)
+
+    def covers(self, class_name: str) -> bool:
+        """Whether a pipeline class belongs here."""
+        return re.fullmatch(self.pattern, class_name) is not None
+
+    def can(self, task: str, class_name: str) -> bool:
+        """Whether a task of genkit can drive a pipeline class."""
+        return task in self.tasks and re.fullmatch(self.tasks[task], class_name) is not None

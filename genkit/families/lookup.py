@@ -1,0 +1,112 @@
+"""Finding records: every file of this folder that describes a family is one, there is no list to keep."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib
+import pkgutil
+from dataclasses import dataclass
+from typing import Any
+
+from genkit.errors import UnsupportedError
+from genkit.families.base import Family
+from genkit.families.facts import PipelineFacts
+
+#: Files of this folder that are not records.
+SHARED = ("base", "codec", "facts", "lookup", "sizes")
+
+
+@functools.cache
+def _all() -> tuple[Family, ...]:
+    import genkit.families as room
+
+    names = sorted(found.name for found in pkgutil.iter_modules(room.__path__) if found.name not in SHARED)
+    return tuple(importlib.import_module(f"{room.__name__}.{name}").FAMILY for name in names)
+
+
+def records() -> tuple[Family, ...]:
+    """The families whose attention genkit knows, by file name."""
+    return tuple(family for family in _all() if family.classes)
+
+
+def facts_of(class_name: str) -> PipelineFacts | None:
+    """What is known about a pipeline class, or None for one that no record covers."""
+    return next((family.facts for family in _all() if family.facts.covers(class_name)), None)
+
+
+def can(task: str, class_name: str) -> bool:
+    """Whether a task of genkit can drive a pipeline class."""
+    facts = facts_of(class_name)
+    return facts is not None and facts.can(task, class_name)
+
+
+def able(task: str) -> tuple[str, ...]:
+    """The usual pipelines a task of genkit can drive, for messages."""
+    return tuple(name for family in records() for name in family.pipelines if can(task, name))
+
+
+@dataclass(frozen=True)
+class FamilyInfo:
+    """What `genkit.families()` says about a family.
+
+    Args:
+        name: short name.
+        classes: Diffusers model classes.
+        pipelines: the usual pipelines.
+        roles: kinds of attention that can be patched.
+        grid: where the token grid comes from.
+        text: where text tokens sit in joint attention: "first", "last" or "apart" (cross-attention).
+        branches: names the pipelines announce for their calls, for ``Schedule(branches=...)``.
+        notes: what else to know.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    pipelines: tuple[str, ...]
+    roles: tuple[str, ...]
+    grid: str
+    text: str
+    branches: tuple[str, ...]
+    notes: str
+
+
+def families() -> tuple[FamilyInfo, ...]:
+    """The model families genkit knows, each tested on a tiny model of the real class."""
+    names = [field.name for field in dataclasses.fields(FamilyInfo)]
+    return tuple(FamilyInfo(**{name: getattr(family, name) for name in names}) for family in records())
+
+
+def unwrap(model: Any) -> Any:
+    """The Diffusers module inside torch.compile, DistributedDataParallel and peft wrappers."""
+    for _ in range(8):
+        if hasattr(model, "_orig_mod"):
+            model = model._orig_mod
+        elif hasattr(model, "get_base_model") and hasattr(model, "peft_config") and hasattr(model, "base_model"):
+            model = model.get_base_model()
+        elif type(model).__name__ in ("DistributedDataParallel", "FullyShardedDataParallel", "DeepSpeedEngine"):
+            model = model.module
+        else:
+            break
+    return model
+
+
+def diffusers_class(model: Any) -> str | None:
+    """Name of the most derived class of a model that Diffusers itself defines, or None."""
+    for cls in type(model).__mro__:
+        if cls.__module__.startswith("diffusers."):
+            return cls.__name__
+    return None
+
+
+def family_of(model: Any) -> Family:
+    """The record of a denoiser; UnsupportedError names what is missing for an unknown class."""
+    name = diffusers_class(model)
+    known = {cls: family for family in records() for cls in family.classes}
+    if name in known:
+        return known[name]
+    given = type(model).__name__ if name is None else name
+    raise UnsupportedError(
+        f"{given} is not a model genkit knows: there is no record of its token grid, text order and attention roles. "
+        f"Known: {', '.join(known)}"
+    )
