@@ -68,14 +68,21 @@ def test_imports_go_down(path):
             assert FLOOR[other] <= FLOOR[room], f"{room} is below {other}, but {path.name} imports it"
 
 
-def test_no_implementation_imports_a_sibling():
-    """Backends of one operator and families of models know the shared files, not each other."""
-    backends = {"triton", "cpu", "flex", "reference"}
-    for path in (PACKAGE / "kernels").rglob("*.py"):
-        if path.stem in backends:
-            for name in _imports(path):
-                last = name.split(".")
-                assert not (set(last) & (backends - {path.stem})), f"{path} imports {name}"
+def test_no_kernel_implementation_imports_another():
+    """Backends know the shared files of their operator and the floor's, no other implementation of any operator."""
+    for path in (PACKAGE / "kernels").glob("*/impl/**/*.py"):
+        operator, _, own = path.relative_to(PACKAGE / "kernels").with_suffix("").parts[:3]
+        if own == "__init__":
+            continue
+        for name in _imports(path):
+            parts = name.split(".")
+            if parts[:2] == ["genkit", "kernels"] and "impl" in parts:
+                place = parts.index("impl")
+                assert parts[2:place] == [operator] and parts[place + 1 : place + 2] == [own], f"{path} imports {name}"
+
+
+def test_no_family_imports_a_sibling():
+    """Families of models know the shared files, not each other."""
     from genkit.families.lookup import SHARED
 
     for path in (PACKAGE / "families").glob("*.py"):

@@ -11,9 +11,9 @@ from genkit.attention.method import Density
 from genkit.attention.static import StaticPlan, executed_share
 from genkit.attention.tiles import TileChoice, choose_tiles
 from genkit.attention.windows import AxisTable, AxisWindow, axis_table
-from genkit.kernels.block_sparse.plan import BlockPlan
-from genkit.kernels.block_sparse.rule import ALL, WINDOW, Rule
-from genkit.kernels.order import TokenOrder
+from genkit.kernels.permutation import TokenOrder
+from genkit.kernels.plan.block_plan import BlockPlan
+from genkit.kernels.plan.mask_spec import ALL, WINDOW, Rule
 from genkit.layout import TokenLayout
 
 Tile = tuple[int, int, int]

@@ -17,9 +17,9 @@ from genkit.attention.method import Density, Method
 from genkit.attention.site import Site
 from genkit.errors import UsageError
 from genkit.kernels import block_sparse_attention
-from genkit.kernels.block_sparse.bias import LowRank
-from genkit.kernels.block_sparse.plan import BlockPlan
-from genkit.kernels.block_sparse.rule import Rule
+from genkit.kernels.plan.bias import LowRank
+from genkit.kernels.plan.block_plan import BlockPlan
+from genkit.kernels.plan.mask_spec import Rule
 from genkit.layout import TokenLayout
 
 _HIDDEN = -1e30  # added to the logit of a hidden key; finite, so that no row of a block is -inf minus -inf

@@ -17,7 +17,7 @@ from genkit.kernels.block_sparse import (
     why_not,
 )
 from genkit.kernels.merge import merge
-from genkit.kernels.order import TokenOrder
+from genkit.kernels.permutation import TokenOrder
 
 __all__ = [
     "ALL",

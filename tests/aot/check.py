@@ -8,8 +8,8 @@ from __future__ import annotations
 import sys
 import time
 
-from genkit.kernels.block_sparse.block_sizes import SHARED_KIB
-from genkit.kernels.token_select import triton as selection
+from genkit.kernels.block_sparse.impl.triton.tile_sizes import SHARED_KIB
+from genkit.kernels.token_select.impl.triton import backend as selection
 from tests.aot.driver import pretend, usage
 from tests.aot.variants import DTYPES, launch, prepare, variants
 from tests.aot.variants_pool import pool

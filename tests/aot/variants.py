@@ -8,9 +8,8 @@ from itertools import product
 
 import torch
 
-from genkit.kernels.block_sparse.block_sizes import Tile, candidates, fit
-from genkit.kernels.block_sparse.triton_bias import Factor, LowRankTables, QuadraticTables
-from genkit.kernels.block_sparse.triton_launch import (
+from genkit.kernels.block_sparse.impl.triton.bias import Factor, LowRankTables, QuadraticTables
+from genkit.kernels.block_sparse.impl.triton.launch import (
     BiasTables,
     Launch,
     Problem,
@@ -19,7 +18,8 @@ from genkit.kernels.block_sparse.triton_launch import (
     forward_launch,
     prepare_launch,
 )
-from genkit.kernels.block_sparse.triton_tile import Lists, RuleTables, Tokens
+from genkit.kernels.block_sparse.impl.triton.tile import Lists, RuleTables, Tokens
+from genkit.kernels.block_sparse.impl.triton.tile_sizes import Tile, candidates, fit
 
 LENGTH, HEADS, BLOCK, RANK, AXES = 1024, 4, 128, 64, 3
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import torch
 
-from genkit.kernels.scores.pool_kernel import pool_kernel
-from genkit.kernels.scores.pool_triton import arguments
+from genkit.kernels.scores.impl.triton.backend import arguments
+from genkit.kernels.scores.impl.triton.kernel import pool_kernel
 
 LENGTH, HEADS, BLOCK = 1024, 4, 128
 

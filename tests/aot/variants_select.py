@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import torch
 
-from genkit.kernels.token_select import triton as selection
-from genkit.kernels.token_select import triton_kernels as kernels
+from genkit.kernels.token_select.impl.triton import backend as selection
+from genkit.kernels.token_select.impl.triton import kernels
 
 KERNELS = ("forward", "dq", "dkv", "merge", "sum")
 LENGTH, HEADS, BLOCKS = 1024, 4, 8

@@ -10,7 +10,7 @@ from test_parity import build
 from tolerance import assert_close
 
 from genkit.kernels import BlockPlan, LowRank, Quadratic, Rule, TokenOrder, block_sparse_attention, why_not
-from genkit.kernels.block_sparse import block_sizes
+from genkit.kernels.block_sparse.impl.triton import tile_sizes as block_sizes
 
 
 def check(seed: int, device: torch.device) -> None:

@@ -12,7 +12,7 @@ from genkit.kernels.token_select import token_select_attention
 @pytest.mark.parametrize("dim", [40, 64, 96, 128, 256])
 @pytest.mark.parametrize("limit", [1 << 16, 1 << 28])
 def test_outputs_and_gradients(dtype, budget, dim, limit, device, monkeypatch):
-    from genkit.kernels.token_select import triton
+    from genkit.kernels.token_select.impl.triton import backend as triton
 
     monkeypatch.setattr(triton._Groups.__init__, "__defaults__", (limit,))
     g = torch.Generator(device).manual_seed(dim)

@@ -15,9 +15,9 @@ from genkit.attention.registry import register
 from genkit.attention.site import Site
 from genkit.attention.static import StaticMethod, StaticPlan, executed_share
 from genkit.errors import UsageError, explain
-from genkit.kernels.block_sparse.plan import BlockPlan
-from genkit.kernels.block_sparse.rule import Rule
-from genkit.kernels.order import TokenOrder
+from genkit.kernels.permutation import TokenOrder
+from genkit.kernels.plan.block_plan import BlockPlan
+from genkit.kernels.plan.mask_spec import Rule
 from genkit.layout import GRID, TokenLayout
 
 NEAR = ("full", "half", "decay")

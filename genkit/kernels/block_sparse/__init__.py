@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from genkit.kernels.block_sparse.api import backends, block_sparse_attention, why_not
-from genkit.kernels.block_sparse.bias import LowRank, Quadratic, Table
-from genkit.kernels.block_sparse.plan import BlockPlan, Density, InverseLists, PooledKeys
-from genkit.kernels.block_sparse.rule import ABSENT, ALL, FULL, NONE, PARTIAL, WINDOW, Rule
+from genkit.kernels.plan.bias import LowRank, Quadratic, Table
+from genkit.kernels.plan.block_plan import BlockPlan, Density, InverseLists, PooledKeys
+from genkit.kernels.plan.mask_spec import ABSENT, ALL, FULL, NONE, PARTIAL, WINDOW, Rule
 
 __all__ = [
     "ABSENT",

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from genkit.errors import UsageError
 from genkit.kernels.block_sparse import ops
-from genkit.kernels.block_sparse.bias import Bias, LowRank, Quadratic, Table, flatten
-from genkit.kernels.block_sparse.plan import BlockPlan, PooledKeys
 from genkit.kernels.merge import merge
+from genkit.kernels.plan.bias import Bias, LowRank, Quadratic, Table, flatten
+from genkit.kernels.plan.block_plan import BlockPlan, PooledKeys
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from genkit.errors import UnsupportedError, UsageError, explain
-from genkit.kernels.block_sparse import bias as biases
-from genkit.kernels.block_sparse.plan import BlockPlan
-from genkit.kernels.block_sparse.rule import Rule
+from genkit.kernels.plan import bias as biases
+from genkit.kernels.plan.block_plan import BlockPlan
+from genkit.kernels.plan.mask_spec import Rule
 
-_MODULES = {name: f"genkit.kernels.block_sparse.{name}" for name in ("cpu", "triton", "flex", "reference")}
+_MODULES = {name: f"genkit.kernels.block_sparse.impl.{name}" for name in ("cpu", "triton", "flex", "reference")}
 # The order in which `auto` asks. The reference is exact and runs everywhere, so the search always ends.
 _AUTO = ("cpu", "triton", "flex", "reference")
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from genkit.kernels.block_sparse.bias import Bias, flatten, trainable, unflatten
+from genkit.kernels.plan.bias import Bias, flatten, trainable, unflatten
 
 Attention = Callable[..., tuple[Tensor, Tensor]]
 

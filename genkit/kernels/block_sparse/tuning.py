@@ -1,8 +1,8 @@
 """Optional tuning: time the Triton kernels with several tile sizes on the device at hand and keep the best in a small
 file.
 
-The table in :mod:`genkit.kernels.block_sparse.block_sizes` works untuned. A tuned file is loaded on purpose with
-:func:`load`, never found by accident, because another tile sums in another order and so changes the last bits of a
+The table in :mod:`genkit.kernels.block_sparse.impl.triton.tile_sizes` works untuned. A tuned file is loaded on purpose
+with :func:`load`, never found by accident, because another tile sums in another order and so changes the last bits of a
 result.
 """
 
@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from genkit.errors import ArtifactError, UnsupportedError
-from genkit.kernels.block_sparse import block_sizes, triton
-from genkit.kernels.block_sparse.block_sizes import KERNELS, Tile
-from genkit.kernels.block_sparse.plan import BlockPlan
+from genkit.kernels.block_sparse.impl.triton import backend as triton
+from genkit.kernels.block_sparse.impl.triton import tile_sizes as block_sizes
+from genkit.kernels.block_sparse.impl.triton.tile_sizes import KERNELS, Tile
+from genkit.kernels.plan.block_plan import BlockPlan
 
 FORMAT = "genkit block-sparse tiles 1"
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from genkit.errors import UsageError, explain
-from genkit.kernels.linear_state import chunked, reference
+from genkit.kernels.linear_state.impl import chunked, reference
 from genkit.kernels.linear_state.problem import Features
 from genkit.kernels.linear_state.state import LinearState
 

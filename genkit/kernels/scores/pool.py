@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from genkit.errors import UnsupportedError, UsageError, explain
-from genkit.kernels.scores import pool_torch, pool_triton
 from genkit.kernels.scores.blocks import check_valid
+from genkit.kernels.scores.impl import torch as pool_torch
+from genkit.kernels.scores.impl import triton as pool_triton
 
 _BACKENDS: dict[str, ModuleType] = {"triton": pool_triton, "torch": pool_torch}
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from genkit.errors import UnsupportedError, UsageError, explain
-from genkit.kernels.token_select import cpu, reference, triton
+from genkit.kernels.token_select.impl import cpu, reference, triton
 
 _BACKENDS: dict[str, ModuleType] = {"triton": triton, "cpu": cpu, "reference": reference}
 

@@ -11,8 +11,11 @@ from oracle import Case, attend, gradients, magnitudes, spread, visible
 from tolerance import assert_close
 
 from genkit.kernels import ALL, NONE, WINDOW, BlockPlan, LowRank, Quadratic, Rule, Table, block_sparse_attention
-from genkit.kernels.block_sparse import cpu, native, native_bias, native_visits
+from genkit.kernels.block_sparse.impl.cpu import backend as cpu
 from genkit.kernels.native import batch, compiler
+from genkit.kernels.native.attention import bias as native_bias
+from genkit.kernels.native.attention import passes as native
+from genkit.kernels.native.attention import visits as native_visits
 
 REFUSED = {kind: compiler.why_not(kind) for kind in ("vectors", "tiles")}
 vectors = pytest.mark.skipif(REFUSED["vectors"] is not None, reason=f"no native kernel: {REFUSED['vectors']}")
@@ -306,9 +309,9 @@ def test_a_machine_that_cannot_says_why(monkeypatch):
 def test_the_code_keeps_vectors_in_registers(name, kind, dim, unit):
     """On any machine: the kernels compile, multiply as often as they should, and seldom put a vector on the stack."""
     pytest.importorskip("llvmlite")
-    from genkit.kernels.block_sparse.native_backward import Backward
-    from genkit.kernels.block_sparse.native_forward import Forward
-    from genkit.kernels.block_sparse.native_products import Tiles, Vectors
+    from genkit.kernels.native.attention.backward import Backward
+    from genkit.kernels.native.attention.forward import Forward
+    from genkit.kernels.native.attention.products import Tiles, Vectors
 
     walk = (Forward if name == "forward" else Backward)(dim, unit, Tiles if kind == "tiles" else Vectors)
     module, machine = compiler.assembled(walk.module(), kind)

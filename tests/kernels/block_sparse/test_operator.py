@@ -12,8 +12,11 @@ from oracle import attend
 
 from genkit.errors import UnsupportedError, UsageError
 from genkit.kernels import WINDOW, BlockPlan, LowRank, Rule, TokenOrder, backends, block_sparse_attention, why_not
-from genkit.kernels.block_sparse import cpu, cpu_pieces, ops, reference
-from genkit.kernels.block_sparse.bias import Table, flatten
+from genkit.kernels.block_sparse import ops
+from genkit.kernels.block_sparse.impl import reference
+from genkit.kernels.block_sparse.impl.cpu import backend as cpu
+from genkit.kernels.block_sparse.impl.cpu import pieces as cpu_pieces
+from genkit.kernels.plan.bias import Table, flatten
 
 
 def qkv(n_q=40, n_k=52, heads=4, key_heads=2, width=16, dtype=torch.float32, seed=0, grad=False):
@@ -139,7 +142,7 @@ def test_dense_plan_equals_dense_attention_and_takes_one_call_per_group():
     out, _ = block_sparse_attention(q, k, v, plan)
     dense = torch.nn.functional.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
     torch.testing.assert_close(out, dense, rtol=0, atol=1e-6)
-    from genkit.kernels.block_sparse.cpu_schedule import schedule
+    from genkit.kernels.block_sparse.impl.cpu.schedule import schedule
 
     assert len(schedule(plan).slices) == 1 and not schedule(plan).gathered
 
@@ -221,7 +224,7 @@ def test_plans_are_not_kept_alive_by_the_operator():
 
 
 def test_forward_backward_and_compiled_calls_reuse_what_is_cached_on_the_plan(monkeypatch, torch_kernel):
-    from genkit.kernels.block_sparse import cpu_schedule
+    from genkit.kernels.block_sparse.impl.cpu import schedule as cpu_schedule
 
     made = []
     build = cpu_schedule._make
@@ -336,7 +339,7 @@ def test_long_rows_are_cut_into_several_calls(monkeypatch, torch_kernel):
 @pytest.mark.parametrize("key_heads", [4, 2, 1])
 @pytest.mark.parametrize("bias", [False, True])
 def test_windows_that_glide_are_one_piece_of_work(key_heads, bias, limit, monkeypatch, nan_memory, torch_kernel):
-    from genkit.kernels.block_sparse.cpu_schedule import schedule
+    from genkit.kernels.block_sparse.impl.cpu.schedule import schedule
 
     for name in ("_CHUNK_BYTES", "_SMALL_BYTES", "_SET_BYTES") if limit else ():
         monkeypatch.setattr(cpu_pieces, name, limit)
@@ -363,7 +366,7 @@ def test_windows_that_glide_are_one_piece_of_work(key_heads, bias, limit, monkey
 def test_query_blocks_that_share_most_keys_run_together_and_merge_the_rest(
     dtype, with_lse, monkeypatch, nan_memory, torch_kernel
 ):
-    from genkit.kernels.block_sparse import cpu_schedule
+    from genkit.kernels.block_sparse.impl.cpu import schedule as cpu_schedule
 
     monkeypatch.setattr(cpu_schedule, "_BUNDLE_QUERIES", 32)
     keep = torch.ones(1, 4, 5, 14, dtype=torch.bool)
@@ -393,7 +396,7 @@ def test_query_blocks_that_share_most_keys_run_together_and_merge_the_rest(
 def test_addresses_beyond_two_to_the_31_are_counted_in_64_bits():
     order = TokenOrder.from_grid((8,), (4,))
     assert order.gather.dtype == order.inverse.dtype == torch.int64
-    from genkit.kernels.block_sparse.cpu_schedule import schedule
+    from genkit.kernels.block_sparse.impl.cpu.schedule import schedule
 
     plan = random_plan()
     assert all(group.blocks.dtype == torch.int64 for group in schedule(plan).gathered)

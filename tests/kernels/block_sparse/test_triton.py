@@ -10,8 +10,8 @@ from interpreter import run_checks
 
 from genkit.errors import UnsupportedError
 from genkit.kernels import BlockPlan, block_sparse_attention, why_not
-from genkit.kernels.block_sparse import block_sizes
-from genkit.kernels.block_sparse.block_sizes import SHARED_KIB, Tile, candidates, fit
+from genkit.kernels.block_sparse.impl.triton import tile_sizes as block_sizes
+from genkit.kernels.block_sparse.impl.triton.tile_sizes import SHARED_KIB, Tile, candidates, fit
 
 
 def test_kernels_equal_brute_force_in_the_interpreter():

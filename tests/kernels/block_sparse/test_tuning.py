@@ -9,8 +9,10 @@ import torch
 
 from genkit.errors import ArtifactError, UnsupportedError
 from genkit.kernels import BlockPlan, Rule
-from genkit.kernels.block_sparse import block_sizes, triton, tuning
-from genkit.kernels.block_sparse.block_sizes import Tile, choose_tile
+from genkit.kernels.block_sparse import tuning
+from genkit.kernels.block_sparse.impl.triton import backend as triton
+from genkit.kernels.block_sparse.impl.triton import tile_sizes as block_sizes
+from genkit.kernels.block_sparse.impl.triton.tile_sizes import Tile, choose_tile
 
 
 @pytest.fixture

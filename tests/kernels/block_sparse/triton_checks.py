@@ -21,8 +21,8 @@ from genkit.kernels import (
     block_sparse_attention,
     why_not,
 )
-from genkit.kernels.block_sparse import block_sizes
-from genkit.kernels.block_sparse.block_sizes import Tile
+from genkit.kernels.block_sparse.impl.triton import tile_sizes as block_sizes
+from genkit.kernels.block_sparse.impl.triton.tile_sizes import Tile
 
 
 @pytest.fixture

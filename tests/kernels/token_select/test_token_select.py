@@ -8,10 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from genkit.errors import UnsupportedError, UsageError
-from genkit.kernels.block_sparse import native as block_sparse
 from genkit.kernels.merge import merge
 from genkit.kernels.native import compiler
-from genkit.kernels.token_select import backends, cpu, native, token_select_attention, why_not
+from genkit.kernels.native.attention import passes as block_sparse
+from genkit.kernels.token_select import backends, token_select_attention, why_not
+from genkit.kernels.token_select.impl.cpu import backend as cpu
+from genkit.kernels.token_select.impl.cpu import visits as native
 
 
 def brute_force(q, k, v, selected, starts, scale=None):

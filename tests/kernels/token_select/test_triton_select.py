@@ -9,7 +9,7 @@ import torch
 from interpreter import run_checks
 
 from genkit.kernels.token_select import why_not
-from genkit.kernels.token_select.triton import tiles_for
+from genkit.kernels.token_select.impl.triton.backend import tiles_for
 
 
 def test_kernels_equal_brute_force_in_the_interpreter():

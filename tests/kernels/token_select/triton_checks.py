@@ -6,7 +6,8 @@ import pytest
 import torch
 from test_token_select import brute_force, problem, run_with_gradients
 
-from genkit.kernels.token_select import token_select_attention, triton, why_not
+from genkit.kernels.token_select import token_select_attention, why_not
+from genkit.kernels.token_select.impl.triton import backend as triton
 
 
 @pytest.mark.parametrize("d", [16, 40, 96])

@@ -1,0 +1,247 @@
+"""Plans: lists equal the definition, full and absent are claimed only when true; refusals, densities, conversions."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from cases import make
+from oracle import visible
+
+from genkit.errors import UsageError
+from genkit.kernels import NONE, WINDOW, BlockPlan, Rule, TokenOrder, block_sparse_attention
+from genkit.kernels.block_sparse import FULL, PARTIAL
+from genkit.kernels.plan.checks import partial_tiles
+from genkit.layout import TokenLayout
+
+
+def tokens_of(plan):
+    """(B|1, H|1, Nq, Nk) bool: what the plan's lists and tables let through, in original token order."""
+    state, inner = plan.states(), plan.in_order()
+    rows = torch.arange(plan.blocks_q * plan.block_q)
+    columns = torch.arange(plan.blocks_k * plan.block_k)
+    wide = torch.zeros(plan.batch, plan.heads, len(rows), len(columns), dtype=torch.bool)
+    for b, h, i, j in itertools.product(*map(range, state.shape)):
+        part = wide[b, h, i * plan.block_q : (i + 1) * plan.block_q, j * plan.block_k : (j + 1) * plan.block_k]
+        if state[b, h, i, j] == FULL:
+            part.fill_(True)
+        elif state[b, h, i, j] == PARTIAL:
+            part.copy_(partial_tiles(inner, torch.tensor([i]), torch.tensor([j]), b)[0])
+    q_slot = torch.arange(plan.n_q) if plan.order is None else plan.order.inverse
+    k_slot = torch.arange(plan.n_k) if plan.key_order is None else plan.key_order.inverse
+    return wide[:, :, q_slot][..., k_slot]
+
+
+@pytest.mark.parametrize("seed", [s for s in range(3000, 3090) if s % 3])
+def test_a_rule_becomes_lists_that_say_exactly_the_same(seed):
+    case = make(seed)
+    plan = BlockPlan.from_rule(case.rule, **case.sizes, check=False)
+    assert torch.equal(tokens_of(plan), visible(case.rule).expand(plan.batch, -1, -1, -1))
+    density = plan.density()
+    assert density.computed == pytest.approx(visible(case.rule).float().mean().item(), abs=1e-6)
+    assert density.executed >= density.computed - 1e-9
+
+
+def test_full_blocks_are_found_when_the_window_covers_them():
+    place = torch.arange(64)[:, None]
+    low = place // 16 * 16
+    rule = Rule(low, low + 16, place, torch.zeros(64), torch.zeros(64), torch.full((1, 1), WINDOW))
+    plan = BlockPlan.from_rule(rule, block_q=16, block_k=16)
+    assert plan.partial_count.sum() == 0
+    assert plan.full_index[0, 0, :, 0].tolist() == [0, 1, 2, 3]
+    assert plan.density() == (0.25, 0.25)
+
+
+def test_inverse_lists_are_the_transposed_plan():
+    mask = torch.rand(2, 3, 5, 7, generator=torch.Generator().manual_seed(0)) < 0.4
+    mask[..., 0] = True
+    inverse = BlockPlan.from_dense_blocks(mask, 5 * 8, 7 * 4 - 1, block_q=8, block_k=4).inverse()
+    for b, h, j in itertools.product(range(2), range(3), range(7)):
+        counts, index = (
+            (inverse.full_count, inverse.full_index) if j < 6 else (inverse.partial_count, inverse.partial_index)
+        )
+        found = index[b, h, j, : counts[b, h, j]].tolist()
+        assert found == mask[b, h, :, j].nonzero()[:, 0].tolist()
+
+
+def test_lists_from_indices_ignore_what_is_beyond_the_count_and_repetitions():
+    index = torch.tensor([[3, 1, 1], [0, 2, 99], [2, 0, 1]])[None, None]
+    count = torch.tensor([[[3, 2, 1]]])
+    plan = BlockPlan.from_indices(index, 12, 16, count=count, block_q=4, block_k=4)
+    assert plan.full_count[0, 0].tolist() == [2, 2, 1]
+    assert [plan.full_index[0, 0, i, :c].tolist() for i, c in enumerate((2, 2, 1))] == [[1, 3], [0, 2], [2]]
+
+
+def empty_rule():
+    low = torch.tensor([0, 5, 9])[:, None]
+    return Rule(low, low + 2, torch.arange(8)[:, None], torch.zeros(3), torch.zeros(8), torch.full((1, 1), WINDOW))
+
+
+def test_a_query_that_sees_no_key_is_named():
+    with pytest.raises(UsageError, match="query token 2 .*sees no key"):
+        BlockPlan.from_rule(empty_rule(), block_q=4, block_k=4)
+
+
+def test_a_query_block_without_blocks_is_named_unless_switched_off():
+    mask = torch.tensor([[True, False], [False, False]])
+    with pytest.raises(UsageError, match="query block 1 .*sees no key block"):
+        BlockPlan.from_dense_blocks(mask, 8, 8, block_q=4, block_k=4)
+    plan = BlockPlan.from_dense_blocks(mask, 8, 8, block_q=4, block_k=4, off=torch.tensor([[[False, True]]]))
+    assert plan.off.tolist() == [[[False, True]]]
+
+
+def test_a_group_that_sees_no_group_is_switched_off_on_purpose():
+    rule = Rule(
+        torch.zeros(8, 1),
+        torch.full((8, 1), 3),
+        torch.arange(6)[:, None],
+        torch.tensor([0, 0, 0, 1, 1, 0, 0, 0]),
+        torch.zeros(6),
+        torch.tensor([[WINDOW], [NONE]]),
+    )
+    plan = BlockPlan.from_rule(rule, block_q=4, block_k=4)
+    q = torch.randn(1, 8, 1, 16, requires_grad=True)
+    out, lse = block_sparse_attention(q, torch.randn(1, 6, 1, 16), torch.randn(1, 6, 1, 16), plan)
+    assert out[0, 3:5].abs().max() == 0 and lse[0, 0, 3:5].tolist() == [float("-inf")] * 2
+    (out.sum() + lse[lse.isfinite()].sum()).backward()
+    assert q.grad[0, 3:5].abs().max() == 0 and q.grad[0, 0].abs().max() > 0
+
+
+def test_no_keys_at_all_is_refused():
+    with pytest.raises(UsageError, match="sees no key"):
+        BlockPlan.from_rule(Rule.everything(4, 0), block_q=4, block_k=4)
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (dict(q_hi=torch.zeros(3, 2)), "q_lo and q_hi"),
+        (dict(k_pos=torch.zeros(8, 2)), "k_pos must be"),
+        (dict(q_group=torch.zeros(4)), "q_group must be"),
+        (dict(k_group=torch.zeros(9)), "k_group must be"),
+        (dict(k_group=torch.ones(8)), "k_group must hold groups 0 to 0"),
+        (dict(visible=torch.full((1, 1), 3)), "visible must be"),
+        (dict(radius2=4), "needs q_pos"),
+    ],
+)
+def test_tables_that_do_not_fit_are_refused(change, words):
+    low = torch.zeros(3, 1)
+    good = dict(
+        q_lo=low,
+        q_hi=low + 2,
+        k_pos=torch.arange(8)[:, None],
+        q_group=torch.zeros(3),
+        k_group=torch.zeros(8),
+        visible=torch.full((1, 1), WINDOW),
+    )
+    with pytest.raises(UsageError, match=words):
+        Rule(**{**good, **change})
+
+
+@pytest.mark.parametrize(
+    "make_plan, words",
+    [
+        (
+            lambda: BlockPlan.from_dense_blocks(torch.ones(2, 3, dtype=torch.bool), 8, 8, block_q=4, block_k=4),
+            "mask must be",
+        ),
+        (lambda: BlockPlan.from_dense_blocks(torch.ones(2, 2), 8, 8, block_q=4, block_k=4), "mask must be bool"),
+        (lambda: BlockPlan.from_dense_blocks(torch.ones(1, 1, dtype=torch.bool), 8, 8, block_q=0), "block_q must be"),
+        (lambda: BlockPlan.from_indices(torch.tensor([[[[2]]]]), 4, 8, block_q=4, block_k=4), "key blocks 0 to 1"),
+        (
+            lambda: BlockPlan.from_levels(torch.full((1, 1, 2, 2), 3), 8, 8, block_q=4, block_k=4),
+            "divisors of block_k=4",
+        ),
+        (
+            lambda: BlockPlan.from_rule(Rule.causal(8), order=TokenOrder.from_grid((7,), (4,))),
+            "order of the queries has 7",
+        ),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused(make_plan, words):
+    with pytest.raises(UsageError, match=words):
+        make_plan()
+
+
+def test_a_token_order_puts_boxes_and_text_into_blocks_of_their_own():
+    layout = TokenLayout.of_grid(2, 3, 4, text=5, text_first=True)
+    order = TokenOrder.from_layout(layout, (1, 2, 2))
+    assert order.block == 4 and order.length == 29
+    assert order.gather[:8].tolist() == [0, 1, 2, 3, 4, -1, -1, -1]
+    assert order.gather[8:16].tolist() == [5, 6, 9, 10, 7, 8, 11, 12]
+    assert order.gather[16:24].tolist() == [13, 14, -1, -1, 15, 16, -1, -1]
+    x = torch.randn(2, 29, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.equal(order.restore(order.apply(x)), x)
+    assert torch.autograd.gradcheck(order.apply, (x,)) and torch.autograd.gradcheck(order.restore, (order.apply(x),))
+
+
+def test_dilation_separates_the_residues():
+    order = TokenOrder.from_grid((7,), (2,), dilation=3)
+    assert order.gather.tolist() == [0, 3, 6, -1, 1, 4, 2, 5]
+
+
+@pytest.mark.parametrize(
+    "make_order, words",
+    [
+        (lambda: TokenOrder.from_grid((4, 4), (2,)), "one number >= 1"),
+        (lambda: TokenOrder.from_grid((4,), (0,)), "one number >= 1"),
+        (lambda: TokenOrder.from_grid((4,), (2,), [("grid", 5)]), "its segment 5"),
+        (lambda: TokenOrder.from_permutation(torch.tensor([0, 0]), 2), "every index"),
+        (lambda: TokenOrder.from_grid((4,), (2,)).apply(torch.zeros(1, 5)), "axis 1 has length 5"),
+    ],
+)
+def test_wrong_orders_are_refused(make_order, words):
+    with pytest.raises(UsageError, match=words):
+        make_order()
+
+
+def test_a_plan_in_order_works_on_permuted_tensors():
+    case = make(2)
+    order = TokenOrder.from_grid((case.rule.n_q,), (6,))
+    plan = BlockPlan.from_rule(case.rule, order=order, key_order=order)
+    whole = block_sparse_attention(case.q, case.k, case.v, plan)
+    parts = block_sparse_attention(*(order.apply(x) for x in (case.q, case.k, case.v)), plan.in_order())
+    assert torch.equal(order.restore(parts[0]), whole[0]) and torch.equal(order.restore(parts[1], 2), whole[1])
+    padding = (order.gather < 0).nonzero()[:, 0]
+    assert parts[0][:, padding].abs().sum() == 0 and bool((parts[1][:, :, padding] == -torch.inf).all())
+
+
+@pytest.mark.parametrize("seed", [3001, 3002, 3004, 3005])
+def test_block_masks_there_and_back(seed):
+    case = make(seed)
+    plan = BlockPlan.from_rule(case.rule, **case.sizes, check=False).in_order()
+    back = BlockPlan.from_block_mask(plan.to_block_mask())
+    assert torch.equal(tokens_of(back), tokens_of(plan))
+
+
+def test_a_foreign_block_mask_needs_its_rule_and_the_rule_must_agree():
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    def window(b, h, i, j):
+        return (i - j).abs() <= 5
+
+    mask = create_block_mask(window, None, None, 50, 50, device="cpu", BLOCK_SIZE=16)
+    place = torch.arange(50)[:, None]
+
+    def band(width):
+        group = torch.zeros(50)
+        return Rule(place - width, place + width + 1, place, group, group, torch.full((1, 1), WINDOW))
+
+    plan = BlockPlan.from_block_mask(mask, band(5))
+    assert torch.equal(tokens_of(plan)[0, 0], (place - place.T).abs() <= 5)
+    with pytest.raises(UsageError, match="no rule was given"):
+        BlockPlan.from_block_mask(mask)
+    with pytest.raises(UsageError, match="the two must agree"):
+        BlockPlan.from_block_mask(mask, band(4))
+    blocked = create_block_mask(lambda b, h, i, j: i // 16 >= j // 16, None, None, 50, 50, device="cpu", BLOCK_SIZE=16)
+    plain = BlockPlan.from_block_mask(blocked)
+    assert torch.equal(tokens_of(plain)[0, 0], place // 16 >= place.T // 16)
+
+
+def test_a_plan_moves_between_devices_and_keeps_its_meaning():
+    plan = BlockPlan.from_rule(Rule.causal(20), order=TokenOrder.from_grid((20,), (8,)))
+    moved = plan.to("meta")
+    assert moved.device.type == "meta" and moved.rule.k_pos.device.type == "meta"
+    assert moved.order is moved.key_order and moved.order.gather.device.type == "meta"
+    assert plan.to("cpu") is plan
