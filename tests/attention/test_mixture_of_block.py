@@ -143,14 +143,14 @@ def test_oracle_7_selection_equals_a_loop_over_queries():
 @pytest.mark.parametrize("scope", ["block", "head", "all"])
 @pytest.mark.parametrize("tau", [0.0001, 0.25, 0.6, 0.95])
 def test_oracle_7_shared_budgets_equal_a_loop(scope, tau):
-    """Per block, per head and over all heads: own entries, then the best others until the share is there."""
+    """Per block (over its queries and heads), per head, over all: own entries, then the best until the share is there."""
     own = torch.nn.functional.one_hot(torch.arange(12) // 3, 4).bool()
     gate = torch.randn(2, 3, 12, 4, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
     chosen = select_threshold(gate, own, tau, scope, None)
     groups: dict[tuple, list[tuple[int, ...]]] = {}
     for place in [tuple(p) for p in torch.ones_like(gate).nonzero().tolist()]:
         item, head, _, block = place
-        groups.setdefault({"block": (item, head, block), "head": (item, head), "all": (item,)}[scope], []).append(place)
+        groups.setdefault({"block": (item, block), "head": (item, head), "all": (item,)}[scope], []).append(place)
     for places in groups.values():
         values = [gate[place].item() for place in places]
         low, high = min(values), max(values)
@@ -163,6 +163,16 @@ def test_oracle_7_shared_budgets_equal_a_loop(scope, tau):
             if mass >= tau * sum(weight.values()):
                 break
         assert {place for place in places if chosen[place]} == kept
+
+
+def test_a_blocks_budget_goes_to_the_heads_that_want_it():
+    """Twelve heads, one of which has all the similarity: with ``scope="block"`` it alone gets more than own blocks."""
+    own = torch.nn.functional.one_hot(torch.arange(27) // 3, 9).bool()
+    gate = torch.rand(1, 12, 27, 9, generator=torch.Generator().manual_seed(5)) * 1e-3
+    gate[:, 7] += torch.rand(27, 9, generator=torch.Generator().manual_seed(6)) + 1
+    chosen = select_threshold(gate, own, 0.5, "block", None) & ~own
+    assert chosen[:, 7].sum() > 50 and not chosen[:, [head for head in range(12) if head != 7]].any()
+    assert (select_threshold(gate, own, 0.5, "head", None) & ~own).any((0, 2, 3)).all()
 
 
 @pytest.mark.parametrize("scope", ["query", "block", "head", "all"])

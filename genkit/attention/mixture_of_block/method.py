@@ -100,7 +100,8 @@ class MixtureOfBlock(Method):
         first_layer: layer that begins the first cycle (the first one the schedule covers).
         select: ``"topk"`` keeps a fixed number of blocks, ``"threshold"`` as many as hold the share ``tau`` of the
             similarity.
-        scope: who shares the budget: each ``"query"``, ``"block"`` (threshold only) or ``"head"``, or ``"all"``.
+        scope: who shares the budget: each ``"query"`` of a head, each ``"head"``, each ``"block"`` (over all queries
+            and heads, threshold only), or ``"all"``.
         keep: blocks per query with ``"topk"``, own included: a number, or a share of the blocks.
         tau: share of the similarity with ``"threshold"``; published 0.25.
         max_density: cap on the share of (query, block) pairs that ``"threshold"`` may keep; none = no cap.

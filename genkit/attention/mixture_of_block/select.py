@@ -36,12 +36,14 @@ def _grouped(x: torch.Tensor, scope: str) -> torch.Tensor:
     if scope == "query":
         return x
     if scope == "block":
-        return x.transpose(2, 3)
+        return x.permute(0, 3, 1, 2).flatten(2)
     return x.flatten(2) if scope == "head" else x.flatten(1)
 
 
 def _ungrouped(x: torch.Tensor, scope: str, shape: torch.Size) -> torch.Tensor:
-    return x.transpose(2, 3) if scope == "block" else x.reshape(shape)
+    if scope == "block":
+        return x.unflatten(2, (shape[1], shape[2])).permute(0, 2, 3, 1)
+    return x.reshape(shape)
 
 
 def _best(values: torch.Tensor, count: int) -> torch.Tensor:
@@ -87,7 +89,8 @@ def select_threshold(gate: torch.Tensor, own: torch.Tensor, tau: float, scope: s
 
     Args:
         gate: (B, H, N, C). own: bool (N, C). tau: share wanted.
-        scope: the entries that share one budget: of a query, a block, a head, or all.
+        scope: the entries that share one budget: of a query (in one head), of a block (all its queries and heads, as
+            published), of a head, or all of a sample.
         cap: largest share of the pairs (query, block) to keep, own blocks included; None = no cap.
 
     Returns:
