@@ -138,6 +138,26 @@ def test_every_audio_token_sees_the_frame_it_falls_in():
     assert wide.max() == 18 and wide.min() >= 12
 
 
+def on_borders(frames):
+    """As many audio tokens as frames, whose middles are where frames begin."""
+    video, _ = uniform(frames, frames)
+    return video, audio_layout([((i - 0.5) / frames, (i + 0.5) / frames) for i in range(frames)])
+
+
+@pytest.mark.parametrize("frames", [1, 3, 5])
+@pytest.mark.parametrize("clocks", [on_borders(27), on_borders(10), uniform(9, 27), ltx(9, 27, 25), ltx(9, 40, 12.5)])
+def test_an_audio_token_sees_its_own_frame_and_as_many_neighbours_as_asked(clocks, frames):
+    """Also where its middle lies on the border of two frames, and at both ends of the clip."""
+    video, audio = clocks
+    table = visible(windows.frames_of_audio(audio, video, frames))
+    starts = [start for start, _ in video.intervals]
+    reach = (frames - 1) // 2
+    for token, (start, end) in enumerate(audio.intervals):
+        own = max(frame for frame, begin in enumerate(starts) if begin <= (start + end) / 2)
+        wanted = range(max(own - reach, 0), min(own + reach, len(starts) - 1) + 1)
+        assert table[token].nonzero().flatten().tolist() == list(wanted)
+
+
 def test_windows_are_never_empty_and_appended_tokens_go_by_time():
     spans = [(0.0, 0.1), (0.1, 0.2), (0.2, 0.3)]
     video = video_layout(spans, 1, 2, extra=[(0.12, 0.13), (9.0, 9.1)])

@@ -28,11 +28,22 @@ def audio_of_frames(video: TokenLayout, audio: TokenLayout, window: float) -> Ru
 
 
 def frames_of_audio(audio: TokenLayout, video: TokenLayout, frames: int) -> Rule:
-    """Audio tokens see the frame that their middle lies in, and ``(frames - 1) / 2`` frames to either side."""
-    reach = (frames - 1) / 2 * frame_length(video)
-    spans = _times(audio)
+    """Audio tokens see the frame that their middle lies in, and ``(frames - 1) / 2`` frames to either side.
+
+    Neighbours are counted, not measured: a middle that lies on the border of two frames must not meet one more. Tokens
+    appended to the video are seen by the time they take.
+    """
+    spans, keys = _times(audio), _times(video)
     middle = spans.mean(1)
-    return _overlap(middle - reach, middle + reach, middle[:, None].expand(-1, 2), _times(video), True)
+    nearest = middle[:, None].expand(-1, 2)
+    if frames == 1:
+        return _overlap(middle, middle, nearest, keys, True)
+    start, stop = video.grid_span
+    starts, ends = keys[start : stop : video.frame_tokens].T.contiguous()
+    own = (torch.searchsorted(starts, middle, right=True) - 1).clamp(min=0)
+    first = (own - (frames - 1) // 2).clamp(min=0)
+    last = (own + (frames - 1) // 2).clamp(max=len(starts) - 1)
+    return _overlap(starts[first] + SLACK, ends[last] - SLACK, nearest, keys, False)
 
 
 def audio_of_frames_by_index(video: TokenLayout, audio: TokenLayout, window: float) -> Rule:
