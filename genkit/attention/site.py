@@ -31,6 +31,8 @@ class Site:
         branch: ``"cond"``, ``"uncond"``, ``"cond_uncond"`` ... as the pipeline announces it, or None.
         scale: softmax scale given by the model; None means ``1 / sqrt(head dim)``.
         key_mask: bool (B, Nk), True = attend; present only when the model passed a mask that hides something.
+        finest: the largest token grid of the model, which UNets have at the resolution of the latents; None = that of
+            ``layout``.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Site:
     branch: str | None = None
     scale: float | None = None
     key_mask: torch.Tensor | None = dataclasses.field(default=None, compare=False)
+    finest: tuple[int, int, int] | None = None
 
     @classmethod
     def of_layout(cls, layout: TokenLayout, role: str | None = None, heads: int = 1, **more: Any) -> Site:

@@ -276,6 +276,7 @@ class Slot:
             branch=moment.branch,
             scale=call.scale,
             key_mask=key_mask,
+            finest=self.watch.finest,
         )
 
     def _layout(self, stream: str, length: int) -> TokenLayout:

@@ -6,6 +6,7 @@ import functools
 import inspect
 import weakref
 from collections.abc import Callable, Mapping
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -110,6 +111,11 @@ class Watch:
             listener(self)
         for method, cache in self.methods:
             method.observe(given, cache)
+
+    @property
+    def finest(self) -> tuple[int, int, int] | None:
+        """The largest token grid of the running call; None when no stream has one."""
+        return max((layout.grid for layout in self.streams.values() if layout.has_grid), key=prod, default=None)
 
     def mask(self, role: str, mask: torch.Tensor | None, q: torch.Tensor, k: torch.Tensor) -> MaskView:
         """The attention mask as methods see it. Every layer of a role gets the same one, so it is read once a call."""

@@ -6,7 +6,7 @@ import pytest
 import torch
 from attention_helpers import Layer, attention_over, tokens
 
-from genkit.attention.agent import Agent, Cells
+from genkit.attention.agent import Agent, Cells, downsample
 from genkit.attention.cache import PatchCache
 from genkit.attention.site import Site
 from genkit.attention.static import dense_attention
@@ -272,8 +272,26 @@ def test_merged_attention_without_merging_is_agents_over_all_keys():
     torch.testing.assert_close(method.attend(q, k, v, late, PatchCache()), dense, atol=1e-6, rtol=1e-5)
 
 
-def test_merging_serves_long_single_images_only():
-    method = Agent(agents="merge")
+@pytest.mark.parametrize("side", [32, 64, 96, 97, 128])
+def test_only_the_latents_own_resolution_is_merged_at_any_size(side):
+    """Levels of a UNet, halved rounding up; pictures of 256 to 1024 pixels of Stable Diffusion 1.5."""
+    method, sides = Agent(agents="merge"), [side, -(-side // 2), -(-side // 4)]
+    levels = [TokenLayout.of_grid(1, n, n) for n in sides]
+    sites = [Site("x", 0, 5, "self", 1, level, level, step=0, steps=50, finest=(1, side, side)) for level in levels]
+    assert [downsample(site) for site in sites] == [1, 2, 4]
+    coarse = [levels[1].length, levels[2].length]
+    for site, length in zip(sites[1:], coarse, strict=True):
+        q = torch.zeros(1, length, 1, 4)
+        assert method.attend(q, q, q, site, PatchCache()) is None
+    if side == 32:
+        q, k, v = tokens(levels[0], heads=1)
+        assert method.attend(q, k, v, sites[0], PatchCache()) is not None
+        q, k, v = tokens(levels[1], heads=1)
+        assert Agent(agents="merge", max_downsample=2).attend(q, k, v, sites[1], PatchCache()) is not None
+
+
+def test_merging_serves_single_images_of_enough_tokens():
+    method = Agent(agents="merge", min_tokens=65)
     assert "single images" in method.why_not(Site.of_layout(VIDEO))
     assert method.why_not(Site.of_layout(IMAGE)) is None
     q, k, v = tokens(IMAGE)
@@ -291,6 +309,7 @@ def test_merging_serves_long_single_images_only():
         ({"ratio": 1.5}, "ratio"),
         ({"scale_power": -1.0}, "scale_power"),
         ({"seed": -2}, "seed"),
+        ({"max_downsample": 0}, "max_downsample"),
         ({"shortcut": "much"}, "shortcut"),
     ],
 )

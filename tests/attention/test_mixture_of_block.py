@@ -143,7 +143,7 @@ def test_oracle_7_selection_equals_a_loop_over_queries():
 @pytest.mark.parametrize("scope", ["block", "head", "all"])
 @pytest.mark.parametrize("tau", [0.0001, 0.25, 0.6, 0.95])
 def test_oracle_7_shared_budgets_equal_a_loop(scope, tau):
-    """Per block (over its queries and heads), per head, over all: own entries, then the best until the share is there."""
+    """Per block (all queries and heads), per head, over all: own entries, then the best until the share is there."""
     own = torch.nn.functional.one_hot(torch.arange(12) // 3, 4).bool()
     gate = torch.randn(2, 3, 12, 4, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
     chosen = select_threshold(gate, own, tau, scope, None)

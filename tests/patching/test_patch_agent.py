@@ -138,3 +138,26 @@ def test_shares_no_layer_with_another_method_and_stacks_on_other_roles(tiny_mode
         assert methods == {"agent", "cross_modal_context"}
     with pytest.raises(UsageError, match="already has"):
         genkit.patch(case.model, [TRAINED, genkit.Neighborhood(size=3)])
+
+
+@pytest.mark.parametrize(("side", "settings", "merged"), [
+    (16, {}, {(1, 16, 16)}),
+    (32, {}, {(1, 32, 32)}),
+    (32, {"max_downsample": 2}, {(1, 32, 32), (1, 16, 16)}),
+])  # fmt: skip
+def test_merging_takes_the_full_resolution_of_a_unet_at_any_size(side, settings, merged):
+    """On the real class with attention at three levels; the published code merges the first of them only."""
+    from diffusers import UNet2DConditionModel
+
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(
+        sample_size=side, block_out_channels=(8, 8, 8), layers_per_block=1, cross_attention_dim=8, norm_num_groups=4,
+        attention_head_dim=4, down_block_types=("CrossAttnDownBlock2D",) * 3,
+        up_block_types=("CrossAttnUpBlock2D",) * 3,
+    ).eval()  # fmt: skip
+    with genkit.patch(unet, genkit.Agent(agents="merge", **settings)) as patch, torch.no_grad():
+        unet(torch.randn(1, 4, side, side), 1, torch.randn(1, 3, 8))
+        described = {row.name: row.grid for row in patch.describe().rows}
+        report = patch.report()
+    assert {described[site.name] for site in report.sites if site.ran} == merged
+    assert len({described[site.name] for site in report.sites}) > len(merged)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -93,6 +94,12 @@ def _destinations(grid: tuple[int, int], cell: int, seed: int | None) -> Destina
     return Destinations(destinations(grid, (cell, cell), seed))
 
 
+def downsample(site: Site) -> int:
+    """Latent places per side of a token, as AgentSD estimates it: 1 at the model's finest grid, 2, 4, ... below."""
+    finest = site.layout.grid if site.finest is None else site.finest
+    return math.ceil(math.sqrt(math.prod(finest) // site.layout.grid_length))
+
+
 @register("agent")
 @dataclass(frozen=True)
 class Agent(Method):
@@ -119,7 +126,10 @@ class Agent(Method):
         ratio: with ``"merge"``, share of tokens merged away.
         agent_ratio: with ``"merge"``, share of tokens merged away to make agents.
         early: with ``"merge"``, share of the steps that use agents; later ones merge by ``ratio`` alone, in cells of 2.
-        min_tokens: with ``"merge"``, shorter sequences are left alone (deeper levels of the UNet).
+        max_downsample: with ``"merge"``, the coarsest level of a UNet that is merged, as the number of latent places
+            per side of a token. Published 1: the latents' own resolution only, at any size of the picture. SDXL's
+            finest attention is at 2.
+        min_tokens: with ``"merge"``, sequences shorter than this are left alone.
         seed: with ``"merge"``, choice of the tokens others merge into; -1 = the first of each cell, never random.
         form: ``"free"`` or ``"trained"`` (with ``agents="cells"``).
         lattice: trained form, agents that have stored biases, over frames, rows and columns; also the size of the map
@@ -141,7 +151,8 @@ class Agent(Method):
     ratio: float = field(default=0.4, metadata={"help": "share of tokens merged"})
     agent_ratio: float = field(default=0.95, metadata={"help": "share of tokens merged to make agents"})
     early: float = field(default=0.4, metadata={"help": "share of the steps with agents"})
-    min_tokens: int = field(default=2048, metadata={"help": "shortest sequence to merge"})
+    max_downsample: int = field(default=1, metadata={"help": "coarsest UNet level merged; 1 = the latents' own"})
+    min_tokens: int = field(default=0, metadata={"help": "shortest sequence to merge"})
     seed: int = field(default=0, metadata={"help": "choice of merge destinations; -1 = fixed"})
     form: Literal["free", "trained"] = field(default="free", metadata={"help": "with trained biases and convolution"})
     lattice: tuple[int, int, int] = field(default=(3, 7, 7), metadata={"help": "agents with stored biases"})
@@ -167,6 +178,7 @@ class Agent(Method):
             raise UsageError("agent.form='trained' has biases by position, merged agents have none; use agents='cells'")
         if self.form == "free" and self.weights is not None:
             raise UsageError("agent.weights: form='free' has no trained weights; use form='trained'")
+        check_int("agent", "max_downsample", self.max_downsample, 1)
         check_int("agent", "min_tokens", self.min_tokens, 0)
         check_int("agent", "seed", self.seed, -1)
         for name, low, high in (("scale_power", 0, 4), ("shortcut", -10, 10), ("ratio", 0, 1), ("agent_ratio", 0, 1),
@@ -284,7 +296,7 @@ class Agent(Method):
 
     def _merged(self, q, k, v, site: Site, cache: PatchCache, scale: float) -> torch.Tensor | None:
         tokens = q.shape[1]
-        if tokens < max(self.min_tokens, 16):
+        if tokens < max(self.min_tokens, 16) or downsample(site) > self.max_downsample:
             return None
         merge, heavier = self.merge_plan(k.flatten(2), site, cache)
         queries, keys, values = (merge.apply(x) for x in (q, k, v))
