@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import threading
 import weakref
 from collections.abc import Callable, Hashable
@@ -13,20 +12,10 @@ if TYPE_CHECKING:
     import torch
 
 _SEEN_TENSORS = 256
-_CACHE_NUMBERS = itertools.count(1)
-_CACHES: weakref.WeakValueDictionary[int, PatchCache] = weakref.WeakValueDictionary()
-
-
-class Shelf:
-    """Named places that hold plans for graphs being traced; nothing but attributes."""
 
 
 class PatchCache:
-    """Plans of one patch, built once per key. Lives on the patch object and dies with it.
-
-    Every cache has a ``number`` under which :meth:`find` returns it while it lives. ``torch.compile`` needs this: a
-    traced function may look a plan up through a number, but not through an object it is tracing.
-    """
+    """Plans of one patch, built once per key. Lives on the patch object and dies with it."""
 
     def __init__(self, backend: str = "auto") -> None:
         """``backend`` is handed to the operator on every call."""
@@ -34,20 +23,12 @@ class PatchCache:
 
         self.backend = backend
         self.device = torch.device("cpu")
-        self.shelf = Shelf()
         self.aside = ""  # name of a method that makes denoiser calls for itself, outside of the sampling loop
         self._items: dict[Hashable, Any] = {}
         self._recent: dict[Hashable, Any] = {}
         self._seen: dict[Hashable, tuple[weakref.ref, Hashable]] = {}
         self._numbers: dict[Hashable, torch.Tensor] = {}
         self._lock = threading.RLock()
-        self.number = next(_CACHE_NUMBERS)
-        _CACHES[self.number] = self
-
-    @staticmethod
-    def find(number: int) -> PatchCache:
-        """The living cache with this number; raises KeyError when its patch is gone."""
-        return _CACHES[number]
 
     def get(self, key: Hashable, build: Callable[[], Any]) -> Any:
         """The value stored under ``key``; the first call stores what ``build()`` returns."""
@@ -82,11 +63,8 @@ class PatchCache:
         return key
 
     def measure(self, key: Hashable, value: Callable[[], torch.Tensor]) -> None:
-        """Remember a number that a method measured in its last call, as a scalar tensor; nothing in compiled graphs."""
-        import torch
-
-        if not torch.compiler.is_dynamo_compiling():
-            self._numbers[key] = value().detach()
+        """Remember a number that a method measured in its last call, as a scalar tensor."""
+        self._numbers[key] = value().detach()
 
     def measured(self, key: Hashable) -> float | None:
         """The number last remembered under ``key``, or None."""

@@ -1,7 +1,7 @@
 """Running a method whose plan depends on the layout alone: build the plan once, look it up, execute it.
 
-Keys that the model hides (text padding) enter exactly: in eager runs through a plan of their own, kept per mask; in
-compiled graphs, where values must not steer the graph, as an additive bias of the hidden keys.
+Keys that the model hides (text padding) enter exactly, through a plan of their own, kept per mask. Inside torch.compile
+methods are opaque operators (see :mod:`genkit.patching.compiled`), so nothing here is ever traced.
 """
 
 from __future__ import annotations
@@ -59,15 +59,13 @@ class StaticMethod(Method):
         """Exact attention over the visible pairs; see :meth:`Method.attend` for shapes."""
         self.require(site)
         check_tokens(q, k, site)
-        bias = None
-        if site.key_mask is None or torch.compiler.is_dynamo_compiling():
+        if site.key_mask is None:
             plan = kept(cache, static_plan, self, site.layout, q.device.type, device=q.device).plan
-            bias = None if site.key_mask is None else hidden_key_bias(site.key_mask, q.shape[1])
         else:
             plan = masked_plan(self, site.layout, site.key_mask, cache).plan
         if plan is None:
             return dense_attention(q, k, v, site.scale, site.key_mask)
-        out, _ = block_sparse_attention(q, k, v, plan, scale=site.scale, backend=cache.backend, bias=bias)
+        out, _ = block_sparse_attention(q, k, v, plan, scale=site.scale, backend=cache.backend)
         return out
 
     def density(self, site: Site, cache: PatchCache) -> Density:
@@ -90,7 +88,7 @@ def static_plan(method: StaticMethod, layout: TokenLayout, kind: str) -> StaticP
 
 
 def masked_plan(method: StaticMethod, layout: TokenLayout, key_mask: torch.Tensor, cache: PatchCache) -> StaticPlan:
-    """The plan of a layout with hidden keys, kept by the content of the mask. Not for compiled graphs."""
+    """The plan of a layout with hidden keys, kept by the content of the mask."""
     device = key_mask.device
     key = ("masked", method, layout, str(device), cache.of_tensor(key_mask))
     return cache.recent(key, lambda: method.build_plan(layout, device.type, key_mask).to(device))
@@ -110,14 +108,12 @@ def other_keys(
     if site.key_mask is not None:
         mask = torch.cat([site.key_mask[:, :start], site.key_mask[:, stop:]], 1)
     sizes = (q.shape[1], k.shape[1])
-    bias = None
-    if mask is None or torch.compiler.is_dynamo_compiling():
+    if mask is None:
         plan = kept(cache, _every_pair, *sizes, device=q.device)
-        bias = None if mask is None else hidden_key_bias(mask, q.shape[1])
     else:
         key = ("others", *sizes, str(q.device), cache.of_tensor(mask))
         plan = cache.recent(key, lambda: _every_pair(*sizes, mask.cpu()).to(q.device))
-    return block_sparse_attention(q, k, v, plan, scale=site.scale, backend=cache.backend, bias=bias)
+    return block_sparse_attention(q, k, v, plan, scale=site.scale, backend=cache.backend)
 
 
 def _every_pair(queries: int, keys: int, key_mask: torch.Tensor | None = None) -> BlockPlan:

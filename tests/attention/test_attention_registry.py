@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import gc
 
 import pytest
 import torch
@@ -83,19 +82,13 @@ def test_names_cannot_be_taken_twice():
         registry.register("new")(int)
 
 
-def test_a_cache_builds_once_and_dies_with_its_owner():
+def test_a_cache_builds_once():
     cache, calls = PatchCache(), []
     assert cache.get("key", lambda: calls.append(1) or 7) == 7
     assert cache.get("key", lambda: calls.append(1) or 8) == 7
     assert len(calls) == len(cache) == 1
-    number = cache.number
-    assert PatchCache.find(number) is cache
     cache.clear()
     assert len(cache) == 0
-    del cache
-    gc.collect()
-    with pytest.raises(KeyError):
-        PatchCache.find(number)
 
 
 def test_only_recent_values_are_kept_where_prompts_differ():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from attention_helpers import Layer, attention_over, tokens
+from attention_helpers import attention_over, tokens
 
 from genkit.attention.cache import PatchCache
 from genkit.attention.mixture_of_block import MixtureOfBlock, Partition
@@ -311,20 +311,6 @@ def test_grouped_queries_gate_with_their_key_head():
     means = torch.stack([k[:, :72].mean(1), k[:, 72:].mean(1)], 1)
     for head in range(4):
         torch.testing.assert_close(gate[:, head], q[:, :, head] @ means[:, :, head // 2].transpose(1, 2))
-
-
-@pytest.mark.parametrize("layout", [VIDEO, FIRST], ids=["video", "text first"])
-def test_compiles_into_one_graph(layout):
-    layer = Layer(METHODS["topk"], layout)
-    x = torch.randn(2, layout.length, 2, 8)
-    mask = None
-    if layout is FIRST:
-        mask = torch.ones(2, layout.length, dtype=torch.bool)
-        mask[0, :2] = False
-    eager = layer(x, mask)
-    torch._dynamo.reset()
-    compiled = torch.compile(Layer(METHODS["topk"], layout), fullgraph=True, backend="eager")(x, mask)
-    torch.testing.assert_close(compiled, eager, atol=1e-6, rtol=1e-5)
 
 
 def test_density_is_known_before_a_run_only_for_top_k():

@@ -146,22 +146,6 @@ def test_grouped_queries_and_the_models_scale(name):
 
 
 @pytest.mark.parametrize("name", ["box", "radial"])
-@pytest.mark.parametrize("where", ["video", "text last"])
-def test_compiles_into_one_graph(name, where):
-    layout = LAYOUTS[where]
-    layer = Layer(METHODS[name], layout)
-    x = torch.randn(2, layout.length, 2, 8)
-    mask = None
-    if where == "text last":
-        mask = torch.ones(2, layout.length, dtype=torch.bool)
-        mask[0, -3:] = False
-    eager = layer(x, mask)
-    torch._dynamo.reset()
-    compiled = torch.compile(Layer(METHODS[name], layout), fullgraph=True, backend="eager")(x, mask)
-    torch.testing.assert_close(compiled, eager, atol=1e-6, rtol=1e-5)
-
-
-@pytest.mark.parametrize("name", ["box", "radial"])
 def test_gradient_checkpointing_gives_the_same_gradients(name):
     layer = Layer(METHODS[name], LAYOUTS["video"])
     x = torch.randn(2, layer.layout.length, 2, 8)

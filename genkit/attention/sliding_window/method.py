@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -198,11 +199,11 @@ class SlidingWindow(StaticMethod):
             return self._lent(q, k, v, site, path)
         scale = (q.shape[-1] ** -0.5 if site.scale is None else site.scale) * self.factor()
         if path is None or path.mode != BOTH:
-            return super().attend(q, k, v, _with(site, scale=scale), cache)
+            return super().attend(q, k, v, dataclasses.replace(site, scale=scale), cache)
         _expect_pairs(q, site)
         mask = site.key_mask
         window = super().attend(
-            q[0::2], k[0::2], v[0::2], _with(site, scale=scale, key_mask=None if mask is None else mask[0::2]), cache
+            q[0::2], k[0::2], v[0::2], dataclasses.replace(site, scale=scale, key_mask=None if mask is None else mask[0::2]), cache
         )
         full = dense_attention(q[1::2], k[1::2], v[1::2], scale, None if mask is None else mask[1::2])
         return torch.stack([window, full], 1).flatten(0, 1)
@@ -223,12 +224,6 @@ class SlidingWindow(StaticMethod):
         if self.cache_steps > 1 and site.branch != "uncond":
             path.stored[site.name] = out.detach().to("cpu") if self.offload else out.detach()
         return out.repeat_interleave(2, 0)
-
-
-def _with(site: Site, **changes: Any) -> Site:
-    """A copy of a site with some fields changed; plain construction, so that compiled graphs can follow it."""
-    fields = {name: getattr(site, name) for name in Site.__dataclass_fields__}
-    return Site(**{**fields, **changes})
 
 
 def _expect_pairs(q: torch.Tensor, site: Site) -> None:
