@@ -17,6 +17,9 @@ from genkit.attention.cache import PatchCache
 from genkit.errors import ArtifactError, UsageError
 from genkit.media.atomic import Files
 from genkit.models.check import check_safetensors
+from genkit.reading import parse_json
+from genkit.reading.files import place
+from genkit.schema import read
 
 FORMAT, VERSION = "genkit-attention-weights", "1"
 
@@ -85,7 +88,9 @@ class PatchWeights(nn.Module):
         Raises:
             ArtifactError: a missing, truncated or foreign file.
         """
-        return json.loads(_facts(Path(path)).get("methods", "{}"))
+        name = f"{place(path)}, methods"
+        stored = parse_json(_facts(Path(path)).get("methods", "{}"), name, finite=True)
+        return read(dict[str, dict[str, Any]], stored, name, ArtifactError)
 
     def named_weights(self) -> dict[str, nn.Parameter]:
         """Name in the file -> parameter."""

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from genkit.media.files import Media, read_media, read_settings, write_media
 from genkit.media.formats import check_output, format_of, numbered, sidecar_of
-from genkit.media.images import enlarge, read_image, resized
+from genkit.media.images import enlarge, resized
+from genkit.media.read_image import read_image
+from genkit.media.read_video import Video, probe_video, read_chosen, read_mp4
 from genkit.media.sound import AAC_RATES, read_sound, resample
-from genkit.media.video import exact_fps, read_mp4, write_mp4
+from genkit.media.video import exact_fps, write_mp4
 
 __all__ = [
     "AAC_RATES",
     "Media",
+    "Video",
     "check_output",
     "enlarge",
     "exact_fps",
     "format_of",
     "numbered",
+    "probe_video",
+    "read_chosen",
     "read_image",
     "read_media",
     "read_mp4",

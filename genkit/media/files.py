@@ -12,9 +12,14 @@ import numpy as np
 from genkit.errors import ArtifactError, UsageError, explain
 from genkit.media.atomic import Files
 from genkit.media.formats import FRAME_NAME, PATTERN, check_output, dump, existing, format_of, frame_paths, sidecar_of
-from genkit.media.images import read_frames, read_image, write_gif, write_png, write_webp
-from genkit.media.video import check_frames, read_mp4, write_mp4
+from genkit.media.images import write_gif, write_png, write_webp
+from genkit.media.read_image import read_comment, read_frames, read_image
+from genkit.media.read_video import read_mp4, read_video_comment
+from genkit.media.video import check_frames, write_mp4
+from genkit.reading import parse_json, read_json
+from genkit.reading.files import place
 
+_RECORD = 1 << 22  # bytes of a record
 ONLY_MP4_HAS_SOUND = "only .mp4 carries sound"
 
 
@@ -132,14 +137,12 @@ def read_media(path: str | Path) -> Media:
     kind = format_of(path)
     if kind in ("folder", "pattern"):
         frames, comment = read_frames(_numbered_files(path, kind))
-        return Media(frames, None, settings=_parse(comment))
-    if not path.is_file():
-        raise ArtifactError(f"{path} does not exist")
+        return Media(frames, None, settings=_parse(comment, path))
     if kind == "mp4":
         frames, fps, audio, sample_rate, comment = read_mp4(path)
-        return Media(frames, fps, audio, sample_rate, _parse(comment))
-    frames, fps, comment = read_image(path)
-    return Media(frames, fps, settings=_parse(comment))
+        return Media(frames, fps, audio, sample_rate, _parse(comment, path))
+    frames, fps, comment, _ = read_image(path)
+    return Media(frames, fps, settings=_parse(comment, path))
 
 
 def read_settings(path: str | Path) -> dict:
@@ -149,19 +152,22 @@ def read_settings(path: str | Path) -> dict:
         ArtifactError: missing file, or a file that carries no genkit settings.
     """
     path = Path(path)
-    if path.suffix.lower() == ".json":
-        try:
-            record = _parse(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
-            raise ArtifactError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
-    else:
-        record = read_media(path).settings
+    record = _record(path)
     if record is None:
         raise ArtifactError(
             f"{path} carries no genkit settings; --from needs a file that genkit generate wrote, or its .json"
         )
-    record.pop("notes", None)
-    return record
+    return {name: value for name, value in record.items() if name != "notes"}
+
+
+def _record(path: Path) -> dict | None:
+    """The record in an output or sidecar, or None; decodes no frame that it need not."""
+    if path.suffix.lower() == ".json":
+        return _as_record(read_json(path, most=_RECORD))
+    kind = format_of(path)
+    if kind in ("folder", "pattern"):
+        return _parse(read_comment(_numbered_files(path, kind)[0]), path)
+    return _parse(read_video_comment(path) if kind == "mp4" else read_comment(path), path)
 
 
 def _numbered_files(path: Path, kind: str) -> list[Path]:
@@ -181,12 +187,15 @@ def _numbered_files(path: Path, kind: str) -> list[Path]:
     return [numbers[key] for key in sorted(numbers)]
 
 
-def _parse(text: str | None) -> dict | None:
+def _parse(text: str | None, path: Path) -> dict | None:
     """A genkit record from text, or None when the text is anything else (another program's comment)."""
-    if not text:
+    if not text or not text.lstrip().startswith("{") or len(text) > _RECORD:
         return None
     try:
-        record = json.loads(text)
-    except json.JSONDecodeError:
+        return _as_record(parse_json(text, place(path)))
+    except ArtifactError:
         return None
-    return record if isinstance(record, dict) and "settings" in record else None
+
+
+def _as_record(value: object) -> dict | None:
+    return value if isinstance(value, dict) and "settings" in value else None

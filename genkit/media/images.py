@@ -3,14 +3,11 @@ them."""
 
 from __future__ import annotations
 
-import struct
-import zlib
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 
-from genkit.errors import ArtifactError, UsageError
 from genkit.media.video import check_frames, exact_fps
 
 PNG_KEY = "genkit"
@@ -97,48 +94,3 @@ def write_png(path: str | Path, image: np.ndarray, *, comment: str | None = None
     if comment is not None:
         info.add_text(PNG_KEY, comment)
     Image.fromarray(check_frames(image[None])[0]).save(path, format="PNG", pnginfo=info)
-
-
-def read_image(path: str | Path) -> tuple[np.ndarray, Fraction | None, str | None]:
-    """Decode a GIF, WebP, PNG or JPEG, turned as its camera says: frames (T, H, W, 3) uint8, mean frame rate (None for
-    one frame), stored comment or None.
-
-    Raises:
-        ArtifactError: the file is no readable image.
-    """
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
-    try:
-        with Image.open(path) as image:
-            comment = _comment(image)
-            frames, total = [], 0
-            for index in range(getattr(image, "n_frames", 1)):
-                image.seek(index)
-                frames.append(np.asarray(ImageOps.exif_transpose(image).convert("RGB")))
-                total += image.info.get("duration", 0)
-            clip = np.stack(frames)
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError, TypeError,
-            LookupError, EOFError, struct.error, zlib.error) as error:  # fmt: skip
-        raise ArtifactError(f"cannot read {path} as an image: {error}") from error
-    fps = Fraction(1000 * len(frames), round(total)) if len(frames) > 1 and total else None
-    return clip, fps, comment
-
-
-def _comment(image) -> str | None:
-    if image.format == "PNG":
-        image.load()
-        return image.text.get(PNG_KEY)
-    if image.format == "GIF":
-        raw = image.info.get("comment")
-        return raw.decode("ascii", "replace") if raw else None
-    return image.getexif().get(EXIF_DESCRIPTION)
-
-
-def read_frames(paths: list[Path]) -> tuple[np.ndarray, str | None]:
-    """Decode numbered PNG files in order: frames (T, H, W, 3) uint8 and the first file's comment."""
-    if not paths:
-        raise UsageError("no numbered .png frame was found")
-    decoded = [read_image(path) for path in paths]
-    if len({frames.shape for frames, _, _ in decoded}) > 1:
-        raise ArtifactError(f"the frames beginning with {paths[0]} differ in size")
-    return np.concatenate([frames for frames, _, _ in decoded]), decoded[0][2]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from genkit.errors import ArtifactError, UnsupportedError, UsageError, explain
+from genkit.reading import rate as parse_rate
 
 BT709 = 1
 LIMITED_RANGE = 1
@@ -26,12 +28,8 @@ def exact_fps(fps: float | int | str | Fraction) -> Fraction:
     Raises:
         UsageError: not a positive number.
     """
-    try:
-        rate = Fraction(fps) if not isinstance(fps, float) else Fraction(fps).limit_denominator(1001)
-    except (ValueError, TypeError, ZeroDivisionError, OverflowError) as error:
-        raise UsageError(explain("fps", fps, "a positive number such as 8, 23.976 or 30000/1001")) from error
-    if not 0 < rate <= 1000:
-        raise UsageError(explain("fps", str(fps), "a number above 0 and up to 1000"))
+    exact = Fraction(fps).limit_denominator(1001) if isinstance(fps, float) and math.isfinite(fps) else fps
+    rate = parse_rate(exact)
     for nominal in (24, 30, 48, 60, 120):
         broadcast = Fraction(nominal * 1000, 1001)
         if rate != nominal and abs(rate - broadcast) < Fraction(1, 1000):
@@ -177,42 +175,3 @@ def _encode_audio(container: Any, stream: Any, sound: np.ndarray, sample_rate: i
         frame.sample_rate, frame.pts, frame.time_base = sample_rate, start, Fraction(1, sample_rate)
         container.mux(stream.encode(frame))
     container.mux(stream.encode(None))
-
-
-def read_mp4(path: str | Path) -> tuple[np.ndarray, Fraction, np.ndarray | None, int | None, str | None]:
-    """Decode a video file: frames (T, H, W, 3) uint8, frame rate, audio (S, channels) float32 or None, its rate or
-    None, comment or None.
-
-    Raises:
-        ArtifactError: the file cannot be decoded or holds no picture.
-    """
-    import av
-
-    try:
-        # Another program's comment may be in any encoding; only genkit's own, which is ASCII, matters.
-        with av.open(str(path), metadata_errors="replace") as container:
-            if not container.streams.video:
-                raise ArtifactError(f"{path} has no video in it")
-            comment = container.metadata.get("comment")
-            rate = Fraction(container.streams.video[0].average_rate)
-            frames = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
-            sound, sample_rate = _read_sound(container)
-    except (av.error.FFmpegError, OSError, ValueError, TypeError, ArithmeticError) as error:
-        raise ArtifactError(f"cannot read {path} as a video: {error}") from error
-    return frames, rate, sound, sample_rate, comment
-
-
-def _read_sound(container: Any) -> tuple[np.ndarray | None, int | None]:
-    """The first soundtrack as float32 (S, channels) with its rate; (None, None) when there is none that can be
-    decoded."""
-    if not container.streams.audio or container.streams.audio[0].codec_context is None:
-        return None, None
-    container.seek(0)
-    blocks = [frame.to_ndarray().T for frame in container.decode(audio=0)]
-    stream = container.streams.audio[0]
-    rate = stream.codec_context.sample_rate
-    if not blocks:
-        return None, rate
-    # The coder works in blocks; what its last one holds beyond the track's length is padding.
-    length = round(stream.duration * stream.time_base * rate) if stream.duration else None
-    return np.concatenate(blocks).astype(np.float32)[:length], rate

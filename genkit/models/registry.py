@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from genkit.errors import ArtifactError, UsageError, explain
+from genkit.reading import file_digest, read_text, user_path
+from genkit.reading.files import place
 
 ROOT = Path(__file__).parent
 DEFAULT_MODEL = "toy-video"
 CHECKSUMS = "SHA256SUMS"
 NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
+LINE = re.compile(r"([0-9a-f]{64})  (.+)")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w.-]+)?")
 
 
@@ -53,13 +55,13 @@ def locate(model: str) -> Location:
     models = shipped()
     if model in models:
         return Location("shipped", model, models[model])
-    path = Path(model).expanduser()
+    path = user_path(model, "model")
     if path.is_dir():
         return Location("folder", model, path)
     if path.is_file():
-        raise ArtifactError(f"model {model} is a file; genkit loads Diffusers folders (with model_index.json)")
+        raise ArtifactError(f"model {place(model)} is a file; genkit loads Diffusers folders (with model_index.json)")
     if model.startswith((".", "/", "~")) or model.endswith("/") or model.count("/") > 1:
-        raise ArtifactError(f"model folder {model} does not exist")
+        raise ArtifactError(f"model folder {place(model)} does not exist")
     if HUB_ID.fullmatch(model):
         name, _, revision = model.partition("@")
         return Location("hub", name, revision=revision or None)
@@ -71,7 +73,7 @@ def locate(model: str) -> Location:
 
 def write_checksums(folder: Path) -> Path:
     """Write ``SHA256SUMS`` for every file of a model folder, in the format that ``sha256sum -c`` reads."""
-    lines = [f"{_digest(path)}  {path.relative_to(folder).as_posix()}" for path in _files(folder)]
+    lines = [f"{file_digest(path)}  {path.relative_to(folder).as_posix()}" for path in _files(folder)]
     target = folder / CHECKSUMS
     target.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return target
@@ -86,20 +88,27 @@ def verify_checksums(folder: Path) -> tuple[str, list[str]]:
     listing = folder / CHECKSUMS
     if not listing.is_file():
         return "unknown", [f"no {CHECKSUMS} in the folder"]
-    expected = {}
-    for line in listing.read_text(encoding="utf-8").splitlines():
-        digest, _, name = line.partition("  ")
-        expected[name] = digest
-    changed = [
-        name for name, digest in expected.items() if not (folder / name).is_file() or _digest(folder / name) != digest
-    ]
+    expected = _read_checksums(listing)
+    changed = [name for name, digest in expected.items() if not _matches(folder / name, digest)]
     return ("changed", changed) if changed else ("ok", [])
+
+
+def _read_checksums(listing: Path) -> dict[str, str]:
+    """Digests by file name; ArtifactError for a line that is none, or that names a file outside of the folder."""
+    expected = {}
+    for number, line in enumerate(read_text(listing).splitlines(), 1):
+        found = LINE.fullmatch(line)
+        name = found.group(2) if found else ""
+        if not name or Path(name).is_absolute() or ".." in Path(name).parts:
+            form = "64 hexadecimal digits, two spaces and a file in the folder"
+            raise ArtifactError(explain(f"{place(listing)}, line {number}", line, form))
+        expected[name] = found.group(1)
+    return expected
+
+
+def _matches(path: Path, digest: str) -> bool:
+    return path.is_file() and file_digest(path) == digest
 
 
 def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != CHECKSUMS)
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -2,21 +2,63 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated, Any
 
-from genkit.errors import ArtifactError
+from genkit.errors import ArtifactError, UsageError, explain
+from genkit.reading import rate, read_json
+from genkit.reading.files import place
+from genkit.schema import Rule, read
 
 NAME = "genkit.json"
-DEFAULTS = (
-    "height", "width", "num_frames", "fps", "steps", "guidance_scale", "max_sequence_length", "negative_prompt",
-    "upscale_strength", "upscale_shift",
+Pixels = Annotated[int, Rule(low=1, high=65_536)]
+Count = Annotated[int, Rule(low=1, high=1_000_000)]
+#: Arguments of a pipeline's call that are genkit's own.
+TAKEN = (
+    "prompt", "generator", "output_type", "return_dict", "callback_on_step_end", "callback_on_step_end_tensor_inputs"
 )  # fmt: skip
-LIMITS = (
-    "min_height", "max_height", "min_width", "max_width", "multiple", "max_frames",
-    "frames_multiple", "max_prompt_tokens",
-)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """Values for settings that the user leaves open."""
+
+    height: Pixels | None = None
+    width: Pixels | None = None
+    num_frames: Count | None = None
+    fps: str | int | float | None = None
+    steps: Count | None = None
+    guidance_scale: Annotated[float, Rule(low=0, high=1000)] | None = None
+    max_sequence_length: Count | None = None
+    negative_prompt: Annotated[str, Rule(most=10_000)] | None = None
+    upscale_strength: Annotated[float, Rule(low=0, high=1)] | None = None
+    upscale_shift: Annotated[float, Rule(low=0.01, high=100)] | None = None
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Sizes that the model was made for."""
+
+    min_height: Pixels | None = None
+    max_height: Pixels | None = None
+    min_width: Pixels | None = None
+    max_width: Pixels | None = None
+    multiple: Pixels | None = None
+    max_frames: Count | None = None
+    frames_multiple: Count | None = None
+    max_prompt_tokens: Count | None = None
+
+
+@dataclass(frozen=True)
+class _Content:
+    """The file as a whole; ``call`` holds arguments of the pipeline's call."""
+
+    description: Annotated[str, Rule(most=1000)] = ""
+    defaults: Defaults = Defaults()
+    limits: Limits = Limits()
+    call: dict[str, str | bool | int | float | list[int | float] | None] = field(default_factory=dict)
+    sound: str | None = None
 
 
 @dataclass(frozen=True)
@@ -25,8 +67,8 @@ class Sidecar:
 
     Args:
         description: one line for listings.
-        defaults: values for settings the user leaves open; keys as in :data:`DEFAULTS`.
-        limits: sizes the model was made for; keys as in :data:`LIMITS`. ``multiple`` divides height and width,
+        defaults: values for settings the user leaves open; keys as in :class:`Defaults`.
+        limits: sizes the model was made for; keys as in :class:`Limits`. ``multiple`` divides height and width,
             ``frames_multiple`` divides ``num_frames - 1``.
         call: further arguments of the pipeline's call, passed as they are.
         sound: the kind of spectrogram that the model's audio autoencoder reads, see
@@ -46,27 +88,25 @@ def read_sidecar(folder: Path | None) -> Sidecar:
     """Read a model folder's ``genkit.json``; an empty :class:`Sidecar` when there is none.
 
     Raises:
-        ArtifactError: unreadable JSON or unknown keys.
+        ArtifactError: unreadable, an unknown key, or a value of the wrong type or out of its range.
     """
     path = folder / NAME if folder else None
     if path is None or not path.is_file():
         return Sidecar()
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ArtifactError(f"cannot read {path}: {error}") from error
-    if not isinstance(raw, dict):
-        raise ArtifactError(f"{path} must hold a JSON object")
-    _only(path, raw, ("description", "defaults", "limits", "call", "sound"))
-    defaults, limits = raw.get("defaults", {}), raw.get("limits", {})
-    _only(path, defaults, DEFAULTS)
-    _only(path, limits, LIMITS)
-    return Sidecar(raw.get("description", ""), defaults, limits, raw.get("call", {}), raw.get("sound"), path)
+    raw = read_json(path, most=1 << 20, finite=True)
+    content = read(_Content, raw, place(path), ArtifactError)
+    if content.defaults.fps is not None:
+        try:
+            rate(content.defaults.fps, f"{place(path)}, defaults.fps")
+        except UsageError as error:
+            raise ArtifactError(str(error)) from error
+    taken = next((name for name in content.call if name in TAKEN), None)
+    if taken is not None:
+        raise ArtifactError(explain(f"{place(path)}, call", taken, f"other arguments than {', '.join(TAKEN)}"))
+    defaults, limits = (_named(raw.get(name, {})) for name in ("defaults", "limits"))
+    return Sidecar(content.description, defaults, limits, content.call, content.sound, path)
 
 
-def _only(path: Path, found: object, allowed: tuple[str, ...]) -> None:
-    if not isinstance(found, dict):
-        raise ArtifactError(f"{path}: expected an object with {', '.join(allowed)}, got {found!r}")
-    unknown = sorted(set(found) - set(allowed))
-    if unknown:
-        raise ArtifactError(f"{path}: unknown key {unknown[0]!r}, allowed: {', '.join(allowed)}")
+def _named(values: dict[str, Any]) -> dict[str, Any]:
+    """The values as the file writes them, without those left open."""
+    return {name: value for name, value in values.items() if value is not None}

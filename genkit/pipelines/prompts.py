@@ -5,9 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from genkit.errors import ArtifactError, UsageError
+from genkit.errors import UsageError
 from genkit.pipelines.settings import GenerateSettings
+from genkit.reading import read_text
+from genkit.reading.files import place
 
+MOST_PROMPTS = 10_000
 UNBOUNDED = 1_000_000
 
 
@@ -95,17 +98,16 @@ def _head(tokenizer: Any, text: str, limit: int) -> str:
 
 
 def read_prompt_file(path: str | Path) -> list[str]:
-    """Prompts from a text file, one per line; blank lines are skipped.
+    """Prompts from a text file, one per line; blank lines and a byte order mark are skipped.
 
     Raises:
-        ArtifactError: missing file or no UTF-8.
-        UsageError: no prompt in it.
+        ArtifactError: missing file, no UTF-8, or larger than a mebibyte.
+        UsageError: no prompt in it, or more than :data:`MOST_PROMPTS`.
     """
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ArtifactError(f"cannot read prompt file {path}: {getattr(error, 'strerror', None) or error}") from error
+    lines = read_text(path, what="prompt file").splitlines()
     prompts = [line.strip() for line in lines if line.strip()]
     if not prompts:
-        raise UsageError(f"prompt file {path} holds no prompt; write one per line")
+        raise UsageError(f"prompt file {place(path)} holds no prompt; write one per line")
+    if len(prompts) > MOST_PROMPTS:
+        raise UsageError(f"prompt file {place(path)} holds {len(prompts)} prompts, allowed: {MOST_PROMPTS}; split it")
     return prompts

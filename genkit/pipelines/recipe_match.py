@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from genkit.errors import UsageError, explain
+from genkit.models.check import parts_of, read_index, read_part_config
 
 MATCH_KEYS = ("model", "config", "denoisers")
 
@@ -91,13 +91,8 @@ def _known_classes() -> set[str]:
 def denoisers_of_folder(folder: Path) -> list[tuple[str, dict[str, Any]]]:
     """Class and configuration of the denoisers in a model folder; reads no weights."""
     known = _known_classes()
-    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-    found = []
-    for part, entry in index.items():
-        if isinstance(entry, list) and len(entry) == 2 and entry[1] in known:
-            path = folder / part / "config.json"
-            found.append((entry[1], json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}))
-    return found
+    parts = parts_of(read_index(folder))
+    return [(name, read_part_config(folder, part)) for part, name in parts.items() if name in known]
 
 
 def denoisers_of(target: Any) -> list[tuple[str, Mapping[str, Any]]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import platform
 from collections.abc import Sequence
 from functools import cache
@@ -13,6 +12,7 @@ from typing import Any
 from genkit import __version__
 from genkit.models.check import fingerprint
 from genkit.pipelines.settings import GenerateSettings
+from genkit.reading import file_digest
 
 PACKAGES = ("torch", "diffusers", "transformers")
 
@@ -37,7 +37,7 @@ def made_with(folder: Path, pipeline_class: str, device: str, loras: Sequence[Pa
         "threads": torch.get_num_threads(),
         "pipeline": pipeline_class,
         "model_fingerprint": fingerprint(folder),
-        "lora_fingerprints": [hashlib.sha256(path.read_bytes()).hexdigest()[:16] for path in loras],
+        "lora_fingerprints": [file_digest(path)[:16] for path in loras],
     }
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import secrets
 from dataclasses import dataclass
 from fractions import Fraction
@@ -11,6 +10,7 @@ from pathlib import Path
 
 from genkit.errors import UnsupportedError, UsageError
 from genkit.models import Sidecar, check_folder, locate, read_sidecar
+from genkit.models.check import read_index, read_part_config
 from genkit.pipelines import attention, guidance
 from genkit.pipelines.kinds import IMAGE, Kind, ReadConfig, SizeRule, accepted, kind_of, native_fps, size_rule
 from genkit.pipelines.load import fetch, parse_lora, resolve_device, resolve_dtype
@@ -167,8 +167,7 @@ def configs_of(folder: Path) -> ReadConfig:
     """A reader of a model folder's parts' configurations and ``model_index``; an absent part reads as empty."""
 
     def config(part: str) -> dict:
-        path = folder / "model_index.json" if part == "model_index" else folder / part / "config.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        return read_index(folder) if part == "model_index" else read_part_config(folder, part)
 
     return config
 

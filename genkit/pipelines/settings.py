@@ -8,13 +8,14 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from genkit.errors import ArtifactError, UsageError, explain
+from genkit.errors import UsageError, explain
 from genkit.models.registry import DEFAULT_MODEL
 from genkit.pipelines.text import join_pairs, parse_pairs
+from genkit.reading import rate, read_yaml
+from genkit.reading.files import place
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "half": "float16"}
 DTYPE_CHOICES = ("auto", "float32", "bfloat16", "float16")
@@ -190,16 +191,7 @@ def _check(field: dataclasses.Field, value: Any) -> None:
     if choices and value not in choices:
         raise UsageError(explain(flag, value, choices))
     if field.metadata.get("number"):
-        _check_rate(flag, value)
-
-
-def _check_rate(flag: str, value: str) -> None:
-    try:
-        rate = Fraction(value)
-    except (ValueError, ZeroDivisionError) as error:
-        raise UsageError(explain(flag, value, "a positive number such as 8, 23.976 or 30000/1001")) from error
-    if not 0 < rate <= 1000:
-        raise UsageError(explain(flag, value, "a number above 0 and up to 1000"))
+        rate(value, flag)
 
 
 def _kinds(hint: Any) -> tuple[type, ...]:
@@ -259,22 +251,9 @@ def read_config(path: str | Path) -> dict[str, Any]:
         ArtifactError: missing or unparsable file.
         UsageError: the file holds something other than names and values.
     """
-    import yaml
-
-    path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-        values = yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError) as error:
-        raise ArtifactError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
-    except yaml.YAMLError as error:
-        place = getattr(error, "problem_mark", None)
-        where = f" (line {place.line + 1})" if place else ""
-        raise ArtifactError(
-            f"{path} is no valid YAML or JSON{where}: {getattr(error, 'problem', None) or error}"
-        ) from error
+    values = read_yaml(path)
     if values is None:
         return {}
     if not isinstance(values, dict):
-        raise UsageError(f"{path} must hold names and values, such as 'steps: 20'; got {type(values).__name__}")
+        raise UsageError(f"{place(path)} must hold names and values, such as 'steps: 20'; got {type(values).__name__}")
     return values

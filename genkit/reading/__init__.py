@@ -7,7 +7,7 @@ value must be is said in :mod:`genkit.schema`.
 from __future__ import annotations
 
 from genkit.reading.data import parse_json, read_json, read_yaml
-from genkit.reading.files import file_digest, open_file, read_bytes, read_text, regular
+from genkit.reading.files import file_digest, open_file, read_bytes, read_text, regular, user_path
 from genkit.reading.numbers import rate
 
 __all__ = [
@@ -20,4 +20,5 @@ __all__ = [
     "read_text",
     "read_yaml",
     "regular",
+    "user_path",
 ]

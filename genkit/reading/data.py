@@ -11,8 +11,10 @@ from typing import Any
 from genkit.errors import ArtifactError
 from genkit.reading.files import MIB, place, read_text
 
-#: Bytes, levels and values of a file of data. Configurations of models stay far below.
-MOST_BYTES, MOST_DEPTH, MOST_ITEMS = 32 * MIB, 64, 1_000_000
+#: Bytes, levels and lists of a file of data. Only vocabularies of tokenizers come near the bytes.
+MOST_BYTES, MOST_DEPTH, MOST_ITEMS = 256 * MIB, 64, 1_000_000
+#: Characters up to which levels are counted; in larger texts Python's own limit of about a thousand holds.
+_COUNTED = 4 * MIB
 #: YAML is read slowly and is written by hand.
 MOST_YAML, MOST_ALIASES, MOST_YAML_ITEMS = MIB // 4, 32, 20_000
 #: Digits of a number: as many as the largest float has, and fewer than Python takes long for.
@@ -43,7 +45,8 @@ def read_json(path: str | Path, what: str = "", *, most: int = MOST_BYTES, finit
 def parse_json(text: str, name: str, *, finite: bool = False) -> Any:
     """The value of a JSON text; ``name`` is its origin in messages. Raises as :func:`read_json`."""
     try:
-        _check_depth(text)
+        if len(text) <= _COUNTED:
+            _check_depth(text)
         return json.loads(
             text,
             parse_int=_whole,
@@ -52,8 +55,10 @@ def parse_json(text: str, name: str, *, finite: bool = False) -> Any:
         )
     except json.JSONDecodeError as error:
         raise ArtifactError(f"{name} is no valid JSON: {error.msg} (line {error.lineno})") from error
-    except (_Refused, RecursionError) as error:
+    except _Refused as error:
         raise ArtifactError(f"{name} is not read: {error}") from error
+    except RecursionError as error:
+        raise ArtifactError(f"{name} is not read: it nests too deep") from error
 
 
 def _check_depth(text: str) -> None:

@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from genkit.errors import ArtifactError, escaped, shortened
+from genkit.errors import ArtifactError, UsageError, escaped, explain, shortened
 
 MIB = 1 << 20
 #: Characters of a path in a message.
@@ -73,6 +73,23 @@ def open_file(path: str | Path, what: str = "") -> BinaryIO:
         with suppress(OSError):
             os.close(handle)
         raise
+
+
+def user_path(text: str | Path, what: str) -> Path:
+    """A path that a user or a file wrote, with ``~`` for the home folder; ``what`` it is to the user.
+
+    Raises:
+        UsageError: no path can be made of it: a NUL, half a character, the home folder of nobody.
+    """
+    try:
+        path = Path(text).expanduser()
+        os.fsencode(path)
+        os.stat(path)
+    except OSError:  # what is not there, or cannot be reached, is told by whoever opens it
+        return path
+    except (ValueError, RuntimeError) as error:
+        raise UsageError(explain(what, str(text), "a path that a file can have")) from error
+    return path
 
 
 def regular(path: str | Path, what: str = "") -> Path:

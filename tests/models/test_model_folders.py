@@ -148,7 +148,7 @@ def test_the_fingerprint_follows_the_weights(copy):
 def test_the_sidecar_is_checked(copy):
     assert read_sidecar(copy).defaults["num_frames"] == 5
     (copy / "genkit.json").write_text('{"defaults": {"heigth": 3}}')
-    with pytest.raises(ArtifactError, match="unknown key 'heigth'"):
+    with pytest.raises(ArtifactError, match="got 'heigth', allowed: height"):
         read_sidecar(copy)
     (copy / "genkit.json").unlink()
     assert read_sidecar(copy).defaults == {}

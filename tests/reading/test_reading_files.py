@@ -46,7 +46,7 @@ def test_a_file_larger_than_the_limit_is_not_read_whole(tmp_path):
     path = tmp_path / "huge"
     with path.open("wb") as stream:
         stream.truncate(1 << 40)
-    with pytest.raises(ArtifactError, match="larger than 32 MiB"):
+    with pytest.raises(ArtifactError, match="larger than 256 MiB"):
         read_json(path)
     path.write_bytes(b"abc")
     assert read_bytes(path, 3) == b"abc"
@@ -75,6 +75,7 @@ def test_texts_in_other_encodings_are_named(tmp_path):
 
 JSON = {
     "deep": ("[" * 100_000 + "]" * 100_000, "nests deeper"),
+    "deep and long": ("[" * 5_000_000, "nests too deep"),
     "deep and open": ('{"a":' * 100_000, "nests deeper"),
     "quotes": ('"\\"' * 200_000, "no valid JSON"),
     "many digits": ('{"a": ' + "9" * 5000 + "}", "5000 digits"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
@@ -16,6 +15,7 @@ from genkit.families.sizes import SizeRule
 from genkit.media import AAC_RATES, read_mp4, read_sound, resample, resized
 from genkit.pipelines.kinds import AUDIO_VIDEO, Kind
 from genkit.pipelines.outputs import fit_sound
+from genkit.reading import file_digest
 
 if TYPE_CHECKING:
     from genkit.pipelines.settings import GenerateSettings
@@ -56,7 +56,7 @@ class Given:
 
     def fingerprint(self) -> str:
         """A short digest of the file."""
-        return hashlib.sha256(self.source.read_bytes()).hexdigest()[:16]
+        return file_digest(self.source)[:16]
 
     def num_frames(self, fps: Fraction, rule: SizeRule | None, most: int | None) -> int:
         """The number of frames that suits its length best and the model accepts.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from genkit.errors import ArtifactError, UsageError, explain
 from genkit.media import read_image, resized
 from genkit.pipelines.settings import GenerateSettings
 from genkit.pipelines.text import STRENGTH, join_pairs, parse_pairs, path_and_strength
+from genkit.reading import file_digest
 
 METHOD = "reference"
 _BOX = "left,top,right,bottom as shares of the canvas from 0 to 1, such as 0.25,0.25,0.75,0.75"
@@ -37,7 +37,7 @@ class ReferencePicture:
 
     def fingerprint(self) -> str:
         """A short digest of the file."""
-        return hashlib.sha256(self.source.read_bytes()).hexdigest()[:16]
+        return file_digest(self.source)[:16]
 
 
 def read_references(settings: GenerateSettings, pipeline_class: str, multiple: int) -> tuple[ReferencePicture, ...]:

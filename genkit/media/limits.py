@@ -1,0 +1,32 @@
+"""How much of a picture, video or sound is decoded at most, whatever its file promises."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from genkit.errors import ArtifactError
+from genkit.reading.files import place
+
+#: Pixels of one picture or frame.
+PIXELS = 1 << 27
+#: Frames of an animation or clip.
+FRAMES = 20_000
+#: Bytes of all decoded frames together.
+BYTES = 1 << 31
+#: Seconds of sound.
+SECONDS = 3600
+
+
+def check_decoded(path: str | Path, frames: int, height: int, width: int) -> None:
+    """Refuse frames (T, H, W, 3) that are more than is decoded into memory.
+
+    Raises:
+        ArtifactError: the message tells the size and the limit.
+    """
+    if height * width > PIXELS:
+        raise ArtifactError(f"{place(path)} has {width}x{height} pixels, allowed: {PIXELS} in all; make it smaller")
+    if frames > FRAMES or frames * height * width * 3 > BYTES:
+        raise ArtifactError(
+            f"{place(path)} has at least {frames} frames of {width}x{height}, "
+            f"allowed: {FRAMES} frames and {BYTES >> 30} GiB when decoded; shorten it or make it smaller"
+        )

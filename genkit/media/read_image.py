@@ -1,0 +1,184 @@
+"""Pictures and animations of other programs as 8-bit RGB: what a viewer would show, within limits."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from genkit.errors import ArtifactError, UsageError, escaped, shortened
+from genkit.media.images import EXIF_DESCRIPTION, PNG_KEY
+from genkit.media.limits import check_decoded
+from genkit.reading import open_file
+from genkit.reading.files import place
+
+#: Formats whose further pictures are frames of one animation. Elsewhere (TIFF, MPO, ...) they are other pictures.
+ANIMATED = ("GIF", "WEBP", "PNG", "AVIF")
+#: Transparent parts show this colour, whatever colour the file hides under them.
+BEHIND = (255, 255, 255)
+#: What Pillow raises about damaged files.
+_RAISED = (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, AttributeError, ArithmeticError,
+           RuntimeError, MemoryError, struct.error, zlib.error)  # fmt: skip
+#: Proportions of pixels that are followed; beyond them the mark is taken for nonsense.
+_STRETCH = 4
+
+
+class Picture(NamedTuple):
+    """A picture or animation as it was read.
+
+    Args:
+        frames: uint8 (T, H, W, 3).
+        fps: mean frame rate; None for one frame.
+        comment: the text stored in it, or None.
+        told: what was chosen in reading it, one line each.
+    """
+
+    frames: np.ndarray
+    fps: Fraction | None
+    comment: str | None
+    told: tuple[str, ...] = ()
+
+
+def read_image(path: str | Path, most: int | None = None) -> Picture:
+    """Decode a GIF, WebP, PNG, JPEG, TIFF, ..., turned as its camera says.
+
+    16 bits per colour are scaled to 8. Transparent parts are laid on white. Of a file of several pictures that are no
+    animation (TIFF, MPO) the first is taken.
+
+    Args:
+        path: the file.
+        most: decode no more frames than this; None for all.
+
+    Raises:
+        ArtifactError: the file is no readable image, holds numbers without a fixed white (float or 32 bits), or is
+            larger than is decoded.
+    """
+    told: list[str] = []
+    with _opened(path) as image:
+        comment = _comment(image)
+        count = most if image.format in ANIMATED else 1
+        frames, total = [], 0
+        while count is None or len(frames) < count:
+            try:
+                image.seek(len(frames))
+            except EOFError:
+                break
+            check_decoded(path, len(frames) + 1, image.height, image.width)
+            frames.append(_rgb(image, path, told))
+            total += _milliseconds(image)
+        if image.format not in ANIMATED and getattr(image, "n_frames", 1) > 1:
+            told.append(f"{Path(path).name} holds {image.n_frames} pictures; the first was taken")
+        if len({frame.shape for frame in frames}) > 1:
+            raise ValueError("its frames differ in size")
+        clip = np.stack(frames)
+    fps = Fraction(1000 * len(frames), round(total)) if len(frames) > 1 and total else None
+    return Picture(clip, fps, comment, tuple(dict.fromkeys(told)))
+
+
+def read_comment(path: str | Path) -> str | None:
+    """The text stored in an image file; decodes no more than the first frame. Raises as :func:`read_image`."""
+    with _opened(path) as image:
+        check_decoded(path, 1, image.height, image.width)
+        return _comment(image)
+
+
+def read_frames(paths: list[Path]) -> tuple[np.ndarray, str | None]:
+    """Decode numbered PNG files in order: frames (T, H, W, 3) uint8 and the first file's comment."""
+    if not paths:
+        raise UsageError("no numbered .png frame was found")
+    decoded: list[Picture] = []
+    for path in paths:
+        decoded.append(read_image(path, 1))
+        check_decoded(paths[0], len(decoded), *decoded[0].frames.shape[1:3])
+    if len({each.frames.shape for each in decoded}) > 1:
+        raise ArtifactError(f"the frames beginning with {place(paths[0])} differ in size")
+    return np.concatenate([each.frames for each in decoded]), decoded[0].comment
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[Any]:
+    """The image file, with whatever Pillow raises about it as one line."""
+    from PIL import Image, UnidentifiedImageError
+
+    with open_file(path) as stream:
+        try:
+            with Image.open(stream) as image:
+                yield image
+        except UnidentifiedImageError as error:
+            raise ArtifactError(f"cannot read {place(path)} as an image: it is none that is known") from error
+        except (Image.DecompressionBombError, *_RAISED) as error:
+            said = shortened(escaped(str(error) or type(error).__name__))
+            raise ArtifactError(f"cannot read {place(path)} as an image: {said}") from error
+
+
+def _milliseconds(image: Any) -> float:
+    duration = image.info.get("duration", 0)
+    return duration if isinstance(duration, (int, float)) and 0 <= duration < 1e9 else 0
+
+
+def _rgb(image: Any, path: str | Path, told: list[str]) -> np.ndarray:
+    """The current frame as uint8 (H, W, 3)."""
+    from PIL import Image, ImageOps
+
+    name = Path(path).name
+    stretch = _stretch(image)
+    turned = ImageOps.exif_transpose(image)
+    if turned.mode in ("I", "F"):
+        raise ValueError("its values have no fixed white (32 bits or float); save it with 8 or 16 bits per colour")
+    sixteen = turned.mode.startswith("I;16")
+    if sixteen:
+        turned = _eight_bits(turned)
+    if turned.has_transparency_data:
+        layers = turned.convert("RGBA")
+        if layers.getextrema()[3][0] < 255:
+            told.append(f"the transparent parts of {name} were laid on white")
+        turned = Image.alpha_composite(Image.new("RGBA", layers.size, (*BEHIND, 255)), layers)
+    turned = turned.convert("RGB")
+    if stretch != 1:
+        if turned.size != image.size:  # turned by a quarter
+            stretch = 1 / stretch
+        told.append(f"the pixels of {name} are not square; it was widened to the shape they stand for")
+        turned = turned.resize((max(1, round(turned.width * stretch)), turned.height), Image.Resampling.LANCZOS)
+    return np.asarray(turned)
+
+
+def _eight_bits(image: Any) -> Any:
+    """A grey picture of 16 bits as one of 8; a colour that the file marks as transparent becomes so."""
+    from PIL import Image
+
+    values = np.asarray(image).astype(np.uint32)
+    grey = Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
+    hidden = image.info.get("transparency")
+    if not isinstance(hidden, int):
+        return grey
+    opacity = Image.fromarray(np.where(values == hidden, 0, 255).astype(np.uint8))
+    return Image.merge("LA", (grey, opacity))
+
+
+def _stretch(image: Any) -> float:
+    """Width of a pixel by its height, where the file gives proportions and no absolute size."""
+    pair = image.info.get("aspect") if image.format == "PNG" else None
+    if image.format == "JPEG" and image.info.get("jfif_unit") == 0:
+        pair = image.info.get("jfif_density")
+    if not isinstance(pair, tuple) or len(pair) != 2 or min(pair) <= 0:
+        return 1
+    ratio = pair[1] / pair[0]
+    return ratio if 1 / _STRETCH <= ratio <= _STRETCH and ratio != 1 else 1
+
+
+def _comment(image: Any) -> str | None:
+    if image.format == "PNG":
+        image.load()
+        found = image.text.get(PNG_KEY)
+    elif image.format == "GIF":
+        raw = image.info.get("comment")
+        found = raw.decode("ascii", "replace") if raw else None
+    else:
+        found = image.getexif().get(EXIF_DESCRIPTION)
+    return found if isinstance(found, str) else None
