@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from genkit.errors import ArtifactError, UsageError
-from genkit.training.engine.loop import LoopConfig, atomic_save, load_checkpoint, rate_at, train
+from genkit.training.engine.checkpoint import atomic_save, load_checkpoint
+from genkit.training.engine.loop import LoopConfig, rate_at, train
 
 CHILD = """
 import sys, time
@@ -42,17 +43,17 @@ def run(folder, steps, **options):
     torch.manual_seed(0)
     model = nn.Linear(4, 1)
     config = LoopConfig(folder, lr=0.05, steps=steps, **options)
-    average = train(model, torch.optim.SGD(model.parameters(), 0.05), quadratic, config)
-    return model, average
+    ema = train(model, torch.optim.SGD(model.parameters(), 0.05), quadratic, config)
+    return model, ema
 
 
 def test_it_learns_and_logs(tmp_path):
-    model, average = run(tmp_path, 200, average=0.9)
+    model, ema = run(tmp_path, 200, ema_decay=0.9)
     rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert rows[-1]["loss"] < 0.2 * rows[0]["loss"]
     assert torch.allclose(model.weight, torch.ones(1, 4), atol=0.1)
     before = model.weight.clone()
-    with average.applied(model):
+    with ema.applied(model):
         assert not torch.equal(model.weight, before)
         assert torch.allclose(model.weight, torch.ones(1, 4), atol=0.2)
     assert torch.equal(model.weight, before)
@@ -111,10 +112,11 @@ def test_a_half_written_file_never_replaces_a_checkpoint(tmp_path, monkeypatch):
         file.write(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(torch, "save", full_disk)
-    with pytest.raises(OSError, match="No space"):
-        atomic_save({"step": 2}, path)
-    assert load_checkpoint(path) == {"step": 1}
+    with monkeypatch.context() as patched:
+        patched.setattr(torch, "save", full_disk)
+        with pytest.raises(OSError, match="No space"):
+            atomic_save({"step": 2}, path)
+    assert torch.load(path) == {"step": 1} and list(tmp_path.iterdir()) == [path]
 
 
 def test_bad_input_is_told(tmp_path):

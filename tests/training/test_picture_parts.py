@@ -9,12 +9,12 @@ import torch
 from genkit import world
 from genkit.errors import ArtifactError
 from genkit.training.data.world.pictures import CELL, FEATURES, PicturePool, PictureSize, draw_mask, picture_features
+from genkit.training.engine.checkpoint import atomic_save
 from genkit.training.engine.curriculum import Stage, batch_for, draw_levels, draw_size
-from genkit.training.engine.loop import atomic_save
+from genkit.training.engine.warm_start import begin_from
 from genkit.training.toys.dit.model import TEXT_SLOTS, ToyDit
 from genkit.training.toys.image.model import ToyImage
 from genkit.training.toys.shared.autoencoder import as_tensor
-from genkit.training.toys.shared.picture_run import begin_from
 from genkit.training.toys.shared.picture_task import picture_loss
 from genkit.training.toys.shared.picture_text import apply_merges, build_clip_encoder, build_piece_tokenizer
 from genkit.training.toys.shared.picture_vae import build_picture_vae, draw_crops, standardise_latents
@@ -152,7 +152,8 @@ def test_flux_reads_texts_in_all_lengths():
 def test_inpainting_begins_where_the_plain_model_ended(tmp_path):
     plain, wide = ToyImage(), ToyImage(inpaint=True)
     source, target = tmp_path / "checkpoint.pt", tmp_path / "new" / "checkpoint.pt"
-    atomic_save({"average": plain.state_dict(), "seconds": 1.0, "step": 3}, source)
+    state = {"module": {}, "optimizer": {}, "count": 1, "seconds": 1.0, "step": 3}
+    atomic_save({**state, "average": plain.state_dict()}, source)  # as earlier versions wrote it
     begin_from(source, wide, target)
     ids = wide.read(["a red circle"], torch.device("cpu"))[0]
     noisy, level, extra = torch.randn(1, 4, 16, 16), torch.tensor([0.5]), torch.randn(1, 5, 16, 16)

@@ -22,7 +22,7 @@ from genkit.evaluation.toy_picture import (
     use_lcm,
 )
 from genkit.models.registry import verify_checksums
-from genkit.training.engine.loop import load_checkpoint
+from genkit.training.engine.checkpoint import load_checkpoint
 from genkit.training.toys.dit import run as toy_dit_run
 from genkit.training.toys.image import run as toy_image_run
 

@@ -29,7 +29,7 @@ from genkit.pipelines.tasks.audio_video.complete import complete
 from genkit.pipelines.tasks.audio_video.given import Given
 from genkit.pipelines.tasks.audio_video.sound_features import features_of
 from genkit.training.data.world.clips import ClipSize
-from genkit.training.engine.loop import load_checkpoint
+from genkit.training.engine.checkpoint import load_checkpoint
 from genkit.training.tasks.context import ContextTask
 from genkit.training.tasks.run import main as patch_main
 from genkit.training.toys.av.pool import SoundPool

@@ -13,6 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from genkit.training.engine.shards import gathered, like
+
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
@@ -99,12 +101,14 @@ class MuonAdamW(torch.optim.Optimizer):
             if "momentum" not in state:
                 state["momentum"] = torch.zeros_like(parameter.grad)
             state["momentum"].lerp_(parameter.grad, 1 - group["momentum"])
-            averaged.append(parameter.grad.lerp(state["momentum"], group["momentum"]).flatten(1))
+            # Of a matrix in shards (FSDP2) every process sees the whole: its singular values are no shard's.
+            averaged.append(gathered(parameter.grad.lerp(state["momentum"], group["momentum"])).flatten(1))
         for parameter, direction in zip(parameters, _orthogonalise_shared(averaged), strict=True):
             scale = 0.2 * max(direction.shape) ** 0.5
             if group["weight_decay"]:
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
-            parameter.add_(direction.view_as(parameter), alpha=-group["lr"] * scale)
+            step = like(direction.view(parameter.shape), parameter)
+            parameter.add_(step, alpha=-group["lr"] * scale)
 
     def _adamw(self, parameter: nn.Parameter, group: dict) -> None:
         state = self.state[parameter]

@@ -17,9 +17,11 @@ from genkit.evaluation.toy_picture import PictureRequest
 from genkit.families.lookup import able
 from genkit.training.data.world.clips import LatentPool
 from genkit.training.data.world.references import ReferenceClips, ReferencePictures
+from genkit.training.engine.checkpoint import load_checkpoint
 from genkit.training.engine.curriculum import batch_for
-from genkit.training.engine.loop import LoopConfig, load_checkpoint, process_rank, train, wait_for_all
+from genkit.training.engine.loop import LoopConfig, process_rank, train
 from genkit.training.engine.optim import muon_adamw
+from genkit.training.engine.warm_start import begin_from
 from genkit.training.tasks.agent import AgentTask
 from genkit.training.tasks.base import PatchTask, mean_loss, patch_loss
 from genkit.training.tasks.context import ContextTask
@@ -27,7 +29,7 @@ from genkit.training.tasks.denoisers import UNetDenoiser, denoiser_of
 from genkit.training.tasks.reference import PICTURE_SHIFT, PICTURE_STAGES, ReferenceTask
 from genkit.training.toys.av.pool import SoundPool
 from genkit.training.toys.shared.autoencoder import use_onednn
-from genkit.training.toys.shared.making import Making, Options, adopt_checkpoint, exit_code
+from genkit.training.toys.shared.making import Making, Options, exit_code
 
 STAGE = "weights"
 
@@ -90,8 +92,8 @@ class PatchKind:
             steps=options.steps or None,
             warmup=20,
             decay_from=0.4,
-            average=0.99,
-            sample_seconds=60 * options.sample_minutes,
+            ema_decay=0.99,
+            validation_seconds=60 * options.sample_minutes,
             begin=options.begin,
         )
 
@@ -100,12 +102,10 @@ class PatchKind:
         if options.measure < 0:
             raise UsageError(f"--measure must be 0 or more, got {options.measure}")
         config = self.loop(options)
-        if options.start_from and process_rank() == 0:
-            adopt_checkpoint(options.start_from, config.folder / "checkpoint.pt")
-        wait_for_all()
         # A resumed run draws other clips than the first did.
         rng = np.random.default_rng((options.seed, int(time.time()), process_rank()))
         task = self.build(options, load_pipeline(options.model, self.families), rng)
+        begin_from(options.start_from, task, config.folder / "checkpoint.pt")
         names = () if self.muon else ("",)  # every name has an empty part
         optimizer = muon_adamw(task.named_parameters(), lr=options.lr, adam_names=names)
         before = self.measured(options, task) if options.measure else None
@@ -118,10 +118,10 @@ class PatchKind:
             with open(config.folder / "probe.jsonl", "a") as file:
                 file.write(json.dumps(row) + "\n")
 
-        average = train(task, optimizer, loss, config, sample, title=self.name)
+        ema = train(task, optimizer, loss, config, sample, title=self.name)
         if process_rank():
             return
-        with average.applied(task):
+        with ema.applied(task):
             target = (options.output or options.folder) / f"{self.name}.safetensors"
             target.parent.mkdir(parents=True, exist_ok=True)
             print(f"written: {task.weights.save(target)}")

@@ -11,8 +11,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from genkit.training.engine.loop import load_checkpoint, process_rank, train, wait_for_all
+from genkit.training.engine.checkpoint import load_ema
+from genkit.training.engine.loop import process_rank, train
 from genkit.training.engine.optim import muon_adamw
+from genkit.training.engine.warm_start import begin_from
 from genkit.training.toys.av.model import ADAM_NAMES, ToyAv, av_loss
 from genkit.training.toys.av.parts import build_audio_vae, build_av_video_vae, build_vocoder
 from genkit.training.toys.av.pool import SoundPool
@@ -20,7 +22,7 @@ from genkit.training.toys.av.probe import sound_probe
 from genkit.training.toys.av.vae import AudioVae, AvVideoVae, spectrum_loss, standardise_clips, standardise_sounds
 from genkit.training.toys.shared import cards
 from genkit.training.toys.shared.assemble import write_folder
-from genkit.training.toys.shared.making import Making, Options, adopt_checkpoint, newest
+from genkit.training.toys.shared.making import Making, Options, newest
 from genkit.training.toys.video.vae import vae_loss
 
 FLOW_SHIFT = 4.0
@@ -68,11 +70,11 @@ def train_vae(options: Options) -> None:
         return
     module = AvVideoVae(build_av_video_vae())
     optimizer = muon_adamw(module.named_parameters(), lr=2e-3)
-    config = MAKING.loop(options, "vae", lr=2e-3, warmup=20, decay_from=0.2, average=0.99)
-    average = train(module, optimizer, vae_loss(options.seed), config, title="video autoencoder")
+    config = MAKING.loop(options, "vae", lr=2e-3, warmup=20, decay_from=0.2, ema_decay=0.99)
+    ema = train(module, optimizer, vae_loss(options.seed), config, title="video autoencoder")
     if process_rank():
         return
-    with average.applied(module):
+    with ema.applied(module):
         vae = module.to("cpu").vae
         standardise_clips(vae)
         vae.save_pretrained(options.folder / "vae" / "final")
@@ -98,12 +100,12 @@ def sharpen_decoder(options: Options) -> None:
         return
     module = AvVideoVae(load_video_vae(options, "vae"), frozen=True)
     optimizer = muon_adamw(module.named_parameters(), lr=1.2e-3)
-    config = MAKING.loop(options, "decoder", lr=1.2e-3, warmup=20, decay_from=0.2, average=0.99)
+    config = MAKING.loop(options, "decoder", lr=1.2e-3, warmup=20, decay_from=0.2, ema_decay=0.99)
     loss = vae_loss(options.seed + 1, crop=64, noise=0.06, vary=True)
-    average = train(module, optimizer, loss, config, title="decoder")
+    ema = train(module, optimizer, loss, config, title="decoder")
     if process_rank():
         return
-    with average.applied(module):
+    with ema.applied(module):
         module.to("cpu").vae.save_pretrained(options.folder / "decoder" / "final")
 
 
@@ -113,11 +115,11 @@ def train_sound(options: Options) -> None:
         return
     module = AudioVae(build_audio_vae())
     optimizer = muon_adamw(module.named_parameters(), lr=2e-3)
-    config = MAKING.loop(options, "sound", lr=2e-3, warmup=20, decay_from=0.2, average=0.99)
-    average = train(module, optimizer, spectrum_loss(options.seed), config, title="audio autoencoder")
+    config = MAKING.loop(options, "sound", lr=2e-3, warmup=20, decay_from=0.2, ema_decay=0.99)
+    ema = train(module, optimizer, spectrum_loss(options.seed), config, title="audio autoencoder")
     if process_rank():
         return
-    with average.applied(module):
+    with ema.applied(module):
         vae = module.to("cpu").vae
         standardise_sounds(vae)
         vae.save_pretrained(options.folder / "sound" / "final")
@@ -152,11 +154,9 @@ def train_transformer(options: Options) -> None:
     rng = np.random.default_rng((options.seed, int(time.time()), process_rank()))
     pool = SoundPool(vae, rng, fresh=0.08, audio_vae=audio_vae)
     config = MAKING.loop(
-        options, "transformer", lr=1.2e-3, warmup=40, decay_from=0.3, average=0.996, checkpoint_seconds=180
+        options, "transformer", lr=1.2e-3, warmup=40, decay_from=0.3, ema_decay=0.996, checkpoint_seconds=180
     )
-    if options.start_from and process_rank() == 0:
-        adopt_checkpoint(options.start_from, config.folder / "checkpoint.pt")
-    wait_for_all()
+    begin_from(options.start_from, model, config.folder / "checkpoint.pt")
     if torch.cuda.is_available():
         for part in (vae, sharp, audio_vae):
             part.to("cuda")
@@ -176,7 +176,7 @@ def assemble(options: Options) -> None:
     if process_rank():
         return
     model = ToyAv()
-    model.load_state_dict(load_checkpoint(options.folder / "transformer" / "checkpoint.pt")["average"])
+    load_ema(model, options.folder / "transformer" / "checkpoint.pt")
     target = options.output or options.folder / "model"
     vae, audio_vae = load_video_vae(options, "decoder", "vae"), load_audio_vae(options)
     print(f"written: {assemble_toy_av(model, vae, audio_vae, target, MAKING.facts(options))}")

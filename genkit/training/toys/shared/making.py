@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from genkit.errors import GenkitError, UsageError
-from genkit.training.engine.loop import LoopConfig, atomic_save, load_checkpoint, wait_for_all
+from genkit.training.engine.checkpoint import load_checkpoint
+from genkit.training.engine.loop import LoopConfig, wait_for_all
 
 Options = argparse.Namespace
 
@@ -96,7 +97,7 @@ class Making:
         return LoopConfig(
             folder=options.folder / stage,
             seconds=self.budget(options, stage),
-            sample_seconds=60 * options.sample_minutes,
+            validation_seconds=60 * options.sample_minutes,
             begin=options.begin if stage == self.main else 0.0,
             **more,
         )
@@ -150,12 +151,3 @@ def newest(folder: Path, *stages: str) -> Path:
         if (folder / stage / "final").exists():
             return folder / stage / "final"
     raise UsageError(f"no finished autoencoder in {folder}: run --stage vae first")
-
-
-def adopt_checkpoint(source: Path, target: Path) -> None:
-    """Begin a run with the state of an earlier one and a fresh budget; a run that has begun goes on undisturbed."""
-    if target.exists():
-        return
-    state = load_checkpoint(source)
-    earlier = state.get("earlier_seconds", 0.0) + state["seconds"]
-    atomic_save({**state, "seconds": 0.0, "earlier_seconds": earlier}, target)

@@ -12,11 +12,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from genkit.errors import ArtifactError
 from genkit.training.data.world.pictures import PicturePool, PictureSize
-from genkit.training.engine.loop import load_checkpoint, process_rank, train, wait_for_all
+from genkit.training.engine.checkpoint import load_ema
+from genkit.training.engine.loop import process_rank, train
 from genkit.training.engine.optim import muon_adamw
-from genkit.training.toys.shared.making import Making, Options, adopt_checkpoint, newest
+from genkit.training.engine.warm_start import begin_from
+from genkit.training.toys.shared.making import Making, Options, newest
 from genkit.training.toys.shared.picture_task import picture_loss, picture_probe
 from genkit.training.toys.shared.picture_vae import PictureVae, build_picture_vae, picture_vae_loss, standardise_latents
 
@@ -67,7 +68,7 @@ def picture_making(
         if process_rank():
             return
         model = build(options)
-        model.load_state_dict(load_checkpoint(options.folder / "denoiser" / "checkpoint.pt")["average"])
+        load_ema(model, options.folder / "denoiser" / "checkpoint.pt")
         target = options.output or options.folder / "model"
         print(f"written: {assemble(model, load_vae(options, 'decoder', 'vae'), target, making.facts(options))}")
 
@@ -96,11 +97,11 @@ def train_vae(making: Making, options: Options) -> None:
         return
     module = PictureVae(build_picture_vae())
     optimizer = muon_adamw(module.named_parameters(), lr=2e-3)
-    config = making.loop(options, "vae", lr=2e-3, warmup=20, decay_from=0.2, average=0.99)
-    average = train(module, optimizer, picture_vae_loss(options.seed), config, title="autoencoder")
+    config = making.loop(options, "vae", lr=2e-3, warmup=20, decay_from=0.2, ema_decay=0.99)
+    ema = train(module, optimizer, picture_vae_loss(options.seed), config, title="autoencoder")
     if process_rank():
         return
-    with average.applied(module):
+    with ema.applied(module):
         module.to("cpu")
         standardise_latents(module.vae)
         module.vae.save_pretrained(options.folder / "vae" / "final")
@@ -112,12 +113,12 @@ def sharpen_decoder(making: Making, options: Options) -> None:
         return
     module = PictureVae(load_vae(options, "vae"), frozen=True)
     optimizer = muon_adamw(module.named_parameters(), lr=1.2e-3)
-    config = making.loop(options, "decoder", lr=1.2e-3, warmup=20, decay_from=0.2, average=0.99)
+    config = making.loop(options, "decoder", lr=1.2e-3, warmup=20, decay_from=0.2, ema_decay=0.99)
     loss = picture_vae_loss(options.seed + 1, crop=64, noise=0.08, vary=True)
-    average = train(module, optimizer, loss, config, title="decoder")
+    ema = train(module, optimizer, loss, config, title="decoder")
     if process_rank():
         return
-    with average.applied(module):
+    with ema.applied(module):
         module.to("cpu").vae.save_pretrained(options.folder / "decoder" / "final")
 
 
@@ -133,11 +134,9 @@ def train_denoiser(
     rng = np.random.default_rng((options.seed, int(time.time()), process_rank()))
     pool = PicturePool(vae, rng, fresh=0.1, inpaint=inpaint)
     config = making.loop(
-        options, "denoiser", lr=1.2e-3, warmup=40, decay_from=0.3, average=0.996, checkpoint_seconds=180
+        options, "denoiser", lr=1.2e-3, warmup=40, decay_from=0.3, ema_decay=0.996, checkpoint_seconds=180
     )
-    if options.start_from:
-        begin_from(options.start_from, model, config.folder / "checkpoint.pt")
-    wait_for_all()
+    begin_from(options.start_from, model, config.folder / "checkpoint.pt")
     if torch.cuda.is_available():
         vae.to("cuda")
         sharp.to("cuda")
@@ -150,22 +149,3 @@ def train_denoiser(
 
     loss = picture_loss(pool, model, options.seed + 2, options.tokens, shift)
     train(model, optimizer, loss, config, sample, making.name)
-
-
-def begin_from(source: Path, model: nn.Module, target: Path) -> None:
-    """Begin with an earlier run: its whole state where the models are alike; its averaged weights, with zeros for the
-    input channels it lacks, where the model reads more."""
-    if target.exists():
-        return
-    state, own = load_checkpoint(source)["average"], model.state_dict()
-    if {name: value.shape for name, value in state.items()} == {name: value.shape for name, value in own.items()}:
-        if process_rank() == 0:
-            adopt_checkpoint(source, target)
-        return
-    for name, value in own.items():
-        given = state.get(name)
-        narrower = given is not None and given.ndim == value.ndim > 1 and given.shape[1] <= value.shape[1]
-        if not narrower and (given is None or given.shape != value.shape):
-            raise ArtifactError(f"{source} is no run of such a model: {name} differs in shape or is missing")
-        value.zero_()[(slice(None), slice(given.shape[1])) if narrower else ...] = given.to(value)
-    model.load_state_dict(own)

@@ -10,10 +10,12 @@ import torch
 from torch import nn
 
 from genkit.training.data.world.clips import ClipSize, LatentPool
-from genkit.training.engine.loop import load_checkpoint, process_rank, train, wait_for_all
+from genkit.training.engine.checkpoint import load_ema
+from genkit.training.engine.loop import process_rank, train
 from genkit.training.engine.optim import muon_adamw
+from genkit.training.engine.warm_start import begin_from
 from genkit.training.toys.shared.assemble import assemble_toy_video
-from genkit.training.toys.shared.making import Making, Options, adopt_checkpoint, newest
+from genkit.training.toys.shared.making import Making, Options, newest
 from genkit.training.toys.video.model import ToyVideo, diffusion_loss
 from genkit.training.toys.video.probe import probe
 from genkit.training.toys.video.vae import VideoVae, build_video_vae, measure_latents, vae_loss
@@ -35,11 +37,11 @@ def train_vae(options: Options) -> None:
         return
     module = VideoVae(build_video_vae())
     optimizer = muon_adamw(module.named_parameters(), lr=2e-3)
-    config = MAKING.loop(options, "vae", lr=2e-3, warmup=20, decay_from=0.2, average=0.99)
-    average = train(module, optimizer, vae_loss(options.seed), config, title="autoencoder")
+    config = MAKING.loop(options, "vae", lr=2e-3, warmup=20, decay_from=0.2, ema_decay=0.99)
+    ema = train(module, optimizer, vae_loss(options.seed), config, title="autoencoder")
     if process_rank():
         return
-    with average.applied(module):
+    with ema.applied(module):
         vae = module.to("cpu").vae
         mean, std = measure_latents(vae)
         vae.register_to_config(latents_mean=mean, latents_std=std)
@@ -58,12 +60,12 @@ def sharpen_decoder(options: Options) -> None:
         return
     module = VideoVae(_load_vae(options, "vae"), frozen=True)
     optimizer = muon_adamw(module.named_parameters(), lr=1.2e-3)
-    config = MAKING.loop(options, "decoder", lr=1.2e-3, warmup=20, decay_from=0.2, average=0.99)
+    config = MAKING.loop(options, "decoder", lr=1.2e-3, warmup=20, decay_from=0.2, ema_decay=0.99)
     loss = vae_loss(options.seed + 1, crop=56, noise=0.06, vary=True)
-    average = train(module, optimizer, loss, config, title="decoder")
+    ema = train(module, optimizer, loss, config, title="decoder")
     if process_rank():
         return
-    with average.applied(module):
+    with ema.applied(module):
         module.to("cpu").vae.save_pretrained(options.folder / "decoder" / "final")
 
 
@@ -77,11 +79,9 @@ def train_transformer(options: Options) -> None:
         vae, np.random.default_rng((options.seed, int(time.time()), process_rank())), fresh=0.08, two_share=0.25
     )
     config = MAKING.loop(
-        options, "transformer", lr=1.2e-3, warmup=40, decay_from=0.3, average=0.996, checkpoint_seconds=180
+        options, "transformer", lr=1.2e-3, warmup=40, decay_from=0.3, ema_decay=0.996, checkpoint_seconds=180
     )
-    if options.start_from and process_rank() == 0:
-        adopt_checkpoint(options.start_from, config.folder / "checkpoint.pt")
-    wait_for_all()
+    begin_from(options.start_from, model, config.folder / "checkpoint.pt")
 
     def sample(module: nn.Module, step: int) -> None:
         right = probe(module, vae, config.folder, step, ClipSize(17, 128, 128))
@@ -101,7 +101,7 @@ def assemble(options: Options) -> None:
         return
     vae = _load_vae(options, "decoder", "vae")
     model = ToyVideo(vae.config.z_dim)
-    model.load_state_dict(load_checkpoint(options.folder / "transformer" / "checkpoint.pt")["average"])
+    load_ema(model, options.folder / "transformer" / "checkpoint.pt")
     target = options.output or options.folder / "model"
     print(f"written: {assemble_toy_video(model, vae, target, MAKING.facts(options))}")
 
