@@ -44,7 +44,6 @@ from torch.distributed.fsdp import fully_shard
 from genkit.training.engine.loop import LoopConfig, process_rank, train
 
 torch.set_num_threads(1)
-folder, kind = Path(sys.argv[1]), sys.argv[2]
 dist.init_process_group("gloo")
 mesh = init_device_mesh("cpu", (2,))
 looks = []
@@ -65,26 +64,34 @@ def run(name, steps, **more):
     train(model, optimizer_of(model, kind), loss_at, config, validate)
     assert model[2].weight.to_local().shape[0] in (3, 4)
 
-run("whole", 6, validation_seconds=1e-9)
-run("broken", 3)
-run("broken", 6)
-run("accumulated", 3, gradient_accumulation_steps=2)
-assert len(looks) == 6 and len(set(looks)) == 6
+for kind in ("adamw", "muon"):
+    folder = Path(sys.argv[1]) / kind
+    run("whole", 6, validation_seconds=1e-9)
+    run("broken", 3)
+    run("broken", 6)
+    run("accumulated", 3, gradient_accumulation_steps=2)
+assert len(looks) == 12 and len(set(looks)) == 12
 dist.destroy_process_group()
 """
 )
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["adamw", "muon"])
-def test_shards_are_trained_saved_and_resumed_as_one(tmp_path, kind):
-    script = tmp_path / "child.py"
+@pytest.fixture(scope="module")
+def sharded(tmp_path_factory):
+    """The folder of two processes' runs with either optimizer."""
+    folder = tmp_path_factory.mktemp("sharded")
+    script = folder / "child.py"
     script.write_text(CHILD)
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    done = subprocess.run(
-        [sys.executable, *launch, str(script), str(tmp_path), kind], capture_output=True, text=True, timeout=240
-    )
+    command = [sys.executable, *launch, str(script), str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_shards_are_trained_saved_and_resumed_as_one(sharded, tmp_path, kind):
     common: dict = {}
     exec(COMMON, common)
 
@@ -100,7 +107,9 @@ def test_shards_are_trained_saved_and_resumed_as_one(tmp_path, kind):
         train(model, common["optimizer_of"](model, kind), joint, config)
         return load_checkpoint(tmp_path / name / "checkpoint.pt")
 
-    found = {name: load_checkpoint(tmp_path / name / "checkpoint.pt") for name in ("whole", "broken", "accumulated")}
+    found = {
+        name: load_checkpoint(sharded / kind / name / "checkpoint.pt") for name in ("whole", "broken", "accumulated")
+    }
     assert found["whole"]["module"].keys() == {"2.weight", "2.bias", "4.weight", "4.bias"}
     for part in ("module", "ema"):
         for name, value in found["whole"][part].items():
@@ -117,7 +126,7 @@ def test_shards_are_trained_saved_and_resumed_as_one(tmp_path, kind):
     # One process goes on where two with shards stopped.
     with pytest.warns(UserWarning, match=r"written by 2 process\(es\), this run has 1"):
         (tmp_path / "on").mkdir()
-        (tmp_path / "on" / "checkpoint.pt").write_bytes((tmp_path / "broken" / "checkpoint.pt").read_bytes())
+        (tmp_path / "on" / "checkpoint.pt").write_bytes((sharded / kind / "broken" / "checkpoint.pt").read_bytes())
         on = alone("on", 8)
     expected = alone("single-on", 8)
     assert all(torch.allclose(on["module"][key], value, atol=1e-5) for key, value in expected["module"].items())

@@ -323,7 +323,7 @@ class _Run:
         self.accelerator.wait_for_everyone()
 
     def save(self) -> None:
-        """Write the checkpoint; every process takes part, the first one writes."""
+        """Write the checkpoint; every process takes part, the first one writes, all wait until it is there."""
         from accelerate.utils import gather_object
 
         state = {
@@ -335,6 +335,8 @@ class _Run:
         }
         if self.accelerator.is_main_process:
             atomic_save(state, self.path)
+        # Whoever reads it next, in any process, finds it.
+        self.accelerator.wait_for_everyone()
 
     def close(self) -> None:
         """Take down the progress line and what mixed precision put around the module's forward pass."""
