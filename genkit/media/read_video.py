@@ -6,7 +6,7 @@ import bisect
 import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
@@ -50,8 +50,8 @@ class Video:
     seconds: Fraction
     height: int
     width: int
-    told: tuple[str, ...]
-    comment: str | None
+    told: tuple[str, ...] = ()
+    comment: str | None = None
 
     @cached_property
     def constant(self) -> bool:
@@ -94,12 +94,8 @@ def probe_video(path: str | Path) -> Video:
         height, width = _shape(first, stream)
         told = ("the video is interlaced; its frames were taken as they are",) if first.interlaced_frame else ()
     video = Video(Path(path), fps, starts, seconds, height, width, told, comment)
-    return Video(**{**vars_of(video), "seconds": len(starts) / fps}) if video.constant else video
-
-
-def vars_of(video: Video) -> dict[str, Any]:
-    """The fields of a video, without what it has computed."""
-    return {name: getattr(video, name) for name in Video.__dataclass_fields__}
+    # Where the rate is constant, rounded time stamps say less than the number of frames.
+    return replace(video, seconds=len(starts) / fps) if video.constant else video
 
 
 def read_chosen(video: Video, chosen: Sequence[int], size: tuple[int, int] | None = None) -> np.ndarray:

@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 from genkit.errors import UsageError, explain
+from genkit.reading import user_path
 
 #: Between a file and its strength.
 STRENGTH = "@"
@@ -48,7 +49,7 @@ def path_and_strength(text: str, what: str, low: float = -math.inf) -> tuple[Pat
         UsageError: the strength is no finite number, or below ``low``.
     """
     name, separator, given = text.rpartition(STRENGTH)
-    if not separator or os.path.exists(text):
+    if not separator or _exists(text):
         name, given = text, "1"
     try:
         strength = float(given)
@@ -57,7 +58,14 @@ def path_and_strength(text: str, what: str, low: float = -math.inf) -> tuple[Pat
     if not (math.isfinite(strength) and strength >= low):
         allowed = "a number" if low == -math.inf else f"a number >= {low:g}"
         raise UsageError(explain(f"{what} strength", given, f"{allowed}, as in {what.strip('-')}@0.8"))
-    return Path(name).expanduser(), strength
+    return user_path(name, what), strength
+
+
+def _exists(text: str) -> bool:
+    try:
+        return os.path.exists(text)
+    except ValueError:  # a NUL; told by user_path
+        return False
 
 
 def join_pairs(pairs: dict) -> str:

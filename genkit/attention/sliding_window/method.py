@@ -203,7 +203,11 @@ class SlidingWindow(StaticMethod):
         _expect_pairs(q, site)
         mask = site.key_mask
         window = super().attend(
-            q[0::2], k[0::2], v[0::2], dataclasses.replace(site, scale=scale, key_mask=None if mask is None else mask[0::2]), cache
+            q[0::2],
+            k[0::2],
+            v[0::2],
+            dataclasses.replace(site, scale=scale, key_mask=None if mask is None else mask[0::2]),
+            cache,
         )
         full = dense_attention(q[1::2], k[1::2], v[1::2], scale, None if mask is None else mask[1::2])
         return torch.stack([window, full], 1).flatten(0, 1)

@@ -136,7 +136,7 @@ def test_large_and_turned_pictures_are_fitted_and_told(tiny_sd, tmp_path):
     "changes, error, text",
     [
         ({"reference": ()}, UsageError, "needs --reference FILE"),
-        ({"reference": ("none.png",)}, ArtifactError, "none.png does not exist"),
+        ({"reference": ("none.png",)}, ArtifactError, "none.png: it does not exist"),
         ({"reference": ("cat.png@-1",)}, UsageError, "--reference strength"),
         ({"reference": ("broken.png",)}, ArtifactError, "cannot read .*broken.png as an image"),
         ({"reference_box": "0,0,1"}, UsageError, "--reference-box: got '0,0,1', allowed: left,top,right,bottom"),

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from genkit.errors import ArtifactError, UnsupportedError, UsageError
+from genkit.errors import UnsupportedError, UsageError
 from genkit.families.lookup import able, can
 from genkit.families.sizes import SizeRule
-from genkit.media import AAC_RATES, read_mp4, read_sound, resample, resized
+from genkit.media import AAC_RATES, Video, probe_video, read_chosen, read_sound, resample, resized
 from genkit.pipelines.kinds import AUDIO_VIDEO, Kind
 from genkit.pipelines.outputs import fit_sound
-from genkit.reading import file_digest
+from genkit.reading import file_digest, regular, user_path
 
 if TYPE_CHECKING:
     from genkit.pipelines.settings import GenerateSettings
@@ -25,6 +25,7 @@ TASK = "given_half"
 #: What these pipelines make when nobody says how many frames.
 USUAL_FRAMES = 121
 _MP4_RATE = 48000
+_USUAL_SECONDS = 600.0
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Given:
         rate: samples per second of the sound.
         source: the file.
         told: what was changed to make it fit, one line each.
+        video: what the file of a given video holds; its frames are decoded by :meth:`fitted`, as many as are used.
     """
 
     frames: np.ndarray | None = None
@@ -46,10 +48,13 @@ class Given:
     rate: int | None = None
     source: Path | None = None
     told: tuple[str, ...] = field(default=())
+    video: Video | None = None
 
     @property
     def seconds(self) -> Fraction:
         """How long it lasts."""
+        if self.video is not None:
+            return self.video.seconds
         if self.frames is not None:
             return Fraction(len(self.frames)) / self.fps
         return Fraction(len(self.sound), self.rate)
@@ -72,7 +77,7 @@ class Given:
 
     def fitted(self, num_frames: int, fps: Fraction, height: int, width: int) -> Given:
         """The same, as long and as large as the run; ``told`` says what that took."""
-        if self.frames is not None:
+        if self.sound is None:
             return self._fitted_video(num_frames, fps, height, width)
         return self._fitted_sound(num_frames, fps)
 
@@ -91,22 +96,32 @@ class Given:
         return replace(self, sound=sound, rate=rate, told=tuple(told))
 
     def _fitted_video(self, num_frames: int, fps: Fraction, height: int, width: int) -> Given:
-        told, frames = [], self.frames
-        if self.fps != fps:
-            count = max(1, round(self.seconds * fps))
-            # The frame that is shown in the middle of each new one.
-            chosen = [min(int((index + Fraction(1, 2)) / fps * self.fps), len(frames) - 1) for index in range(count)]
-            frames = frames[chosen]
-            told.append(f"the video has {self.fps} frames per second; {count} of its frames were taken for {fps} fps")
-        if len(frames) > num_frames:
-            told.append(f"the video has {len(frames)} frames; the first {num_frames} were taken")
-        elif len(frames) < num_frames:
-            told.append(f"the video has {len(frames)} frames; the last one was repeated up to {num_frames}")
+        clip = self.video if self.video is not None else _in_memory(self.frames, self.fps)
+        told, count = list(clip.told), len(clip.starts)
+        if clip.fps != fps or not clip.constant:
+            count = max(1, round(clip.seconds * fps))
+            kind = f"{clip.fps} frames per second" if clip.constant else "a varying frame rate"
+            told.append(f"the video has {kind}; {count} of its frames were taken for {fps} fps")
+        if count > num_frames:
+            told.append(f"the video has {count} frames; the first {num_frames} were taken")
+        elif count < num_frames:
+            told.append(f"the video has {count} frames; the last one was repeated up to {num_frames}")
+        if (clip.height, clip.width) != (height, width):
+            told.append(f"the video was resized from {clip.width}x{clip.height} to {width}x{height}")
+        chosen = clip.chosen(fps, num_frames)
+        if self.video is not None:
+            frames = read_chosen(clip, chosen, (height, width))
+        else:
+            frames = self.frames[chosen]
+            frames = frames if frames.shape[1:3] == (height, width) else resized(frames, height, width)
         frames = frames[np.minimum(np.arange(num_frames), len(frames) - 1)]
-        if frames.shape[1:3] != (height, width):
-            told.append(f"the video was resized from {frames.shape[2]}x{frames.shape[1]} to {width}x{height}")
-            frames = resized(frames, height, width)
         return replace(self, frames=np.ascontiguousarray(frames), fps=fps, told=tuple(told))
+
+
+def _in_memory(frames: np.ndarray, fps: Fraction) -> Video:
+    """Frames of a constant rate, described as those of a file are."""
+    starts = tuple(index / fps for index in range(len(frames)))
+    return Video(Path(), fps, starts, len(frames) / fps, *frames.shape[1:3])
 
 
 def read_given(settings: GenerateSettings, pipeline_class: type, kind: Kind) -> Given | None:
@@ -127,11 +142,15 @@ def read_given(settings: GenerateSettings, pipeline_class: type, kind: Kind) -> 
         raise UsageError(f"{flag} and --upscale exclude each other; leave one out")
     if not can(TASK, pipeline_class.__name__):
         raise UnsupportedError(f"{flag} is known for {', '.join(able(TASK))}, not for {pipeline_class.__name__}")
-    path = Path(name).expanduser()
-    if not path.is_file():
-        raise ArtifactError(f"{flag} {path} does not exist")
+    path = regular(user_path(name, flag), flag)
     if settings.audio:
-        sound, rate = read_sound(path)
+        sound, rate = read_sound(path, _longest(settings))
         return Given(sound=sound, rate=rate, source=path)
-    frames, fps, *_ = read_mp4(path)
-    return Given(frames=frames, fps=fps, source=path)
+    video = probe_video(path)
+    return Given(fps=video.fps, source=path, video=video)
+
+
+def _longest(settings: GenerateSettings) -> float:
+    """Seconds of sound to decode: what the run lasts where that is known, and never less than ten minutes."""
+    known = settings.num_frames is not None and settings.fps is not None
+    return max(_USUAL_SECONDS, settings.num_frames / Fraction(settings.fps)) if known else _USUAL_SECONDS

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from genkit.errors import ArtifactError, UsageError, explain
+from genkit.errors import UsageError, explain
 from genkit.media import read_image, resized
 from genkit.pipelines.settings import GenerateSettings
 from genkit.pipelines.text import STRENGTH, join_pairs, parse_pairs, path_and_strength
-from genkit.reading import file_digest
+from genkit.reading import file_digest, regular
 
 METHOD = "reference"
 _BOX = "left,top,right,bottom as shares of the canvas from 0 to 1, such as 0.25,0.25,0.75,0.75"
@@ -68,8 +68,9 @@ def read_references(settings: GenerateSettings, pipeline_class: str, multiple: i
     found = []
     for text in settings.reference:
         path, strength = parse_reference(text)
-        picture, told = _fitted(read_image(path)[0][0], multiple, settings.height, settings.width, path)
-        found.append(ReferencePicture(picture, strength, path, told))
+        read = read_image(path, 1)
+        picture, told = _fitted(read.frames[0], multiple, settings.height, settings.width, path)
+        found.append(ReferencePicture(picture, strength, path, (*read.told, *told)))
     return tuple(found)
 
 
@@ -80,9 +81,7 @@ def parse_reference(text: str) -> tuple[Path, float]:
         UsageError: the strength is no number of 0 or more. ArtifactError: the file does not exist.
     """
     path, strength = path_and_strength(text, "--reference", low=0)
-    if not path.is_file():
-        raise ArtifactError(f"--reference {path} does not exist")
-    return path, strength
+    return regular(path, "--reference"), strength
 
 
 def parse_box(text: str | None) -> tuple[float, ...] | None:
