@@ -76,6 +76,12 @@ def test_python_examples_run(page, folder, capsys):
                 exec(code, names)
 
 
+@pytest.mark.parametrize("script", sorted((reader.ROOT / "examples").glob("*.py")), ids=lambda path: path.name)
+def test_example_scripts_run(script, folder, capsys):
+    exec(compile(small(script.read_text()), str(script), "exec"), {"__name__": "__main__"})
+    assert f"]({script.name})" in (script.parent / "README.md").read_text()
+
+
 @pytest.mark.parametrize("page", pages_with(["yaml"]), ids=reader.name)
 def test_yaml_examples_are_yaml(page):
     for block in reader.blocks(page):
@@ -119,7 +125,7 @@ def test_genkit_lines_run(page, folder, capsys):
 
 @pytest.mark.parametrize("page", pages_with(SHELL), ids=reader.name)
 def test_every_line_is_one_command(page):
-    for line, parsed_only in shell_lines(page):
+    for line, _ in shell_lines(page):
         words = reader.words(line)
         assert "genkit" not in words[1:] and not {"&&", ";", "|"} & set(words), f"paste fails: {line}"
         assert words[0] in ("genkit", "make", "python", "accelerate", "git", "pip", "cd", ".ci/run", "pre-commit"), line
