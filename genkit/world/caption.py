@@ -45,8 +45,12 @@ def actor_phrase(actor: Actor, rng: np.random.Generator | None = None, size: boo
     words = [*filter(None, [texture]), actor.colour, pick(SHAPE_WORDS[actor.shape])]
     if size and SIZE_WORDS[actor.size] and actor.motion not in ("grow", "shrink"):
         words.insert(0, pick(SIZE_WORDS[actor.size]))
-    article = "an" if words[0] == "orange" else "a"
-    return " ".join([article, *words])
+    return " ".join([article(words[0]), *words])
+
+
+def article(word: str) -> str:
+    """The indefinite article before a word of the grammar."""
+    return "an" if word == "orange" else "a"
 
 
 def caption(
@@ -79,13 +83,14 @@ def caption(
     subject = " and ".join(parts)
     if not background:
         return subject
+    ground = f"{article(scene.background)} {scene.background} background"
     if rng is None:
-        return f"{subject} on a {scene.background} background"
+        return f"{subject} on {ground}"
     template = rng.integers(8)
     if template < 4:
-        return f"{subject} on a {scene.background} background"
+        return f"{subject} on {ground}"
     if template == 4:
-        return f"on a {scene.background} background {subject}"
+        return f"on {ground} {subject}"
     if template == 5:
         return f"{subject}, {scene.background} background"
     if template == 6:

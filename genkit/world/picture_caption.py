@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from genkit.world.caption import actor_phrase
+from genkit.world.caption import actor_phrase, article
 from genkit.world.picture_scene import Picture
 from genkit.world.vocabulary import BACKGROUNDS, COLOURS, SHAPE_WORDS, SIZE_WORDS
 
@@ -46,9 +46,9 @@ def picture_caption(picture: Picture, rng: np.random.Generator | None = None) ->
     ground = picture.background
     template = 0 if rng is None else int(rng.integers(10))
     if template < 4:
-        return f"{subject} on a {ground} background"
+        return f"{subject} on {article(ground)} {ground} background"
     if template == 4:
-        return f"on a {ground} background {subject}"
+        return f"on {article(ground)} {ground} background {subject}"
     if template == 5:
         return f"{subject}, {ground} background"
     if template == 6:

@@ -8,6 +8,7 @@ sizes and backgrounds are those of the moving world (:mod:`genkit.world.scene`).
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -15,7 +16,7 @@ import numpy as np
 from genkit.errors import UsageError, explain
 from genkit.world.render import SHAPE_EXTENTS
 from genkit.world.scene import MARGIN, SPLITS, Actor, Tracks, pick
-from genkit.world.vocabulary import BACKGROUNDS, COLOURS, HELD_OUT_PAIRS, RADII, SHAPES, SIZES
+from genkit.world.vocabulary import BACKGROUNDS, COLOURS, FIRST_BACKGROUNDS, HELD_OUT_PAIRS, RADII, SHAPES, SIZES
 
 TEXTURES: tuple[str, ...] = ("plain", "striped", "dotted")
 #: Unit step from the second object to the first, in (right, down).
@@ -123,6 +124,7 @@ def draw_picture(
     split: str = "train",
     actors: int | None = None,
     shares: tuple[float, float, float] = (0.4, 0.4, 0.2),
+    backgrounds: Sequence[str] = FIRST_BACKGROUNDS,
 ) -> tuple[Picture, Placement]:
     """Draw a picture and a placement at random; scenes that have no room on the canvas are drawn again.
 
@@ -133,6 +135,7 @@ def draw_picture(
         actors: 1, 2 or 3; by default drawn from ``shares``, as many as the canvas holds: one below 80 pixels of the
             shorter side, at most two below 120.
         shares: probabilities of one, two and three actors.
+        backgrounds: names to draw the background from.
     """
     if split not in SPLITS:
         raise UsageError(explain("split", split, SPLITS))
@@ -145,7 +148,7 @@ def draw_picture(
     weights = np.array(shares[:most])
     while True:
         count = actors or 1 + int(rng.choice(most, p=weights / weights.sum()))
-        picture = _draw(rng, count)
+        picture = _draw(rng, count, backgrounds)
         if split not in ("any", picture_split(picture)):
             continue
         placement = place(picture, height, width, rng)
@@ -153,9 +156,9 @@ def draw_picture(
             return picture, placement
 
 
-def _draw(rng: np.random.Generator, count: int) -> Picture:
+def _draw(rng: np.random.Generator, count: int, backgrounds: Sequence[str]) -> Picture:
     names = rng.permutation(list(COLOURS))[:count].tolist()
-    background = pick(rng, [name for name in BACKGROUNDS if name not in names])
+    background = pick(rng, [name for name in backgrounds if name not in names])
     # Three big objects have no room; one of two or three may stand out.
     sizes = [pick(rng, SIZES if count < 3 else SIZES[:2]) for _ in names]
     cast = tuple(

@@ -11,7 +11,7 @@ from genkit.world.picture_render import render_picture
 from genkit.world.picture_scene import Picture, place
 from genkit.world.scene import pick
 from genkit.world.subject import subject_caption
-from genkit.world.vocabulary import BACKGROUNDS
+from genkit.world.vocabulary import FIRST_BACKGROUNDS
 
 # Stripes and dots change their colour on white, where they are black: the reference must show the same object.
 _WHITE = "white"
@@ -37,7 +37,7 @@ def draw_picture_subject(picture: Picture, rng: np.random.Generator, height: int
         uint8 (height, width, 3).
     """
     actor = picture.actors[0]
-    grounds = [name for name in BACKGROUNDS if name not in (actor.colour, picture.background)]
+    grounds = [name for name in FIRST_BACKGROUNDS if name not in (actor.colour, picture.background)]
     if actor.texture != "plain":
         same = [name for name in grounds if (name == _WHITE) == (picture.background == _WHITE)]
         grounds = same or [picture.background]

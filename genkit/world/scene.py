@@ -7,6 +7,7 @@ A :class:`Scene` is the discrete description (the ground truth of a caption). :f
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +17,7 @@ from genkit.world.vocabulary import (
     BACKGROUNDS,
     COLOURS,
     DIRECTIONS,
+    FIRST_BACKGROUNDS,
     HELD_OUT_PAIRS,
     MOTIONS,
     RADII,
@@ -110,6 +112,7 @@ def draw_scene(
     actors: int | None = None,
     moving: bool = True,
     two_share: float = 0.25,
+    backgrounds: Sequence[str] = FIRST_BACKGROUNDS,
 ) -> Scene:
     """Draw a scene at random from a split.
 
@@ -119,6 +122,7 @@ def draw_scene(
         actors: 1 or 2; by default two with probability ``two_share``.
         moving: False for pictures, whose actors are all ``still``.
         two_share: probability of a second actor.
+        backgrounds: names to draw the background from.
     """
     if split not in SPLITS:
         raise UsageError(f"split: got {split!r}, allowed: {', '.join(SPLITS)}")
@@ -127,7 +131,7 @@ def draw_scene(
         count = actors or (2 if rng.random() < two_share else 1)
         first = int(rng.integers(len(names)))
         colours = [names[first], names[(first + int(rng.integers(1, len(names)))) % len(names)]][:count]
-        background = pick(rng, [name for name in BACKGROUNDS if name not in colours])
+        background = pick(rng, [name for name in backgrounds if name not in colours])
         cast = []
         for colour in colours:
             shape = pick(rng, SHAPES)

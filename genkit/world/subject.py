@@ -10,7 +10,7 @@ from genkit.world.caption import motion_phrase
 from genkit.world.picture_scene import Picture
 from genkit.world.render import SHAPE_EXTENTS, render_clip
 from genkit.world.scene import Scene, Tracks, lay_out, pick
-from genkit.world.vocabulary import BACKGROUNDS
+from genkit.world.vocabulary import FIRST_BACKGROUNDS
 
 # Half the diagonal of a square in units of its radius; the cross is shorter, the triangle's corner is in its extents.
 _TURNED_REACH = 1.26
@@ -49,7 +49,7 @@ def draw_subject_picture(scene: Scene, rng: np.random.Generator, height: int = 9
         uint8 (height, width, 3).
     """
     actor = replace(scene.actors[0], motion="still")
-    ground = pick(rng, [name for name in BACKGROUNDS if name not in (actor.colour, scene.background)])
+    ground = pick(rng, [name for name in FIRST_BACKGROUNDS if name not in (actor.colour, scene.background)])
     alone = Scene((actor,), ground)
     return render_clip(alone, lay_out(alone, 1, height, width, rng), height, width)[0]
 

@@ -22,7 +22,15 @@ BACKGROUNDS: dict[str, tuple[int, int, int]] = {
     "blue": COLOURS["blue"],
     "green": COLOURS["green"],
     "purple": COLOURS["purple"],
+    "red": COLOURS["red"],
+    "yellow": COLOURS["yellow"],
+    "orange": COLOURS["orange"],
+    "cyan": COLOURS["cyan"],
+    "pink": COLOURS["pink"],
 }
+#: Backgrounds that scenes are drawn with unless others are named: those that the first shipped models were trained on,
+#: so that their prompts in tests and benchmarks stay what they are.
+FIRST_BACKGROUNDS: tuple[str, ...] = ("black", "white", "gray", "blue", "green", "purple")
 SHAPES: tuple[str, ...] = ("circle", "square", "triangle", "cross")
 SIZES: tuple[str, ...] = ("small", "medium", "big")
 DIRECTIONS: dict[str, tuple[int, int]] = {

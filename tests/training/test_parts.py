@@ -121,3 +121,10 @@ def test_every_caption_word_is_known_and_distinct_for_the_encoder():
         encoder(**tokenizer(text, return_tensors="pt")).last_hidden_state for text in ("a red circle", "a blue circle")
     )
     assert (red - blue).abs().max() > 0.1
+
+
+def test_bfloat16_evens_out_singular_values_well_enough():
+    torch.manual_seed(0)
+    result = orthogonalise(torch.randn(40, 90).bfloat16())
+    values = torch.linalg.svdvals(result.float())
+    assert result.dtype == torch.bfloat16 and 0.5 < values.min() and values.max() < 1.35

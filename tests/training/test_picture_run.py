@@ -98,7 +98,7 @@ def test_the_inpainting_form_goes_on_from_the_plain_one(image_run, tmp_path):
 
 @pytest.mark.slow
 def test_toy_dit_is_made_and_generates_from_the_command_line(image_run, tmp_path):
-    make(toy_dit_run.MAKING, tmp_path, "--vae", str(image_run))
+    make(toy_dit_run.MAKING, tmp_path, "--vae", str(image_run), "--text-steps", "2")
     model = tmp_path / "model"
     assert sum(path.stat().st_size for path in model.rglob("*")) < 20e6
     command = [sys.executable, "-m", "genkit", "generate", "a striped blue square left of a small red circle"]

@@ -16,7 +16,7 @@ SCRIPT = Path(__file__).parents[2] / "scripts" / "train_toy_video.py"
 def test_all_stages_give_a_pipeline(tmp_path):
     command = [sys.executable, str(SCRIPT), "--folder", str(tmp_path), "--minutes", "0.02", "--sample-minutes", "0"]
     for _ in range(2):
-        subprocess.run([*command, "--tokens", "400"], check=True, capture_output=True)
+        subprocess.run([*command, "--tokens", "400", "--text-steps", "2"], check=True, capture_output=True)
     from diffusers import DiffusionPipeline
 
     pipeline = DiffusionPipeline.from_pretrained(tmp_path / "model")

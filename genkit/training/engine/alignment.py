@@ -141,6 +141,6 @@ class AlignmentHead(nn.Module):
 
     def loss(self, features: torch.Tensor) -> torch.Tensor:
         """Mean squared error against features (B, ..., FEATURES), one set per token, of the last forward pass."""
-        guess = self.read(self.norm(self._seen))
+        guess = self.read(self.norm(self._seen.float()))
         self._seen = None
         return torch.nn.functional.mse_loss(guess, features.flatten(1, -2).to(guess))

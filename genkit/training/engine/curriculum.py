@@ -53,8 +53,8 @@ def draw_sigma(count: int, shift: float, generator: torch.Generator) -> torch.Te
     return shift * sigma / (1 + (shift - 1) * sigma)
 
 
-def draw_levels(count: int, shift: float, generator: torch.Generator) -> torch.Tensor:
-    """Noise levels (count,) in 0..1: a fifth even, the others as :func:`draw_sigma` draws them."""
+def draw_levels(count: int, shift: float, generator: torch.Generator, even_share: float = _EVEN) -> torch.Tensor:
+    """Noise levels (count,) in 0..1: ``even_share`` of them even, the others as :func:`draw_sigma` draws them."""
     even = torch.rand(count, generator=generator)
-    chosen = torch.rand(count, generator=generator) < _EVEN
+    chosen = torch.rand(count, generator=generator) < even_share
     return torch.where(chosen, even, draw_sigma(count, shift, generator))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -15,7 +16,8 @@ from genkit.training.engine.curriculum import Size
 from genkit.training.toys.shared.autoencoder import as_tensor, use_onednn
 from genkit.world.picture_scene import Picture
 from genkit.world.render import render_clip
-from genkit.world.scene import Scene, draw_scene, lay_out
+from genkit.world.scene import Scene, Tracks, actor_gap, draw_scene, lay_out
+from genkit.world.vocabulary import FIRST_BACKGROUNDS
 
 
 @dataclass(frozen=True)
@@ -36,8 +38,8 @@ class ClipSize:
 
     @property
     def room_for_two(self) -> bool:
-        """Whether two objects stay apart: moving ones need a larger canvas."""
-        return min(self.height, self.width) >= (128 if self.frames > 1 else 96)
+        """Whether the canvas holds two objects that stay apart."""
+        return min(self.height, self.width) >= 96
 
 
 @dataclass
@@ -102,10 +104,12 @@ class LatentPool(Pool):
     """Encoded clips of the moving world.
 
     Args:
-        two_share: share of scenes with two objects.
+        two_share: share of scenes with two objects, where the canvas holds them.
+        backgrounds: names to draw backgrounds from.
     """
 
-    two_share: float = 0.2
+    two_share: float = 0.5
+    backgrounds: Sequence[str] = FIRST_BACKGROUNDS
 
     def __post_init__(self):
         use_onednn(self.vae)
@@ -114,14 +118,24 @@ class LatentPool(Pool):
     def encode(self, size: ClipSize, count: int) -> list[Sample]:
         scenes, clips, features = [], [], []
         for _ in range(count):
-            two = self.two_share if size.room_for_two else 0.0
-            scene = draw_scene(self.rng, moving=size.frames > 1, two_share=two)
-            tracks = lay_out(scene, size.frames, size.height, size.width, self.rng)
+            scene, tracks = draw_apart(self.rng, size, self.two_share, self.backgrounds)
             scenes.append(scene)
             clips.append(render_clip(scene, tracks, size.height, size.width))
             features.append(torch.from_numpy(scene_features(scene, tracks, size.height, size.width)))
         latents = encode_clips(self.vae, np.stack(clips))
         return [Sample(*row) for row in zip(latents, scenes, features, strict=True)]
+
+
+def draw_apart(
+    rng: np.random.Generator, size: ClipSize, two_share: float, backgrounds: Sequence[str] = FIRST_BACKGROUNDS
+) -> tuple[Scene, Tracks]:
+    """A scene and its tracks; two objects that would touch are drawn again, so the caption tells what can be seen."""
+    two = rng.random() < two_share and size.room_for_two
+    while True:
+        scene = draw_scene(rng, actors=2 if two else 1, moving=size.frames > 1, backgrounds=backgrounds)
+        tracks = lay_out(scene, size.frames, size.height, size.width, rng)
+        if actor_gap(tracks) > 0:
+            return scene, tracks
 
 
 def encode_clips(vae: nn.Module, clips: np.ndarray) -> torch.Tensor:

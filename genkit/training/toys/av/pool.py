@@ -14,7 +14,7 @@ from genkit.training.engine.alignment import scene_features, sound_features
 from genkit.training.toys.av.parts import BINS, FPS, HOP, TOKENS_PER_SECOND, audio_tokens, spectrum_frames
 from genkit.training.toys.shared.autoencoder import as_tensor, use_onednn
 from genkit.world.render import render_clip
-from genkit.world.scene import Scene, Tracks, draw_scene, lay_out
+from genkit.world.scene import Scene, Tracks, actor_gap, draw_scene, lay_out
 from genkit.world.sound import SAMPLE_RATE, Event, draw_sounding_scene, find_events, render_sound
 
 TONES = Tones(SAMPLE_RATE, HOP, BINS)
@@ -39,12 +39,16 @@ def draw_events(
     rng: np.random.Generator, size: ClipSize, two_share: float
 ) -> tuple[Scene, Tracks, list[Event], tuple[int | None, ...]]:
     """A scene, its tracks, what is heard of it and how often every object bounces, for a size."""
-    two = two_share if size.room_for_two else 0.0
-    if size.frames > 1:
-        scene = draw_sounding_scene(rng, two_share=two)
-    else:
-        scene = draw_scene(rng, moving=False, two_share=two)
-    tracks = lay_out(scene, size.frames, size.height, size.width, rng, holds=True)
+    two = float(size.room_for_two and rng.random() < two_share)
+    while True:
+        if size.frames > 1:
+            scene = draw_sounding_scene(rng, two_share=two)
+        else:
+            scene = draw_scene(rng, moving=False, two_share=two)
+        tracks = lay_out(scene, size.frames, size.height, size.width, rng, holds=True)
+        # Two objects that would touch are drawn again, so that the caption tells what can be seen.
+        if actor_gap(tracks) > 0:
+            break
     counts = tuple(
         len(moments) if actor.motion == "bounce" else None
         for actor, moments in zip(scene.actors, tracks.moments, strict=True)
@@ -69,7 +73,7 @@ class SoundPool(Pool):
     """
 
     audio_vae: nn.Module | None = None
-    two_share: float = 0.2
+    two_share: float = 0.5
 
     def __post_init__(self):
         use_onednn(self.vae)

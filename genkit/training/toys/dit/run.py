@@ -9,7 +9,10 @@ from torch import nn
 from genkit.training.toys.dit.model import ADAM_NAMES, SHIFT, TEXT_SLOTS, ToyDit
 from genkit.training.toys.shared import cards
 from genkit.training.toys.shared.assemble import write_folder
+from genkit.training.toys.shared.making import Options
 from genkit.training.toys.shared.picture_run import picture_making
+from genkit.training.toys.shared.starts import add_text_steps, teach_text
+from genkit.training.toys.shared.text_order import picture_question
 
 SIDECAR = {
     "description": "A Flux model of the toy world: one to three plain, striped or dotted shapes, 128x128",
@@ -54,6 +57,11 @@ def assemble_toy_dit(model: ToyDit, vae: nn.Module, folder: Path, facts: dict) -
     return write_folder(pipeline, folder, SIDECAR, facts, cards.fill(cards.TOY_DIT, transformer, facts, **more))
 
 
+def _teach(options: Options, model: ToyDit) -> None:
+    """Word order for T5, whose padding Flux reads too."""
+    teach_text(options, model.text_encoder_2, model.tokenizer_2, picture_question(), masked=False, slots=TEXT_SLOTS[-1])
+
+
 MAKING = picture_making(
     name="toy-dit",
     minutes=230.0,
@@ -62,4 +70,6 @@ MAKING = picture_making(
     assemble=assemble_toy_dit,
     shift=SHIFT,
     tokens=2400,
+    more=add_text_steps,
+    prepare=_teach,
 )

@@ -60,6 +60,14 @@ class Making:
             default=0.0,
             help="with --start-from: share of the curriculum to skip, such as 0.7 for large canvases alone (default 0)",
         )
+        add("--weights", help="a model (name or folder) whose weights are the start, for want of a checkpoint")
+        add("--lr", type=float, help="peak learning rate of the main stage (default: the plan's)")
+        add(
+            "--mixed-precision",
+            choices=("no", "bf16", "fp16"),
+            help="type of the forward pass's products (default: the launcher's, without one float32); bf16 is quicker "
+            "on processors with AMX and on GPUs",
+        )
         add("--seed", type=int, default=0)
         add("--threads", type=int, help="processor threads (default: what torch chooses)")
         add("--sample-minutes", type=float, default=13.0, help="pause between sample sheets; 0 for none")
@@ -99,6 +107,7 @@ class Making:
             seconds=self.budget(options, stage),
             validation_seconds=60 * options.sample_minutes,
             begin=options.begin if stage == self.main else 0.0,
+            mixed_precision=options.mixed_precision,
             **more,
         )
 

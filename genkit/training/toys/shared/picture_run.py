@@ -16,10 +16,11 @@ from genkit.training.data.world.pictures import PicturePool, PictureSize
 from genkit.training.engine.checkpoint import load_ema
 from genkit.training.engine.loop import process_rank, train
 from genkit.training.engine.optim import muon_adamw
-from genkit.training.engine.warm_start import begin_from
 from genkit.training.toys.shared.making import Making, Options, newest
 from genkit.training.toys.shared.picture_task import picture_loss, picture_probe
 from genkit.training.toys.shared.picture_vae import PictureVae, build_picture_vae, picture_vae_loss, standardise_latents
+from genkit.training.toys.shared.starts import BIAS_FACTOR, begin, weights_folder
+from genkit.world.vocabulary import BACKGROUNDS
 
 SHARES = {"vae": 0.10, "decoder": 0.06, "denoiser": 0.84}
 
@@ -33,6 +34,7 @@ def picture_making(
     shift: float,
     tokens: int = 3600,
     more: Callable[[argparse.ArgumentParser], None] | None = None,
+    prepare: Callable[[Options, nn.Module], None] | None = None,
 ) -> Making:
     """The plan of an image model.
 
@@ -45,6 +47,7 @@ def picture_making(
         shift: of the noise levels in training.
         tokens: default number per step.
         more: adds the model's own options.
+        prepare: called with (options, model) before the first step of the denoiser.
     """
 
     def options_of(parser: argparse.ArgumentParser) -> None:
@@ -53,16 +56,16 @@ def picture_making(
             more(parser)
 
     def vae(options: Options) -> None:
-        if options.vae is None:
+        if options.vae is None and options.weights is None:
             train_vae(making, options)
 
     def decoder(options: Options) -> None:
-        if options.vae is None:
+        if options.vae is None and options.weights is None:
             sharpen_decoder(making, options)
 
     def denoiser(options: Options) -> None:
         model = build(options)
-        train_denoiser(making, options, model, adam_names, shift)
+        train_denoiser(making, options, model, adam_names, shift, prepare)
 
     def finish(options: Options) -> None:
         if process_rank():
@@ -85,9 +88,11 @@ def picture_making(
 
 
 def load_vae(options: Options, *stages: str) -> nn.Module:
-    """The newest finished autoencoder of this run, or of the one that ``--vae`` names."""
+    """The newest finished autoencoder of this run, of ``--vae``'s run, or that of the model of ``--weights``."""
     from diffusers import AutoencoderKL
 
+    if options.weights:
+        return AutoencoderKL.from_pretrained(weights_folder(options.weights) / "vae", dtype=torch.float32)
     return AutoencoderKL.from_pretrained(newest(options.vae or options.folder, *stages))
 
 
@@ -123,20 +128,26 @@ def sharpen_decoder(making: Making, options: Options) -> None:
 
 
 def train_denoiser(
-    making: Making, options: Options, model: nn.Module, adam_names: tuple[str, ...], shift: float
+    making: Making,
+    options: Options,
+    model: nn.Module,
+    adam_names: tuple[str, ...],
+    shift: float,
+    prepare: Callable[[Options, nn.Module], None] | None = None,
 ) -> None:
     """Text encoders and denoiser together, on latents."""
     vae = load_vae(options, "vae").eval().requires_grad_(False)
     sharp = load_vae(options, "decoder", "vae").eval().requires_grad_(False)
-    optimizer = muon_adamw(model.named_parameters(), lr=1.2e-3, adam_names=adam_names, weight_decay=0.01)
+    lr = options.lr or 1.2e-3
+    optimizer = muon_adamw(
+        model.named_parameters(), lr, adam_names, factors={"relative_attention": BIAS_FACTOR}, weight_decay=0.01
+    )
     inpaint = getattr(options, "inpaint", False)
     # A resumed run draws other pictures than the first did.
     rng = np.random.default_rng((options.seed, int(time.time()), process_rank()))
-    pool = PicturePool(vae, rng, fresh=0.1, inpaint=inpaint)
-    config = making.loop(
-        options, "denoiser", lr=1.2e-3, warmup=40, decay_from=0.3, ema_decay=0.996, checkpoint_seconds=180
-    )
-    begin_from(options.start_from, model, config.folder / "checkpoint.pt")
+    pool = PicturePool(vae, rng, fresh=0.3, inpaint=inpaint, backgrounds=tuple(BACKGROUNDS))
+    config = making.loop(options, "denoiser", lr=lr, warmup=40, decay_from=0.3, ema_decay=0.996, checkpoint_seconds=180)
+    begin(options, model, config.folder / "checkpoint.pt", prepare)
     if torch.cuda.is_available():
         vae.to("cuda")
         sharp.to("cuda")

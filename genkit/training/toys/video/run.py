@@ -13,12 +13,14 @@ from genkit.training.data.world.clips import ClipSize, LatentPool
 from genkit.training.engine.checkpoint import load_ema
 from genkit.training.engine.loop import process_rank, train
 from genkit.training.engine.optim import muon_adamw
-from genkit.training.engine.warm_start import begin_from
 from genkit.training.toys.shared.assemble import assemble_toy_video
 from genkit.training.toys.shared.making import Making, Options, newest
+from genkit.training.toys.shared.starts import BIAS_FACTOR, add_text_steps, begin, teach_text, weights_folder
+from genkit.training.toys.shared.text_order import clip_question
 from genkit.training.toys.video.model import ToyVideo, diffusion_loss
 from genkit.training.toys.video.probe import probe
 from genkit.training.toys.video.vae import VideoVae, build_video_vae, measure_latents, vae_loss
+from genkit.world.vocabulary import BACKGROUNDS
 
 ADAM_NAMES = (
     "patch_embedding",
@@ -33,7 +35,7 @@ ADAM_NAMES = (
 
 def train_vae(options: Options) -> None:
     """Encoder and decoder together; then the latents' statistics."""
-    if MAKING.finished(options, "vae"):
+    if options.weights or MAKING.finished(options, "vae"):
         return
     module = VideoVae(build_video_vae())
     optimizer = muon_adamw(module.named_parameters(), lr=2e-3)
@@ -51,12 +53,14 @@ def train_vae(options: Options) -> None:
 def _load_vae(options: Options, *stages: str) -> nn.Module:
     from diffusers import AutoencoderKLWan
 
+    if options.weights:
+        return AutoencoderKLWan.from_pretrained(weights_folder(options.weights) / "vae", dtype=torch.float32)
     return AutoencoderKLWan.from_pretrained(newest(options.folder, *stages))
 
 
 def sharpen_decoder(options: Options) -> None:
     """The decoder alone, on latents that stay as they are."""
-    if MAKING.finished(options, "decoder"):
+    if options.weights or MAKING.finished(options, "decoder"):
         return
     module = VideoVae(_load_vae(options, "vae"), frozen=True)
     optimizer = muon_adamw(module.named_parameters(), lr=1.2e-3)
@@ -69,19 +73,31 @@ def sharpen_decoder(options: Options) -> None:
         module.to("cpu").vae.save_pretrained(options.folder / "decoder" / "final")
 
 
+def _teach(options: Options, model: ToyVideo) -> None:
+    """Word order for UMT5."""
+    teach_text(options, model.text_encoder, model.tokenizer, clip_question())
+
+
 def train_transformer(options: Options) -> None:
     """Text encoder and transformer on latents."""
     vae = _load_vae(options, "vae").eval().requires_grad_(False)
     model = ToyVideo(vae.config.z_dim)
-    optimizer = muon_adamw(model.named_parameters(), lr=1.2e-3, adam_names=ADAM_NAMES, weight_decay=0.01)
+    lr = options.lr or 1.2e-3
+    optimizer = muon_adamw(
+        model.named_parameters(), lr, ADAM_NAMES, factors={"relative_attention": BIAS_FACTOR}, weight_decay=0.01
+    )
     # A resumed run draws other clips than the first did.
     pool = LatentPool(
-        vae, np.random.default_rng((options.seed, int(time.time()), process_rank())), fresh=0.08, two_share=0.25
+        vae,
+        np.random.default_rng((options.seed, int(time.time()), process_rank())),
+        fresh=0.3,
+        two_share=0.6,
+        backgrounds=tuple(BACKGROUNDS),
     )
     config = MAKING.loop(
-        options, "transformer", lr=1.2e-3, warmup=40, decay_from=0.3, ema_decay=0.996, checkpoint_seconds=180
+        options, "transformer", lr=lr, warmup=40, decay_from=0.3, ema_decay=0.996, checkpoint_seconds=180
     )
-    begin_from(options.start_from, model, config.folder / "checkpoint.pt")
+    begin(options, model, config.folder / "checkpoint.pt", _teach)
 
     def sample(module: nn.Module, step: int) -> None:
         right = probe(module, vae, config.folder, step, ClipSize(17, 128, 128))
@@ -112,5 +128,6 @@ MAKING = Making(
     tokens=3600,
     main="transformer",
     shares={"vae": 0.17, "decoder": 0.13, "transformer": 0.70},
+    more=add_text_steps,
     work={"vae": train_vae, "decoder": sharpen_decoder, "transformer": train_transformer, "assemble": assemble},
 )
