@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+import typing
 
 import numpy as np
 import torch
@@ -15,10 +17,11 @@ from genkit.training.data.world.clips import ClipSize, LatentPool
 from genkit.training.data.world.pictures import PictureSize, squares
 from genkit.training.data.world.references import ReferenceClips, ReferencePictures
 from genkit.training.engine.curriculum import Stage
+from genkit.training.engine.memory import checkpoint_gradients
 from genkit.training.tasks.agent import AgentTask
-from genkit.training.tasks.base import mean_loss
+from genkit.training.tasks.base import Task, mean_loss
 from genkit.training.tasks.reference import ReferenceTask
-from genkit.training.tasks.run import main
+from genkit.training.tasks.run import kinds, main
 from genkit.training.toys.video.model import sizes
 
 SMALL = (Stage(0.0, sizes((5, 96, 96, 1.0))),)
@@ -33,7 +36,7 @@ def _load(tiny_wan):
 def test_the_command_trains_saves_and_goes_on(tiny_wan, tmp_path):
     before = {path: path.read_bytes() for path in tiny_wan.rglob("*.safetensors")}
     command = ["reference", "--model", str(tiny_wan), "--folder", str(tmp_path), "--tokens", "100", "--rank", "2"]
-    command += ["--measure", "4", "--lr", "0.02", "--sample-minutes", "0.00001"]
+    command += ["--measure", "4", "--lr", "0.02", "--sample-minutes", "0.00001", "--gradient-accumulation-steps", "2"]
     assert main("test", [*command, "--steps", "2"]) == 0
     first = torch.load(tmp_path / "weights" / "checkpoint.pt", weights_only=True)
     assert first["step"] == 2
@@ -124,7 +127,7 @@ def test_pictures_carry_reference_and_boxes(tiny_sd):
     before.backward()
     assert all(parameter.grad is not None for parameter in task.parameters())
     # what the model should answer is the noise, of which the noisy latents hold the share that the table names
-    kept = pipeline.scheduler.alphas_cumprod[task.denoiser.timesteps(batch.level)].view(-1, 1, 1, 1)
+    kept = pipeline.scheduler.alphas_cumprod[task.denoiser.objective.timesteps(batch.level)].view(-1, 1, 1, 1)
     clean = torch.stack([sample.latents for sample in batch.samples]).float()
     assert torch.allclose(kept.sqrt() * clean + (1 - kept).sqrt() * batch.target, batch.noisy, atol=1e-5)
     task.patch.remove()
@@ -156,3 +159,42 @@ def test_bad_options_are_one_line(tiny_wan, capsys):
     assert "error: --minutes must be above 0 and --tokens" in capsys.readouterr().err
     assert main("test", ["reference", "--model", str(tiny_wan), "--measure", "-1"]) == 2
     assert "error: --measure" in capsys.readouterr().err
+
+
+def test_recomputed_activations_leave_a_patch_the_same_gradients(tiny_wan):
+    pipeline = _load(tiny_wan)
+    task = AgentTask(pipeline, LatentPool(pipeline.vae, np.random.default_rng(0)), layers=None, stages=SMALL)
+    batch = task.draw(ClipSize(5, 96, 96), 4, np.random.default_rng(1))
+    with torch.no_grad():
+        for parameter in task.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+
+    def gradients():
+        task.zero_grad()
+        task(batch).backward()
+        return [parameter.grad.clone() for parameter in task.parameters()]
+
+    calls = []
+    pipeline.transformer.blocks[1].register_forward_pre_hook(lambda *_: calls.append(1))
+    plain, once = gradients(), len(calls)
+    assert checkpoint_gradients(task) == ["WanTransformer3DModel"]
+    again = gradients()
+    assert once == 1 and len(calls) == 3  # a second time in the backward pass
+    assert all(torch.equal(a, b) for a, b in zip(plain, again, strict=True)) and any(a.any() for a in plain)
+    task.patch.remove()
+
+
+def test_a_reference_is_not_recorded_while_activations_are_recomputed(tiny_wan, tmp_path, capsys):
+    command = ["reference", "--model", str(tiny_wan), "--folder", str(tmp_path), "--tokens", "100", "--rank", "2"]
+    assert main("test", [*command, "--steps", "1", "--measure", "0", "--gradient-checkpointing"]) != 0
+    assert "activation checkpointing" in capsys.readouterr().err
+
+
+def test_what_can_be_trained_is_found_in_its_room():
+    assert set(kinds()) == {"reference", "agent", "cross_modal_context"}
+    for name, kind in kinds().items():
+        assert (
+            kind.name == name
+            and kind.families
+            and issubclass(typing.get_type_hints(kind.build, vars(sys.modules[kind.build.__module__]))["return"], Task)
+        )

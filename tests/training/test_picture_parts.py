@@ -10,7 +10,8 @@ from genkit import world
 from genkit.errors import ArtifactError
 from genkit.training.data.world.pictures import CELL, FEATURES, PicturePool, PictureSize, draw_mask, picture_features
 from genkit.training.engine.checkpoint import atomic_save
-from genkit.training.engine.curriculum import Stage, batch_for, draw_levels, draw_size
+from genkit.training.engine.curriculum import Stage, batch_for, draw_size
+from genkit.training.engine.objectives import draw_levels
 from genkit.training.engine.warm_start import begin_from
 from genkit.training.toys.dit.model import TEXT_SLOTS, ToyDit
 from genkit.training.toys.image.model import ToyImage

@@ -1,4 +1,4 @@
-"""What the training of every shipped model shares: canvases that grow over the budget, batch sizes, noise levels."""
+"""Sizes over the budget: canvases that grow, and how many samples of one size are a batch."""
 
 from __future__ import annotations
 
@@ -6,10 +6,6 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-import torch
-
-# Share of noise levels drawn evenly: the first step of sampling starts from noise alone, which the others rarely meet.
-_EVEN = 0.2
 
 
 class Size(Protocol):
@@ -45,16 +41,3 @@ def draw_size(stages: tuple[Stage, ...], progress: float, rng: np.random.Generat
 def batch_for(size: Size, tokens: int) -> int:
     """Samples per step that ``tokens`` latent tokens allow: 160 at most, 4 at least, 2 of very large ones."""
     return min(160, max(2 if size.tokens > 1000 else 4, round(tokens / size.tokens)))
-
-
-def draw_sigma(count: int, shift: float, generator: torch.Generator) -> torch.Tensor:
-    """Noise levels: logistic-normal, then shifted towards 1 by ``shift``."""
-    sigma = torch.sigmoid(torch.randn(count, generator=generator))
-    return shift * sigma / (1 + (shift - 1) * sigma)
-
-
-def draw_levels(count: int, shift: float, generator: torch.Generator, even_share: float = _EVEN) -> torch.Tensor:
-    """Noise levels (count,) in 0..1: ``even_share`` of them even, the others as :func:`draw_sigma` draws them."""
-    even = torch.rand(count, generator=generator)
-    chosen = torch.rand(count, generator=generator) < even_share
-    return torch.where(chosen, even, draw_sigma(count, shift, generator))

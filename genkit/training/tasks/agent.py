@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from copy import deepcopy
 from typing import Any
 
@@ -13,7 +14,9 @@ from genkit.patching import Schedule
 from genkit.training.data.world.clips import LatentPool, Sample
 from genkit.training.engine.curriculum import Stage
 from genkit.training.tasks.base import CaptionedTask, Noised
-from genkit.training.tasks.denoisers import denoiser_of
+from genkit.training.tasks.denoiser import Denoiser
+from genkit.training.tasks.kind import TaskKind
+from genkit.training.toys.shared.making import Options
 from genkit.training.toys.video.model import sizes
 from genkit.world.caption import caption
 
@@ -33,7 +36,7 @@ class AgentTask(CaptionedTask):
         self, pipeline: Any, pool: LatentPool, layers: str | None = "2:-2", stages: tuple[Stage, ...] = STAGES
     ):
         # A copy made before the patch: it stays dense. Kept in a tuple, so that it is no part of the module.
-        dense = deepcopy(denoiser_of(pipeline).module).requires_grad_(False).eval()
+        dense = deepcopy(Denoiser(pipeline).module).requires_grad_(False).eval()
         super().__init__(pipeline, Agent(form="trained"), pool, stages, Schedule(layers=layers))
         self.dense = (dense,)
 
@@ -46,3 +49,16 @@ class AgentTask(CaptionedTask):
         with torch.no_grad():
             wanted = self.predict(batch, self.dense[0])
         return self.connected((self.predict(batch) - wanted).square().mean())
+
+
+def build(options: Options, pipeline: Any, rng: np.random.Generator) -> AgentTask:
+    """The task for the options of the command."""
+    return AgentTask(pipeline, LatentPool(pipeline.vae, rng, fresh=0.1), options.layers)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The task's own options."""
+    parser.add_argument("--layers", default="2:-2", help="layers with agents (default 2:-2)")
+
+
+KIND = TaskKind("agent", minutes=25, tokens=3600, lr=3e-3, muon=False, build=build, more=add_arguments)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +13,10 @@ from genkit.attention.cross_modal_context import CrossModalContext
 from genkit.attention.cross_modal_context.route import TASKS, ContextRoute, draw_tasks
 from genkit.training.engine.curriculum import Stage
 from genkit.training.tasks.base import PatchTask
+from genkit.training.tasks.kind import TaskKind
 from genkit.training.toys.av.model import av_captions, av_velocity, clean_pair, noisy_pair, read_texts, weighted
 from genkit.training.toys.av.pool import SoundPool
+from genkit.training.toys.shared.making import Options
 from genkit.training.toys.video.model import sizes
 
 STAGES = (
@@ -87,3 +90,20 @@ class ContextTask(PatchTask):
         error = (velocity - drawn["velocity"]).square().mean((1, 2, 3, 4))
         sound_error = (sound_velocity - drawn["sound_velocity"]).square().mean((1, 2))
         return self.connected(weighted(error, drawn["sigma"]) + weighted(sound_error, drawn["sound_sigma"]))
+
+
+def build(options: Options, pipeline: Any, rng: np.random.Generator) -> ContextTask:
+    """The task for the options of the command."""
+    pool = SoundPool(pipeline.vae, rng, fresh=0.1, audio_vae=pipeline.audio_vae)
+    return ContextTask(pipeline, pool, options.context_tokens, options.space)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The task's own options."""
+    parser.add_argument("--context-tokens", type=int, default=8, help="per layer and direction (default 8)")
+    parser.add_argument("--space", choices=("keys", "source"), default="keys", help="where they live (default keys)")
+
+
+KIND = TaskKind(
+    "cross_modal_context", minutes=25, tokens=3600, lr=3e-3, muon=False, build=build, more=add_arguments, model="toy-av"
+)

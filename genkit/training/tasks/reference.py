@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from typing import Any
 
 import numpy as np
@@ -13,13 +14,16 @@ from genkit.attention.reference.store import References
 from genkit.evaluation.toy import ClipRequest
 from genkit.evaluation.toy_picture import PictureRequest
 from genkit.evaluation.toy_reference import draw_cases, generate_cases, judge_cases
+from genkit.families.lookup import family_of
 from genkit.pipelines.tasks.references.record import empty_text, record_latents
 from genkit.training.data.world.clips import Sample
 from genkit.training.data.world.pictures import squares
-from genkit.training.data.world.references import ReferencePool
+from genkit.training.data.world.references import ReferenceClips, ReferencePictures, ReferencePool
 from genkit.training.engine.curriculum import Stage
 from genkit.training.tasks.base import CaptionedTask, Noised
-from genkit.training.tasks.denoisers import SLOTS
+from genkit.training.tasks.denoiser import SLOTS, Denoiser
+from genkit.training.tasks.kind import TaskKind
+from genkit.training.toys.shared.making import Options
 from genkit.training.toys.video.model import sizes
 
 CLIP_STAGES = (
@@ -96,3 +100,21 @@ class ReferenceTask(CaptionedTask):
         told = round(self.boxed * len(samples))
         boxes[told:] = 1
         self.references.set_boxes(boxes.to(batch.noisy))
+
+
+def build(options: Options, pipeline: Any, rng: np.random.Generator) -> ReferenceTask:
+    """The task for the options of the command, on clips or on pictures."""
+    if family_of(Denoiser(pipeline).module).video:
+        return ReferenceTask(pipeline, ReferenceClips(pipeline.vae, rng, fresh=0.15), rank=options.rank)
+    pool = ReferencePictures(pipeline.vae, rng, fresh=0.15)
+    probe = PictureRequest.of_model(options.model, 64, 64, steps=12)
+    return ReferenceTask(pipeline, pool, PICTURE_STAGES, probe, options.rank, shift=PICTURE_SHIFT)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The task's own options."""
+    text = "rank of the changes of q, k, v on the reference's side, or full (default 32)"
+    parser.add_argument("--rank", type=lambda given: given if given == "full" else int(given), default=32, help=text)
+
+
+KIND = TaskKind("reference", minutes=25, tokens=1500, lr=2e-3, muon=True, build=build, more=add_arguments)

@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from genkit.training.engine.alignment import SOUND_FEATURES, AlignmentHead
-from genkit.training.engine.curriculum import Stage, batch_for, draw_sigma, draw_size
+from genkit.training.engine.curriculum import Stage, batch_for, draw_size
 from genkit.training.engine.loop import process_rank
+from genkit.training.engine.objectives import draw_sigma
 from genkit.training.toys.av.parts import (
     CONNECTORS,
     FPS,

@@ -15,8 +15,9 @@ from torch import nn
 from genkit.evaluation.toy_picture import ATTRIBUTES
 from genkit.training.data.world.clips import Sample
 from genkit.training.data.world.pictures import STAGES, PicturePool, PictureSize
-from genkit.training.engine.curriculum import Stage, batch_for, draw_levels, draw_size
+from genkit.training.engine.curriculum import Stage, batch_for, draw_size
 from genkit.training.engine.loop import process_rank
+from genkit.training.engine.objectives import draw_levels
 from genkit.training.toys.shared.picture_vae import decode_picture
 from genkit.training.toys.video.probe import shares, sheet
 from genkit.world.picture_caption import picture_caption

@@ -8,8 +8,9 @@ from torch import nn
 
 from genkit.training.data.world.clips import ClipSize, LatentPool, Sample
 from genkit.training.engine.alignment import AlignmentHead
-from genkit.training.engine.curriculum import Stage, batch_for, draw_levels, draw_size
+from genkit.training.engine.curriculum import Stage, batch_for, draw_size
 from genkit.training.engine.loop import process_rank
+from genkit.training.engine.objectives import draw_levels
 from genkit.training.toys.shared.padding import PaddedCrossAttention, padding_bias
 from genkit.training.toys.shared.text import build_text_encoder, build_word_tokenizer
 from genkit.world.caption import caption

@@ -1,0 +1,158 @@
+"""How a task is trained by one command: options, training, the file that is written, what was gained."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from genkit.errors import UsageError
+from genkit.families.lookup import able
+from genkit.training.engine.checkpoint import load_checkpoint
+from genkit.training.engine.loop import LoopConfig, process_rank, train
+from genkit.training.engine.optim import muon_adamw
+from genkit.training.engine.warm_start import begin_from
+from genkit.training.tasks.base import Task
+from genkit.training.toys.shared.autoencoder import use_onednn
+from genkit.training.toys.shared.making import Making, Options
+
+STAGE = "weights"
+
+
+@dataclass(frozen=True)
+class TaskKind:
+    """How one thing is trained by the command; every file of this room that trains has one, named ``KIND``.
+
+    Args:
+        name: of the method, of the subcommand and of the file written.
+        minutes, tokens: defaults of the budget and of the tokens per step.
+        lr: peak learning rate.
+        muon: matrices by Muon; False = everything by AdamW.
+        build: the task for the options, a pipeline and the pool's source of randomness.
+        more: adds the kind's own options.
+        model: that is trained on by default.
+    """
+
+    name: str
+    minutes: float
+    tokens: int
+    lr: float
+    muon: bool
+    build: Callable[[Options, Any, np.random.Generator], Task]
+    more: Callable[[argparse.ArgumentParser], None]
+    model: str = "toy-video"
+
+    @property
+    def families(self) -> tuple[str, ...]:
+        """Classes of pipelines that can be trained on, as the records of the families say."""
+        return able(f"train_{self.name}")
+
+    def making(self) -> Making:
+        """Options and the one stage."""
+        return Making(
+            name=f"patch-{self.name}",
+            minutes=self.minutes,
+            tokens=self.tokens,
+            main=STAGE,
+            shares={STAGE: 1.0},
+            work={STAGE: self.work},
+            more=self.add_arguments,
+        )
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Options that all kinds have, and the kind's own."""
+        text = f"a model of class {' or '.join(self.families)} (default {self.model})"
+        parser.add_argument("--model", default=self.model, help=text)
+        parser.add_argument("--steps", type=int, help="train this many steps instead of --minutes")
+        parser.add_argument("--lr", type=float, default=self.lr, help=f"peak learning rate (default {self.lr:g})")
+        parser.add_argument(
+            "--gradient-accumulation-steps", type=int, default=1, help="micro-batches of --tokens per step (default 1)"
+        )
+        parser.add_argument(
+            "--gradient-checkpointing", action="store_true", help="less memory, about a third more time per step"
+        )
+        parser.add_argument("--measure", type=int, default=16, help="samples of the measurement; 0 for none")
+        self.more(parser)
+
+    def loop(self, options: Options) -> LoopConfig:
+        """The loop's configuration."""
+        return LoopConfig(
+            folder=options.folder / STAGE,
+            lr=options.lr,
+            seconds=None if options.steps else 60 * options.minutes,
+            steps=options.steps or None,
+            warmup=20,
+            decay_from=0.4,
+            ema_decay=0.99,
+            gradient_accumulation_steps=options.gradient_accumulation_steps,
+            gradient_checkpointing=options.gradient_checkpointing,
+            validation_seconds=60 * options.sample_minutes,
+            begin=options.begin,
+        )
+
+    def work(self, options: Options) -> None:
+        """Train, write the averaged weights, and compare their loss with that at the start."""
+        if options.measure < 0:
+            raise UsageError(f"--measure must be 0 or more, got {options.measure}")
+        config = self.loop(options)
+        # A resumed run draws other clips than the first did.
+        rng = np.random.default_rng((options.seed, int(time.time()), process_rank()))
+        task = self.build(options, load_pipeline(options.model, self.families), rng)
+        begin_from(options.start_from, task, config.folder / "checkpoint.pt")
+        names = () if self.muon else ("",)  # every name has an empty part
+        optimizer = muon_adamw(task.named_parameters(), lr=options.lr, adam_names=names)
+        before = self.measured(options, task) if options.measure else None
+
+        def validate(module: Task, step: int) -> None:
+            row = {"step": step, **module.probe()}
+            if options.measure:
+                row["loss"] = self.measured(options, module)
+            with open(config.folder / "probe.jsonl", "a") as file:
+                file.write(json.dumps(row) + "\n")
+
+        ema = train(task, optimizer, task.loss(options.seed + 2, options.tokens), config, validate, title=self.name)
+        if process_rank():
+            return
+        with ema.applied(task):
+            target = task.save((options.output or options.folder) / f"{self.name}.safetensors")
+            print(f"written: {target}")
+            after = self.measured(options, task) if options.measure else None
+        self.report(options, target, str(task.measured), before, after)
+
+    def measured(self, options: Options, task: Task) -> float:
+        """The loss on new samples that follow from the seed."""
+        return task.validation_loss(options.measure, options.tokens, options.seed + 1_000_000)
+
+    def report(self, options: Options, target: Path, size: str, before: float | None, after: float | None) -> None:
+        """What was trained and what came of it, as ``training.json`` beside the weights."""
+        state = load_checkpoint(options.folder / STAGE / "checkpoint.pt")
+        seconds = round(state.get("earlier_seconds", 0.0) + state["seconds"], 1)
+        facts = {"method": self.name, "model": options.model, "steps": state["step"], "seconds": seconds}
+        facts |= {"tokens": options.tokens, "lr": options.lr, "seed": options.seed}
+        if after is not None:
+            facts |= {"samples": options.measure, "size": size, "loss untrained": before, "loss trained": after}
+            print(f"loss on {options.measure} new samples of {size}: untrained {before:.5f}, trained {after:.5f}")
+        target.with_name("training.json").write_text(json.dumps(facts, indent=1) + "\n")
+
+
+def load_pipeline(model: str, families: tuple[str, ...]) -> Any:
+    """The pipeline in float32 on the device of this process, its autoencoder's convolutions made fast."""
+    import torch
+    from accelerate import PartialState
+
+    from genkit.pipelines.load import load
+
+    device = PartialState(cpu=not torch.accelerator.is_available()).device
+    pipeline = load(model, torch.float32, device)
+    name = type(pipeline).__name__
+    if name not in families:
+        raise UsageError(f"--model: got {model!r}, a {name}; allowed: models of class {' or '.join(families)}")
+    pipeline.set_progress_bar_config(disable=True)
+    use_onednn(pipeline.vae)
+    return pipeline
