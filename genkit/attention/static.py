@@ -19,7 +19,6 @@ from genkit.errors import UsageError
 from genkit.kernels import block_sparse_attention
 from genkit.kernels.plan.bias import LowRank
 from genkit.kernels.plan.block_plan import BlockPlan
-from genkit.kernels.plan.mask_spec import Rule
 from genkit.layout import TokenLayout
 
 _HIDDEN = -1e30  # added to the logit of a hidden key; finite, so that no row of a block is -inf minus -inf
@@ -92,35 +91,6 @@ def masked_plan(method: StaticMethod, layout: TokenLayout, key_mask: torch.Tenso
     device = key_mask.device
     key = ("masked", method, layout, str(device), cache.of_tensor(key_mask))
     return cache.recent(key, lambda: method.build_plan(layout, device.type, key_mask).to(device))
-
-
-def other_keys(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, site: Site, cache: PatchCache
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention of queries (B, Nq, H, D) over the keys outside the grid only, as (out, lse) to merge.
-
-    Args:
-        k, v: (B, Nk, Hk, D), the whole sequence of the site. Its key mask is respected.
-    """
-    start, stop = site.layout.grid_span
-    k, v = (torch.cat([x[:, :start], x[:, stop:]], 1) for x in (k, v))
-    mask = None
-    if site.key_mask is not None:
-        mask = torch.cat([site.key_mask[:, :start], site.key_mask[:, stop:]], 1)
-    sizes = (q.shape[1], k.shape[1])
-    if mask is None:
-        plan = kept(cache, _every_pair, *sizes, device=q.device)
-    else:
-        key = ("others", *sizes, str(q.device), cache.of_tensor(mask))
-        plan = cache.recent(key, lambda: _every_pair(*sizes, mask.cpu()).to(q.device))
-    return block_sparse_attention(q, k, v, plan, scale=site.scale, backend=cache.backend)
-
-
-def _every_pair(queries: int, keys: int, key_mask: torch.Tensor | None = None) -> BlockPlan:
-    if key_mask is None:
-        return BlockPlan.dense(queries, keys, block_q=256)
-    rule = Rule.everything(queries, keys).hide_keys(key_mask)
-    return BlockPlan.from_rule(rule, block_q=256, block_k=64, check=False)
 
 
 def hidden_key_bias(key_mask: torch.Tensor, queries: int) -> LowRank:

@@ -26,12 +26,18 @@ def site_of(layout, layer=0, **more):
 
 def test_oracle_3_blocks_gather_the_published_tokens():
     spatial, box = Partition((2, 4, 4), (2, 2, 2)), Partition((2, 4, 4), (1, 2, 2))
-    assert spatial.order[:8].tolist() == [0, 1, 4, 5, 16, 17, 20, 21] and spatial.starts == [0, 8, 16, 24, 32]
-    assert box.order[:8].tolist() == [0, 1, 4, 5, 2, 3, 6, 7]
+    assert spatial.permutation.order[:8].tolist() == [0, 1, 4, 5, 16, 17, 20, 21] and spatial.starts == [
+        0,
+        8,
+        16,
+        24,
+        32,
+    ]
+    assert box.permutation.order[:8].tolist() == [0, 1, 4, 5, 2, 3, 6, 7]
     temporal = Partition((5, 3, 4), (2, 3, 4))
-    assert torch.equal(temporal.order, torch.arange(60)) and temporal.starts == [0, 24, 48, 60]
+    assert torch.equal(temporal.permutation.order, torch.arange(60)) and temporal.starts == [0, 24, 48, 60]
     for part in (spatial, box, temporal):
-        assert torch.equal(part.order[part.inverse], torch.arange(len(part.order)))
+        assert torch.equal(part.permutation.order[part.permutation.inverse], torch.arange(len(part.permutation.order)))
         assert torch.equal(part.own.sum(0), torch.tensor(part.starts).diff())
 
 
@@ -231,9 +237,9 @@ def chosen_mask(method, layout, q, k, layer):
     """The pairs of tokens (B, H, N, N) that the method's own choice of blocks makes visible."""
     part = Partition(layout.grid, method.block_box(layout.grid, method.kind(layer)))
     start, stop = layout.grid_span
-    qs, ks = (x[:, start:stop].index_select(1, part.order) for x in (q, k))
+    qs, ks = (x[:, start:stop].index_select(1, part.permutation.order) for x in (q, k))
     chosen = method.select_blocks(qs, ks, part)
-    pairs = chosen[..., part.block_of][:, :, part.inverse][..., part.inverse]
+    pairs = chosen[..., part.block_of][:, :, part.permutation.inverse][..., part.permutation.inverse]
     mask = torch.ones(q.shape[0], q.shape[2], layout.length, layout.length, dtype=torch.bool)
     mask[:, :, start:stop, start:stop] = pairs
     return mask

@@ -12,6 +12,7 @@ import torch
 
 from genkit.attention.agent.weights import AgentWeights, Positions
 from genkit.attention.cache import PatchCache
+from genkit.attention.dynamic import attend_grid, outside
 from genkit.attention.keep import kept
 from genkit.attention.method import Density, Method, check_choice, check_int
 from genkit.attention.registry import register
@@ -239,32 +240,30 @@ class Agent(Method):
         cells = kept(cache, _cells, layout.grid, self._cell(layout), device=q.device)
         if 2 * len(cells.sizes) >= layout.grid_length:
             return None
-        start, stop = layout.grid_span
-        queries = q[:, start:stop]
-        flat = site.role == "self" and layout.grid[0] == 1
-        mean = self.pool == "mean" or (self.pool == "auto" and flat)
-        agents = cells.mean(queries) if mean else queries.index_select(1, cells.centre)
         options = {"scale": scale, "read_scale": scale**self.scale_power, "shortcut": self.shortcut}
-        ks, vs = (self._per_query_head(x[:, start:stop], q) for x in (k, v))
         own = PatchWeights.of(cache).at(self.name, site.name) if self.form == "trained" else None
         if own is not None:
             key = (layout.grid, self._cell(layout), self.lattice, self.lines)
             factors = own.factors(kept(cache, _positions, *key, device=q.device), q.device)
             options |= dict(zip(("gather_factors", "read_factors"), factors, strict=True))
-        if layout.length == stop - start:
-            bias = cells.sizes.log()[None, None, None] if self.count_bias else None
-            out = agent_attention(queries, ks, vs, agents, read_bias=bias, **options)
-            return out if own is None else out + own.local(vs, layout.grid)
-        others = [torch.cat([x[:, :start], x[:, stop:]], 1) for x in (k, v)]
-        extra_k, extra_v = (self._per_query_head(x, q) for x in others)
-        out = agent_attention(
-            queries, ks, vs, agents, read_bias=self._read_bias(cells, site, q), **options,
-            extra_k=extra_k * (scale / options["read_scale"]), extra_v=extra_v,
-        )  # fmt: skip
-        out = out if own is None else out + own.local(vs, layout.grid)
-        edges = [q[:, :start], q[:, stop:]]
-        before, after = (dense_attention(x, k, v, site.scale, site.key_mask) if x.shape[1] else x for x in edges)
-        return torch.cat([before, out, after], 1)
+        if layout.length == layout.grid_length:
+            options["read_bias"] = cells.sizes.log()[None, None, None] if self.count_bias else None
+        else:
+            extra_k, extra_v = (self._per_query_head(outside(x, site), q) for x in (k, v))
+            options["read_bias"] = self._read_bias(cells, site, q)
+            options |= {"extra_k": extra_k * (scale / options["read_scale"]), "extra_v": extra_v}
+
+        def run(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, None]:
+            k, v = (self._per_query_head(x, q) for x in (k, v))
+            agents = cells.mean(q) if self._means(site) else q.index_select(1, cells.centre)
+            out = agent_attention(q, k, v, agents, **options)
+            return (out if own is None else out + own.local(v, layout.grid)), None
+
+        return attend_grid(q, k, v, site, cache, run)
+
+    def _means(self, site: Site) -> bool:
+        """Whether an agent is the mean of its cell's queries, rather than the one at its centre."""
+        return self.pool == "mean" or (self.pool == "auto" and site.role == "self" and site.layout.grid[0] == 1)
 
     def _per_query_head(self, x: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
         """Keys or values with one head per query head, as the shortcut and the extra keys need them."""
@@ -272,15 +271,13 @@ class Agent(Method):
 
     def _read_bias(self, cells: Cells, site: Site, q: torch.Tensor) -> torch.Tensor | None:
         """What is added to the scores of [agents, tokens outside the grid]: sizes of cells, hidden text keys."""
-        start, stop = site.layout.grid_span
-        others = site.layout.length - (stop - start)
         if site.key_mask is None and not self.count_bias:
             return None
+        others = site.layout.length - site.layout.grid_length
         sizes = cells.sizes.log() if self.count_bias else torch.zeros_like(cells.sizes)
         text = q.new_zeros(q.shape[0], others, dtype=torch.float32)
         if site.key_mask is not None:
-            mask = torch.cat([site.key_mask[:, :start], site.key_mask[:, stop:]], 1)
-            text = text.masked_fill(~mask, -torch.inf)
+            text = text.masked_fill(~outside(site.key_mask, site), -torch.inf)
         return torch.cat([sizes.expand(q.shape[0], -1), text], 1)[:, None, None]
 
     def merge_plan(self, features: torch.Tensor, site: Site, cache: PatchCache) -> tuple[Merge, Merge | None]:

@@ -9,14 +9,14 @@ from typing import ClassVar, Literal
 import torch
 
 from genkit.attention.cache import PatchCache
+from genkit.attention.dynamic import Permutation, attend_grid
 from genkit.attention.keep import kept
 from genkit.attention.method import Density, Method, check_choice, check_int
 from genkit.attention.mixture_of_block.select import SCOPES, block_means, gates, select_threshold, select_top_k
 from genkit.attention.registry import register
 from genkit.attention.site import Site
-from genkit.attention.static import check_tokens, dense_attention, other_keys
+from genkit.attention.static import check_tokens
 from genkit.errors import UsageError, explain
-from genkit.kernels import merge
 from genkit.kernels.token_select import token_select_attention
 from genkit.layout import TokenLayout
 
@@ -29,9 +29,8 @@ class Partition:
     """How the grid splits into blocks: tokens in block order, and where every block starts.
 
     Attributes:
-        order: (N,) int64, grid token at every place. inverse: (N,) int64. block_of: (N,) int64 block at every place.
-        sorted: whether the order changes nothing, as for blocks of whole frames.
-        starts: C + 1 offsets. own: bool (N, C).
+        permutation: raster order to block order; blocks of whole frames change nothing.
+        block_of: (N,) int64 block at every place. starts: C + 1 offsets. own: bool (N, C).
     """
 
     def __init__(self, grid: tuple[int, int, int], box: tuple[int, int, int]):
@@ -41,10 +40,9 @@ class Partition:
         for step, side, count in zip(steps, box, counts, strict=True):
             number = number * count + step // side
         number = number.reshape(-1)
-        self.order = number.argsort(stable=True)
-        self.sorted = bool((number.diff() >= 0).all())
-        self.inverse = self.order.argsort()
-        self.block_of = number[self.order]
+        order = number.argsort(stable=True)
+        self.permutation = Permutation(order)
+        self.block_of = number[order]
         sizes = torch.bincount(number, minlength=math.prod(counts))
         self.starts = [0, *sizes.cumsum(0).tolist()]
         self.own = torch.nn.functional.one_hot(self.block_of, math.prod(counts)).bool()
@@ -56,7 +54,7 @@ class Partition:
 
     def to(self, device: torch.device) -> Partition:
         """The same partition with its tables on ``device``."""
-        for name in ("order", "inverse", "block_of", "own"):
+        for name in ("permutation", "block_of", "own"):
             setattr(self, name, getattr(self, name).to(device))
         return self
 
@@ -195,23 +193,13 @@ class MixtureOfBlock(Method):
         self.require(site)
         check_tokens(q, k, site)
         part = kept(cache, _partition, self, site.layout.grid, self.kind(site.layer), device=q.device)
-        start, stop = site.layout.grid_span
-        qs, ks, vs = (x[:, start:stop] for x in (q, k, v))
-        if not part.sorted:
-            qs, ks, vs = (x.index_select(1, part.order) for x in (qs, ks, vs))
-        chosen = self.select_blocks(qs, ks, part)
-        cache.measure((self, site.name), lambda: _share(chosen, part, site.layout))
-        out, lse = token_select_attention(qs, ks, vs, chosen, part.starts, scale=site.scale, backend=cache.backend)
-        if not part.sorted:
-            out, lse = out.index_select(1, part.inverse), lse.index_select(2, part.inverse)
-        if site.layout.length == stop - start:
-            return out
-        seen = other_keys(q[:, start:stop], k, v, site, cache)
-        pieces = [merge([(out, lse), seen])[0]]
-        for low, high, at in ((0, start, 0), (stop, site.layout.length, 1)):
-            if high > low:
-                pieces.insert(at * len(pieces), dense_attention(q[:, low:high], k, v, site.scale, site.key_mask))
-        return torch.cat(pieces, 1)
+
+        def run(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            chosen = self.select_blocks(q, k, part)
+            cache.measure((self, site.name), lambda: _share(chosen, part, site.layout))
+            return token_select_attention(q, k, v, chosen, part.starts, scale=site.scale, backend=cache.backend)
+
+        return attend_grid(q, k, v, site, cache, run, part.permutation)
 
     def density(self, site: Site, cache: PatchCache) -> Density | None:
         """Density of the last call at the site; before any call, what top-k will keep, or None for a threshold."""

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 import torch
 
 from genkit.attention.cache import PatchCache
+from genkit.attention.dynamic import attend_grid
 from genkit.attention.keep import kept
 from genkit.attention.method import Density, Method, check_choice, check_int
 from genkit.attention.reference.masks import direction_density
@@ -141,7 +142,7 @@ class Reference(Method):
             return self._one_way(q, k, v, site)
         references = References.of(cache)
         if references.recording is not None:
-            return self._record(q, k, v, site, references)
+            return self._record(q, k, v, site, cache, references)
         if self.origin == "rows":
             return self._rows(q, k, v, site, cache, references)
         found = references.at(site.name)
@@ -162,20 +163,19 @@ class Reference(Method):
         ]
         return self._joined(q, k, v, site, cache, extra)
 
-    def _record(self, q, k, v, site: Site, references: References) -> torch.Tensor:
+    def _record(self, q, k, v, site: Site, cache: PatchCache, references: References) -> torch.Tensor:
         """The reference's own pass: keep the grid's keys and values; its queries read nothing else."""
         if self.adds and self.rank and site.name not in references.adapted:
             raise UnsupportedError(
                 f"layer {site.name}: the reference did not go through to_q, to_k and to_v (fused projections?), so its "
                 f"trained changes would be lost; call unfuse_qkv_projections() or use rank=0"
             )
-        start, stop = site.layout.grid_span
-        keys, values = k[:, start:stop], v[:, start:stop]
-        references.recording.keep(site, keys, values)
-        own = dense_attention(q[:, start:stop], keys, values, site.scale, None)
-        edges = [q[:, :start], q[:, stop:]]
-        before, after = (dense_attention(x, k, v, site.scale, site.key_mask) if x.shape[1] else x for x in edges)
-        return torch.cat([before, own, after], 1)
+
+        def run(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, None]:
+            references.recording.keep(site, k, v)
+            return dense_attention(q, k, v, site.scale, None), None
+
+        return attend_grid(q, k, v, site, cache, run)
 
     def _term(self, q, site: Site, cache: PatchCache, found, share: torch.Tensor | None) -> torch.Tensor:
         """The residual: projection of the attention over every reference, zero for tokens outside the grid."""

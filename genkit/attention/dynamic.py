@@ -1,0 +1,118 @@
+"""The frame of methods that look at queries and keys: cut out the grid, permute, run, undo, meet text, dense rows.
+
+Such a method computes attention of grid tokens among themselves in its own way. Everything around that is the same for
+all of them: tokens outside the grid (text, reference, keyframes) see everything and are seen by everything, and keys
+that the model hides (text padding) stay hidden exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from genkit.attention.cache import PatchCache
+from genkit.attention.keep import kept
+from genkit.attention.site import Site
+from genkit.attention.static import dense_attention
+from genkit.kernels import BlockPlan, Rule, block_sparse_attention, merge
+
+Run = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor | None] | None]
+
+
+class Permutation:
+    """Another order of the grid's tokens, and the way back.
+
+    Attributes:
+        order: (N,) int64, grid token at every place. inverse: (N,) int64. identity: whether nothing moves.
+    """
+
+    def __init__(self, order: torch.Tensor):
+        self.order = order
+        self.inverse = order.argsort()
+        self.identity = bool((order == torch.arange(len(order), device=order.device)).all())
+
+    def to(self, device: torch.device) -> Permutation:
+        """The same with its tables on ``device``."""
+        self.order, self.inverse = self.order.to(device), self.inverse.to(device)
+        return self
+
+
+def attend_grid(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    site: Site,
+    cache: PatchCache,
+    run: Run,
+    permutation: Permutation | None = None,
+) -> torch.Tensor | None:
+    """Attention of a whole sequence whose grid tokens attend to grid tokens by ``run``.
+
+    Args:
+        q, k, v: (B, N, H, D) and (B, N, Hk, D), the sequence of the site.
+        run: gets the grid's q, k, v and returns (out, lse): out (B, T*H*W, H, D), lse (B, H, T*H*W). With lse the
+            attention to tokens outside the grid is merged in; with lse None the run has seen to them, or grid tokens
+            read none. None instead of the pair declines the call.
+        permutation: order in which ``run`` wants the grid's tokens; undone on what it returns.
+
+    Returns:
+        (B, N, H, D), or None when ``run`` declined.
+    """
+    start, stop = site.layout.grid_span
+    parts = tuple(x[:, start:stop] for x in (q, k, v))
+    moved = permutation is not None and not permutation.identity
+    if moved:
+        parts = tuple(x.index_select(1, permutation.order) for x in parts)
+    found = run(*parts)
+    if found is None:
+        return None
+    out, lse = found
+    if moved:
+        out = out.index_select(1, permutation.inverse)
+        lse = None if lse is None else lse.index_select(2, permutation.inverse)
+    if site.layout.length == stop - start:
+        return out
+    if lse is not None:
+        out, _ = merge([(out, lse), attend_outside(q[:, start:stop], k, v, site, cache)])
+    return with_dense_rows(out, q, k, v, site)
+
+
+def outside(x: torch.Tensor, site: Site) -> torch.Tensor:
+    """The tokens of (B, N, ...) outside the grid."""
+    start, stop = site.layout.grid_span
+    return torch.cat([x[:, :start], x[:, stop:]], 1)
+
+
+def with_dense_rows(grid: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, site: Site) -> torch.Tensor:
+    """The output (B, T*H*W, H, D) of the grid in its place; rows outside the grid attend to the whole sequence."""
+    start, stop = site.layout.grid_span
+    edges = (q[:, :start], q[:, stop:])
+    before, after = (dense_attention(x, k, v, site.scale, site.key_mask) if x.shape[1] else x for x in edges)
+    return torch.cat([before, grid, after], 1)
+
+
+def attend_outside(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, site: Site, cache: PatchCache
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention of queries (B, Nq, H, D) over the keys outside the grid only, as (out, lse) to merge.
+
+    Args:
+        k, v: (B, Nk, Hk, D), the whole sequence of the site. Its key mask is respected.
+    """
+    k, v = outside(k, site), outside(v, site)
+    mask = None if site.key_mask is None else outside(site.key_mask, site)
+    sizes = (q.shape[1], k.shape[1])
+    if mask is None:
+        plan = kept(cache, _every_pair, *sizes, device=q.device)
+    else:
+        key = ("others", *sizes, str(q.device), cache.of_tensor(mask))
+        plan = cache.recent(key, lambda: _every_pair(*sizes, mask.cpu()).to(q.device))
+    return block_sparse_attention(q, k, v, plan, scale=site.scale, backend=cache.backend)
+
+
+def _every_pair(queries: int, keys: int, key_mask: torch.Tensor | None = None) -> BlockPlan:
+    if key_mask is None:
+        return BlockPlan.dense(queries, keys, block_q=256)
+    rule = Rule.everything(queries, keys).hide_keys(key_mask)
+    return BlockPlan.from_rule(rule, block_q=256, block_k=64, check=False)
