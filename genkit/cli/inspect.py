@@ -84,17 +84,16 @@ def _parse_grid(text: str) -> tuple[int, int, int]:
 
 def _grid_of(model: str, height: int | None, width: int | None, num_frames: int | None) -> tuple[int, int, int]:
     """The token grid of a model at a size in pixels; sizes left out come from the model."""
-    from genkit.pipelines.kinds import token_grid
-    from genkit.pipelines.resolve import configs_of, plan
+    from genkit.pipelines.resolve import resolve
     from genkit.pipelines.settings import GenerateSettings
 
     request = GenerateSettings(prompt="", model=model, height=height, width=width, num_frames=num_frames, device="cpu")
-    found = plan(request)
+    found = resolve(request)
     size = found.settings
     if size.height is None or size.width is None:
         raise UsageError(f"{model} names no default size; give --height and --width")
-    name = found.pipeline_class.__name__
-    shape = token_grid(name, configs_of(found.folder), size.num_frames or 1, size.height, size.width)
+    shape = found.model.grid(size.num_frames or 1, size.height, size.width)
     if shape is None:
+        name = found.model.class_name
         raise UnsupportedError(f"the token grid of {name} is not known; give --grid FRAMESxROWSxCOLUMNS")
     return shape

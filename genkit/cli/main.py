@@ -11,8 +11,9 @@ from typing import Annotated
 
 import typer
 
-from genkit.cli import doctor, families, generate, inspect, methods, models, recipes
+from genkit.cli import doctor, families, inspect, methods, models, recipes
 from genkit.cli.output import one_line, print_json
+from genkit.cli.tasks import task_commands
 from genkit.errors import GenkitError
 
 INTERRUPTED = 130
@@ -27,8 +28,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+for name, command in task_commands():
+    app.command(name)(command)
 for command in (
-    generate.generate,
     inspect.inspect,
     models.models,
     methods.methods,

@@ -1,167 +1,204 @@
-"""From settings to a patched pipeline: the method by name, its schedule, and what really ran."""
+"""What settings ask of attention, as objects: the method or recipe, its schedule and backend, read from text once."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from genkit.errors import ArtifactError, UsageError, explain
+from genkit.errors import ArtifactError, UnsupportedError, UsageError, explain
 from genkit.pipelines.recipe_match import denoisers_of_folder
-from genkit.pipelines.recipes import SCHEDULE_KEYS, recipe, recipe_names
-from genkit.pipelines.settings import GenerateSettings
-from genkit.pipelines.tasks.high_resolution.sizes import patched_steps
+from genkit.pipelines.recipes import SCHEDULE_KEYS, Recipe, recipe
 from genkit.pipelines.text import join_pairs, parse_pairs
 
+if TYPE_CHECKING:
+    import torch
+
+    from genkit.pipelines.model import Model
+    from genkit.pipelines.settings import AttentionSettings
+
 RECOMMENDED = "recommended"
+WEIGHTS = "weights"
 
 
-def build(settings: GenerateSettings) -> tuple[Any, Any] | None:
-    """The method (or recipe) and schedule that settings ask for, or None when they ask for none. Touches no model.
+@dataclass(frozen=True)
+class Attention:
+    """A method or recipe with where it applies and who executes it.
 
-    Raises:
-        UsageError: unknown method, setting, recipe or schedule.
+    Args:
+        method: an attention method, or a :class:`genkit.pipelines.recipes.Recipe`.
+        args: the method's settings as they are stored: texts.
+        schedule: where it applies; None = everywhere, or as the recipe says.
+        ranges: the schedule as pairs of texts, from which :attr:`text` is made; None without one.
+        recommended: the schedule is the method's own advice, which :meth:`settled` looks up.
+        backend: who executes the method's operators.
     """
-    if settings.attention is None and settings.recipe is None:
-        return None
-    from genkit.patching.parts import check_backend
 
-    check_backend(settings.backend)
-    if settings.schedule == RECOMMENDED and settings.recipe is not None:
-        raise UsageError("--schedule recommended goes with --attention; a recipe has its own schedule")
-    schedule = parse_schedule(settings.schedule)
-    if settings.recipe is not None:
-        found = recipe(settings.recipe)
-        return (found if schedule is None else found.with_schedule(schedule)), None
-    from genkit.attention import registry
+    method: Any
+    args: dict[str, Any] = field(default_factory=dict)
+    schedule: Any = None
+    ranges: dict[str, str] | None = None
+    recommended: bool = False
+    backend: str = "auto"
 
-    return registry.build(settings.attention, settings.attention_args), schedule
+    @classmethod
+    def of(cls, settings: AttentionSettings, folder: Path | None = None) -> Attention | None:
+        """Read what settings say; None when they leave the model's own attention.
+
+        Args:
+            settings: with method or recipe, their arguments, schedule and backend.
+            folder: the model's folder, where a file of ``weights=`` may lie; needed when there is one.
+
+        Raises:
+            UsageError: unknown method, setting, recipe, backend or schedule.
+            ArtifactError: a file of weights that does not exist or holds none of this method.
+        """
+        if settings.attention is None and settings.recipe is None:
+            return None
+        from genkit.attention import registry
+        from genkit.patching.parts import check_backend
+
+        check_backend(settings.backend)
+        recommended = settings.schedule == RECOMMENDED
+        if recommended and settings.recipe is not None:
+            raise UsageError("--schedule recommended goes with --attention; a recipe has its own schedule")
+        ranges = None if settings.schedule is None or recommended else parse_pairs(settings.schedule, "--schedule")
+        schedule = None if ranges is None else parse_schedule(ranges)
+        if settings.recipe is not None:
+            found = recipe(settings.recipe)
+            method = found if schedule is None else found.with_schedule(schedule)
+            return cls(method, {}, None, ranges, False, settings.backend)
+        args = settings.attention_args
+        if args.get(WEIGHTS) not in (None, "none"):
+            args = _with_weights(settings.attention, args, folder)
+        return cls(registry.build(settings.attention, args), args, schedule, ranges, recommended, settings.backend)
+
+    @staticmethod
+    def needs_folder(settings: AttentionSettings) -> bool:
+        """Whether :meth:`of` must wait until the model's folder is known."""
+        return WEIGHTS in settings.attention_args
+
+    @property
+    def recipe(self) -> Recipe | None:
+        """The recipe, or None for a method by name."""
+        return self.method if isinstance(self.method, Recipe) else None
+
+    @property
+    def text(self) -> str | None:
+        """The schedule as it is stored."""
+        return None if self.ranges is None else join_pairs(self.ranges)
+
+    @property
+    def parts(self) -> tuple[Any, ...]:
+        """The methods with their schedules and roles."""
+        from genkit.patching.parts import as_parts
+
+        return as_parts(self.method, self.schedule, None)
+
+    def with_defaults(self, **values: Any) -> Attention:
+        """With values for the method's settings that the user left open."""
+        new = {key: value for key, value in values.items() if key not in self.args}
+        texts = {key: _as_text(value) for key, value in new.items()}
+        return dataclasses.replace(
+            self, method=dataclasses.replace(self.method, **new), args={**texts, **self.args}
+        )  # fmt: skip
+
+    def on_branches(self, names: str) -> Attention:
+        """On these branches only, unless the schedule names some."""
+        return self._with_ranges({"branches": names} | (self.ranges or {}))
+
+    def settled(self, model: Model, steps: int | None) -> Attention:
+        """With the ranges that the method's authors use on this model where the schedule is ``recommended``.
+
+        Raises:
+            UsageError: the method recommends nothing.
+        """
+        if not self.recommended:
+            return self
+        from genkit.patching.targets import find_denoisers
+
+        denoiser = find_denoisers(model.outline)[0]
+        layers = max((denoiser.layer(site)[1] for site in denoiser.sites_for(self.parts[0])), default=0)
+        advice = self.method.recommended(steps or 0, layers)
+        if not advice:
+            raise UsageError(
+                f"--schedule recommended: {self.method.name} recommends none; give ranges such as steps=1:,layers=1:"
+            )
+        return dataclasses.replace(self._with_ranges(advice), recommended=False)
+
+    def _with_ranges(self, ranges: dict[str, str]) -> Attention:
+        return dataclasses.replace(self, ranges=ranges, schedule=parse_schedule(ranges))
+
+    def check_recipe(self, model: Model) -> None:
+        """Refuse a recipe that was made for other models; see :meth:`genkit.pipelines.recipes.Recipe.why_not`."""
+        if self.recipe is not None:
+            self.recipe.check(denoisers_of_folder(model.folder), model.name, model.class_name)
+
+    def check(self, model: Model, steps: int | None, guided: bool, where: tuple[torch.device, torch.dtype]) -> None:
+        """Refuse whatever the run would refuse, from the model's configuration alone.
+
+        Args:
+            model: whose denoisers are asked.
+            steps: how many steps a schedule can name; None when only the pipeline knows.
+            guided: whether the run calls the model for the negative prompt too.
+            where: device and dtype of the run.
+
+        Raises:
+            UsageError: layers, heads, steps or branches that the run does not have.
+            UnsupportedError: a method that fits no attention of the model, or a backend that does not run here.
+        """
+        from genkit.patching.handle import check
+        from genkit.patching.schedule import resolve
+        from genkit.patching.targets import find_denoisers
+
+        check(model.outline, self.method, schedule=self.schedule)
+        families = [denoiser.family for denoiser in find_denoisers(model.outline)]
+        for part in self.parts:
+            if part.schedule is not None and steps is not None:
+                resolve("steps", part.schedule.steps, steps)
+            _check_branches(part.schedule, families, guided)
+        _check_backend(self.backend, *where)
+
+    @contextmanager
+    def applied(self, pipeline: Any) -> Iterator[Any]:
+        """The pipeline patched for the time of the ``with``; yields the patch handle."""
+        from genkit.patching import patch
+
+        with patch(pipeline, self.method, schedule=self.schedule, backend=self.backend) as handle:
+            yield handle
+
+    def remarks(self, report: dict[str, Any] | None, steps: int | None) -> list[str]:
+        """What a user should know about a patched run: calls that fell back to the model's own attention, a patch that
+        never ran, a recipe made for another number of steps."""
+        if report is None:
+            return []
+        told = report["declined"].items()
+        lines = [f"attention: {count} calls ran the model's own attention: {why}" for why, count in told]
+        if self.recipe is not None and self.ranges is None:
+            remark = self.recipe.remark(steps)
+            lines += [remark] if remark else []
+        if not report["ran"]:
+            lines.append("attention: the method never ran, so this output is the model's own")
+        return lines
 
 
-def with_weights(settings: GenerateSettings, folder: Path) -> GenerateSettings:
-    """Settings whose ``weights=FILE`` is a full path, beside what the file tells of the method it was trained for.
-
-    The file is looked for as given, then by its name in the model's folder, where shipped weights lie.
-
-    Raises:
-        ArtifactError: no such file, or one without weights of this method.
-    """
-    given = settings.attention_args.get("weights")
-    if given in (None, "none"):
-        return settings
-    from genkit.attention import registry
-
-    places = (Path(str(given)).expanduser(), folder / Path(str(given)).name)
-    path = next((place for place in places if place.is_file()), None)
-    if path is None:
-        raise ArtifactError(f"weights {given} do not exist, and {folder} holds none of that name")
-    own = registry.trained_settings(settings.attention, path)
-    return settings.replace(attention_args={**own, **settings.attention_args, "weights": str(path.resolve())})
-
-
-def parse_schedule(text: str | None) -> Any:
-    """A :class:`genkit.Schedule` from ``"steps=10:-2,layers=1:"``; None for None and for ``"recommended"``, which
-    :func:`settle` replaces once the model is known.
+def parse_schedule(ranges: Mapping[str, str]) -> Any:
+    """A :class:`genkit.Schedule` from ``{"steps": "10:-2", "layers": "1:"}``.
 
     Raises:
         UsageError: an unknown key or a range that has no meaning.
     """
-    if text is None or text == RECOMMENDED:
-        return None
     from genkit.patching.schedule import Schedule
 
-    pairs = parse_pairs(text, "--schedule")
-    for key in pairs:
+    for key in ranges:
         if key not in SCHEDULE_KEYS:
             raise UsageError(explain("--schedule", key, SCHEDULE_KEYS))
+    pairs = dict(ranges)
     branches = pairs.pop("branches", None)
     return Schedule(**pairs, branches=branches.split(",") if branches else None)
-
-
-def settle(pipeline: Any, settings: GenerateSettings) -> GenerateSettings:
-    """Settings whose ``schedule: recommended`` is replaced by the ranges the method's authors use on this model.
-
-    Raises:
-        UsageError: the method recommends nothing.
-    """
-    if settings.schedule != RECOMMENDED:
-        return settings
-    from genkit.attention import registry
-    from genkit.patching import Part
-    from genkit.patching.targets import find_denoisers
-
-    method = registry.build(settings.attention, settings.attention_args)
-    denoiser = find_denoisers(pipeline)[0]
-    sites = denoiser.sites_for(Part(method))
-    layers = max((denoiser.layer(site)[1] for site in sites), default=0)
-    advice = method.recommended(patched_steps(settings) or 0, layers)
-    if not advice:
-        raise UsageError(
-            f"--schedule recommended: {method.name} recommends none; give ranges such as steps=1:,layers=1:"
-        )
-    return settings.replace(schedule=join_pairs(advice))
-
-
-def recipe_place(name: str | None) -> str | None:
-    """A recipe's name in a form that means the same from any folder: shipped names as they are, files by their full
-    path."""
-    return name if name is None or name in recipe_names() else str(Path(name).expanduser().resolve())
-
-
-def check_model(settings: GenerateSettings, pipeline_class: str, folder: Path) -> None:
-    """Refuse a recipe that was made for other models; see :meth:`genkit.pipelines.recipes.Recipe.why_not`."""
-    if settings.recipe is not None:
-        recipe(settings.recipe).check(denoisers_of_folder(folder), settings.model, pipeline_class)
-
-
-def check_steps(settings: GenerateSettings) -> None:
-    """Refuse a schedule that does not fit the number of steps, before any weights are read.
-
-    Raises:
-        UsageError: a step range beyond the steps that are patched.
-    """
-    built, steps = build(settings), patched_steps(settings)
-    if built is None or steps is None:
-        return
-    from genkit.patching.schedule import resolve
-
-    method, schedule = built
-    schedules = [part.schedule for part in getattr(method, "parts", ())] or [schedule]
-    for each in schedules if schedule is None else [schedule]:
-        if each is not None:
-            resolve("steps", each.steps, steps)
-
-
-def remarks(report: dict[str, Any] | None, settings: GenerateSettings) -> list[str]:
-    """What a user should know about a patched run: calls that fell back to the model's own attention, a patch that
-    never ran, a recipe made for another number of steps."""
-    if report is None:
-        return []
-    lines = [
-        f"attention: {count} calls ran the model's own attention: {why}" for why, count in report["declined"].items()
-    ]
-    if settings.recipe is not None and settings.schedule is None:
-        remark = recipe(settings.recipe).remark(patched_steps(settings))
-        lines += [remark] if remark else []
-    if not report["ran"]:
-        lines.append("attention: the method never ran, so this output is the model's own")
-    return lines
-
-
-@contextmanager
-def applied(pipeline: Any, settings: GenerateSettings) -> Iterator[Any]:
-    """The pipeline patched as settings say, for the time of the ``with``; yields the patch handle or None."""
-    built = build(settings)
-    if built is None:
-        yield None
-        return
-    from genkit.patching import patch
-
-    method, schedule = built
-    with patch(pipeline, method, schedule=schedule, backend=settings.backend) as handle:
-        yield handle
 
 
 def report_of(handle: Any) -> dict[str, Any] | None:
@@ -172,7 +209,7 @@ def report_of(handle: Any) -> dict[str, Any] | None:
 def plain(value: Any) -> Any:
     """Dataclasses, tuples, sets and numbers of any library as what JSON can hold."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {each.name: plain(getattr(value, each.name)) for each in dataclasses.fields(value)}
     if isinstance(value, dict):
         return {str(key): plain(part) for key, part in value.items()}
     if isinstance(value, (list, tuple)):
@@ -182,3 +219,54 @@ def plain(value: Any) -> Any:
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     return str(value)
+
+
+def _with_weights(name: str, args: dict[str, Any], folder: Path | None) -> dict[str, Any]:
+    """Settings whose ``weights=FILE`` is a full path, beside what the file tells of the method it was trained for.
+
+    The file is looked for as given, then by its name in the model's folder, where shipped weights lie.
+    """
+    from genkit.attention import registry
+
+    given = Path(str(args[WEIGHTS]))
+    places = (given.expanduser(), *([] if folder is None else [folder / given.name]))
+    path = next((place for place in places if place.is_file()), None)
+    if path is None:
+        raise ArtifactError(f"weights {given} do not exist, and {folder} holds none of that name")
+    return {**registry.trained_settings(name, path), **args, WEIGHTS: str(path.resolve())}
+
+
+def _as_text(value: Any) -> str:
+    """A setting of a method as it is typed: ``2x3``, ``true``."""
+    return "x".join(map(str, value)) if isinstance(value, tuple) else str(value).lower()
+
+
+def _check_branches(schedule: Any, families: list[Any], guided: bool) -> None:
+    """UsageError for a branch that the calls of a run are never announced as."""
+    if schedule is None or not schedule.branches:
+        return
+    names = dict.fromkeys(name for family in families for name in family.branches)
+    for name in sorted(schedule.branches):
+        if name not in names:
+            kinds = list(names) or "no branches: this model's pipeline computes both halves of guidance in one call"
+            raise UsageError(explain("--schedule branches", name, kinds))
+    if schedule.branches == {"uncond"} and not guided:
+        raise UsageError(
+            "--schedule branches=uncond names the calls for the negative prompt, which a run without guidance does "
+            "not make; take a --guidance-scale above 1, or other branches"
+        )
+
+
+def _check_backend(name: str, device: torch.device, dtype: torch.dtype) -> None:
+    """UnsupportedError when a backend asked for by name does not run on this machine, with its own reason."""
+    if name == "auto":
+        return
+    import torch
+
+    from genkit import kernels
+
+    q = torch.zeros(1, 64, 1, 64, device=device, dtype=dtype)
+    plan = kernels.BlockPlan.from_dense_blocks(torch.ones(1, 1, dtype=torch.bool, device=device), 64, 64)
+    reason = kernels.why_not(name, q, q, q, plan)
+    if reason is not None:
+        raise UnsupportedError(f"--backend {name} does not run here: {reason}; genkit doctor lists what does")

@@ -7,38 +7,66 @@ becomes the pipeline's ``true_cfg_scale``, which needs a negative prompt to act.
 
 from __future__ import annotations
 
-from genkit.families.sizes import ReadConfig
-from genkit.models import Sidecar
-from genkit.pipelines.kinds import ARGUMENTS, accepted
-from genkit.pipelines.settings import GenerateSettings
+from typing import TYPE_CHECKING, Any
 
-GUIDANCE, TRUE = "guidance_scale", "true_cfg_scale"
-_DISTILLED = "this model takes its guidance scale as an input and is called once per step"
+from genkit.errors import UsageError
+from genkit.pipelines.kinds import ARGUMENTS
+
+if TYPE_CHECKING:
+    from genkit.pipelines.model import Model
+    from genkit.pipelines.settings import GenerationSettings
+
+GUIDANCE, TRUE, AUDIO = "guidance_scale", "true_cfg_scale", "audio_guidance_scale"
+_DISTILLED = (
+    "the negative prompt has no effect: this model takes its guidance scale as an input and is called once per step"
+)
 
 
-def true_guidance(pipeline_class: type, config: ReadConfig) -> bool:
-    """Whether a guidance scale acts as ``true_cfg_scale`` only. ``config(part)`` returns a part's configuration."""
-    both = {GUIDANCE, TRUE} <= set(accepted(pipeline_class))
-    return both and config("transformer").get("guidance_embeds") is False
+def true_guidance(model: Model) -> bool:
+    """Whether a guidance scale acts as ``true_cfg_scale`` only."""
+    return {GUIDANCE, TRUE} <= set(model.accepted) and model.config("transformer").get("guidance_embeds") is False
 
 
-def argument_names(pipeline_class: type, config: ReadConfig) -> dict[str, tuple[str, ...]]:
+def argument_names(model: Model) -> dict[str, tuple[str, ...]]:
     """:data:`genkit.pipelines.kinds.ARGUMENTS` with the guidance scale under the name by which it acts."""
-    return {**ARGUMENTS, GUIDANCE: (TRUE,)} if true_guidance(pipeline_class, config) else ARGUMENTS
+    return {**ARGUMENTS, GUIDANCE: (TRUE,)} if true_guidance(model) else ARGUMENTS
 
 
-def settle(
-    filled: GenerateSettings, given: GenerateSettings, sidecar: Sidecar, pipeline_class: type, config: ReadConfig
-) -> tuple[GenerateSettings, tuple[str, ...]]:
-    """Settings that say what will happen, and what the user should know, one line each; for other models the latter.
+def guided(settings: GenerationSettings, model: Model) -> bool:
+    """Whether a run calls the model for the negative prompt too."""
+    if _distilled(model):
+        return _scale_of(model, TRUE) > 1 and settings.negative_prompt is not None
+    if true_guidance(model):
+        return (settings.guidance_scale or 0) > 1 and settings.negative_prompt is not None
+    return max(settings.guidance_scale or 0, _scale_of(model, AUDIO)) > 1
 
-    A scale above 1 that somebody asked for gets the empty negative prompt when there is none. A scale nobody asked for
-    is 1 then: the pipeline's default does nothing without a negative prompt.
+
+def _scale_of(model: Model, name: str) -> float:
+    """A scale that settings do not name, as the run will have it; 0 where the pipeline has none."""
+    if name not in model.accepted:
+        return 0
+    return model.sidecar.call.get(name, model.accepted[name].default) or 0
+
+
+def _distilled(model: Model) -> bool:
+    """Whether the guidance scale is an input of the model: no second half is computed for it."""
+    if {GUIDANCE, TRUE} <= set(model.accepted):
+        return not true_guidance(model)
+    return model.config("unet").get("time_cond_proj_dim") is not None
+
+
+def settle(filled: GenerationSettings, given: GenerationSettings, model: Model) -> tuple[Any, tuple[str, ...]]:
+    """Settings that say what will happen, and what the user should know, one line each.
+
+    A negative prompt without guidance does nothing, which is said. Where guidance acts as ``true_cfg_scale`` only, a
+    scale above 1 that somebody asked for gets the empty negative prompt when there is none, and a scale nobody asked
+    for is 1: the pipeline's default does nothing without a negative prompt.
     """
-    if not true_guidance(pipeline_class, config):
-        known = accepted(pipeline_class)
-        idle = GUIDANCE in known and TRUE in known and (sidecar.call.get(TRUE) or known[TRUE].default or 1) <= 1
-        return filled, (f"the negative prompt has no effect: {_DISTILLED}",) if idle and given.negative_prompt else ()
+    if not true_guidance(model):
+        if not given.negative_prompt or GUIDANCE not in model.accepted or guided(filled, model):
+            return filled, ()
+        return filled, (_DISTILLED if _distilled(model) else _idle(filled, given),)
+    sidecar = model.sidecar
     # A repeated run is given what the model's own sidecar had filled in.
     asked = given.guidance_scale not in (None, sidecar.call.get(TRUE))
     if filled.negative_prompt is None:
@@ -46,13 +74,31 @@ def settle(
             return filled.replace(guidance_scale=1.0), ()
         if (filled.guidance_scale or 0) > 1:
             filled = filled.replace(negative_prompt="")
-    guided = (filled.guidance_scale or 0) > 1
-    if asked and guided:
+    acts = (filled.guidance_scale or 0) > 1
+    if asked and acts:
         against = f"{filled.negative_prompt!r}" if filled.negative_prompt else "the empty negative prompt"
         return filled, (
             f"this model has no guidance input: guidance scale {filled.guidance_scale:g} acts as {TRUE} against "
             f"{against}, with a second model call per step",
         )
-    if given.negative_prompt and not guided:
-        return filled, ("the negative prompt has no effect: it needs a guidance scale above 1",)
+    if given.negative_prompt and not acts:
+        return filled, (_idle(filled, given),)
     return filled, ()
+
+
+def _idle(filled: GenerationSettings, given: GenerationSettings) -> str:
+    """What to say of a negative prompt without guidance.
+
+    Raises:
+        UsageError: the user wrote both now, which contradict each other.
+    """
+    scale = f"{filled.guidance_scale or 0:g}"
+    if given.asked("negative_prompt", "guidance_scale"):
+        raise UsageError(
+            f"--negative-prompt needs guidance, and --guidance-scale {scale} switches it off; take a scale above 1, or "
+            "leave out --negative-prompt"
+        )
+    return (
+        f"the negative prompt has no effect: it needs a guidance scale above 1, and this run's is {scale}; see "
+        "--guidance-scale"
+    )

@@ -3,8 +3,10 @@ heavy is read."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from genkit.errors import ArtifactError, UnsupportedError, UsageError, explain
 from genkit.models.check import check_folder, check_safetensors
@@ -209,7 +211,22 @@ def _enable_vae(pipeline: DiffusionPipeline, call: str, flag: str) -> None:
     getattr(vae, call)()
 
 
-def parse_lora(text: str) -> tuple[Path, float]:
+class Lora(NamedTuple):
+    """A LoRA file and how strongly it acts."""
+
+    path: Path
+    strength: float
+
+
+def check_lora(pipeline_class: type) -> None:
+    """Refuse a pipeline class that takes no LoRA, and a machine without peft; UnsupportedError."""
+    if not hasattr(pipeline_class, "load_lora_weights"):
+        raise UnsupportedError(f"{pipeline_class.__name__} takes no LoRA")
+    if find_spec("peft") is None:
+        raise UnsupportedError("--lora needs the package peft; pip install peft")
+
+
+def parse_lora(text: str) -> Lora:
     """``"folder/or/file[@strength]"`` -> path and strength (1.0 when not given).
 
     Raises:
@@ -230,10 +247,10 @@ def parse_lora(text: str) -> tuple[Path, float]:
     header = check_safetensors(path)
     if not any("lora" in name.lower() for name in header):
         raise ArtifactError(f"{path} holds no LoRA weights (no tensor name contains 'lora')")
-    return path, scale
+    return Lora(path, scale)
 
 
-def apply_loras(pipeline: Any, loras: tuple[str, ...]) -> None:
+def apply_loras(pipeline: Any, loras: Sequence[Lora]) -> None:
     """Load LoRA files into a pipeline under the names ``lora0``, ``lora1``, ... with their strengths.
 
     Raises:
@@ -242,12 +259,10 @@ def apply_loras(pipeline: Any, loras: tuple[str, ...]) -> None:
     """
     if not loras:
         return
-    parsed = [parse_lora(text) for text in loras]
-    if not hasattr(pipeline, "load_lora_weights"):
-        raise UnsupportedError(f"{type(pipeline).__name__} takes no LoRA")
-    for index, (path, _) in enumerate(parsed):
-        _apply_lora(pipeline, path, f"lora{index}")
-    pipeline.set_adapters([f"lora{index}" for index in range(len(parsed))], [scale for _, scale in parsed])
+    check_lora(type(pipeline))
+    for index, lora in enumerate(loras):
+        _apply_lora(pipeline, lora.path, f"lora{index}")
+    pipeline.set_adapters([f"lora{index}" for index in range(len(loras))], [lora.strength for lora in loras])
 
 
 def _apply_lora(pipeline: Any, path: Path, name: str) -> None:

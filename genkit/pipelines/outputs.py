@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from fractions import Fraction
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from genkit.errors import ArtifactError, UnsupportedError, UsageError
 from genkit.media import format_of
+from genkit.pipelines.attention import report_of
 from genkit.pipelines.kinds import IMAGE, Kind
+from genkit.pipelines.task import Made
+
+if TYPE_CHECKING:
+    from genkit.pipelines.session import Run
 
 
 def check_format(output: str, kind: Kind, num_frames: int | None) -> None:
@@ -23,6 +28,15 @@ def check_format(output: str, kind: Kind, num_frames: int | None) -> None:
         raise UsageError(f"--output {output}: this model makes sound too, which only .mp4 holds")
     if form == "mp4" and kind is IMAGE:
         raise UsageError(f"--output {output}: this model makes images; use .png or .webp")
+
+
+def collect(run: Run, output: Any, handle: Any) -> Made:
+    """Frames, sound and report of a pipeline's output; the sound as long as its video."""
+    kind = run.request.model.kind
+    frames = to_frames(output, kind)
+    audio, rate = to_sound(output, run.pipeline, kind)
+    sound = None if audio is None else fit_sound(audio, rate, len(frames), run.fps)
+    return Made(frames, sound, rate, report_of(handle))
 
 
 def to_frames(output: Any, kind: Kind) -> np.ndarray:

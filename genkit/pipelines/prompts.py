@@ -2,35 +2,77 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from genkit.errors import UsageError
-from genkit.pipelines.settings import GenerateSettings
+from genkit.errors import ArtifactError, UsageError
 from genkit.reading import read_text
 from genkit.reading.files import place
 
+if TYPE_CHECKING:
+    from genkit.pipelines.model import Model
+    from genkit.pipelines.settings import GenerationSettings
+
 MOST_PROMPTS = 10_000
 UNBOUNDED = 1_000_000
+#: Entries of a vocabulary that is a list of words, and how many words it then has at least; those of large models have
+#: some 30,000 pieces and more, of which any word can be made.
+SHORT_VOCABULARY, FEWEST_WORDS = 4000, 20
 
 
-def check_prompt(
-    pipeline: Any, settings: GenerateSettings, most: int | None = None
-) -> tuple[str, str | None, list[str]]:
+@dataclass(frozen=True)
+class Prompts:
+    """Texts as a model will read them.
+
+    Args:
+        prompt, negative: the texts; the end may be cut.
+        told: what the user should know, one line each.
+    """
+
+    prompt: str | None
+    negative: str | None = None
+    told: tuple[str, ...] = ()
+
+
+def tokenizers_of(model: Model) -> dict[str, Any]:
+    """The tokenizers of a model's folder by their part's name; no weights are read.
+
+    Raises:
+        ArtifactError: a part's files make no tokenizer.
+    """
+    import transformers
+
+    found = {}
+    for part, (library, name) in model.parts.items():
+        kind = getattr(transformers, name, None) if library == "transformers" else None
+        if kind is None or not part.startswith("tokenizer") or not hasattr(kind, "from_pretrained"):
+            continue
+        try:
+            found[part] = kind.from_pretrained(str(model.folder / part), local_files_only=True)
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, ImportError) as error:
+            reason = str(error).strip().splitlines() or [type(error).__name__]
+            raise ArtifactError(f"{model.folder / part} cannot be loaded as {name}: {reason[0]}") from error
+    return found
+
+
+def read_prompts(tokenizers: Mapping[str, Any], settings: GenerationSettings, most: int | None = None) -> Prompts:
     """The prompts as the model will read them, and warnings about what was cut or is not known to it.
 
     Diffusers pipelines drop the end of a long prompt, some without a word. Here a prompt that no text encoder of the
     pipeline reads whole is refused, or cut with a warning when ``settings.truncate_prompt`` is on.
 
     Args:
-        pipeline: the loaded pipeline.
+        tokenizers: the model's, by the name of their part; other parts are passed over.
         settings: prompt, negative prompt and ``max_sequence_length``.
         most: fewer tokens than the text encoder reads, when the model was trained on short prompts only.
 
     Raises:
         UsageError: a prompt is too long; the message tells its length and the limit.
     """
-    readers = _readers(pipeline, settings.max_sequence_length, most)
+    readers = _readers(tokenizers, settings.max_sequence_length, most)
     told: list[str] = []
     texts = []
     for name, text in (("prompt", settings.prompt), ("negative prompt", settings.negative_prompt)):
@@ -38,30 +80,63 @@ def check_prompt(
             text = _fit(name, text, readers, settings.truncate_prompt, told)
             told += _unknown_words(name, text, readers)
         texts.append(text)
-    return texts[0], texts[1], told
+    return Prompts(texts[0], texts[1], tuple(told))
 
 
 def _unknown_words(name: str, text: str, readers: list[tuple[Any, int]]) -> list[str]:
-    """A warning that lists the words which every tokenizer replaces by its unknown token; empty when all are known."""
-    unknown: list[set[str]] = []
+    """A warning that lists the words which no tokenizer knows, with known ones that are written alike; empty when all
+    are known."""
+    unknown = []
     for tokenizer, _ in readers:
-        mark = getattr(tokenizer, "unk_token_id", None)
-        if mark is None or not getattr(tokenizer, "is_fast", False):
+        found = _unknown_to(tokenizer, text)
+        if found is None:
             return []
-        read = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        pairs = zip(read["input_ids"], read["offset_mapping"], strict=True)
-        unknown.append({text[start:stop] for token, (start, stop) in pairs if token == mark and stop > start})
-    words = sorted(set.intersection(*unknown))
+        unknown.append(found)
+    words = sorted(set(unknown[0]).intersection(*unknown[1:]))
     if not words:
         return []
-    shown = ", ".join(words[:8]) + (", ..." if len(words) > 8 else "")
+    known = _words(readers[0][0])
+    shown = ", ".join(_with_near(word, known) for word in words[:8]) + (", ..." if len(words) > 8 else "")
     return [f"the model does not know these words of the {name}: {shown}"]
 
 
-def _readers(pipeline: Any, sequence_length: int | None, most: int | None) -> list[tuple[Any, int]]:
-    """The pipeline's tokenizers, each with the number of tokens it hands on."""
+def _unknown_to(tokenizer: Any, text: str) -> set[str] | None:
+    """The words that a tokenizer replaces by its unknown token or, where its vocabulary is a short list of words, takes
+    to pieces; None when it does not tell."""
+    if not getattr(tokenizer, "is_fast", False):
+        return None
+    mark = getattr(tokenizer, "unk_token_id", None)
+    short = len(tokenizer) <= SHORT_VOCABULARY and len(_words(tokenizer)) >= FEWEST_WORDS
+    if mark is None and not short:
+        return None
+    read = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    spans: dict[Any, list[tuple[int, int]]] = {}
+    unknown = set()
+    for token, word, (start, stop) in zip(read["input_ids"], read.word_ids(), read["offset_mapping"], strict=True):
+        if stop > start:
+            spans.setdefault(word, []).append((start, stop))
+            unknown |= {text[start:stop].strip()} if token == mark else set()
+    pieces = (text[parts[0][0] : parts[-1][1]].strip() for parts in spans.values() if len(parts) > 1)
+    return unknown | ({word for word in pieces if word.isalpha()} if short else set())
+
+
+def _words(tokenizer: Any) -> list[str]:
+    """Whole words of a tokenizer's vocabulary, without the marks that some put at a word's beginning or end."""
+    entries = set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens)
+    ends = {word for word in entries if word.endswith("</w>")}
+    words = {word.removesuffix("</w>").lstrip("\u2581\u0120") for word in ends or entries}
+    return sorted(word for word in words if len(word) > 1 and word.isalpha())
+
+
+def _with_near(word: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(word.lower(), known, n=3, cutoff=0.6)
+    return f"{word} (it knows {', '.join(near)})" if near else word
+
+
+def _readers(parts: Mapping[str, Any], sequence_length: int | None, most: int | None) -> list[tuple[Any, int]]:
+    """The tokenizers, each with the number of tokens it hands on."""
     readers = []
-    for name, part in sorted(pipeline.components.items()):
+    for name, part in sorted(parts.items()):
         if not name.startswith("tokenizer") or part is None or not callable(part):
             continue
         own = getattr(part, "model_max_length", UNBOUNDED)

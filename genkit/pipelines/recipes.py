@@ -7,17 +7,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from genkit.errors import ArtifactError, UsageError, explain
 from genkit.pipelines.recipe_match import Match, denoisers_of
-from genkit.pipelines.settings import read_config
+from genkit.pipelines.request import read_config
+from genkit.schema import Rule, read
 
 FOLDER = Path(__file__).parents[1] / "recipes"
 SUFFIX = ".yaml"
-KEYS = ("description", "match", "models", "made_for", "parts", "provenance", "measured")
+KEYS = ("description", "match", "models", "made_for", "settings", "parts", "provenance", "measured")
 PART_KEYS = ("attention", "attention_args", "schedule", "roles")
 SCHEDULE_KEYS = ("layers", "steps", "branches", "heads")
+#: Settings of a run that a recipe may bring along; what the user gives wins.
+SETTINGS_RULES = {
+    "flow_shift": Annotated[float, Rule(low=0.01, high=100)],
+    "guidance_scale": Annotated[float, Rule(low=0, high=10_000)],
+    "steps": Annotated[int, Rule(low=1, high=1_000_000)],
+}
 MADE_FOR_KEYS = ("models", "height", "width", "num_frames", "steps", "training")
 ORIGINS = {
     "paper": "the method's paper",
@@ -58,6 +65,7 @@ class Recipe:
         made_for: size, steps and models the values were chosen for, and ``training: lora`` when weights must be
             fine-tuned with the same mask first.
         measured: how and where it was measured, as the file says.
+        settings: settings of a run that it brings along, see :data:`SETTINGS_RULES`.
     """
 
     name: str
@@ -68,6 +76,7 @@ class Recipe:
     values: tuple[Value, ...] = ()
     made_for: dict = field(default_factory=dict)
     measured: dict = field(default_factory=dict)
+    settings: dict = field(default_factory=dict)
 
     def why_not(self, denoisers: Sequence[tuple[str, Mapping[str, Any]]], *names: str) -> str | None:
         """Why the recipe does not suit a model, or None when it does.
@@ -109,11 +118,17 @@ def recipe_names(folder: Path = FOLDER) -> list[str]:
     return sorted(path.stem for path in folder.glob(f"*{SUFFIX}"))
 
 
+def recipe_place(name: str | None) -> str | None:
+    """A recipe's name in a form that means the same from any folder: shipped names as they are, files by their full
+    path."""
+    return name if name is None or name in recipe_names() else str(Path(name).expanduser().resolve())
+
+
 def recipe(name: str | Path) -> Recipe:
     """A shipped recipe by name, or a YAML file of one's own.
 
     The file holds ``parts``, a list of ``{attention: NAME, attention_args: {...}, schedule: {...}, roles: [...]}``,
-    and may hold ``description``, ``match``, ``models``, ``made_for``, ``provenance`` and ``measured``.
+    and may hold ``description``, ``match``, ``models``, ``made_for``, ``settings``, ``provenance`` and ``measured``.
 
     Raises:
         UsageError: unknown name, key, method or setting, or a value of the wrong type.
@@ -152,7 +167,13 @@ def parse(name: str, values: Any) -> Recipe:
         _values(what, parts, _mapping(what, values, "provenance")),
         made_for,
         _mapping(what, values, "measured"),
+        _settings(what, _mapping(what, values, "settings")),
     )
+
+
+def _settings(what: str, values: dict) -> dict[str, Any]:
+    _only(f"{what}, settings", values, tuple(SETTINGS_RULES))
+    return {name: read(SETTINGS_RULES[name], value, f"{what}, settings.{name}") for name, value in values.items()}
 
 
 def _part(what: str, values: Any) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 
 from genkit import __version__
 from genkit.models.check import fingerprint
-from genkit.pipelines.settings import GenerateSettings
+from genkit.pipelines.request import Settings
 from genkit.reading import file_digest
 
 PACKAGES = ("torch", "diffusers", "transformers")
@@ -41,9 +41,9 @@ def made_with(folder: Path, pipeline_class: str, device: str, loras: Sequence[Pa
     }
 
 
-def build_record(settings: GenerateSettings, made: dict[str, Any]) -> dict[str, Any]:
+def build_record(settings: Settings, made: dict[str, Any], command: str) -> dict[str, Any]:
     """The record stored inside an output: the same request on the same machine gives the same record."""
-    return {"genkit": __version__, "command": "generate", "settings": settings.to_dict(), "made_with": made}
+    return {"genkit": __version__, "command": command, "settings": settings.to_dict(), "made_with": made}
 
 
 def differences(record: dict[str, Any], made: dict[str, Any]) -> list[str]:

@@ -1,192 +1,229 @@
-"""Checking a request against a model before any weights are read, and filling in what the user left open."""
+"""From settings to a request of objects: every text is read once, everything is checked, no weights are touched.
+
+A task's ``resolve`` makes a :class:`Draft` of its settings, fills in what was left open, adds what the task itself
+needs, and closes it to a :class:`Request`.
+"""
 
 from __future__ import annotations
 
-import dataclasses
 import secrets
-from dataclasses import dataclass
-from fractions import Fraction
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from genkit.errors import UnsupportedError, UsageError
-from genkit.models import Sidecar, check_folder, locate, read_sidecar
-from genkit.models.check import read_index, read_part_config
-from genkit.pipelines import attention, guidance
-from genkit.pipelines.kinds import IMAGE, Kind, ReadConfig, SizeRule, accepted, kind_of, native_fps, size_rule
-from genkit.pipelines.load import fetch, parse_lora, resolve_device, resolve_dtype
+from genkit.models import locate
+from genkit.pipelines import guidance
+from genkit.pipelines.attention import Attention
+from genkit.pipelines.kinds import IMAGE
+from genkit.pipelines.load import check_lora, fetch, parse_lora, resolve_device, resolve_dtype
+from genkit.pipelines.model import Model
 from genkit.pipelines.outputs import check_format
-from genkit.pipelines.settings import GenerateSettings
-from genkit.pipelines.tasks.audio_video.given import USUAL_FRAMES, Given, read_given
-from genkit.pipelines.tasks.high_resolution import sizes as upscale
-from genkit.pipelines.tasks.references import pictures as references
-from genkit.pipelines.tasks.references.pictures import ReferencePicture
+from genkit.pipelines.prompts import Prompts, read_prompts, tokenizers_of
+from genkit.pipelines.recipes import recipe_place
+from genkit.pipelines.request import Settings, flag
+from genkit.pipelines.settings import AttentionSettings, GenerationSettings, LoadSettings
+from genkit.pipelines.task import Task, task_of
 from genkit.pipelines.text import STRENGTH
+
+if TYPE_CHECKING:
+    import torch
+
+    from genkit.pipelines.load import Lora
 
 
 @dataclass(frozen=True)
-class Plan:
+class Request:
     """A request that passed every check that needs no weights.
 
     Args:
-        settings: the settings with open values filled in for this model.
-        folder: the model's folder.
-        pipeline_class: its Diffusers class.
-        kind: what it makes.
-        sidecar: its ``genkit.json``.
+        settings: with open values filled in for this model; what outputs store.
+        task: what kind of run it is.
+        model: the model without its weights.
+        device, dtype: where and in what the run computes.
+        prompts: what the model will read, and what of it is cut or unknown.
+        attention: method or recipe with its schedule; None for the model's own.
+        loras: LoRA files with their strengths.
+        inputs: what the task read beside the settings (a given sound, pictures, ...).
+        fingerprints: digests of these inputs, for the record.
+        steps: how many steps a schedule can name; None when only the pipeline knows.
         notes: what the user should know about the request, one line each.
-        given: the sound or video that the run is for, fitted to it; None without one.
-        references: pictures that it follows, fitted to the model.
     """
 
-    settings: GenerateSettings
-    folder: Path
-    pipeline_class: type
-    kind: Kind
-    sidecar: Sidecar
+    settings: Any
+    task: Task
+    model: Model
+    device: torch.device
+    dtype: torch.dtype
+    prompts: Prompts
+    attention: Attention | None = None
+    loras: tuple[Lora, ...] = ()
+    inputs: Any = None
+    fingerprints: dict[str, Any] = field(default_factory=dict)
+    steps: int | None = None
     notes: tuple[str, ...] = ()
-    given: Given | None = None
-    references: tuple[ReferencePicture, ...] = ()
+    tokenizers: dict[str, Any] = field(default_factory=dict)
+
+    def read(self, settings: Any) -> Prompts:
+        """The prompts of a variation of the settings, as the model will read them."""
+        if settings is self.settings:
+            return self.prompts
+        return read_prompts(self.tokenizers, settings, self.model.sidecar.limits.get("max_prompt_tokens"))
 
 
-def plan(settings: GenerateSettings) -> Plan:
+def resolve(settings: Settings) -> Request:
     """Check settings against the model as far as possible without reading weights, and fill in what was left open.
 
     A hub id is downloaded here if the cache does not hold it.
 
     Raises:
-        GenkitError: whatever is wrong, in one line; see :class:`GenerateSettings`, :func:`genkit.load`.
+        GenkitError: whatever is wrong, in one line; see the settings' class, :func:`genkit.load`.
     """
-    if settings.prompt is None:
-        raise UsageError('no prompt: give one, or "" for an unconditional run')
-    if "weights" not in settings.attention_args:  # which may lie in the model's folder
-        attention.build(settings)
-    loras = [parse_lora(text) for text in settings.lora]
-    location = locate(settings.model)
-    device = resolve_device(settings.device)
-    dtype = resolve_dtype(settings.dtype, device)
-    if settings.offload != "none" and device.type == "cpu":
-        raise UnsupportedError(f"--offload {settings.offload} needs a GPU, and the device is the CPU; leave it out")
-    folder = fetch(location)
-    settings = attention.with_weights(settings, folder)
-    pipeline_class = _class_of(folder)
-    sidecar = read_sidecar(folder)
-    kind = kind_of(pipeline_class)
-    attention.check_model(settings, pipeline_class.__name__, folder)
-    config = configs_of(folder)
-    given = read_given(settings, pipeline_class, kind)
-    filled = _fill(settings, sidecar, pipeline_class, kind, config)
-    if given is not None and settings.num_frames is None:
-        filled = _as_long_as(given, filled, sidecar, pipeline_class, folder)
-    filled, notes = guidance.settle(filled, settings, sidecar, pipeline_class, config)
-    filled = upscale.fill(filled, pipeline_class.__name__, config, sidecar.defaults)
-    filled = filled.replace(
-        model=str(folder.resolve()) if location.kind == "folder" else settings.model,
-        lora=tuple(f"{path.resolve()}{STRENGTH}{strength:g}" for path, strength in loras),
-        recipe=attention.recipe_place(settings.recipe),
-        reference=references.full_places(settings.reference),
-        audio=str(Path(settings.audio).expanduser().resolve()) if settings.audio else None,
-        video=str(Path(settings.video).expanduser().resolve()) if settings.video else None,
-        device=str(device),
-        dtype=str(dtype).removeprefix("torch."),
-        seed=settings.seed if settings.seed is not None else secrets.randbelow(2**32),
-    )
-    _check_sizes(filled, sidecar, pipeline_class, folder)
-    attention.check_steps(filled)
-    if settings.output is not None:
-        check_format(settings.output, kind, filled.num_frames)
-    if given is not None:
-        given = given.fitted(filled.num_frames, Fraction(filled.fps), filled.height, filled.width)
-        notes = (*notes, *given.told)
-    rule = _rule(sidecar, pipeline_class, folder)
-    followed = references.read_references(filled, pipeline_class.__name__, 8 if rule is None else rule.multiple)
-    notes = (*notes, *(line for reference in followed for line in reference.told))
-    return Plan(filled, folder, pipeline_class, kind, sidecar, notes, given, followed)
+    return task_of(settings).resolve(settings)
 
 
-def _class_of(folder: Path) -> type:
-    import diffusers
+class Draft:
+    """A request in the making.
 
-    name = check_folder(folder)["_class_name"]
-    found = getattr(diffusers, name, None) if isinstance(name, str) else None
-    if found is None:
-        raise UnsupportedError(
-            f"{folder} needs the pipeline class {name}, which diffusers {diffusers.__version__} does not have"
-        )
-    return found
+    Args:
+        given: the settings as the user gave them.
+    """
+
+    def __init__(self, given: GenerationSettings):
+        if given.prompt is None:
+            raise UsageError('no prompt: give one, or "" for an unconditional run')
+        self.given = self.settings = given
+        self.task = task_of(given)
+        self.notes: list[str] = []
+        attends, loads = isinstance(given, AttentionSettings), isinstance(given, LoadSettings)
+        early = attends and not Attention.needs_folder(given)
+        self.attention = Attention.of(given) if early else None
+        self.loras = tuple(parse_lora(text) for text in given.lora) if loads else ()
+        location = locate(given.model)
+        self.device = resolve_device(given.device if loads else None)
+        self.dtype = resolve_dtype(given.dtype if loads else None, self.device)
+        if loads and given.offload != "none" and self.device.type == "cpu":
+            raise UnsupportedError(f"--offload {given.offload} needs a GPU, and the device is the CPU; leave it out")
+        folder = fetch(location)
+        self.model = Model.of(folder, str(folder.resolve()) if location.kind == "folder" else given.model)
+        self.model.check_inputs(self.task.command)
+        if attends and not early:
+            self.attention = Attention.of(given, folder)
+        if self.attention is not None:
+            self.attention.check_recipe(self.model)
+        if loads:
+            self._check_parts(given)
+
+    def _check_parts(self, given: LoadSettings) -> None:
+        """Refuse what the model's classes do not have."""
+        if given.vae_tiling:
+            self.model.check_vae("enable_tiling", "--vae-tiling")
+        if given.vae_slicing:
+            self.model.check_vae("enable_slicing", "--vae-slicing")
+            self.notes.append("--vae-slicing has no effect: outputs are decoded one at a time")
+        if self.loras:
+            check_lora(self.model.pipeline_class)
+
+    def set(self, **changes: Any) -> None:
+        """Change settings."""
+        self.settings = self.settings.replace(**changes)
+
+    def fill(self) -> None:
+        """Open values: from the recipe, from ``genkit.json``, then from the pipeline's own defaults; what the pipeline
+        does not know is refused."""
+        given, sidecar, known = self.given, self.model.sidecar, self.model.accepted
+        recipe = self.attention.recipe if self.attention is not None else None
+        advised = {} if recipe is None else recipe.settings
+        for name, value in advised.items():
+            if getattr(given, name) is None:
+                self.notes.append(f"recipe {recipe.name} sets {flag(name)} {value:g}")
+        changes = {name: value for name, value in advised.items() if getattr(given, name) is None}
+        for name, targets in guidance.argument_names(self.model).items():
+            target = next((target for target in targets if target in known), None)
+            value = getattr(given, name)
+            if target is None and name != "fps":
+                if value is not None:
+                    raise UsageError(f"{flag(name)}: {self.model.class_name} takes no {name}; leave it out")
+                continue
+            if value is None and name not in changes:
+                own = sidecar.call.get(target, known[target].default) if target is not None else None
+                value = sidecar.defaults.get(name, own)
+                changes[name] = str(value) if name == "fps" and value is not None else value
+        if self.model.kind is IMAGE:
+            if given.fps is not None:
+                raise UsageError(f"--fps: {self.model.class_name} makes images; leave it out")
+            changes.pop("fps", None)
+        elif given.fps is None and changes.get("fps") is None:
+            changes["fps"] = self.model.fps
+        self.set(**changes)
+        if self.settings.flow_shift is not None:
+            self.model.shift_name()
+        self.settings, notes = guidance.settle(self.settings, given, self.model)
+        self.notes += notes
+
+    def close(
+        self,
+        *,
+        size: tuple[int, int] | None = None,
+        steps: int | None = None,
+        inputs: Any = None,
+        fingerprints: dict[str, Any] | None = None,
+        **places: Any,
+    ) -> Request:
+        """The finished request, after the last checks.
+
+        Args:
+            size: height and width of what is made, where they are not the settings'.
+            steps: how many steps a schedule can name, where it is not all of them.
+            inputs, fingerprints: see :class:`Request`.
+            places: settings that name files, as they mean the same from any folder.
+        """
+        self.check_sizes()
+        self.model.check_size(*(size or (self.settings.height, self.settings.width)), self.settings.num_frames)
+        steps = self.settings.steps if steps is None else steps
+        self._close_attention(steps)
+        self._store(places)
+        settings = self.settings
+        output = getattr(settings, "output", None)
+        if output is not None:
+            check_format(output, self.model.kind, settings.num_frames)
+        tokenizers = tokenizers_of(self.model)
+        prompts = read_prompts(tokenizers, settings, self.model.sidecar.limits.get("max_prompt_tokens"))
+        return Request(
+            settings, self.task, self.model, self.device, self.dtype, prompts, self.attention, self.loras, inputs,
+            fingerprints or {}, steps, tuple(self.notes), tokenizers,
+        )  # fmt: skip
+
+    def check_sizes(self) -> None:
+        """Refuse a size that the model has no latents for; UsageError."""
+        if self.model.rule is not None:
+            self.model.rule.check(self.settings.height, self.settings.width, self.settings.num_frames)
+
+    def _close_attention(self, steps: int | None) -> None:
+        if self.attention is None:
+            return
+        guided = guidance.guided(self.settings, self.model)
+        self.attention = self.attention.settled(self.model, steps)
+        self.attention.check(self.model, steps, guided, (self.device, self.dtype))
+
+    def _store(self, places: dict[str, Any]) -> None:
+        """Settings as they mean the same from any folder and at any time."""
+        given = self.given
+        changes: dict[str, Any] = {
+            "model": self.model.name,
+            "seed": given.seed if given.seed is not None else secrets.randbelow(2**32),
+            **places,
+        }
+        if isinstance(given, LoadSettings):
+            changes["lora"] = tuple(f"{lora.path.resolve()}{STRENGTH}{lora.strength:g}" for lora in self.loras)
+            changes["device"], changes["dtype"] = str(self.device), str(self.dtype).removeprefix("torch.")
+        if isinstance(given, AttentionSettings) and self.attention is not None:
+            changes["recipe"] = recipe_place(given.recipe)
+            changes["attention_args"] = self.attention.args
+            changes["schedule"] = self.attention.text
+        self.set(**changes)
 
 
-def _fill(
-    settings: GenerateSettings, sidecar: Sidecar, pipeline_class: type, kind: Kind, config: ReadConfig
-) -> GenerateSettings:
-    """Open values from genkit.json, then from the pipeline's own defaults; what the pipeline does not know is
-    refused."""
-    known = accepted(pipeline_class)
-    changes = {}
-    for name, targets in guidance.argument_names(pipeline_class, config).items():
-        target = next((target for target in targets if target in known), None)
-        given = getattr(settings, name)
-        if target is None and name != "fps":
-            if given is not None:
-                raise UsageError(f"--{name.replace('_', '-')}: {pipeline_class.__name__} takes no {name}; leave it out")
-            continue
-        if given is None:
-            own = sidecar.call.get(target, known[target].default) if target is not None else None
-            value = sidecar.defaults.get(name, own)
-            changes[name] = str(value) if name == "fps" and value is not None else value
-    if kind is IMAGE:
-        if settings.fps is not None:
-            raise UsageError(f"--fps: {pipeline_class.__name__} makes images; leave it out")
-        changes.pop("fps", None)
-    elif settings.fps is None and changes.get("fps") is None:
-        changes["fps"] = native_fps(pipeline_class.__name__)
-    return settings.replace(**changes)
-
-
-def _as_long_as(
-    given: Given, settings: GenerateSettings, sidecar: Sidecar, pipeline_class: type, folder: Path
-) -> GenerateSettings:
-    """As many frames as what is given lasts, but no more than the model's limit or, without one, its usual number."""
-    rule = _rule(sidecar, pipeline_class, folder)
-    most = sidecar.limits.get("max_frames") or settings.num_frames or USUAL_FRAMES
-    return settings.replace(num_frames=given.num_frames(Fraction(settings.fps), rule, most))
-
-
-def _rule(sidecar: Sidecar, pipeline_class: type, folder: Path) -> SizeRule | None:
-    """The rule of sizes of the pipeline class, sharpened by the model's ``genkit.json``; None when there is none."""
-    rule = size_rule(pipeline_class.__name__, configs_of(folder))
-    if rule is None:
-        return None
-    return dataclasses.replace(
-        rule,
-        multiple=sidecar.limits.get("multiple", rule.multiple),
-        frames_multiple=sidecar.limits.get("frames_multiple", rule.frames_multiple),
-    )
-
-
-def configs_of(folder: Path) -> ReadConfig:
-    """A reader of a model folder's parts' configurations and ``model_index``; an absent part reads as empty."""
-
-    def config(part: str) -> dict:
-        return read_index(folder) if part == "model_index" else read_part_config(folder, part)
-
-    return config
-
-
-def _check_sizes(settings: GenerateSettings, sidecar: Sidecar, pipeline_class: type, folder: Path) -> None:
-    rule = _rule(sidecar, pipeline_class, folder)
-    limits, height, width = sidecar.limits, settings.height, settings.width
-    if rule is not None:
-        rule.check(settings.height, settings.width, settings.num_frames)
-        height, width = upscale.check(settings, rule)
-    for name, value, low, high in (
-        ("height", height, "min_height", "max_height"),
-        ("width", width, "min_width", "max_width"),
-        ("num_frames", settings.num_frames, None, "max_frames"),
-    ):
-        if value is None:
-            continue
-        flag = f"--{name.replace('_', '-')}"
-        if low in limits and value < limits[low]:
-            raise UsageError(f"{flag}: got {value}, {settings.model} starts at {limits[low]}")
-        if high in limits and value > limits[high]:
-            raise UsageError(f"{flag}: got {value}, {settings.model} goes up to {limits[high]}")
+def full_path(name: str | None) -> str | None:
+    """A file's name as it means the same from any folder."""
+    return None if name is None else str(Path(name).expanduser().resolve())

@@ -1,34 +1,31 @@
-"""``genkit generate`` as a library: settings in, frames out."""
+"""A loaded model that serves the runs of a request, and ``genkit generate`` as a library: settings in, frames out."""
 
 from __future__ import annotations
 
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from fractions import Fraction
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from genkit.errors import GenkitError, UnsupportedError, UsageError
-from genkit.media import check_output, enlarge, numbered, write_media
-from genkit.pipelines import attention
+from genkit.media import enlarge, write_media
 from genkit.pipelines.guidance import argument_names
-from genkit.pipelines.kinds import IMAGE, accepted
-from genkit.pipelines.load import apply_loras, load, parse_lora
-from genkit.pipelines.outputs import fit_sound, to_frames, to_sound
-from genkit.pipelines.prompts import check_prompt
+from genkit.pipelines.load import apply_loras, load
 from genkit.pipelines.record import build_record, made_with
-from genkit.pipelines.resolve import Plan, configs_of, plan
-from genkit.pipelines.settings import GenerateSettings
-from genkit.pipelines.tasks.references import pictures as references
-from genkit.pipelines.text import slug
+from genkit.pipelines.request import Settings, flag
+from genkit.pipelines.resolve import Request, resolve
+from genkit.pipelines.settings import LoadSettings
 
 Progress = Callable[[str, int, int], None]
+#: What may differ among the runs of a session.
+VARIES = ("prompt", "negative_prompt", "seed", "num_videos", "truncate_prompt", "output")
+STEP, DECODE = "step", "decode"
 
 
 @dataclass(frozen=True)
@@ -49,7 +46,7 @@ class Result:
     frames: np.ndarray
     fps: Fraction | None
     seconds: float
-    settings: GenerateSettings
+    settings: Any
     record: dict[str, Any]
     report: dict[str, Any] | None = None
     audio: np.ndarray | None = None
@@ -59,9 +56,56 @@ class Result:
         """Write the result with its settings; see :func:`genkit.media.write_media`."""
         notes = {"seconds": round(self.seconds, 3), "attention": self.report}
         return write_media(
-            path, enlarge(self.frames, self.settings.enlarge), self.fps, settings=self.record, notes=notes,
-            audio=self.audio, sample_rate=self.sample_rate, force=force,
+            path, enlarge(self.frames, getattr(self.settings, "enlarge", 1)), self.fps, settings=self.record,
+            notes=notes, audio=self.audio, sample_rate=self.sample_rate, force=force,
         )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Run:
+    """One output in the making: what a task's ``run`` gets.
+
+    Args:
+        request: the resolved request.
+        pipeline: the loaded pipeline.
+        settings: the request's, with the prompt and seed of this output.
+        arguments: of the pipeline's call, without the generator.
+        progress: called as ``progress("step", done, total)`` and ``progress("decode", 0, 1)``; None for nobody.
+    """
+
+    request: Request
+    pipeline: Any
+    settings: Any
+    arguments: dict[str, Any]
+    progress: Progress | None = None
+
+    @property
+    def fps(self) -> Fraction | None:
+        """Exact frames per second, None for an image."""
+        fps = getattr(self.settings, "fps", None)
+        return None if fps is None else Fraction(fps)
+
+    def patched(self) -> Any:
+        """A context in which the pipeline is patched as the request says; it gives the patch handle or None."""
+        attention = self.request.attention
+        return nullcontext() if attention is None else attention.applied(self.pipeline)
+
+    def call(self, function: Callable[..., Any], **changes: Any) -> Any:
+        """What ``function`` returns for the run's arguments and a generator of its seed.
+
+        Args:
+            function: the pipeline, or what takes its place.
+            changes: arguments that are added or changed; one that is None is left out.
+        """
+        import torch
+
+        dropped = [key for key, value in changes.items() if value is None]
+        arguments = {key: value for key, value in (self.arguments | changes).items() if key not in dropped}
+        # Schedulers and methods may draw from the global generator; it is seeded here and left as it was.
+        with torch.random.fork_rng(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # casting NaN frames: refused below with a reason
+            torch.manual_seed(self.settings.seed)
+            return function(**arguments, generator=torch.Generator("cpu").manual_seed(self.settings.seed))
 
 
 @dataclass
@@ -69,13 +113,13 @@ class Session:
     """A model that serves several runs. The weights are read by :meth:`load` or at the first run.
 
     Args:
-        plan: a checked request, from :func:`genkit.pipelines.resolve.plan`.
+        request: from :func:`genkit.pipelines.resolve.resolve`.
         warnings: what the user should know, one line each; filled while running.
         pipeline: the Diffusers pipeline, None before :meth:`load`.
         made: versions, machine and model of this session, see :func:`genkit.pipelines.record.made_with`.
     """
 
-    plan: Plan
+    request: Request
     warnings: list[str] = field(default_factory=list)
     pipeline: Any = None
     made: dict[str, Any] = field(default_factory=dict)
@@ -84,29 +128,24 @@ class Session:
         """Read the weights and the LoRA files; does nothing the second time."""
         if self.pipeline is not None:
             return
-        given = self.plan.settings
-        pipeline = load(
-            self.plan.folder, given.dtype, given.device,
-            offload=given.offload, vae_tiling=given.vae_tiling, vae_slicing=given.vae_slicing,
-        )  # fmt: skip
-        apply_loras(pipeline, given.lora)
-        loras = [parse_lora(text)[0] for text in given.lora]
-        self.made = made_with(self.plan.folder, self.plan.pipeline_class.__name__, given.device, loras)
-        if self.plan.given is not None:
-            self.made["given_fingerprint"] = self.plan.given.fingerprint()
-        if self.plan.references:
-            self.made["reference_fingerprints"] = [each.fingerprint() for each in self.plan.references]
+        request, model, given = self.request, self.request.model, self.request.settings
+        options = {}
+        if isinstance(given, LoadSettings):
+            options = {name: getattr(given, name) for name in ("offload", "vae_tiling", "vae_slicing")}
+        pipeline = load(model.folder, request.dtype, request.device, **options)
+        apply_loras(pipeline, request.loras)
+        if getattr(given, "flow_shift", None) is not None:
+            change = {model.shift_name(): given.flow_shift}
+            pipeline.scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config, **change)
+        loras = [lora.path for lora in request.loras]
+        self.made = made_with(model.folder, model.class_name, str(request.device), loras) | request.fingerprints
         self.pipeline = pipeline
 
-    def check_prompt(self, settings: GenerateSettings) -> tuple[str, str | None, list[str]]:
-        """The prompts as the model will read them; see :func:`genkit.pipelines.prompts.check_prompt`."""
-        return check_prompt(self.pipeline, settings, self.plan.sidecar.limits.get("max_prompt_tokens"))
-
-    def run(self, settings: GenerateSettings | None = None, progress: Progress | None = None) -> Result:
+    def run(self, settings: Any = None, progress: Progress | None = None) -> Result:
         """Generate one output.
 
         Args:
-            settings: a variation of the plan's settings in prompt or seed; the model-related fields must be the same.
+            settings: a variation of the request's settings in prompt or seed; what concerns the model is the same.
             progress: called as ``progress("step", done, total)`` after each denoising step and ``progress("decode",
             ...)``.
 
@@ -115,85 +154,52 @@ class Session:
             UnsupportedError: the method cannot serve this model, or the memory does not suffice.
             ArtifactError: the model returned NaN.
         """
-        settings = settings or self.plan.settings
+        request = self.request
+        settings = settings or request.settings
+        self._check_variation(settings)
+        prompts = request.read(settings)
         self.load()
-        settings = references.settle(attention.settle(self.pipeline, settings), self.pipeline)
-        prompt, negative, cut = self.check_prompt(settings)
-        self.warnings += [line for line in (*self.plan.notes, *cut) if line not in self.warnings]
-        arguments = self._arguments(settings, prompt, negative, progress)
+        self._tell(*request.notes, *prompts.told)
+        arguments = self.arguments(settings, prompts.prompt, prompts.negative, progress)
+        run = Run(request, self.pipeline, settings, arguments, progress)
         seconds = -time.perf_counter()
         with _plain_errors(settings):
-            if settings.upscale > 1:
-                output, report = self._upscaled(arguments, settings, progress)
-            else:
-                with attention.applied(self.pipeline, settings) as patch:
-                    references.record(patch, self.pipeline, self.plan.references, settings)
-                    output = self._call(self._runner(), arguments, settings)
-                report = attention.report_of(patch)
+            made = request.task.run(run)
         seconds += time.perf_counter()
-        self.warnings += [line for line in attention.remarks(report, settings) if line not in self.warnings]
-        fps = None if self.plan.kind is IMAGE else Fraction(settings.fps)
-        frames, audio, rate = self._results(output, fps)
+        if request.attention is not None:
+            self._tell(*request.attention.remarks(made.report, request.steps))
+        stored = self._stored(settings, made.frames)
+        record = build_record(stored, self.made, request.task.command)
+        return Result(made.frames, run.fps, seconds, stored, record, made.report, made.audio, made.sample_rate)
+
+    def _stored(self, settings: Any, frames: np.ndarray) -> Any:
+        """The settings of one output, with the size that the pipeline chose where nobody said one."""
         sizes = {"height": frames.shape[1], "width": frames.shape[2]}
-        known = accepted(self.plan.pipeline_class)
+        known = self.request.model.accepted
         told = {name: size for name, size in sizes.items() if name in known and getattr(settings, name) is None}
-        stored = settings.replace(num_videos=1, **told)
-        return Result(frames, fps, seconds, stored, build_record(stored, self.made), report, audio, rate)
+        return settings.replace(num_videos=1, **told)
 
-    def _runner(self) -> Callable[..., Any]:
-        """What is called with the pipeline's arguments: the pipeline, or the loop for a given sound or video."""
-        if self.plan.given is None:
-            return self.pipeline
-        from genkit.pipelines.tasks.audio_video.complete import complete
-        from genkit.pipelines.tasks.audio_video.sound_features import features_of
+    def _check_variation(self, settings: Any) -> None:
+        """Refuse settings that another request would have to be resolved for."""
+        for name in settings.field_names():
+            if name not in VARIES and getattr(settings, name) != getattr(self.request.settings, name):
+                raise UsageError(f"{flag(name)} differs from what this session was made for; resolve the settings anew")
 
-        return partial(complete, self.pipeline, self.plan.given, features_of(self.pipeline, self.plan.sidecar.sound))
+    def _tell(self, *lines: str) -> None:
+        self.warnings += [line for line in lines if line not in self.warnings]
 
-    def _results(self, output: Any, fps: Fraction | None) -> tuple[np.ndarray, np.ndarray | None, int | None]:
-        """Frames, sound and its rate; what was given comes back untouched, a sound that was made as long as its
-        video."""
-        given = self.plan.given
-        frames = to_frames(output, self.plan.kind) if given is None or given.frames is None else given.frames
-        if given is not None and given.sound is not None:
-            return frames, given.sound, given.rate
-        audio, rate = to_sound(output, self.pipeline, self.plan.kind)
-        return frames, None if audio is None else fit_sound(audio, rate, len(frames), fps), rate
-
-    def _upscaled(
-        self, arguments: dict[str, Any], settings: GenerateSettings, progress: Progress | None
-    ) -> tuple[Any, dict[str, Any] | None]:
-        """The run at the model's size and the patched second pass at the larger one."""
-        from genkit.pipelines.tasks.high_resolution.second_pass import high_resolution
-
-        method, schedule = attention.build(settings) or (None, None)
-        given = {key: value for key, value in arguments.items() if key not in ("callback_on_step_end", "output_type")}
-        second = {
-            "upscale": settings.upscale, "method": method, "schedule": schedule, "backend": settings.backend,
-            "strength": settings.upscale_strength, "flow_shift": settings.upscale_shift, "progress": progress,
-        }  # fmt: skip
-        output = self._call(partial(high_resolution, self.pipeline), {**given, **second}, settings)
-        return output, None if output.report is None else attention.plain(output.report.to_dict())
-
-    def _call(self, function: Callable[..., Any], arguments: dict[str, Any], settings: GenerateSettings) -> Any:
-        import torch
-
-        # Schedulers and methods may draw from the global generator; it is seeded here and left as it was.
-        with torch.random.fork_rng(), warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)  # casting NaN frames: refused below with a reason
-            torch.manual_seed(settings.seed)
-            return function(**arguments, generator=torch.Generator("cpu").manual_seed(settings.seed))
-
-    def _arguments(
-        self, settings: GenerateSettings, prompt: str, negative: str | None, progress: Progress | None
+    def arguments(
+        self, settings: Any, prompt: str | None, negative: str | None, progress: Progress | None
     ) -> dict[str, Any]:
-        known = accepted(self.plan.pipeline_class)
-        values: dict[str, Any] = {"prompt": prompt, "output_type": "np", **self.plan.sidecar.call}
-        for name, targets in argument_names(self.plan.pipeline_class, configs_of(self.plan.folder)).items():
+        """The arguments of the pipeline's call, without the generator."""
+        model = self.request.model
+        values: dict[str, Any] = {"prompt": prompt, "output_type": "np", **model.sidecar.call}
+        for name, targets in argument_names(model).items():
             value = negative if name == "negative_prompt" else getattr(settings, name)
-            target = next((target for target in targets if target in known), None)
+            target = next((target for target in targets if target in model.accepted), None)
             if target is not None and value is not None:
                 values[target] = float(Fraction(value)) if name == "fps" else value
-        if progress is not None and "callback_on_step_end" in known:
+        if progress is not None and "callback_on_step_end" in model.accepted:
             values["callback_on_step_end"] = _step_callback(progress, settings.steps)
         return values
 
@@ -201,54 +207,26 @@ class Session:
 def _step_callback(progress: Progress, steps: int | None) -> Callable:
     def after_step(pipeline: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         total = getattr(pipeline, "num_timesteps", None) or steps or step + 1
-        progress("step", step + 1, total)
+        progress(STEP, step + 1, total)
         if step + 1 >= total:
-            progress("decode", 0, 1)
+            progress(DECODE, 0, 1)
         return tensors
 
     return after_step
 
 
-def run(settings: GenerateSettings, progress: Progress | None = None) -> Result:
+def run(settings: Settings, progress: Progress | None = None) -> Result:
     """Generate one output: check, load, run.
 
     Example:
         >>> result = run(GenerateSettings(prompt="a red circle moves right", seed=1))  # doctest: +SKIP
         >>> result.write("circle.mp4")  # doctest: +SKIP
     """
-    return Session(plan(settings)).run(progress=progress)
-
-
-def expand(plan: Plan, prompts: list[str]) -> list[tuple[GenerateSettings, Path]]:
-    """All runs of a request with their output names: every prompt with ``num_videos`` seeds, numbered when there are
-    several."""
-    base = plan.settings
-    count = len(prompts) * base.num_videos
-    jobs = []
-    for index, prompt in enumerate(prompts):
-        for offset in range(base.num_videos):
-            job = base.replace(prompt=prompt, seed=base.seed + offset, num_videos=1)
-            still = plan.kind is IMAGE or job.num_frames == 1
-            if base.output is not None:
-                output = numbered(base.output, index * base.num_videos + offset, count, still=still)
-            else:
-                output = Path(f"{slug(prompt)}-{job.seed}{'.png' if still else plan.kind.suffix}")
-            jobs.append((job, output))
-    names = [output for _, output in jobs]
-    if len(set(names)) != len(names):
-        repeated = next(name for name in names if names.count(name) > 1)
-        raise UsageError(f"two prompts would write {repeated}; give --output, its name is then numbered")
-    return jobs
-
-
-def check_outputs(outputs: list[Path], *, force: bool) -> None:
-    """Refuse a batch before it starts when any of its outputs exists or cannot be written."""
-    for output in outputs:
-        check_output(output, force=force)
+    return Session(resolve(settings)).run(progress=progress)
 
 
 @contextmanager
-def _plain_errors(settings: GenerateSettings) -> Iterator[None]:
+def _plain_errors(settings: Any) -> Iterator[None]:
     """Turn what pipelines raise about arguments and memory into genkit's errors; anything else passes."""
     import torch
 

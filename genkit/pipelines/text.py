@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from genkit.errors import UsageError, explain
 from genkit.reading import user_path
@@ -77,6 +79,23 @@ def _plain(value: object) -> str:
     if isinstance(value, (list, tuple)):
         return ",".join(str(part) for part in value)
     return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def as_pairs(value: Any, what: str) -> Any:
+    """A text of pairs as the pairs, the keys of a mapping as texts; anything else as it is."""
+    if isinstance(value, str):
+        return parse_pairs(value, what)
+    return {str(key): part for key, part in value.items()} if isinstance(value, Mapping) else value
+
+
+def as_pairs_text(value: Any, what: str) -> Any:
+    """A mapping as a text of pairs; anything else as it is."""
+    return join_pairs(dict(value)) if isinstance(value, Mapping) else value
+
+
+def as_texts(value: Any, what: str) -> Any:
+    """A single text as a list of one; anything else as it is."""
+    return (value,) if isinstance(value, str) else value
 
 
 def slug(text: str, length: int = 48) -> str:

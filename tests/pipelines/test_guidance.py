@@ -10,7 +10,8 @@ from tiny_flux import build_tiny_flux
 
 import genkit
 from genkit.errors import GenkitError
-from genkit.pipelines.session import Session, plan
+from genkit.pipelines.resolve import resolve
+from genkit.pipelines.session import Session
 from genkit.pipelines.settings import GenerateSettings
 
 
@@ -39,17 +40,17 @@ def direct(folder, **call):
 
 def test_the_scale_becomes_true_guidance_and_says_so(folders):
     folder = folders[False]
-    made = plan(ask(folder, guidance_scale=4.0))
+    made = resolve(ask(folder, guidance_scale=4.0))
     assert (made.settings.guidance_scale, made.settings.negative_prompt) == (4.0, "")
     session = Session(made)
     guided = session.run()
     assert "true_cfg_scale" in session.warnings[0] and "empty negative prompt" in session.warnings[0]
     assert np.array_equal(guided.frames, direct(folder, true_cfg_scale=4.0, negative_prompt=""))
-    plain = Session(plan(ask(folder))).run()
+    plain = Session(resolve(ask(folder))).run()
     assert np.array_equal(plain.frames, direct(folder)) and not np.array_equal(plain.frames, guided.frames)
     # What is stored repeats the run, both times.
     for result in (guided, plain):
-        again = plan(GenerateSettings.from_mappings(("file", result.settings.to_dict()))).settings
+        again = resolve(GenerateSettings.from_mappings(("file", result.settings.to_dict()))).settings
         assert (again.guidance_scale, again.negative_prompt) == (
             result.settings.guidance_scale, result.settings.negative_prompt
         )  # fmt: skip
@@ -58,19 +59,19 @@ def test_the_scale_becomes_true_guidance_and_says_so(folders):
 def test_what_is_left_open(folders):
     """Nobody asked for guidance: none. ``genkit.json`` asked: as it says. A negative prompt alone is told idle."""
     folder = folders[False]
-    open_plan = plan(ask(folder))
+    open_plan = resolve(ask(folder))
     assert (open_plan.settings.guidance_scale, open_plan.settings.negative_prompt) == (1.0, None)
     assert open_plan.notes == ()
-    idle = plan(ask(folder, negative_prompt="blue"))
+    idle = resolve(ask(folder, negative_prompt="blue"))
     assert idle.settings.guidance_scale == 1.0 and "no effect" in idle.notes[0]
-    named = plan(ask(folder, negative_prompt="blue", guidance_scale=3.0))
+    named = resolve(ask(folder, negative_prompt="blue", guidance_scale=3.0))
     assert named.settings.negative_prompt == "blue" and "'blue'" in named.notes[0]
     for sidecar in ({"call": {"true_cfg_scale": 5.0}}, {"defaults": {"guidance_scale": 5.0}}):
         (folder / "genkit.json").write_text(json.dumps(sidecar))
         try:
-            told = plan(ask(folder)).settings
+            told = resolve(ask(folder)).settings
             assert (told.guidance_scale, told.negative_prompt) == (5.0, "")
-            assert plan(ask(folder, guidance_scale=1.0)).settings.guidance_scale == 1.0
+            assert resolve(ask(folder, guidance_scale=1.0)).settings.guidance_scale == 1.0
         finally:
             (folder / "genkit.json").unlink()
     with pytest.raises(GenkitError, match="guidance"):
@@ -78,9 +79,9 @@ def test_what_is_left_open(folders):
 
 
 def test_a_model_with_a_guidance_input_keeps_it(folders):
-    made = plan(ask(folders[True], guidance_scale=4.0))
+    made = resolve(ask(folders[True], guidance_scale=4.0))
     assert (made.settings.guidance_scale, made.settings.negative_prompt, made.notes) == (4.0, None, ())
-    arguments = Session(made)._arguments(made.settings, "a red circle", None, None)
+    arguments = Session(made).arguments(made.settings, "a red circle", None, None)
     assert arguments["guidance_scale"] == 4.0 and "true_cfg_scale" not in arguments
-    assert plan(ask(folders[True])).settings.guidance_scale == 3.5
-    assert "once per step" in plan(ask(folders[True], negative_prompt="blue")).notes[0]
+    assert resolve(ask(folders[True])).settings.guidance_scale == 3.5
+    assert "once per step" in resolve(ask(folders[True], negative_prompt="blue")).notes[0]

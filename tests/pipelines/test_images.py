@@ -8,7 +8,9 @@ from tiny_sd import build_tiny_sd
 
 from genkit import media
 from genkit.errors import UsageError
-from genkit.pipelines.session import Session, expand, plan
+from genkit.pipelines.jobs import expand
+from genkit.pipelines.resolve import resolve
+from genkit.pipelines.session import Session
 from genkit.pipelines.settings import GenerateSettings
 
 
@@ -22,7 +24,7 @@ def ask(folder, **changes):
 
 
 def test_an_image_with_its_size_in_the_settings(folder, tmp_path):
-    made = plan(ask(folder))
+    made = resolve(ask(folder))
     assert str(expand(made, ["a red ball"])[0][1]) == "a-red-ball-1.png"
     result = Session(made).run()
     result.write(tmp_path / "ball.png")
@@ -31,13 +33,13 @@ def test_an_image_with_its_size_in_the_settings(folder, tmp_path):
     assert result.frames.shape == (1, 16, 16, 3) and result.fps is None
     settings = back.settings["settings"]
     assert (settings["height"], settings["width"], settings["num_frames"]) == (16, 16, None)
-    again = Session(plan(GenerateSettings.from_mappings(("file", settings)))).run()
+    again = Session(resolve(GenerateSettings.from_mappings(("file", settings)))).run()
     assert np.array_equal(again.frames, result.frames)
 
 
 def test_a_method_runs_in_the_unet(folder):
     asked = ask(folder, attention="neighborhood", attention_args={"size": "1x3x3"})
-    report = Session(plan(asked)).run().report
+    report = Session(resolve(asked)).run().report
     assert report["ran"] > 0
     assert {site["role"] for site in report["sites"]} == {"self"}
 
@@ -54,9 +56,9 @@ def test_a_method_runs_in_the_unet(folder):
 )
 def test_what_an_image_model_does_not_take_is_told(folder, changes, text):
     with pytest.raises(UsageError, match=text):
-        plan(ask(folder, **changes))
+        resolve(ask(folder, **changes))
 
 
 def test_a_long_prompt_is_told_with_the_encoders_limit(folder):
     with pytest.raises(UsageError, match="the model reads 77"):
-        Session(plan(ask(folder, prompt="long " * 80))).run()
+        Session(resolve(ask(folder, prompt="long " * 80))).run()

@@ -16,7 +16,8 @@ from genkit.errors import UsageError
 from genkit.pipelines.load import load
 from genkit.pipelines.recipe_match import Match, denoisers_of, denoisers_of_folder
 from genkit.pipelines.recipes import FOLDER, ORIGINS, parse, recipe, recipe_names
-from genkit.pipelines.session import Session, plan
+from genkit.pipelines.resolve import resolve
+from genkit.pipelines.session import Session
 from genkit.pipelines.settings import GenerateSettings
 
 GOOD = {
@@ -145,7 +146,7 @@ def test_folders_match_before_weights_are_read(tiny_wan):
     assert "no denoiser" in match.why_not([])
     asked = GenerateSettings(prompt="a", model=str(tiny_wan), recipe="sdxl-agent")
     with pytest.raises(UsageError, match="recipe sdxl-agent does not suit this model: it is for UNet2DCondition"):
-        plan(asked)
+        resolve(asked)
 
 
 def test_two_denoisers_share_one_count_of_steps(tiny_wan):
@@ -172,13 +173,13 @@ def test_generate_with_a_recipe(tiny_wan, tmp_path):
     parts = [{"attention": "neighborhood", "attention_args": {"size": [1, 1, 1]}, "schedule": {"steps": "1:"}}]
     path.write_text(yaml.safe_dump({**GOOD, "parts": parts, "provenance": {}}))
     asked = GenerateSettings(prompt="a red circle", model=str(tiny_wan), seed=1, recipe=str(path))
-    session = Session(plan(asked))
+    session = Session(resolve(asked))
     assert session.run().report["ran"] == 4
     assert any("for a run of 50, this run has 2" in line for line in session.warnings)
     # A schedule given beside the recipe takes the place of the recipe's own.
-    assert Session(plan(dataclasses.replace(asked, schedule="steps=0:"))).run().report["ran"] == 8
+    assert Session(resolve(dataclasses.replace(asked, schedule="steps=0:"))).run().report["ran"] == 8
     with pytest.raises(UsageError, match="there are 2 steps"):
-        plan(dataclasses.replace(asked, schedule="steps=7:"))
+        resolve(dataclasses.replace(asked, schedule="steps=7:"))
 
 
 def test_records_are_plain():

@@ -3,7 +3,6 @@ loading."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
 from types import SimpleNamespace
@@ -14,11 +13,13 @@ import torch
 
 from genkit.errors import ArtifactError, UnsupportedError, UsageError
 from genkit.pipelines import kinds, outputs
+from genkit.pipelines.jobs import expand
 from genkit.pipelines.load import apply_loras, load, parse_lora, resolve_device, resolve_dtype
-from genkit.pipelines.prompts import check_prompt, read_prompt_file
+from genkit.pipelines.prompts import read_prompt_file, read_prompts
 from genkit.pipelines.recipes import recipe
 from genkit.pipelines.record import differences
-from genkit.pipelines.session import Session, expand, plan, run
+from genkit.pipelines.resolve import resolve
+from genkit.pipelines.session import Session, run
 from genkit.pipelines.settings import GenerateSettings
 
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
@@ -26,13 +27,19 @@ WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
 
 @pytest.fixture(scope="module")
 def session(tiny_wan):
-    made = Session(plan(GenerateSettings(prompt="a red circle", model=str(tiny_wan), seed=1)))
+    made = Session(resolve(GenerateSettings(prompt="a red circle", model=str(tiny_wan), seed=1)))
     made.load()
     return made
 
 
 def ask(tiny_wan, **changes):
     return GenerateSettings(**{"prompt": "a red circle", "model": str(tiny_wan), "seed": 1, **changes})
+
+
+def changed(session, **changes):
+    """A session of another request that uses the same loaded model."""
+    request = resolve(session.request.settings.replace(**changes))
+    return Session(request, pipeline=session.pipeline, made=session.made)
 
 
 def test_load_returns_the_stock_pipeline(tiny_wan):
@@ -45,7 +52,7 @@ def test_load_returns_the_stock_pipeline(tiny_wan):
 
 
 def test_open_values_come_from_the_sidecar(session):
-    filled = session.plan.settings
+    filled = session.request.settings
     assert (filled.height, filled.width, filled.num_frames, filled.steps, filled.fps) == (32, 48, 5, 2, "8")
     assert (filled.device, filled.dtype) == ("cpu", "float32")
 
@@ -53,7 +60,7 @@ def test_open_values_come_from_the_sidecar(session):
 def test_open_values_come_from_the_pipeline_without_a_sidecar(tiny_wan, tmp_path):
     copy = shutil.copytree(tiny_wan, tmp_path / "m")
     (copy / "genkit.json").unlink()
-    filled = plan(ask(copy)).settings
+    filled = resolve(ask(copy)).settings
     assert (filled.height, filled.width, filled.num_frames, filled.fps) == (480, 832, 81, "16")
 
 
@@ -72,7 +79,7 @@ def test_a_run_equals_the_pipeline_called_by_hand(session):
 
 def test_runs_repeat_and_seeds_differ(session, tiny_wan):
     first, again = session.run().frames, session.run().frames
-    other = session.run(dataclasses.replace(session.plan.settings, seed=2)).frames
+    other = session.run(session.request.settings.replace(seed=2)).frames
     fresh = run(ask(tiny_wan)).frames
     assert np.array_equal(first, again) and np.array_equal(first, fresh)
     assert not np.array_equal(first, other)
@@ -86,12 +93,12 @@ def test_a_run_leaves_the_global_random_state_alone(session):
 
 
 def test_an_empty_prompt_runs(session):
-    result = session.run(dataclasses.replace(session.plan.settings, prompt=""))
+    result = session.run(session.request.settings.replace(prompt=""))
     assert result.frames.shape == (5, 32, 48, 3)
 
 
 def test_a_seed_is_drawn_and_told(tiny_wan):
-    seeds = {plan(ask(tiny_wan, seed=None)).settings.seed for _ in range(3)}
+    seeds = {resolve(ask(tiny_wan, seed=None)).settings.seed for _ in range(3)}
     assert len(seeds) == 3
 
 
@@ -118,7 +125,7 @@ def test_a_seed_is_drawn_and_told(tiny_wan):
 )
 def test_wrong_usage_is_told_before_loading(tiny_wan, changes, text):
     with pytest.raises(UsageError, match=text):
-        plan(ask(tiny_wan, **changes))
+        resolve(ask(tiny_wan, **changes))
 
 
 def test_unsupported_requests_are_told_before_loading(tiny_wan):
@@ -128,7 +135,7 @@ def test_unsupported_requests_are_told_before_loading(tiny_wan):
         ({"device": "mps"}, "not available"),
     ):
         with pytest.raises(UnsupportedError, match=text):
-            plan(ask(tiny_wan, **changes))
+            resolve(ask(tiny_wan, **changes))
 
 
 def test_broken_models_are_told_before_loading(tiny_wan, tmp_path):
@@ -136,10 +143,10 @@ def test_broken_models_are_told_before_loading(tiny_wan, tmp_path):
     index = json.loads((copy / "model_index.json").read_text())
     (copy / "model_index.json").write_text(json.dumps({**index, "_class_name": "NoSuchPipeline"}))
     with pytest.raises(UnsupportedError, match="NoSuchPipeline"):
-        plan(ask(copy))
+        resolve(ask(copy))
     (copy / WEIGHTS).write_bytes((copy / WEIGHTS).read_bytes()[:-10])
     with pytest.raises(ArtifactError, match="truncated"):
-        plan(ask(copy))
+        resolve(ask(copy))
     with pytest.raises(ArtifactError, match="truncated"):
         load(copy)
 
@@ -169,35 +176,35 @@ def test_nan_frames_are_refused(tiny_wan, tmp_path):
 
 def test_long_prompts_are_refused_or_cut_with_a_warning(session):
     words = "red circle " * 5000
-    long = dataclasses.replace(session.plan.settings, prompt=words)
+    long = session.request.settings.replace(prompt=words)
     with pytest.raises(UsageError, match="10001 tokens, the model reads 16"):
         session.run(long)
-    prompt, _, told = check_prompt(session.pipeline, dataclasses.replace(long, truncate_prompt=True))
+    parts = session.pipeline.components
+    cut = read_prompts(parts, long.replace(truncate_prompt=True))
+    prompt, told = cut.prompt, cut.told
     assert prompt == " ".join(["red circle"] * 7 + ["red"])
     assert len(session.pipeline.tokenizer(prompt)["input_ids"]) == 16
     assert len(told) == 1 and "the end was dropped" in told[0]
-    fewer, _, _ = check_prompt(session.pipeline, dataclasses.replace(long, truncate_prompt=True), most=5)
-    assert fewer == "red circle red circle"
+    assert read_prompts(parts, long.replace(truncate_prompt=True), most=5).prompt == "red circle red circle"
 
 
 def test_unknown_words_are_told(session):
-    settings = dataclasses.replace(session.plan.settings, prompt="a red Elephant moves, zebra", negative_prompt="red")
-    prompt, _, told = check_prompt(session.pipeline, settings)
-    assert prompt == settings.prompt
-    assert told == ["the model does not know these words of the prompt: Elephant, zebra"]
+    settings = session.request.settings.replace(prompt="a red Elephant moves, zebra", negative_prompt="red")
+    read = read_prompts(session.pipeline.components, settings)
+    assert (read.prompt, read.negative) == (settings.prompt, "red")
+    assert read.told == ("the model does not know these words of the prompt: Elephant, zebra",)
 
 
 def test_a_long_negative_prompt_is_told_as_such(session):
     with pytest.raises(UsageError, match="negative prompt has"):
-        session.run(dataclasses.replace(session.plan.settings, negative_prompt="red " * 40))
+        session.run(session.request.settings.replace(negative_prompt="red " * 40))
 
 
 def test_a_patched_run_reports_and_leaves_the_model_as_it_was(session):
     dense = session.run().frames
-    settings = dataclasses.replace(
-        session.plan.settings, attention="neighborhood", attention_args={"size": "1x1x1"}, schedule="steps=1:,layers=1"
-    )
-    result = session.run(settings)
+    result = changed(
+        session, attention="neighborhood", attention_args={"size": "1x1x1"}, schedule="steps=1:,layers=1"
+    ).run()
     assert not np.array_equal(result.frames, dense)
     assert result.report["ran"] == 2  # one layer, one step, two branches
     assert result.report["density"]["computed"] == pytest.approx(1 / 12)
@@ -207,24 +214,28 @@ def test_a_patched_run_reports_and_leaves_the_model_as_it_was(session):
 
 
 def test_the_recommended_schedule_is_spelled_out_in_the_settings(session):
-    asked = dataclasses.replace(session.plan.settings, attention="radial", schedule="recommended")
-    result = session.run(asked)
+    asked = session.request.settings.replace(attention="radial", schedule="recommended")
+    result = changed(session, attention="radial", schedule="recommended").run()
     assert result.settings.schedule == result.record["settings"]["schedule"] == "steps=1:,layers=1:"
     assert result.report["ran"] == 2
     with pytest.raises(UsageError, match="goes with --attention"):
-        plan(dataclasses.replace(asked, attention=None, recipe="r.yaml"))
+        resolve(asked.replace(attention=None, recipe="r.yaml"))
 
 
 def test_a_full_window_equals_the_dense_run(session):
     dense = session.run().frames.astype(int)
-    full = dataclasses.replace(session.plan.settings, attention="neighborhood", attention_args={"size": "all"})
-    assert np.abs(session.run(full).frames - dense).max() <= 1
+    full = changed(session, attention="neighborhood", attention_args={"size": "all"})
+    assert np.abs(full.run().frames - dense).max() <= 1
 
 
 def test_layers_that_do_not_exist_are_told(session):
-    settings = dataclasses.replace(session.plan.settings, attention="radial", schedule="layers=7:")
     with pytest.raises(UsageError, match="there are 2 layers"):
-        session.run(settings)
+        changed(session, attention="radial", schedule="layers=7:")
+
+
+def test_a_session_serves_one_request(session):
+    with pytest.raises(UsageError, match="--attention differs from what this session was made for"):
+        session.run(session.request.settings.replace(attention="radial"))
 
 
 def test_recipes_carry_methods_schedules_and_models(tiny_wan, tmp_path):
@@ -239,7 +250,7 @@ def test_recipes_carry_methods_schedules_and_models(tiny_wan, tmp_path):
     assert result.report["ran"] == 4
     path.write_text(path.read_text().replace("'1:'", "'5:'"))
     with pytest.raises(UsageError, match="there are 2 steps"):
-        plan(ask(tiny_wan, recipe=str(path)))
+        resolve(ask(tiny_wan, recipe=str(path)))
     for old, new, text in (
         ("Wan*", "Flux*", "model"), ("neighborhood", "nope", "attention method"), ("size:", "sise:", "size"),
         ("roles", "rolls", "roles"), ("steps:", "stepz:", "steps"),
@@ -247,7 +258,7 @@ def test_recipes_carry_methods_schedules_and_models(tiny_wan, tmp_path):
         broken = tmp_path / "broken.yaml"
         broken.write_text(path.read_text().replace("'5:'", "'1:'").replace(old, new))
         with pytest.raises(UsageError, match=text):
-            plan(ask(tiny_wan, recipe=str(broken)))
+            resolve(ask(tiny_wan, recipe=str(broken)))
     with pytest.raises(ArtifactError, match="does not exist"):
         recipe(tmp_path / "none.yaml")
 
@@ -269,7 +280,7 @@ def test_lora_changes_the_picture_by_its_strength(session, tiny_wan, lora):
     whole = run(ask(tiny_wan, lora=(str(lora),))).frames
     half = run(ask(tiny_wan, lora=(str(lora / "pytorch_lora_weights.safetensors") + "@0.5",))).frames
     off = run(ask(tiny_wan, lora=(f"{lora}@0",))).frames
-    stored = plan(ask(tiny_wan, lora=(f"{lora}@0.5",))).settings.lora
+    stored = resolve(ask(tiny_wan, lora=(f"{lora}@0.5",))).settings.lora
     assert stored == (f"{lora}/pytorch_lora_weights.safetensors@0.5",)
     change = [np.abs(frames - dense).mean() for frames in (whole, half, off)]
     assert change[0] > change[1] > change[2] == 0
@@ -277,7 +288,7 @@ def test_lora_changes_the_picture_by_its_strength(session, tiny_wan, lora):
 
 def test_lora_files_that_do_not_fit_are_told(tiny_wan, lora, tmp_path):
     with pytest.raises(ArtifactError, match="does not exist"):
-        plan(ask(tiny_wan, lora=(str(tmp_path / "none.safetensors"),)))
+        resolve(ask(tiny_wan, lora=(str(tmp_path / "none.safetensors"),)))
     with pytest.raises(UsageError, match="strength"):
         parse_lora(f"{lora}@strong")
     with pytest.raises(ArtifactError, match="no .safetensors"):
@@ -292,11 +303,11 @@ def test_lora_files_that_do_not_fit_are_told(tiny_wan, lora, tmp_path):
     weights = load_file(lora / "pytorch_lora_weights.safetensors")
     save_file({key: value.repeat(2, 2) for key, value in weights.items()}, tmp_path / "big.safetensors")
     with pytest.raises(ArtifactError, match="does not fit"):
-        apply_loras(load(tiny_wan), (str(tmp_path / "big.safetensors"),))
+        apply_loras(load(tiny_wan), [parse_lora(str(tmp_path / "big.safetensors"))])
     renamed = {key.replace("blocks.", "other."): value for key, value in weights.items()}
     save_file(renamed, tmp_path / "other.safetensors")
     with pytest.raises(ArtifactError):
-        apply_loras(load(tiny_wan), (str(tmp_path / "other.safetensors"),))
+        apply_loras(load(tiny_wan), [parse_lora(str(tmp_path / "other.safetensors"))])
 
 
 def test_vae_tiling_and_slicing_reach_the_vae(tiny_wan):
@@ -305,7 +316,7 @@ def test_vae_tiling_and_slicing_reach_the_vae(tiny_wan):
 
 
 def test_batches_are_numbered_and_seeded(tiny_wan):
-    made = plan(ask(tiny_wan, output="out.mp4", num_videos=2))
+    made = resolve(ask(tiny_wan, output="out.mp4", num_videos=2))
     jobs = expand(made, ["a", "b"])
     assert [str(path) for _, path in jobs] == [f"out-000{index}.mp4" for index in range(4)]
     assert [(job.prompt, job.seed, job.num_videos) for job, _ in jobs] == [
@@ -314,10 +325,10 @@ def test_batches_are_numbered_and_seeded(tiny_wan):
         ("b", 1, 1),
         ("b", 2, 1),
     ]
-    named = expand(plan(ask(tiny_wan)), ["A red circle"])
+    named = expand(resolve(ask(tiny_wan)), ["A red circle"])
     assert str(named[0][1]) == "a-red-circle-1.mp4"
     with pytest.raises(UsageError, match="two prompts"):
-        expand(plan(ask(tiny_wan)), ["same", "same"])
+        expand(resolve(ask(tiny_wan)), ["same", "same"])
 
 
 def test_prompt_files(tmp_path):

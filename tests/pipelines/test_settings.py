@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from genkit.errors import ArtifactError, UsageError
-from genkit.pipelines.settings import GenerateSettings, read_config
+from genkit.pipelines.request import read_config
+from genkit.pipelines.settings import GenerateSettings
 from genkit.pipelines.text import join_pairs, parse_pairs, slug
 
 
@@ -55,24 +56,24 @@ def test_dtype_short_names():
     "values, text",
     [
         ({"stepz": 3}, "did you mean 'steps'"),
-        ({"steps": 0}, "--steps"),
-        ({"steps": -4}, "--steps"),
+        ({"steps": 0}, "steps in file: got"),
+        ({"steps": -4}, "steps in file: got"),
         ({"steps": 2.5}, "steps in file"),
         ({"steps": "ten"}, "steps in file"),
         ({"steps": True}, "steps in file"),
-        ({"num_frames": 0}, "--num-frames"),
-        ({"num_frames": -5}, "--num-frames"),
-        ({"height": -16}, "--height"),
-        ({"guidance_scale": -1}, "--guidance-scale"),
-        ({"guidance_scale": float("nan")}, "finite"),
-        ({"fps": "0"}, "above 0"),
-        ({"fps": "fast"}, "--fps"),
-        ({"seed": -1}, "--seed"),
+        ({"num_frames": 0}, "num_frames in file: got"),
+        ({"num_frames": -5}, "num_frames in file: got"),
+        ({"height": -16}, "height in file: got"),
+        ({"guidance_scale": -1}, "guidance_scale in file: got"),
+        ({"guidance_scale": float("nan")}, "guidance_scale in file: got nan"),
+        ({"fps": "0"}, "fps in file: got"),
+        ({"fps": "fast"}, "fps in file: got"),
+        ({"seed": -1}, "seed in file: got"),
         ({"seed": 2**63}, "2\\^63"),
-        ({"dtype": "float64"}, "--dtype"),
-        ({"offload": "disk"}, "--offload"),
+        ({"dtype": "float64"}, "dtype in file: got"),
+        ({"offload": "disk"}, "offload in file: got"),
         ({"vae_tiling": "yes"}, "vae_tiling in file"),
-        ({"num_videos": 0}, "--num-videos"),
+        ({"num_videos": 0}, "num_videos in file: got"),
         ({"attention": "radial", "recipe": "r"}, "exclude each other"),
         ({"attention_args": "a=1"}, "needs --attention"),
         ({"schedule": "steps=1:"}, "needs --attention"),

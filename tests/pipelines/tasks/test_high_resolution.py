@@ -9,7 +9,8 @@ import torch
 import genkit
 from genkit.errors import UnsupportedError, UsageError
 from genkit.pipelines.load import load
-from genkit.pipelines.session import Session, plan
+from genkit.pipelines.resolve import resolve
+from genkit.pipelines.session import Session
 from genkit.pipelines.settings import GenerateSettings
 from genkit.pipelines.tasks.high_resolution.second_pass import enlarge_frames, high_resolution
 from genkit.pipelines.tasks.high_resolution.sizes import kept_steps, refusal, target_size
@@ -190,20 +191,20 @@ def test_what_has_no_second_pass_is_told(pipe, base):
 def test_generate_with_upscale(tiny_wan, tmp_path):
     asked = GenerateSettings(prompt="a red circle", model=str(tiny_wan), seed=1, steps=4, upscale=2.0,
                              attention="sliding_window", schedule="steps=1:")  # fmt: skip
-    made = plan(asked)
+    made = resolve(asked)
     assert made.settings.attention_args == {"base": "2x3", "dual": "true"}
     assert (made.settings.upscale_strength, made.settings.upscale_shift) == (0.7, 9.0)
     result = Session(made).run()
     assert result.frames.shape == (5, 64, 96, 3) and result.settings.height == 32
     assert result.report["ran"] > 0 and result.report["steps"] == 2
-    np.testing.assert_array_equal(Session(plan(result.settings)).run().frames, result.frames)
-    dense = Session(plan(asked.replace(attention=None, schedule=None))).run()
+    np.testing.assert_array_equal(Session(resolve(result.settings)).run().frames, result.frames)
+    dense = Session(resolve(asked.replace(attention=None, schedule=None))).run()
     assert dense.report is None and not np.array_equal(dense.frames, result.frames)
     with pytest.raises(UsageError, match="there are 2 steps"):
-        plan(asked.replace(schedule="steps=3:"))
+        resolve(asked.replace(schedule="steps=3:"))
     with pytest.raises(UsageError, match="height 40, allowed: multiples of 16"):
-        plan(asked.replace(upscale=1.25))
+        resolve(asked.replace(upscale=1.25))
     with pytest.raises(UsageError, match="--upscale-shift needs --upscale"):
         GenerateSettings(prompt="a", upscale_shift=3.0)
-    own = plan(asked.replace(attention_args={"dual": "false", "base": "1x1"}, upscale_strength=0.5)).settings
+    own = resolve(asked.replace(attention_args={"dual": "false", "base": "1x1"}, upscale_strength=0.5)).settings
     assert own.attention_args == {"base": "1x1", "dual": "false"} and own.upscale_strength == 0.5

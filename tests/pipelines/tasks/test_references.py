@@ -14,7 +14,8 @@ from genkit.attention.reference.masks import box_mask
 from genkit.attention.reference.store import References
 from genkit.errors import ArtifactError, UnsupportedError, UsageError
 from genkit.media import read_image
-from genkit.pipelines.session import Session, plan, run
+from genkit.pipelines.resolve import resolve
+from genkit.pipelines.session import Session, run
 from genkit.pipelines.settings import GenerateSettings
 from genkit.pipelines.tasks.references.pictures import parse_box, parse_reference
 from genkit.pipelines.tasks.references.record import record_pictures
@@ -109,16 +110,18 @@ def test_trained_weights_bring_their_settings_and_may_lie_in_the_models_folder(t
             torch.nn.init.normal_(value, std=0.3)
         patch.weights.save(folder / "follow.safetensors")
     given = {"height": 64, "width": 64, "steps": 1, "attention_args": {"weights": "follow.safetensors"}}
-    session = Session(plan(ask(folder, picture, **given)))
-    arguments = session.plan.settings.attention_args
+    session = Session(resolve(ask(folder, picture, **given)))
+    arguments = session.request.settings.attention_args
     assert (arguments["form"], arguments["rank"]) == ("residual", 4)
     assert arguments["weights"] == str((folder / "follow.safetensors").resolve())
     trained = session.run().frames
     assert not np.array_equal(trained, run(ask(folder, picture, **(given | {"attention_args": {}}))).frames)
     with pytest.raises(ArtifactError, match="other.safetensors do not exist, and .* holds none of that name"):
-        plan(ask(folder, picture, attention_args={"weights": "other.safetensors"}))
+        resolve(ask(folder, picture, attention_args={"weights": "other.safetensors"}))
     with pytest.raises(ArtifactError, match="holds no weights of genkit"):
-        plan(ask(folder, picture, attention_args={"weights": str(folder / "unet/diffusion_pytorch_model.safetensors")}))
+        resolve(
+            ask(folder, picture, attention_args={"weights": str(folder / "unet/diffusion_pytorch_model.safetensors")})
+        )
 
 
 def test_large_and_turned_pictures_are_fitted_and_told(tiny_sd, tmp_path):
@@ -127,8 +130,8 @@ def test_large_and_turned_pictures_are_fitted_and_told(tiny_sd, tmp_path):
     exif[274] = 6  # the camera was held upright
     Image.fromarray(np.tile(PIXELS, (10, 20, 1))).save(path, exif=exif)
     assert read_image(path)[0].shape == (1, 640, 320, 3)
-    made = plan(ask(tiny_sd, path, height=64, width=64))
-    assert made.references[0].picture.shape == (64, 32, 3)
+    made = resolve(ask(tiny_sd, path, height=64, width=64))
+    assert made.inputs.pictures[0].picture.shape == (64, 32, 3)
     assert made.notes == ("the reference photo.jpg was resized from 320x640 to 32x64",)
 
 
@@ -148,7 +151,7 @@ def test_bad_references_are_told_before_loading(tiny_sd, picture, monkeypatch, c
     monkeypatch.chdir(picture.parent)
     (picture.parent / "broken.png").write_bytes(picture.read_bytes()[:40])
     with pytest.raises(error, match=text):
-        plan(ask(tiny_sd, picture, height=64, width=64, **changes))
+        resolve(ask(tiny_sd, picture, height=64, width=64, **changes))
 
 
 def test_references_need_their_method_and_one_run(tiny_wan, picture):
@@ -156,8 +159,8 @@ def test_references_need_their_method_and_one_run(tiny_wan, picture):
         ask(tiny_wan, picture, attention="radial")
     with pytest.raises(UsageError, match="--reference-box needs --reference"):
         GenerateSettings(prompt="a", reference_box="0,0,1,1")
-    with pytest.raises(UsageError, match="--reference and --upscale exclude each other"):
-        plan(ask(tiny_wan, picture, upscale=2.0))
+    with pytest.raises(UsageError, match="--upscale and --reference exclude each other"):
+        resolve(ask(tiny_wan, picture, upscale=2.0))
 
 
 def test_other_families_are_refused_by_name(picture):

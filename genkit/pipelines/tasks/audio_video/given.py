@@ -13,11 +13,12 @@ from genkit.errors import UnsupportedError, UsageError
 from genkit.families.lookup import able, can
 from genkit.families.sizes import SizeRule
 from genkit.media import AAC_RATES, Video, probe_video, read_chosen, read_sound, resample, resized
-from genkit.pipelines.kinds import AUDIO_VIDEO, Kind
+from genkit.pipelines.kinds import AUDIO_VIDEO
 from genkit.pipelines.outputs import fit_sound
 from genkit.reading import file_digest, regular, user_path
 
 if TYPE_CHECKING:
+    from genkit.pipelines.model import Model
     from genkit.pipelines.settings import GenerateSettings
 
 # Pipelines whose parts genkit.pipelines.tasks.audio_video.complete can drive.
@@ -124,33 +125,38 @@ def _in_memory(frames: np.ndarray, fps: Fraction) -> Video:
     return Video(Path(), fps, starts, len(frames) / fps, *frames.shape[1:3])
 
 
-def read_given(settings: GenerateSettings, pipeline_class: type, kind: Kind) -> Given | None:
-    """Read what ``settings.audio`` or ``settings.video`` names; None when neither is given.
+def usual_frames(model: Model, own: int | None) -> int:
+    """How many frames a run has at most when nobody says: the model's limit or, without one, its usual number."""
+    return model.sidecar.limits.get("max_frames") or own or USUAL_FRAMES
+
+
+def read_given(flag: str, name: str, model: Model, longest: float) -> Given:
+    """Read the half that is given.
+
+    Args:
+        flag: ``"--audio"`` or ``"--video"``.
+        name: the file.
+        model: that the run is made with.
+        longest: seconds of sound to decode.
 
     Raises:
-        UsageError: the model makes no sound, or the request asks for a second pass too.
+        UsageError: the model makes no sound.
         UnsupportedError: it makes sound, but its pipeline is none of LTX-2's.
         ArtifactError: the file is missing or cannot be read.
     """
-    name = settings.audio or settings.video
-    if name is None:
-        return None
-    flag = "--audio" if settings.audio else "--video"
-    if kind is not AUDIO_VIDEO:
-        raise UsageError(f"{flag}: {pipeline_class.__name__} makes no sound; choose a model of video and sound")
-    if settings.upscale > 1:
-        raise UsageError(f"{flag} and --upscale exclude each other; leave one out")
-    if not can(TASK, pipeline_class.__name__):
-        raise UnsupportedError(f"{flag} is known for {', '.join(able(TASK))}, not for {pipeline_class.__name__}")
+    if model.kind is not AUDIO_VIDEO:
+        raise UsageError(f"{flag}: {model.class_name} makes no sound; choose a model of video and sound")
+    if not can(TASK, model.class_name):
+        raise UnsupportedError(f"{flag} is known for {', '.join(able(TASK))}, not for {model.class_name}")
     path = regular(user_path(name, flag), flag)
-    if settings.audio:
-        sound, rate = read_sound(path, _longest(settings))
+    if flag == "--audio":
+        sound, rate = read_sound(path, longest)
         return Given(sound=sound, rate=rate, source=path)
     video = probe_video(path)
     return Given(fps=video.fps, source=path, video=video)
 
 
-def _longest(settings: GenerateSettings) -> float:
+def longest(settings: GenerateSettings) -> float:
     """Seconds of sound to decode: what the run lasts where that is known, and never less than ten minutes."""
     known = settings.num_frames is not None and settings.fps is not None
     return max(_USUAL_SECONDS, settings.num_frames / Fraction(settings.fps)) if known else _USUAL_SECONDS

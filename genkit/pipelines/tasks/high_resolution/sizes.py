@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from genkit.errors import UnsupportedError, UsageError, explain
 from genkit.families.lookup import able, can
-from genkit.families.sizes import ReadConfig, SizeRule
-from genkit.pipelines.kinds import token_grid
-from genkit.pipelines.settings import GenerateSettings
+
+if TYPE_CHECKING:
+    from genkit.pipelines.attention import Attention
+    from genkit.pipelines.model import Model
+    from genkit.pipelines.settings import GenerateSettings
 
 #: Name of this task in the records of families.
 TASK = "second_pass"
@@ -57,41 +59,22 @@ def kept_steps(steps: int, strength: float) -> int:
     return kept
 
 
-def fill(
-    settings: GenerateSettings, pipeline_class: str, config: ReadConfig, defaults: Mapping[str, Any]
-) -> GenerateSettings:
-    """Settings of a run with ``upscale`` in which nothing of the second pass is left open.
-
-    Windows get the base run's token grid and two paths unless the user says otherwise; strength and shift come from
-    the model's ``defaults``, else the published ones.
-
-    Raises:
-        UnsupportedError: a pipeline without a second pass.
-    """
-    if settings.upscale == 1:
-        return settings
-    reason = refusal(pipeline_class, bool(config("model_index").get("expand_timesteps")))
+def check_model(model: Model) -> None:
+    """UnsupportedError for a model without a second pass."""
+    reason = refusal(model.class_name, bool(model.config("model_index").get("expand_timesteps")))
     if reason is not None:
         raise UnsupportedError(reason)
-    args = dict(settings.attention_args)
-    if settings.attention == WINDOWS:
-        grid = token_grid(pipeline_class, config, settings.num_frames or 1, settings.height, settings.width)
-        args = {"base": f"{grid[1]}x{grid[2]}", "dual": "true", **args}
+
+
+def open_values(settings: GenerateSettings, defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Strength and shift where the user left them open: from the model's ``defaults``, else the published ones."""
     own = {"upscale_strength": STRENGTH, "upscale_shift": FLOW_SHIFT}
-    own = {name: defaults.get(name, value) for name, value in own.items() if getattr(settings, name) is None}
-    return settings.replace(attention_args=args, **own)
+    return {name: defaults.get(name, value) for name, value in own.items() if getattr(settings, name) is None}
 
 
-def check(settings: GenerateSettings, rule: SizeRule) -> tuple[int, int]:
-    """Height and width of the output; UsageError for a size or strength that does not work."""
-    if settings.upscale == 1:
-        return settings.height, settings.width
-    kept_steps(settings.steps, settings.upscale_strength)
-    return target_size(settings.height, settings.width, settings.upscale, rule.multiple)
-
-
-def patched_steps(settings: GenerateSettings) -> int | None:
-    """How many steps an attention schedule can name: with ``upscale`` those of the second pass."""
-    if settings.upscale == 1 or settings.steps is None:
-        return settings.steps
-    return kept_steps(settings.steps, settings.upscale_strength)
+def windows(attention: Attention, settings: GenerateSettings, model: Model) -> Attention:
+    """Windows get the base run's token grid and two paths unless the user says otherwise."""
+    if getattr(attention.method, "name", None) != WINDOWS:
+        return attention
+    grid = model.grid(settings.num_frames or 1, settings.height, settings.width)
+    return attention.with_defaults(base=(grid[1], grid[2]), dual=True)

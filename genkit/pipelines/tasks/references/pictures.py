@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from genkit.errors import UsageError, explain
 from genkit.media import read_image, resized
-from genkit.pipelines.settings import GenerateSettings
-from genkit.pipelines.text import STRENGTH, join_pairs, parse_pairs, path_and_strength
+from genkit.pipelines.text import STRENGTH, path_and_strength
 from genkit.reading import file_digest, regular
 
-METHOD = "reference"
+if TYPE_CHECKING:
+    from genkit.pipelines.model import Model
+    from genkit.pipelines.session import Run
+    from genkit.pipelines.settings import GenerateSettings
+
 _BOX = "left,top,right,bottom as shares of the canvas from 0 to 1, such as 0.25,0.25,0.75,0.75"
 
 
@@ -40,38 +43,66 @@ class ReferencePicture:
         return file_digest(self.source)[:16]
 
 
-def read_references(settings: GenerateSettings, pipeline_class: str, multiple: int) -> tuple[ReferencePicture, ...]:
-    """Read what ``settings.reference`` names; nothing when other attention is asked for.
+@dataclass(frozen=True)
+class Inputs:
+    """What a run follows.
 
     Args:
-        settings: filled in, with height and width.
-        pipeline_class: name of the pipeline's class.
-        multiple: of height and width of the pictures that the model takes.
+        pictures: fitted to the model.
+        box: where they apply, as shares of the canvas; None = everywhere.
+        one_call: whether both halves of guidance go through the model in one call, the negative one first.
+        halves: whether only the prompt's half of such a call reads the pictures.
+    """
+
+    pictures: tuple[ReferencePicture, ...]
+    box: tuple[float, ...] | None
+    one_call: bool
+    halves: bool
+
+
+def parse_references(settings: GenerateSettings) -> tuple[list[tuple[Path, float]], tuple[float, ...] | None]:
+    """Files with their strengths, and the box.
 
     Raises:
-        UsageError: the method records references and none is given, a strength or box without meaning, or a second
-            pass is asked for too. UnsupportedError: a pipeline whose references are not read from pictures.
-        ArtifactError: a file is missing or cannot be read.
+        UsageError: no reference, or a strength or box without meaning. ArtifactError: a file that does not exist.
     """
-    if settings.attention != METHOD:
-        return ()
     if not settings.reference:
-        if settings.attention_args.get("origin", "recorded") != "recorded":
-            return ()
         raise UsageError("--attention reference needs --reference FILE, the picture to follow")
-    if settings.upscale > 1:
-        raise UsageError("--reference and --upscale exclude each other; leave one out")
+    return [parse_reference(text) for text in settings.reference], parse_box(settings.reference_box)
+
+
+def read_pictures(
+    parsed: Sequence[tuple[Path, float]], box: tuple[float, ...] | None, settings: GenerateSettings, model: Model
+) -> Inputs:
+    """Read the pictures and fit them to the run.
+
+    Args:
+        parsed, box: from :func:`parse_references`.
+        settings: filled in, with height and width.
+        model: that the run is made with.
+
+    Raises:
+        UnsupportedError: a pipeline whose references are not read from pictures.
+        ArtifactError: a file cannot be read.
+    """
     from genkit.pipelines.tasks.references.record import check_family
 
-    check_family(pipeline_class)
-    parse_box(settings.reference_box)
+    check_family(model.class_name)
+    multiple = 8 if model.rule is None else model.rule.multiple
     found = []
-    for text in settings.reference:
-        path, strength = parse_reference(text)
+    for path, strength in parsed:
         read = read_image(path, 1)
         picture, told = _fitted(read.frames[0], multiple, settings.height, settings.width, path)
         found.append(ReferencePicture(picture, strength, path, (*read.told, *told)))
-    return tuple(found)
+    one_call = "unet" in model.parts
+    # Distilled UNets take the scale as an input and are called with one half.
+    halves = one_call and (settings.guidance_scale or 0) > 1 and model.config("unet").get("time_cond_proj_dim") is None
+    return Inputs(tuple(found), box, one_call, halves)
+
+
+def fingerprints(inputs: Inputs) -> dict[str, list[str]]:
+    """Digests of the pictures, for the record."""
+    return {"reference_fingerprints": [each.fingerprint() for each in inputs.pictures]}
 
 
 def parse_reference(text: str) -> tuple[Path, float]:
@@ -97,9 +128,8 @@ def parse_box(text: str | None) -> tuple[float, ...] | None:
     return box
 
 
-def full_places(references: Sequence[str]) -> tuple[str, ...]:
+def full_places(parsed: Sequence[tuple[Path, float]]) -> tuple[str, ...]:
     """References as they mean the same from any folder."""
-    parsed = [parse_reference(text) for text in references]
     return tuple(f"{path.resolve()}{STRENGTH}{strength:g}" for path, strength in parsed)
 
 
@@ -116,38 +146,22 @@ def _fitted(
     return resized(picture[None], *size)[0], (told,)
 
 
-def settle(settings: GenerateSettings, pipeline: Any) -> GenerateSettings:
-    """Settings whose schedule says that only the prompt's half of guidance reads the references, where halves are calls
-    of their own; a schedule that names branches is kept."""
-    if not settings.reference or _one_call(pipeline):
-        return settings
-    pairs = parse_pairs(settings.schedule, "--schedule") if settings.schedule else {}
-    return settings.replace(schedule=join_pairs({"branches": "cond"} | pairs))
-
-
-def record(patch: Any, pipeline: Any, references: Sequence[ReferencePicture], settings: GenerateSettings) -> None:
+def record(patch: Any, run: Run) -> None:
     """Make the pictures the references of a patch and say where they apply: in the box, and in the prompt's half of
     guidance, so that guidance acts on them too."""
-    if not references:
-        return
     from genkit.attention.reference.masks import box_mask
     from genkit.attention.reference.store import References
     from genkit.pipelines.tasks.references.record import record_pictures
 
-    for number, reference in enumerate(references):
-        slots = {} if settings.max_sequence_length is None else {"slots": settings.max_sequence_length}
+    settings, inputs = run.settings, run.request.inputs
+    slots = {} if settings.max_sequence_length is None else {"slots": settings.max_sequence_length}
+    for number, each in enumerate(inputs.pictures):
         record_pictures(
-            patch, pipeline, reference.picture[None], strength=reference.strength, name=f"reference{number}", **slots
+            patch, run.pipeline, each.picture[None], strength=each.strength, name=f"reference{number}", **slots
         )
     store = References.of(patch.cache)
-    box = parse_box(settings.reference_box)
-    if box is not None:
-        store.set_boxes(box_mask([box] * (settings.num_frames or 1), settings.height // 8, settings.width // 8))
-    # Distilled UNets take the scale as an input and are called with one half.
-    if _one_call(pipeline) and (settings.guidance_scale or 0) > 1 and pipeline.unet.config.time_cond_proj_dim is None:
+    if inputs.box is not None:
+        boxes = [inputs.box] * (settings.num_frames or 1)
+        store.set_boxes(box_mask(boxes, settings.height // 8, settings.width // 8))
+    if inputs.halves:
         store.set_parts((0, 1))
-
-
-def _one_call(pipeline: Any) -> bool:
-    """Whether both halves of guidance go through the model in one call, the negative one first."""
-    return getattr(pipeline, "unet", None) is not None

@@ -1,64 +1,88 @@
-"""``genkit generate``: video, image, or video with sound from text."""
+"""A subcommand for every task that makes outputs: ``genkit generate`` and what else ``genkit/pipelines/tasks`` holds.
+
+All of them take their settings as flags, from a file and from an earlier output, and have the same few options beside.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from genkit.cli.options import Force, Json, with_settings
-from genkit.cli.output import RunProgress, print_json, quiet_libraries, warn
+from genkit.cli.output import RunProgress, note, print_json, quiet_libraries, warn
 from genkit.errors import UsageError
-from genkit.pipelines.settings import GenerateSettings, read_config
+from genkit.pipelines.request import COMMAND_LINE, Settings, read_config
+from genkit.pipelines.task import Task, commands
 
-TYPED = "the command line"
+MORE = (
+    "Without --model the shipped toy-video is used. Sizes, steps and so on that are left open come from the model's "
+    "genkit.json or the pipeline's own defaults. Every output carries its settings inside and in a .json beside it."
+)
 
 
-@with_settings(GenerateSettings)
-def generate(
-    given: dict[str, Any],
-    text: Annotated[str | None, typer.Argument(metavar="PROMPT", help="What to show; the same as --prompt.")] = None,
-    config: Annotated[
-        Path | None, typer.Option("--config", help="YAML or JSON file of settings; flags win over it.")
-    ] = None,
-    source: Annotated[
-        Path | None, typer.Option("--from", help="Repeat an output (or its .json); flags change single settings.")
-    ] = None,
-    prompt_file: Annotated[
-        Path | None, typer.Option("--prompt-file", help="One prompt per line, one output each.")
-    ] = None,
-    force: Force = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check everything, print the settings, generate nothing.")
-    ] = False,
-    json: Json = False,
-) -> None:
-    """Make a video, an image, or a video with sound from a prompt.
+def task_commands() -> Iterator[tuple[str, Callable]]:
+    """Name and function of the subcommand of every task."""
+    for name, task in commands().items():
+        yield name, _command(name, task)
 
-    Without --model the shipped toy-video is used. Sizes, steps and so on that are left open come from the model's
-    genkit.json or the pipeline's own defaults. Every output carries its settings inside and in a .json beside it.
-    """
-    record, prompts, settings = _settings(given, text, config, source, prompt_file)
+
+def _command(name: str, task: Task) -> Callable:
+    @with_settings(task.settings)
+    def command(
+        given: dict[str, Any],
+        text: Annotated[
+            str | None, typer.Argument(metavar="PROMPT", help="What to show; the same as --prompt.")
+        ] = None,
+        config: Annotated[
+            Path | None, typer.Option("--config", help="YAML or JSON file of settings; flags win over it.")
+        ] = None,
+        source: Annotated[
+            Path | None, typer.Option("--from", help="Repeat an output (or its .json); flags change single settings.")
+        ] = None,
+        prompt_file: Annotated[
+            Path | None, typer.Option("--prompt-file", help="One prompt per line, one output each.")
+        ] = None,
+        force: Force = False,
+        dry_run: Annotated[
+            bool, typer.Option("--dry-run", help="Check everything, print the settings, generate nothing.")
+        ] = False,
+        json: Json = False,
+    ) -> None:
+        note(f"loading {given.get('model') or 'the model'} ...")
+        record, prompts, settings = _settings(name, task.settings, given, text, config, source, prompt_file)
+        _run(settings, prompts, record, force, dry_run, json)
+
+    command.__name__ = name
+    command.__doc__ = f"{task.help}\n\n{MORE}"
+    return command
+
+
+def _run(settings: Settings, prompts: list[str], record: dict | None, force: bool, dry_run: bool, json: bool) -> None:
+    """Check everything, then make one output after the other."""
     quiet_libraries()
-    from genkit.pipelines import resolve
-    from genkit.pipelines import session as runs
+    from genkit.pipelines.jobs import check_outputs, expand
+    from genkit.pipelines.resolve import resolve
+    from genkit.pipelines.session import Session
 
-    plan = resolve.plan(settings)
-    jobs = runs.expand(plan, prompts)
-    runs.check_outputs([output for _, output in jobs], force=force)
+    request = resolve(settings)
+    jobs = expand(request, prompts)
+    check_outputs([output for _, output in jobs], force=force)
+    told = list(request.notes)
+    for job, _ in jobs:  # a prompt that is too long must not stop a batch half way
+        told += [line for line in request.read(job).told if line not in told]
+    for line in told:
+        warn(line)
     if dry_run:
-        for line in plan.notes:
-            warn(line)
         _print_plan(jobs, json)
         return
-    session = runs.Session(plan)
+    session = Session(request)
     outputs = []
     progress = RunProgress(len(jobs))
     with progress.shown():
         session.load()
-        for job, _ in jobs:  # a prompt that is too long must not stop a batch half way
-            session.check_prompt(job)
         for line in _changes(record, session.made):
             warn(line)
         for job, output in jobs:
@@ -67,13 +91,20 @@ def generate(
             progress.finished()
             outputs.append(_summary(output, files, result))
     for line in session.warnings:
-        warn(line)
+        if line not in told:
+            warn(line)
     _print_outputs(outputs, session.warnings, json)
 
 
 def _settings(
-    given: dict[str, Any], text: str | None, config: Path | None, source: Path | None, prompt_file: Path | None
-) -> tuple[dict | None, list[str], GenerateSettings]:
+    command: str,
+    kind: type[Settings],
+    given: dict[str, Any],
+    text: str | None,
+    config: Path | None,
+    source: Path | None,
+    prompt_file: Path | None,
+) -> tuple[dict | None, list[str], Any]:
     """Settings from all sources, the later winning: --from, --config, flags. Returns the --from record, all prompts,
     settings."""
     from genkit.media.files import read_settings
@@ -84,18 +115,17 @@ def _settings(
             raise UsageError("the prompt is given twice: as an argument and with --prompt")
         given["prompt"] = text
     record = read_settings(source) if source is not None else None
-    sources = [(str(source), record["settings"])] if record is not None else []
-    if config is not None:
-        sources.append((str(config), read_config(config)))
-    settings = GenerateSettings.from_mappings(*sources, (TYPED, given))
-    if prompt_file is not None:
-        if "prompt" in given:
-            raise UsageError("give a prompt or --prompt-file, not both")
-        prompts = read_prompt_file(prompt_file)
-        settings = settings.replace(prompt=prompts[0])
-    else:
-        prompts = [settings.prompt]
-    return record, prompts, settings
+    if record is not None and record.get("command", command) != command:
+        raise UsageError(f"{source} was made by genkit {record['command']}; repeat it with that command")
+    stored = None if record is None else (str(source), record["settings"])
+    written = [] if config is None else [(str(config), read_config(config))]
+    settings = kind.from_mappings(*written, (COMMAND_LINE, given), stored=stored)
+    if prompt_file is None:
+        return record, [settings.prompt], settings
+    if "prompt" in given:
+        raise UsageError("give a prompt or --prompt-file, not both")
+    prompts = read_prompt_file(prompt_file)
+    return record, prompts, settings.replace(prompt=prompts[0])
 
 
 def _changes(record: dict | None, made: dict[str, Any]) -> list[str]:

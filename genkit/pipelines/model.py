@@ -1,0 +1,222 @@
+"""A model as far as it is known without its weights: folder, class, configurations, denoisers without values."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+from genkit.errors import ArtifactError, UnsupportedError, UsageError
+from genkit.families.sizes import ReadConfig, SizeRule
+from genkit.models import Sidecar, check_folder, read_sidecar
+from genkit.models.check import read_index, read_part_config
+from genkit.pipelines.kinds import Kind, accepted, kind_of, native_fps, size_rule, token_grid
+
+#: Pipelines that continue or change something, by their class names; it is an optional argument of their calls.
+_TAKES_INPUT = re.compile(
+    r"Img2Img|ImageToVideo|I2V|I2I|VideoToVideo|VideoToWorld|Inpaint|FluxFill|Edit|Kontext|Control|Adapter|Upscale|Depth2Img|"
+    r"Pix2Pix|Refiner|AudioToAudio|Cycle"
+)
+_INPUTS = re.compile(
+    r"(control_|mask_|pose_|face_|source_|original_|input_|reference_)?(image|images|video|mask|audio)"
+)
+_DENOISERS = ("transformer", "unet", "prior", "denoiser")
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model folder that passed every check that needs no weights.
+
+    Args:
+        name: as settings store it: shipped name, hub id or full path.
+        folder: where it lies.
+        pipeline_class: its Diffusers class.
+        kind: what it makes.
+        sidecar: its ``genkit.json``.
+        parts: the entries of ``model_index.json`` that name a class, as (library, class).
+    """
+
+    name: str
+    folder: Path
+    pipeline_class: type
+    kind: Kind
+    sidecar: Sidecar
+    parts: dict[str, tuple[str, str]]
+
+    @classmethod
+    def of(cls, folder: Path, name: str) -> Model:
+        """Read a folder.
+
+        Raises:
+            ArtifactError: a part is missing or broken. UnsupportedError: a class that this Diffusers does not have.
+        """
+        import diffusers
+
+        index = check_folder(folder)
+        class_name = index["_class_name"]
+        found = getattr(diffusers, class_name, None) if isinstance(class_name, str) else None
+        if found is None:
+            raise UnsupportedError(
+                f"{folder} needs the pipeline class {class_name}, which diffusers {diffusers.__version__} does not have"
+            )
+        parts = {
+            part: (str(entry[0]), str(entry[1]))
+            for part, entry in index.items()
+            if isinstance(entry, list) and len(entry) == 2 and None not in entry
+        }
+        return cls(name, folder, found, kind_of(found), read_sidecar(folder), parts)
+
+    @property
+    def class_name(self) -> str:
+        """Name of the pipeline's class."""
+        return self.pipeline_class.__name__
+
+    @cached_property
+    def config(self) -> ReadConfig:
+        """A reader of its parts' configurations and ``model_index``; an absent part reads as empty."""
+        return configs_of(self.folder)
+
+    @cached_property
+    def rule(self) -> SizeRule | None:
+        """The rule of sizes of its class, sharpened by its ``genkit.json``; None when only the pipeline knows."""
+        rule = size_rule(self.class_name, self.config)
+        if rule is None:
+            return None
+        limits = self.sidecar.limits
+        return dataclasses.replace(
+            rule,
+            multiple=limits.get("multiple", rule.multiple),
+            frames_multiple=limits.get("frames_multiple", rule.frames_multiple),
+        )
+
+    @cached_property
+    def accepted(self) -> dict[str, Any]:
+        """The arguments of the pipeline's call, by name."""
+        return accepted(self.pipeline_class)
+
+    @property
+    def fps(self) -> str:
+        """Frames per second that suit it when nobody says."""
+        return native_fps(self.class_name)
+
+    def grid(self, frames: int, height: int, width: int) -> tuple[int, int, int] | None:
+        """The (T, H, W) token grid of a size in pixels, or None when it is not known."""
+        return token_grid(self.class_name, self.config, frames, height, width)
+
+    def part_class(self, part: str) -> type | None:
+        """The Diffusers class of a part, or None for an absent part or another library's."""
+        import diffusers
+
+        library, name = self.parts.get(part, ("", ""))
+        return getattr(diffusers, name, None) if library == "diffusers" else None
+
+    @cached_property
+    def outline(self) -> Any:
+        """The pipeline's denoisers with all their layers and no values: what can be patched is asked of them.
+
+        Has ``components`` like the pipeline, and a class of its name.
+
+        Raises:
+            ArtifactError: a configuration that its class refuses.
+        """
+        from accelerate import init_empty_weights
+
+        components = {}
+        for part in self.parts:
+            kind = self.part_class(part)
+            if kind is None or not part.startswith(_DENOISERS) or not hasattr(kind, "from_config"):
+                continue
+            try:
+                with init_empty_weights():
+                    components[part] = kind.from_config(self.config(part)).eval()
+            except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError, RuntimeError) as error:
+                reason = str(error).strip().splitlines() or [type(error).__name__]
+                raise ArtifactError(
+                    f"{self.folder / part / 'config.json'} makes no {kind.__name__}: {reason[0]}"
+                ) from error
+        return type(self.class_name, (), {"components": components})()
+
+    def check_inputs(self, command: str, given: tuple[str, ...] = ()) -> None:
+        """Refuse a pipeline that works on something which a command cannot give it.
+
+        Args:
+            command: for the message.
+            given: arguments of the pipeline's call that the task gives.
+
+        Raises:
+            UnsupportedError: an argument without a default, or a picture, video or mask that the class works on.
+        """
+        import inspect
+
+        missing = []
+        for name, parameter in self.accepted.items():
+            required = parameter.default is inspect.Parameter.empty and parameter.kind not in (
+                inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL,
+            )  # fmt: skip
+            works_on = _INPUTS.fullmatch(name) and _TAKES_INPUT.search(self.class_name)
+            if name not in given and (required or works_on):
+                missing.append(name)
+        if missing:
+            raise UnsupportedError(
+                f"{self.class_name} works on {', '.join(missing)}, which genkit {command} cannot give it; take a model "
+                f"whose pipeline starts from text alone, or call this one from Python (genkit.load, genkit.patch)"
+            )
+
+    def check_size(self, height: int | None, width: int | None, num_frames: int | None) -> None:
+        """Refuse sizes outside the model's limits; UsageError."""
+        limits = self.sidecar.limits
+        for name, value, low, high in (
+            ("height", height, "min_height", "max_height"),
+            ("width", width, "min_width", "max_width"),
+            ("num_frames", num_frames, None, "max_frames"),
+        ):
+            if value is None:
+                continue
+            flag = f"--{name.replace('_', '-')}"
+            if low in limits and value < limits[low]:
+                raise UsageError(f"{flag}: got {value}, {self.name} starts at {limits[low]}")
+            if high in limits and value > limits[high]:
+                raise UsageError(f"{flag}: got {value}, {self.name} goes up to {limits[high]}")
+
+    def check_vae(self, method: str, flag: str) -> None:
+        """Refuse a way of decoding that the model's VAE does not have; UnsupportedError."""
+        vae = self.part_class("vae")
+        if vae is not None and not hasattr(vae, method):
+            raise UnsupportedError(f"{flag}: {self.class_name} has no VAE that can do it; leave it out")
+
+    def shift_name(self) -> str:
+        """What the scheduler calls its timestep shift.
+
+        Raises:
+            UnsupportedError: it has none, or sets it by the size of the picture.
+        """
+        config = self.config("scheduler")
+        kind = config.get("_class_name", "its scheduler")
+        name = next((name for name in ("flow_shift", "shift") if name in config), None)
+        flow = name == "shift" or config.get("use_flow_sigmas") or config.get("prediction_type") == "flow_prediction"
+        if name is None or not flow:
+            raise UnsupportedError(
+                f"--flow-shift: {kind} of {self.name} is no flow scheduler with a shift; leave it out"
+            )
+        if config.get("use_dynamic_shifting"):
+            raise UnsupportedError(
+                f"--flow-shift: {kind} of {self.name} shifts by the size of the picture (use_dynamic_shifting); "
+                "leave it out"
+            )
+        return name
+
+
+def configs_of(folder: Path) -> ReadConfig:
+    """A reader of a model folder's parts' configurations and ``model_index``; an absent part reads as empty. Every file
+    is read once."""
+
+    @cache
+    def config(part: str) -> dict:
+        if part == "model_index":
+            return read_index(folder)
+        return read_part_config(folder, part, "scheduler_config.json" if part == "scheduler" else "config.json")
+
+    return config

@@ -1,0 +1,30 @@
+"""What a run that follows pictures takes beside the common settings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from genkit.errors import UsageError
+from genkit.pipelines.request import Settings, option
+from genkit.pipelines.text import as_texts
+
+
+@dataclass(frozen=True)
+class ReferenceSettings(Settings):
+    """The pictures, and where they apply. Goes with the attention settings."""
+
+    reference: tuple[str, ...] = option(
+        (), "Picture to follow, with @0.8 for its strength; goes with --attention reference. Repeatable.",
+        group="Attention", parse=as_texts, belongs="attention",
+    )  # fmt: skip
+    reference_box: str | None = option(
+        None, "Where the references apply, as shares of the canvas: left,top,right,bottom.", group="Attention",
+        belongs="attention",
+    )  # fmt: skip
+
+    def check(self) -> None:
+        super().check()
+        if self.reference and self.attention != "reference":
+            raise UsageError("--reference needs --attention reference")
+        if self.reference_box is not None and not self.reference:
+            raise UsageError("--reference-box needs --reference FILE")

@@ -1,0 +1,33 @@
+"""A video, a picture, or a video with sound from a text: one call of the pipeline, patched where that is asked for."""
+
+from __future__ import annotations
+
+from genkit.pipelines.settings import GenerateSettings
+from genkit.pipelines.task import Made, Task
+
+
+def resolve(settings: GenerateSettings):
+    """A request for one call of the pipeline."""
+    from genkit.pipelines.resolve import Draft
+
+    draft = Draft(settings)
+    draft.fill()
+    return draft.close()
+
+
+def run(run) -> Made:
+    """Call the pipeline."""
+    from genkit.pipelines.outputs import collect
+
+    with run.patched() as handle:
+        output = run.call(run.pipeline)
+    return collect(run, output, handle)
+
+
+TASK = Task(
+    "text_to_x",
+    GenerateSettings,
+    resolve,
+    run,
+    help="Make a video, an image, or a video with sound from a prompt.",
+)
