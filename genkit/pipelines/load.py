@@ -3,16 +3,13 @@ heavy is read."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
 from genkit.errors import ArtifactError, UnsupportedError, UsageError, explain
-from genkit.models.check import check_folder, check_safetensors
+from genkit.models.check import check_folder
 from genkit.models.registry import Location, locate
 from genkit.pipelines.settings import DTYPE_CHOICES, DTYPES, OFFLOADS
-from genkit.pipelines.text import path_and_strength
 
 if TYPE_CHECKING:
     import torch
@@ -209,70 +206,3 @@ def _enable_vae(pipeline: DiffusionPipeline, call: str, flag: str) -> None:
     if vae is None or not hasattr(vae, call):
         raise UnsupportedError(f"{flag}: {type(pipeline).__name__} has no VAE that can do it; leave it out")
     getattr(vae, call)()
-
-
-class Lora(NamedTuple):
-    """A LoRA file and how strongly it acts."""
-
-    path: Path
-    strength: float
-
-
-def check_lora(pipeline_class: type) -> None:
-    """Refuse a pipeline class that takes no LoRA, and a machine without peft; UnsupportedError."""
-    if not hasattr(pipeline_class, "load_lora_weights"):
-        raise UnsupportedError(f"{pipeline_class.__name__} takes no LoRA")
-    if find_spec("peft") is None:
-        raise UnsupportedError("--lora needs the package peft; pip install peft")
-
-
-def parse_lora(text: str) -> Lora:
-    """``"folder/or/file[@strength]"`` -> path and strength (1.0 when not given).
-
-    Raises:
-        UsageError: the strength is no number.
-        ArtifactError: nothing there, or not a whole safetensors file.
-    """
-    path, scale = path_and_strength(text, "--lora")
-    if path.is_dir():
-        files = sorted(path.glob("*.safetensors"))
-        if not files:
-            raise ArtifactError(f"LoRA folder {path} has no .safetensors file")
-        named = [file for file in files if file.name == "pytorch_lora_weights.safetensors"]
-        if not named and len(files) > 1:
-            raise ArtifactError(f"LoRA folder {path} has {len(files)} .safetensors files; name one of them")
-        path = (named or files)[0]
-    if not path.is_file():
-        raise ArtifactError(f"LoRA {path} does not exist")
-    header = check_safetensors(path)
-    if not any("lora" in name.lower() for name in header):
-        raise ArtifactError(f"{path} holds no LoRA weights (no tensor name contains 'lora')")
-    return Lora(path, scale)
-
-
-def apply_loras(pipeline: Any, loras: Sequence[Lora]) -> None:
-    """Load LoRA files into a pipeline under the names ``lora0``, ``lora1``, ... with their strengths.
-
-    Raises:
-        UnsupportedError: the pipeline takes no LoRA, or peft is not installed.
-        ArtifactError: a file that does not fit the model.
-    """
-    if not loras:
-        return
-    check_lora(type(pipeline))
-    for index, lora in enumerate(loras):
-        _apply_lora(pipeline, lora.path, f"lora{index}")
-    pipeline.set_adapters([f"lora{index}" for index in range(len(loras))], [lora.strength for lora in loras])
-
-
-def _apply_lora(pipeline: Any, path: Path, name: str) -> None:
-    try:
-        pipeline.load_lora_weights(str(path.parent), weight_name=path.name, adapter_name=name, local_files_only=True)
-    except (ValueError, RuntimeError, KeyError, OSError, NotImplementedError) as error:
-        text = str(error).strip().splitlines()
-        raise ArtifactError(
-            f"{path} does not fit {type(pipeline).__name__}: {text[0] if text else type(error).__name__}"
-        ) from error
-    loaded = {adapter for adapters in pipeline.get_list_adapters().values() for adapter in adapters}
-    if name not in loaded:
-        raise ArtifactError(f"{path} changes no layer of {type(pipeline).__name__}; it was made for another model")

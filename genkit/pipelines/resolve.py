@@ -16,7 +16,8 @@ from genkit.models import locate
 from genkit.pipelines import guidance
 from genkit.pipelines.attention import Attention
 from genkit.pipelines.kinds import IMAGE
-from genkit.pipelines.load import check_lora, fetch, parse_lora, resolve_device, resolve_dtype
+from genkit.pipelines.load import fetch, resolve_device, resolve_dtype
+from genkit.pipelines.lora import check_lora, parse_lora
 from genkit.pipelines.model import Model
 from genkit.pipelines.outputs import check_format
 from genkit.pipelines.prompts import Prompts, read_prompts, tokenizers_of
@@ -24,12 +25,11 @@ from genkit.pipelines.recipes import recipe_place
 from genkit.pipelines.request import Settings, flag
 from genkit.pipelines.settings import AttentionSettings, GenerationSettings, LoadSettings
 from genkit.pipelines.task import Task, task_of
-from genkit.pipelines.text import STRENGTH
 
 if TYPE_CHECKING:
     import torch
 
-    from genkit.pipelines.load import Lora
+    from genkit.pipelines.lora import Lora
 
 
 @dataclass(frozen=True)
@@ -215,7 +215,7 @@ class Draft:
             **places,
         }
         if isinstance(given, LoadSettings):
-            changes["lora"] = tuple(f"{lora.path.resolve()}{STRENGTH}{lora.strength:g}" for lora in self.loras)
+            changes["lora"] = tuple(map(str, self.loras))
             changes["device"], changes["dtype"] = str(self.device), str(self.dtype).removeprefix("torch.")
         if isinstance(given, AttentionSettings) and self.attention is not None:
             changes["recipe"] = recipe_place(given.recipe)

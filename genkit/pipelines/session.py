@@ -16,7 +16,8 @@ import numpy as np
 from genkit.errors import GenkitError, UnsupportedError, UsageError
 from genkit.media import enlarge, write_media
 from genkit.pipelines.guidance import argument_names
-from genkit.pipelines.load import apply_loras, load
+from genkit.pipelines.load import load
+from genkit.pipelines.lora import apply_loras
 from genkit.pipelines.record import build_record, made_with
 from genkit.pipelines.request import Settings, flag
 from genkit.pipelines.resolve import Request, resolve
@@ -133,7 +134,7 @@ class Session:
         if isinstance(given, LoadSettings):
             options = {name: getattr(given, name) for name in ("offload", "vae_tiling", "vae_slicing")}
         pipeline = load(model.folder, request.dtype, request.device, **options)
-        apply_loras(pipeline, request.loras)
+        self.warnings += apply_loras(pipeline, request.loras, isinstance(given, LoadSettings) and given.lora_partial)
         if getattr(given, "flow_shift", None) is not None:
             change = {model.shift_name(): given.flow_shift}
             pipeline.scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config, **change)

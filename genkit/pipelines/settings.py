@@ -118,7 +118,11 @@ class LoadSettings(Settings):
     """How a model is loaded."""
 
     lora: tuple[str, ...] = option(
-        (), "LoRA file or folder, with @0.8 for its strength. Repeatable.", group="Model", parse=as_texts
+        (), "LoRA file or folder, with @0.8 for its strength and :transformer_2 for one expert. Repeatable.",
+        group="Model", parse=as_texts,
+    )  # fmt: skip
+    lora_partial: bool = option(
+        False, "Load what fits of a LoRA file that fits this model in part.", group="Model", one_way=True
     )
     dtype: str = option(
         "auto", "auto, float32, bfloat16 or float16 (fp32, bf16, fp16).", group="Model", parse=_as_dtype,

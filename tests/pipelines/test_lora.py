@@ -1,0 +1,277 @@
+"""LoRA files of every form change the model as their numbers say, or are refused in one line; nothing is dropped."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file as save_tensors
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from tiny_flux import build_tiny_flux  # noqa: E402
+
+from genkit.errors import ArtifactError, GenkitError, UsageError  # noqa: E402
+from genkit.pipelines.load import load  # noqa: E402
+from genkit.pipelines.lora import apply_loras, parse_lora  # noqa: E402
+
+RANK = 2
+
+
+@pytest.fixture(scope="module")
+def tiny_flux(tmp_path_factory):
+    return build_tiny_flux(tmp_path_factory.mktemp("models") / "tiny-flux")
+
+
+@pytest.fixture(scope="module")
+def experts(tiny_wan):
+    """A maker of pipelines with two experts, as Wan 2.2 has them."""
+    from diffusers import WanPipeline, WanTransformer3DModel
+
+    def make():
+        one = load(tiny_wan)
+        second = WanTransformer3DModel.from_config(one.transformer.config)
+        return WanPipeline(**{**one.components, "transformer_2": second}, boundary_ratio=0.9)
+
+    return make
+
+
+def save_file(tensors, path, metadata=None):
+    save_tensors({name: value.clone() for name, value in tensors.items()}, path, metadata=metadata)
+
+
+def attention_modules(model):
+    names = ("to_q", "to_k", "to_v")
+    return {name: module for name, module in model.named_modules() if name.split(".")[-1] in names}
+
+
+def pairs(model, seed=0, modules=None):
+    """Random halves for modules of a model: name -> (A, B)."""
+    random = torch.Generator().manual_seed(seed)
+    found = {}
+    for name, module in (modules or attention_modules(model)).items():
+        rows, columns = module.weight.shape
+        a, b = torch.randn(RANK, columns, generator=random), torch.randn(rows, RANK, generator=random)
+        found[name] = (a, b)
+    return found
+
+
+def change_of(pipeline, part, scale=1.0):
+    """What the active adapters add to each module's weight."""
+    found = {}
+    for name, module in getattr(pipeline, part).named_modules():
+        if hasattr(module, "lora_A") and len(module.lora_A):
+            found[name] = sum(module.get_delta_weight(key) for key in module.active_adapters if key in module.lora_A)
+    return found
+
+
+def check_change(pipeline, part, wanted, scale=1.0):
+    found = change_of(pipeline, part)
+    assert set(found) == set(wanted)
+    for name, (a, b) in wanted.items():
+        assert torch.allclose(found[name], scale * (b @ a), atol=1e-5), name
+
+
+def peft(halves, prefix="transformer.", alpha=None, names=("lora_A", "lora_B"), ending=".weight"):
+    tensors = {}
+    for name, (a, b) in halves.items():
+        tensors[f"{prefix}{name}.{names[0]}{ending}"] = a
+        tensors[f"{prefix}{name}.{names[1]}{ending}"] = b
+        if alpha is not None:
+            tensors[f"{prefix}{name}.alpha"] = torch.tensor(alpha)
+    return tensors
+
+
+FORMS = {
+    "diffusers": {},
+    "with alpha": {"alpha": 1.0},
+    "saved by peft": {"prefix": "base_model.model."},
+    "saved by peft with an adapter's name": {"prefix": "base_model.model.", "ending": ".default.weight"},
+    "peft around a part": {"prefix": "base_model.model.transformer."},
+    "without prefix": {"prefix": ""},
+    "without prefix, with alpha": {"prefix": "", "alpha": 4.0},
+    "down and up with alpha": {"names": ("lora_down", "lora_up"), "alpha": 1.0},
+}
+
+
+@pytest.mark.parametrize("model", ["wan", "flux"])
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_of_names_changes_the_same_modules(request, tmp_path, model, form):
+    pipeline = load(request.getfixturevalue(f"tiny_{model}"))
+    halves = pairs(pipeline.transformer)
+    save_file(peft(halves, **FORMS[form]), tmp_path / "l.safetensors")
+    assert apply_loras(pipeline, [f"{tmp_path / 'l.safetensors'}@0.5"]) == []
+    check_change(pipeline, "transformer", halves, 0.5 * FORMS[form].get("alpha", RANK) / RANK)
+
+
+def test_a_file_of_peft_takes_its_alpha_from_the_configuration_beside_it(tiny_wan, tmp_path):
+    pipeline = load(tiny_wan)
+    halves = pairs(pipeline.transformer)
+    save_file(peft(halves, "base_model.model."), tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"r": RANK, "lora_alpha": 8, "peft_type": "LORA"}))
+    apply_loras(pipeline, [str(tmp_path)])
+    check_change(pipeline, "transformer", halves, 8 / RANK)
+
+
+def test_metadata_of_diffusers_keeps_its_scale_in_whole_and_in_part(tiny_wan, tmp_path):
+    facts = {"transformer.r": RANK, "transformer.lora_alpha": 6, "transformer.target_modules": ["to_q", "to_k", "to_v"]}
+    for partial in (False, True):
+        pipeline = load(tiny_wan)
+        halves = pairs(pipeline.transformer)
+        tensors = peft(halves)
+        if partial:
+            tensors |= {f"transformer.blocks.91.attn1.to_q.lora_{h}.weight": torch.ones(RANK, RANK) for h in "AB"}
+        metadata = {"format": "pt", "lora_adapter_metadata": json.dumps(facts)}
+        save_file(tensors, tmp_path / "l.safetensors", metadata=metadata)
+        apply_loras(pipeline, [str(tmp_path / "l.safetensors")], partial)
+        check_change(pipeline, "transformer", halves, 6 / RANK)
+
+
+def test_kohya_names_reach_the_unet_and_the_text_encoder(tiny_sd, tmp_path):
+    pipeline = load(tiny_sd)
+    unet = {name: m for name, m in attention_modules(pipeline.unet).items() if "transformer_blocks" in name}
+    text = {
+        name: m for name, m in pipeline.text_encoder.named_modules() if name.endswith(("q_proj", "k_proj", "v_proj"))
+    }
+    tensors = {}
+    for prefix, modules in (("lora_unet_", unet), ("lora_te_text_model_", text)):
+        for name, (a, b) in pairs(None, modules=modules).items():
+            key = prefix + name.replace(".", "_")
+            tensors[f"{key}.lora_down.weight"], tensors[f"{key}.lora_up.weight"] = a, b
+            tensors[f"{key}.alpha"] = torch.tensor(1.0)
+    save_file(tensors, tmp_path / "k.safetensors")
+    apply_loras(pipeline, [str(tmp_path / "k.safetensors")])
+    check_change(pipeline, "unet", pairs(None, modules=unet), 1 / RANK)
+    check_change(pipeline, "text_encoder", pairs(None, modules=text), 1 / RANK)
+
+
+def unfit(halves):
+    """Files that fit in part: (tensors, how many fit, of how many)."""
+    many = peft(
+        {
+            f"blocks.{n}.{kind}": pair
+            for n in range(40)
+            for kind, pair in (("attn1.to_q", halves["blocks.0.attn1.to_q"]),)
+        }
+    )
+    yield many, 2, 40
+    half = {name.replace("blocks.1.", "blocks.91."): pair for name, pair in halves.items()}
+    yield peft(half), len(halves) // 2, len(halves)
+    wrong = {name: (a.repeat(1, 2), b) if "blocks.1.attn1.to_q" in name else (a, b) for name, (a, b) in halves.items()}
+    yield peft(wrong), len(halves) - 1, len(halves)
+    yield peft(halves) | peft({"text": halves["blocks.0.attn1.to_q"]}, "text_encoder."), len(halves), len(halves) + 1
+
+
+@pytest.mark.parametrize("case", range(4))
+def test_a_file_that_fits_in_part_is_refused_unless_asked_for(tiny_wan, tmp_path, case):
+    pipeline = load(tiny_wan)
+    tensors, used, count = list(unfit(pairs(pipeline.transformer)))[case]
+    save_file(tensors, tmp_path / "l.safetensors")
+    with pytest.raises(ArtifactError, match=f"used {used} of {count} modules.*first unused .*--lora-partial"):
+        apply_loras(pipeline, [str(tmp_path / "l.safetensors")])
+    (line,) = apply_loras(pipeline, [str(tmp_path / "l.safetensors")], partial=True)
+    assert f"used {used} of {count} modules" in line
+    assert len(change_of(pipeline, "transformer")) == used
+
+
+def test_a_file_of_which_nothing_fits_is_refused_in_any_case(tiny_wan, tmp_path):
+    pipeline = load(tiny_wan)
+    halves = {f"other.{name}": pair for name, pair in pairs(pipeline.transformer).items()}
+    save_file(peft(halves), tmp_path / "l.safetensors")
+    for partial in (False, True):
+        with pytest.raises(ArtifactError, match="used 0 of .*made for another model"):
+            apply_loras(pipeline, [str(tmp_path / "l.safetensors")], partial)
+
+
+def test_both_experts_get_a_file_and_one_can_be_named(experts, tmp_path):
+    path = tmp_path / "l.safetensors"
+    pipeline = experts()
+    halves = pairs(pipeline.transformer)
+    save_file(peft(halves), path)
+    (line,) = apply_loras(pipeline, [str(path)])
+    assert "both experts" in line
+    for part in ("transformer", "transformer_2"):
+        check_change(pipeline, part, halves)
+    for part, other in (("transformer", "transformer_2"), ("transformer_2", "transformer")):
+        pipeline = experts()
+        assert apply_loras(pipeline, [f"{path}@0.8:{part}"]) == []
+        check_change(pipeline, part, halves, 0.8)
+        assert change_of(pipeline, other) == {}
+    two = pairs(pipeline.transformer, seed=1)
+    pipeline = experts()
+    save_file(peft(two), tmp_path / "m.safetensors")
+    assert apply_loras(pipeline, [f"{path}@0.8:transformer", f"{tmp_path}/m.safetensors@0.5:transformer_2"]) == []
+    check_change(pipeline, "transformer", halves, 0.8)
+    check_change(pipeline, "transformer_2", two, 0.5)
+
+
+def test_a_file_for_both_experts_gives_each_its_own(experts, tmp_path):
+    pipeline = experts()
+    one, two = pairs(pipeline.transformer), pairs(pipeline.transformer, seed=1)
+    save_file(peft(one) | peft(two, "transformer_2."), tmp_path / "l.safetensors")
+    assert apply_loras(pipeline, [str(tmp_path / "l.safetensors")]) == []
+    check_change(pipeline, "transformer", one)
+    check_change(pipeline, "transformer_2", two)
+
+
+def test_a_part_that_is_not_there_is_named(tiny_wan, tmp_path):
+    pipeline = load(tiny_wan)
+    save_file(peft(pairs(pipeline.transformer)), tmp_path / "l.safetensors")
+    with pytest.raises(UsageError, match="transformer_2.*allowed: transformer"):
+        apply_loras(pipeline, [f"{tmp_path / 'l.safetensors'}:transformer_2"])
+    lora = parse_lora(f"{tmp_path / 'l.safetensors'}@0.5:transformer")
+    assert (lora.strength, lora.part) == (0.5, "transformer") and parse_lora(str(lora)) == lora
+
+
+def test_biases_on_some_modules_are_no_hole_on_the_others(tiny_wan, tmp_path):
+    pipeline = load(tiny_wan)
+    halves = pairs(pipeline.transformer)
+    first = next(iter(halves))
+    tensors = peft(halves) | {f"transformer.{first}.lora_B.bias": torch.ones(halves[first][1].shape[0])}
+    save_file(tensors, tmp_path / "l.safetensors")
+    apply_loras(pipeline, [str(tmp_path / "l.safetensors")])
+    check_change(pipeline, "transformer", halves)
+    biases = {
+        name: module.lora_B["lora0"].bias for name, module in pipeline.transformer.named_modules()
+        if hasattr(module, "lora_B") and len(module.lora_B)
+    }  # fmt: skip
+    assert all((bias == (name == first)).all() for name, bias in biases.items()) and len(biases) == len(halves)
+
+
+def faults(halves):
+    whole = peft(halves)
+    first = f"transformer.{next(iter(halves))}"
+    yield {key: v for key, v in whole.items() if "lora_A" in key}, "has lora_A and no lora_B for 12 of 12 modules"
+    yield {key: v for key, v in whole.items() if key != f"{first}.lora_B.weight"}, "no lora_B for 1 of 12"
+    yield whole | {f"{first}.alpha": torch.tensor(1.0)}, "an alpha for 1 of 12 modules"
+    yield {f"{first}.lokr_w1": torch.ones(2, 2), f"{first}.lokr_w2": torch.ones(2, 2)}, "holds LoKr"
+    yield {"lora_unet_x.hada_w1_a": torch.ones(2, 2)}, "holds LoHa"
+    yield whole | {f"{first}.dora_scale": torch.ones(2)}, "holds DoRA in Kohya's form"
+    yield whole | {f"{first}.lora_A.weight": torch.ones(3, 32)}, "halves of"
+    yield whole | {f"{first}.lora_A.weight": torch.ones(2)}, "halves of"
+    yield whole | {f"{first}.strange": torch.ones(2)}, "no part of a LoRA"
+    yield {"weight": torch.ones(2)}, "holds no LoRA weights"
+    yield {"lora_unet_nothing_known.lora_down.weight": torch.ones(2, 2)}, "lora_A and no lora_B|cannot be translated"
+
+
+@pytest.mark.parametrize("case", range(11))
+def test_faults_of_files_are_one_line_each(tiny_wan, tmp_path, case):
+    pipeline = load(tiny_wan)
+    tensors, told = list(faults(pairs(pipeline.transformer)))[case]
+    save_file(tensors, tmp_path / "l.safetensors")
+    with pytest.raises(GenkitError, match=told) as caught:
+        apply_loras(pipeline, [str(tmp_path / "l.safetensors")])
+    assert len(str(caught.value).splitlines()) == 1 and len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize(
+    "facts", ["[]", "{", "null", '{"transformer.r": "x"}', '{"transformer.alpha_pattern": 5}', "[" * 9999]
+)
+def test_metadata_of_the_wrong_type_is_one_line(tiny_wan, tmp_path, facts):
+    pipeline = load(tiny_wan)
+    save_file(peft(pairs(pipeline.transformer)), tmp_path / "l.safetensors", metadata={"lora_adapter_metadata": facts})
+    with pytest.raises(ArtifactError, match="lora_adapter_metadata"):
+        apply_loras(pipeline, [str(tmp_path / "l.safetensors")])
