@@ -11,12 +11,13 @@ export PROMPT OUTPUT SEED
 
 PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help setup setup-test video test lint bench clean
+.PHONY: help setup setup-test video test lint docs bench clean
 
 help:
 	@echo 'make video PROMPT="..."   set up if needed and write $(OUTPUT); SEED=1, 2, ... for another one'
 	@echo 'make test                 set up if needed and run the tests'
 	@echo 'make setup | setup-test   only set up, for use or for development'
+	@echo 'make docs                 set up if needed and build the documentation into site/'
 	@echo 'make lint | bench | clean'
 
 $(VENV)/bin/python:
@@ -35,6 +36,11 @@ $(VENV)/.test: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@$(PIP) -e '.[train,triton,test]'
 	@touch $@ $(VENV)/.use
 
+$(VENV)/.docs: $(VENV)/.use
+	@echo "installing what builds the documentation"
+	@$(PIP) -e '.[docs]'
+	@touch $@
+
 setup: $(VENV)/.use
 setup-test: $(VENV)/.test
 
@@ -49,8 +55,12 @@ lint: $(VENV)/.test
 	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
 	$(VENV)/bin/python scripts/check_types.py
 
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --strict --quiet
+	@echo "open site/index.html, or: $(VENV)/bin/python -m mkdocs serve"
+
 bench: $(VENV)/.test
 	$(VENV)/bin/python -m benchmarks toy_video
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
