@@ -70,7 +70,7 @@ class TaskKind:
         text = f"a model of class {' or '.join(self.families)} (default {self.model})"
         parser.add_argument("--model", default=self.model, help=text)
         parser.add_argument("--steps", type=int, help="train this many steps instead of --minutes")
-        parser.add_argument("--lr", type=float, default=self.lr, help=f"peak learning rate (default {self.lr:g})")
+        parser.set_defaults(lr=self.lr)  # --lr itself is an option of every making
         parser.add_argument(
             "--gradient-accumulation-steps", type=int, default=1, help="micro-batches of --tokens per step (default 1)"
         )
