@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import platform
+import re
 import secrets
 import shutil
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 
 from genkit.errors import ArtifactError
+from genkit.reading.files import place, reason
 
 PREFIX = ".genkit-"
+_NAME = re.compile(r"\.genkit-([0-9a-f]{8})-([0-9]{1,10})-[0-9a-f]{12}(?:\.old\.(?P<old>.+)|\.[^.]*)?")
 
 
 def check_writable(folder: Path) -> None:
@@ -25,17 +32,56 @@ def check_writable(folder: Path) -> None:
     nearest = folder
     while not nearest.exists() and nearest != nearest.parent:
         nearest = nearest.parent
-    probe = nearest / f"{PREFIX}{secrets.token_hex(4)}.probe"
+    probe = nearest / _temporary(".probe")
     try:
+        remove_left(nearest)
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise ArtifactError(f"cannot write into {folder}: {reason(error)}; choose another --output") from error
+        raise ArtifactError(f"cannot write into {place(folder)}: {reason(error)}; choose another --output") from error
 
 
-def reason(error: OSError) -> str:
-    """The operating system's own words, without the error number and the path."""
-    return error.strerror or str(error) or type(error).__name__
+def _temporary(ending: str) -> str:
+    """A hidden name that tells who is writing: the machine and the process."""
+    return f"{PREFIX}{_machine()}-{os.getpid()}-{secrets.token_hex(6)}{ending}"
+
+
+@cache
+def _machine() -> str:
+    """Eight digits for this start of this machine and this space of process numbers."""
+    parts = [platform.node()]
+    with suppress(OSError):
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text())
+    with suppress(OSError):
+        parts.append(os.readlink("/proc/self/ns/pid"))
+    return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:8]
+
+
+def remove_left(folder: Path) -> None:
+    """Remove what a run of genkit on this machine left in a folder when it was killed while writing.
+
+    Files of processes that are alive, of other machines and of other programs are left alone. An output that was being
+    replaced gets its name back.
+    """
+    for path in list(folder.glob(f"{PREFIX}*")) if folder.is_dir() else ():
+        found = _NAME.fullmatch(path.name)
+        if found is None or found[1] != _machine() or _alive(int(found[2])):
+            continue
+        with suppress(OSError):
+            if found["old"] and not (folder / found["old"]).exists():
+                path.rename(folder / found["old"])
+            else:
+                _remove(path)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
 
 
 class Files:
@@ -48,6 +94,7 @@ class Files:
 
     def __init__(self) -> None:
         self._pending: list[tuple[Path, Path]] = []
+        self._cleaned: set[Path] = set()
 
     def __enter__(self) -> Files:
         return self
@@ -56,7 +103,10 @@ class Files:
         """A temporary path beside ``final`` with the same suffix; it becomes ``final`` when the transaction ends
         well."""
         final.parent.mkdir(parents=True, exist_ok=True)
-        temporary = final.parent / f"{PREFIX}{secrets.token_hex(6)}{final.suffix}"
+        if final.parent not in self._cleaned:
+            self._cleaned.add(final.parent)
+            remove_left(final.parent)
+        temporary = final.parent / _temporary(final.suffix)
         self._pending.append((temporary, final))
         return temporary
 
@@ -72,7 +122,7 @@ class Files:
             for temporary, _ in self._pending:
                 _remove(temporary)
         if isinstance(error, OSError):
-            names = ", ".join(str(final) for _, final in self._pending[:1])
+            names = ", ".join(place(final) for _, final in self._pending[:1])
             raise ArtifactError(f"could not write {names}: {reason(error)}; no partial file was left") from error
 
     def _commit(self) -> None:
@@ -80,7 +130,7 @@ class Files:
             _flush(temporary)
         for temporary, final in self._pending:
             if final.is_dir():
-                retired = final.parent / f"{PREFIX}{secrets.token_hex(6)}.old"
+                retired = final.parent / _temporary(f".old.{final.name}")
                 final.rename(retired)
                 temporary.rename(final)
                 _remove(retired)
@@ -97,7 +147,7 @@ def _flush(path: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir():
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)

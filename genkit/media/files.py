@@ -11,7 +11,7 @@ import numpy as np
 
 from genkit.errors import ArtifactError, UsageError, explain
 from genkit.media.atomic import Files
-from genkit.media.formats import FRAME_NAME, PATTERN, check_output, dump, existing, format_of, frame_paths, sidecar_of
+from genkit.media.formats import FRAME_NAME, PATTERN, check_output, dump, format_of, frame_paths, sidecar_of, stale
 from genkit.media.images import write_gif, write_png, write_webp
 from genkit.media.read_image import read_comment, read_frames, read_image
 from genkit.media.read_video import read_mp4, read_video_comment
@@ -87,8 +87,9 @@ def write_media(
     if audio is not None and kind != "mp4":
         raise UsageError(f"{ONLY_MP4_HAS_SOUND}; got {path}, choose a name ending in .mp4")
     check_output(path, force=force)
-    comment = dump(settings) if settings is not None else None
-    before = existing(path)
+    # Frames carry a text in any case: it tells them from the files of others.
+    several = kind in ("folder", "pattern")
+    comment = dump(settings if settings is not None else {}) if several or settings is not None else None
     with Files() as files:
         written = _write(files, kind, path, frames, fps, comment, audio, sample_rate)
         if settings is not None or notes is not None:
@@ -98,8 +99,8 @@ def write_media(
             )
             files.new(beside).write_text(text + "\n", encoding="utf-8")
             written.append(beside)
-    for stale in set(before) - set(written):  # frames of a longer clip, the settings of an older output
-        stale.unlink()
+    for left in stale(path, written):
+        left.unlink()
     return written
 
 

@@ -122,7 +122,11 @@ class LoadSettings(Settings):
         group="Model", parse=as_texts,
     )  # fmt: skip
     lora_partial: bool = option(
-        False, "Load what fits of a LoRA file that fits this model in part.", group="Model", one_way=True
+        False,
+        "Load what fits of a LoRA file that fits this model in part.",
+        group="Model",
+        one_way=True,
+        stored=WHEN_GIVEN,
     )
     dtype: str = option(
         "auto", "auto, float32, bfloat16 or float16 (fp32, bf16, fp16).", group="Model", parse=_as_dtype,

@@ -42,7 +42,7 @@ def test_frames_and_settings_come_back(tmp_path, name):
     if name != "clip.mp4":
         assert np.abs(back.frames.astype(int) - clip).max() <= 2
     assert all(path.exists() for path in written)
-    beside = json.loads((tmp_path / (name + ".json")).read_text())
+    beside = json.loads((tmp_path / (name.replace("%03d", "frames") + ".json")).read_text())
     assert beside == {**RECORD, "notes": {"seconds": 1.5}}
 
 
