@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import types
-import typing
 from collections.abc import Callable
 from functools import wraps
 from typing import Annotated, Any
 
 import typer
 
+from genkit import schema
+from genkit.pipelines.request import flag
+
 SHORT = {"prompt": ("-p",), "output": ("-o",), "model": ("-m",)}
+NUMBERS = {int: "<int>", float: "<float>"}
 
 Json = Annotated[bool, typer.Option("--json", help="Print a machine-readable result on standard output.")]
 Force = Annotated[bool, typer.Option("--force", "-f", help="Replace existing outputs.")]
@@ -25,7 +27,7 @@ def with_settings(settings: type) -> Callable[[Callable], Callable]:
     in the order default, configuration file, command line.
     """
     fields = {field.name: field for field in dataclasses.fields(settings)}
-    hints = typing.get_type_hints(settings)
+    kinds = {name: schema.kinds(schema.hints_of(settings)[name])[0] for name in fields}
 
     def decorate(command: Callable) -> Callable:
         own = [
@@ -33,12 +35,15 @@ def with_settings(settings: type) -> Callable[[Callable], Callable]:
             for parameter in inspect.signature(command, eval_str=True).parameters.values()
             if parameter.name != "given"
         ]
-        added = [_parameter(field, hints[name]) for name, field in fields.items()]
+        added = [_parameter(field, kinds[name]) for name, field in fields.items()]
 
         @wraps(command)
         def call(**values: Any) -> Any:
             typed = {name: values.pop(name) for name in fields}
             given = {name: value for name, value in typed.items() if value is not None and value != []}
+            for name in given:
+                if kinds[name] in NUMBERS:
+                    given[name] = schema.number(given[name], kinds[name], flag(name))
             return command(given=given, **values)
 
         call.__signature__ = inspect.Signature([*own, *added])
@@ -48,26 +53,20 @@ def with_settings(settings: type) -> Callable[[Callable], Callable]:
     return decorate
 
 
-def _parameter(field: dataclasses.Field, hint: Any) -> inspect.Parameter:
+def _parameter(field: dataclasses.Field, kind: type) -> inspect.Parameter:
     """A keyword parameter with a Typer annotation. Its default is always None: "not typed" must differ from "typed
-    the default"."""
-    flag = "--" + field.name.replace("_", "-")
-    kind = _base(hint)
-    names = (flag, *SHORT.get(field.name, ()))
-    if kind is bool and not field.metadata.get("one_way"):
-        names = (f"{flag}/--no-{flag[2:]}",)
-    option = typer.Option(*names, help=_help(field), rich_help_panel=field.metadata.get("group"), show_default=False)
-    flagged = {bool: bool, int: int, float: float}.get(kind, str)
-    annotation = list[str] | None if kind is tuple else flagged | None
+    the default". Numbers come as text, which :func:`genkit.schema.number` reads within limits."""
+    names = (flag(field.name), *SHORT.get(field.name, ()))
+    if kind is bool and not field.metadata["one_way"]:
+        names = (f"{flag(field.name)}/--no-{flag(field.name)[2:]}",)
+    option = typer.Option(
+        *names, help=_help(field), rich_help_panel=field.metadata["group"], show_default=False,
+        metavar=NUMBERS.get(kind),
+    )  # fmt: skip
+    annotation = list[str] | None if kind is tuple else (bool if kind is bool else str) | None
     return inspect.Parameter(
         field.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[annotation, option]
     )
-
-
-def _base(hint: Any) -> type:
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        return next(_base(part) for part in typing.get_args(hint) if part is not type(None))
-    return typing.get_origin(hint) or hint
 
 
 def _help(field: dataclasses.Field) -> str:

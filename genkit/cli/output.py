@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from typing import Any
 
 
@@ -62,55 +61,3 @@ def quiet_libraries() -> None:
         library.utils.logging.set_verbosity_error()
         library.utils.logging.disable_progress_bar()
     warnings.filterwarnings("ignore")
-
-
-class RunProgress:
-    """Two bars on standard error: outputs overall and steps of the current one. Plain lines when it is no terminal."""
-
-    def __init__(self, outputs: int):
-        from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
-        )
-
-        console = Console(file=sys.stderr)
-        self._live = console.is_terminal
-        self._bars = Progress(
-            TextColumn("{task.description:<9}"), BarColumn(), MofNCompleteColumn(),
-            TimeElapsedColumn(), TimeRemainingColumn(),
-            console=console, transient=False, disable=not self._live,
-        )  # fmt: skip
-        self._outputs = outputs
-        self._done = 0
-        self._overall = self._bars.add_task("overall", total=outputs) if outputs > 1 else None
-        self._steps = self._bars.add_task("loading", total=None)
-
-    @contextmanager
-    def shown(self) -> Iterator[RunProgress]:
-        """Show the bars for the time of the ``with``."""
-        with self._bars:
-            yield self
-
-    def __call__(self, phase: str, done: int, total: int) -> None:
-        """The callback that :class:`genkit.pipelines.session.Session` calls."""
-        if phase == "decode":
-            self._bars.update(self._steps, description="decoding")
-            return
-        self._bars.update(self._steps, description="steps", completed=done, total=total)
-        if not self._live and (done in (1, total) or done % max(1, total // 4) == 0):
-            note(f"output {self._done + 1}/{self._outputs}: step {done}/{total}")
-
-    def finished(self) -> None:
-        """One output is written."""
-        self._done += 1
-        if self._overall is not None:
-            self._bars.update(self._overall, completed=self._done)
-        if self._done < self._outputs:
-            self._bars.reset(self._steps, description="steps", total=None)
-        else:
-            self._bars.update(self._steps, description="done")

@@ -12,7 +12,8 @@ from typing import Annotated, Any
 import typer
 
 from genkit.cli.options import Force, Json, with_settings
-from genkit.cli.output import RunProgress, note, print_json, quiet_libraries, warn
+from genkit.cli.output import note, print_json, quiet_libraries, warn
+from genkit.cli.progress import RunProgress
 from genkit.errors import UsageError
 from genkit.pipelines.request import COMMAND_LINE, Settings, read_config
 from genkit.pipelines.task import Task, commands
@@ -51,7 +52,7 @@ def _command(name: str, task: Task) -> Callable:
         ] = False,
         json: Json = False,
     ) -> None:
-        note(f"loading {given.get('model') or 'the model'} ...")
+        note(f"loading {given['model']} ..." if "model" in given else "loading ...")
         record, prompts, settings = _settings(name, task.settings, given, text, config, source, prompt_file)
         _run(settings, prompts, record, force, dry_run, json)
 
@@ -83,6 +84,7 @@ def _run(settings: Settings, prompts: list[str], record: dict | None, force: boo
     progress = RunProgress(len(jobs))
     with progress.shown():
         session.load()
+        progress.begin()
         for line in _changes(record, session.made):
             warn(line)
         for job, output in jobs:

@@ -31,6 +31,10 @@ def check_writable(folder: Path) -> None:
     """
     nearest = folder
     while not nearest.exists() and nearest != nearest.parent:
+        if nearest.is_symlink():
+            raise ArtifactError(
+                f"cannot write into {folder}: the link {nearest} leads nowhere; choose another --output"
+            )
         nearest = nearest.parent
     probe = nearest / _temporary(".probe")
     try:

@@ -26,8 +26,8 @@ def check_format(output: str, kind: Kind, num_frames: int | None) -> None:
         )
     if form != "mp4" and "audio" in kind.fields:
         raise UsageError(f"--output {output}: this model makes sound too, which only .mp4 holds")
-    if form == "mp4" and kind is IMAGE:
-        raise UsageError(f"--output {output}: this model makes images; use .png or .webp")
+    if form in ("mp4", "gif", "webp") and kind is IMAGE:
+        raise UsageError(f"--output {output}: this model makes single pictures; use .png, or a folder")
 
 
 def collect(run: Run, output: Any, handle: Any) -> Made:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-from genkit.errors import UsageError
+from genkit.errors import UsageError, explain
 from genkit.models.registry import DEFAULT_MODEL
 from genkit.pipelines.request import NEVER, WHEN_GIVEN, Settings, option
 from genkit.pipelines.tasks.audio_video.settings import AudioVideoSettings
@@ -20,6 +20,8 @@ DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "half": "flo
 DTYPE_CHOICES = ("auto", "float32", "bfloat16", "float16")
 OFFLOADS = ("none", "model", "sequential")
 NONE = "none"
+#: Largest number that a container's clock counts with.
+CLOCK = 2**31 - 1
 #: Slowest and fastest frame rates that every container can hold.
 LOWEST_FPS, HIGHEST_FPS = Fraction(1, 100), Fraction(1000)
 
@@ -30,7 +32,9 @@ def _as_dtype(value: Any, what: str) -> Any:
 
 def _as_rate(value: Any, what: str) -> Any:
     """A frame rate as the text it was written as."""
-    rate(value, what, LOWEST_FPS, HIGHEST_FPS)
+    found = rate(value, what, LOWEST_FPS, HIGHEST_FPS)
+    if max(found.numerator, found.denominator) > CLOCK:
+        raise UsageError(explain(what, value, "a rate with fewer digits, such as 23.976 or 30000/1001"))
     return str(value)
 
 
