@@ -8,6 +8,7 @@ import torch
 
 from genkit import world
 from genkit.errors import ArtifactError
+from genkit.training.data.pixels import as_tensor
 from genkit.training.data.world.pictures import CELL, FEATURES, PicturePool, PictureSize, draw_mask, picture_features
 from genkit.training.engine.checkpoint import atomic_save
 from genkit.training.engine.curriculum import Stage, batch_for, draw_size
@@ -15,7 +16,6 @@ from genkit.training.engine.objectives import draw_levels
 from genkit.training.engine.warm_start import begin_from
 from genkit.training.toys.dit.model import TEXT_SLOTS, ToyDit
 from genkit.training.toys.image.model import ToyImage
-from genkit.training.toys.shared.autoencoder import as_tensor
 from genkit.training.toys.shared.picture_task import picture_loss
 from genkit.training.toys.shared.picture_text import apply_merges, build_clip_encoder, build_piece_tokenizer
 from genkit.training.toys.shared.picture_vae import build_picture_vae, draw_crops, standardise_latents
@@ -116,7 +116,7 @@ def test_the_diffusion_ends_in_pure_noise_and_velocity_gives_the_picture_back():
     model = ToyImage()
     latents, noise = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8)
     level = torch.tensor([0.9999, 0.4])
-    noisy, target = model.noisy(latents, noise, level)
+    noisy, target = model.objective.noised(latents, noise, level)
     assert torch.allclose(noisy[0], noise[0], atol=1e-5)
     kept = model.scheduler.alphas_cumprod[400]
     assert torch.allclose(kept.sqrt() * noisy[1] - (1 - kept).sqrt() * target[1], latents[1], atol=1e-4)

@@ -11,7 +11,7 @@ from genkit.errors import UsageError
 from genkit.pipelines.tasks.audio_video.sound_features import LogMel, Tones, features_of
 from genkit.training.engine.alignment import SOUND_FEATURES, sound_features
 from genkit.training.engine.curriculum import Stage
-from genkit.training.toys.av.model import GivenShares, ToyAv, av_loss, draw_given, noisy_pair, weighted
+from genkit.training.toys.av.model import GivenShares, ToyAv, av_loss, draw_given, noisy_pair, pair_loss
 from genkit.training.toys.av.parts import (
     BINS,
     GATE,
@@ -130,9 +130,10 @@ def test_what_is_given_stays_clean_and_counts_nothing():
     joint = ~given_sound & ~given_video
     assert torch.equal(drawn["sigma"][joint], drawn["sound_sigma"][joint])
     assert not torch.isclose(drawn["video"][joint], video[joint]).all()
-    error = torch.ones(400, requires_grad=True)
-    weighted(error, drawn["sigma"]).backward()
-    assert (error.grad[given_video] == 0).all() and (error.grad[~given_video] > 0).all()
+    answers = [torch.zeros_like(part).requires_grad_() for part in (video, sound)]
+    pair_loss(*answers, drawn)[0].backward()
+    for answer, given in zip(answers, (given_video, given_sound), strict=True):
+        assert (answer.grad[given] == 0).all() and (answer.grad[~given].flatten(1).abs().sum(1) > 0).all()
 
 
 def test_sound_read_outs_tell_the_last_and_the_next_event():

@@ -13,10 +13,10 @@ from genkit.attention.agent import Agent
 from genkit.patching import Schedule
 from genkit.training.data.world.clips import LatentPool, Sample
 from genkit.training.engine.curriculum import Stage
+from genkit.training.engine.stages import Options
 from genkit.training.tasks.base import CaptionedTask, Noised
 from genkit.training.tasks.denoiser import Denoiser
 from genkit.training.tasks.kind import TaskKind
-from genkit.training.toys.shared.making import Options
 from genkit.training.toys.video.model import sizes
 from genkit.world.caption import caption
 

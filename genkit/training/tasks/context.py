@@ -12,11 +12,11 @@ import torch
 from genkit.attention.cross_modal_context import CrossModalContext
 from genkit.attention.cross_modal_context.route import TASKS, ContextRoute, draw_tasks
 from genkit.training.engine.curriculum import Stage
+from genkit.training.engine.stages import Options
 from genkit.training.tasks.base import PatchTask
 from genkit.training.tasks.kind import TaskKind
-from genkit.training.toys.av.model import av_captions, av_velocity, clean_pair, noisy_pair, read_texts, weighted
+from genkit.training.toys.av.model import av_captions, av_velocity, clean_pair, noisy_pair, pair_loss, read_texts
 from genkit.training.toys.av.pool import SoundPool
-from genkit.training.toys.shared.making import Options
 from genkit.training.toys.video.model import sizes
 
 STAGES = (
@@ -87,9 +87,7 @@ class ContextTask(PatchTask):
         drawn = batch.drawn
         noisy = (drawn[name] for name in ("video", "sound", "sigma", "sound_sigma"))
         velocity, sound_velocity = av_velocity(self.pipeline, *noisy, batch.ids, batch.mask)
-        error = (velocity - drawn["velocity"]).square().mean((1, 2, 3, 4))
-        sound_error = (sound_velocity - drawn["sound_velocity"]).square().mean((1, 2))
-        return self.connected(weighted(error, drawn["sigma"]) + weighted(sound_error, drawn["sound_sigma"]))
+        return self.connected(pair_loss(velocity, sound_velocity, drawn)[0])
 
 
 def build(options: Options, pipeline: Any, rng: np.random.Generator) -> ContextTask:

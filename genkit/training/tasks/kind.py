@@ -14,13 +14,13 @@ import numpy as np
 
 from genkit.errors import UsageError
 from genkit.families.lookup import able
+from genkit.training.data.pixels import use_onednn
 from genkit.training.engine.checkpoint import load_checkpoint
 from genkit.training.engine.loop import LoopConfig, process_rank, train
 from genkit.training.engine.optim import muon_adamw
+from genkit.training.engine.stages import Making, Options
 from genkit.training.engine.warm_start import begin_from
 from genkit.training.tasks.base import Task
-from genkit.training.toys.shared.autoencoder import use_onednn
-from genkit.training.toys.shared.making import Making, Options
 
 STAGE = "weights"
 
@@ -70,10 +70,7 @@ class TaskKind:
         text = f"a model of class {' or '.join(self.families)} (default {self.model})"
         parser.add_argument("--model", default=self.model, help=text)
         parser.add_argument("--steps", type=int, help="train this many steps instead of --minutes")
-        parser.set_defaults(lr=self.lr)  # --lr itself is an option of every making
-        parser.add_argument(
-            "--gradient-accumulation-steps", type=int, default=1, help="micro-batches of --tokens per step (default 1)"
-        )
+        parser.set_defaults(lr=self.lr)  # --lr itself is an option of every run
         parser.add_argument(
             "--gradient-checkpointing", action="store_true", help="less memory, about a third more time per step"
         )
@@ -82,18 +79,16 @@ class TaskKind:
 
     def loop(self, options: Options) -> LoopConfig:
         """The loop's configuration."""
-        return LoopConfig(
-            folder=options.folder / STAGE,
+        return self.making().loop(
+            options,
+            STAGE,
             lr=options.lr,
             seconds=None if options.steps else 60 * options.minutes,
             steps=options.steps or None,
             warmup=20,
             decay_from=0.4,
             ema_decay=0.99,
-            gradient_accumulation_steps=options.gradient_accumulation_steps,
             gradient_checkpointing=options.gradient_checkpointing,
-            validation_seconds=60 * options.sample_minutes,
-            begin=options.begin,
         )
 
     def work(self, options: Options) -> None:
@@ -106,7 +101,7 @@ class TaskKind:
         task = self.build(options, load_pipeline(options.model, self.families), rng)
         begin_from(options.start_from, task, config.folder / "checkpoint.pt")
         names = () if self.muon else ("",)  # every name has an empty part
-        optimizer = muon_adamw(task.named_parameters(), lr=options.lr, adam_names=names)
+        optimizer = muon_adamw(task.named_parameters(), lr=config.lr, adam_names=names)
         before = self.measured(options, task) if options.measure else None
 
         def validate(module: Task, step: int) -> None:
@@ -132,7 +127,7 @@ class TaskKind:
     def report(self, options: Options, target: Path, size: str, before: float | None, after: float | None) -> None:
         """What was trained and what came of it, as ``training.json`` beside the weights."""
         state = load_checkpoint(options.folder / STAGE / "checkpoint.pt")
-        seconds = round(state.get("earlier_seconds", 0.0) + state["seconds"], 1)
+        seconds = round(state["earlier_seconds"] + state["seconds"], 1)
         facts = {"method": self.name, "model": options.model, "steps": state["step"], "seconds": seconds}
         facts |= {"tokens": options.tokens, "lr": options.lr, "seed": options.seed}
         if after is not None:

@@ -20,10 +20,10 @@ from genkit.training.data.world.clips import Sample
 from genkit.training.data.world.pictures import squares
 from genkit.training.data.world.references import ReferenceClips, ReferencePictures, ReferencePool
 from genkit.training.engine.curriculum import Stage
+from genkit.training.engine.stages import Options
 from genkit.training.tasks.base import CaptionedTask, Noised
 from genkit.training.tasks.denoiser import SLOTS, Denoiser
 from genkit.training.tasks.kind import TaskKind
-from genkit.training.toys.shared.making import Options
 from genkit.training.toys.video.model import sizes
 
 CLIP_STAGES = (

@@ -7,8 +7,8 @@ import importlib
 import pkgutil
 
 from genkit.training import tasks
+from genkit.training.engine.stages import exit_code
 from genkit.training.tasks.kind import TaskKind
-from genkit.training.toys.shared.making import exit_code
 
 
 def kinds() -> dict[str, TaskKind]:

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from genkit.families.wan import FAMILY
+from genkit.training.data.pixels import as_tensor, use_onednn
 from genkit.training.engine.alignment import scene_features
 from genkit.training.engine.curriculum import Size
-from genkit.training.toys.shared.autoencoder import as_tensor, use_onednn
 from genkit.world.picture_scene import Picture
 from genkit.world.render import render_clip
 from genkit.world.scene import Scene, Tracks, actor_gap, draw_scene, lay_out

@@ -10,9 +10,9 @@ import torch
 
 from genkit.attention.reference.masks import box_mask, grid_mask
 from genkit.families.unet import FAMILY
+from genkit.training.data.pixels import as_tensor
 from genkit.training.data.world.clips import ClipSize, Pool, Sample, encode_clips
 from genkit.training.data.world.pictures import PictureSize
-from genkit.training.toys.shared.autoencoder import as_tensor
 from genkit.world.picture_render import render_picture
 from genkit.world.picture_scene import Picture, draw_picture
 from genkit.world.picture_subject import draw_picture_subject, picture_subject_caption

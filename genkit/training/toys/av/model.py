@@ -12,7 +12,7 @@ from torch import nn
 from genkit.training.engine.alignment import SOUND_FEATURES, AlignmentHead
 from genkit.training.engine.curriculum import Stage, batch_for, draw_size
 from genkit.training.engine.loop import process_rank
-from genkit.training.engine.objectives import draw_sigma
+from genkit.training.engine.objectives import Flow, denoising_loss, draw_sigma
 from genkit.training.toys.av.parts import (
     CONNECTORS,
     FPS,
@@ -25,6 +25,7 @@ from genkit.training.toys.video.model import sizes
 from genkit.world.caption import caption
 
 ALIGNED_BLOCK = 2
+OBJECTIVE = Flow()
 ADAM_NAMES = (
     "proj_in",
     "proj_out",
@@ -84,7 +85,7 @@ def av_velocity(
     states = torch.stack(hidden, -1).flatten(2)
     seen_text, heard_text, text_mask = parts.connectors(states, mask, padding_side="left")
     frames, height, width = video.shape[2:]
-    level, sound_level = 1000 * sigma, 1000 * sound_sigma
+    level, sound_level = OBJECTIVE.timesteps(sigma), OBJECTIVE.timesteps(sound_sigma)
     timestep = level
     if first:
         clean = torch.arange(frames * height * width, device=video.device) < height * width
@@ -191,24 +192,37 @@ def noisy_pair(
     drawn = draw_sigma(len(video), shift, generator)
     sound_sigma, sigma = (torch.where(clean, 0.0, drawn).to(video.device) for clean in given)
     noise, sound_noise = (torch.randn(part.shape, generator=generator).to(video.device) for part in (video, sound))
-    level, sound_level = sigma.view(-1, 1, 1, 1, 1), sound_sigma.view(-1, 1, 1)
+    noisy, velocity = OBJECTIVE.noised(video, noise, sigma)
+    noisy_sound, sound_velocity = OBJECTIVE.noised(sound, sound_noise, sound_sigma)
     return {
-        "video": (1 - level) * video + level * noise,
-        "sound": (1 - sound_level) * sound + sound_level * sound_noise,
+        "video": noisy,
+        "sound": noisy_sound,
         "sigma": sigma,
         "sound_sigma": sound_sigma,
-        "velocity": noise - video,
-        "sound_velocity": sound_noise - sound,
+        "velocity": velocity,
+        "sound_velocity": sound_velocity,
     }
 
 
-def weighted(error: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-    """Mean of errors (B,) over the batch; what is given counts nothing, low levels half.
+def pair_loss(
+    velocity: torch.Tensor,
+    sound_velocity: torch.Tensor,
+    drawn: dict[str, torch.Tensor],
+    target: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The loss of both halves, and the errors (B,) of video and sound. What is given counts nothing, low levels half.
 
-    The given ones stay in the sum at weight zero: in a distributed run every parameter must take part in every step.
+    Args:
+        velocity, sound_velocity: the model's answers.
+        drawn: from :func:`noisy_pair`.
+        target: of the video where not all of ``drawn``'s is asked for.
     """
-    weight = torch.where(sigma < 0.25, 0.5, 1.0) * (sigma > 0)
-    return (weight * error).mean()
+    wanted = drawn["velocity"] if target is None else target
+    loss, error = denoising_loss(velocity, wanted, drawn["sigma"], low_weight=0.5)
+    sound_loss, sound_error = denoising_loss(
+        sound_velocity, drawn["sound_velocity"], drawn["sound_sigma"], low_weight=0.5
+    )
+    return loss + sound_loss, error, sound_error
 
 
 def av_loss(
@@ -251,10 +265,8 @@ def av_loss(
             drawn["video"], drawn["sound"], drawn["sigma"], drawn["sound_sigma"],
             *model.read(av_captions(samples, rng), device), first=first,
         )  # fmt: skip
-        wrong = (velocity - drawn["velocity"]).square()
-        error = (wrong[:, :, 1:] if first else wrong).mean((1, 2, 3, 4))
-        sound_error = (sound_velocity - drawn["sound_velocity"]).square().mean((1, 2))
-        loss = weighted(error, drawn["sigma"]) + weighted(sound_error, drawn["sound_sigma"])
+        made = slice(1 if first else 0, None)
+        loss, error, sound_error = pair_loss(velocity[:, :, made], sound_velocity, drawn, drawn["velocity"][:, :, made])
         figures = {}
         for name, values, sigma in (
             ("velocity", error, drawn["sigma"]),

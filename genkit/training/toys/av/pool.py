@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from genkit.pipelines.tasks.audio_video.sound_features import Tones
+from genkit.training.data.pixels import as_tensor, use_onednn
 from genkit.training.data.world.clips import ClipSize, Pool, Sample
 from genkit.training.engine.alignment import scene_features, sound_features
 from genkit.training.toys.av.parts import BINS, FPS, HOP, TOKENS_PER_SECOND, audio_tokens, spectrum_frames
-from genkit.training.toys.shared.autoencoder import as_tensor, use_onednn
 from genkit.world.render import render_clip
 from genkit.world.scene import Scene, Tracks, actor_gap, draw_scene, lay_out
 from genkit.world.sound import SAMPLE_RATE, Event, draw_sounding_scene, find_events, render_sound

@@ -1,20 +1,14 @@
-"""The whole making of toy-av, stage after stage; every stage resumes where it was stopped."""
+"""The whole making of toy-av."""
 
 from __future__ import annotations
 
-import json
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
-from genkit.training.engine.checkpoint import load_ema
-from genkit.training.engine.loop import process_rank, train
-from genkit.training.engine.optim import muon_adamw
-from genkit.training.engine.warm_start import begin_from
+from genkit.training.engine.stages import Options
 from genkit.training.toys.av.model import ADAM_NAMES, ToyAv, av_loss
 from genkit.training.toys.av.parts import build_audio_vae, build_av_video_vae, build_vocoder
 from genkit.training.toys.av.pool import SoundPool
@@ -22,7 +16,7 @@ from genkit.training.toys.av.probe import sound_probe
 from genkit.training.toys.av.vae import AudioVae, AvVideoVae, spectrum_loss, standardise_clips, standardise_sounds
 from genkit.training.toys.shared import cards
 from genkit.training.toys.shared.assemble import write_folder
-from genkit.training.toys.shared.making import Making, Options, newest
+from genkit.training.toys.shared.run import AutoencoderStage, Parts, Toy
 from genkit.training.toys.video.vae import vae_loss
 
 FLOW_SHIFT = 4.0
@@ -64,67 +58,6 @@ SIDECAR = {
 }
 
 
-def train_vae(options: Options) -> None:
-    """The video's encoder and decoder together; then the latents' statistics."""
-    if MAKING.finished(options, "vae"):
-        return
-    module = AvVideoVae(build_av_video_vae())
-    optimizer = muon_adamw(module.named_parameters(), lr=2e-3)
-    config = MAKING.loop(options, "vae", lr=2e-3, warmup=20, decay_from=0.2, ema_decay=0.99)
-    ema = train(module, optimizer, vae_loss(options.seed), config, title="video autoencoder")
-    if process_rank():
-        return
-    with ema.applied(module):
-        vae = module.to("cpu").vae
-        standardise_clips(vae)
-        vae.save_pretrained(options.folder / "vae" / "final")
-
-
-def load_video_vae(options: Options, *stages: str) -> nn.Module:
-    """The newest finished video autoencoder among the given stages."""
-    from diffusers import AutoencoderKLLTX2Video
-
-    return AutoencoderKLLTX2Video.from_pretrained(newest(options.folder, *stages))
-
-
-def load_audio_vae(options: Options) -> nn.Module:
-    """The finished audio autoencoder."""
-    from diffusers import AutoencoderKLLTX2Audio
-
-    return AutoencoderKLLTX2Audio.from_pretrained(newest(options.folder, "sound"))
-
-
-def sharpen_decoder(options: Options) -> None:
-    """The video's decoder alone, on latents that stay as they are."""
-    if MAKING.finished(options, "decoder"):
-        return
-    module = AvVideoVae(load_video_vae(options, "vae"), frozen=True)
-    optimizer = muon_adamw(module.named_parameters(), lr=1.2e-3)
-    config = MAKING.loop(options, "decoder", lr=1.2e-3, warmup=20, decay_from=0.2, ema_decay=0.99)
-    loss = vae_loss(options.seed + 1, crop=64, noise=0.06, vary=True)
-    ema = train(module, optimizer, loss, config, title="decoder")
-    if process_rank():
-        return
-    with ema.applied(module):
-        module.to("cpu").vae.save_pretrained(options.folder / "decoder" / "final")
-
-
-def train_sound(options: Options) -> None:
-    """The audio autoencoder; then its statistics."""
-    if MAKING.finished(options, "sound"):
-        return
-    module = AudioVae(build_audio_vae())
-    optimizer = muon_adamw(module.named_parameters(), lr=2e-3)
-    config = MAKING.loop(options, "sound", lr=2e-3, warmup=20, decay_from=0.2, ema_decay=0.99)
-    ema = train(module, optimizer, spectrum_loss(options.seed), config, title="audio autoencoder")
-    if process_rank():
-        return
-    with ema.applied(module):
-        vae = module.to("cpu").vae
-        standardise_sounds(vae)
-        vae.save_pretrained(options.folder / "sound" / "final")
-
-
 def build_pipeline(model: ToyAv, vae: nn.Module, audio_vae: nn.Module, transformer: nn.Module | None = None) -> Any:
     """An ``LTX2Pipeline`` of a model in training, sharing its modules."""
     from diffusers import FlowMatchEulerDiscreteScheduler, LTX2Pipeline
@@ -141,45 +74,6 @@ def build_pipeline(model: ToyAv, vae: nn.Module, audio_vae: nn.Module, transform
     )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
-
-
-def train_transformer(options: Options) -> None:
-    """Text encoder, connectors and transformer on latents of clips and sounds."""
-    vae = load_video_vae(options, "vae").eval().requires_grad_(False)
-    sharp = load_video_vae(options, "decoder", "vae").eval().requires_grad_(False)
-    audio_vae = load_audio_vae(options).eval().requires_grad_(False)
-    model = ToyAv()
-    optimizer = muon_adamw(model.named_parameters(), lr=1.2e-3, adam_names=ADAM_NAMES, weight_decay=0.01)
-    # A resumed run draws other clips than the first did.
-    rng = np.random.default_rng((options.seed, int(time.time()), process_rank()))
-    pool = SoundPool(vae, rng, fresh=0.08, audio_vae=audio_vae)
-    config = MAKING.loop(
-        options, "transformer", lr=1.2e-3, warmup=40, decay_from=0.3, ema_decay=0.996, checkpoint_seconds=180
-    )
-    begin_from(options.start_from, model, config.folder / "checkpoint.pt")
-    if torch.cuda.is_available():
-        for part in (vae, sharp, audio_vae):
-            part.to("cuda")
-
-    def sample(module: nn.Module, step: int) -> None:
-        pipeline = build_pipeline(module, sharp, audio_vae)
-        pipeline.vocoder.to(next(module.parameters()).device)
-        right = sound_probe(pipeline, SIDECAR["call"], config.folder / f"sheet-{step:06d}.png")
-        with open(config.folder / "probe.jsonl", "a") as file:
-            file.write(json.dumps({"step": step, **right}) + "\n")
-
-    train(model, optimizer, av_loss(pool, model, options.seed + 2, options.tokens), config, sample, "transformer")
-
-
-def assemble(options: Options) -> None:
-    """The averaged weights as a Diffusers folder."""
-    if process_rank():
-        return
-    model = ToyAv()
-    load_ema(model, options.folder / "transformer" / "checkpoint.pt")
-    target = options.output or options.folder / "model"
-    vae, audio_vae = load_video_vae(options, "decoder", "vae"), load_audio_vae(options)
-    print(f"written: {assemble_toy_av(model, vae, audio_vae, target, MAKING.facts(options))}")
 
 
 def assemble_toy_av(model: ToyAv, vae: nn.Module, audio_vae: nn.Module, folder: Path, facts: dict) -> Path:
@@ -200,17 +94,55 @@ def assemble_toy_av(model: ToyAv, vae: nn.Module, audio_vae: nn.Module, folder: 
     return write_folder(build_pipeline(model, vae, audio_vae, transformer), folder, SIDECAR, facts, card)
 
 
-MAKING = Making(
+def _pool(options: Options, parts: Parts, rng: np.random.Generator) -> SoundPool:
+    return SoundPool(parts["vae"], rng, fresh=0.08, audio_vae=parts["audio_vae"])
+
+
+def _look(model: ToyAv, options: Options, parts: Parts, folder: Path, step: int) -> dict[str, float]:
+    pipeline = build_pipeline(model, parts["sharp"], parts["audio_vae"])
+    pipeline.vocoder.to(next(model.parameters()).device)
+    return sound_probe(pipeline, SIDECAR["call"], folder / f"sheet-{step:06d}.png")
+
+
+TOY = Toy(
     name="toy-av",
     minutes=240.0,
     tokens=3600,
     main="transformer",
     shares={"vae": 0.14, "decoder": 0.08, "sound": 0.06, "transformer": 0.72},
-    work={
-        "vae": train_vae,
-        "decoder": sharpen_decoder,
-        "sound": train_sound,
-        "transformer": train_transformer,
-        "assemble": assemble,
-    },
+    classes={"vae": "AutoencoderKLLTX2Video", "audio_vae": "AutoencoderKLLTX2Audio"},
+    autoencoders=(
+        AutoencoderStage(
+            "vae",
+            "video autoencoder",
+            wrap=lambda _: AvVideoVae(build_av_video_vae()),
+            loss=vae_loss,
+            finish=standardise_clips,
+        ),
+        AutoencoderStage(
+            "decoder",
+            "decoder",
+            wrap=lambda vae: AvVideoVae(vae, frozen=True),
+            loss=lambda seed: vae_loss(seed + 1, crop=64, noise=0.06, vary=True),
+            after="vae",
+            lr=1.2e-3,
+        ),
+        AutoencoderStage(
+            "sound",
+            "audio autoencoder",
+            wrap=lambda _: AudioVae(build_audio_vae()),
+            loss=spectrum_loss,
+            part="audio_vae",
+            finish=standardise_sounds,
+        ),
+    ),
+    build=lambda options, parts: ToyAv(),
+    adam_names=ADAM_NAMES,
+    pool=_pool,
+    loss=av_loss,
+    look=_look,
+    assemble=lambda model, parts, folder, facts: assemble_toy_av(
+        model, parts["sharp"], parts["audio_vae"], folder, facts
+    ),
 )
+MAKING = TOY.making()

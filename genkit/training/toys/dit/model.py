@@ -7,6 +7,7 @@ from torch import nn
 
 from genkit.training.data.world.pictures import FEATURES
 from genkit.training.engine.alignment import AlignmentHead
+from genkit.training.engine.objectives import Flow, shifted
 from genkit.training.toys.shared.picture_text import (
     TEXT_WIDTH,
     build_clip_encoder,
@@ -60,6 +61,7 @@ class ToyDit(nn.Module):
         nn.init.zeros_(self.transformer.proj_out.bias)
         width = FLUX["num_attention_heads"] * FLUX["attention_head_dim"]
         self.alignment = AlignmentHead(self.transformer.transformer_blocks[-1], width, FEATURES)
+        self.objective = Flow(1.0)
         self.turn = 0
 
     def read(self, texts: list[str], device: torch.device) -> tuple[torch.Tensor, ...]:
@@ -78,12 +80,6 @@ class ToyDit(nn.Module):
         )
         return brief.to(device), whole.input_ids.to(device)
 
-    @staticmethod
-    def noisy(latents: torch.Tensor, noise: torch.Tensor, level: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Input and target of a flow-matching step at noise levels (B,) in 0..1."""
-        share = level.view(-1, 1, 1, 1)
-        return (1 - share) * latents + share * noise, noise - latents
-
     def forward(
         self, noisy: torch.Tensor, level: torch.Tensor, brief: torch.Tensor, whole: torch.Tensor
     ) -> torch.Tensor:
@@ -101,7 +97,7 @@ class ToyDit(nn.Module):
         places = FluxPipeline._prepare_latent_image_ids(count, height // 2, width // 2, noisy.device, noisy.dtype)
         velocity = self.transformer(
             hidden_states=packed,
-            timestep=level,
+            timestep=self.objective.timesteps(level),
             pooled_projections=self.text_encoder(brief).pooler_output,
             encoder_hidden_states=self.text_encoder_2(whole).last_hidden_state,
             txt_ids=places.new_zeros(whole.shape[1], 3),
@@ -114,8 +110,7 @@ class ToyDit(nn.Module):
     def sample(self, texts: list[str], noise: torch.Tensor, steps: int, guidance: float, extra: None = None):
         """Latents of texts from noise (B, 4, h, w), by Euler steps over shifted levels with guidance."""
         tokens = self.read([*texts, *[""] * len(texts)], noise.device)
-        levels = torch.linspace(1, 0, steps + 1)
-        levels = (SHIFT * levels / (1 + (SHIFT - 1) * levels)).tolist()
+        levels = shifted(torch.linspace(1, 0, steps + 1), SHIFT).tolist()
         latents = noise
         for level, following in zip(levels[:-1], levels[1:], strict=True):
             full = torch.full((2 * len(texts),), level, device=noise.device)

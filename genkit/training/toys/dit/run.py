@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from torch import nn
 
+from genkit.training.engine.stages import Options
 from genkit.training.toys.dit.model import ADAM_NAMES, SHIFT, TEXT_SLOTS, ToyDit
 from genkit.training.toys.shared import cards
 from genkit.training.toys.shared.assemble import write_folder
-from genkit.training.toys.shared.making import Options
-from genkit.training.toys.shared.picture_run import picture_making
+from genkit.training.toys.shared.picture_run import PICTURE
+from genkit.training.toys.shared.picture_task import picture_loss
+from genkit.training.toys.shared.run import Toy
 from genkit.training.toys.shared.starts import add_text_steps, teach_text
 from genkit.training.toys.shared.text_order import picture_question
 
@@ -62,14 +65,16 @@ def _teach(options: Options, model: ToyDit) -> None:
     teach_text(options, model.text_encoder_2, model.tokenizer_2, picture_question(), masked=False, slots=TEXT_SLOTS[-1])
 
 
-MAKING = picture_making(
+TOY = Toy(
     name="toy-dit",
     minutes=230.0,
-    build=lambda options: ToyDit(),
-    adam_names=ADAM_NAMES,
-    assemble=assemble_toy_dit,
-    shift=SHIFT,
     tokens=2400,
+    build=lambda options, parts: ToyDit(),
+    adam_names=ADAM_NAMES,
+    loss=partial(picture_loss, shift=SHIFT),
+    assemble=lambda model, parts, folder, facts: assemble_toy_dit(model, parts["sharp"], folder, facts),
+    teach=_teach,
     more=add_text_steps,
-    prepare=_teach,
+    **PICTURE,
 )
+MAKING = TOY.making()

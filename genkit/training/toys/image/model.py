@@ -7,6 +7,7 @@ from torch import nn
 
 from genkit.training.data.world.pictures import FEATURES
 from genkit.training.engine.alignment import AlignmentHead
+from genkit.training.engine.objectives import Table
 from genkit.training.toys.shared.picture_text import TEXT_WIDTH, build_clip_encoder, build_piece_tokenizer
 
 UNET = {
@@ -58,22 +59,12 @@ class ToyImage(nn.Module):
         block = self.unet.down_blocks[1].attentions[-1]
         self.alignment = AlignmentHead(block, UNET["block_out_channels"][1], FEATURES)
         self.scheduler = DDIMScheduler(**NOISE)
+        self.objective = Table(self.scheduler.alphas_cumprod, NOISE["prediction_type"])
 
     def read(self, texts: list[str], device: torch.device) -> tuple[torch.Tensor, ...]:
         """Token numbers (B, 77) as the pipeline makes them."""
         batch = self.tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt")
         return (batch.input_ids.to(device),)
-
-    def noisy(self, latents: torch.Tensor, noise: torch.Tensor, level: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Input and target of a training step at noise levels (B,) in 0..1, which stand for the 1000 timesteps."""
-        kept = self.scheduler.alphas_cumprod.to(latents)[self.timesteps(level)].view(-1, 1, 1, 1)
-        signal, spread = kept.sqrt(), (1 - kept).sqrt()
-        return signal * latents + spread * noise, signal * noise - spread * latents
-
-    @staticmethod
-    def timesteps(level: torch.Tensor) -> torch.Tensor:
-        """Timestep numbers 0..999 of noise levels in 0..1."""
-        return (level * 1000).long().clamp(0, 999)
 
     def forward(
         self, noisy: torch.Tensor, level: torch.Tensor, ids: torch.Tensor, extra: torch.Tensor | None = None
@@ -88,7 +79,7 @@ class ToyImage(nn.Module):
         """
         states = self.text_encoder(ids).last_hidden_state
         full = noisy if extra is None else torch.cat([noisy, extra], 1)
-        return self.unet(full, self.timesteps(level), states, return_dict=False)[0]
+        return self.unet(full, self.objective.timesteps(level), states, return_dict=False)[0]
 
     @torch.no_grad()
     def sample(

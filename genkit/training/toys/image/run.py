@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 from torch import nn
@@ -10,7 +11,9 @@ from torch import nn
 from genkit.training.toys.image.model import ADAM_NAMES, LATENT_CHANNELS, ToyImage
 from genkit.training.toys.shared import cards
 from genkit.training.toys.shared.assemble import write_folder
-from genkit.training.toys.shared.picture_run import picture_making
+from genkit.training.toys.shared.picture_run import PICTURE
+from genkit.training.toys.shared.picture_task import picture_loss
+from genkit.training.toys.shared.run import Toy
 
 SIDECAR = {
     "description": "A Stable Diffusion model of the toy world: one to three plain, striped or dotted shapes, 128x128",
@@ -58,12 +61,15 @@ def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--inpaint", action="store_true", help="the nine-channel UNet that repaints a masked part")
 
 
-MAKING = picture_making(
+TOY = Toy(
     name="toy-image",
     minutes=120.0,
-    build=lambda options: ToyImage(options.inpaint),
+    tokens=3600,
+    build=lambda options, parts: ToyImage(options.inpaint),
     adam_names=ADAM_NAMES,
-    assemble=assemble_toy_image,
-    shift=1.5,
+    loss=partial(picture_loss, shift=1.5),
+    assemble=lambda model, parts, folder, facts: assemble_toy_image(model, parts["sharp"], folder, facts),
     more=_options,
+    **PICTURE,
 )
+MAKING = TOY.making()

@@ -13,66 +13,11 @@ from torch import nn
 
 from genkit.errors import ArtifactError
 from genkit.models.registry import write_checksums
-from genkit.training.toys.shared import cards
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
 LIMIT_MEGABYTES = 20.0
-SIDECAR = {
-    "description": "A Wan text-to-video model of the toy world: coloured shapes that move, 128x128 pixels, 3 seconds",
-    "defaults": {
-        "height": 128,
-        "width": 128,
-        "num_frames": 25,
-        "fps": 8,
-        "steps": 20,
-        "guidance_scale": 4.0,
-        "max_sequence_length": 64,
-        "upscale_strength": 0.3,
-        "upscale_shift": 4.0,
-    },
-    "limits": {
-        "min_height": 64,
-        "max_height": 512,
-        "min_width": 64,
-        "max_width": 512,
-        "multiple": 16,
-        "max_frames": 97,
-        "frames_multiple": 4,
-        "max_prompt_tokens": 64,
-    },
-}
-FLOW_SHIFT = 3.0
-
-
-def assemble_toy_video(model: nn.Module, vae: nn.Module, folder: Path, facts: dict) -> Path:
-    """Put toy-video together and write its folder.
-
-    Args:
-        model: a :class:`genkit.training.toys.video.model.ToyVideo` holding the weights to ship.
-        vae: its video autoencoder.
-        folder: where the model goes; an existing folder is replaced once the new one is whole.
-        facts: stored as ``training.json``.
-
-    Returns:
-        The folder.
-    """
-    from diffusers import UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
-
-    transformer = WanTransformer3DModel.from_config(model.transformer.config)
-    transformer.load_state_dict(model.transformer.state_dict())
-    scheduler = UniPCMultistepScheduler(
-        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=FLOW_SHIFT, num_train_timesteps=1000
-    )
-    pipeline = WanPipeline(
-        tokenizer=model.tokenizer,
-        text_encoder=model.text_encoder,
-        vae=vae,
-        transformer=transformer,
-        scheduler=scheduler,
-    )
-    return write_folder(pipeline, folder, SIDECAR, facts, cards.fill(cards.TOY_VIDEO, transformer, facts))
 
 
 def write_folder(

@@ -1,6 +1,6 @@
 """What toy-image and toy-dit are trained and looked at by: the loss of a step, and judged samples.
 
-A model of this task offers ``read(texts, device)``, ``noisy(latents, noise, level)``, ``forward(noisy, level,
+A model of this task offers ``read(texts, device)``, an ``objective``, ``forward(noisy, level,
 *tokens)``, ``sample(texts, noise, steps, guidance)`` and an ``alignment`` read-out.
 """
 
@@ -17,7 +17,7 @@ from genkit.training.data.world.clips import Sample
 from genkit.training.data.world.pictures import STAGES, PicturePool, PictureSize
 from genkit.training.engine.curriculum import Stage, batch_for, draw_size
 from genkit.training.engine.loop import process_rank
-from genkit.training.engine.objectives import draw_levels
+from genkit.training.engine.objectives import denoising_loss, draw_levels
 from genkit.training.toys.shared.picture_vae import decode_picture
 from genkit.training.toys.video.probe import shares, sheet
 from genkit.world.picture_caption import picture_caption
@@ -60,11 +60,9 @@ def picture_loss(
         texts = ["" if rng.random() < _EMPTY else picture_caption(sample.scene, rng) for sample in samples]
         level = draw_levels(count, shift, generator).to(device)
         noise = torch.randn(latents.shape, generator=generator).to(device)
-        noisy, target = model.noisy(latents, noise, level)
+        noisy, target = model.objective.noised(latents, noise, level)
         guess = wrapped(noisy, level, *model.read(texts, device), *_extra(samples, device))
-        error = (guess - target).square().mean((1, 2, 3))
-        # Below a quarter the loss mostly measures latent noise that nobody can predict.
-        loss = (torch.where(level < 0.25, 0.5, 1.0) * error).mean()
+        loss, error = denoising_loss(guess, target, level, low_weight=0.5)
         # Computed even at weight zero: in a distributed run every parameter must take part in every step.
         aligned = model.alignment.loss(torch.stack([sample.features for sample in samples]).to(device))
         figures = {"velocity": error.mean().item(), "align": aligned.item()}

@@ -10,7 +10,7 @@ from genkit.training.data.world.clips import ClipSize, LatentPool, Sample
 from genkit.training.engine.alignment import AlignmentHead
 from genkit.training.engine.curriculum import Stage, batch_for, draw_size
 from genkit.training.engine.loop import process_rank
-from genkit.training.engine.objectives import draw_levels
+from genkit.training.engine.objectives import Flow, denoising_loss, draw_levels
 from genkit.training.toys.shared.padding import PaddedCrossAttention, padding_bias
 from genkit.training.toys.shared.text import build_text_encoder, build_word_tokenizer
 from genkit.world.caption import caption
@@ -33,6 +33,7 @@ FULL_LENGTHS = (64, 64, 128, 226, 512)
 ALIGNED_BLOCK = 2
 # Outlines are drawn at low noise levels: a quarter of the sampling steps, and with shift 4 alone 8% of the samples.
 EVEN_LEVELS = 0.5
+OBJECTIVE = Flow()
 
 
 class ToyVideo(nn.Module):
@@ -66,7 +67,7 @@ class ToyVideo(nn.Module):
         """
         states = self.text_encoder(ids, mask).last_hidden_state * mask[..., None]
         self.padded.bias = padding_bias(mask.sum(1), ids.shape[1], full)
-        return self.transformer(noisy, sigma * 1000, states, return_dict=False)[0]
+        return self.transformer(noisy, OBJECTIVE.timesteps(sigma), states, return_dict=False)[0]
 
 
 def sizes(*rows: tuple[int, int, int, float]) -> tuple[tuple[ClipSize, float], ...]:
@@ -142,11 +143,9 @@ def diffusion_loss(
         ids, mask = text_batch(model, samples, rng, device)
         sigma = draw_levels(count, shift, generator, EVEN_LEVELS).to(device)
         noise = torch.randn(latents.shape, generator=generator).to(device)
-        level = sigma.view(-1, 1, 1, 1, 1)
+        noisy, target = OBJECTIVE.noised(latents, noise, sigma)
         full = int(rng.choice(FULL_LENGTHS))
-        velocity = wrapped((1 - level) * latents + level * noise, sigma, ids, mask, full)
-        error = (velocity - (noise - latents)).square().mean((1, 2, 3, 4))
-        loss = error.mean()
+        loss, error = denoising_loss(wrapped(noisy, sigma, ids, mask, full), target, sigma)
         figures = {"velocity": error.mean().item()}
         # Computed even at weight zero: in a distributed run every parameter must take part in every step.
         features = torch.stack([sample.features for sample in samples]).to(device)

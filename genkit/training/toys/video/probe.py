@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from genkit.training.data.world.clips import ClipSize
+from genkit.training.engine.objectives import shifted
 from genkit.world.caption import caption
 from genkit.world.judge import judge_clip, score
 from genkit.world.scene import Scene, draw_scene
@@ -32,8 +33,7 @@ def sample_latents(
     batch = model.tokenizer([*captions, *[""] * len(captions)], padding=True, return_tensors="pt")
     ids = torch.nn.functional.pad(batch.input_ids, (0, 1)).to(device)
     mask = torch.nn.functional.pad(batch.attention_mask, (0, 1)).to(device)
-    levels = torch.linspace(1, 0, steps + 1)
-    levels = (shift * levels / (1 + (shift - 1) * levels)).tolist()
+    levels = shifted(torch.linspace(1, 0, steps + 1), shift).tolist()
     for level, following in zip(levels[:-1], levels[1:], strict=True):
         sigma = torch.full((len(ids),), level, device=device)
         velocity = model(latents.repeat(2, 1, 1, 1, 1), sigma, ids, mask, 64)

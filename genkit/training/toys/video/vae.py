@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from genkit.training.toys.shared.autoencoder import Autoencoder, as_tensor, autoencoder_loss
+from genkit.training.data.pixels import as_tensor
+from genkit.training.toys.shared.autoencoder import Autoencoder, autoencoder_loss
 from genkit.world.render import render_clip
 from genkit.world.scene import draw_scene, lay_out
 

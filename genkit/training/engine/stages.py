@@ -1,4 +1,4 @@
-"""Making a shipped model, stage after stage: options, budgets, and going on where a stopped run was."""
+"""A run of one or several stages by one command: options, budgets, and going on where a stopped run was."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ Options = argparse.Namespace
 
 @dataclass(frozen=True)
 class Making:
-    """The plan of a model.
+    """The plan of a run.
 
     Args:
-        name: of the model, also of the run's default folder.
+        name: of what is made, also of the run's default folder.
         minutes: default training time in all.
         tokens: default latent tokens per step.
         main: the stage that ``--start-from`` goes on from.
         shares: stages that train, with their parts of the whole budget, in order.
         work: what every stage does, in order; called with the options.
-        more: adds the model's own options to the parser.
+        more: adds further options to the parser.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Making:
     more: Callable[[argparse.ArgumentParser], None] | None = None
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Options of the model's training script."""
+        """Options of the command."""
         add = parser.add_argument
         add("--folder", type=Path, default=Path("runs") / self.name, help="checkpoints, logs and sheets")
         add("--output", type=Path, help="where the finished model goes (default: FOLDER/model)")
@@ -60,7 +60,6 @@ class Making:
             default=0.0,
             help="with --start-from: share of the curriculum to skip, such as 0.7 for large canvases alone (default 0)",
         )
-        add("--weights", help="a model (name or folder) whose weights are the start, for want of a checkpoint")
         add("--lr", type=float, help="peak learning rate of the main stage (default: the plan's)")
         add(
             "--mixed-precision",
@@ -68,6 +67,7 @@ class Making:
             help="type of the forward pass's products (default: the launcher's, without one float32); bf16 is quicker "
             "on processors with AMX and on GPUs",
         )
+        add("--gradient-accumulation-steps", type=int, default=1, help="micro-batches of --tokens per step (default 1)")
         add("--seed", type=int, default=0)
         add("--threads", type=int, help="processor threads (default: what torch chooses)")
         add("--sample-minutes", type=float, default=13.0, help="pause between sample sheets; 0 for none")
@@ -102,14 +102,15 @@ class Making:
 
     def loop(self, options: Options, stage: str, **more: Any) -> LoopConfig:
         """The loop's configuration for a stage."""
-        return LoopConfig(
-            folder=options.folder / stage,
-            seconds=self.budget(options, stage),
-            validation_seconds=60 * options.sample_minutes,
-            begin=options.begin if stage == self.main else 0.0,
-            mixed_precision=options.mixed_precision,
-            **more,
-        )
+        given = {
+            "folder": options.folder / stage,
+            "seconds": self.budget(options, stage),
+            "validation_seconds": 60 * options.sample_minutes,
+            "begin": options.begin if stage == self.main else 0.0,
+            "mixed_precision": options.mixed_precision,
+            "gradient_accumulation_steps": options.gradient_accumulation_steps,
+        }
+        return LoopConfig(**{**given, **more})
 
     def finished(self, options: Options, stage: str) -> bool:
         """Whether a stage has used up its budget and written its result."""
@@ -123,7 +124,7 @@ class Making:
         state = load_checkpoint(options.folder / self.main / "checkpoint.pt")
         found = {
             "steps": state["step"],
-            "seconds": round(state.get("earlier_seconds", 0.0) + state["seconds"]),
+            "seconds": round(state["earlier_seconds"] + state["seconds"]),
             "seed": options.seed,
             "tokens": options.tokens,
         }
