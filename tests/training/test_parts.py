@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from genkit.training.engine.alignment import FEATURES, scene_features
+from genkit.training.data.world.features import FEATURES, scene_features
 from genkit.training.engine.optim import muon_adamw, orthogonalise
 from genkit.training.toys.shared.padding import PaddedCrossAttention, padding_bias
 from genkit.training.toys.shared.text import build_text_encoder, build_word_tokenizer

@@ -11,7 +11,8 @@ import torch
 
 from genkit.attention.agent import Agent
 from genkit.patching import Schedule
-from genkit.training.data.world.clips import LatentPool, Sample
+from genkit.training.data.pool import Sample
+from genkit.training.data.world.clips import LatentPool
 from genkit.training.engine.curriculum import Stage
 from genkit.training.engine.stages import Options
 from genkit.training.tasks.base import CaptionedTask, Noised

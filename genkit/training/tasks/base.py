@@ -14,7 +14,7 @@ from torch import nn
 
 from genkit.attention.method import Method
 from genkit.patching import Schedule, patch
-from genkit.training.data.world.clips import Pool, Sample
+from genkit.training.data.pool import Pool, Sample
 from genkit.training.engine.curriculum import Size, Stage, batch_for, draw_size
 from genkit.training.engine.loop import LossAt, process_rank
 from genkit.training.tasks.denoiser import Denoiser

@@ -16,7 +16,7 @@ from genkit.evaluation.toy_picture import PictureRequest
 from genkit.evaluation.toy_reference import draw_cases, generate_cases, judge_cases
 from genkit.families.lookup import family_of
 from genkit.pipelines.tasks.references.record import empty_text, record_latents
-from genkit.training.data.world.clips import Sample
+from genkit.training.data.pool import Sample
 from genkit.training.data.world.pictures import squares
 from genkit.training.data.world.references import ReferenceClips, ReferencePictures, ReferencePool
 from genkit.training.engine.curriculum import Stage

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from genkit.training.data.pixels import as_tensor
-from genkit.training.data.world.clips import Pool, Sample
-from genkit.training.engine.alignment import known_words, nearest_features
+from genkit.training.data.pool import Pool, Sample
+from genkit.training.data.world.features import known_words, nearest_features
 from genkit.training.engine.curriculum import Stage
 from genkit.world.picture_render import render_picture
 from genkit.world.picture_scene import TEXTURES, Picture, Placement, draw_picture

@@ -11,7 +11,8 @@ import torch
 from genkit.attention.reference.masks import box_mask, grid_mask
 from genkit.families.unet import FAMILY
 from genkit.training.data.pixels import as_tensor
-from genkit.training.data.world.clips import ClipSize, Pool, Sample, encode_clips
+from genkit.training.data.pool import Pool, Sample
+from genkit.training.data.world.clips import ClipSize, encode_clips
 from genkit.training.data.world.pictures import PictureSize
 from genkit.world.picture_render import render_picture
 from genkit.world.picture_scene import Picture, draw_picture

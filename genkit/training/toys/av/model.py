@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from genkit.training.engine.alignment import SOUND_FEATURES, AlignmentHead
+from genkit.training.data.world.features import FEATURES, SOUND_FEATURES
 from genkit.training.engine.curriculum import Stage, batch_for, draw_size
 from genkit.training.engine.loop import process_rank
 from genkit.training.engine.objectives import Flow, denoising_loss, draw_sigma
+from genkit.training.engine.repa import REPAHead
 from genkit.training.toys.av.parts import (
     CONNECTORS,
     FPS,
@@ -131,8 +132,8 @@ class ToyAv(nn.Module):
         config = self.transformer.config
         block = self.transformer.transformer_blocks[min(ALIGNED_BLOCK, config.num_layers - 1)]
         width, audio_width = config.cross_attention_dim, config.audio_cross_attention_dim
-        self.alignment = AlignmentHead(block, width, part=0)
-        self.sound_alignment = AlignmentHead(block, audio_width, SOUND_FEATURES, part=1)
+        self.alignment = REPAHead(block, width, FEATURES, part=0)
+        self.sound_alignment = REPAHead(block, audio_width, SOUND_FEATURES, part=1)
 
     def read(self, texts: list[str], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """See :func:`read_texts`."""

@@ -10,8 +10,9 @@ from torch import nn
 
 from genkit.pipelines.tasks.audio_video.sound_features import Tones
 from genkit.training.data.pixels import as_tensor, use_onednn
-from genkit.training.data.world.clips import ClipSize, Pool, Sample
-from genkit.training.engine.alignment import scene_features, sound_features
+from genkit.training.data.pool import Pool, Sample
+from genkit.training.data.world.clips import ClipSize
+from genkit.training.data.world.features import scene_features, sound_features
 from genkit.training.toys.av.parts import BINS, FPS, HOP, TOKENS_PER_SECOND, audio_tokens, spectrum_frames
 from genkit.world.render import render_clip
 from genkit.world.scene import Scene, Tracks, actor_gap, draw_scene, lay_out

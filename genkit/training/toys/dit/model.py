@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from genkit.training.data.world.pictures import FEATURES
-from genkit.training.engine.alignment import AlignmentHead
 from genkit.training.engine.objectives import Flow, shifted
+from genkit.training.engine.repa import REPAHead
 from genkit.training.toys.shared.picture_text import (
     TEXT_WIDTH,
     build_clip_encoder,
@@ -60,7 +60,7 @@ class ToyDit(nn.Module):
         nn.init.zeros_(self.transformer.proj_out.weight)
         nn.init.zeros_(self.transformer.proj_out.bias)
         width = FLUX["num_attention_heads"] * FLUX["attention_head_dim"]
-        self.alignment = AlignmentHead(self.transformer.transformer_blocks[-1], width, FEATURES)
+        self.alignment = REPAHead(self.transformer.transformer_blocks[-1], width, FEATURES)
         self.objective = Flow(1.0)
         self.turn = 0
 

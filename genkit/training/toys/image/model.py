@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from genkit.training.data.world.pictures import FEATURES
-from genkit.training.engine.alignment import AlignmentHead
 from genkit.training.engine.objectives import Table
+from genkit.training.engine.repa import REPAHead
 from genkit.training.toys.shared.picture_text import TEXT_WIDTH, build_clip_encoder, build_piece_tokenizer
 
 UNET = {
@@ -57,7 +57,7 @@ class ToyImage(nn.Module):
         nn.init.zeros_(self.unet.conv_out.weight)
         nn.init.zeros_(self.unet.conv_out.bias)
         block = self.unet.down_blocks[1].attentions[-1]
-        self.alignment = AlignmentHead(block, UNET["block_out_channels"][1], FEATURES)
+        self.alignment = REPAHead(block, UNET["block_out_channels"][1], FEATURES)
         self.scheduler = DDIMScheduler(**NOISE)
         self.objective = Table(self.scheduler.alphas_cumprod, NOISE["prediction_type"])
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from genkit.evaluation.toy_picture import ATTRIBUTES
-from genkit.training.data.world.clips import Sample
+from genkit.training.data.pool import Sample
 from genkit.training.data.world.pictures import STAGES, PicturePool, PictureSize
 from genkit.training.engine.curriculum import Stage, batch_for, draw_size
 from genkit.training.engine.loop import process_rank

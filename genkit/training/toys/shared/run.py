@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from genkit.training.data.world.clips import Pool
+from genkit.training.data.pool import Pool
 from genkit.training.engine.checkpoint import load_ema
 from genkit.training.engine.loop import LossAt, process_rank, train
 from genkit.training.engine.optim import muon_adamw

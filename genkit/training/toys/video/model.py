@@ -6,11 +6,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from genkit.training.data.world.clips import ClipSize, LatentPool, Sample
-from genkit.training.engine.alignment import AlignmentHead
+from genkit.training.data.pool import Sample
+from genkit.training.data.world.clips import ClipSize, LatentPool
+from genkit.training.data.world.features import FEATURES
 from genkit.training.engine.curriculum import Stage, batch_for, draw_size
 from genkit.training.engine.loop import process_rank
 from genkit.training.engine.objectives import Flow, denoising_loss, draw_levels
+from genkit.training.engine.repa import REPAHead
 from genkit.training.toys.shared.padding import PaddedCrossAttention, padding_bias
 from genkit.training.toys.shared.text import build_text_encoder, build_word_tokenizer
 from genkit.world.caption import caption
@@ -51,7 +53,7 @@ class ToyVideo(nn.Module):
         nn.init.zeros_(self.transformer.proj_out.weight)
         nn.init.zeros_(self.transformer.proj_out.bias)
         width = TRANSFORMER["num_attention_heads"] * TRANSFORMER["attention_head_dim"]
-        self.alignment = AlignmentHead(self.transformer.blocks[ALIGNED_BLOCK], width)
+        self.alignment = REPAHead(self.transformer.blocks[ALIGNED_BLOCK], width, FEATURES)
         self.padded = PaddedCrossAttention()
         for block in self.transformer.blocks:
             block.attn2.set_processor(self.padded)

@@ -1,9 +1,7 @@
-"""Teaching a hidden layer what the picture shows.
+"""What the toy world knows of every latent position and audio token: ground truth for REPA heads.
 
-The toy world knows, for every latent position and frame, which object is nearest, where its centre lies and how it
-moves. A linear read-out of an early block predicts these figures during training. In the spirit of representation
-alignment (Yu et al., 2024), with exact ground truth in the place of a pretrained encoder: words are bound to places and
-motions after far fewer steps. The read-out is dropped afterwards.
+For every latent position and frame, which object is nearest, where its centre lies and how it moves; for every audio
+token, which event sounds and which comes next.
 """
 
 from __future__ import annotations
@@ -11,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import numpy as np
-import torch
-from torch import nn
 
 from genkit.world.scene import Scene, Tracks
 from genkit.world.sound import DECAYS, Event
@@ -115,32 +111,3 @@ def sound_features(events: Sequence[Event], tokens: int, per_second: float) -> n
                 near = 2 * np.exp(-abs(middle[token] - event.time) / _NEARNESS)
                 found[token, place] = [near, *kind, np.log2(event.pitch / 800), 2 * event.pan]
     return found.reshape(tokens, -1).astype(np.float16)
-
-
-class AlignmentHead(nn.Module):
-    """Linear read-out of one block, kept up to date by a forward hook on that block.
-
-    Args:
-        block: the block whose output is read: (B, N, width) or (B, width, H, W), alone or in a tuple.
-        width: channels of the block's output.
-        features: numbers read per position.
-        part: which member of a tuple is read.
-    """
-
-    def __init__(self, block: nn.Module, width: int, features: int = FEATURES, part: int = -1):
-        super().__init__()
-        self.part = part
-        self.norm = nn.LayerNorm(width, elementwise_affine=False)
-        self.read = nn.Linear(width, features)
-        self._seen: torch.Tensor | None = None
-        block.register_forward_hook(self._keep)
-
-    def _keep(self, module: nn.Module, inputs, output) -> None:
-        seen = output[self.part] if isinstance(output, tuple) else output
-        self._seen = seen.flatten(2).transpose(1, 2) if seen.ndim == 4 else seen
-
-    def loss(self, features: torch.Tensor) -> torch.Tensor:
-        """Mean squared error against features (B, ..., FEATURES), one set per token, of the last forward pass."""
-        guess = self.read(self.norm(self._seen.float()))
-        self._seen = None
-        return torch.nn.functional.mse_loss(guess, features.flatten(1, -2).to(guess))
