@@ -1,0 +1,113 @@
+"""Encoded samples and captions on disk, under a key of everything that matters: an old entry is never met by mistake.
+
+An entry is one safetensors file, named after the SHA-256 of its key: the content of the file or the caption, the cut,
+the autoencoder or text encoders (configuration and every weight), the type stored. Changed files, captions and models
+therefore have other entries; old ones are found by :meth:`Cache.stale` and may be deleted at any time. Files appear
+whole or not at all, so several processes may fill one cache.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from genkit.errors import ArtifactError
+from genkit.media.atomic import Files
+from genkit.reading.files import place
+
+Tensors = dict[str, torch.Tensor]
+_KEY = "genkit_key"
+
+
+@dataclass(frozen=True)
+class Cache:
+    """A folder of entries.
+
+    Args:
+        folder: made when the first entry is written.
+    """
+
+    folder: Path
+
+    def get(self, key: Mapping[str, Any], make: Callable[[], Tensors]) -> Tensors:
+        """The tensors of a key, from the disk where they are, else made and written.
+
+        Args:
+            key: plain values that say all that the tensors depend on.
+            make: called when there is no entry.
+
+        Raises:
+            ArtifactError: the entry cannot be read, is another key's, or cannot be written.
+        """
+        path = self.path_of(key)
+        if path.is_file():
+            return self._read(path, key)
+        made = {name: value.detach().contiguous().cpu() for name, value in make().items()}
+        self._write(path, key, made)
+        return made
+
+    def holds(self, key: Mapping[str, Any]) -> bool:
+        """Whether there is an entry."""
+        return self.path_of(key).is_file()
+
+    def path_of(self, key: Mapping[str, Any]) -> Path:
+        """Where the entry of a key lies."""
+        name = hashlib.sha256(_text(key).encode()).hexdigest()
+        return self.folder / name[:2] / f"{name}.safetensors"
+
+    def stale(self, keys: Iterable[Mapping[str, Any]]) -> list[Path]:
+        """Entries that belong to none of the keys of a run."""
+        wanted = {self.path_of(key) for key in keys}
+        return sorted(path for path in self.folder.glob("*/*.safetensors") if path not in wanted)
+
+    @staticmethod
+    def _write(path: Path, key: Mapping[str, Any], tensors: Tensors) -> None:
+        from safetensors.torch import save_file
+
+        with Files() as files:
+            save_file(tensors, files.new(path), metadata={_KEY: _text(key)})
+
+    @staticmethod
+    def _read(path: Path, key: Mapping[str, Any]) -> Tensors:
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, "pt") as file:
+                if (file.metadata() or {}).get(_KEY) != _text(key):
+                    raise ArtifactError(f"{place(path)} is not the entry that its name says; delete it")
+                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+        except (SafetensorError, OSError) as error:
+            raise ArtifactError(f"{place(path)} is no readable entry of a cache ({error}); delete it") from error
+
+
+def fingerprint(*modules: nn.Module | None) -> str:
+    """SHA-256 of the configurations and all weights of networks, whatever device they are on; a second per gigabyte.
+
+    Args:
+        modules: None stands for a part that a pipeline does not have.
+    """
+    digest = hashlib.sha256()
+    for module in modules:
+        if module is None:
+            digest.update(b"none")
+            continue
+        config = getattr(module, "config", None)
+        told = config.to_dict() if hasattr(config, "to_dict") else dict(config or {})
+        # Where it was loaded from and by which version says nothing about what it computes.
+        kept = {name: value for name, value in told.items() if not name.startswith("_") and "version" not in name}
+        digest.update(f"{type(module).__name__} {_text(kept)}".encode())
+        for name, value in sorted(module.state_dict().items()):
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _text(key: Mapping[str, Any]) -> str:
+    return json.dumps(key, sort_keys=True, ensure_ascii=True, default=str)
