@@ -17,6 +17,7 @@ from genkit.world.reading import (
     PALETTE_REACH,
     SOFT_LIMIT,
     UNCLEAR,
+    connected,
     dilate,
     erode,
     nearest_shape,
@@ -28,6 +29,11 @@ from genkit.world.reading import (
 )
 from genkit.world.scene import Scene
 from genkit.world.vocabulary import COLOURS, DIRECTIONS, PALETTE
+
+# Pixels of an object's core, in the mean over the frames and in a frame in which it is present.
+_LEAST_CORE, _PRESENT_CORE = 24, 12
+# A part of a colour's core below this share of the largest one is a crumb of it, not an object.
+_CRUMB = 0.05
 
 
 @dataclass(frozen=True)
@@ -134,12 +140,12 @@ def _colour_masks(pixels: np.ndarray, ground: np.ndarray, background: str, notes
         core[off_ground] = chosen
         core = erode(core, 2)
         area = core.sum(axis=(1, 2))
-        present = area >= 12
-        if area.mean() < 24 or present.mean() < 0.5:
+        present = area >= _PRESENT_CORE
+        if area.mean() < _LEAST_CORE or present.mean() < 0.5:
             continue
         if present.mean() < 0.9:
             notes.append(f"the {name} object is missing in {1 - present.mean():.0%} of the {frames} frames")
-        found.append((float(area.mean()), name, core))
+        found.extend((float(part.sum(axis=(1, 2)).mean()), name, part) for part in _same_coloured(core))
     found.sort(key=lambda row: -row[0])
     cores = [core for *_, core in found]
     result = []
@@ -150,6 +156,53 @@ def _colour_masks(pixels: np.ndarray, ground: np.ndarray, background: str, notes
                 others |= other
         result.append((name, core, others))
     return result
+
+
+def _same_coloured(core: np.ndarray) -> list[np.ndarray]:
+    """A colour's core (frames, height, width) as one mask per object: its parts, followed from frame to frame.
+
+    Parts count as objects where most frames have as many; an object that is one part in most frames stays whole.
+    """
+    frames = [_parts(frame) for frame in core]
+    number = int(np.median([len(parts) for parts in frames if parts]))
+    if number < 2:
+        return [core]
+    first = next(i for i, parts in enumerate(frames) if len(parts) == number)
+    found = np.zeros((number, *core.shape), dtype=bool)
+    for steps in (range(first, len(frames)), range(first, -1, -1)):
+        centres = np.array([_centre(part) for part in frames[first]])
+        for step in steps:
+            # Nearest pairs first, every object at most one part: where two touch, one of them is not seen.
+            distance = np.array([[np.hypot(*(c - _centre(part))) for part in frames[step]] for c in centres])
+            while distance.size and np.isfinite(distance).any():
+                mine, part = np.unravel_index(distance.argmin(), distance.shape)
+                found[mine, step] = frames[step][part]
+                centres[mine] = _centre(frames[step][part])
+                distance[mine], distance[:, part] = np.inf, np.inf
+    areas = found.sum(axis=(2, 3))
+    kept = (areas.mean(1) >= _LEAST_CORE) & ((areas >= _PRESENT_CORE).mean(1) >= 0.5)
+    return list(found[kept]) if kept.sum() > 1 else [core]
+
+
+def _parts(frame: np.ndarray) -> list[np.ndarray]:
+    """Connected parts of one frame of a core, without crumbs."""
+    if not frame.any():
+        return []
+    rows, columns = (np.flatnonzero(frame.any(axis)) for axis in (1, 0))
+    window = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
+    parts = connected(frame[window], _PRESENT_CORE)
+    largest = max((part.sum() for part in parts), default=0)
+    whole = []
+    for part in parts:
+        if part.sum() >= _CRUMB * largest:
+            full = np.zeros_like(frame)
+            full[window] = part
+            whole.append(full)
+    return whole
+
+
+def _centre(mask: np.ndarray) -> np.ndarray:
+    return np.argwhere(mask).mean(0)
 
 
 def _describe(pixels, ground, colour, core, others, notes) -> SeenActor:

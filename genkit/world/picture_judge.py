@@ -19,6 +19,7 @@ from genkit.world.reading import (
     MIN_AREA,
     SOFT_LIMIT,
     UNCLEAR,
+    connected,
     erode,
     read_background,
     read_moments,
@@ -76,37 +77,9 @@ def judge_picture(picture: np.ndarray) -> PictureVerdict:
         return PictureVerdict((), UNCLEAR, tuple(notes))
     off = np.abs(pixels - ground).max(-1) > _OFF_GROUND
     ink = ink_of(background)
-    parts = [_describe(pixels, ground, ink, mask, notes) for mask in _connected(off)]
+    parts = [_describe(pixels, ground, ink, mask, notes) for mask in connected(off, 0.3 * MIN_AREA)]
     parts = [part for part in parts if part is not None]
     return PictureVerdict(tuple(sorted(parts, key=lambda part: -part.area)), background, tuple(notes))
-
-
-def _connected(mask: np.ndarray) -> list[np.ndarray]:
-    """Connected parts (4 neighbours) of at least a few pixels, found by spreading labels to a fixed point."""
-    height, width = mask.shape
-    labels = np.where(mask, np.arange(1, height * width + 1).reshape(height, width), 0)
-    while True:
-        spread = labels
-        # Whole runs at once, so that the number of rounds is the number of turns of a shape, not its length.
-        for axis in (0, 1):
-            for step in (1, -1):
-                spread = _run_maximum(spread if step > 0 else np.flip(spread, axis), axis)
-                spread = spread if step > 0 else np.flip(spread, axis)
-        if np.array_equal(spread, labels):
-            break
-        labels = spread
-    numbers, counts = np.unique(labels[mask], return_counts=True)
-    return [labels == number for number, count in zip(numbers, counts, strict=True) if count >= 0.3 * MIN_AREA]
-
-
-def _run_maximum(labels: np.ndarray, axis: int) -> np.ndarray:
-    """Largest label so far along an axis within each run of non-zero labels."""
-    lines = np.moveaxis(labels, axis, -1)
-    # Runs are made incomparable by an offset that grows with every gap before them.
-    runs = np.cumsum(lines == 0, axis=-1)
-    offset = runs.astype(np.int64) * (labels.size + 1)
-    best = np.maximum.accumulate(lines + offset, axis=-1) - offset
-    return np.moveaxis(np.where(lines > 0, best, 0), -1, axis)
 
 
 def _describe(pixels, ground, ink, mask, notes) -> SeenPart | None:

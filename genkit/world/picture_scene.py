@@ -15,7 +15,7 @@ import numpy as np
 
 from genkit.errors import UsageError, explain
 from genkit.world.render import SHAPE_EXTENTS
-from genkit.world.scene import MARGIN, SPLITS, Actor, Tracks, pick
+from genkit.world.scene import MARGIN, SPLITS, Actor, Tracks, check_backgrounds, pick
 from genkit.world.vocabulary import BACKGROUNDS, COLOURS, FIRST_BACKGROUNDS, HELD_OUT_PAIRS, RADII, SHAPES, SIZES
 
 TEXTURES: tuple[str, ...] = ("plain", "striped", "dotted")
@@ -139,6 +139,7 @@ def draw_picture(
     """
     if split not in SPLITS:
         raise UsageError(explain("split", split, SPLITS))
+    check_backgrounds(backgrounds)
     short = min(height, width)
     if short < 64:
         raise UsageError(f"a picture needs at least 64x64 pixels, got {height}x{width}")
@@ -149,16 +150,20 @@ def draw_picture(
     while True:
         count = actors or 1 + int(rng.choice(most, p=weights / weights.sum()))
         picture = _draw(rng, count, backgrounds)
-        if split not in ("any", picture_split(picture)):
+        if picture is None or split not in ("any", picture_split(picture)):
             continue
         placement = place(picture, height, width, rng)
         if placement is not None:
             return picture, placement
 
 
-def _draw(rng: np.random.Generator, count: int, backgrounds: Sequence[str]) -> Picture:
+def _draw(rng: np.random.Generator, count: int, backgrounds: Sequence[str]) -> Picture | None:
+    """A picture, or None where its objects have the colours of all backgrounds."""
     names = rng.permutation(list(COLOURS))[:count].tolist()
-    background = pick(rng, [name for name in backgrounds if name not in names])
+    grounds = [name for name in backgrounds if name not in names]
+    if not grounds:
+        return None
+    background = pick(rng, grounds)
     # Three big objects have no room; one of two or three may stand out.
     sizes = [pick(rng, SIZES if count < 3 else SIZES[:2]) for _ in names]
     cast = tuple(

@@ -71,6 +71,35 @@ def dilate(mask: np.ndarray, times: int) -> np.ndarray:
     return ~erode(~mask, times)
 
 
+def connected(mask: np.ndarray, least: float) -> list[np.ndarray]:
+    """Connected parts (4 neighbours) of a mask (height, width) that have at least ``least`` pixels, found by spreading
+    labels to a fixed point."""
+    height, width = mask.shape
+    labels = np.where(mask, np.arange(1, height * width + 1).reshape(height, width), 0)
+    while True:
+        spread = labels
+        # Whole runs at once, so that the number of rounds is the number of turns of a shape, not its length.
+        for axis in (0, 1):
+            for step in (1, -1):
+                spread = _run_maximum(spread if step > 0 else np.flip(spread, axis), axis)
+                spread = spread if step > 0 else np.flip(spread, axis)
+        if np.array_equal(spread, labels):
+            break
+        labels = spread
+    numbers, counts = np.unique(labels[mask], return_counts=True)
+    return [labels == number for number, count in zip(numbers, counts, strict=True) if count >= least]
+
+
+def _run_maximum(labels: np.ndarray, axis: int) -> np.ndarray:
+    """Largest label so far along an axis within each run of non-zero labels."""
+    lines = np.moveaxis(labels, axis, -1)
+    # Runs are made incomparable by an offset that grows with every gap before them.
+    runs = np.cumsum(lines == 0, axis=-1)
+    offset = runs.astype(np.int64) * (labels.size + 1)
+    best = np.maximum.accumulate(lines + offset, axis=-1) - offset
+    return np.moveaxis(np.where(lines > 0, best, 0), -1, axis)
+
+
 def read_moments(alpha: np.ndarray) -> tuple:
     """Area, centre, the twofold, threefold and fourfold harmonics (complex) and solidity of one soft mask."""
     area = float(alpha.sum())

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from genkit.errors import UsageError
+from genkit.errors import UsageError, explain
 from genkit.world.vocabulary import (
     BACKGROUNDS,
     COLOURS,
@@ -126,12 +126,16 @@ def draw_scene(
     """
     if split not in SPLITS:
         raise UsageError(f"split: got {split!r}, allowed: {', '.join(SPLITS)}")
+    check_backgrounds(backgrounds)
     names = tuple(COLOURS)
     while True:
         count = actors or (2 if rng.random() < two_share else 1)
         first = int(rng.integers(len(names)))
         colours = [names[first], names[(first + int(rng.integers(1, len(names)))) % len(names)]][:count]
-        background = pick(rng, [name for name in backgrounds if name not in colours])
+        grounds = [name for name in backgrounds if name not in colours]
+        if not grounds:
+            continue
+        background = pick(rng, grounds)
         cast = []
         for colour in colours:
             shape = pick(rng, SHAPES)
@@ -155,6 +159,13 @@ _MOTION_GROUPS = (
     ("spin",),
 )
 _MOTION_SHARES = (0.36, 0.18, 0.09, 0.09, 0.09, 0.09, 0.10)
+
+
+def check_backgrounds(backgrounds: Sequence[str]) -> None:
+    """Refuse names of backgrounds that are none, and no names at all."""
+    wrong = [name for name in backgrounds if name not in BACKGROUNDS]
+    if wrong or not backgrounds:
+        raise UsageError(explain("backgrounds", wrong[0] if wrong else "none", BACKGROUNDS))
 
 
 def pick(rng: np.random.Generator, options):

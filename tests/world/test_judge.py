@@ -7,7 +7,7 @@ import pytest
 
 from genkit import world
 from genkit.errors import UsageError
-from genkit.world.vocabulary import MOTIONS, SHAPES
+from genkit.world.vocabulary import BACKGROUNDS, COLOURS, FIRST_BACKGROUNDS, MOTIONS, SHAPES
 
 
 def clips(count: int, frames: int, size: int, seed: int, **options):
@@ -94,12 +94,14 @@ def test_a_jumping_object_has_no_certain_motion():
     assert world.judge_clip(shuffled).actors[0].motion == "unclear"
 
 
-def test_two_objects_of_one_colour_are_not_one_clear_shape():
+def test_two_objects_of_one_colour_are_two_clear_shapes():
     scene = world.Scene((world.Actor("red", "circle", "small"),), "black")
     rng = np.random.default_rng(0)
     parts = [world.render_clip(scene, world.lay_out(scene, 5, 128, 128, rng), 128, 128) for _ in range(6)]
     merged = np.maximum(parts[0], np.roll(parts[0], 40, axis=2))
-    assert world.judge_clip(merged).actors[0].shape == "unclear"
+    seen = world.judge_clip(merged).actors
+    assert [(actor.shape, actor.motion) for actor in seen] == [("circle", "still")] * 2
+    assert not world.score(scene, world.judge_clip(merged))["count"]
 
 
 def test_wrong_arrays_are_refused():
@@ -120,3 +122,61 @@ def test_a_rough_outline_is_unclear_but_has_a_nearest_shape():
     assert seen.nearest_shape != "unclear"
     result = world.score(scene, world.judge_clip(clip))
     assert not result["shape"] and not result["all"] and result["nearest shape"] == (seen.nearest_shape == "circle")
+
+
+def twins(count: int, seed: int):
+    """Scenes of two objects, and their clips with the second object in the first one's colour."""
+    rng = np.random.default_rng(seed)
+    while count:
+        scene = world.draw_scene(rng, "any", actors=2)
+        tracks = world.lay_out(scene, 25, 128, 128, rng)
+        if world.actor_gap(tracks) <= 0:
+            continue
+        count -= 1
+        clip = world.render_clip(scene, tracks, 128, 128).astype(np.float32)
+        own, twin, ground = (
+            np.array(table[name], dtype=np.float32)
+            for table, name in (
+                (COLOURS, scene.actors[0].colour),
+                (COLOURS, scene.actors[1].colour),
+                (BACKGROUNDS, scene.background),
+            )
+        )
+        # Objects never touch, so every pixel lies between the ground and one of the colours.
+        axis = twin - ground
+        share = np.clip(((clip - ground) @ axis) / (axis @ axis), 0, 1)[..., None]
+        fits = np.linalg.norm(clip - ground - share * axis, axis=-1, keepdims=True) < 3
+        yield scene, np.where(fits, ground + share * (own - ground), clip).round().astype(np.uint8)
+
+
+def test_two_objects_of_one_colour_are_counted_and_told_apart():
+    right = []
+    for scene, clip in twins(24, 5):
+        seen = world.judge_clip(clip).actors
+        right.append(sorted((a.shape, a.motion) for a in seen) == sorted((a.shape, a.motion) for a in scene.actors))
+        assert len(seen) == 2 and not world.score(scene, world.judge_clip(clip))["all"]
+    assert np.mean(right) >= 0.95
+
+
+@pytest.mark.parametrize("background", BACKGROUNDS)
+def test_clips_on_every_background_are_read_right(background):
+    rng = np.random.default_rng(2)
+    for _ in range(4):
+        scene = world.draw_scene(rng, "any", backgrounds=(background,))
+        tracks = world.lay_out(scene, 17, 128, 128, rng)
+        assert scene.background == background
+        if world.actor_gap(tracks) > 0:
+            assert world.score(scene, world.judge_clip(world.render_clip(scene, tracks, 128, 128)))["all"]
+
+
+def test_scenes_are_drawn_on_the_first_backgrounds_unless_others_are_named():
+    rng = np.random.default_rng(0)
+    assert {world.draw_scene(rng).background for _ in range(80)} == set(FIRST_BACKGROUNDS)
+    assert {world.draw_picture(rng, 64, 64)[0].background for _ in range(80)} == set(FIRST_BACKGROUNDS)
+    scenes = [world.draw_scene(rng, backgrounds=("yellow", "orange")) for _ in range(40)]
+    assert {scene.background for scene in scenes} == {"yellow", "orange"}
+    assert all(scene.background not in [actor.colour for actor in scene.actors] for scene in scenes)
+    with pytest.raises(UsageError, match="backgrounds"):
+        world.draw_scene(rng, backgrounds=("yelow",))
+    told = [world.caption(scene, rng) for scene in scenes]
+    assert not any("a orange" in text or "an yellow" in text for text in told)
