@@ -16,6 +16,8 @@ BENCHMARKS = {
     "toy_dit": "benchmarks.toy_dit",
     "toy_av": "benchmarks.toy_av",
     "toy_context": "benchmarks.toy_context",
+    "first_prompts": "benchmarks.first_prompts",
+    "swap_gaps": "benchmarks.swap_gaps",
     "same_outputs": "benchmarks.same_outputs",
     "methods_cpu": "benchmarks.methods_cpu",
     "kernels_cpu": "benchmarks.kernels.cpu",

@@ -129,7 +129,11 @@ def test_a_run_begins_with_the_weights_of_a_model(name, build):
 
 
 def test_weights_of_another_model_are_refused():
-    with pytest.raises(ArtifactError, match="not the text_encoder|not the unet"):
+    other = ToyDit()
+    other.transformer.proj_out = torch.nn.Linear(4, 4)
+    with pytest.raises(ArtifactError, match="not the transformer of such a model"):
+        begin_from_weights("toy-dit", other)
+    with pytest.raises(ArtifactError, match="has no unet"):
         begin_from_weights("toy-dit", ToyImage())
     with pytest.raises(UsageError, match="--weights"):
         weights_folder("someone/something")

@@ -13,6 +13,7 @@ from genkit.training.engine.stages import Options
 from genkit.training.toys.shared.picture_task import picture_probe
 from genkit.training.toys.shared.picture_vae import PictureVae, build_picture_vae, picture_vae_loss, standardise_latents
 from genkit.training.toys.shared.run import AutoencoderStage, Parts
+from genkit.training.toys.shared.swap_gaps import PICTURE_KINDS, picture_errors, swap_gaps
 from genkit.world.vocabulary import BACKGROUNDS
 
 
@@ -24,7 +25,12 @@ def _pool(options: Options, parts: Parts, rng: np.random.Generator) -> PicturePo
 
 def _look(model: nn.Module, options: Options, parts: Parts, folder: Path, step: int) -> dict[str, float]:
     shown = PicturePool(parts["sharp"], np.random.default_rng(0), inpaint=getattr(options, "inpaint", False))
-    return picture_probe(model, shown, folder, step, PictureSize(128, 128))
+    right = picture_probe(model, shown, folder, step, PictureSize(128, 128))
+    if not shown.inpaint:
+        pairs = PicturePool(parts["vae"], np.random.default_rng(1), shares=(0.0, 1.0, 0.0))
+        gaps = swap_gaps(pairs, PictureSize(96, 96), picture_errors(model), PICTURE_KINDS, count=32)
+        right |= {f"swap {name}": value for name, value in gaps.items()}
+    return right
 
 
 #: The arguments of :class:`genkit.training.toys.shared.run.Toy` that both share.

@@ -49,23 +49,19 @@ def begin_from_weights(name: str, model: nn.Module) -> None:
     Raises:
         ArtifactError: a part without weights, or with other ones than the model in training has.
     """
-    from safetensors.torch import load_file
-
     folder = weights_folder(name)
     for part, module in model.named_children():
         if part.endswith("alignment"):
             continue
-        files = sorted((folder / part).glob("*.safetensors"))
-        state = {key: value.float() for file in files for key, value in load_file(file).items()}
-        own = module.state_dict()
-        # Weights that two modules share are in the file once.
-        filled = {own[key].data_ptr() for key in state if key in own}
-        tied = {key for key, value in own.items() if value.data_ptr() in filled}
-        odd = sorted((set(own) - set(state) - tied) | (set(state) - set(own)))
-        odd += [key for key in state if key in own and state[key].shape != own[key].shape]
-        if odd:
-            raise ArtifactError(f"{folder / part} is not the {part} of such a model: {', '.join(odd[:3])}")
-        module.load_state_dict(state, strict=False)
+        if not (folder / part).is_dir():
+            raise ArtifactError(f"{folder} has no {part}, which this model is made of")
+        # By the part's own class, which knows the names that its weights have in files.
+        state = type(module).from_pretrained(folder / part, dtype=torch.float32).state_dict()
+        shapes = [{key: tuple(value.shape) for key, value in rows.items()} for rows in (state, module.state_dict())]
+        if shapes[0] != shapes[1]:
+            odd = sorted(key for key in {*shapes[0], *shapes[1]} if shapes[0].get(key) != shapes[1].get(key))
+            raise ArtifactError(f"{folder / part} is not the {part} of such a model: {', '.join(odd[:3])} differ")
+        module.load_state_dict(state)
 
 
 def begin(

@@ -13,6 +13,7 @@ from genkit.training.toys.shared import cards
 from genkit.training.toys.shared.assemble import write_folder
 from genkit.training.toys.shared.run import AutoencoderStage, Parts, Toy
 from genkit.training.toys.shared.starts import add_text_steps, teach_text
+from genkit.training.toys.shared.swap_gaps import CLIP_KINDS, clip_errors, swap_gaps
 from genkit.training.toys.shared.text_order import clip_question
 from genkit.training.toys.video.model import ToyVideo, diffusion_loss
 from genkit.training.toys.video.probe import probe
@@ -94,7 +95,10 @@ def _pool(options: Options, parts: Parts, rng: np.random.Generator) -> LatentPoo
 
 
 def _look(model: nn.Module, options: Options, parts: Parts, folder: Path, step: int) -> dict[str, float]:
-    return probe(model, parts["vae"], folder, step, ClipSize(17, 128, 128))
+    right = probe(model, parts["vae"], folder, step, ClipSize(17, 128, 128))
+    pairs = LatentPool(parts["vae"], np.random.default_rng(1), two_share=1.0)
+    gaps = swap_gaps(pairs, ClipSize(9, 96, 96), clip_errors(model), CLIP_KINDS, count=32)
+    return right | {f"swap {name}": value for name, value in gaps.items()}
 
 
 def _teach(options: Options, model: ToyVideo) -> None:
