@@ -37,6 +37,7 @@ class TaskKind:
         build: the task for the options, a pipeline and the pool's source of randomness.
         more: adds the kind's own options.
         model: that is trained on by default.
+        record: name of the task in the families' records; None is ``train_`` and the name.
     """
 
     name: str
@@ -45,13 +46,14 @@ class TaskKind:
     lr: float
     muon: bool
     build: Callable[[Options, Any, np.random.Generator], Task]
-    more: Callable[[argparse.ArgumentParser], None]
+    more: Callable[[argparse.ArgumentParser], None] | None = None
     model: str = "toy-video"
+    record: str | None = None
 
     @property
     def families(self) -> tuple[str, ...]:
         """Classes of pipelines that can be trained on, as the records of the families say."""
-        return able(f"train_{self.name}")
+        return able(self.record or f"train_{self.name}")
 
     def making(self) -> Making:
         """Options and the one stage."""
@@ -75,7 +77,8 @@ class TaskKind:
             "--gradient-checkpointing", action="store_true", help="less memory, about a third more time per step"
         )
         parser.add_argument("--measure", type=int, default=16, help="samples of the measurement; 0 for none")
-        self.more(parser)
+        if self.more:
+            self.more(parser)
 
     def loop(self, options: Options) -> LoopConfig:
         """The loop's configuration."""
