@@ -7,18 +7,21 @@ from dataclasses import dataclass, replace
 from itertools import product
 
 import torch
+import triton.language as tl
 
 from genkit.kernels.block_sparse.impl.triton.bias import Factor, LowRankTables, QuadraticTables
 from genkit.kernels.block_sparse.impl.triton.launch import (
     BiasTables,
+    Inputs,
     Launch,
     Problem,
+    Rows,
     dkv_launch,
     dq_launch,
     forward_launch,
     prepare_launch,
 )
-from genkit.kernels.block_sparse.impl.triton.tile import Lists, RuleTables, Tokens
+from genkit.kernels.block_sparse.impl.triton.tile import BITS, NO_MASK, RULE, Lists, RuleTables, Tokens
 from genkit.kernels.block_sparse.impl.triton.tile_sizes import Tile, candidates, fit
 
 LENGTH, HEADS, BLOCK, RANK, AXES = 1024, 4, 128, 64, 3
@@ -45,11 +48,11 @@ class Variant:
     """One way a plan can ask for a kernel; the tile is that of the table.
 
     ``rule``: what decides partial blocks, ``"none"`` (only ragged tails), ``"box"`` (windows on three axes and token
-    groups) or ``"disc"`` (the same and a distance). ``bias``: ``"none"``, ``"low rank"`` (of the largest rank),
-    ``"one rank"`` (written out in the loop) or ``"quadratic"`` (of the most axes). ``general``: grouped heads and
-    lengths that blocks do not divide; otherwise one key head per query head and whole blocks, which compile to shorter
-    code. ``block``: tokens per query and key block. ``measured``: whether spills count; otherwise it only has to
-    compile and to fit the shared memory.
+    groups), ``"disc"`` (the same and a distance) or ``"bits"`` (bit tiles). ``bias``: ``"none"``, ``"low rank"`` (of
+    the largest rank), ``"one rank"`` (written out in the loop) or ``"quadratic"`` (of the most axes). ``general``:
+    grouped heads and lengths that blocks do not divide; otherwise one key head per query head and whole blocks, which
+    compile to shorter code. ``block``: tokens per query and key block. ``measured``: whether spills count; otherwise
+    it only has to compile and to fit the shared memory.
     """
 
     kernel: str
@@ -70,7 +73,9 @@ class Variant:
         """Tile that a plan of these blocks gets on a target."""
         plain = self.rule == "none" and not (self.kernel == "dkv" and self.general)
         heavy = self.bias != "none" or self.rule == "disc"
-        return fit(candidates(arch, self.kernel, self.dim, DTYPES[self.dtype], plain, heavy), self.kernel, *self.block)
+        bits = self.rule == "bits"
+        options = candidates(arch, self.kernel, self.dim, DTYPES[self.dtype], plain, heavy, bits)
+        return fit(options, self.kernel, *self.block)
 
     def __str__(self) -> str:
         notes = [f"{self.rule} rule" * (self.rule != "none"), f"{self.bias} bias" * (self.bias != "none")]
@@ -88,6 +93,7 @@ def variants(arch: str, full: bool) -> Iterator[Variant]:
         ruled = Variant(kernel, dim, "bf16", "box", general=kernel == "dkv")
         yield ruled
         yield Variant(kernel, dim, "fp16")
+        yield replace(ruled, rule="bits")
         small = replace(ruled, block=(64, 64))
         if small.tile(arch) != ruled.tile(arch):
             yield small
@@ -114,7 +120,7 @@ def _rare(kernel: str, dim: int) -> Iterator[Variant]:
 
 
 def _every_combination(kernel: str, dim: int) -> Iterator[Variant]:
-    kinds = product(("fp16", "bf16"), ("none", "box", "disc"), ("none", "low rank", "quadratic"), (False, True))
+    kinds = product(("fp16", "bf16"), ("none", "box", "disc", "bits"), ("none", "low rank", "quadratic"), (False, True))
     for dtype, rule, bias, general in kinds:
         yield Variant(kernel, dim, dtype, rule, bias, general)
     yield Variant(kernel, dim, "fp32", "box")
@@ -128,18 +134,19 @@ def launch(variant: Variant, arch: str) -> Launch:
     q, k = (torch.zeros(1, LENGTH, heads, dim, dtype=dtype) for heads in (HEADS, key_heads))
     row = torch.zeros(1, HEADS, LENGTH)
     extra = None if variant.bias == "none" else torch.zeros(1, HEADS, LENGTH, problem.bias.width)
+    inputs, info = Inputs.of(q, k, k, q), Rows(row, row)
     if variant.kernel == "forward":
-        return forward_launch(q, k, k, q, row, problem, 0.1, tile)
+        return forward_launch(inputs, q, row, problem, 0.1, tile)
     if variant.kernel == "dq":
-        return dq_launch(q, k, k, q, q, extra, row, row, problem, 0.1, tile)
+        return dq_launch(inputs, info, q, extra, problem, 0.1, tile)
     extra = None if variant.bias == "quadratic" else extra
-    return dkv_launch(q, k, k, q, k, k, extra, row, row, problem, 0.1, tile)
+    return dkv_launch(inputs, info, k, k, extra, problem, 0.1, tile)
 
 
 def prepare() -> Launch:
     """The launch of the kernel that the backward kernels read from."""
     x, row = torch.zeros(1, LENGTH, HEADS, 128, dtype=torch.bfloat16), torch.zeros(1, HEADS, LENGTH)
-    return prepare_launch(x, x, row, row, row, row)
+    return prepare_launch(x, x, row, row, Rows(row, row))
 
 
 def _table(*shape: int) -> torch.Tensor:
@@ -152,19 +159,21 @@ def _problem(variant: Variant) -> Problem:
     own = blocks_k if variant.kernel == "dkv" else blocks_q
     count, index = _table(1, HEADS, own), _table(1, HEADS, own, 7)
     # Without a rule there are still partial blocks: ragged tails.
-    lists = Lists(count, index, 7, count, index, 7, HEADS * own, own)
+    bits = variant.rule == "bits"
+    lists = Lists(count, index, 7, count, index, 7, index if bits else None, HEADS * own, own)
     tokens = Tokens(LENGTH, LENGTH, _table(blocks_q), _table(blocks_k))
-    rule = _rule(variant.rule)
-    return Problem(block_q, block_k, blocks_q, blocks_k, lists, tokens, rule, AXES if rule else 1,
+    kind, mask = (BITS, _table(9, block_q, -(-block_k // 32))) if bits else _rule(variant.rule)
+    axes = AXES if kind == RULE else 0
+    return Problem(block_q, block_k, blocks_q, blocks_k, lists, tokens, kind.value, mask, axes,
                    not variant.general, _bias(variant.bias))  # fmt: skip
 
 
-def _rule(kind: str) -> RuleTables | None:
+def _rule(kind: str) -> tuple[tl.constexpr, RuleTables | None]:
     if kind == "none":
-        return None
+        return NO_MASK, None
     axis, group = _table(AXES, LENGTH), _table(LENGTH)
     disc = (axis, 9) if kind == "disc" else (None, None)
-    return RuleTables(axis, axis, axis, *disc, group, group, _table(1, LENGTH), 0, LENGTH, LENGTH)
+    return RULE, RuleTables(axis, axis, axis, *disc, group, group, _table(1, LENGTH), 0, LENGTH, LENGTH)
 
 
 def _bias(kind: str) -> BiasTables:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from oracle import Case, spread, visible
 
-from genkit.kernels import ALL, NONE, WINDOW, Rule, TokenOrder
+from genkit.kernels import ALL, NONE, WINDOW, BlockPlan, Rule, TokenOrder
 
 DIMS = (40, 64, 80, 96, 128)
 DTYPES = (torch.float32, torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -127,3 +127,14 @@ def grid(dice: Dice, seed: int) -> Case:
     q, k, v = tensors(dice, tokens + text, tokens + text)
     sizes = dict(block_q=dice.pick((8, 32)), block_k=dice.pick((8, 16)), order=order, key_order=key_order)
     return Case(seed, q, k, v, visible(rule), q.shape[-1] ** -0.5, rule=rule, sizes=sizes)
+
+
+def bit_tiles(case):
+    """The plan of the same mask given as a function alone: what it hides inside blocks is kept as bits."""
+    batch, heads = case.mask.shape[:2]
+
+    def seen(b, h, i, j):
+        return case.mask[b, h, i, j]
+
+    sizes = (case.q.shape[1], case.k.shape[1])
+    return BlockPlan.from_mask_mod(seen, *sizes, batch=batch, heads=heads, check=False, **case.sizes)

@@ -12,7 +12,9 @@ from genkit.errors import UsageError
 from genkit.kernels.block_sparse import ops
 from genkit.kernels.merge import merge
 from genkit.kernels.plan.bias import Bias, LowRank, Quadratic, Table, flatten
-from genkit.kernels.plan.block_plan import BlockPlan, PooledKeys
+from genkit.kernels.plan.block_plan import BlockPlan
+from genkit.kernels.plan.tables import PooledKeys
+from genkit.kernels.plan.visibility import rule_groups
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -159,7 +161,7 @@ def _check(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, terms: Sequence[Bia
             f"the plan is for {plan.n_q} queries and {plan.n_k} keys, but q has {n_q} tokens and k has "
             f"{k.shape[1]}; build a plan for this layout"
         )
-    groups = 1 if plan.rule is None else plan.rule.k_group.shape[0]
+    groups = rule_groups(plan)
     if plan.batch not in (1, batch) or plan.heads not in (1, heads) or groups not in (1, batch):
         raise UsageError(
             f"the plan has lists for {max(plan.batch, groups)} batch entries and {plan.heads} heads, but "

@@ -16,12 +16,15 @@ from torch import Tensor
 
 from genkit.errors import UnsupportedError, UsageError, explain
 from genkit.kernels.plan import bias as biases
+from genkit.kernels.plan.bit_tiles import BitTiles
 from genkit.kernels.plan.block_plan import BlockPlan
 from genkit.kernels.plan.mask_spec import Rule
 
 _MODULES = {name: f"genkit.kernels.block_sparse.impl.{name}" for name in ("cpu", "triton", "flex", "reference")}
 # The order in which `auto` asks. The reference is exact and runs everywhere, so the search always ends.
 _AUTO = ("cpu", "triton", "flex", "reference")
+
+_WITH_TILES = 8  # tables of a plan with bit tiles; a mask specification has more
 
 _plans: WeakValueDictionary[int, BlockPlan] = WeakValueDictionary()
 
@@ -58,6 +61,8 @@ def choose(
 
 def _listed(plan: BlockPlan) -> list[Tensor]:
     found = [plan.full_count, plan.full_index, plan.partial_count, plan.partial_index, plan.q_valid, plan.k_valid]
+    if plan.tiles is not None:
+        return [*found, plan.tiles.words, plan.tiles.index]
     return found if plan.rule is None else found + plan.rule.tensors()
 
 
@@ -82,8 +87,12 @@ def recover(found: Sequence[Tensor], sizes: Sequence[int]) -> BlockPlan:
         if len(own) == len(found) and all(a is b for a, b in zip(own, found, strict=True)):
             return plan
     n_q, n_k, block_q, block_k, radius2 = sizes
-    rule = Rule.from_tensors(found[6:], None if radius2 < 0 else radius2) if len(found) > 6 else None
-    return BlockPlan(n_q, n_k, block_q, block_k, *found[:6], rule=rule)
+    rule = tiles = None
+    if len(found) == _WITH_TILES:
+        tiles = BitTiles(*found[6:])
+    elif len(found) > 6:
+        rule = Rule.from_tensors(found[6:], None if radius2 < 0 else radius2)
+    return BlockPlan(n_q, n_k, block_q, block_k, *found[:6], rule=rule, tiles=tiles)
 
 
 @torch.library.custom_op("genkit::block_sparse", mutates_args=())

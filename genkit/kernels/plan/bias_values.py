@@ -74,7 +74,7 @@ def _values(term: Bias, batch: int, head: int, rows: slice, tokens: Tensor | sli
     total = 0
     for axis, table in enumerate(term.values):
         place, inside = _places(term, axis, rows, tokens)
-        total = total + _pick(table, 0, head)[place] * inside
+        total = total + _pick(table, 0, head)[place].where(inside, 0)
     return total
 
 
@@ -109,6 +109,8 @@ def accumulate(
         if isinstance(term, LowRank):
             f, g = _factors(term, batch, head, rows, tokens)
             df, dg = (_pick(_pick(side, 2, head), 0, batch) for side in found)
+            # a pair that an infinite factor hides has gradient 0, not 0 times infinity
+            f, g = (side.masked_fill(side.isinf(), 0) for side in (f, g))
             df[rows] += (d_scores.to(f.dtype) @ g).to(df.dtype)
             dg.index_add_(0, tokens, (d_scores.mT.to(f.dtype) @ f).to(dg.dtype))
         elif isinstance(term, Quadratic):

@@ -2,86 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from genkit.errors import UsageError
 from genkit.kernels.permutation import TokenOrder
-from genkit.kernels.plan.checks import refuse_empty_rows
-from genkit.kernels.plan.lists import from_mask, to_mask
+from genkit.kernels.plan.bit_tiles import BitTiles, distinct
+from genkit.kernels.plan.checks import refuse_empty_rows, refuse_empty_tokens
+from genkit.kernels.plan.density import Density, measure
+from genkit.kernels.plan.lists import aligned, from_mask, to_mask
+from genkit.kernels.plan.mask_mods import MaskMod, Seen, read_blocks
 from genkit.kernels.plan.mask_spec import ABSENT, FULL, PARTIAL, Rule, classify
+from genkit.kernels.plan.sizes import SAME, Sizes
+from genkit.kernels.plan.tables import PlanTables, PooledKeys
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
 
-SAME = "same"
-
-
-@dataclass(frozen=True)
-class InverseLists:
-    """For every key block, the query blocks that visit it (what dK and dV need).
-
-    ``full_count`` (B|1, H|1, Mk) int32 and ``full_index`` (B|1, H|1, Mk, W) int32, ascending, 0 beyond the count;
-    ``partial_count`` and ``partial_index`` alike.
-    """
-
-    full_count: Tensor
-    full_index: Tensor
-    partial_count: Tensor
-    partial_index: Tensor
-
-
-class Density(NamedTuple):
-    """``computed``: share of the token pairs that are visible; ``executed``: share of pairs in visited blocks, padding
-    included (tile work), so it may exceed 1 with padded border blocks."""
-
-    computed: float
-    executed: float
-
 
 @dataclass(frozen=True, eq=False)
-class BlockPlan:
-    """Lists of key blocks per (batch, head, query block). Make one with ``from_rule``, ``from_dense_blocks``,
-    ``from_indices``, ``from_levels`` or ``from_block_mask``; the fields are what backends read.
+class BlockPlan(PlanTables):
+    """Which key blocks every (batch, head, query block) visits: what ``block_sparse_attention`` executes.
 
-    Mq and Mk are the numbers of query and key blocks; sizes 1 for batch or head broadcast.
-
-    Args:
-        n_q, n_k: tokens of the tensors the operator takes with this plan.
-        block_q, block_k: tokens per block.
-        full_count: (B|1, H|1, Mq) int32. full_index: (B|1, H|1, Mq, Wf) int32, ascending, 0 beyond the count. A full
-            block needs no mask at all: each of its ``block_k`` keys is valid and seen by every valid query.
-        partial_count, partial_index: alike; a partial block is masked by ``k_valid`` and, if given, by ``rule``.
-        q_valid: (Mq,) int32, k_valid: (Mk,) int32: valid tokens, at the front of each block.
-        rule: the :class:`Rule` of the tokens in block order, its tables padded to whole blocks (Mq*block_q queries,
-            Mk*block_k keys), or None.
-        order, key_order: set when the tensors come in another order than the blocks; the operator then permutes.
-        pooled: parts of the keys read as means of several tokens, see ``from_levels``.
-
-    A query block with both counts 0 is switched off: output 0, log-sum-exp -inf.
+    Make one with ``from_rule`` (a mask in closed form), ``from_mask_mod`` or ``from_block_mask`` (any mask),
+    ``from_dense_blocks``, ``from_indices``, ``from_levels`` (whole blocks) or ``dense``. The fields, which backends
+    read, are those of :class:`~genkit.kernels.plan.tables.PlanTables`.
     """
-
-    n_q: int
-    n_k: int
-    block_q: int
-    block_k: int
-    full_count: Tensor
-    full_index: Tensor
-    partial_count: Tensor
-    partial_index: Tensor
-    q_valid: Tensor
-    k_valid: Tensor
-    rule: Rule | None = None
-    order: TokenOrder | None = None
-    key_order: TokenOrder | None = None
-    pooled: tuple[PooledKeys, ...] = ()
-    cache: dict = field(default_factory=dict, repr=False)
-
-    # ---- construction -------------------------------------------------------------------------------------------
 
     @classmethod
     def from_rule(
@@ -96,12 +45,12 @@ class BlockPlan:
         off: Tensor | None = None,
         check: bool = True,
     ) -> BlockPlan:
-        """Plan of a closed-form rule (stated in original token order).
+        """Plan of a mask specification in closed form (stated in original token order).
 
         Args:
-            block_q, block_k: tokens per block; with an order, its own block size replaces them.
-            order: order of the queries, or None for the order given.
-            key_order: order of the keys; by default the same as the queries' when the lengths agree.
+            block_q, block_k: tokens per block; with a permutation, its own block size replaces them.
+            order: permutation of the queries, or None for the order given.
+            key_order: permutation of the keys; by default the same as the queries' when the lengths agree.
             keep: (B|1, H|1, Mq, Mk) bool, blocks that may be visited at all, in block order; None = all.
             off: (B|1, H|1, Mq) bool, query blocks switched off on purpose.
             check: verify token by token that no row is empty by accident (costs a pass over partial blocks of rows
@@ -112,15 +61,13 @@ class BlockPlan:
         Raises:
             UsageError: sizes that do not fit, or a row that sees no key and was not switched off.
         """
-        if key_order == SAME:
-            key_order = order if order is not None and rule.n_k == order.length else None
-        sizes = _Sizes.of(rule.n_q, rule.n_k, block_q, block_k, order, key_order, rule.device)
+        sizes = Sizes.of(rule.n_q, rule.n_k, block_q, block_k, order, key_order, rule.device)
         rule = sizes.permute(rule)
         state = classify(rule, sizes.block_q, sizes.block_k, sizes.q_valid, sizes.k_valid)[:, None]
         if keep is not None:
             sizes.expect("keep", keep)
             state = torch.where(keep.to(state.device), state, ABSENT)
-        return sizes.build(state == FULL, state == PARTIAL, rule, off, check)
+        return cls._build(sizes, state == FULL, state == PARTIAL, rule=rule, off=off, check=check)
 
     @classmethod
     def from_dense_blocks(
@@ -141,7 +88,7 @@ class BlockPlan:
 
         Args:
             mask: (B|1, H|1, Mq, Mk) or (Mq, Mk) bool, True = visit, in block order.
-            rule: a closed-form rule applied on top, stated in original token order, or None.
+            rule: a mask specification applied on top, stated in original token order, or None.
             Others as in :meth:`from_rule`.
         """
         mask = mask[None, None] if mask.dim() == 2 else mask
@@ -160,12 +107,10 @@ class BlockPlan:
                 off=off,
                 check=check,
             )
-        if key_order == SAME:
-            key_order = order if order is not None and n_k == order.length else None
-        sizes = _Sizes.of(n_q, n_k, block_q, block_k, order, key_order, mask.device)
+        sizes = Sizes.of(n_q, n_k, block_q, block_k, order, key_order, mask.device)
         sizes.expect("mask", mask)
-        whole = (sizes.k_valid == sizes.block_k)[None, None, None]
-        return sizes.build(mask & whole, mask & ~whole, None, off, check)
+        whole = sizes.whole_keys
+        return cls._build(sizes, mask & whole, mask & ~whole, off=off, check=check)
 
     @classmethod
     def from_indices(
@@ -228,9 +173,7 @@ class BlockPlan:
             levels: (B|1, H|1, Mq, Mk) integer: 0 = skip, 1 = every token, p = means of p tokens. p divides block_k.
                 Means take valid tokens only; the last mean of a ragged block weighs as many tokens as it has.
         """
-        if key_order == SAME:
-            key_order = order if order is not None and n_k == order.length else None
-        sizes = _Sizes.of(n_q, n_k, block_q, block_k, order, key_order, levels.device)
+        sizes = Sizes.of(n_q, n_k, block_q, block_k, order, key_order, levels.device)
         sizes.expect("levels", levels, (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8))
         factors = [int(p) for p in levels.unique().tolist() if p != 0]
         wrong = [p for p in factors if p < 0 or sizes.block_k % p]
@@ -239,11 +182,11 @@ class BlockPlan:
         if off is not None:
             levels = levels.masked_fill(off.to(levels.device)[..., None], 0)
         if check:
-            refuse_empty_rows((levels != 0).sum(-1), None, None, sizes, None, off)
+            refuse_empty_rows((levels != 0).sum(-1), sizes, off)
         pooled = tuple(
-            PooledKeys(p, sizes.pool(p).build_blocks(levels == p), sizes.behind(p)) for p in factors if p > 1
+            PooledKeys(p, cls._build_blocks(sizes.pool(p), levels == p), sizes.behind(p)) for p in factors if p > 1
         )
-        return replace(sizes.build_blocks(levels == 1), pooled=pooled)
+        return replace(cls._build_blocks(sizes, levels == 1), pooled=pooled)
 
     @classmethod
     def dense(
@@ -254,230 +197,145 @@ class BlockPlan:
         return cls.from_dense_blocks(mask, n_q, n_k, block_q=block_q, block_k=block_k)
 
     @classmethod
-    def from_block_mask(cls, mask: BlockMask, rule: Rule | None = None) -> BlockPlan:
-        """Plan of a FlexAttention ``BlockMask``; see :func:`genkit.kernels.plan.interop.from_block_mask`."""
-        from genkit.kernels.plan.interop import from_block_mask
+    def from_mask_mod(
+        cls,
+        mask_mod: MaskMod,
+        n_q: int,
+        n_k: int,
+        *,
+        batch: int = 1,
+        heads: int = 1,
+        block_q: int = 64,
+        block_k: int = 64,
+        order: TokenOrder | None = None,
+        key_order: TokenOrder | str | None = SAME,
+        keep: Tensor | None = None,
+        off: Tensor | None = None,
+        check: bool = True,
+        device: torch.device | str = "cpu",
+    ) -> BlockPlan:
+        """Plan of any mask, for instance one without a closed form.
 
-        return from_block_mask(mask, rule)
+        Args:
+            mask_mod: ``(b, h, i, j) -> bool``, as FlexAttention takes it: whether query i sees key j, all four integer
+                tensors of one shape (mapped with ``torch.vmap``: no branches on values). Token numbers are in original
+                order.
+            batch, heads: how many of each the mask tells apart; 1 = the same for all.
+            device: where the mask function is evaluated and the plan lives.
+            Others as in :meth:`from_rule`.
+
+        Cost: every pair of tokens of the kept blocks is asked once, a million at a time; partial blocks are stored as a
+        bit a pair, equal ones once. A mask that has a closed form is better given to :meth:`from_rule`.
+
+        Raises:
+            UsageError: sizes that do not fit, or a row that sees no key and was not switched off.
+        """
+        sizes = Sizes.of(n_q, n_k, block_q, block_k, order, key_order, torch.device(device))
+        if keep is None:
+            keep = torch.ones(1, 1, len(sizes.q_valid), len(sizes.k_valid), dtype=torch.bool, device=sizes.device)
+        sizes.expect("keep", keep)
+        shape = max(batch, keep.shape[0]), max(heads, keep.shape[1]), *keep.shape[2:]
+        keep = keep.to(sizes.device).expand(shape)
+        if off is not None:
+            keep = keep & ~off.to(sizes.device)[..., None]
+        return cls._from_seen(sizes, keep.shape, read_blocks(sizes, mask_mod, keep), off, check)
+
+    @classmethod
+    def from_block_mask(cls, mask: BlockMask, rule: Rule | None = None) -> BlockPlan:
+        """Plan of a FlexAttention ``BlockMask``, whatever its mask function computes.
+
+        What the mask function hides inside blocks is kept as bits (see :meth:`from_mask_mod`), unless the mask came
+        from :meth:`to_block_mask` of a plan with a rule, or ``rule`` says the same in closed form. A query block that
+        visits nothing counts as switched off.
+
+        Args:
+            rule: what the mask function says, in closed form. It is compared with the function on every partial block.
+
+        Raises:
+            UsageError: a rule that says something else than the mask function.
+        """
+        from genkit.kernels.plan.interop import read_block_mask
+
+        sizes, rule, full, partial, seen = read_block_mask(mask, rule)
+        if seen is not None:
+            return cls._from_seen(sizes, full.shape, seen, None, check=False, full=full)
+        return cls._build(sizes, full, partial, rule=rule, check=False)
 
     def to_block_mask(self) -> BlockMask:
-        """The same plan as a FlexAttention ``BlockMask`` over the tokens in block order."""
+        """The same plan as a FlexAttention ``BlockMask`` over the tokens in block order.
+
+        Raises:
+            UsageError: a plan with pooled keys.
+        """
         from genkit.kernels.plan.interop import to_block_mask
 
         return to_block_mask(self)
-
-    # ---- shape and place ----------------------------------------------------------------------------------------
-
-    @property
-    def blocks_q(self) -> int:
-        """Number of query blocks Mq."""
-        return self.q_valid.shape[0]
-
-    @property
-    def blocks_k(self) -> int:
-        """Number of key blocks Mk."""
-        return self.k_valid.shape[0]
-
-    @property
-    def batch(self) -> int:
-        """Batch entries the lists tell apart; 1 = the same for all."""
-        return self.full_count.shape[0]
-
-    @property
-    def heads(self) -> int:
-        """Query heads the lists tell apart; 1 = the same for all."""
-        return self.full_count.shape[1]
-
-    @property
-    def device(self) -> torch.device:
-        """Where the tables are."""
-        return self.full_count.device
-
-    @property
-    def off(self) -> Tensor:
-        """(B|1, H|1, Mq) bool: query blocks switched off (output 0, log-sum-exp -inf)."""
-        total = self.full_count + self.partial_count
-        for part in self.pooled:
-            total = total + part.plan.full_count + part.plan.partial_count
-        return total == 0
-
-    def to(self, device: torch.device | str) -> BlockPlan:
-        """The same plan with every table on ``device``."""
-        device = torch.device(device)
-        if device == self.device:
-            return self
-        moved = {
-            name: value.to(device)
-            for name, value in vars(self).items()
-            if isinstance(value, (Tensor, Rule, TokenOrder))
-        }
-        if self.key_order is self.order:
-            moved["key_order"] = moved.get("order")
-        pooled = tuple(
-            replace(part, plan=part.plan.to(device), count=None if part.count is None else part.count.to(device))
-            for part in self.pooled
-        )
-        return replace(self, **moved, pooled=pooled, cache={})
-
-    def in_order(self) -> BlockPlan:
-        """The plan for tensors already in block order (``order.apply`` done by the caller, padding included), as when
-        hidden states stay permuted through a whole stack of layers."""
-        if self.order is None and self.key_order is None:
-            return self
-        if "in_order" not in self.cache:
-            n_q = self.n_q if self.order is None else self.order.padded
-            n_k = self.n_k if self.key_order is None else self.key_order.padded
-            pooled = tuple(replace(part, plan=part.plan.in_order()) for part in self.pooled)
-            self.cache["in_order"] = replace(
-                self, n_q=n_q, n_k=n_k, order=None, key_order=None, pooled=pooled, cache={}
-            )
-        return self.cache["in_order"]
-
-    # ---- derived ------------------------------------------------------------------------------------------------
-
-    def states(self) -> Tensor:
-        """(B|1, H|1, Mq, Mk) int8 of ABSENT, PARTIAL, FULL; pooled parts not included."""
-        full = to_mask(self.full_count, self.full_index, self.blocks_k)
-        partial = to_mask(self.partial_count, self.partial_index, self.blocks_k)
-        return full * FULL + partial.to(torch.int8) * PARTIAL
-
-    def inverse(self) -> InverseLists:
-        """Lists per key block, built on first use and kept."""
-        if "inverse" not in self.cache:
-            full = from_mask(to_mask(self.full_count, self.full_index, self.blocks_k).mT)
-            partial = from_mask(to_mask(self.partial_count, self.partial_index, self.blocks_k).mT)
-            self.cache["inverse"] = InverseLists(*full, *partial)
-        return self.cache["inverse"]
 
     def density(self) -> Density:
         """Densities ``(computed, executed)``, averaged over batch entries and heads; a pooled mean of p tokens counts
         as one pair. The first call may visit every partial block token by token; the result is kept."""
         if "density" not in self.cache:
-            from genkit.kernels.plan.density import measure
-
-            self.cache["density"] = Density(*measure(self))
+            self.cache["density"] = measure(self)
         return self.cache["density"]
 
-
-@dataclass(frozen=True)
-class PooledKeys:
-    """Key blocks read as means of ``factor`` neighbouring tokens.
-
-    Args:
-        plan: lists over the means, block_k / factor to a block.
-        count: (Mk * block_k / factor,) float32, tokens behind each mean; None = ``factor`` behind every valid one.
-    """
-
-    factor: int
-    plan: BlockPlan
-    count: Tensor | None
-
-
-@dataclass(frozen=True)
-class _Sizes:
-    """Everything about a plan that does not depend on what is visible."""
-
-    n_q: int
-    n_k: int
-    block_q: int
-    block_k: int
-    q_valid: Tensor
-    k_valid: Tensor
-    order: TokenOrder | None
-    key_order: TokenOrder | None
+    # ---- from block masks to lists --------------------------------------------------------------------------------
 
     @classmethod
-    def of(
+    def _build_blocks(cls, sizes: Sizes, mask: Tensor) -> BlockPlan:
+        return cls._build(sizes, mask & sizes.whole_keys, mask & ~sizes.whole_keys, check=False)
+
+    @classmethod
+    def _build(
         cls,
-        n_q: int,
-        n_k: int,
-        block_q: int,
-        block_k: int,
-        order: TokenOrder | None,
-        key_order: TokenOrder | None,
-        device: torch.device,
-    ) -> _Sizes:
-        for name, value in (("n_q", n_q), ("block_q", block_q), ("block_k", block_k)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise UsageError(f"plan: {name} must be a whole number >= 1, got {value!r}")
-        sides = []
-        for name, count, block, arrange in (("queries", n_q, block_q, order), ("keys", n_k, block_k, key_order)):
-            if arrange is None:
-                start = torch.arange(0, count, block, device=device)
-                sides.append((block, (count - start).clamp(max=block).to(torch.int32), None))
-            elif arrange.length != count:
-                raise UsageError(f"plan: the order of the {name} has {arrange.length} tokens, there are {count}")
-            else:
-                arrange = arrange if arrange.gather.device == device else arrange.to(device)
-                sides.append((arrange.block, arrange.valid, arrange))
-        if order is not None and key_order is order:
-            sides[1] = sides[0]
-        (block_q, q_valid, order), (block_k, k_valid, key_order) = sides
-        return cls(n_q, n_k, block_q, block_k, q_valid, k_valid, order, key_order)
-
-    @property
-    def device(self) -> torch.device:
-        return self.q_valid.device
-
-    def expect(self, name: str, table: Tensor, dtypes: Sequence[torch.dtype] = (torch.bool,)) -> None:
-        wanted = (len(self.q_valid), len(self.k_valid))
-        if table.dim() != 4 or tuple(table.shape[2:]) != wanted or table.dtype not in dtypes:
-            kinds = " or ".join(str(kind).removeprefix("torch.") for kind in dtypes)
-            raise UsageError(
-                f"plan: {name} must be {kinds} of shape (B|1, H|1, {wanted[0]}, {wanted[1]}) for "
-                f"{self.n_q} queries in blocks of {self.block_q} and {self.n_k} keys in blocks of "
-                f"{self.block_k}, got {table.dtype} {tuple(table.shape)}"
-            )
-
-    def permute(self, rule: Rule) -> Rule:
-        """The rule in block order, padded to whole blocks."""
-        return rule.take(
-            self._slots(rule.n_q, self.block_q, self.order), self._slots(rule.n_k, self.block_k, self.key_order)
-        )
-
-    def _slots(self, count: int, block: int, order: TokenOrder | None) -> Tensor:
-        if order is not None:
-            return order.gather
-        slots = torch.arange(-(-count // block) * block, device=self.device)
-        return torch.where(slots < count, slots, -1)
-
-    def pool(self, factor: int) -> _Sizes:
-        """Sizes once every ``factor`` keys of a block are one."""
-        n_k = len(self.k_valid) * self.block_k // factor
-        k_valid = torch.div(self.k_valid + factor - 1, factor, rounding_mode="floor").to(torch.int32)
-        return replace(self, n_k=n_k, block_k=self.block_k // factor, k_valid=k_valid, key_order=None)
-
-    def behind(self, factor: int) -> Tensor | None:
-        """Tokens behind each mean, or None when every mean with a token has ``factor`` of them."""
-        first = torch.arange(0, self.block_k, factor, device=self.device)
-        count = (self.k_valid[:, None] - first).clamp(0, factor).flatten()
-        return None if bool((count % factor == 0).all()) else count.float()
-
-    def build_blocks(self, mask: Tensor) -> BlockPlan:
-        whole = (self.k_valid == self.block_k)[None, None, None]
-        return self.build(mask & whole, mask & ~whole, None, None, check=False)
-
-    def build(self, full: Tensor, partial: Tensor, rule: Rule | None, off: Tensor | None, check: bool) -> BlockPlan:
+        sizes: Sizes,
+        full: Tensor,
+        partial: Tensor,
+        *,
+        rule: Rule | None = None,
+        tiles: BitTiles | None = None,
+        off: Tensor | None = None,
+        check: bool,
+    ) -> BlockPlan:
+        """The plan of (B|1, H|1, Mq, Mk) bool masks of full and partial blocks; ``tiles`` belong to ``partial``."""
         if off is not None:
             blocked = off.to(full.device)[..., None]
             full, partial = full & ~blocked, partial & ~blocked
-        full_count, full_index = from_mask(full)
-        partial_count, partial_index = from_mask(partial)
-        plan = BlockPlan(
-            self.n_q,
-            self.n_k,
-            self.block_q,
-            self.block_k,
-            full_count,
-            full_index,
-            partial_count,
-            partial_index,
-            self.q_valid,
-            self.k_valid,
+        plan = cls(
+            sizes.n_q,
+            sizes.n_k,
+            sizes.block_q,
+            sizes.block_k,
+            *from_mask(full),
+            *from_mask(partial),
+            sizes.q_valid,
+            sizes.k_valid,
             rule,
-            self.order,
-            self.key_order,
+            tiles,
+            sizes.order,
+            sizes.key_order,
         )
         if check:
-            refuse_empty_rows(full_count + partial_count, full_count, plan, self, rule, off)
+            refuse_empty_rows(plan.full_count + plan.partial_count, sizes, off, rule)
+            refuse_empty_tokens(plan, off)
         return plan
+
+    @classmethod
+    def _from_seen(
+        cls,
+        sizes: Sizes,
+        shape: torch.Size,
+        seen: Seen,
+        off: Tensor | None,
+        check: bool,
+        full: Tensor | None = None,
+    ) -> BlockPlan:
+        """The plan of blocks that were read token by token, and of ``full`` ones besides."""
+        full = torch.zeros(shape, dtype=torch.bool, device=sizes.device) if full is None else full.clone()
+        full[seen.of(seen.every)] = True
+        partial = torch.zeros_like(full)
+        partial[seen.of(seen.some & ~seen.every)] = True
+        tiles = None
+        if bool(seen.hides.any()):
+            words, number = distinct(seen.words[seen.some & ~seen.every])
+            tiles = BitTiles(words, aligned(partial, number))
+        return cls._build(sizes, full, partial, tiles=tiles, off=off, check=check)

@@ -2,33 +2,40 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from genkit.kernels.plan.checks import partial_tiles
+from genkit.kernels.plan.bit_tiles import unpack
 from genkit.kernels.plan.mask_spec import ALL, WINDOW
-
-if TYPE_CHECKING:
-    from genkit.kernels.plan.block_plan import BlockPlan
+from genkit.kernels.plan.tables import PlanTables
+from genkit.kernels.plan.visibility import block_pairs, rule_groups
 
 _PAIRS = 1 << 22  # token pairs looked at together
 _STEP = 1 << 12  # pairs of blocks counted together
 
 
-def measure(plan: BlockPlan) -> tuple[float, float]:
-    """(computed, executed) as in :meth:`BlockPlan.density`."""
+class Density(NamedTuple):
+    """``computed``: share of the token pairs that are visible; ``executed``: share of pairs in visited blocks, padding
+    included (tile work), so it may exceed 1 with padded border blocks."""
+
+    computed: float
+    executed: float
+
+
+def measure(plan: PlanTables) -> Density:
+    """The densities of a plan, averaged over its batch entries and heads."""
     n_k = int(plan.k_valid.sum())
     pairs = int(plan.q_valid.sum()) * n_k
     computed, executed = _visited(plan)
     for part in plan.pooled:
         more = _visited(part.plan)
         computed, executed = computed + more[0], executed + more[1]
-    return computed / pairs, executed / pairs
+    return Density(computed / pairs, executed / pairs)
 
 
-def _visited(plan: BlockPlan) -> tuple[float, float]:
+def _visited(plan: PlanTables) -> tuple[float, float]:
     """Visible token pairs and pairs in visited blocks, per batch entry and head on average."""
     rows = plan.batch * plan.heads
     entries = plan.full_count.sum().item() + plan.partial_count.sum().item()
@@ -36,16 +43,19 @@ def _visited(plan: BlockPlan) -> tuple[float, float]:
     used = torch.arange(plan.partial_index.shape[-1], device=plan.device) < plan.partial_count[..., None]
     b, h, i, r = used.nonzero(as_tuple=True)
     j = plan.partial_index[b, h, i, r].long()
-    if plan.rule is None:
+    if plan.tiles is not None:
+        each = torch.cat([unpack(tile, plan.block_k).sum((1, 2)) for tile in plan.tiles.words.split(_STEP)])
+        visible += float(each[plan.tiles.index[b, h, i, r].long()].sum().item())
+    elif plan.rule is None:
         visible += float((plan.q_valid[i].long() * plan.k_valid[j]).sum().item())
     else:
         visible += _count(plan, b, i, j)
     return visible / rows, entries * plan.block_q * plan.block_k / rows
 
 
-def _count(plan: BlockPlan, b: Tensor, i: Tensor, j: Tensor) -> float:
+def _count(plan: PlanTables, b: Tensor, i: Tensor, j: Tensor) -> float:
     """Visible pairs of partial blocks, each distinct block looked at once however many heads visit it."""
-    groups = plan.rule.k_group.shape[0]
+    groups = rule_groups(plan)
     key = ((b % groups) * plan.blocks_q + i) * plan.blocks_k + j
     distinct, times = key.unique(return_counts=True)
     place, columns = distinct // plan.blocks_k, distinct % plan.blocks_k
@@ -61,17 +71,17 @@ def _count(plan: BlockPlan, b: Tensor, i: Tensor, j: Tensor) -> float:
     return float(total)
 
 
-def _tile_counts(plan: BlockPlan, batch: int, rows: Tensor, columns: Tensor) -> Tensor:
+def _tile_counts(plan: PlanTables, batch: int, rows: Tensor, columns: Tensor) -> Tensor:
     """(n,) visible pairs of each pair of blocks, token by token."""
     step = max(1, _PAIRS // (plan.block_q * plan.block_k))
     found = []
     for part_i, part_j in zip(rows.split(step), columns.split(step), strict=True):
         real = torch.arange(plan.block_q, device=plan.device) < plan.q_valid[part_i][:, None]
-        found.append((partial_tiles(plan, part_i, part_j, batch) & real[..., None]).sum((1, 2)))
+        found.append((block_pairs(plan, part_i, part_j, batch) & real[..., None]).sum((1, 2)))
     return torch.cat(found)
 
 
-def _boxes(plan: BlockPlan, batch: int) -> Tensor:
+def _boxes(plan: PlanTables, batch: int) -> Tensor:
     """(Mk,) bool: key blocks whose valid keys are of one group and fill a box, each place once."""
     rule = plan.rule
     real = torch.arange(plan.block_k, device=plan.device) < plan.k_valid[:, None]
@@ -91,7 +101,7 @@ def _boxes(plan: BlockPlan, batch: int) -> Tensor:
     return alike & dense & (volume == plan.k_valid)
 
 
-def _box(plan: BlockPlan) -> tuple[Tensor, Tensor]:
+def _box(plan: PlanTables) -> tuple[Tensor, Tensor]:
     """(Mk, A) int64 twice: smallest and largest position of each block's valid keys."""
     real = (torch.arange(plan.block_k, device=plan.device) < plan.k_valid[:, None])[..., None]
     place = plan.rule.k_pos.view(plan.blocks_k, plan.block_k, -1).long()
@@ -99,7 +109,7 @@ def _box(plan: BlockPlan) -> tuple[Tensor, Tensor]:
     return torch.where(real, place, limit.max).amin(1), torch.where(real, place, limit.min).amax(1)
 
 
-def _box_counts(plan: BlockPlan, batch: int, rows: Tensor, columns: Tensor) -> Tensor:
+def _box_counts(plan: PlanTables, batch: int, rows: Tensor, columns: Tensor) -> Tensor:
     """(n,) visible pairs where the keys of a block fill a box: per query, the product of overlaps along the axes."""
     rule = plan.rule
     low, high = (edge[columns][:, None] for edge in _box(plan))

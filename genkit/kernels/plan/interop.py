@@ -2,46 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
 from genkit.errors import UsageError
-from genkit.kernels.plan.block_plan import BlockPlan, _Sizes
-from genkit.kernels.plan.checks import partial_tiles
+from genkit.kernels.plan.bit_tiles import WORD, unpack
 from genkit.kernels.plan.lists import to_mask
+from genkit.kernels.plan.mask_mods import MaskMod, Seen, read_blocks
 from genkit.kernels.plan.mask_spec import ALL, FULL, PARTIAL, WINDOW, Rule
+from genkit.kernels.plan.sizes import Sizes
+from genkit.kernels.plan.tables import PlanTables
 
-_PAIRS = 1 << 20  # token pairs asked of a mask function together
 
-
-def mask_mod(plan: BlockPlan) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
+def mask_mod(plan: PlanTables) -> MaskMod:
     """The exact visibility of a plan as a FlexAttention mask function over tokens in block order.
 
     It repeats what the block lists say, because FlexAttention outside a compiled graph looks at this function alone.
     """
     plan = plan.in_order()
-    states, rule = plan.states(), plan.rule
+    states, rule, tiles = plan.states(), plan.rule, plan.tiles
+    numbers = None if tiles is None else plan.tile_numbers()
     batch, heads = states.shape[:2]
 
     def mod(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
         row, column = i // plan.block_q, j // plan.block_k
         state = states[b % batch, h % heads, row, column]
         inside = (i % plan.block_q < plan.q_valid[row]) & (j % plan.block_k < plan.k_valid[column])
-        seen = state == FULL
         partial = state == PARTIAL
         if rule is not None:
-            partial = partial & _seen(rule, b, i, j)
-        return inside & (seen | partial)
+            partial = partial & _allowed(rule, b, i, j)
+        elif tiles is not None:
+            slot = j % plan.block_k
+            word = tiles.words[numbers[b % batch, h % heads, row, column], i % plan.block_q, slot // WORD]
+            partial = partial & (((word >> (slot % WORD)) & 1) == 1)
+        return inside & ((state == FULL) | partial)
 
     mod.genkit_plan = plan
     return mod
 
 
-def _seen(rule: Rule, b: Tensor, i: Tensor, j: Tensor) -> Tensor:
-    """The rule for single tokens, written with indexing only so that it can be vectorised and compiled."""
+def _allowed(rule: Rule, b: Tensor, i: Tensor, j: Tensor) -> Tensor:
+    """The mask specification for single tokens, with indexing only so that it can be vectorised and compiled."""
     code = rule.visible[rule.q_group[i].long(), rule.k_group[b % rule.k_group.shape[0], j].long()]
     window = None
     for axis in range(rule.axes):
@@ -54,7 +56,7 @@ def _seen(rule: Rule, b: Tensor, i: Tensor, j: Tensor) -> Tensor:
     return (code == ALL) | ((code == WINDOW) & window)
 
 
-def to_block_mask(plan: BlockPlan) -> BlockMask:
+def to_block_mask(plan: PlanTables) -> BlockMask:
     """The plan as a ``BlockMask``; pooled keys have no counterpart there.
 
     Raises:
@@ -82,75 +84,49 @@ def to_block_mask(plan: BlockPlan) -> BlockMask:
     return plan.cache["block_mask"]
 
 
-def from_block_mask(mask: BlockMask, rule: Rule | None = None) -> BlockPlan:
-    """The plan of a ``BlockMask``. A query block that visits nothing counts as switched off.
+def read_block_mask(mask: BlockMask, rule: Rule | None) -> tuple[Sizes, Rule | None, Tensor, Tensor, Seen | None]:
+    """What a ``BlockMask`` says, ready to become a plan.
 
     Args:
-        rule: what the mask function says, in closed form; not needed when no block is decided token by token, or when
-            the mask came from :func:`to_block_mask`. It is compared with the mask function on every partial block.
+        rule: what the mask function says, in closed form; compared with it on every partial block.
+
+    Returns:
+        sizes, the rule in block order or None, (B, H, Mq, Mk) bool masks of full and partial blocks, and, where there
+        is no rule, what the mask function shows inside the partial blocks.
 
     Raises:
-        UsageError: partial blocks and no rule, or a rule that says something else than the mask function.
+        UsageError: a rule that says something else than the mask function.
     """
     n_q, n_k = mask.seq_lengths
     block_q, block_k = mask.BLOCK_SIZE
     device = mask.kv_num_blocks.device
     own = getattr(mask.mask_mod, "genkit_plan", None)
     if own is None:
-        sizes = _Sizes.of(n_q, n_k, block_q, block_k, None, None, device)
+        sizes = Sizes.of(n_q, n_k, block_q, block_k, None, None, device)
         rule = None if rule is None else sizes.permute(rule.to(device))
     else:
-        sizes, rule = _Sizes(n_q, n_k, block_q, block_k, own.q_valid, own.k_valid, None, None), own.rule
+        sizes, rule = Sizes(n_q, n_k, block_q, block_k, own.q_valid, own.k_valid), own.rule
     columns = len(sizes.k_valid)
     partial = to_mask(mask.kv_num_blocks, mask.kv_indices, columns)
     full = torch.zeros_like(partial)
     if mask.full_kv_num_blocks is not None:
         full = to_mask(mask.full_kv_num_blocks, mask.full_kv_indices, columns)
-    plan = sizes.build(full, partial, rule, None, check=False)
-    plain = _compare(plan, mask)
-    whole = (sizes.k_valid == block_k)[None, None, None]
-    # blocks that hide nothing need no mask, unless they are short of keys
-    return sizes.build((full | plain) & whole, (partial & ~(plain & whole)) | (full & ~whole), rule, None, check=False)
+    # a full block that is short of keys needs a mask here
+    partial, full = partial | (full & ~sizes.whole_keys), full & sizes.whole_keys
+    seen = read_blocks(sizes, mask.mask_mod, partial)
+    if rule is None:
+        return sizes, None, full, partial, seen
+    _compare(sizes, rule, seen)
+    return sizes, rule, full, partial, None
 
 
-def _compare(plan: BlockPlan, mask: BlockMask) -> Tensor:
-    """(B|1, H|1, Mq, Mk) bool: partial blocks that hide nothing, without a rule. Raises where plan and mask differ."""
-    plain = torch.zeros_like(plan.states(), dtype=torch.bool)
-    used = torch.arange(plan.partial_index.shape[-1], device=plan.device) < plan.partial_count[..., None]
-    b, h, i, r = used.nonzero(as_tuple=True)
-    j = plan.partial_index[b, h, i, r].long()
-    step = max(1, _PAIRS // (plan.block_q * plan.block_k))
-    for start in range(0, len(b), step):
-        part = slice(start, start + step)
-        wanted, real = _ask(plan, mask, b[part], h[part], i[part], j[part])
-        groups = 1 if plan.rule is None else plan.rule.k_group.shape[0]
-        ours = torch.stack(
-            [
-                partial_tiles(plan, i[n : n + 1], j[n : n + 1], int(b[n]) % groups)[0]
-                for n in range(start, start + len(wanted))
-            ]
-        )
-        if bool(((wanted != ours) & real).any()):
-            raise UsageError(
-                "block mask: its mask function hides tokens inside blocks and "
-                + (
-                    "no rule was given; pass rule= with the same visibility in closed form"
-                    if plan.rule is None
-                    else "the rule says otherwise; the two must agree"
-                )
-            )
-        if plan.rule is None:
-            plain[b[part], h[part], i[part], j[part]] = True
-    return plain
-
-
-def _ask(plan: BlockPlan, mask: BlockMask, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> tuple[Tensor, Tensor]:
-    """(n, block_q, block_k) bool twice: what the mask function shows, and where both tokens exist."""
-    rows = i[:, None, None] * plan.block_q + torch.arange(plan.block_q, device=i.device)[:, None]
-    columns = j[:, None, None] * plan.block_k + torch.arange(plan.block_k, device=i.device)
-    real = (rows < plan.n_q) & (columns < plan.n_k)
-    real = real & (rows % plan.block_q < plan.q_valid[i][:, None, None])
-    rows, columns = rows.clamp(max=plan.n_q - 1), columns.clamp(max=plan.n_k - 1)
-    shape = torch.broadcast_shapes(rows.shape, columns.shape)
-    flat = [x.expand(shape).reshape(-1) for x in (b[:, None, None], h[:, None, None], rows, columns)]
-    return torch.vmap(mask.mask_mod)(*flat).view(shape), real
+def _compare(sizes: Sizes, rule: Rule, seen: Seen) -> None:
+    """Raise UsageError where a rule in block order and what a mask function shows differ."""
+    b, _, i, j = seen.where
+    query, slot = torch.arange(sizes.block_q, device=i.device), torch.arange(sizes.block_k, device=i.device)
+    for n, batch in enumerate((b % rule.k_group.shape[0]).tolist()):
+        rows, columns = i[n] * sizes.block_q + query, j[n] * sizes.block_k + slot
+        real = (query < sizes.q_valid[i[n]])[:, None] & (slot < sizes.k_valid[j[n]])
+        ours = rule.tile(rows, columns, batch) & real
+        if bool((unpack(seen.words[n], sizes.block_k) != ours).any()):
+            raise UsageError("block mask: its mask function and the rule differ inside blocks; the two must agree")

@@ -2,8 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class InverseLists:
+    """For every key block, the query blocks that visit it (what dK and dV need).
+
+    ``full_count`` (B|1, H|1, Mk) int32 and ``full_index`` (B|1, H|1, Mk, W) int32, ascending, 0 beyond the count;
+    ``partial_count`` and ``partial_index`` alike. ``partial_tile`` (like ``partial_index``) is the bit tile of each
+    partial entry, None in a plan without bit tiles.
+    """
+
+    full_count: Tensor
+    full_index: Tensor
+    partial_count: Tensor
+    partial_index: Tensor
+    partial_tile: Tensor | None = None
 
 
 def from_mask(mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -18,15 +36,28 @@ def from_mask(mask: Tensor) -> tuple[Tensor, Tensor]:
     """
     count = mask.sum(-1, dtype=torch.int32)
     if torch.compiler.is_dynamo_compiling():
-        order = torch.sort((~mask).to(torch.int8), dim=-1, stable=True).indices
+        ascending = torch.sort((~mask).to(torch.int8), dim=-1, stable=True).indices
         used = torch.arange(mask.shape[-1], device=mask.device) < count[..., None]
-        return count, torch.where(used, order, 0).to(torch.int32)
+        return count, torch.where(used, ascending, 0).to(torch.int32)
+    return count, aligned(mask, mask.nonzero(as_tuple=True)[-1])
+
+
+def aligned(mask: Tensor, values: Tensor) -> Tensor:
+    """Values of the True columns of every row, moved to the left: the table beside the lists of :func:`from_mask`.
+
+    Args:
+        mask: (..., M, K) bool. values: one for every True, in the order of ``mask.nonzero()``.
+
+    Returns:
+        (..., M, W) int32, 0 beyond the count.
+    """
+    count = mask.sum(-1)
     width = max(1, int(count.max())) if count.numel() else 1
-    index = torch.zeros(*mask.shape[:-1], width, dtype=torch.int32, device=mask.device)
+    table = torch.zeros(*mask.shape[:-1], width, dtype=torch.int32, device=mask.device)
     rank = mask.cumsum(-1, dtype=torch.int32) - 1
     where = mask.nonzero(as_tuple=True)
-    index[(*where[:-1], rank[where].long())] = where[-1].to(torch.int32)
-    return count, index
+    table[(*where[:-1], rank[where].long())] = values.to(torch.int32)
+    return table
 
 
 def to_mask(count: Tensor, index: Tensor, columns: int) -> Tensor:

@@ -54,6 +54,16 @@ def table(per_head):
     return Table(values, q_pos, k_pos), list(values), matrix[None]
 
 
+def _uneven(b, h, i, j):
+    """A mask without a closed form; query 7 of head 1 sees nothing."""
+    return ((i * 7 + j * 13 + h) % 5 < 2) & ~((h == 1) & (i == 7))
+
+
+def _bits():
+    head, query, key = torch.arange(HEADS)[:, None, None], torch.arange(N_Q)[:, None], torch.arange(N_K)
+    return _uneven(0, head, query, key)[None]
+
+
 def plans():
     noise = torch.Generator().manual_seed(4)
     keep = torch.rand(2, HEADS, 3, 6, generator=noise) < 0.5
@@ -67,11 +77,12 @@ def plans():
     return {
         "random": (BlockPlan.from_dense_blocks(keep, N_Q, N_K, block_q=16, block_k=8), tokens),
         "window": (BlockPlan.from_rule(rule, block_q=16, block_k=8), window),
+        "bits": (BlockPlan.from_mask_mod(_uneven, N_Q, N_K, heads=HEADS, block_q=16, block_k=8, check=False), _bits()),
         "ordered": (BlockPlan.from_rule(rule, order=order, key_order=None, block_k=8), window),
     }
 
 
-@pytest.mark.parametrize("plan_name", ["random", "window", "ordered"])
+@pytest.mark.parametrize("plan_name", ["random", "window", "bits", "ordered"])
 @pytest.mark.parametrize("make", [low_rank, quadratic, table])
 @pytest.mark.parametrize("per_head", [False, True])
 @pytest.mark.parametrize("backend", ["cpu", "reference"])

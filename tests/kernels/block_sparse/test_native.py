@@ -12,10 +12,10 @@ from tolerance import assert_close
 
 from genkit.kernels import ALL, NONE, WINDOW, BlockPlan, LowRank, Quadratic, Rule, Table, block_sparse_attention
 from genkit.kernels.block_sparse.impl.cpu import backend as cpu
+from genkit.kernels.block_sparse.impl.cpu import plan_lists
 from genkit.kernels.native import batch, compiler
 from genkit.kernels.native.attention import bias as native_bias
 from genkit.kernels.native.attention import passes as native
-from genkit.kernels.native.attention import visits as native_visits
 
 REFUSED = {kind: compiler.why_not(kind) for kind in ("vectors", "tiles")}
 vectors = pytest.mark.skipif(REFUSED["vectors"] is not None, reason=f"no native kernel: {REFUSED['vectors']}")
@@ -113,7 +113,7 @@ def compare(seed: int, dtype: torch.dtype) -> None:
 def test_the_generated_problems_hold_what_is_hard(dtype, units):
     made = [make(seed, dtype) for seed in range(120)]
     assert {case.q.shape[-1] for case, _ in made} == set(DIMS)
-    assert {native_visits.PlanLists(plan, dtype == torch.bfloat16).unit for _, plan in made} == units
+    assert {plan_lists.PlanLists(plan, dtype == torch.bfloat16).unit for _, plan in made} == units
     assert any(plan.batch > 1 for _, plan in made) and any(plan.heads > 1 for _, plan in made)
     assert any(bool(plan.off.any()) for _, plan in made)
     assert any(bool(plan.full_count.any()) and bool(plan.partial_count.any()) for _, plan in made)
@@ -197,7 +197,7 @@ def test_threads_memory_limits_and_torchs_own_tiles_change_nothing(dtype, seed, 
         assert all(torch.equal(a, b) for a, b in zip(threaded, run(case, plan)[0], strict=True))
         monkeypatch.setattr(batch, "_openmp", lambda: None)
         assert all(torch.equal(a, b) for a, b in zip(threaded, run(case, plan)[0], strict=True))
-        for owner, name in ((native, "_SET_BYTES"), (native_visits, "_KEPT_BYTES"), (native_visits, "_SPAN_BYTES")):
+        for owner, name in ((native, "_SET_BYTES"), (plan_lists, "_KEPT_BYTES"), (plan_lists, "_SPAN_BYTES")):
             monkeypatch.setattr(owner, name, 1)
         plan.cache.clear()
         limited, _, _ = run(case, plan)
@@ -278,7 +278,7 @@ def test_reasons_to_leave_it_to_torch(monkeypatch):
 def test_blocks_of_any_length_are_cut_into_units(length, vectors, tiles):
     plan = BlockPlan.dense(64, 300, block_k=length)
     for wanted, with_tiles in ((vectors, False), (tiles, True)):
-        found = native_visits.PlanLists(plan, with_tiles)
+        found = plan_lists.PlanLists(plan, with_tiles)
         assert found.tiles == with_tiles and (found.unit, found.length) == wanted
         assert found.slots == found.length * plan.blocks_k
         keys = torch.arange(300.0).view(1, 300, 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import make
+from cases import bit_tiles, make
 from oracle import gradients, magnitudes
 from tolerance import assert_close
 
@@ -24,9 +24,9 @@ def build(case):
     return BlockPlan.from_rule(case.rule, **case.sizes)
 
 
-def check(seed: int, backend: str, with_gradients: bool = True) -> None:
+def check(seed: int, backend: str, with_gradients: bool = True, plan_of=build) -> None:
     case = make(seed)
-    plan = build(case)
+    plan = plan_of(case)
     noise = torch.Generator().manual_seed(seed)
     d_out = torch.randn(case.q.shape, generator=noise).to(case.q.dtype)
     d_lse = torch.randn(case.q.shape[0], case.q.shape[2], case.q.shape[1], generator=noise) if case.use_lse else None
@@ -75,3 +75,27 @@ def test_flex_equals_brute_force(start):
             check(seed, "flex", with_gradients=False)
             ran += 1
     assert ran
+
+
+@pytest.mark.parametrize("start", range(4000, 4060, 20))
+def test_bit_tiles_on_the_cpu_equal_brute_force(start, nan_memory):
+    for seed in range(start, start + 20):
+        check(seed, "cpu", plan_of=bit_tiles)
+
+
+@pytest.mark.parametrize("start", range(4100, 4160, 20))
+def test_bit_tiles_in_torchs_kernel_equal_brute_force(start, nan_memory, torch_kernel):
+    for seed in range(start, start + 20):
+        check(seed, "cpu", plan_of=bit_tiles)
+
+
+def test_bit_tiles_in_the_reference_equal_brute_force():
+    for seed in range(4200, 4220):
+        check(seed, "reference", plan_of=bit_tiles)
+
+
+def test_bit_tiles_in_flex_equal_brute_force():
+    exact = [seed for seed in range(4300, 4315) if make(seed).q.dtype in (torch.float32, torch.float64)]
+    assert len(exact) > 4
+    for seed in exact:
+        check(seed, "flex", with_gradients=False, plan_of=bit_tiles)

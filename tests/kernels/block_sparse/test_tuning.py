@@ -31,7 +31,8 @@ def test_the_fastest_tile_is_written_and_used(pretend_device, tmp_path):
     best = Tile(64, 32, 8, 2)
 
     def measure(launch):
-        tile = (launch.constants["TILE_Q"], launch.constants["TILE_K"], launch.options["num_warps"])
+        shape = launch.constants["SHAPE"]
+        tile = (shape.TILE_Q, shape.TILE_K, launch.options["num_warps"])
         if tile[0] == 128:
             raise RuntimeError("out of resource")
         return 1.0 if tile == best[:3] and launch.options["num_stages"] == best.stages else 2.0

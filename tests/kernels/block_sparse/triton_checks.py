@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import make
+from cases import bit_tiles, make
+from hiding import PLACES, factor_gradients, low_rank, quadratic
+from hiding import compare as compare_hidden
 from oracle import Case, attend, magnitudes
 from test_parity import build, check
 from tolerance import assert_close
@@ -85,17 +87,18 @@ def cost(case, plan) -> int:
     return visits * case.q.shape[0] * case.q.shape[2]
 
 
+@pytest.mark.parametrize("plan_of", [build, bit_tiles], ids=["as stated", "bit tiles"])
 @pytest.mark.parametrize("start", range(3000, 3240, 60))
-def test_generated_problems(start, nan_memory):
+def test_generated_problems(start, plan_of, nan_memory):
     ran = spent = 0
     for seed in range(start, start + 60):
         case = make(seed)
         if case.q.dtype not in (torch.float32, torch.float16):
             continue
-        work = cost(case, build(case))
+        work = cost(case, plan_of(case))
         if work <= 16 and (ran < 5 or spent + work <= 36):
             spent += work
-            check(seed, "triton")
+            check(seed, "triton", plan_of=plan_of)
             ran += 1
     assert ran >= 5
 
@@ -212,6 +215,34 @@ def test_small_key_blocks_under_a_rule_and_a_bias():
         BlockPlan.from_rule(rule, block_q=64, block_k=16),
         mask,
         "packed",
+        bias=LowRank,
+        leaves=(f, other),
+        dense_bias=lambda f, g: torch.einsum("bihr,bjhr->bhij", f.expand(-1, -1, 2, -1), g),
+    )
+
+
+@pytest.mark.parametrize("where", PLACES)
+def test_a_bias_of_minus_infinity_hides_like_a_mask(where, nan_memory):
+    compare_hidden("triton", low_rank, where, "dense")
+    compare_hidden("triton", low_rank, where, "bits", dtype=torch.float16)
+    compare_hidden("triton", quadratic, where, "rule")
+    factor_gradients("triton", where)
+
+
+def test_bit_tiles_with_a_bias_and_packed_key_blocks():
+    g = torch.Generator().manual_seed(22)
+    mask = torch.rand(1, 2, 70, 90, generator=g) < 0.3
+    mask[..., 4] = True
+    mask[0, 1, 11] = False
+    f, other = torch.randn(1, 70, 1, 2, generator=g), torch.randn(1, 90, 2, 2, generator=g)
+    plan = BlockPlan.from_mask_mod(
+        lambda b, h, i, j: mask[0, h, i, j], 70, 90, heads=2, block_q=48, block_k=8, check=False
+    )
+    compare(
+        *tensors(23, 70, 90, key_heads=1, width=16),
+        plan,
+        mask,
+        "bits and a bias",
         bias=LowRank,
         leaves=(f, other),
         dense_bias=lambda f, g: torch.einsum("bihr,bjhr->bhij", f.expand(-1, -1, 2, -1), g),

@@ -6,13 +6,14 @@ import itertools
 
 import pytest
 import torch
-from cases import make
+from cases import bit_tiles, make
 from oracle import visible
 
 from genkit.errors import UsageError
 from genkit.kernels import NONE, WINDOW, BlockPlan, Rule, TokenOrder, block_sparse_attention
 from genkit.kernels.block_sparse import FULL, PARTIAL
-from genkit.kernels.plan.checks import partial_tiles
+from genkit.kernels.plan.bit_tiles import pack, unpack
+from genkit.kernels.plan.visibility import block_pairs
 from genkit.layout import TokenLayout
 
 
@@ -27,7 +28,10 @@ def tokens_of(plan):
         if state[b, h, i, j] == FULL:
             part.fill_(True)
         elif state[b, h, i, j] == PARTIAL:
-            part.copy_(partial_tiles(inner, torch.tensor([i]), torch.tensor([j]), b)[0])
+            if plan.tiles is None:
+                part.copy_(block_pairs(inner, torch.tensor([i]), torch.tensor([j]), b)[0])
+            else:
+                part.copy_(unpack(plan.tiles.words[plan.tile_numbers()[b, h, i, j]], plan.block_k))
     q_slot = torch.arange(plan.n_q) if plan.order is None else plan.order.inverse
     k_slot = torch.arange(plan.n_k) if plan.key_order is None else plan.key_order.inverse
     return wide[:, :, q_slot][..., k_slot]
@@ -207,6 +211,75 @@ def test_a_plan_in_order_works_on_permuted_tensors():
     assert parts[0][:, padding].abs().sum() == 0 and bool((parts[1][:, :, padding] == -torch.inf).all())
 
 
+@pytest.mark.parametrize("seed", [3000, 3001, 3002, 3004, 3005])
+def test_a_mask_function_gives_the_plan_of_its_mask(seed):
+    case = make(seed)
+    plan = bit_tiles(case)
+    mask = case.mask.expand(plan.batch, plan.heads, -1, -1)
+    assert torch.equal(tokens_of(plan), mask)
+    assert plan.density().computed == pytest.approx(mask.float().mean().item(), abs=1e-6)
+    moved = plan.to("meta")
+    assert moved.tiles is None or moved.tiles.words.device.type == "meta"
+
+
+def test_equal_bit_tiles_are_stored_once():
+    plan = BlockPlan.from_mask_mod(lambda b, h, i, j: i >= j, 640, 640, heads=3)
+    assert plan.heads == 3 and int(plan.partial_count.sum()) == 30 and plan.tiles.words.shape == (1, 64, 2)
+    assert BlockPlan.from_mask_mod(lambda b, h, i, j: i // 64 >= j // 64, 640, 600).tiles is None
+
+
+def test_bits_are_packed_and_unpacked_whatever_the_width():
+    for width in (1, 31, 32, 33, 64, 70):
+        seen = torch.rand(3, 5, width, generator=torch.Generator().manual_seed(width)) < 0.5
+        words = pack(seen)
+        assert words.shape == (3, 5, -(-width // 32)) and torch.equal(unpack(words, width), seen)
+    assert pack(torch.ones(1, 32, dtype=torch.bool)).item() == -1
+
+
+def test_keep_and_off_restrict_a_mask_function_and_empty_rows_are_refused():
+    keep = torch.tensor([[True, False], [True, True]])[None, None]
+
+    def late(b, h, i, j):
+        return j >= 3
+
+    options = dict(block_q=4, block_k=4, keep=keep)
+    seen = tokens_of(BlockPlan.from_mask_mod(late, 7, 6, **options))[0, 0]
+    assert seen[:4, 3].all() and not seen[:4, 4:].any() and seen[4:, 3:].all() and not seen[:, :3].any()
+    off = torch.tensor([[[True, False]]])
+    plan = BlockPlan.from_mask_mod(late, 7, 6, off=off, **options)
+    assert plan.off.tolist() == [[[True, False]]]
+    with pytest.raises(UsageError, match="query token 5 .*sees no key .*check=False"):
+        BlockPlan.from_mask_mod(lambda b, h, i, j: (j >= 3) & (i != 5), 7, 6, block_q=4, block_k=4)
+    with pytest.raises(UsageError, match="keep must be bool"):
+        BlockPlan.from_mask_mod(late, 7, 6, block_q=4, block_k=4, keep=keep[0])
+
+
+@pytest.mark.parametrize("lead", [(None, None), (2, None), (2, 4)])
+def test_a_block_mask_of_any_function_becomes_a_plan_and_a_block_mask_again(lead):
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    number = torch.randint(0, 2, (2, 4, 50, 61), generator=torch.Generator().manual_seed(8), dtype=torch.bool)
+    number[:, :, :, 5] = True
+
+    def any_pairs(b, h, i, j):
+        return number[b if lead[0] else 0, h if lead[1] else 0, i, j] & (j < 40)
+
+    mask = create_block_mask(any_pairs, *lead, 50, 61, device="cpu", BLOCK_SIZE=16)
+    plan = BlockPlan.from_block_mask(mask)
+    seen = number[: lead[0] or 1, : lead[1] or 1].clone()
+    seen[..., 40:] = False
+    assert torch.equal(tokens_of(plan), seen)
+    back = BlockPlan.from_block_mask(plan.to_block_mask())
+    assert torch.equal(tokens_of(back), seen)
+    turned = plan.inverse()
+    for key in range(plan.blocks_k):
+        for place in range(int(turned.partial_count[0, 0, key])):
+            row = int(turned.partial_index[0, 0, key, place])
+            wanted = seen[0, 0, row * 16 : row * 16 + 16, key * 16 : key * 16 + 16]
+            bits = unpack(plan.tiles.words[turned.partial_tile[0, 0, key, place]], 16)
+            assert torch.equal(bits[: wanted.shape[0], : wanted.shape[1]], wanted)
+
+
 @pytest.mark.parametrize("seed", [3001, 3002, 3004, 3005])
 def test_block_masks_there_and_back(seed):
     case = make(seed)
@@ -215,7 +288,7 @@ def test_block_masks_there_and_back(seed):
     assert torch.equal(tokens_of(back), tokens_of(plan))
 
 
-def test_a_foreign_block_mask_needs_its_rule_and_the_rule_must_agree():
+def test_a_rule_given_for_a_foreign_block_mask_must_agree_with_it():
     from torch.nn.attention.flex_attention import create_block_mask
 
     def window(b, h, i, j):
@@ -230,8 +303,6 @@ def test_a_foreign_block_mask_needs_its_rule_and_the_rule_must_agree():
 
     plan = BlockPlan.from_block_mask(mask, band(5))
     assert torch.equal(tokens_of(plan)[0, 0], (place - place.T).abs() <= 5)
-    with pytest.raises(UsageError, match="no rule was given"):
-        BlockPlan.from_block_mask(mask)
     with pytest.raises(UsageError, match="the two must agree"):
         BlockPlan.from_block_mask(mask, band(4))
     blocked = create_block_mask(lambda b, h, i, j: i // 16 >= j // 16, None, None, 50, 50, device="cpu", BLOCK_SIZE=16)

@@ -44,16 +44,27 @@ def attention(
             line = []
             for h in range(plan.heads):
                 head = slice(None) if plan.heads == 1 else slice(h, h + 1)
-                at = plan.full_index[b, h, i, : full[b][h][i]], plan.partial_index[b, h, i, : partial[b][h][i]]
-                line.append(_row(queries, keys, values, plan, scale, bias, (across, head), (start, stop), at))
+                some = b, h, i, slice(partial[b][h][i])
+                at = plan.full_index[b, h, i, : full[b][h][i]], plan.partial_index[some]
+                shown = None if plan.tiles is None else _shown(plan, plan.tiles.index[some], len(at[0]), stop - start)
+                line.append(_row(queries, keys, values, plan, scale, bias, (across, head), (start, stop), at, shown))
             pieces.append([torch.cat(part, 1) for part in zip(*line, strict=True)])
         rows.append([torch.cat(part, 0) for part in zip(*pieces, strict=True)])
     out, lse = (torch.cat(part, 2) for part in zip(*rows, strict=True))
     return out.transpose(1, 2).to(q.dtype), lse
 
 
-def _row(queries, keys, values, plan, scale, bias, where, span, lists):
-    """One query block against the keys its lists name: out (b, h, rows, D), lse (b, h, rows)."""
+def _shown(plan, tiles, full, rows) -> Tensor:
+    """(rows, slots) bool: the bits of a row of tiles, behind as many slots of full blocks."""
+    slot = torch.arange(plan.block_k, device=tiles.device)
+    words = plan.tiles.words[tiles.long(), :rows]
+    bits = (words[:, :, slot // 32] >> (slot % 32).int()) & 1
+    return torch.nn.functional.pad(bits.transpose(0, 1).flatten(1) == 1, (full * plan.block_k, 0), value=True)
+
+
+def _row(queries, keys, values, plan, scale, bias, where, span, lists, shown):
+    """One query block against the keys its lists name: out (b, h, rows, D), lse (b, h, rows). ``shown`` are the bits of
+    all slots of these blocks, None in a plan without bit tiles."""
     across, head = where
     full, partial = (blocks.long() for blocks in lists)
     slot = torch.arange(plan.block_k, device=keys.device)
@@ -72,7 +83,11 @@ def _row(queries, keys, values, plan, scale, bias, where, span, lists):
     scores = q @ k.mT * scale
     for term in bias:
         scores = scores + _bias(term, across, head, row, token).to(scores.dtype)
+    hidden = scores == -torch.inf  # a bias may hide a pair as a mask does
     seen = (sure | _visible(plan.rule, across, row, token)) & alive[:, None]
+    if shown is not None:
+        seen = seen & shown[:, valid]
+    seen = seen & ~hidden
     some = seen.any(-1, keepdim=True)
     # a row without a key is computed as if its scores were 0 and overwritten, so that no gradient becomes NaN
     scores = scores.masked_fill(~seen & some, -torch.inf).masked_fill(~some, 0)
@@ -85,7 +100,7 @@ def _row(queries, keys, values, plan, scale, bias, where, span, lists):
 
 
 def _visible(rule, across, row, token) -> Tensor:
-    """The rule by its definition: (b|1, 1, rows, tokens) bool."""
+    """The mask specification by its definition: (b|1, 1, rows, tokens) bool."""
     if rule is None:
         return torch.ones(1, 1, len(row), len(token), dtype=torch.bool, device=row.device)
     groups = rule.k_group if rule.k_group.shape[0] == 1 else rule.k_group[across]
@@ -103,7 +118,12 @@ def _bias(term: Bias, across, head, row, token) -> Tensor:
         f, g = (side if side.shape[0] == 1 else side[across] for side in (term.f, term.g))
         f, g = (side if side.shape[2] == 1 else side[:, :, head] for side in (f, g))
         wide = torch.promote_types(f.dtype, torch.float32)
-        return torch.einsum("bihr,bjhr->bhij", f[:, row].to(wide), g[:, token].to(wide))
+        f, g = f[:, row].to(wide), g[:, token].to(wide)
+        product = torch.einsum("bihr,bjhr->bhij", f.detach(), g.detach())
+        # the gradient of a hidden pair is 0, not 0 times infinity
+        f, g = (side.masked_fill(side.isinf(), 0) for side in (f, g))
+        finite = torch.einsum("bihr,bjhr->bhij", f, g)
+        return torch.where(product.isfinite(), finite, product)
     if isinstance(term, Quadratic):
         weight = term.weight if term.weight.shape[0] == 1 else term.weight[head]
         apart = (term.q_pos[row][:, None] - term.k_pos[token][None]).abs() - term.hinge
@@ -114,7 +134,7 @@ def _bias(term: Bias, across, head, row, token) -> Tensor:
         values = values if values.shape[0] == 1 else values[head]
         place = term.q_pos[row, axis][:, None] - term.k_pos[token, axis][None] + values.shape[1] // 2
         inside = (place >= 0) & (place < values.shape[1])
-        total = total + values[:, place.clamp(0, values.shape[1] - 1)] * inside
+        total = total + values[:, place.clamp(0, values.shape[1] - 1)].where(inside, 0)
     return total[None]
 
 

@@ -19,7 +19,7 @@ from genkit.kernels.native.attention.bias import BiasTiles
 from genkit.kernels.native.attention.visits import HALF, LOWEST, QUERIES, Lists
 from genkit.kernels.native.batch import Batch, Values
 from genkit.kernels.plan.bias import Bias
-from genkit.kernels.plan.block_plan import BlockPlan
+from genkit.kernels.plan.tables import PlanTables
 
 MAX_DIM = 256
 _MIN_QUERIES = 16  # of a block: the kernels work on 64 at a time
@@ -30,7 +30,7 @@ _SET_BYTES = 4 << 20  # keys and values laid out together, per thread: what a le
 _CHANNELS = {"vectors": 16, "tiles": 32}  # of a head, padded to a multiple
 
 
-def why_not(q: Tensor, plan: BlockPlan, scale: float) -> str | None:
+def why_not(q: Tensor, plan: PlanTables, scale: float) -> str | None:
     """Why torch's own kernel has to do this, or None."""
     if plan.block_q < _MIN_QUERIES or plan.block_k < _MIN_KEYS:
         return f"blocks of {plan.block_q}x{plan.block_k} are below {_MIN_QUERIES}x{_MIN_KEYS}"

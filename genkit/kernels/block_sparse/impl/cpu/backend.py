@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from genkit.kernels.block_sparse.impl.cpu.pieces import Heads, Piece, Work
+from genkit.kernels.block_sparse.impl.cpu.plan_lists import PlanLists
 from genkit.kernels.inputs import unit_rows
 from genkit.kernels.native.attention import passes as native
-from genkit.kernels.native.attention.visits import PlanLists
 from genkit.kernels.native.compiler import has_amx
 from genkit.kernels.plan import bias_values as cpu_bias
 from genkit.kernels.plan.bias import Bias
@@ -115,8 +115,7 @@ def backward(
         for piece in work.pieces(part):
             rows = piece.rows
             seen = rows.read(part.of(lse))[..., 0]
-            if piece.dead is not None:
-                seen = seen.masked_fill(piece.dead[:, None], 0)
+            seen = seen.masked_fill(seen == -torch.inf, 0)  # rows that see nothing: all their scores are -inf
             row_grad, row_out = (rows.read(x).to(work.dtype) for x in (grads, outs))
             if by_hand:
                 extra = None if grad_lse is None else rows.read(part.of(grad_lse))[..., 0]

@@ -317,6 +317,8 @@ class Work:
             tokens = torch.arange(keys.start, keys.stop) if isinstance(keys, range) else keys
             value = cpu_bias.values(self.bias, heads.batch, head, start, stop, tokens).to(self.wide)[None, None]
             mask = value if mask is None else mask + value
+            gone = (mask[0] == -torch.inf).all(-1)
+            dead = gone if bool(gone.any()) else None
         return tokens, mask, dead
 
     # ---- gradients of keys and values -------------------------------------------------------------------------------

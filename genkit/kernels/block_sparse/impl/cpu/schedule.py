@@ -9,9 +9,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from genkit.kernels.plan.bit_tiles import unpack
 from genkit.kernels.plan.block_plan import BlockPlan
 from genkit.kernels.plan.lists import from_mask
 from genkit.kernels.plan.mask_spec import ABSENT
+from genkit.kernels.plan.visibility import rule_groups
 
 _BUNDLE_QUERIES = 768  # from so many queries on torch's kernel works in tiles of 256 instead of 64: 9 % faster
 _BUNDLE_SHARE = 0.6  # of the keys of neighbouring query blocks that they must have in common to run together
@@ -105,7 +107,9 @@ def _make(plan: BlockPlan) -> Schedule:
     whole = ragged[last] == ragged[index[..., 0]]  # every block but the last one is full of keys
     span = last - index[..., 0] + 1
     run = (count > 0) & (span == count) & whole
-    masked = plan.partial_count > 0 if plan.rule is not None else torch.zeros_like(plan.partial_count, dtype=torch.bool)
+    masked = plan.partial_count > 0
+    if plan.rule is None and plan.tiles is None:
+        masked = torch.zeros_like(masked)
     ends = (last * plan.block_k + plan.k_valid[last]).tolist()
     columns = (count, index[..., 0], tokens, run, masked)
     table = (*(column.tolist() for column in columns), ends)
@@ -213,7 +217,7 @@ def additive_mask(
     """:func:`row_mask` as the kernel takes it: (1, 1, queries, tokens) of 0 and -inf, and (1, queries) bool of the
     queries that see nothing, or None. Kept on the plan while the budget lasts: every head and layer asks again."""
     masks = plan.cache.setdefault("cpu masks", {})
-    key = (batch % plan.rule.k_group.shape[0], batch % plan.batch, head % plan.heads, row, dtype)
+    key = (batch % rule_groups(plan), batch % plan.batch, head % plan.heads, row, dtype)
     if key not in masks:
         hidden, sure = row_mask(plan, batch, head, row, blocks, queries)
         mask = torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, -torch.inf)[None, None]
@@ -233,29 +237,26 @@ def row_mask(plan: BlockPlan, batch: int, head: int, row: int, blocks: Tensor, q
     """What a query block sees of its key blocks, token by token.
 
     Args:
-        batch, head: of the plan's lists; with a rule per batch entry, the batch entry itself.
+        batch, head: of the plan's lists; with a mask specification per batch entry, the batch entry itself.
         blocks: (count,) key blocks. queries: valid queries.
 
     Returns:
         hidden (queries, tokens) bool over the valid keys in order, and whether every query sees some key for sure.
     """
-    group = batch % plan.rule.k_group.shape[0]
-    full = set(
-        plan.full_index[
-            batch % plan.batch,
-            head % plan.heads,
-            row,
-            : int(plan.full_count[batch % plan.batch, head % plan.heads, row]),
-        ].tolist()
-    )
+    own = batch % plan.batch, head % plan.heads, row
+    full = set(plan.full_index[own][: int(plan.full_count[own])].tolist())
     decided = torch.tensor([block not in full for block in blocks.tolist()])
     slot = torch.arange(plan.block_k)
     valid = slot < plan.k_valid[blocks][:, None]
     columns = blocks[:, None] * plan.block_k + slot
     hidden = torch.zeros(queries, int(valid.sum()), dtype=torch.bool)
     some = valid & decided[:, None]
-    rows = row * plan.block_q + torch.arange(queries)
-    unseen = plan.rule.tile(rows, columns[some], group).logical_not_()
+    if plan.tiles is None:
+        rows = row * plan.block_q + torch.arange(queries)
+        unseen = plan.rule.tile(rows, columns[some], batch % rule_groups(plan)).logical_not_()
+    else:  # partial entries are in the order of `blocks`, as all lists are ascending
+        words = plan.tiles.words[plan.tiles.index[own][: int(decided.sum())].long(), :queries]
+        unseen = unpack(words, plan.block_k).transpose(0, 1)[:, valid[decided]].logical_not_()
     if bool(decided.all()):
         hidden = unseen
     else:

@@ -58,12 +58,11 @@ def forward(
     """out like q, lse (B, H, Nq) float32; tokens in block order."""
     from genkit.kernels.block_sparse.impl.triton import launch
 
-    q, k, v = (launch.unit_last(x) for x in (q, k, v))
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = _statistics(q)
     problem = _problem(plan, bias, inverse=False)
     tile = _tile("forward", q, k, problem, bool(bias))
-    _on_device(q, launch.forward_launch(q, k, v, out, lse, problem, scale, tile))
+    _on_device(q, launch.forward_launch(launch.Inputs.of(q, k, v), out, lse, problem, scale, tile))
     return out, lse
 
 
@@ -74,18 +73,18 @@ def backward(
     """Gradients of q, k, v and of the trainable bias tables."""
     from genkit.kernels.block_sparse.impl.triton import launch
 
-    q, k, v, out, grad_out = (launch.unit_last(x) for x in (q, k, v, out, grad_out))
+    out, grad_out = launch.unit_last(out), launch.unit_last(grad_out)
+    inputs, info = launch.Inputs.of(q, k, v, grad_out), launch.Rows(_statistics(q), _statistics(q))
     grad_lse = None if grad_lse is None else grad_lse.contiguous()
-    delta, exponent = _statistics(q), _statistics(q)
-    _on_device(q, launch.prepare_launch(out, grad_out, lse.contiguous(), grad_lse, delta, exponent))
+    _on_device(q, launch.prepare_launch(out, grad_out, lse.contiguous(), grad_lse, info))
     dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
     rows, columns = _problem(plan, bias, inverse=False), _problem(plan, bias, inverse=True)
     per_query = _extra(q, q.shape[1], rows.bias.width) if bias else None
     per_key = _extra(q, k.shape[1], rows.bias.width) if bias and isinstance(bias[0], LowRank) else None
     tile = _tile("dq", q, k, rows, bool(bias))
-    _on_device(q, launch.dq_launch(q, k, v, grad_out, dq, per_query, delta, exponent, rows, scale, tile))
+    _on_device(q, launch.dq_launch(inputs, info, dq, per_query, rows, scale, tile))
     tile = _tile("dkv", q, k, columns, bool(bias))
-    _on_device(q, launch.dkv_launch(q, k, v, grad_out, dk, dv, per_key, delta, exponent, columns, scale, tile))
+    _on_device(q, launch.dkv_launch(inputs, info, dk, dv, per_key, columns, scale, tile))
     return dq, dk, dv, _bias_gradients(bias, per_query, per_key)
 
 
@@ -93,16 +92,15 @@ def launch_for(kernel: str, q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, ti
     """One launch of a kernel with a given tile on outputs of its own, for timing."""
     from genkit.kernels.block_sparse.impl.triton import launch
 
-    q, k, v = (launch.unit_last(x) for x in (q, k, v))
     scale, row = q.shape[-1] ** -0.5, torch.zeros(q.shape[0], q.shape[2], q.shape[1], device=q.device)
     first, second, third = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
+    problem, info = _problem(plan, (), inverse=kernel == "dkv"), launch.Rows(row, row)
     if kernel == "forward":
-        return launch.forward_launch(q, k, v, first, row, _problem(plan, (), inverse=False), scale, tile)
+        return launch.forward_launch(launch.Inputs.of(q, k, v), first, row, problem, scale, tile)
+    inputs = launch.Inputs.of(q, k, v, q)
     if kernel == "dq":
-        problem = _problem(plan, (), inverse=False)
-        return launch.dq_launch(q, k, v, q, first, None, row, row, problem, scale, tile)
-    problem = _problem(plan, (), inverse=True)
-    return launch.dkv_launch(q, k, v, q, second, third, None, row, row, problem, scale, tile)
+        return launch.dq_launch(inputs, info, first, None, problem, scale, tile)
+    return launch.dkv_launch(inputs, info, second, third, None, problem, scale, tile)
 
 
 def _statistics(q: Tensor) -> Tensor:
@@ -123,9 +121,11 @@ def _on_device(q: Tensor, launch) -> None:
 
 def _tile(kernel: str, q: Tensor, k: Tensor, problem, biased: bool) -> Tile:
     general = q.shape[2] != k.shape[2] or not problem.even_q
-    plain = problem.rule is None and not (kernel == "dkv" and general)
-    heavy = biased or (problem.rule is not None and problem.rule.radius2 is not None)
-    return choose_tile(kernel, q.shape[-1], q.dtype, q.device, problem.block_q, problem.block_k, plain, heavy)
+    plain = problem.mask is None and not (kernel == "dkv" and general)
+    heavy = biased or getattr(problem.mask, "radius2", None) is not None
+    bits = isinstance(problem.mask, Tensor)
+    sizes = problem.block_q, problem.block_k
+    return choose_tile(kernel, q.shape[-1], q.dtype, q.device, *sizes, plain, heavy, bits)
 
 
 def _problem(plan: BlockPlan, bias: Sequence[Bias], inverse: bool):
@@ -140,9 +140,12 @@ def _problem(plan: BlockPlan, bias: Sequence[Bias], inverse: bool):
 
 def _translate(plan: BlockPlan, inverse: bool):
     from genkit.kernels.block_sparse.impl.triton.launch import Problem
-    from genkit.kernels.block_sparse.impl.triton.tile import Lists, Tokens
+    from genkit.kernels.block_sparse.impl.triton.tile import BITS, NO_MASK, RULE, Lists, Tokens
 
     source = plan.inverse() if inverse else plan
+    part_tile = None
+    if plan.tiles is not None:
+        part_tile = (source.partial_tile if inverse else plan.tiles.index).contiguous()
     full_count, full_index, part_count, part_index = (
         x.to(torch.int32).contiguous()
         for x in (source.full_count, source.full_index, source.partial_count, source.partial_index)
@@ -157,13 +160,18 @@ def _translate(plan: BlockPlan, inverse: bool):
         part_count if partial else None,
         part_index if partial else None,
         part_index.shape[-1] if partial else None,
+        part_tile if partial else None,
         heads * blocks if batch > 1 else 0,
         blocks if heads > 1 else 0,
     )
     tokens = Tokens(plan.n_q, plan.n_k, plan.q_valid.contiguous(), plan.k_valid.contiguous())
+    sizes = plan.block_q, plan.block_k, plan.blocks_q, plan.blocks_k
+    if partial and plan.tiles is not None:
+        return Problem(*sizes, lists, tokens, BITS.value, plan.tiles.words.contiguous(), 0, even)
     rule = _rule_tables(plan) if partial else None
-    axes = plan.rule.axes if rule is not None else 1
-    return Problem(plan.block_q, plan.block_k, plan.blocks_q, plan.blocks_k, lists, tokens, rule, axes, even)
+    if rule is None:
+        return Problem(*sizes, lists, tokens, NO_MASK.value, None, 0, even)
+    return Problem(*sizes, lists, tokens, RULE.value, rule, plan.rule.axes, even)
 
 
 def _rule_tables(plan: BlockPlan):

@@ -45,9 +45,9 @@ class QuadraticTables(NamedTuple):
 
 
 @triton.jit
-def factor_line(x, batch, head, rank, tokens, ok):
+def factor_line(x, head, rank, tokens, ok):
     """Entries of one rank for the given tokens, in the shape of ``tokens``."""
-    line = x.ptr + batch.to(tl.int64) * x.batch + head.to(tl.int64) * x.head + rank * x.rank
+    line = x.ptr + head.batch.to(tl.int64) * x.batch + head.query.to(tl.int64) * x.head + rank * x.rank
     return tl.load(line + tokens, mask=ok, other=0.0)
 
 
@@ -68,14 +68,12 @@ def gains(bias, q_tokens, k_tokens, q_ok, k_ok):
 
 
 @triton.jit
-def _add_product(total, bias, batch, head, rank, q_at, k_at, q_in, k_in):
-    return total + factor_line(bias.f, batch, head, rank, q_at, q_in) * factor_line(
-        bias.g, batch, head, rank, k_at, k_in
-    )
+def _add_product(total, bias, head, rank, q_at, k_at, q_in, k_in):
+    return total + factor_line(bias.f, head, rank, q_at, q_in) * factor_line(bias.g, head, rank, k_at, k_in)
 
 
 @triton.jit
-def tile_bias(bias, batch, head, q_at, k_at, q_in, k_in, KIND: tl.constexpr, SIZE: tl.constexpr):
+def tile_bias(bias, head, q_at, k_at, q_in, k_in, KIND: tl.constexpr, SIZE: tl.constexpr):
     """Bias of one tile in natural-log units. Queries and keys come as a column and a row, either way round.
 
     SIZE is the rank or the number of axes. A low rank is summed product by product, not by a matrix unit: a bias of a
@@ -87,52 +85,51 @@ def tile_bias(bias, batch, head, q_at, k_at, q_in, k_in, KIND: tl.constexpr, SIZ
         # A short sum is unrolled, so that the loop over blocks stays the innermost one and is pipelined.
         if SIZE <= UNROLLED:
             for rank in tl.static_range(SIZE):
-                total = _add_product(total, bias, batch, head, rank, q_at, k_at, q_in, k_in)
+                total = _add_product(total, bias, head, rank, q_at, k_at, q_in, k_in)
         else:
             for rank in tl.range(0, SIZE, num_stages=1):
-                total = _add_product(total, bias, batch, head, rank, q_at, k_at, q_in, k_in)
+                total = _add_product(total, bias, head, rank, q_at, k_at, q_in, k_in)
         return total
     else:
         gain = gains(bias, q_at, k_at, q_in, k_in)
         total = tl.zeros_like(gain)
         for axis in tl.static_range(SIZE):
-            weight = tl.load(bias.weight + head * bias.weight_head + axis)
+            weight = tl.load(bias.weight + head.query * bias.weight_head + axis)
             total += weight * squared_excess(bias, axis, q_at, k_at, q_in, k_in)
         return -gain * total
 
 
 @triton.jit
-def _add_share(extra, x, batch, head, rank, d_scores, at, ok, WIDTH: tl.constexpr):
-    share = tl.sum(d_scores * factor_line(x, batch, head, rank, at, ok), 1)
+def _add_share(extra, x, d_scores, head, rank, at, ok, WIDTH: tl.constexpr):
+    factor = factor_line(x, head, rank, at, ok)
+    # where a factor is infinite the pair has weight 0, and 0 * inf must not become NaN
+    share = tl.sum(d_scores * tl.where(tl.abs(factor) == float("inf"), 0.0, factor), 1)
     return extra + share[:, None] * (tl.arange(0, WIDTH) == rank)[None, :]
 
 
 @triton.jit
-def add_factor_gradient(extra, x, batch, head, d_scores, at, ok, SIZE: tl.constexpr, WIDTH: tl.constexpr):
+def add_factor_gradient(extra, x, d_scores, head, at, ok, SHAPE: tl.constexpr):
     """Add this tile's share of the gradient of the factor of its rows: ``d_scores`` times the factor ``x`` of its
     columns, whose tokens ``at`` and validity ``ok`` are rows."""
-    if SIZE <= UNROLLED:
-        for rank in tl.static_range(SIZE):
-            extra = _add_share(extra, x, batch, head, rank, d_scores, at, ok, WIDTH)
+    if SHAPE.SIZE <= UNROLLED:
+        for rank in tl.static_range(SHAPE.SIZE):
+            extra = _add_share(extra, x, d_scores, head, rank, at, ok, SHAPE.WIDTH)
     else:
-        for rank in tl.range(0, SIZE, num_stages=1):
-            extra = _add_share(extra, x, batch, head, rank, d_scores, at, ok, WIDTH)
+        for rank in tl.range(0, SHAPE.SIZE, num_stages=1):
+            extra = _add_share(extra, x, d_scores, head, rank, at, ok, SHAPE.WIDTH)
     return extra
 
 
 @triton.jit
-def add_query_gradient(
-    extra, bias, d_scores, batch, head, q_at, k_at, q_in, k_in, KIND: tl.constexpr, SIZE: tl.constexpr,
-    WIDTH: tl.constexpr,
-):  # fmt: skip
+def add_query_gradient(extra, bias, d_scores, head, q_at, k_at, q_in, k_in, SHAPE: tl.constexpr):
     """Add this tile's share of the gradient that is summed per query: dF, or the part of d weight of each axis. Queries
     are a column, keys a row."""
-    if KIND == LOW_RANK:
-        return add_factor_gradient(extra, bias.g, batch, head, d_scores, k_at, k_in, SIZE, WIDTH)
+    if SHAPE.BIAS == LOW_RANK:
+        return add_factor_gradient(extra, bias.g, d_scores, head, k_at, k_in, SHAPE)
     else:
         weighted = -d_scores * gains(bias, q_at, k_at, q_in, k_in)
-        columns = tl.arange(0, WIDTH)
-        for axis in tl.static_range(SIZE):
+        columns = tl.arange(0, SHAPE.WIDTH)
+        for axis in tl.static_range(SHAPE.SIZE):
             share = tl.sum(weighted * squared_excess(bias, axis, q_at, k_at, q_in, k_in), 1)
             extra += share[:, None] * (columns == axis)[None, :]
         return extra

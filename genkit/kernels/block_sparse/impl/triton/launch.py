@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from genkit.kernels.block_sparse.impl.triton.backward_kernels import dkv_kernel, dq_kernel, prepare_kernel
 from genkit.kernels.block_sparse.impl.triton.bias import LowRankTables, QuadraticTables
 from genkit.kernels.block_sparse.impl.triton.forward_kernel import forward_kernel
-from genkit.kernels.block_sparse.impl.triton.tile import Lists, RuleTables, Tokens, View
+from genkit.kernels.block_sparse.impl.triton.tile import Call, Lists, RuleTables, Shape, Tables, Tokens, View
 from genkit.kernels.block_sparse.impl.triton.tile_sizes import Tile
 
 # Offsets inside a tile are 32-bit: 256 tokens of this stride still fit.
@@ -55,7 +55,11 @@ class BiasTables:
 
 @dataclass(frozen=True)
 class Problem:
-    """The tables of one call, in execution order of the tokens."""
+    """The tables of one call, in block order of the tokens.
+
+    ``kind`` is what decides about partial blocks (NO_MASK, RULE or BITS), ``mask`` its tables, ``axes`` those of a mask
+    specification. ``even_q`` says that every query block is whole.
+    """
 
     block_q: int
     block_k: int
@@ -63,10 +67,46 @@ class Problem:
     blocks_k: int
     lists: Lists
     tokens: Tokens
-    rule: RuleTables | None
+    kind: int
+    mask: RuleTables | Tensor | None
     axes: int
     even_q: bool
     bias: BiasTables = BiasTables()
+
+    @property
+    def tables(self) -> Tables:
+        """What a kernel reads of it."""
+        return Tables(self.lists, self.tokens, self.mask, self.bias.tables)
+
+
+class Rows(NamedTuple):
+    """Per query, (B, H, Nq) float32: what is subtracted from dO V^T, and the base-2 log-sum-exp."""
+
+    delta: Tensor
+    exponent: Tensor
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The tensors of a call as kernels can address them; ``d_out`` only in the backward pass."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    d_out: Tensor | None = None
+
+    @classmethod
+    def of(cls, *tensors: Tensor) -> Inputs:
+        """Copies those that no kernel can address."""
+        return cls(*(unit_last(x) for x in tensors))
+
+    def views(self) -> tuple[View, ...]:
+        """Records of all of them."""
+        return tuple(view(x) for x in (self.q, self.k, self.v, self.d_out) if x is not None)
+
+    def call(self, scale: float) -> Call:
+        """The numbers of the call."""
+        return Call(scale, self.q.shape[2], self.q.shape[2] // self.k.shape[2])
 
 
 def view(x: Tensor) -> View:
@@ -84,20 +124,22 @@ def padded(dim: int) -> int:
     return max(16, 1 << (dim - 1).bit_length())
 
 
-def _constants(problem: Problem, dim: int, tile: Tile) -> dict[str, int]:
-    return {
-        "D": dim,
-        "DP": padded(dim),
-        "BLOCK_Q": problem.block_q,
-        "BLOCK_K": problem.block_k,
-        "TILE_Q": tile.queries,
-        "TILE_K": tile.keys,
-        "AXES": problem.axes,
-        "BIAS": problem.bias.kind,
-        "SIZE": problem.bias.size,
-        "WIDTH": problem.bias.width,
-        "STAGES": tile.stages,
-    }
+def _shape(problem: Problem, dim: int, tile: Tile, even_q: bool = False) -> Shape:
+    return Shape(
+        dim,
+        padded(dim),
+        problem.block_q,
+        problem.block_k,
+        tile.queries,
+        tile.keys,
+        problem.kind,
+        problem.axes,
+        problem.bias.kind,
+        problem.bias.size,
+        problem.bias.width,
+        tile.stages,
+        even_q,
+    )
 
 
 def _options(tile: Tile) -> dict[str, int]:
@@ -108,64 +150,55 @@ def _tiles(blocks: int, block: int, tile: int) -> int:
     return blocks * -(-block // tile)
 
 
-def forward_launch(
-    q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, problem: Problem, scale: float, tile: Tile
-) -> Launch:
+def forward_launch(inputs: Inputs, out: Tensor, lse: Tensor, problem: Problem, scale: float, tile: Tile) -> Launch:
     """Writes ``out`` and ``lse``."""
-    heads = q.shape[2]
+    batch, _, heads, dim = inputs.q.shape
     return Launch(
         forward_kernel,
-        (_tiles(problem.blocks_q, problem.block_q, tile.queries), q.shape[0] * heads),
-        (view(q), view(k), view(v), view(out), lse, problem.lists, problem.tokens, problem.rule, problem.bias.tables)
-        + (scale, heads, heads // k.shape[2]),
-        _constants(problem, q.shape[3], tile),
+        (_tiles(problem.blocks_q, problem.block_q, tile.queries), batch * heads),
+        (inputs.views()[:3], view(out), lse, problem.tables, inputs.call(scale)),
+        {"SHAPE": _shape(problem, dim, tile)},
         _options(tile),
     )
 
 
-def prepare_launch(
-    out: Tensor, d_out: Tensor, lse: Tensor, d_lse: Tensor | None, delta: Tensor, exponent: Tensor
-) -> Launch:
-    """Writes ``delta`` and ``exponent``, which both backward kernels read."""
+def prepare_launch(out: Tensor, d_out: Tensor, lse: Tensor, d_lse: Tensor | None, rows: Rows) -> Launch:
+    """Writes ``rows``, which both backward kernels read."""
     n, heads, dim = out.shape[1:]
-    rows = 64
+    length = 64
     return Launch(
         prepare_kernel,
-        (-(-n // rows), out.shape[0] * heads),
-        (view(out), view(d_out), lse, d_lse, delta, exponent, n, heads),
-        {"D": dim, "DP": padded(dim), "TILE_Q": rows},
+        (-(-n // length), out.shape[0] * heads),
+        (view(out), view(d_out), lse, d_lse, *rows, n, heads),
+        {"D": dim, "DP": padded(dim), "TILE_Q": length},
         {"num_warps": 4, "num_stages": 1},
     )
 
 
 def dq_launch(
-    q: Tensor, k: Tensor, v: Tensor, d_out: Tensor, dq: Tensor, d_extra: Tensor | None, delta: Tensor,
-    exponent: Tensor, problem: Problem, scale: float, tile: Tile,
-) -> Launch:  # fmt: skip
+    inputs: Inputs, rows: Rows, dq: Tensor, d_extra: Tensor | None, problem: Problem, scale: float, tile: Tile
+) -> Launch:
     """Writes ``dq``, and with a bias ``d_extra``."""
-    heads = q.shape[2]
+    batch, _, heads, dim = inputs.q.shape
     return Launch(
         dq_kernel,
-        (_tiles(problem.blocks_q, problem.block_q, tile.queries), q.shape[0] * heads),
-        (view(q), view(k), view(v), view(d_out), view(dq), d_extra, delta, exponent, problem.lists, problem.tokens)
-        + (problem.rule, problem.bias.tables, scale, heads, heads // k.shape[2]),
-        _constants(problem, q.shape[3], tile),
+        (_tiles(problem.blocks_q, problem.block_q, tile.queries), batch * heads),
+        (inputs.views(), rows, view(dq), d_extra, problem.tables, inputs.call(scale)),
+        {"SHAPE": _shape(problem, dim, tile)},
         _options(tile),
     )
 
 
 def dkv_launch(
-    q: Tensor, k: Tensor, v: Tensor, d_out: Tensor, dk: Tensor, dv: Tensor, d_extra: Tensor | None, delta: Tensor,
-    exponent: Tensor, problem: Problem, scale: float, tile: Tile,
+    inputs: Inputs, rows: Rows, dk: Tensor, dv: Tensor, d_extra: Tensor | None, problem: Problem, scale: float,
+    tile: Tile,
 ) -> Launch:  # fmt: skip
-    """Writes ``dk`` and ``dv``, and with low-rank factors ``d_extra``. ``problem.lists`` are the inverse lists."""
-    heads, kv_heads = q.shape[2], k.shape[2]
+    """Writes ``dk`` and ``dv``, and with low-rank factors ``d_extra``. ``problem`` holds the inverse lists."""
     even = problem.even_q and problem.block_q % tile.queries == 0
     return Launch(
         dkv_kernel,
-        (_tiles(problem.blocks_k, problem.block_k, tile.keys), q.shape[0] * kv_heads),
-        (view(q), view(k), view(v), view(d_out), view(dk), view(dv), d_extra, delta, exponent, problem.lists)
-        + (problem.tokens, problem.rule, problem.bias.tables, scale, heads, heads // kv_heads),
-        _constants(problem, q.shape[3], tile) | {"EVEN_Q": even},
+        (_tiles(problem.blocks_k, problem.block_k, tile.keys), inputs.k.shape[0] * inputs.k.shape[2]),
+        (inputs.views(), rows, view(dk), view(dv), d_extra, problem.tables, inputs.call(scale)),
+        {"SHAPE": _shape(problem, inputs.q.shape[3], tile, even)},
         _options(tile),
     )

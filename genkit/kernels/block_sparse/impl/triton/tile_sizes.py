@@ -37,7 +37,8 @@ SHARED_KIB = {
 
 # Preferred first; later entries serve plans with smaller query (forward, dq) or key (dkv) blocks. Evaluating a rule
 # costs registers, so a kernel may have a row of its own for calls without one ("plain"; for dK/dV grouped heads and
-# blocks with invalid queries cost as much as a rule); a distance or a bias costs more still ("heavy").
+# blocks with invalid queries cost as much as a rule); a distance or a bias costs more still ("heavy"), and so do bit
+# tiles on some ("bits").
 _Sizes = dict[str, dict[int, tuple[Tile, ...]]]
 _SMALL = (Tile(32, 32, 4, 1), Tile(16, 32, 4, 1))
 _WIDE = {256: (Tile(16, 32, 8, 1),)}
@@ -61,6 +62,7 @@ _HOPPER: _Sizes = _HEAVY | {
     | _WIDE,
     "dkv": {64: (Tile(64, 64, 8, 2), *_SMALL), 128: (Tile(32, 64, 8, 2), *_SMALL), 256: (Tile(16, 16, 8, 1),)},
     "dkv, plain": {128: (Tile(64, 64, 8, 2), *_SMALL)},
+    "dq, bits": {128: (Tile(128, 64, 8, 1), *_SMALL)},
 }
 # Here eight warps are the ones that are given too few registers, 128, for some calls.
 _BLACKWELL: _Sizes = _HOPPER | {
@@ -81,11 +83,15 @@ _AMPERE: _Sizes = _HEAVY | {
         64: (Tile(64, 128, 8, 2), Tile(32, 64, 4, 2), *_SMALL),
         128: (Tile(64, 64, 8, 2), *_SMALL),
     },
+    # Reading bits of masks costs registers that the tiles above leave none of.
+    "forward, bits": {64: (Tile(128, 32, 8, 2), *_SMALL)},
+    "dkv, bits": {64: (Tile(32, 32, 4, 2), *_SMALL)},
     # Without a rule it is eight warps that spill, for a bias of low rank.
     "dkv, plain heavy": {64: _SMALL},
 }
 _BLACKWELL_DESKTOP: _Sizes = _AMPERE | {
     "dkv, heavy": {64: (Tile(16, 32, 8, 1),), 128: (Tile(32, 32, 8, 1), *_SMALL)},
+    "dq, bits": {64: (Tile(64, 32, 4, 2), *_SMALL)},
 }
 # Four wavefronts of 64: eight would halve the registers each may use.
 _CDNA: _Sizes = {
@@ -133,7 +139,7 @@ def width_class(dim: int) -> int:
 
 
 def candidates(
-    arch: str, kernel: str, dim: int, dtype: torch.dtype, plain: bool = False, heavy: bool = False
+    arch: str, kernel: str, dim: int, dtype: torch.dtype, plain: bool = False, heavy: bool = False, bits: bool = False
 ) -> tuple[Tile, ...]:
     """Tiles of the table, preferred first; see :func:`choose_tile`."""
     if arch == "interpreter":
@@ -142,7 +148,8 @@ def candidates(
         return (_FLOAT32[width_class(dim)],)
     sizes, width = _TABLE[arch], width_class(dim)
     kind = " ".join(["plain"] * plain + ["heavy"] * heavy)
-    rows = [f"{kernel}, {kind}", *([f"{kernel}, heavy"] if heavy else []), kernel]
+    special = ["heavy"] if heavy else ["bits"] if bits else []
+    rows = [f"{kernel}, {kind}", *(f"{kernel}, {name}" for name in special), kernel]
     return next(sizes[row][width] for row in rows if width in sizes.get(row, {}))
 
 
@@ -158,6 +165,7 @@ def choose_tile(
     block_k: int,
     plain: bool = False,
     heavy: bool = False,
+    bits: bool = False,
 ) -> Tile:
     """The tile for a plan: the first of the table that its blocks fill, shrunk to them if none does.
 
@@ -167,10 +175,11 @@ def choose_tile(
         plain: whether the code is short: no rule decides partial blocks, and for ``"dkv"`` every query head has a key
             head of its own and every query block is whole.
         heavy: whether the rule measures a distance or the call has a bias. Tuned tiles do not serve such calls.
+        bits: whether bit tiles decide about partial blocks. Nor do they serve these.
     """
     arch = architecture(device)
-    measured = None if heavy else _measured.get((arch, kernel, width_class(dim), str(dtype)))
-    options = candidates(arch, kernel, dim, dtype, plain, heavy)
+    measured = None if heavy or bits else _measured.get((arch, kernel, width_class(dim), str(dtype)))
+    options = candidates(arch, kernel, dim, dtype, plain, heavy, bits)
     return fit((measured, *options) if measured else options, kernel, block_q, block_k)
 
 
