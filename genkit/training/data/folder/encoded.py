@@ -98,6 +98,10 @@ class Encoded:
 def words_of(tokenizer: Any) -> str:
     """SHA-256 of what a tokenizer does: its rules where it tells them, else its vocabulary."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    told = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    rules = json.loads(backend.to_str()) if backend is not None else tokenizer.get_vocab()
+    # How the last texts were padded and cut is left behind in it; that is each call's own business.
+    told = json.dumps(
+        {name: rule for name, rule in rules.items() if name not in ("padding", "truncation")}, sort_keys=True
+    )
     more = (type(tokenizer).__name__, tokenizer.padding_side, tokenizer.pad_token_id, tokenizer.model_max_length)
     return hashlib.sha256(f"{more} {told}".encode()).hexdigest()
