@@ -65,9 +65,9 @@ def comparison_rows(
 
     Every prompt runs through all rows before the next one begins, so that a change in the machine's pace meets all rows
     alike and a run that is stopped has whole prompts to show. Densities are those of the calls the method ran;
-    "attention FLOPs" is the share of dense attention's over all calls of the run, those the schedule leaves dense
-    included. The row of dense attention compares with clips of other seeds: what a PSNR means when nothing but the
-    noise differs.
+    "attention FLOPs" is the share of dense attention's over all layers and steps of the run, those the schedule leaves
+    dense included. The row of dense attention compares with clips of other seeds: what a PSNR means when nothing but
+    the noise differs.
 
     Args:
         pipeline: a text-to-video pipeline.
@@ -135,7 +135,7 @@ def _cost(reports: Sequence) -> dict[str, str]:
     return {
         "density computed": f"{computed:.3f}" if densities else "",
         "density executed": f"{executed:.3f}" if densities else "",
-        "attention FLOPs": f"{(ran * executed + outside) / (ran + outside):.2f}" if densities else "",
+        "attention FLOPs": f"{np.mean([report.work for report in reports]):.2f}" if densities else "",
         "attention ms per call": f"{1e3 * seconds / ran:.1f}",
         # The calls the schedule leaves dense, timed in the same run.
         "dense ms per call": f"{1e3 * own / outside:.1f}" if outside else "",

@@ -22,6 +22,7 @@ from genkit.patching.seam import SEAM
 from genkit.patching.slot import Claim, Slot
 from genkit.patching.targets import Denoiser, bypass_reason, find_denoisers, fits_nowhere
 from genkit.patching.watch import Watch
+from genkit.patching.work import work_share
 
 
 def patch(
@@ -295,11 +296,12 @@ class PatchHandle:
         moments = [watch.last_moment for watch in watches if watch.last_moment is not None]
         steps = next((moment.steps for moment in moments if moment.steps is not None), None)
         before, forwards = self._forwards_before, sum(watch.forwards for watch in watches)
+        work = work_share(self._claims, self.cache)
         if clear:
             self._forwards_before = forwards
             for _, _, claim in self._claims:
                 claim.tally.clear()
-        return Report.of_sites(sites, forwards - before, steps)
+        return Report.of_sites(sites, forwards - before, steps, work)
 
     def _site_report(self, slot: Slot, claim: Claim) -> SiteReport:
         tally = claim.tally

@@ -111,6 +111,8 @@ class Report:
         seconds: time inside the methods.
         own_seconds: time inside the model's own attention at the patched sites.
         density: mean over all served calls; None when a served site's density is unknown or nothing was served.
+        work: query-key pairs paid for as a share of dense attention's, over all layers of the patched roles: layers,
+            steps, branches and heads that the schedule leaves dense count in full. None when a density is unknown.
         sites: a row per site the patch holds.
     """
 
@@ -123,10 +125,11 @@ class Report:
     seconds: float
     own_seconds: float
     density: Density | None
+    work: float | None
     sites: tuple[SiteReport, ...]
 
     @classmethod
-    def of_sites(cls, sites: tuple[SiteReport, ...], forwards: int, steps: int | None) -> Report:
+    def of_sites(cls, sites: tuple[SiteReport, ...], forwards: int, steps: int | None, work: float | None) -> Report:
         """Sum up the sites."""
         declined: dict[str, int] = {}
         for site in sites:
@@ -142,6 +145,7 @@ class Report:
             seconds=sum(site.seconds for site in sites),
             own_seconds=sum(site.own_seconds for site in sites),
             density=mean_density([(site.density, site.ran) for site in sites]),
+            work=work,
             sites=sites,
         )
 
@@ -157,6 +161,8 @@ class Report:
         ]
         if self.ran:
             lines.append(f"density: {self.density or 'not known without the data'}")
+        if self.work is not None:
+            lines.append(f"attention work left: {self.work:.1%} of dense, dense layers and steps included")
         lines += [f"declined {count} calls: {reason}" for reason, count in self.declined.items()]
         skipped = sum(site.skipped for site in self.sites)
         if skipped:

@@ -186,8 +186,9 @@ class Slot:
         """Run the method that covers this call, or the model's own attention, add what is to be added, note which."""
         moment = self.watch.moment
         covering = [claim for claim in self.claims if claim.covers(moment)]
-        for claim in self.claims:
-            if count and claim not in covering:
+        for claim in self.claims if count else ():
+            claim.tally.pairs += q.shape[0] * q.shape[1] * k.shape[1]
+            if claim not in covering:
                 claim.tally.outside += 1
         chosen = next((claim for claim in covering if not claim.adds), None)
         out = None if chosen is None else self._run(chosen, index, q, k, v, call, moment, count)
@@ -225,7 +226,7 @@ class Slot:
                 _check_output(self, claim, out, q, v)
                 if count:
                     claim.tally.method_time.stop(begun)
-                    self._note(claim, site)
+                    self._note(claim, site, q, k)
                 return out
             reason = "the method declined this call"
         if count:
@@ -311,10 +312,11 @@ class Slot:
             return f"its {k.shape[1]} keys are not the {q.shape[1]} tokens that ask (an image prompt adapter?)"
         return None
 
-    def _note(self, claim: Claim, site: Site) -> None:
+    def _note(self, claim: Claim, site: Site, q: torch.Tensor, k: torch.Tensor) -> None:
         claim.tally.note_run(site)
         plain = dataclasses.replace(site, step=None, steps=None, branch=None, key_mask=None)
         claim.tally.sites[plain] = claim.tally.sites.get(plain, 0) + 1
+        claim.tally.ran_pairs[plain] += q.shape[0] * q.shape[1] * k.shape[1]
 
     def __deepcopy__(self, memo: Any) -> Slot:
         raise UnsupportedError("a patched model cannot be copied: remove the patch, copy the model, patch again")

@@ -51,7 +51,9 @@ class Tally:
     """What happened at one site under one patch.
 
     Args of interest: ``ran`` calls served by the method, ``outside`` calls the schedule does not cover, ``declined``
-    reason -> calls the model's own attention served instead, ``skipped`` forwards without any attention call.
+    reason -> calls the model's own attention served instead, ``skipped`` forwards without any attention call,
+    ``pairs`` query-key pairs of all calls (rows of the batch counted, heads not), ``ran_pairs`` those that the method
+    served.
     """
 
     def __init__(self) -> None:
@@ -66,6 +68,8 @@ class Tally:
         self.steps: set[int] = set()
         self.branches: set[str] = set()
         self.sites: dict[Site, int] = {}
+        self.pairs = 0
+        self.ran_pairs: Counter[Site] = Counter()
         self.method_time = Stopwatch()
         self.own_time = Stopwatch()
 
