@@ -62,6 +62,17 @@ def test_ragged_tails_keep_their_tokens():
     assert Radial().why_not(Site.of_layout(long)) is None
 
 
+def test_published_rows_serve_the_sizes_that_the_published_code_serves():
+    method = Radial(block_size=16, rows="published")
+    assert method.why_not(Site.of_layout(TokenLayout.of_grid(12, 4, 11))) is None
+    assert "multiple of its block: got 539 tokens in blocks of 16" in method.why_not(
+        Site.of_layout(TokenLayout.of_grid(7, 7, 11))
+    )
+    assert "without any key" in method.why_not(Site.of_layout(TokenLayout.of_grid(16, 2, 2)))
+    layout = TokenLayout.of_grid(12, 4, 11)
+    assert method.mask(layout).float().mean() < Radial(block_size=16, rows="block").mask(layout).float().mean()
+
+
 def test_the_sink_is_the_first_frame_as_keys_only():
     layout = TokenLayout.of_grid(8, 16, 16)
     with_sink, without = Radial(block_size=32).mask(layout), Radial(block_size=32, sink=False).mask(layout)
@@ -83,7 +94,7 @@ def test_the_authors_schedule():
         ({"decay_factor": -1.0}, "decay_factor"),
         ({"decay_factor": float("nan")}, "decay_factor"),
         ({"near": "far"}, "full, half, decay"),
-        ({"rows": "column"}, "frame, block"),
+        ({"rows": "column"}, "frame, block, published"),
         ({"cover": "all"}, "most, any"),
         ({"sink": 1}, "sink"),
         ({"thin_below": 0}, "thin_below"),

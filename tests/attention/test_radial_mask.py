@@ -193,3 +193,51 @@ def test_near_decay_thins_the_neighbouring_frames_too():
     bands = rule(256, block=16, sink=False, near="decay")
     assert [bands.width(0, d) for d in range(5)] == [256, 51, 25, 25, 16]
     assert block_mask(7, bands).mean() < 0.35 < block_mask(7, rule(256, block=16, sink=False)).mean()
+
+
+def published(frames, bands):
+    """The rule of the published code in its own steps: token masks of pairs, padded, cut, shrunk, put in place."""
+    s, size = bands.frame_tokens, bands.block
+    whole = np.zeros((frames * s // size,) * 2, dtype=bool)
+    position = np.arange(s)
+    for i in range(frames):
+        for j in range(frames):
+            width = bands.width(i, j)
+            if width is None:
+                continue
+            row, column = i * s % size, j * s % size
+            blocks = (s - 1) // size + 1
+            padded = np.zeros((row + blocks * size, column + blocks * size), dtype=bool)
+            padded[row : row + s, column : column + s] = np.abs(position[:, None] - position) <= width
+            cut = padded[: blocks * size, : blocks * size].reshape(blocks, size, blocks, size)
+            share = cut.mean(1)
+            kept = (share > 1 / 3).sum(-1) / ((share > 0).sum(-1) + 1e-9) > 0.6
+            place = np.ix_(i * s // size + np.arange(blocks), j * s // size + np.arange(blocks))
+            whole[place] |= kept
+    return whole
+
+
+@pytest.mark.parametrize(
+    ("frames", "bands"),
+    [
+        (8, rule(256)),  # whole blocks in a frame
+        (8, rule(1296)),  # frames begin inside blocks
+        (8, rule(96, block=64, thin=64)),
+        (16, rule(40, block=64, thin=64, decay=1.0)),  # frames smaller than a block
+        (12, rule(44, block=16, thin=16, decay=1.0, sink=False)),
+        (8, rule(30, block=16, thin=16, near="half")),
+        (16, rule(9, block=16, thin=16, near="decay")),
+    ],
+)
+def test_published_rows_are_the_published_code_block_for_block(frames, bands):
+    assert frames * bands.frame_tokens % bands.block == 0
+    assert np.array_equal(block_mask(frames, bands, "published"), published(frames, bands))
+
+
+def test_what_the_published_code_cuts_off():
+    """Frames of 1,560 tokens, 16 of them: 48 of 38,025 blocks; none when frames begin at blocks."""
+    kept, cut = block_mask(16, rule(1560), "block"), block_mask(16, rule(1560), "published")
+    assert kept.size == 38025 and int((kept & ~cut).sum()) == 48 and not (cut & ~kept).any()
+    assert np.array_equal(block_mask(8, rule(256), "published"), block_mask(8, rule(256), "block"))
+    small = rule(40, block=64, thin=64, decay=1.0)
+    assert int((block_mask(16, small, "block") & ~block_mask(16, small, "published")).sum()) == 4

@@ -59,12 +59,15 @@ class BandRule:
 
 def _pattern(s: int, block: int, width: int, row_shift: int, column_shift: int, rows: str, cover: str) -> np.ndarray:
     """Kept blocks of one pair of frames whose first row and column sit ``*_shift`` tokens inside their blocks."""
-    row_blocks = -(-(row_shift + s) // block)
-    column_blocks = -(-(column_shift + s) // block)
+    if rows == "published":
+        row_blocks = column_blocks = -(-s // block)  # what reaches beyond is cut off
+    else:
+        row_blocks = -(-(row_shift + s) // block)
+        column_blocks = -(-(column_shift + s) // block)
     edges = np.arange(row_blocks + 1) * block - row_shift
     low = np.maximum(edges[:-1], 0)[:, None]
     high = np.minimum(edges[1:], s)[:, None]
-    column = np.arange(s)[None, :]
+    column = np.arange(min(s, column_blocks * block - column_shift))[None, :]
     count = np.maximum(0, np.minimum(high - 1, column + width) - np.maximum(low, column - width) + 1)
     touched = count > 0
     height = (high - low) if rows == "frame" else block
@@ -84,7 +87,9 @@ def block_mask(frames: int, rule: BandRule, rows: str = "frame", cover: str = "m
         frames: f, number of frames.
         rule: the bands.
         rows: what a column's filling is measured against: ``"frame"`` the rows of the query frame inside the block,
-            ``"block"`` all rows of the block, as the published code does.
+            ``"block"`` all rows of the block, as the published code does; ``"published"`` is that code to the letter:
+            every pair of frames is cut to ``ceil(s / B)`` blocks a side, which loses the last rows and columns of
+            frames that do not begin at a block. It needs ``frames * s`` to be a multiple of B.
         cover: ``"most"`` keeps well filled blocks; ``"any"`` keeps every block with a wanted pair (denser, loses none).
 
     Returns:

@@ -21,6 +21,7 @@ from genkit.kernels.plan.mask_spec import Rule
 from genkit.layout import GRID, TokenLayout
 
 NEAR = ("full", "half", "decay")
+ROWS = ("frame", "block", "published")
 _PAPER_BLOCK = 128
 _BLOCKS_PER_FRAME = 8
 
@@ -55,8 +56,9 @@ class Radial(StaticMethod):
         thin_below: bands shorter than this many tokens are thinned by frame. ``"auto"``: 128, as published, with
             blocks of 64 or 128, else one block.
         rows: how the rows of a block that straddles two frames count: ``"frame"`` only those of the query's frame
-            (keeps more than 90 % of each wanted band at any size), ``"block"`` all, as the published code does.
-            The same when the frame is a multiple of the block.
+            (keeps more than 90 % of each wanted band at any size), ``"block"`` all, by the published rule.
+            ``"published"``: all, and what of a pair of frames reaches beyond ``ceil(tokens / block)`` blocks is lost,
+            block for block as the published code has it. All the same when the frame is a multiple of the block.
         cover: ``"most"`` keeps blocks that are well filled by the band; ``"any"`` every block the band touches.
 
     Source: Radial Attention: O(n log n) Sparse Attention with Energy Decay for Long Video Generation, arXiv 2506.19852.
@@ -67,7 +69,9 @@ class Radial(StaticMethod):
     sink: bool = field(default=True, metadata={"help": "every query sees the first frame"})
     near: Literal["full", "half", "decay"] = field(default="full", metadata={"help": "bands of neighbouring frames"})
     thin_below: int | Literal["auto"] = field(default="auto", metadata={"help": "bands shorter than this are thinned"})
-    rows: Literal["frame", "block"] = field(default="frame", metadata={"help": "rows that count in a straddling block"})
+    rows: Literal["frame", "block", "published"] = field(
+        default="frame", metadata={"help": "rows that count in a straddling block"}
+    )
     cover: Literal["most", "any"] = field(default="most", metadata={"help": "which touched blocks stay"})
 
     roles: ClassVar[tuple[str, ...]] = ("self", "joint")
@@ -84,7 +88,7 @@ class Radial(StaticMethod):
         if not isinstance(self.sink, bool):
             raise UsageError(explain("radial.sink", self.sink, "true or false"))
         check_choice("radial", "near", self.near, NEAR)
-        check_choice("radial", "rows", self.rows, ("frame", "block"))
+        check_choice("radial", "rows", self.rows, ROWS)
         check_choice("radial", "cover", self.cover, ("most", "any"))
 
     def recommended(self, steps: int, layers: int) -> dict[str, str]:
@@ -124,11 +128,19 @@ class Radial(StaticMethod):
         return f"blocks of {bands.block} tokens;  half width of the band at frame distance 1, 2, ...: {text}"
 
     def why_not(self, site: Site) -> str | None:
-        """As :meth:`Method.why_not`; also refuses the published row rule where it leaves tokens without any key."""
+        """As :meth:`Method.why_not`; also refuses the published row rules where they leave tokens without any key."""
         reason = super().why_not(site)
-        if reason is None and self.rows == "block" and not self.grid_blocks(site.layout).any(1).all():
+        if reason is not None or self.rows == "frame":
+            return reason
+        size = self.block(site.layout)
+        if self.rows == "published" and site.layout.grid[0] > 2 and site.layout.grid_length % size:
             return (
-                f"radial with rows='block' leaves a tail block of the grid {site.layout.grid} without any key; "
+                f"radial with rows='published' needs a number of tokens that is a multiple of its block: got "
+                f"{site.layout.grid_length} tokens in blocks of {size}; use rows='block' or another block_size"
+            )
+        if not self.grid_blocks(site.layout).any(1).all():
+            return (
+                f"radial with rows={self.rows!r} leaves a block of the grid {site.layout.grid} without any key; "
                 "use rows='frame'"
             )
         return reason
