@@ -9,10 +9,9 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from genkit.attention.cache import PatchCache
 from genkit.attention.method import Density, Method
-from genkit.attention.site import Site
-from genkit.errors import UnsupportedError, UsageError
+from genkit.attention.views import View, view_of
+from genkit.errors import UsageError
 from genkit.layout import GRID, TokenLayout
 
 PAPER, INK, SOFT, LINE = (255, 255, 255), (30, 41, 59), (100, 116, 139), (203, 213, 225)
@@ -30,61 +29,94 @@ class _Query:
     words: str
 
 
-def draw(method: Method, layout: TokenLayout, path: str | Path | None = None) -> tuple[Image.Image, Density | None]:
-    """Draw a method's mask on a layout.
+def draw(
+    method: Method,
+    layout: TokenLayout,
+    path: str | Path | None = None,
+    *,
+    seed: int = 0,
+    layer: int = 0,
+) -> tuple[Image.Image, Density | None]:
+    """Draw what a method lets tokens read on a layout.
 
-    Left, the map of all pairs (queries down, keys across, in sequence order; darker = more of the cell is visible).
-    Right, for a few queries, the frames of the grid with the visible keys in blue and the query in orange.
+    Left, the map of all pairs (queries down, keys across, in sequence order; darker = more of the cell is read).
+    Right, for a few queries, the frames of the grid with the keys it reads in blue and the query in orange. A legend
+    tells the colours. Methods that decide by the data are drawn with random queries and keys, and the picture says so.
 
     Args:
-        method: a method whose mask is known from the layout.
+        method: a method for self or joint attention.
         layout: must have a grid.
         path: where to write the PNG; None writes nothing.
+        seed: of the random queries and keys. layer: whose attention is drawn, where layers differ.
 
     Returns:
         The picture and the method's densities on this layout (on the CPU).
 
     Raises:
-        UsageError: a layout without a grid. UnsupportedError: the method cannot serve this layout.
+        UsageError: a layout without a grid, or too large a one. UnsupportedError: the method cannot serve this layout.
     """
     if not layout.has_grid:
         raise UsageError(f"a picture needs a token grid, this layout has {layout.length} tokens without one")
-    site = Site.of_layout(layout)
-    if site.role not in method.roles and "self" in method.roles:
-        raise UnsupportedError(f"{method.name} works on {', '.join(method.roles)} attention: leave the text tokens out")
-    method.require(site)
-    density = method.density(site, PatchCache())
-    panels = [_frames_panel(method, layout, query) for query in _queries(layout)]
+    view = view_of(method, layout, seed, layer)
+    panels = [_frames_panel(view, layout, query) for query in _queries(layout)]
     right = max(panel.width for panel in panels)
     stack = sum(panel.height for panel in panels) + 28 * (len(panels) - 1)
-    top, body = 152, max(MAP + 56, stack)
+    top, body = 206, max(MAP + 56, stack)
     picture = Image.new("RGB", (2 * MARGIN + MAP + 30 + GAP + right, top + body + MARGIN), PAPER)
     pen = ImageDraw.Draw(picture)
-    _title(pen, method, layout, density)
-    _map_panel(picture, method, layout, (MARGIN + 30, top + 24))
+    _title(pen, method, layout, view)
+    _legend(picture, view, layout)
+    _map_panel(picture, view, layout, (MARGIN + 30, top + 24))
     y = top
     for panel in panels:
         picture.paste(panel, (MARGIN + 30 + MAP + GAP, y))
         y += panel.height + 28
     if path is not None:
         picture.save(path, format="PNG", optimize=True)
-    return picture, density
+    return picture, view.density
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)
 
 
-def _title(pen: ImageDraw.ImageDraw, method: Method, layout: TokenLayout, density: Density | None) -> None:
+def _title(pen: ImageDraw.ImageDraw, method: Method, layout: TokenLayout, view: View) -> None:
     t, h, w = layout.grid
+    density = view.density
     pen.text((MARGIN, 30), method.describe(), INK, _font(30))
     parts = [f"grid {t} x {h} x {w} = {layout.grid_length:,} tokens"]
     parts += [f"{part.length} {part.name}" for part in layout.segments if part.name != GRID]
-    if density is not None:
+    if density is not None and view.weights:
+        parts.append(f"{density.computed:.1%} of dense work")
+    elif density is not None:
         parts.append(f"{density.computed:.1%} of pairs computed")
         parts.append("runs dense" if density.dense else f"{density.executed:.1%} executed, padding included")
     pen.text((MARGIN, 74), "   |   ".join(parts), SOFT, _font(19))
     pen.text((MARGIN, 102), method.details(layout), SOFT, _font(16))
+    pen.text((MARGIN, 126), view.note, SOFT, _font(16))
+
+
+def _legend(picture: Image.Image, view: View, layout: TokenLayout) -> None:
+    """One line: what every colour means."""
+    pen, x, y = ImageDraw.Draw(picture), MARGIN, 160
+    seen = (
+        "weight of a grid token (square root), darker = larger"
+        if view.weights
+        else "grid tokens seen, darker = a larger share"
+    )
+    entries = [(QUERY, "the query"), (SEEN, seen), (HIDDEN, "not seen" if not view.weights else "weight near zero")]
+    if len(layout.segments) > 1:
+        entries.insert(2, (TEXT_SEEN, "pairs with " + ", ".join(p.name for p in layout.segments if p.name != GRID)))
+    for colour, words in entries:
+        if colour in (SEEN, TEXT_SEEN):  # from the lightest to the full colour, as in the map
+            ramp = _blend(np.linspace(0.02, 1, 48)[None].repeat(18, 0), colour, view.weights)
+            picture.paste(Image.fromarray(ramp), (x, y))
+            width = 48
+        else:
+            pen.rectangle((x, y, x + 18, y + 17), fill=colour, outline=LINE)
+            width = 19
+        pen.text((x + width + 8, y), words, INK, _font(16))
+        x += width + 8 + round(pen.textlength(words, _font(16))) + 32
 
 
 def _queries(layout: TokenLayout) -> list[_Query]:
@@ -99,8 +131,8 @@ def _queries(layout: TokenLayout) -> list[_Query]:
     return [_Query(start + (a * h + b) * w + c, (a, b, c), words) for (a, b, c), words in places.items()]
 
 
-def pair_map(method: Method, layout: TokenLayout, cells: int) -> np.ndarray:
-    """Share of visible pairs in each of (m, m) cells, m at most ``cells``; long sequences are sampled by query."""
+def pair_map(view: View, layout: TokenLayout, cells: int) -> np.ndarray:
+    """Mean of what is seen in each of (m, m) cells, m at most ``cells``; long sequences are sampled by query."""
     tokens = layout.length
     cells = min(cells, tokens)
     edges = np.linspace(0, tokens, cells + 1).round().astype(np.int64)
@@ -112,24 +144,26 @@ def pair_map(method: Method, layout: TokenLayout, cells: int) -> np.ndarray:
         chosen = np.arange(edges[row], edges[row + 1])
         if size > each:
             chosen = chosen[np.linspace(0, size - 1, each).round().astype(np.int64)]
-        rows = method.mask_rows(layout, torch.from_numpy(chosen)).double().mean(0).numpy()
+        rows = view.rows(torch.from_numpy(chosen)).mean(0).numpy()
         shares[row] = np.add.reduceat(rows, edges[:-1]) / widths
     return shares
 
 
-def _blend(share: np.ndarray, colour: tuple[int, int, int] = SEEN) -> np.ndarray:
-    """Colours (..., 3) uint8 from shares in [0, 1]; the little that is visible stays visible."""
-    strength = np.where(share > 0, 0.15 + 0.85 * share, 0.0)[..., None]
+def _blend(share: np.ndarray, colour: tuple[int, int, int] = SEEN, weights: bool = False) -> np.ndarray:
+    """Colours (..., 3) uint8 from shares in [0, 1]; the little that is visible stays visible. Weights, of which none is
+    0, are shown by their square root."""
+    strength = (np.sqrt(share) if weights else np.where(share > 0, 0.15 + 0.85 * share, 0.0))[..., None]
     low, high = np.array(HIDDEN, dtype=float), np.array(colour, dtype=float)
     return (low + strength * (high - low)).round().astype(np.uint8)
 
 
-def _map_panel(picture: Image.Image, method: Method, layout: TokenLayout, corner: tuple[int, int]) -> None:
+def _map_panel(picture: Image.Image, view: View, layout: TokenLayout, corner: tuple[int, int]) -> None:
     x, y = corner
-    shares = pair_map(method, layout, MAP)
+    shares = pair_map(view, layout, MAP)
     cells = (np.arange(len(shares)) + 0.5) * layout.length / len(shares)
     outside = (cells < layout.grid_span[0]) | (cells >= layout.grid_span[1])
-    colours = np.where((outside[:, None] | outside[None, :])[..., None], _blend(shares, TEXT_SEEN), _blend(shares))
+    blue, green = (_blend(shares, colour, view.weights) for colour in (SEEN, TEXT_SEEN))
+    colours = np.where((outside[:, None] | outside[None, :])[..., None], green, blue)
     picture.paste(Image.fromarray(colours).resize((MAP, MAP), Image.Resampling.NEAREST), corner)
     pen = ImageDraw.Draw(picture)
     scale = MAP / layout.length
@@ -149,7 +183,6 @@ def _map_panel(picture: Image.Image, method: Method, layout: TokenLayout, corner
     pen.rectangle((x, y, x + MAP, y + MAP), outline=LINE)
     note = "all pairs: queries down, keys across"
     note += "; numbers are frames" if layout.grid[0] > 1 else ""
-    note += "; green are tokens outside the grid" if len(layout.segments) > 1 else ""
     pen.text((x, y + MAP + 12), note, SOFT, _font(15))
 
 
@@ -189,9 +222,9 @@ def _arrangement(shown: int, h: int, w: int) -> tuple[int, int]:
     return best[0], max(2, int(best[1]))
 
 
-def _frames_panel(method: Method, layout: TokenLayout, query: _Query) -> Image.Image:
+def _frames_panel(view: View, layout: TokenLayout, query: _Query) -> Image.Image:
     """One query: what it sees, in words, and its frames."""
-    row = method.mask_rows(layout, torch.tensor([query.index]))[0].numpy()
+    row = view.rows(torch.tensor([query.index]))[0].numpy()
     start, stop = layout.grid_span
     t, h, w = layout.grid
     seen = row[start:stop].reshape(t, h, w)
@@ -200,18 +233,22 @@ def _frames_panel(method: Method, layout: TokenLayout, query: _Query) -> Image.I
     rows = -(-len(shown) // columns)
     place = f"frame {query.place[0]}, " if t > 1 else ""
     words = f"query at {place}row {query.place[1]}, column {query.place[2]}  ({query.words})"
-    counts = f"sees {int(seen.sum()):,} of {seen.size:,} grid tokens"
+    counts = f"sees {_count(seen)} of {seen.size:,} grid tokens"
     for part in layout.segments:
         if part.name != GRID and part.length:
             low, high = layout.span(part.name)
-            counts += f", {int(row[low:high].sum())} of {part.length} {part.name}"
+            counts += f", {_count(row[low:high])} of {part.length} {part.name}"
+    if view.weights:
+        counts = f"reads everything through agents; {_effective(row):,.0f} of {row.size:,} tokens carry the weight"
+    elif view.note:
+        counts += " (mean over heads)"
     panel = Image.new("RGB", (max(columns * (w * cell + SPACE), 640), HEAD + rows * (h * cell + CAPTION)), PAPER)
     pen = ImageDraw.Draw(panel)
     pen.text((EDGE, 0), words, INK, _font(19))
     pen.text((EDGE, 28), counts, SOFT, _font(16))
     for slot, frame in enumerate(shown):
         x, y = EDGE + slot % columns * (w * cell + SPACE), HEAD + slot // columns * (h * cell + CAPTION)
-        tile = Image.fromarray(_blend(seen[frame].astype(float)))
+        tile = Image.fromarray(_blend(seen[frame], weights=view.weights))
         panel.paste(tile.resize((w * cell, h * cell), Image.Resampling.NEAREST), (x, y))
         _lattice(pen, (x, y), (h, w), cell)
         if frame == query.place[0]:
@@ -220,6 +257,17 @@ def _frames_panel(method: Method, layout: TokenLayout, query: _Query) -> Image.I
         if t > 1:
             pen.text((x + w * cell / 2, y + h * cell + 5), f"frame {frame}", SOFT, _font(13), anchor="mt")
     return panel
+
+
+def _count(seen: np.ndarray) -> str:
+    """How many are seen, with one digit when heads differ."""
+    total = float(seen.sum())
+    return f"{total:,.0f}" if total == round(total) else f"{total:,.1f}"
+
+
+def _effective(weights: np.ndarray) -> float:
+    """Number of equal weights with the same spread: (sum w)^2 / sum w^2."""
+    return float(weights.sum() ** 2 / (weights**2).sum())
 
 
 def _mark(pen: ImageDraw.ImageDraw, centre: tuple[float, float], cell: int) -> None:

@@ -49,6 +49,8 @@ class Method:
     needs_grid: ClassVar[bool] = True
     trainable: ClassVar[bool] = False
     exact: ClassVar[bool] = False
+    by_data: ClassVar[bool] = False  # queries and keys decide what is read; pictures then need :meth:`seen`
+    weighs: ClassVar[bool] = False  # whether :meth:`seen` gives weights rather than visible or hidden
     source: ClassVar[str] = ""
 
     def why_not(self, site: Site) -> str | None:
@@ -110,6 +112,10 @@ class Method:
         """Called before every denoiser call with its arguments as the pipeline gave them (in compiled graphs: those
         the family reads)."""
 
+    def remarks(self, cache: PatchCache) -> list[str]:
+        """What the user should know after calls under a patch, one line each: settings that had no effect, ..."""
+        return []
+
     def density(self, site: Site, cache: PatchCache) -> Density | None:
         """Computed and executed density at a site, or None when it depends on the data."""
         return None
@@ -117,6 +123,11 @@ class Method:
     def mask(self, layout: TokenLayout) -> torch.Tensor:
         """The visible pairs of a layout as a bool (N, N) tensor. O(N^2) memory: for pictures, docs and tests."""
         raise UnsupportedError(f"{self.name} has no mask that is known without the queries and keys")
+
+    def seen(self, q: torch.Tensor, k: torch.Tensor, site: Site, cache: PatchCache) -> torch.Tensor:
+        """How much of every key every query reads with these queries and keys (1, N, H, D), as (N, N) from 0 to 1, the
+        mean over heads. O(N^2) memory: for pictures and tests. Only for methods with ``by_data``."""
+        raise UnsupportedError(f"{self.name} does not decide by queries and keys; its mask() tells what is visible")
 
     def mask_rows(self, layout: TokenLayout, queries: torch.Tensor) -> torch.Tensor:
         """Rows of :meth:`mask` for some queries (n,) int64, as bool (n, N)."""
@@ -142,6 +153,21 @@ class Method:
             if field.default is dataclasses.MISSING or value != field.default:
                 changed.append(f"{field.name}={value}")
         return f"{self.name}({', '.join(changed)})"
+
+
+def check_used(method: Method, names: tuple[str, ...], used: bool, belongs: str) -> None:
+    """Raise UsageError when a setting without effect was changed: ``names`` differ from their defaults and ``used`` is
+    False; ``belongs`` says what they belong to."""
+    if used:
+        return
+    defaults = {field.name: field.default for field in dataclasses.fields(method)}
+    for name in names:
+        value = getattr(method, name)
+        if value != defaults[name]:
+            raise UsageError(
+                f"{method.name}.{name}: got {value!r}, which has no effect here: it belongs to {belongs}; leave it "
+                f"out, or ask for {belongs} too"
+            )
 
 
 def check_int(owner: str, name: str, value: object, low: int, high: int | None = None) -> None:

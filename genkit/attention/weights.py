@@ -106,14 +106,26 @@ class PatchWeights(nn.Module):
         from safetensors.torch import load_file
 
         path = Path(path)
-        _facts(path)
+        told = self._differences(self.settings_of(path), method)
         begin = "" if method is None else f"{method}/"
         stored = {name: value for name, value in load_file(path).items() if name.startswith(begin)}
         wanted = {name: value for name, value in self.named_weights().items() if name.startswith(begin)}
-        _compare(path, stored, wanted)
+        _compare(path, stored, wanted, told)
         with torch.no_grad():
             for name, parameter in wanted.items():
                 parameter.copy_(stored[name])
+
+    def _differences(self, told: Mapping[str, Mapping[str, Any]], method: str | None) -> str:
+        """How the settings that a file tells differ from the patch's, as words for an error; "" when they do not."""
+        found = []
+        for name in (method,) if method else self.made_with:
+            here, there = self.made_with.get(name, {}), told.get(name, {})
+            found += [
+                f"{name}.{key} was {there[key]}, here it is {json.loads(json.dumps(value))}"
+                for key, value in here.items()
+                if key in there and there[key] != json.loads(json.dumps(value))
+            ]
+        return f" (in training {'; '.join(found)})" if found else ""
 
 
 def _facts(path: Path) -> dict[str, str]:
@@ -150,19 +162,21 @@ def _plain(value: torch.Tensor) -> torch.Tensor:
     return value.detach().to("cpu").contiguous().clone()
 
 
-def _compare(path: Path, stored: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor]) -> None:
-    """ArtifactError unless both have the same names and shapes."""
+def _compare(
+    path: Path, stored: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor], told: str = ""
+) -> None:
+    """ArtifactError unless both have the same names and shapes; ``told`` goes into its words."""
     missing, foreign = sorted(set(wanted) - set(stored)), sorted(set(stored) - set(wanted))
     if missing or foreign:
         parts = [f"lacks {missing[0]} and {len(missing) - 1} more"] if missing else []
         parts += [f"has {foreign[0]} and {len(foreign) - 1} more that this patch has no place for"] if foreign else []
         raise ArtifactError(
             f"{path} does not fit this patch: it {'; it '.join(parts)}. Patch the same model with the same method, "
-            f"settings and layers as in training"
+            f"settings and layers as in training{told}"
         )
     for name, parameter in wanted.items():
         if stored[name].shape != parameter.shape:
             raise ArtifactError(
                 f"{path} does not fit this patch: {name} is {tuple(stored[name].shape)} in the file, "
-                f"{tuple(parameter.shape)} here; use the settings it was trained with"
+                f"{tuple(parameter.shape)} here; use the settings it was trained with{told}"
             )

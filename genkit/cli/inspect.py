@@ -29,13 +29,20 @@ def inspect(
     num_frames: Annotated[int | None, typer.Option(help="Frames, with --model.")] = None,
     text: Annotated[int, typer.Option(min=0, help="Text tokens in the same sequence (joint attention).")] = 0,
     text_first: Annotated[bool, typer.Option("--text-first", help="The text comes before the grid.")] = False,
+    reference: Annotated[int, typer.Option(min=0, help="Reference tokens behind the grid (editing models).")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Seed of the queries and keys, for methods that decide by them.")
+    ] = 0,
+    layer: Annotated[int, typer.Option(min=0, help="Layer to draw, for methods whose layers differ.")] = 0,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="PNG to write; METHOD-GRID.png when left out.")
     ] = None,
     force: Force = False,
     json: Json = False,
 ) -> None:
-    """Draw a method's mask over a token grid and print its computed and executed density.
+    """Draw what a method lets tokens see on a token grid and print its computed and executed density.
+
+    Methods that decide by queries and keys are drawn with random ones, as the picture says.
 
     Computed is the share of token pairs the method wants; executed is the share in the blocks that are visited, which
     is what the machine pays for.
@@ -45,24 +52,25 @@ def inspect(
     if grid is not None and not (height is None and width is None and num_frames is None):
         raise UsageError("--height, --width and --num-frames go with --model; --grid already counts tokens")
     shape = _parse_grid(grid) if grid is not None else _grid_of(model, height, width, num_frames)
-    if shape[0] * shape[1] * shape[2] + text > MOST_TOKENS:
-        raise UsageError(
-            explain("tokens", shape[0] * shape[1] * shape[2] + text, f"at most {MOST_TOKENS} for a picture")
-        )
+    tokens = shape[0] * shape[1] * shape[2] + text + reference
+    if tokens > MOST_TOKENS:
+        raise UsageError(explain("tokens", tokens, f"at most {MOST_TOKENS} for a picture"))
     name = "x".join(str(side) for side in shape)
     target = output if output is not None else Path(f"{slug(method)}-{name}.png")
     if target.suffix.lower() != ".png":
         raise UsageError(explain("--output", str(target), "a name ending in .png"))
     from genkit.attention import registry
     from genkit.attention.draw import draw
-    from genkit.layout import TokenLayout
+    from genkit.layout import Segment, TokenLayout
     from genkit.media.atomic import Files
     from genkit.media.formats import check_output
 
     built = registry.build(method, parse_pairs(attention_args, "--attention-args") if attention_args else {})
     check_output(target, force=force)
     layout = TokenLayout.of_grid(*shape, text=text, text_first=text_first)
-    picture, density = draw(built, layout)
+    if reference:
+        layout = TokenLayout(layout.grid, (*layout.segments, Segment("reference", reference)))
+    picture, density = draw(built, layout, seed=seed, layer=layer)
     with Files() as files:
         picture.save(files.new(target), format="PNG", optimize=True)
     if json:

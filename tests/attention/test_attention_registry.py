@@ -16,6 +16,29 @@ from genkit.attention.site import Site
 from genkit.errors import UnsupportedError, UsageError
 from genkit.layout import TokenLayout
 
+WITHOUT_EFFECT = {
+    "agent": [
+        {"agents": "merge", "cell": (1, 2, 2)}, {"agents": "merge", "pool": "mean"}, {"ratio": 0.1}, {"seed": 3},
+        {"agents": "merge", "count_bias": True}, {"max_downsample": 2}, {"min_tokens": 9}, {"lattice": (1, 7, 7)},
+        {"early": 0.1}, {"agent_ratio": 0.5}, {"lines": (1, 2, 3)},
+    ],
+    "cross_modal_context": [
+        {"partition": "soft", "window": 5.0}, {"partition": "none", "frames": 3}, {"sigma": 0.5}, {"beta": 0.0},
+        {"space": "source"}, {"guidance": False}, {"seed": 1},
+    ],
+    "mixture_of_block": [{"tau": 0.5}, {"max_density": None}, {"select": "threshold", "keep": 3}],
+    "neighborhood": [{"radius": 3.0}, {"shape": "disc", "radius": 3.0, "stride": 2}],
+    "reference": [{"group": 3}, {"rank": 4}, {"seed": 1}, {"origin": "rows", "rank": "full"}],
+    "sliding_window": [{"cache_steps": 3}, {"override": "both"}, {"offload": True}],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "settings"), [(n, s) for n, each in WITHOUT_EFFECT.items() for s in each], ids=str)
+def test_a_setting_without_effect_is_refused_with_what_it_belongs_to(name, settings):
+    with pytest.raises(UsageError, match=r"belongs to|use shape='box'") as refusal:
+        registry.build(name, settings)
+    assert any(f"{name}.{setting}" in str(refusal.value) for setting in settings)
+
 
 def test_text_becomes_typed_settings():
     assert registry.build("radial", {"block_size": "64", "sink": "false", "decay_factor": "1"}) == Radial(

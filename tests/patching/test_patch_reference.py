@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from pathlib import Path
 
 import pytest
 import tiny
@@ -207,6 +208,39 @@ def test_gradients_in_float64():
             assert slope == pytest.approx((values[0] - values[1]) / 2e-5, rel=1e-5, abs=1e-9)
 
 
+def test_form_and_rank_are_those_of_the_file_unless_asked_otherwise(tiny_model, tmp_path):
+    case = tiny_model("sd3")
+    path = tmp_path / "reference.safetensors"
+    for rank in (0, 3, "full"):
+        with genkit.patch(case.model, genkit.Reference(form="residual", rank=rank)) as patch:
+            _open_projection(patch)
+            _record(case, patch)
+            expected = case.run()
+            patch.weights.save(path)
+        for again in (genkit.Reference(weights=str(path)), genkit.Reference(form="residual", weights=str(path))):
+            with genkit.patch(case.model, again) as patch:
+                _record(case, patch)
+                assert torch.equal(case.run(), expected)
+                assert (
+                    patch.weights.made_with["reference"] | {"form": "residual", "rank": rank}
+                    == (patch.weights.made_with["reference"])
+                )
+    with pytest.raises(ArtifactError, match="in training reference.rank was full, here it is 16"):
+        genkit.patch(case.model, genkit.Reference(form="residual", rank=16, weights=str(path)))
+    with genkit.patch(case.model, genkit.Reference(form="residual")) as patch:
+        assert patch.weights.made_with["reference"]["rank"] == 16
+    with pytest.raises(ArtifactError):
+        genkit.patch(case.model, genkit.Reference(weights=str(tmp_path / "none.safetensors")))
+
+
+def test_the_shipped_weights_load_as_the_page_says():
+    """Rank 32, while new weights have 16."""
+    pipeline = genkit.load("toy-image")
+    shipped = Path(genkit.__file__).parent / "models" / "toy-image" / "reference.safetensors"
+    with genkit.patch(pipeline, genkit.Reference(form="residual", weights=str(shipped))) as patch:
+        assert patch.weights.made_with["reference"]["rank"] == 32 and patch.weights.count()
+
+
 def test_weights_are_saved_and_loaded(tiny_model, tmp_path):
     case = tiny_model("sd3")
     path = tmp_path / "reference.safetensors"
@@ -226,7 +260,7 @@ def test_weights_are_saved_and_loaded(tiny_model, tmp_path):
     with pytest.raises(ArtifactError, match="lacks|no place"):
         genkit.patch(case.model, again)  # more layers than the file has
     with genkit.patch(case.model, fresh, schedule=genkit.Schedule(layers="1:")) as patch:
-        with pytest.raises(ArtifactError, match="in the file"):
+        with pytest.raises(ArtifactError, match="in the file.*in training reference.rank was 2, here it is 4"):
             patch.weights.load(path)
     with genkit.patch(case.model, genkit.Reference()) as patch, pytest.raises(UsageError, match="no trainable"):
         patch.weights.save(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -14,13 +15,13 @@ from genkit.attention.agent.weights import AgentWeights, Positions
 from genkit.attention.cache import PatchCache
 from genkit.attention.dynamic import attend_grid, outside
 from genkit.attention.keep import kept
-from genkit.attention.method import Density, Method, check_choice, check_int
+from genkit.attention.method import Density, Method, check_choice, check_int, check_used
 from genkit.attention.registry import register
 from genkit.attention.site import Place, Site
 from genkit.attention.static import check_tokens, dense_attention
 from genkit.attention.token_merge import Merge, destinations, match
 from genkit.attention.weights import PatchWeights
-from genkit.errors import UsageError, explain
+from genkit.errors import UnsupportedError, UsageError, explain
 from genkit.kernels.agent import agent_attention
 from genkit.layout import TokenLayout
 
@@ -163,6 +164,8 @@ class Agent(Method):
     roles: ClassVar[tuple[str, ...]] = ("self", "joint")
     variants: ClassVar[tuple[dict, ...]] = ({}, {"agents": "merge"}, {"form": "trained"})
     trainable: ClassVar[bool] = True
+    by_data: ClassVar[bool] = True
+    weighs: ClassVar[bool] = True
     source: ClassVar[str] = "Agent Attention, arXiv 2312.08874"
 
     def __post_init__(self):
@@ -182,6 +185,10 @@ class Agent(Method):
         check_int("agent", "max_downsample", self.max_downsample, 1)
         check_int("agent", "min_tokens", self.min_tokens, 0)
         check_int("agent", "seed", self.seed, -1)
+        merging = ("ratio", "agent_ratio", "early", "min_tokens", "max_downsample", "seed")
+        check_used(self, merging, self.agents == "merge", "agents='merge'")
+        check_used(self, ("cell", "pool", "count_bias"), self.agents == "cells", "agents='cells'")
+        check_used(self, ("lattice", "lines"), self.form == "trained", "form='trained'")
         for name, low, high in (("scale_power", 0, 4), ("shortcut", -10, 10), ("ratio", 0, 1), ("agent_ratio", 0, 1),
                                 ("early", 0, 1)):  # fmt: skip
             value = getattr(self, name)
@@ -306,6 +313,34 @@ class Agent(Method):
                 read_scale=scale**self.scale_power, shortcut=self.shortcut,
             )  # fmt: skip
         return merge.undo(out, tokens)
+
+    def seen(self, q: torch.Tensor, k: torch.Tensor, site: Site, cache: PatchCache) -> torch.Tensor:
+        """The weights that queries end up giving keys, 1 = a row's largest; see :meth:`Method.seen`.
+
+        Read off :meth:`attend` itself, with one value channel per key and without the shortcut.
+        """
+        plain = dataclasses.replace(self, shortcut=0.0, **self._untrained())
+        tokens, heads, width = q.shape[1:]
+        found = []
+        for begin in range(0, tokens, width):
+            value = torch.zeros(1, tokens, heads, width)
+            count = min(width, tokens - begin)
+            value[0, begin : begin + count, :, :count] = torch.eye(count)[:, None]
+            out = plain.attend(q, k, value, site, cache)
+            if out is None:
+                raise UnsupportedError(
+                    f"agents save no work on the grid {'x'.join(map(str, site.layout.grid))} with these settings, so "
+                    f"dense attention runs; draw a larger grid or larger cells"
+                )
+            found.append(out[0].mean(1)[:, :count])
+        weights = torch.cat(found, 1).clamp(min=0)
+        return weights / weights.amax(1, keepdim=True).clamp(min=1e-30)
+
+    def _untrained(self) -> dict[str, Any]:
+        """Settings of the same agents without trained weights, for any length."""
+        if self.agents == "merge":
+            return {"min_tokens": 0}
+        return {"form": "free", "weights": None, "lattice": (3, 7, 7), "lines": (8, 32, 32)}
 
     def density(self, site: Site, cache: PatchCache) -> Density | None:
         """Work relative to dense attention as a share of pairs; no pair is hidden, the weights are of low rank."""

@@ -21,7 +21,7 @@ from genkit.attention.cross_modal_context.route import (
     stop_gradient,
 )
 from genkit.attention.keep import kept
-from genkit.attention.method import Density, Method, check_choice, check_int
+from genkit.attention.method import Density, Method, check_choice, check_int, check_used
 from genkit.attention.registry import register
 from genkit.attention.site import Place, Site
 from genkit.attention.static import check_tokens, executed_share
@@ -165,6 +165,10 @@ class CrossModalContext(Method):
             value = getattr(self, number)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
                 raise UsageError(explain(f"{name}.{number}", value, f"a number from {low:g} to {high:g}"))
+        parts = self.partition in ("time", "index")
+        check_used(self, ("window", "frames"), parts, "partition='time' or 'index'")
+        check_used(self, ("sigma",), self.partition == "soft", "partition='soft'")
+        check_used(self, ("space", "beta", "guidance", "seed"), self.tokens > 0, "context tokens (tokens=8)")
         if self.weights is not None and not self.tokens:
             raise UsageError(f"{name}.weights: without context tokens there is nothing to load; give tokens")
 

@@ -11,7 +11,7 @@ import torch
 from genkit.attention.cache import PatchCache
 from genkit.attention.dynamic import Permutation, attend_grid
 from genkit.attention.keep import kept
-from genkit.attention.method import Density, Method, check_choice, check_int
+from genkit.attention.method import Density, Method, check_choice, check_int, check_used
 from genkit.attention.mixture_of_block.select import SCOPES, block_means, gates, select_threshold, select_top_k
 from genkit.attention.registry import register
 from genkit.attention.site import Site
@@ -120,6 +120,7 @@ class MixtureOfBlock(Method):
 
     roles: ClassVar[tuple[str, ...]] = ("self", "joint")
     trainable: ClassVar[bool] = True
+    by_data: ClassVar[bool] = True
     source: ClassVar[str] = "VMoBA, arXiv 2506.23858"
 
     def __post_init__(self):
@@ -145,6 +146,9 @@ class MixtureOfBlock(Method):
                 check_int(owner, name, value, 1)
             elif isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= high:
                 raise UsageError(explain(f"{owner}.{name}", value, "a number > 0" + (" and <= 1" if high == 1 else "")))
+
+        check_used(self, ("tau", "max_density"), self.select == "threshold", "select='threshold'")
+        check_used(self, ("keep",), self.select == "topk", "select='topk'")
 
     def recommended(self, steps: int, layers: int) -> dict[str, str]:
         """The first quarter of the steps dense, as in the paper's runs without training."""
@@ -200,6 +204,18 @@ class MixtureOfBlock(Method):
             return token_select_attention(q, k, v, chosen, part.starts, scale=site.scale, backend=cache.backend)
 
         return attend_grid(q, k, v, site, cache, run, part.permutation)
+
+    def seen(self, q: torch.Tensor, k: torch.Tensor, site: Site, cache: PatchCache) -> torch.Tensor:
+        """The share of heads in which a query takes the block of a key; see :meth:`Method.seen`."""
+        part = _partition(self, site.layout.grid, self.kind(site.layer))
+        start, stop = site.layout.grid_span
+        moved = [x[:, start:stop].index_select(1, part.permutation.order) for x in (q, k)]
+        chosen = self.select_blocks(*moved, part)
+        cache.measure((self, site.name), lambda: _share(chosen, part, site.layout))
+        pairs = chosen.float().mean((0, 1))[:, part.block_of][part.permutation.inverse][:, part.permutation.inverse]
+        found = torch.ones(site.layout.length, site.layout.length)
+        found[start:stop, start:stop] = pairs
+        return found
 
     def density(self, site: Site, cache: PatchCache) -> Density | None:
         """Density of the last call at the site; before any call, what top-k will keep, or None for a threshold."""

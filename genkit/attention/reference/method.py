@@ -12,10 +12,10 @@ import torch
 from genkit.attention.cache import PatchCache
 from genkit.attention.dynamic import attend_grid
 from genkit.attention.keep import kept
-from genkit.attention.method import Density, Method, check_choice, check_int
+from genkit.attention.method import Density, Method, check_choice, check_int, check_used
 from genkit.attention.reference.masks import direction_density
 from genkit.attention.reference.store import LayerWeights, References, spread
-from genkit.attention.registry import register
+from genkit.attention.registry import register, trained_settings
 from genkit.attention.site import Place, Site
 from genkit.attention.static import check_tokens, dense_attention, hidden_key_bias
 from genkit.attention.weights import PatchWeights
@@ -24,6 +24,7 @@ from genkit.kernels import BlockPlan, block_sparse_attention, merge
 from genkit.layout import TokenLayout
 
 SEGMENTS = ("reference", "keyframe")
+RANK = 16  # of new weights: our choice
 Part = tuple[torch.Tensor, torch.Tensor]
 
 
@@ -46,26 +47,31 @@ class Reference(Method):
     (or to a sparse method's: it shares the layer), with low-rank changes of the projections the reference goes through.
 
     Args:
-        form: ``"append"`` or ``"residual"``.
+        form: ``"append"`` or ``"residual"``; ``"auto"``: residual when weights are given, else append.
         origin: ``"recorded"``, ``"rows"`` or ``"sequence"``; the residual form takes recorded ones.
         strength: factor of the share of all references; 1 = the plain joint softmax.
         outside: weight outside the boxes given to ``References.set_boxes``; 0.75 published, 1 = boxes change nothing.
         group: rows per group with ``origin="rows"``.
-        rank: rank of the changes of q, k, v on the reference's side; 0 = none, ``"full"`` = whole matrices.
+        rank: rank of the changes of q, k, v on the reference's side; 0 = none, ``"full"`` = whole matrices. ``"auto"``:
+            that of the weights file, 16 for new weights.
         weights: safetensors file with trained weights, read when the patch is made.
         seed: start of the low-rank factors.
 
     Source: ScaleWeaver, arXiv 2510.14882; DreamVideo-2, arXiv 2410.13830. The training-free forms are ours.
     """
 
-    form: Literal["append", "residual"] = field(default="append", metadata={"help": "joint softmax or trained term"})
+    form: Literal["auto", "append", "residual"] = field(
+        default="auto", metadata={"help": "joint softmax or trained term; auto = residual with weights"}
+    )
     origin: Literal["recorded", "rows", "sequence"] = field(
         default="recorded", metadata={"help": "recorded references, rows of the batch, or tokens the model appends"}
     )
     strength: float = field(default=1.0, metadata={"help": "factor of the references' share"})
     outside: float = field(default=0.75, metadata={"help": "weight outside the boxes"})
     group: int = field(default=2, metadata={"help": "rows per group, the first is the reference"})
-    rank: int | Literal["full"] = field(default=16, metadata={"help": "rank of the trained changes of q, k, v"})
+    rank: int | Literal["auto", "full"] = field(
+        default="auto", metadata={"help": "rank of the trained changes of q, k, v; auto = the file's, else 16"}
+    )
     weights: None | str = field(default=None, metadata={"help": "file with trained weights"})
     seed: int = field(default=0, metadata={"help": "start of the low-rank factors"})
 
@@ -74,25 +80,27 @@ class Reference(Method):
     source: ClassVar[str] = "ScaleWeaver, arXiv 2510.14882; DreamVideo-2, arXiv 2410.13830"
 
     def __post_init__(self):
-        check_choice("reference", "form", self.form, ("append", "residual"))
+        check_choice("reference", "form", self.form, ("auto", "append", "residual"))
         check_choice("reference", "origin", self.origin, ("recorded", "rows", "sequence"))
         check_int("reference", "group", self.group, 2)
         check_int("reference", "seed", self.seed, 0)
-        if self.rank != "full":
+        if self.rank not in ("auto", "full"):
             check_int("reference", "rank", self.rank, 0)
         for name, high in (("strength", 1e6), ("outside", 1)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= high:
                 raise UsageError(explain(f"reference.{name}", value, f"a number from 0 to {high:g}"))
-        if self.form == "residual" and self.origin != "recorded":
+        if self.adds and self.origin != "recorded":
             raise UsageError(explain("reference.origin", self.origin, "'recorded' with form='residual'"))
+        check_used(self, ("group",), self.origin == "rows", "origin='rows'")
+        check_used(self, ("rank", "seed"), self.adds, "form='residual'")
         if self.form == "append" and self.weights is not None:
             raise UsageError("reference.weights: form='append' has no trained weights; use form='residual'")
 
     @property
     def adds(self) -> bool:
         """The residual form adds its term to what computes the attention."""
-        return self.form == "residual"
+        return self.form == "residual" or (self.form == "auto" and self.weights is not None)
 
     def recommended(self, steps: int, layers: int) -> dict[str, str]:
         """The trained form: the first 16 layers, as published for a model of 2 billion parameters."""
@@ -109,8 +117,10 @@ class Reference(Method):
         changed ones."""
         if not self.adds:
             return ()
-        own = LayerWeights(place, self.rank, self.seed)
-        PatchWeights.of(cache).put(self.name, place.name, own, self.settings())
+        rank = cache.get(("rank", self), self._rank)
+        own = LayerWeights(place, rank, self.seed)
+        made_with = self.settings() | {"form": "residual", "rank": rank}
+        PatchWeights.of(cache).put(self.name, place.name, own, made_with)
         references = References.of(cache)
 
         def adapt(change: torch.nn.Module, site: str) -> Any:
@@ -126,6 +136,12 @@ class Reference(Method):
             getattr(place.module, f"to_{name}").register_forward_hook(adapt(change, place.name))
             for name, change in own.changes.items()
         ]
+
+    def _rank(self) -> int | str:
+        """The rank of the changes: as asked for, else that of the weights file, else 16."""
+        if self.rank != "auto":
+            return self.rank
+        return RANK if self.weights is None else trained_settings(self.name, self.weights)["rank"]
 
     def ready(self, cache: PatchCache) -> None:
         """Read the weights file, if one is given."""
@@ -165,7 +181,8 @@ class Reference(Method):
 
     def _record(self, q, k, v, site: Site, cache: PatchCache, references: References) -> torch.Tensor:
         """The reference's own pass: keep the grid's keys and values; its queries read nothing else."""
-        if self.adds and self.rank and site.name not in references.adapted:
+        changes = PatchWeights.of(cache).at(self.name, site.name).changes if self.adds else ()
+        if len(changes) and site.name not in references.adapted:
             raise UnsupportedError(
                 f"layer {site.name}: the reference did not go through to_q, to_k and to_v (fused projections?), so its "
                 f"trained changes would be lost; call unfuse_qkv_projections() or use rank=0"
@@ -244,7 +261,11 @@ class Reference(Method):
         """Visible pairs with ``origin="sequence"``; see :meth:`Method.mask`."""
         span = _segment(layout)
         if self.origin != "sequence" or span is None:
-            return super().mask(layout)
+            raise UnsupportedError(
+                f"reference with origin={self.origin!r} hides nothing: the picture reads the reference's keys besides "
+                "its own. A picture of who reads whom needs reference tokens in the sequence: "
+                "genkit inspect reference --attention-args origin=sequence --reference 64"
+            )
         visible = torch.ones(layout.length, layout.length, dtype=torch.bool)
         visible[span[0] : span[1]] = False
         visible[span[0] : span[1], span[0] : span[1]] = True

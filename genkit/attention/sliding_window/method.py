@@ -12,7 +12,7 @@ import torch
 
 from genkit.attention.cache import PatchCache
 from genkit.attention.grid_windows import GridWindows
-from genkit.attention.method import Density, check_choice, check_int
+from genkit.attention.method import Density, check_choice, check_int, check_used
 from genkit.attention.registry import register
 from genkit.attention.site import Site
 from genkit.attention.static import StaticMethod, StaticPlan, dense_attention
@@ -31,12 +31,14 @@ class DualPath:
     alone and use the stored cross-attention.
 
     Attributes:
+        calls: denoiser calls made by :meth:`run`; without any the second path never ran.
         mode: ``"off"`` (one row, windows only), ``"both"`` (two rows) or ``"reuse"`` (one row, stored cross-attention).
         stored: raw cross-attention output of the full path per layer, (B, N, H, D).
     """
 
     def __init__(self) -> None:
         self.mode = OFF
+        self.calls = 0
         self.stored: dict[str, torch.Tensor] = {}
 
     @staticmethod
@@ -59,6 +61,7 @@ class DualPath:
             forward: the denoiser's forward, called with ``return_dict=False`` and keyword arguments.
             inputs: its keyword arguments; tensors whose first size is that of ``hidden_states`` are doubled.
         """
+        self.calls += 1
         self.mode = self.plan_step(method, step, branch)
         if self.mode == BOTH and branch != "uncond":
             self.stored.clear()
@@ -134,6 +137,7 @@ class SlidingWindow(StaticMethod):
             check_choice("sliding_window", name, getattr(self, name), (True, False))
         check_int("sliding_window", "cache_steps", self.cache_steps, 1)
         check_choice("sliding_window", "override", self.override, ("cond", "both"))
+        check_used(self, ("cache_steps", "override", "offload"), self.dual, "dual=true")
         factor = self.scale_factor
         if factor != "auto" and (
             isinstance(factor, bool) or not isinstance(factor, (int, float)) or not 0 < factor < 100
@@ -184,6 +188,16 @@ class SlidingWindow(StaticMethod):
     def mask_rows(self, layout: TokenLayout, queries: torch.Tensor) -> torch.Tensor:
         """See :meth:`Method.mask_rows`."""
         return self.on(layout.grid).mask_rows(layout, queries)
+
+    def remarks(self, cache: PatchCache) -> list[str]:
+        """Says when two paths were asked for and nothing ran them."""
+        if not self.dual or DualPath.of(cache).calls:
+            return []
+        return [
+            "sliding_window with dual=true ran windows alone: the second path needs every denoiser call to go through "
+            "DualPath.run, as genkit generate --upscale and genkit.pipelines' high_resolution do; ordinary calls equal "
+            "dual=false"
+        ]
 
     def density(self, site: Site, cache: PatchCache) -> Density | None:
         """Density of the window path; None for cross-attention."""

@@ -1,0 +1,85 @@
+"""What a picture of a method shows: how much of every key a query reads, by the layout alone or with drawn data."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from genkit.attention.cache import PatchCache
+from genkit.attention.method import Density, Method
+from genkit.attention.site import Site
+from genkit.errors import UnsupportedError, UsageError, explain
+from genkit.layout import TokenLayout
+
+HEADS, WIDTH = 4, 64  # of drawn queries and keys
+MOST_DRAWN = 6144  # tokens; methods that decide by the data are drawn from a full (N, N) table
+
+
+@dataclass(frozen=True)
+class View:
+    """What to draw of a method on a layout.
+
+    Args:
+        rows: queries (n,) int64 -> (n, N) float64 from 0 (hidden) to 1 (read in full).
+        density: of the method here, None = not known.
+        note: where queries and keys came from; "" when the layout alone decides.
+        weights: whether the numbers are attention weights (1 = the row's largest) rather than visible or not.
+    """
+
+    rows: Callable[[torch.Tensor], torch.Tensor]
+    density: Density | None
+    note: str = ""
+    weights: bool = False
+
+
+def view_of(method: Method, layout: TokenLayout, seed: int = 0, layer: int = 0) -> View:
+    """The view of a method on a layout.
+
+    Args:
+        seed: of the queries and keys that a method which decides by the data is drawn with. They are smooth random
+            fields over the grid: near tokens are alike, as in a model.
+        layer: layer whose attention is drawn, for methods whose layers differ.
+
+    Raises:
+        UnsupportedError: the method does not work on the self or joint attention of this layout. UsageError: too many
+            tokens for a method that decides by the data.
+    """
+    site = dataclasses.replace(Site.of_layout(layout, heads=HEADS), layer=layer, layers=max(1, layer + 1))
+    if not {"self", "joint"} & set(method.roles):
+        raise UnsupportedError(
+            f"{method.name} works on {', '.join(method.roles)} attention, pictures are of self and joint attention; "
+            f"genkit generate with it prints what ran, docs/methods/{method.name}.md tells its windows"
+        )
+    if site.role not in method.roles:
+        raise UnsupportedError(f"{method.name} works on {', '.join(method.roles)} attention: leave the text tokens out")
+    method.require(site)
+    cache = PatchCache()
+    if not method.by_data:
+        return View(lambda queries: method.mask_rows(layout, queries).double(), method.density(site, cache))
+    if layout.length > MOST_DRAWN:
+        allowed = f"at most {MOST_DRAWN} for {method.name}, which decides by queries and keys"
+        raise UsageError(explain("tokens", layout.length, allowed, "draw a smaller grid"))
+    q, k = (fields(layout, seed, part) for part in (0, 1))
+    seen = method.seen(q, k, site, cache).double()
+    density = method.density(site, cache)
+    note = f"queries and keys drawn at random (smooth over the grid, seed {seed}, {HEADS} heads, layer {layer})"
+    return View(lambda queries: seen[queries], density, note, method.weighs)
+
+
+def fields(layout: TokenLayout, seed: int, part: int) -> torch.Tensor:
+    """Drawn queries (part 0) or keys (part 1), (1, N, heads, width): plane waves over the grid, the same for both, and
+    noise of their own; heads look closer and closer. Tokens outside the grid are noise."""
+    draw = torch.Generator().manual_seed(seed)
+    place = torch.cartesian_prod(*(torch.linspace(0, 1, n) for n in layout.grid))
+    reach = torch.linspace(2.0, 5.0, HEADS)[:, None, None]
+    waves = torch.randn(HEADS, 3, WIDTH, generator=draw) * reach
+    phase = torch.rand(HEADS, 1, WIDTH, generator=draw) * 2 * torch.pi
+    smooth = (torch.cos(place @ waves + phase) * 2**0.5).transpose(0, 1)
+    noise = torch.Generator().manual_seed(2 * seed + 1 + part)
+    found = torch.randn(1, layout.length, HEADS, WIDTH, generator=noise)
+    start, stop = layout.grid_span
+    found[:, start:stop] = smooth[None] + 0.5 * found[:, start:stop]
+    return found
