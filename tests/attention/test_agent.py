@@ -1,4 +1,4 @@
-"""Agent attention: the oracles of its card, numbered in their order there, cells of real models, text, merging."""
+"""Agent attention: worked and published numbers, limits, cells of real models, text, merging."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def run(method, layout, q, k, v, cache=None, **more):
     return method.attend(q, k, v, site, cache or PatchCache())
 
 
-def test_oracle_1_dense_attention_on_the_same_inputs():
+def test_dense_attention_of_the_worked_example_has_the_computed_sum_and_first_row():
     out = dense_attention(Q, K, V, 0.5, None)
     assert out.sum().item() == pytest.approx(3.030114619734, abs=1e-11)
     assert out[0, 0, 0].tolist() == pytest.approx([-0.040757, -0.105460, -0.169109, -0.231068], abs=1e-6)
@@ -45,7 +45,7 @@ def test_oracle_1_dense_attention_on_the_same_inputs():
         (0.3, 0.075, 4.372032523324, (0.294362, 0.217674, 0.138811, 0.058561)),
     ],
 )
-def test_oracles_2_and_3_published_numbers(power, shortcut, total, row):
+def test_agents_of_query_pairs_give_the_worked_examples_sum_and_first_row(power, shortcut, total, row):
     agents = Cells((1, 1, 8), (1, 1, 2)).mean(Q)
     out = agent_attention(Q, K, V, agents, scale=0.5, read_scale=0.5**power, shortcut=shortcut)
     assert out.sum().item() == pytest.approx(total, abs=1e-11)
@@ -139,7 +139,7 @@ def test_hidden_text_keys_are_hidden_exactly(count_bias):
     torch.testing.assert_close(out.double(), right, atol=3e-6, rtol=1e-5)
 
 
-def test_oracle_4_weights_are_row_stochastic_of_low_rank_and_values_pass_through():
+def test_weights_are_row_stochastic_of_low_rank_and_values_pass_through():
     q, k, _ = (x.double() for x in tokens(VIDEO, heads=1, width=64, batch=1))
     weights = run(
         Agent(shortcut=0.0),
@@ -152,7 +152,7 @@ def test_oracle_4_weights_are_row_stochastic_of_low_rank_and_values_pass_through
     torch.testing.assert_close(run(Agent(), VIDEO, q, k, ones), ones * 1.075)
 
 
-def test_oracle_8_order_of_keys_does_not_matter():
+def test_the_order_of_keys_does_not_change_the_output():
     q, k, v = tokens(VIDEO)
     agents = Cells(VIDEO.grid, (3, 4, 4)).mean(q)
     shuffle = torch.randperm(VIDEO.length, generator=torch.Generator().manual_seed(1))
@@ -160,7 +160,7 @@ def test_oracle_8_order_of_keys_does_not_matter():
     torch.testing.assert_close(agent_attention(q, k[:, shuffle], v[:, shuffle], agents), plain, atol=1e-6, rtol=1e-5)
 
 
-def test_oracle_8_gradcheck_through_pooling_and_both_softmaxes():
+def test_gradients_through_pooling_and_both_softmaxes_are_finite_differences():
     layout = TokenLayout.of_grid(1, 4, 6, text=2)
     inputs = [x.double().requires_grad_() for x in tokens(layout, heads=1, width=3, batch=1)]
     method = Agent(cell=(1, 2, 2), pool="mean")
@@ -180,7 +180,7 @@ def test_too_few_tokens_decline():
 @pytest.mark.parametrize(("ratio", "features", "agents", "merged"), [
     (0.1, 3687, 0.1125, 0.8103), (0.4, 2458, 0.0750, 0.3601), (0.5, 2048, 0.0625, 0.25)
 ])  # fmt: skip
-def test_oracle_7_work_of_merging(ratio, features, agents, merged):
+def test_work_of_merging_is_two_n_times_features_over_n_squared(ratio, features, agents, merged):
     """Section 4: shares of dense work with agents and with merging alone, 64 x 64 tokens."""
     x = torch.randn(1, 4096, 2, generator=torch.Generator().manual_seed(0))
     merge, heavier = Agent(agents="merge", ratio=ratio).merge_plan(x, merge_site(64), PatchCache())
@@ -200,14 +200,14 @@ def merge_site(side, step=0, layer=0):
 
 
 @pytest.mark.parametrize(("step", "features", "agents"), [(0, 2458, 256), (19, 2458, 256), (20, 2458, None)])
-def test_oracle_7_counts_of_stable_diffusion(step, features, agents):
+def test_merging_leaves_the_published_number_of_features_and_agents(step, features, agents):
     x = torch.randn(1, 4096, 16, generator=torch.Generator().manual_seed(0))
     merge, heavier = Agent(agents="merge").merge_plan(x, merge_site(64, step), PatchCache())
     assert merge.length == features
     assert (heavier.length if heavier else None) == agents
 
 
-def test_oracle_9_counts_of_a_small_grid():
+def test_an_8x8_grid_merges_to_39_features_and_4_agents():
     merge, heavier = Agent(agents="merge").merge_plan(torch.randn(2, 64, 8), merge_site(8), PatchCache())
     assert (merge.length, heavier.length) == (39, 4)
 

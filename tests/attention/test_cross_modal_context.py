@@ -1,4 +1,4 @@
-"""Cross-modal context attention on plain tensors: the oracles of its card by their numbers."""
+"""Cross-modal context attention on plain tensors: windows, routes, context tokens, guidance, gradients."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def installed(method, where):
     return cache, module, hooks
 
 
-def test_oracle_3_index_windows():
+def test_windows_by_index_of_five_frames_and_forty_sounds():
     video, audio = uniform(5, 40)
     rule = windows.audio_of_frames_by_index(video, audio, 3)
     assert ranges(rule) == [(0, 16), (0, 24), (8, 32), (16, 40), (24, 40)]
@@ -109,7 +109,7 @@ def test_time_and_index_form_agree_on_uniform_clocks(c, w):
     assert torch.equal(back, visible(windows.frames_of_audio_by_index(audio, video, 1)))
 
 
-def test_oracle_5_windows_of_ltx2():
+def test_windows_and_densities_of_ltx2s_clocks():
     video, audio = ltx()
     found = ranges(windows.audio_of_frames(video, audio, 3))
     assert [found[frame] for frame in (0, 1, 2, 15)] == [(0, 11), (0, 19), (1, 27), (110, 126)]
@@ -172,7 +172,7 @@ def test_windows_are_never_empty_and_appended_tokens_go_by_time():
     assert visible(windows.frames_of_audio(middle, video, 1))[0].nonzero().flatten().tolist() == [2, 3, 6]
 
 
-def test_oracle_3_gather_form_and_concatenation():
+def test_merging_partner_and_context_is_one_softmax_over_both():
     """The merge against one softmax over [partner, context], computed frame by frame from gathered keys."""
     video, audio = uniform(5, 40, 2, 3)
     where = site("audio_to_video", video, audio)
@@ -194,7 +194,7 @@ def test_oracle_3_gather_form_and_concatenation():
             torch.testing.assert_close(out[:, rows], expected, atol=1e-13, rtol=1e-12)
 
 
-def test_oracle_1_partner_route_and_full_window_are_plain_attention():
+def test_partner_route_and_full_window_are_plain_attention():
     video, audio = ltx(5, 34, height=2, width=2)
     for role in ("audio_to_video", "video_to_audio"):
         where = site(role, video, audio)
@@ -213,7 +213,7 @@ def test_oracle_1_partner_route_and_full_window_are_plain_attention():
         torch.testing.assert_close(masked.attend(q, k, v, where, cache), plain, atol=1e-13, rtol=1e-12)
 
 
-def test_oracle_4_the_mass_of_one_context_token():
+def test_the_share_of_one_context_token_follows_its_logit_bias():
     q, key = torch.ones(1, 1, 1, 1, **WIDE), torch.zeros(1, 1, 1, **WIDE)
     partner = torch.tensor([1.0, 0.0], **WIDE).logsumexp(0)
     for beta, mass in ((-5.0, 0.0018), (0.0, 0.2119), (2.0, 0.6653)):
@@ -232,7 +232,7 @@ def test_soft_form_adds_the_squared_distance():
     torch.testing.assert_close(method.attend(q, k, v, where, PatchCache()), expected, atol=1e-5, rtol=1e-5)
 
 
-def test_oracle_6_rows_that_read_context_alone_ignore_the_partner_exactly():
+def test_rows_that_read_context_alone_ignore_the_partner_exactly():
     video, audio = ltx(3, 10)
     where, method = site("video_to_audio", video, audio), CrossModalContext(tokens=2)
     cache, _, _ = installed(method, where)
@@ -253,7 +253,7 @@ def test_oracle_6_rows_that_read_context_alone_ignore_the_partner_exactly():
     assert torch.equal(method.attend(q, k, v, where, cache)[0], first[0])
 
 
-def test_oracle_7_guidance():
+def test_guidance_is_linear_and_off_at_scale_one():
     full, text, alone, nothing = (draw(2, 3, 4, seed=seed) for seed in range(4))
     assert torch.equal(context_guidance(full, text, alone, 4.0, 1.0), full + 3 * (full - text))
     steps = [context_guidance(full, text, alone, 4.0, scale) for scale in (1.0, 2.0, 3.0)]
@@ -269,7 +269,7 @@ def test_oracle_7_guidance():
     assert torch.equal(rescaled(steps[0], full, 0.0), steps[0])
 
 
-def test_oracle_8_stopped_gradients_are_exactly_zero():
+def test_stopped_gradients_are_exactly_zero():
     x = draw(3, 4, 2).requires_grad_()
     y = stop_gradient(x, (True, False, True))
     assert torch.equal(y, x)
@@ -300,7 +300,7 @@ def test_oracle_8_stopped_gradients_are_exactly_zero():
         ("v2a", "context", "both", (False, True), (False, True), (False, True)),
     ],
 )
-def test_oracle_8_task_table(task, to_video, to_audio, detach, noise, loss):
+def test_every_task_reads_detaches_and_counts_what_its_row_says(task, to_video, to_audio, detach, noise, loss):
     row = TASKS[task]
     assert (row.to_video, row.to_audio, (row.detach_audio, row.detach_video)) == (to_video, to_audio, detach)
     assert (row.noise, row.loss) == (noise, loss)
@@ -365,12 +365,12 @@ class _Run(torch.nn.Module):
         return self.method.attend(q, k, v, self.where, self.cache)
 
 
-def test_oracle_9_gradcheck():
+def test_gradients_of_partner_and_context_are_finite_differences():
     run, inputs = gradcheck_problem()
     assert torch.autograd.gradcheck(run, inputs)
 
 
-def test_oracle_9_context_tokens_have_no_order():
+def test_permuting_context_tokens_changes_nothing_but_the_order_of_their_gradients():
     run, inputs = gradcheck_problem()
     order = [2, 0, 1]
     swapped = [x.detach().clone()[order if index in (3, 4) else slice(None)] for index, x in enumerate(inputs)]

@@ -1,4 +1,4 @@
-"""Mixture of block: the oracles of its card (vmoba), numbered in their order there; attention on the chosen blocks."""
+"""Mixture of block: which blocks are chosen, and exact attention on the chosen ones."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def site_of(layout, layer=0, **more):
     return Site(f"layer{layer}", layer, 6, role, 2, layout, layout, **more)
 
 
-def test_oracle_3_blocks_gather_the_published_tokens():
+def test_blocks_gather_the_published_tokens():
     spatial, box = Partition((2, 4, 4), (2, 2, 2)), Partition((2, 4, 4), (1, 2, 2))
     assert spatial.permutation.order[:8].tolist() == [0, 1, 4, 5, 16, 17, 20, 21] and spatial.starts == [
         0,
@@ -77,14 +77,14 @@ TINY_GATE = torch.tensor([[4.0, 1.0, 0.0], [2.0, 3.0, 1.0]]).T[None, None]
         ("query", 0.3, [[1, 1, 1], [1, 1, 1]]),
     ],
 )
-def test_oracle_4_thresholds_on_a_tiny_example(scope, tau, expected):
+def test_thresholds_choose_the_worked_examples_blocks(scope, tau, expected):
     assert select_threshold(TINY_GATE, TINY_OWN, tau, scope, None)[0, 0].T.int().tolist() == expected
 
 
 @pytest.mark.parametrize(
     ("tau", "head", "query"), [(0.15, 0.112, 0.098), (0.25, 0.193, 0.163), (0.35, 0.278, 0.235), (0.5, 0.416, 0.355)]
 )
-def test_oracle_5_densities_of_random_gates(tau, head, query):
+def test_random_gates_give_the_measured_densities(tau, head, query):
     own = torch.nn.functional.one_hot(torch.arange(4608) // 64, 72).bool()
     gate = torch.randn(1, 1, 4608, 72, generator=torch.Generator().manual_seed(0))
     assert select_threshold(gate, own, tau, "head", None).float().mean().item() == pytest.approx(head, rel=0.02)
@@ -92,7 +92,7 @@ def test_oracle_5_densities_of_random_gates(tau, head, query):
 
 
 @pytest.mark.parametrize("scope", ["query", "block", "head", "all"])
-def test_oracle_1_an_unreachable_threshold_keeps_everything_flat_gates_the_own_block(scope):
+def test_an_unreachable_threshold_keeps_everything_flat_gates_the_own_block(scope):
     own = torch.nn.functional.one_hot(torch.arange(24) // 3, 8).bool()
     gate = torch.randn(2, 3, 24, 8, generator=torch.Generator().manual_seed(1))
     assert select_threshold(gate, own, 1.5, scope, None).all()
@@ -104,7 +104,7 @@ def test_oracle_1_an_unreachable_threshold_keeps_everything_flat_gates_the_own_b
 
 
 @pytest.mark.parametrize("scope", ["query", "head", "all"])
-def test_oracles_1_and_2_top_k_keeps_own_blocks_and_its_budget(scope):
+def test_top_k_keeps_own_blocks_and_its_budget(scope):
     own = torch.nn.functional.one_hot(torch.arange(24) // 3, 8).bool()
     gate = torch.randn(2, 3, 24, 8, generator=torch.Generator().manual_seed(1))
     chosen = select_top_k(gate, own, 3, scope)
@@ -125,7 +125,7 @@ def test_equal_gates_go_to_the_lower_block_and_nan_to_the_front():
         assert sorted(best) == chosen[batch, head, query].nonzero().flatten().tolist()
 
 
-def test_oracle_7_selection_equals_a_loop_over_queries():
+def test_selection_equals_a_loop_over_queries():
     own = torch.nn.functional.one_hot(torch.arange(20) // 4, 5).bool()
     gate = torch.randn(1, 2, 20, 5, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     for tau in (0.1, 0.25, 0.6, 0.95):
@@ -148,7 +148,7 @@ def test_oracle_7_selection_equals_a_loop_over_queries():
 
 @pytest.mark.parametrize("scope", ["block", "head", "all"])
 @pytest.mark.parametrize("tau", [0.0001, 0.25, 0.6, 0.95])
-def test_oracle_7_shared_budgets_equal_a_loop(scope, tau):
+def test_shared_budgets_equal_a_loop(scope, tau):
     """Per block (all queries and heads), per head, over all: own entries, then the best until the share is there."""
     own = torch.nn.functional.one_hot(torch.arange(12) // 3, 4).bool()
     gate = torch.randn(2, 3, 12, 4, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
@@ -183,7 +183,7 @@ def test_a_blocks_budget_goes_to_the_heads_that_want_it():
 
 @pytest.mark.parametrize("scope", ["query", "block", "head", "all"])
 @pytest.mark.parametrize("tau", [0.0001, 0.3, 0.9])
-def test_oracle_2_own_blocks_are_always_taken(scope, tau):
+def test_own_blocks_are_always_taken(scope, tau):
     own = torch.nn.functional.one_hot(torch.arange(24) // 3, 8).bool()
     gate = torch.randn(2, 3, 24, 8, generator=torch.Generator().manual_seed(3))
     gate[..., 0] += 5  # everybody's favourite is one block
@@ -191,7 +191,7 @@ def test_oracle_2_own_blocks_are_always_taken(scope, tau):
     assert (chosen & own).sum() == own.sum() * 6 and chosen.sum(-1).min() >= 1
 
 
-def test_oracle_1_a_single_block_is_dense_attention():
+def test_a_single_block_is_dense_attention():
     q, k, v = tokens(VIDEO)
     whole = MixtureOfBlock(temporal=4, spatial=(6, 6), box=(4, 6, 6))
     right = attention_over(q, k, v, torch.ones(VIDEO.length, VIDEO.length, dtype=torch.bool))
@@ -209,7 +209,7 @@ def _piece(q, k, v, visible):
     return out, scores.logsumexp(-1).masked_fill(~some[..., 0], -torch.inf)
 
 
-def test_oracle_6_own_block_and_single_blocks_merge_into_the_masked_softmax():
+def test_own_block_and_single_blocks_merge_into_the_masked_softmax():
     """96 tokens in 6 blocks, 2 heads, float64: value and gradients."""
     own = torch.nn.functional.one_hot(torch.arange(96) // 16, 6).bool()
     inputs = [torch.randn(1, 96, 2, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(s)).requires_grad_()
@@ -265,7 +265,7 @@ def test_exact_attention_on_the_chosen_blocks(method, layout, layer):
     assert density.computed == pytest.approx(mask.double().mean().item(), abs=1e-6)
 
 
-def test_oracle_1_everything_chosen_is_dense_attention():
+def test_everything_chosen_is_dense_attention():
     q, k, v = tokens(RAGGED)
     right = attention_over(q, k, v, torch.ones(RAGGED.length, RAGGED.length, dtype=torch.bool))
     for method in (
@@ -298,7 +298,7 @@ def test_hidden_text_keys_are_hidden_exactly(layout):
 
 
 @pytest.mark.parametrize("name", ["topk", "threshold"])
-def test_oracle_6_gradients_are_those_of_the_chosen_pairs(name):
+def test_gradients_are_those_of_the_chosen_pairs(name):
     method, layout = METHODS[name], RAGGED
     mask = chosen_mask(method, layout, *tokens(layout)[:2], 1)
     weight = torch.randn(2, layout.length, 2, 8, generator=torch.Generator().manual_seed(5))

@@ -1,4 +1,4 @@
-"""Neighborhood: numbered oracles of its card (1 to 5 and 10 beside the windows), settings per axis and refusals."""
+"""Neighborhood: published densities, settings per axis, discs, merging with text, refusals."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_settings_hold_for_all_axes_or_per_axis():
     assert numbers(Neighborhood(size=9, stride=8), grid) == [(6, 6, 1), (9, 8, 1), (9, 8, 1)]
 
 
-def test_oracle_6_densities_of_the_authors_settings():
+def test_the_authors_settings_have_the_published_densities():
     flux = Neighborhood(size=(80, 80))
     assert flux.on((1, 256, 256)).pairs(TokenLayout.of_grid(1, 256, 256)) / 65536**2 == 0.09765625
     hunyuan = Neighborhood(size=(18, 24, 24), stride=(16, 8, 8))
@@ -51,7 +51,7 @@ def test_densities_of_freeswim(base, h, w, expected):
     assert method.on(layout.grid).pairs(layout) / layout.length**2 == pytest.approx(expected, abs=6e-6)
 
 
-def test_oracle_7_freeswim_on_a_small_grid():
+def test_freeswims_windows_on_a_small_grid_have_its_row_sums():
     mask = Neighborhood(size=(3, 5)).mask(TokenLayout.of_grid(1, 6, 8))
     assert int(mask.sum()) == 720 and set(mask.sum(1).tolist()) == {15}
     assert mask[0].nonzero().flatten().tolist() == [*range(5), *range(8, 13), *range(16, 21)]
@@ -67,7 +67,7 @@ def test_oracle_7_freeswim_on_a_small_grid():
         (8, {"size": 4, "stride": 2, "causal": True}, [0, 0.5, 1, 1.5, 3, 3.5, 5, 5.5]),
     ],
 )
-def test_oracle_4_uniform_attention_through_the_method(length, settings, means):
+def test_uniform_attention_averages_the_window_through_the_method(length, settings, means):
     """Queries and keys of zeros, values that are the token's number: the mean place of every window."""
     layout = TokenLayout.of_grid(1, 1, length)
     plain = {"size": "all", "stride": 1, "dilation": 1, "causal": False}
@@ -78,7 +78,7 @@ def test_oracle_4_uniform_attention_through_the_method(length, settings, means):
     assert out[0, :, 0, 0].tolist() == pytest.approx(means, abs=1e-12)
 
 
-def test_oracle_8_window_and_text_merge_into_the_joint_softmax():
+def test_window_and_text_merge_into_the_joint_softmax():
     """Window over the grid and all text keys, run apart and merged by their log-sum-exps."""
     layout = TokenLayout.of_grid(1, 5, 6, text=4)
     method = Neighborhood(size=(3, 4), stride=(1, 2))
@@ -101,7 +101,7 @@ def test_numbers_tuned_for_another_grid_are_rescaled():
     assert numbers(tuned, (24, 44, 80)) == [(24, 1, 1), (12, 4, 1), (24, 8, 1)]
 
 
-def test_oracle_7_three_dimensions_are_the_product_of_the_axes():
+def test_three_dimensions_are_the_product_of_the_axes():
     layout = TokenLayout.of_grid(3, 4, 5)
     whole = Neighborhood(size=(2, 3, 3)).mask(layout)
     parts = [Neighborhood(size=size).mask(layout) for size in ((2, "all", "all"), ("all", 3, "all"), ("all", "all", 3))]

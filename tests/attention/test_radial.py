@@ -43,7 +43,7 @@ def test_small_grids_reach_low_densities(grid, method, most):
     assert density.computed <= density.executed + 1e-12 <= most
 
 
-def test_oracle_1_one_or_two_frames_are_dense():
+def test_one_or_two_frames_are_dense():
     for frames in (1, 2):
         layout = TokenLayout.of_grid(frames, 13, 20)
         for rows in ("frame", "block"):

@@ -1,4 +1,4 @@
-"""Radial's block mask: the oracles of its card, numbered in their order there; bands, densities, coverage."""
+"""Radial's block mask: counts, bands, densities, coverage, the published code block for block."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def rule(s, block=128, decay=0.2, thin=128, sink=True, near="full"):
         (12, rule(384, decay=1.0, sink=False), 824, 1296),
     ],
 )
-def test_oracle_2_exact_counts_of_kept_blocks(frames, bands, kept, blocks, rows):
+def test_aligned_frames_keep_exactly_the_published_number_of_blocks(frames, bands, kept, blocks, rows):
     mask = block_mask(frames, bands, rows)
     assert mask.size == blocks
     assert int(mask.sum()) == kept
@@ -63,7 +63,7 @@ def test_published_row_rule_at_an_unaligned_size():
     ("frames", "with_sink", "without", "frame_rows"),
     [(64, 0.1917, 0.1776, 0.1933), (128, 0.1163, 0.1088, 0.1174), (41, 0.2599, None, 0.2617)],
 )
-def test_oracle_5_sparsities_of_the_paper(frames, with_sink, without, frame_rows):
+def test_the_papers_sparsities_to_the_printed_digit(frames, with_sink, without, frame_rows):
     floor = frames * 3600 // 128
     published = block_mask(frames, rule(3600, decay=1.0), "block")[:floor, :floor]
     assert published.mean() == pytest.approx(with_sink, abs=5e-5)
@@ -73,13 +73,13 @@ def test_oracle_5_sparsities_of_the_paper(frames, with_sink, without, frame_rows
         assert open_start[:floor, :floor].mean() == pytest.approx(without, abs=5e-5)
 
 
-def test_oracle_5_half_of_the_neighbouring_frames():
+def test_half_of_the_neighbouring_frames_gives_the_earlier_codes_density():
     floor = 41 * 3600 // 128
     mask = block_mask(41, rule(3600, decay=1.0, near="half"), "block")[:floor, :floor]
     assert mask.mean() == pytest.approx(0.2495, abs=5e-5)
 
 
-def test_oracle_3_a_toy_with_blocks_of_four():
+def test_widths_and_patterns_with_blocks_of_four():
     bands = rule(16, block=4, decay=1.0, thin=4, sink=False)
     widths = [bands.width(0, distance) for distance in range(12)]
     assert widths == [16, 16, 8, 8, 4, 4, 4, 4, 4, None, 4, None]
@@ -108,7 +108,7 @@ def test_blocks_of_wan_at_768_by_1280():
     assert [int(wide[0, d]) for d in (2, 3, 4, 7, 8, 15, 16)] == [438, 438, 250, 250, 144, 144, 88]
 
 
-def test_oracle_4_token_counts_of_equation_four():
+def test_equation_four_keeps_the_computed_number_of_pairs():
     assert [int(paper_mask(12, 16, sink).sum()) for sink in (False, True)] == [21816, 23424]
     assert [int(paper_mask(8, 4, sink).sum()) for sink in (False, True)] == [652, 712]
 
@@ -159,13 +159,13 @@ def shrunk_slowly(frames, bands, rows):
 
 @pytest.mark.parametrize("rows", ["frame", "block"])
 @pytest.mark.parametrize(("frames", "s", "block"), [(5, 48, 16), (6, 50, 16), (7, 37, 8), (4, 9, 16), (9, 64, 8)])
-def test_oracle_7_counting_equals_shrinking_token_pairs(frames, s, block, rows):
+def test_counting_equals_shrinking_token_pairs(frames, s, block, rows):
     for sink in (True, False):
         bands = rule(s, block=block, decay=0.6, thin=block, sink=sink)
         assert (block_mask(frames, bands, rows) == shrunk_slowly(frames, bands, rows)).all()
 
 
-def test_oracle_1_short_videos_and_huge_windows_are_dense():
+def test_short_videos_and_huge_windows_are_dense():
     for frames in (1, 2):
         assert block_mask(frames, rule(260)).all()
     assert not block_mask(1, rule(260), "block").all()
@@ -173,7 +173,7 @@ def test_oracle_1_short_videos_and_huge_windows_are_dense():
     assert block_mask(33, rule(256, decay=1000.0)).mean() == pytest.approx(0.458, abs=5e-4)
 
 
-def test_oracle_6_symmetry_and_own_blocks():
+def test_masks_of_aligned_frames_are_symmetric_and_keep_own_blocks():
     aligned = block_mask(9, rule(256, decay=0.5, sink=False))
     assert (aligned == aligned.T).all()
     unaligned = block_mask(9, rule(1296, sink=False))
@@ -183,7 +183,7 @@ def test_oracle_6_symmetry_and_own_blocks():
         assert mask.diagonal().all()
 
 
-def test_oracle_6_an_almost_empty_tail_block_keeps_a_row():
+def test_an_almost_empty_tail_block_keeps_a_row():
     published = block_mask(41, rule(3600), "block")
     assert published.shape == (1154, 1154) and not published[-1].any()
     assert block_mask(41, rule(3600))[-1].any()

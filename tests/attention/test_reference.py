@@ -1,4 +1,4 @@
-"""Reference attention on plain tensors: the oracles of its card, numbered in their order there, in float64."""
+"""Reference attention on plain tensors, in float64: directions, merging, the trained term, boxes, loss."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def installed(method, site):
     return cache, module, hooks
 
 
-def test_oracle_1_direction_mask_is_two_calls():
+def test_direction_mask_is_two_calls():
     method, site, cache = Reference(origin="sequence"), Site.of_layout(JOINT), PatchCache()
     q, k, v = qkv(JOINT)
     out = method.attend(q, k, v, site, cache)
@@ -81,7 +81,7 @@ def test_oracle_1_direction_mask_is_two_calls():
     assert torch.equal(out[:, 9:], other[:, 9:]) and not torch.equal(out[:, :9], other[:, :9])
 
 
-def test_oracle_1_a_recorded_reference_reads_itself_only():
+def test_a_recorded_reference_reads_itself_only():
     """The recording pass: grid tokens see grid tokens only, text keeps its attention."""
     layout = TokenLayout.of_grid(1, 2, 3, text=3, text_first=True)
     method, site, cache = Reference(), Site.of_layout(layout), PatchCache()
@@ -97,7 +97,7 @@ def test_oracle_1_a_recorded_reference_reads_itself_only():
     assert torch.equal(keys, k[:, 3:]) and torch.equal(values, v[:, 3:])
 
 
-def test_oracle_2_density():
+def test_density_is_the_share_of_scores_when_the_reference_reads_itself_only():
     assert direction_density(3, 6, 4) == pytest.approx(0.786982, abs=5e-7)
     assert int((~Reference(origin="sequence").mask(JOINT)).sum()) == 36 and JOINT.length**2 == 169
     density = Reference(origin="sequence").density(Site.of_layout(JOINT), PatchCache())
@@ -109,7 +109,7 @@ def test_oracle_2_density():
     assert round(store_bytes(1560, 1536, 30) / 1e6, 1) == 287.5
 
 
-def test_oracle_3_the_zero_projection_adds_exactly_nothing_and_learns():
+def test_the_zero_projection_adds_exactly_nothing_and_learns():
     method, site = Reference(form="residual", rank=2), Site.of_layout(GRID)
     cache, module, hooks = installed(method, site)
     references, weights = References.of(cache), PatchWeights.of(cache).at("reference", site.name)
@@ -173,7 +173,7 @@ class _Term(torch.nn.Module):
         return self.method.attend(q, q, q, self.site, self.cache)
 
 
-def test_oracle_4_merging_is_the_joint_softmax():
+def test_merging_is_the_joint_softmax():
     site, cache = Site.of_layout(GRID), PatchCache()
     first = stored(cache, site, strength=0.5)
     second = stored(cache, site, strength=2.0, tokens=3, seed=60)
@@ -229,7 +229,7 @@ def test_rows_of_a_batch_read_the_first_of_their_group():
         Reference(origin="rows", group=4).attend(q, k, v, site, cache)
 
 
-def test_oracle_5_blended_mask():
+def test_the_blended_mask_weighs_the_term_inside_and_outside_the_boxes():
     mask = box_mask([(0.25, 0.25, 0.75, 0.75)], 4, 4)
     assert int(mask.sum()) == 4 and mask[0, 1:3, 1:3].eq(1).all()
     values = blended_mask(mask, 0.75)
@@ -268,7 +268,7 @@ def test_boxes_weigh_appended_references_per_query():
     torch.testing.assert_close(only_inside[:, outside], plain[:, outside], atol=2e-15, rtol=1e-14)
 
 
-def test_oracle_6_loss():
+def test_the_loss_weighs_squared_errors_inside_the_boxes():
     mask = box_mask([(0.25, 0.25, 0.75, 0.75)], 4, 4)
     prediction, target = torch.full((2, 3, 4, 4), 0.5), torch.zeros(2, 3, 4, 4)
     assert reweighted_loss(prediction, target, mask) == 0.3125
@@ -296,7 +296,7 @@ def test_masks_are_averaged_by_area_and_by_latent_frame():
         References().set_boxes(torch.ones(4, 4))
 
 
-def test_oracle_7_without_a_reference_nothing_happens():
+def test_without_a_reference_nothing_happens():
     site, cache = Site.of_layout(GRID), PatchCache()
     q, k, v = qkv(GRID)
     assert Reference().attend(q, k, v, site, cache) is None

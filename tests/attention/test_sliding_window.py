@@ -1,4 +1,4 @@
-"""Sliding window: the numbered oracles of its card: windows, densities, constants, the dual path on a tiny Wan."""
+"""Sliding window: windows, densities, constants, the dual path on a tiny Wan."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from genkit.layout import TokenLayout
 GRID = TokenLayout.of_grid(3, 6, 8)
 
 
-def test_oracles_1_and_2_windows_of_a_small_grid():
+def test_windows_of_a_small_grid_shift_inward():
     mask = SlidingWindow(base=(2, 4)).mask(TokenLayout.of_grid(1, 6, 8))
     assert int(mask.sum()) == 720
     assert mask[0].nonzero().flatten().tolist() == [*range(5), *range(8, 13), *range(16, 21)]
@@ -25,7 +25,7 @@ def test_oracles_1_and_2_windows_of_a_small_grid():
     assert starts == [0, 0, 0, 1, 2, 3, 3, 3] and set(line.sum(1).tolist()) == {5}
 
 
-def test_oracle_3_windows_of_the_published_sizes():
+def test_published_training_sizes_give_odd_windows():
     assert [w.size for w in SlidingWindow().on((21, 68, 120)).windows] == [21, 31, 53]
     assert [w.size for w in SlidingWindow(base=(45, 80)).on((21, 68, 120)).windows] == [21, 45, 81]
     layout = TokenLayout.of_grid(1, 68, 120)
@@ -46,13 +46,13 @@ def test_oracle_3_windows_of_the_published_sizes():
         ((45, 80), 136, 240, 0.11167),
     ],
 )
-def test_oracle_4_published_densities(base, h, w, density):
+def test_published_sizes_have_the_published_densities(base, h, w, density):
     layout = TokenLayout.of_grid(21, h, w)
     wanted = SlidingWindow(base=base).on(layout.grid).pairs(layout)
     assert wanted / layout.length**2 == pytest.approx(density, abs=6e-6)
 
 
-def test_oracle_8_the_published_scale():
+def test_the_scale_factor_is_the_published_one():
     assert SlidingWindow().factor() ** 2 == pytest.approx(1.0942744, abs=1e-7)
     assert SlidingWindow().factor() == pytest.approx(1.0460758, abs=1e-7)
     assert SlidingWindow().factor() * 128**-0.5 == pytest.approx(0.0924609, abs=1e-7)
@@ -163,7 +163,7 @@ def run(wan, method, step=0, branch=None, path_check=None, path=None):
         return out
 
 
-def test_oracle_5_a_full_window_at_the_models_scale_is_the_model(wan):
+def test_a_full_window_at_the_models_scale_is_the_model(wan):
     model, inputs = wan
     with torch.no_grad():
         plain = model(**inputs, return_dict=False)[0]
@@ -184,7 +184,7 @@ def both_rows(wan, method):
     return rows[0]
 
 
-def test_oracle_5_both_rows_of_a_full_window_are_the_model(wan):
+def test_both_rows_of_a_full_window_are_the_model(wan):
     model, inputs = wan
     with torch.no_grad():
         plain = model(**inputs, return_dict=False)[0]
@@ -192,12 +192,12 @@ def test_oracle_5_both_rows_of_a_full_window_are_the_model(wan):
     torch.testing.assert_close(rows, plain.expand_as(rows), atol=6e-6, rtol=1e-5)
 
 
-def test_oracle_6_the_full_row_does_not_depend_on_the_window(wan):
+def test_the_full_row_does_not_depend_on_the_window(wan):
     first, second = (both_rows(wan, SlidingWindow(base=base, dual=True)) for base in ((2, 4), (4, 2)))
     assert torch.equal(first[1], second[1]) and not torch.equal(first[0], second[0])
 
 
-def test_oracle_6_nor_does_the_lent_cross_attention(wan):
+def test_nor_does_the_lent_cross_attention(wan):
     stored = []
     outs = [
         run(wan, SlidingWindow(base=base, dual=True), path_check=lambda state: stored.append(dict(state.stored)))
@@ -208,7 +208,7 @@ def test_oracle_6_nor_does_the_lent_cross_attention(wan):
     assert all(torch.equal(stored[0][name], stored[1][name]) for name in stored[0])
 
 
-def test_oracle_7_refresh_equals_the_uncached_call_and_reuse_returns_the_same(wan):
+def test_refresh_equals_the_uncached_call_and_reuse_returns_the_same(wan):
     kept = []
     cached = run(wan, SlidingWindow(base=(2, 4), dual=True), path_check=lambda state: kept.append(state))
     every = run(wan, SlidingWindow(base=(2, 4), dual=True, cache_steps=1))

@@ -115,7 +115,7 @@ def test_gradients_equal_those_of_masked_attention(method):
         torch.testing.assert_close(grad, right, atol=2e-5, rtol=1e-4)
 
 
-def test_neighborhood_oracle_8_gradcheck_of_a_strided_window():
+def test_gradients_of_a_strided_window_are_finite_differences():
     layout = TokenLayout.of_grid(1, 6, 7)
     method = Neighborhood(size=(3, 4), stride=(1, 2))
     inputs = [x.double().requires_grad_() for x in tokens(layout, heads=1, width=2, batch=1)]

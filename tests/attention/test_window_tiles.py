@@ -1,4 +1,4 @@
-"""The tile simulator: oracle 10 of the neighborhood card, hand-checked numbers, and counting tile by tile."""
+"""The tile simulator: published bounds, hand-checked numbers, and counting tile by tile."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ def hunyuan(*stride):
         (hunyuan(16, 8, 8), (4, 8, 8), (2, 8, 8), 10.42, True),
     ],
 )
-def test_oracle_10_bounds_of_the_authors_settings(windows, query, key, bound, full):
+def test_the_authors_settings_have_the_published_speed_bounds(windows, query, key, bound, full):
     assert speed_bound(windows, query, key) == pytest.approx(bound, abs=0.006)
     assert fully_sparse(windows, query, key) is full
 
 
-def test_oracle_10_smallest_full_stride_of_a_long_sequence():
+def test_the_smallest_stride_without_partial_tiles_of_a_long_sequence():
     for stride, bound, full in ((1, 15.11, False), (128, 15.11, False), (256, 16.0, True)):
         windows = tables(ONE, ONE, (32768, 2048, stride))
         assert speed_bound(windows, (1, 1, 128), (1, 1, 128)) == pytest.approx(bound, abs=0.005)
@@ -63,7 +63,7 @@ def test_oracle_10_smallest_full_stride_of_a_long_sequence():
         ((28, 4, 1), (56, 8, 1), 2.245),
     ],
 )
-def test_oracle_10_cosmos_windows_are_fully_sparse(height, width, bound):
+def test_cosmos_windows_are_fully_sparse(height, width, bound):
     windows = tables((24, 24), (44, *height), (80, *width))
     for query in ((4, 4, 8), (8, 4, 4)):
         assert speed_bound(windows, query, (4, 4, 8)) == pytest.approx(bound, rel=5e-4)
@@ -81,7 +81,7 @@ def test_bounds_of_freeswim_windows():
         assert fully_sparse(strided, (7, 4, 4), (7, 4, 4))
 
 
-def test_oracle_10_flop_bounds():
+def test_the_authors_settings_have_the_published_flop_bounds():
     assert flop_bound(flux(1, 1)) == pytest.approx(10.24)
     assert flop_bound(hunyuan(1, 1, 1)) == pytest.approx(11.11, abs=0.005)
     assert flop_bound(tables(ONE, ONE, (32768, 2048))) == pytest.approx(16.0)

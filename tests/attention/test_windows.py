@@ -1,4 +1,4 @@
-"""The per-axis window tables: the numbered oracles of the neighborhood card, and identities between window kinds."""
+"""The per-axis window tables: numbers worked out by hand and published, and identities between kinds of windows."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def spans(length, size, **more):
         (9, 4, 4, "0-4,0-4,0-4,0-4,4-8,4-8,4-8,4-8,5-9"),
     ],
 )
-def test_oracle_1_windows_shift_inward_at_the_borders(length, size, stride, expected):
+def test_windows_shift_inward_at_the_borders(length, size, stride, expected):
     assert ",".join(spans(length, size, stride=stride)) == expected
 
 
@@ -33,7 +33,7 @@ def test_oracle_1_windows_shift_inward_at_the_borders(length, size, stride, expe
     ("size", "stride", "expected"),
     [(3, 1, "0-1,0-2,0-3,1-4,2-5,3-6,4-7,5-8"), (4, 2, "0-1,0-2,0-3,0-4,2-5,2-6,4-7,4-8")],
 )
-def test_oracle_2_causal_windows_end_at_the_query(size, stride, expected):
+def test_causal_windows_end_at_the_query(size, stride, expected):
     assert ",".join(spans(8, size, stride=stride, causal=True)) == expected
 
 
@@ -43,7 +43,7 @@ def test_causal_stride_gives_early_queries_of_a_group_fewer_keys():
     assert keys == [1, 2, 3, 3, 4, 5, 3, 4, 5, 3, 4, 5, 3, 4, 5, 3, 4, 5, 4, 5]
 
 
-def test_oracle_3_dilated_windows_stay_in_their_group():
+def test_dilated_windows_stay_in_their_group():
     table = axis_table(AxisWindow(11, 3, dilation=3))
     expected = [(0, 3, 6), (1, 4, 7), (2, 5, 8)] * 2 + [(3, 6, 9), (4, 7, 10), (2, 5, 8), (3, 6, 9), (4, 7, 10)]
     assert [tuple(table.keys(x)) for x in range(11)] == expected
@@ -58,13 +58,13 @@ def test_oracle_3_dilated_windows_stay_in_their_group():
         (AxisWindow(8, 4, stride=2, causal=True), [0, 0.5, 1, 1.5, 3, 3.5, 5, 5.5]),
     ],
 )
-def test_oracle_4_uniform_attention_averages_the_window(window, means):
+def test_uniform_attention_averages_the_window(window, means):
     table = axis_table(window)
     found = [sum(table.keys(x)) / len(table.keys(x)) for x in range(window.length)]
     assert found == means
 
 
-def test_oracle_5_group_starts_of_the_authors_settings():
+def test_queries_that_share_a_window_start_where_the_authors_settings_say():
     time = axis_table(AxisWindow(30, 18, stride=16))
     assert set(zip(time.start[:16], time.end[:16], strict=True)) == {(0, 18)}
     assert set(zip(time.start[16:], time.end[16:], strict=True)) == {(12, 30)}
@@ -73,7 +73,7 @@ def test_oracle_5_group_starts_of_the_authors_settings():
     assert flux == [0, 0, 0, *range(16, 161, 16), 176, 176, 176]
 
 
-def test_oracle_7_inward_windows_of_freeswim_are_odd_neighborhoods():
+def test_inward_windows_of_freeswim_are_odd_neighborhoods():
     for length in range(1, 25):
         for reach in range(13):
             size = min(2 * reach + 1, length)
@@ -84,7 +84,7 @@ def test_oracle_7_inward_windows_of_freeswim_are_odd_neighborhoods():
                 assert table.keys(y) == visible
 
 
-def test_oracle_7_stride_as_long_as_the_window_is_blocked_attention():
+def test_stride_as_long_as_the_window_is_blocked_attention():
     for size in (2, 3, 4, 6):
         table = axis_table(AxisWindow(24, size, stride=size))
         assert list(table.start) == [x // size * size for x in range(24)]
@@ -92,7 +92,7 @@ def test_oracle_7_stride_as_long_as_the_window_is_blocked_attention():
     assert tail.keys(8) == tail.keys(9) == [6, 7, 8, 9]
 
 
-def test_oracle_7_odd_sliding_tiles_are_strided_windows():
+def test_odd_sliding_tiles_are_strided_windows():
     for tile, count in ((2, 3), (4, 3), (3, 5)):
         length = tile * 7
         table = axis_table(AxisWindow(length, tile * count, stride=tile))
@@ -107,7 +107,7 @@ def test_clipped_windows_are_cut_at_the_borders():
     assert wide.whole and wide.window.size > wide.window.length
 
 
-def test_oracle_7_whole_axis_is_dense():
+def test_whole_axis_is_dense():
     assert axis_table(AxisWindow(7, 7)).whole
     assert not axis_table(AxisWindow(7, 7, causal=True)).whole
     assert not axis_table(AxisWindow(7, 6)).whole
