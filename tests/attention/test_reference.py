@@ -385,7 +385,7 @@ def test_guidance_over_text_and_reference():
     [
         ({"form": "both"}, "append"),
         ({"form": "residual", "origin": "rows"}, "recorded"),
-        ({"weights": "x.safetensors"}, "residual"),
+        ({"form": "append", "weights": "x.safetensors"}, "residual"),
         ({"rank": -1}, "rank"),
         ({"group": 1}, "group"),
         ({"outside": 1.5}, "outside"),
@@ -404,7 +404,7 @@ def test_what_it_does_not_fit():
     assert "grid" in Reference().why_not(Site.of_layout(text, role="self"))
     with pytest.raises(UnsupportedError, match="to_q"):
         list(Reference(form="residual").install(Place("a", "self", 0, 1, 2, torch.nn.Linear(2, 2)), PatchCache()))
-    with pytest.raises(UnsupportedError, match="no mask"):
+    with pytest.raises(UnsupportedError, match="hides nothing"):
         Reference().mask(GRID)
     assert Reference(form="residual").recommended(20, 40) == {"layers": ":16"} and not Reference().recommended(20, 40)
 
