@@ -301,7 +301,9 @@ class PatchHandle:
             self._forwards_before = forwards
             for _, _, claim in self._claims:
                 claim.tally.clear()
-        return Report.of_sites(sites, forwards - before, steps, work)
+        ran = forwards > before
+        remarks = [text for part in self.parts if ran for text in part.method.remarks(self.cache)]
+        return Report.of_sites(sites, forwards - before, steps, work, tuple(dict.fromkeys(remarks)))
 
     def _site_report(self, slot: Slot, claim: Claim) -> SiteReport:
         tally = claim.tally

@@ -114,6 +114,7 @@ class Report:
         work: query-key pairs paid for as a share of dense attention's, over all layers of the patched roles: layers,
             steps, branches and heads that the schedule leaves dense count in full. None when a density is unknown.
         sites: a row per site the patch holds.
+        remarks: what the user should know, one line each: settings that had no effect, ...
     """
 
     forwards: int
@@ -127,9 +128,17 @@ class Report:
     density: Density | None
     work: float | None
     sites: tuple[SiteReport, ...]
+    remarks: tuple[str, ...] = ()
 
     @classmethod
-    def of_sites(cls, sites: tuple[SiteReport, ...], forwards: int, steps: int | None, work: float | None) -> Report:
+    def of_sites(
+        cls,
+        sites: tuple[SiteReport, ...],
+        forwards: int,
+        steps: int | None,
+        work: float | None,
+        remarks: tuple[str, ...] = (),
+    ) -> Report:
         """Sum up the sites."""
         declined: dict[str, int] = {}
         for site in sites:
@@ -147,6 +156,7 @@ class Report:
             density=mean_density([(site.density, site.ran) for site in sites]),
             work=work,
             sites=sites,
+            remarks=remarks,
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -164,6 +174,7 @@ class Report:
         if self.work is not None:
             lines.append(f"attention work left: {self.work:.1%} of dense, dense layers and steps included")
         lines += [f"declined {count} calls: {reason}" for reason, count in self.declined.items()]
+        lines += [f"remark: {remark}" for remark in self.remarks]
         skipped = sum(site.skipped for site in self.sites)
         if skipped:
             lines.append(f"{skipped} forwards of attention layers came without an attention call (caching, guidance)")

@@ -177,6 +177,7 @@ class Attention:
             return []
         told = report["declined"].items()
         lines = [f"attention: {count} calls ran the model's own attention: {why}" for why, count in told]
+        lines += [f"attention: {remark}" for remark in report["remarks"]]
         if self.recipe is not None and self.ranges is None:
             remark = self.recipe.remark(steps)
             lines += [remark] if remark else []

@@ -6,6 +6,7 @@ import pytest
 import torch
 from attention_helpers import attention_over, tokens
 
+import genkit
 from genkit.attention.cache import PatchCache
 from genkit.attention.site import Site
 from genkit.attention.sliding_window import BOTH, OFF, REUSE, DualPath, SlidingWindow
@@ -190,6 +191,24 @@ def test_both_rows_of_a_full_window_are_the_model(wan):
         plain = model(**inputs, return_dict=False)[0]
     rows = both_rows(wan, SlidingWindow(base=(6, 8), scale_factor=1.0, dual=True))
     torch.testing.assert_close(rows, plain.expand_as(rows), atol=6e-6, rtol=1e-5)
+
+
+def test_two_paths_that_nothing_runs_are_told_in_the_report(wan):
+    """An ordinary call equals dual=false, and the report says so; a call through the path has no remark."""
+    model, inputs = wan
+    outs = []
+    for dual in (False, True):
+        method = SlidingWindow(base=(2, 4), dual=dual)
+        with genkit.patch(model, method) as patch, torch.no_grad():
+            assert patch.report().remarks == ()
+            outs.append(model(**inputs, return_dict=False)[0])
+            remarks = patch.report().remarks
+            assert len(remarks) == dual and all("dual=true ran windows alone" in remark for remark in remarks)
+            assert ("remark: " in str(patch.report())) == dual
+            if dual:
+                DualPath.of(patch.cache).run(model, method, 0, "cond", **inputs)
+                assert patch.report().remarks == ()
+    assert torch.equal(*outs)
 
 
 def test_the_full_row_does_not_depend_on_the_window(wan):
