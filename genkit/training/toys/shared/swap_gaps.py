@@ -118,7 +118,7 @@ def picture_errors(model) -> ErrorOf:
         device = next(model.parameters()).device
         latents = torch.stack([sample.latents for sample in samples]).to(device).float()
         levels = torch.full((len(samples),), level, device=device)
-        noisy, target = model.noisy(latents, noise_like(latents, seed), levels)
+        noisy, target = model.objective.noised(latents, noise_like(latents, seed), levels)
         guess = model(noisy, levels, *model.read(texts, device))
         return (guess.float() - target).square().mean((1, 2, 3))
 
