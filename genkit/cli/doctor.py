@@ -12,7 +12,7 @@ from pathlib import Path
 import typer
 
 from genkit.cli.options import Json
-from genkit.cli.output import one_line, print_json, print_table
+from genkit.cli.output import one_line, print_json, print_table, say
 
 REQUIRED = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "numpy", "av", "pillow", "pyyaml")
 OPTIONAL = {
@@ -48,7 +48,7 @@ def doctor(json: Json = False) -> None:
     else:
         print_table(["topic", "what", "state", "detail"], [dataclasses.astuple(finding) for finding in findings])
         names = ", ".join(finding.name for finding in broken)
-        print(f"broken: {names}" if broken else "everything needed is there")
+        say(f"broken: {names}" if broken else "everything needed is there")
     if broken:
         raise typer.Exit(1)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from genkit.cli.options import Json
-from genkit.cli.output import print_json
+from genkit.cli.output import print_json, say
 
 
 def families(json: Json = False) -> None:
@@ -17,12 +17,12 @@ def families(json: Json = False) -> None:
         print_json({"families": entries})
         return
     for entry in entries:
-        print(entry["name"])
+        say(entry["name"])
         for key in ("classes", "pipelines", "roles", "methods", "branches"):
-            print(f"  {key}: {', '.join(entry[key]) or 'not announced'}")
+            say(f"  {key}: {', '.join(entry[key]) or 'not announced'}")
         for key in ("grid", "text", "notes"):
             if entry[key]:
-                print(f"  {key}: {entry[key]}")
+                say(f"  {key}: {entry[key]}")
 
 
 def _methods_for(name: str) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from genkit.cli.options import Force, Json
-from genkit.cli.output import print_json
+from genkit.cli.output import print_json, say
 from genkit.errors import UnsupportedError, UsageError, explain
 from genkit.pipelines.text import parse_pairs, slug
 
@@ -79,9 +79,7 @@ def inspect(
             {"file": str(target), "method": built.describe(), "grid": shape, "tokens": layout.length, "density": told}
         )
         return
-    print(
-        f"{target}  {built.describe()} on {name} = {layout.length} tokens: {density or 'density depends on the data'}"
-    )
+    say(f"{target}  {built.describe()} on {name} = {layout.length} tokens: {density or 'density depends on the data'}")
 
 
 def _parse_grid(text: str) -> tuple[int, int, int]:

@@ -11,20 +11,18 @@ from typing import Annotated
 
 import typer
 
-from genkit.cli import doctor, families, inspect, methods, models, recipes
-from genkit.cli.output import one_line, print_json
+from genkit import __version__
+from genkit.cli import doctor, families, inspect, interrupt, methods, models, recipes
+from genkit.cli.interrupt import INTERRUPTED, TERMINATED
+from genkit.cli.output import OutputError, abandon, any_encoding, complain, flush, one_line, print_json, say
 from genkit.cli.tasks import task_commands
 from genkit.errors import GenkitError
-
-INTERRUPTED = 130
-TERMINATED = 143
 
 app = typer.Typer(
     name="genkit",
     help="Better attention for Hugging Face Diffusers pipelines.",
     epilog="Exit codes: 0 done, 2 wrong usage, 1 failed. "
     "Add --debug to any command for the traceback of an unexpected error.",
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -45,8 +43,17 @@ class Terminated(BaseException):
     """The process was asked to end (SIGTERM): temporary files are removed on the way out."""
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        say(f"genkit {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_print_version, is_eager=True)
+    ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an unexpected error.")] = False,
 ) -> None:
     """Better attention for Hugging Face Diffusers pipelines."""
@@ -64,15 +71,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if debug:
         given.remove("--debug")
     try:
+        any_encoding()
         with _terminable():
             code = app(given, prog_name="genkit", standalone_mode=False)
+            flush()
+    except OutputError as error:
+        abandon()
+        return _fail(error, error.exit_code, [], debug)
     except GenkitError as error:
         return _fail(error, error.exit_code, options, debug)
     except (KeyboardInterrupt, Terminated) as error:
         return _fail("interrupted", INTERRUPTED if isinstance(error, KeyboardInterrupt) else TERMINATED, options, False)
-    except BrokenPipeError:
-        sys.stderr.close()
-        return 1
     except Exception as error:
         if hasattr(error, "format_message"):  # Typer's own usage errors
             return _fail(error.format_message(), error.exit_code, options, debug)
@@ -106,9 +115,15 @@ def _fail(error: object, code: int, options: Sequence[str], debug: bool) -> int:
 
         traceback.print_exc()
     message = one_line(error)
+    if code in (INTERRUPTED, TERMINATED):
+        interrupt.told()
     if "--json" in options:
-        print_json({"error": message, "exit_code": code})
-    print(f"genkit: error: {message}", file=sys.stderr)
+        try:
+            print_json({"error": message, "exit_code": code})
+            flush()
+        except OutputError:
+            abandon()
+    complain(f"genkit: error: {message}")
     return code
 
 

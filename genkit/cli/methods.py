@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from genkit.cli.options import Json
-from genkit.cli.output import print_json, print_table
+from genkit.cli.output import print_json, print_table, say
 
 
 def methods(
@@ -33,11 +33,11 @@ def methods(
             (m.name, ", ".join(m.roles), _yes(m.needs_grid), _yes(m.trainable), _yes(m.exact), m.summary) for m in found
         ]
         print_table(["name", "works on", "needs grid", "trainable", "exact", "summary"], rows)
-        print("genkit methods NAME lists a method's settings")
+        say("genkit methods NAME lists a method's settings")
         return
     method = found[0]
-    print(f"{method.name}: {method.summary}")
-    print(f"  works on {', '.join(method.roles)} attention; source: {method.source or 'none'}")
+    say(f"{method.name}: {method.summary}")
+    say(f"  works on {', '.join(method.roles)} attention; source: {method.source or 'none'}")
     print_table(["setting", "type", "default", "meaning"], [dataclasses.astuple(field) for field in method.fields])
 
 
@@ -63,4 +63,4 @@ def _print_matrix(name: str | None, json: bool) -> None:
     table = [(row, *(found[family] for family in families)) for row, found in served.items()]
     print_table(["method", *families], table)
     for (row, reason), where in refused.items():
-        print(f"{row} on {', '.join(where)}: {reason}")
+        say(f"{row} on {', '.join(where)}: {reason}")

@@ -2,48 +2,78 @@
 
 from __future__ import annotations
 
+from math import prod
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from genkit.cli.options import Json
-from genkit.cli.output import print_json, print_table
-from genkit.errors import ArtifactError
+from genkit.cli.output import print_json, print_table, say
+from genkit.errors import UsageError
 
 
 def models(
-    folder: Annotated[Path | None, typer.Argument(help="Describe and check this model folder instead.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="NAME", help="Describe and check this one: a shipped name or a model folder."),
+    ] = None,
     json: Json = False,
 ) -> None:
-    """List the shipped models, or check a local model folder part by part."""
+    """List the shipped models, or describe and check one, shipped or in a folder, part by part."""
     from genkit.models import shipped
 
-    if folder is not None and not folder.is_dir():
-        raise ArtifactError(f"model folder {folder} does not exist")
-    entries = [describe(name, path) for name, path in ({folder.name: folder} if folder else shipped()).items()]
+    found = shipped() if name is None else _one(name)
+    entries = [describe(each, path) for each, path in found.items()]
     if json:
         print_json({"models": entries})
         return
     if not entries:
-        print("no model is shipped in this installation; give --model a folder or a hub id")
+        say("no model is shipped in this installation; give --model a folder or a hub id")
+        return
+    if name is not None:
+        _print_facts(entries[0])
         return
     print_table(
         ["name", "pipeline", "size", "checksums", "defaults", "description"],
         [_row(entry) for entry in entries],
     )
+    say("genkit models NAME tells more about one")
+
+
+def _one(name: str) -> dict[str, Path]:
+    from genkit.models import locate
+
+    place = locate(name)
+    if place.path is None:
+        raise UsageError(f"model {name} is a hub id; genkit models describes shipped models and folders")
+    return {place.name if place.kind == "shipped" else place.path.resolve().name: place.path}
+
+
+def _print_facts(entry: dict[str, Any]) -> None:
+    say(f"{entry['name']}: {entry['description'] or 'no description'}")
+    rows = [("pipeline", entry["pipeline"]), ("folder", entry["folder"]), ("size", f"{entry['megabytes']:.1f} MB")]
+    rows += [("checksums", _checksums(entry)), ("card", entry["card"] or "none")]
+    rows += [(f"part {name}", told) for name, told in entry["parts"].items()]
+    rows += [(f"default {name}", value) for name, value in entry["defaults"].items()]
+    rows += [(f"limit {name}", value) for name, value in entry["limits"].items()]
+    print_table(["what", "value"], rows)
+
+
+def _checksums(entry: dict[str, Any]) -> str:
+    changed = ", ".join(entry["changed_files"])
+    return {"ok": "match", "unknown": "none stored"}.get(entry["checksums"], f"changed: {changed}")
 
 
 def _row(entry: dict[str, Any]) -> tuple[str, ...]:
-    changed = ", ".join(entry["changed_files"])
-    checksums = {"ok": "match", "unknown": "none stored"}.get(entry["checksums"], f"changed: {changed}")
     size = f"{entry['megabytes']:.1f} MB"
-    return entry["name"], entry["pipeline"], size, checksums, _short(entry["defaults"]), entry["description"]
+    return entry["name"], entry["pipeline"], size, _checksums(entry), _short(entry["defaults"]), entry["description"]
 
 
 def describe(name: str, path: Path) -> dict[str, Any]:
     """A model folder for a listing. Raises ArtifactError when it is not whole."""
     from genkit.models import check_folder, read_sidecar, verify_checksums
+    from genkit.models.check import parts_of
 
     state, details = verify_checksums(path)
     index, sidecar = check_folder(path), read_sidecar(path)
@@ -52,6 +82,8 @@ def describe(name: str, path: Path) -> dict[str, Any]:
         "name": name,
         "folder": str(path),
         "pipeline": index["_class_name"],
+        "parts": {part: _part(path / part, class_name) for part, class_name in parts_of(index).items()},
+        "card": str(path / "README.md") if (path / "README.md").is_file() else None,
         "megabytes": round(size / 1e6, 2),
         "description": sidecar.description,
         "defaults": sidecar.defaults,
@@ -59,6 +91,16 @@ def describe(name: str, path: Path) -> dict[str, Any]:
         "checksums": state,
         "changed_files": details if state == "changed" else [],
     }
+
+
+def _part(folder: Path, class_name: str) -> str:
+    """A part's class, with the number of its weights where it has any."""
+    from genkit.models import check_safetensors
+
+    headers = [check_safetensors(file) for file in sorted(folder.glob("*.safetensors"))]
+    tensors = [tensor for header in headers for name, tensor in header.items() if name != "__metadata__"]
+    count = sum(prod(tensor.shape) for tensor in tensors)
+    return f"{class_name}, {count / 1e6:.2f} million weights" if tensors else class_name
 
 
 def _short(defaults: dict[str, Any]) -> str:

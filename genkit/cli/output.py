@@ -2,30 +2,96 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
+
+from genkit.errors import GenkitError, escaped, shortened
+
+#: Characters of a message.
+LINE = 3000
+
+
+class OutputError(GenkitError):
+    """Standard output takes nothing: the disk is full, or the program that reads it has ended."""
 
 
 def one_line(text: object) -> str:
-    """Any text as a single line."""
-    return " ".join(str(text).split())
+    """Any text as a single line that a terminal only shows: bounded, its control characters written out."""
+    return shortened(escaped(" ".join(str(text).split())), LINE)
+
+
+def any_encoding() -> None:
+    """Characters that standard output and error cannot encode are written out instead of raising."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def say(text: object = "") -> None:
+    """A result on standard output, its control characters written out.
+
+    Raises:
+        OutputError: standard output takes nothing.
+    """
+    with written():
+        print(escaped(str(text)))
+
+
+@contextmanager
+def written() -> Iterator[None]:
+    """Turn what goes wrong with standard output into :class:`OutputError`."""
+    if sys.stdout is None:
+        raise OutputError("standard output is closed; nothing was printed")
+    try:
+        yield
+    except BrokenPipeError as error:
+        raise OutputError("the program that reads standard output has ended") from error
+    except (OSError, ValueError) as error:  # ValueError: closed meanwhile
+        said = getattr(error, "strerror", None) or str(error)
+        raise OutputError(f"standard output could not be written: {said}") from error
+
+
+def flush() -> None:
+    """Write what standard output still holds, as :func:`say` does."""
+    if sys.stdout is not None:
+        with written():
+            sys.stdout.flush()
+
+
+def abandon() -> None:
+    """Nothing more goes to standard output: what it holds is dropped, so that leaving cannot fail on it."""
+    with suppress(OSError, ValueError, AttributeError):
+        empty = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(empty, sys.stdout.fileno())
+        os.close(empty)
 
 
 def warn(text: object) -> None:
     """One line of warning on standard error."""
-    print(f"genkit: warning: {one_line(text)}", file=sys.stderr)
+    complain(f"genkit: warning: {one_line(text)}")
 
 
 def note(text: object) -> None:
     """One line of information on standard error."""
-    print(f"genkit: {one_line(text)}", file=sys.stderr)
+    complain(f"genkit: {one_line(text)}")
+
+
+def complain(line: str) -> None:
+    """A line on standard error; where that takes nothing, there is nobody to tell."""
+    if sys.stderr is not None:
+        with suppress(OSError, ValueError):
+            print(line, file=sys.stderr)
 
 
 def print_json(result: Any) -> None:
     """A result as JSON on standard output."""
-    print(json.dumps(result, indent=2, sort_keys=False, default=str))
+    with written():
+        print(json.dumps(result, indent=2, sort_keys=False, default=str))
 
 
 def print_table(columns: list[str], rows: Iterable[Iterable[object]]) -> None:
@@ -34,20 +100,25 @@ def print_table(columns: list[str], rows: Iterable[Iterable[object]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    class Output(Console):
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError
+
     table = Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False)
     for row in rows:
         table.add_row(*(_escape(cell) for cell in row))
-    console = Console()
+    console = Output()
     if not console.is_terminal:
         console.width = 10_000
         table.expand = False
-    console.print(table, soft_wrap=False)
+    with written():
+        console.print(table, soft_wrap=False)
 
 
 def _escape(cell: object) -> str:
     from rich.markup import escape
 
-    return escape("-" if cell is None or cell == "" else str(cell))
+    return escape("-" if cell is None or cell == "" else escaped(str(cell)))
 
 
 def quiet_libraries() -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from genkit.cli.options import Json
-from genkit.cli.output import print_json, print_table
+from genkit.cli.output import print_json, print_table, say
 
 
 def recipes(
@@ -25,17 +25,17 @@ def recipes(
     if not name:
         rows = [(each.name, *_methods(each), _origins(each), each.description) for each in found]
         print_table(["name", "method", "schedule", "origin", "description"], rows)
-        print("genkit recipes NAME tells for which models, and where every value comes from")
+        say("genkit recipes NAME tells for which models, and where every value comes from")
         return
     shown = found[0]
-    print(f"{shown.name}: {shown.description}")
-    print(f"  for {shown.match or 'any model'}{'; named ' + ' or '.join(shown.models) if shown.models else ''}")
+    say(f"{shown.name}: {shown.description}")
+    say(f"  for {shown.match or 'any model'}{'; named ' + ' or '.join(shown.models) if shown.models else ''}")
     if shown.made_for:
-        print(f"  made for {', '.join(f'{key} {_text(value)}' for key, value in shown.made_for.items())}")
+        say(f"  made for {', '.join(f'{key} {_text(value)}' for key, value in shown.made_for.items())}")
     rows = [(each.name, _text(each.value), ORIGINS.get(each.origin, "not stated"), each.note) for each in shown.values]
     print_table(["setting", "value", "origin", "where"], rows)
     for key, value in shown.measured.items():
-        print(f"  measured, {key}: {_text(value)}")
+        say(f"  measured, {key}: {_text(value)}")
 
 
 def describe(found: Any) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from genkit.cli.options import Force, Json, with_settings
-from genkit.cli.output import note, print_json, quiet_libraries, warn
+from genkit.cli.output import note, print_json, quiet_libraries, say, warn
 from genkit.cli.progress import RunProgress
 from genkit.errors import UsageError
 from genkit.pipelines.request import COMMAND_LINE, Settings, read_config
@@ -164,10 +164,10 @@ def _print_plan(jobs: list, json: bool) -> None:
         print_json({"dry_run": True, "outputs": plan})
         return
     for entry in plan:
-        print(f"would write {entry['file']}")
+        say(f"would write {entry['file']}")
     for name, value in plan[0]["settings"].items():
         if value not in (None, [], {}):
-            print(f"  {name}: {value}")
+            say(f"  {name}: {value}")
 
 
 def _print_outputs(outputs: list[dict[str, Any]], warnings: list[str], json: bool) -> None:
@@ -181,9 +181,9 @@ def _print_outputs(outputs: list[dict[str, Any]], warnings: list[str], json: boo
         if entry["sound"]:
             sound = entry["sound"]
             shape += f", {sound['samples'] / sound['sample_rate']:.3f} s of sound at {sound['sample_rate']} Hz"
-        print(f"{entry['file']}  ({shape}, seed {entry['settings']['seed']}, {entry['seconds']:.1f} s)")
+        say(f"{entry['file']}  ({shape}, seed {entry['settings']['seed']}, {entry['seconds']:.1f} s)")
         if entry["attention"]:
-            print(f"  {_attention_line(entry)}")
+            say(f"  {_attention_line(entry)}")
 
 
 def _attention_line(entry: dict[str, Any]) -> str:

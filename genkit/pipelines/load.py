@@ -6,10 +6,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from genkit.errors import ArtifactError, UnsupportedError, UsageError, explain
+from genkit.errors import ArtifactError, UnsupportedError, UsageError, escaped, explain, shortened, shown
 from genkit.models.check import check_folder
 from genkit.models.registry import Location, locate
+from genkit.pipelines.fits import check_fits
 from genkit.pipelines.settings import DTYPE_CHOICES, DTYPES, OFFLOADS
+from genkit.reading.files import place
 
 if TYPE_CHECKING:
     import torch
@@ -54,6 +56,7 @@ def load(
         )
     folder = fetch(location)
     index = check_folder(folder)
+    check_fits(folder)
     pipeline = _from_folder(folder, index["_class_name"], kind)
     _check_filled(folder, pipeline)
     pipeline.set_progress_bar_config(disable=True)
@@ -168,21 +171,28 @@ def _hub_reason(error: BaseException) -> str:
     return str(error).strip().splitlines()[0]
 
 
-def _from_folder(folder: Path, name: object, dtype: torch.dtype) -> DiffusionPipeline:
+def find_class(folder: Path, name: str) -> type:
+    """The pipeline class that a folder's model_index.json names; UnsupportedError when this Diffusers has none."""
     import diffusers
+
+    found = getattr(diffusers, name, None)
+    if not isinstance(found, type) or not issubclass(found, diffusers.DiffusionPipeline):
+        raise UnsupportedError(
+            f"{place(folder)} needs the pipeline class {shown(name)}, which diffusers {diffusers.__version__} has not"
+        )
+    return found
+
+
+def _from_folder(folder: Path, name: str, dtype: torch.dtype) -> DiffusionPipeline:
     from diffusers import DiffusionPipeline
 
-    if not isinstance(name, str) or not hasattr(diffusers, name):
-        raise UnsupportedError(
-            f"{folder} needs the pipeline class {name}, which diffusers {diffusers.__version__} does not have"
-        )
+    find_class(folder, name)
     try:
         return DiffusionPipeline.from_pretrained(str(folder), dtype=dtype, use_safetensors=True, local_files_only=True)
-    except (OSError, ValueError, RuntimeError, TypeError, KeyError, AttributeError, ImportError) as error:
+    except Exception as error:  # whatever a class says about files that it was not made for
         text = str(error).strip().splitlines()
-        raise ArtifactError(
-            f"{folder} cannot be loaded as {name}: {text[0] if text else type(error).__name__}"
-        ) from error
+        said = shortened(escaped(text[0]), 300) if text else type(error).__name__
+        raise ArtifactError(f"{place(folder)} cannot be loaded as {name}: {said}") from error
 
 
 def _check_filled(folder: Path, pipeline: DiffusionPipeline) -> None:

@@ -13,7 +13,9 @@ from genkit.errors import ArtifactError, UnsupportedError, UsageError
 from genkit.families.sizes import ReadConfig, SizeRule
 from genkit.models import Sidecar, check_folder, read_sidecar
 from genkit.models.check import read_index, read_part_config
+from genkit.pipelines.fits import check_fits
 from genkit.pipelines.kinds import Kind, accepted, kind_of, native_fps, size_rule, token_grid
+from genkit.pipelines.load import find_class
 
 #: Pipelines that continue or change something, by their class names; it is an optional argument of their calls.
 _TAKES_INPUT = re.compile(
@@ -53,15 +55,9 @@ class Model:
         Raises:
             ArtifactError: a part is missing or broken. UnsupportedError: a class that this Diffusers does not have.
         """
-        import diffusers
-
         index = check_folder(folder)
-        class_name = index["_class_name"]
-        found = getattr(diffusers, class_name, None) if isinstance(class_name, str) else None
-        if found is None:
-            raise UnsupportedError(
-                f"{folder} needs the pipeline class {class_name}, which diffusers {diffusers.__version__} does not have"
-            )
+        found = find_class(folder, index["_class_name"])
+        check_fits(folder)
         parts = {
             part: (str(entry[0]), str(entry[1]))
             for part, entry in index.items()

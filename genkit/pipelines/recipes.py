@@ -12,6 +12,7 @@ from typing import Annotated, Any
 from genkit.errors import ArtifactError, UsageError, explain
 from genkit.pipelines.recipe_match import Match, denoisers_of
 from genkit.pipelines.request import read_config
+from genkit.reading import user_path
 from genkit.schema import Rule, read
 
 FOLDER = Path(__file__).parents[1] / "recipes"
@@ -138,7 +139,7 @@ def recipe(name: str | Path) -> Recipe:
         >>> genkit.patch(pipe, genkit.recipe("wan2.1-14b-radial"))  # doctest: +SKIP
     """
     text = str(name)
-    path = Path(text).expanduser()
+    path = user_path(text, "recipe")
     if text in recipe_names():
         path = FOLDER / f"{text}{SUFFIX}"
     elif path.suffix not in (SUFFIX, ".yml", ".json"):

@@ -80,13 +80,16 @@ def user_path(text: str | Path, what: str) -> Path:
 
     Raises:
         UsageError: no path can be made of it: a NUL, half a character, the home folder of nobody.
+        ArtifactError: the system refuses it: a name that is too long, a folder that may not be entered.
     """
     try:
         path = Path(text).expanduser()
         os.fsencode(path)
         os.stat(path)
-    except OSError:  # what is not there, or cannot be reached, is told by whoever opens it
-        return path
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            return path  # whoever opens it tells
+        raise ArtifactError(f"{what} {place(text)}: {reason(error)}") from error
     except (ValueError, RuntimeError) as error:
         raise UsageError(explain(what, str(text), "a path that a file can have")) from error
     return path
