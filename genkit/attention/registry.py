@@ -104,6 +104,37 @@ def _type_text(hint: Any) -> str:
     return getattr(hint, "__name__", str(hint))
 
 
+def _words(hint: Any) -> str:
+    """The values of a type in words, for messages: ``"a number, all, or 3 of these joined by x (3x5x5)"``."""
+    parts, tuples = [], []
+    union = typing.get_args(hint) if typing.get_origin(hint) in (Union, types.UnionType) else (hint,)
+    for part in union:
+        if typing.get_origin(part) is Literal:
+            parts += map(str, typing.get_args(part))
+        elif typing.get_origin(part) is tuple:
+            tuples.append(typing.get_args(part))
+        else:
+            parts.append(_KINDS.get(part) or _type_text(part))
+    if _KINDS[float] in parts and _KINDS[int] in parts:
+        parts.remove(_KINDS[int])
+    several = [_several(kinds, parts) for kinds in tuples]
+    return ", or ".join([*([", ".join(dict.fromkeys(parts))] if parts else []), *several])
+
+
+def _several(kinds: tuple[Any, ...], others: list[str]) -> str:
+    """What a tuple of values looks like as text, beside the single values that are allowed too."""
+    open_end = kinds[-1] is Ellipsis
+    each = list(dict.fromkeys(_words(kind) for kind in kinds if kind is not Ellipsis))
+    known = others and set(", ".join(each).split(", ")) <= {*others, _KINDS[int]}
+    what = "of these" if known else f"values, each {' or '.join(each)},"
+    shown = ["true", "false", "true"] if bool in kinds else ["3", "5", "7"]
+    example = "x".join(shown[: 2 if open_end else len(kinds)])
+    return f"{'several' if open_end else len(kinds)} {what} joined by x ({example})"
+
+
+_KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", type(None): "none"}
+
+
 def describe_method(name: str) -> MethodInfo:
     """The listing entry of one method."""
     cls = method_class(name)
@@ -216,9 +247,9 @@ def build(name: str, args: Mapping[str, Any] | None = None) -> Method:
             try:
                 value = _parse_text(hint, value.strip())
             except ValueError as error:
-                raise UsageError(explain(f"{name}.{key}", given, _type_text(hint))) from error
+                raise UsageError(explain(f"{name}.{key}", given, _words(hint))) from error
         elif not _fits(hint, value):
-            raise UsageError(explain(f"{name}.{key}", given, _type_text(hint)))
+            raise UsageError(explain(f"{name}.{key}", given, _words(hint)))
         values[key] = value
     missing = [
         key

@@ -14,6 +14,7 @@ import typer
 from genkit import __version__
 from genkit.cli import doctor, families, inspect, interrupt, methods, models, recipes
 from genkit.cli.interrupt import INTERRUPTED, TERMINATED
+from genkit.cli.options import usage_text
 from genkit.cli.output import OutputError, abandon, any_encoding, complain, flush, one_line, print_json, say
 from genkit.cli.tasks import task_commands
 from genkit.errors import GenkitError
@@ -84,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail("interrupted", INTERRUPTED if isinstance(error, KeyboardInterrupt) else TERMINATED, options, False)
     except Exception as error:
         if hasattr(error, "format_message"):  # Typer's own usage errors
-            return _fail(error.format_message(), error.exit_code, options, debug)
+            return _fail(usage_text(error), error.exit_code, options, debug)
         hint = "" if debug else "; run with --debug for the traceback"
         return _fail(f"unexpected {type(error).__name__}: {error}{hint}", 1, options, debug)
     if code == INTERRUPTED:

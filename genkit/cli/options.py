@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from genkit import schema
+from genkit.errors import shortened
 from genkit.pipelines.request import flag
 
 SHORT = {"prompt": ("-p",), "output": ("-o",), "model": ("-m",)}
@@ -51,6 +52,17 @@ def with_settings(settings: type) -> Callable[[Callable], Callable]:
         return call
 
     return decorate
+
+
+def usage_text(error: Any) -> str:
+    """What Typer says of a wrong command line, with what to do about words too many."""
+    message = error.format_message()
+    if "unexpected extra argument" not in message:
+        return message
+    extra = message.rpartition("(")[2].rstrip(")").split()
+    if "genkit" in extra:
+        return f"{shortened(message)}; these are two commands, run them one after the other"
+    return f'{shortened(message)}; a prompt of several words needs quotes: genkit generate "a red circle"'
 
 
 def _parameter(field: dataclasses.Field, kind: type) -> inspect.Parameter:

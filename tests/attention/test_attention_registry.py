@@ -73,6 +73,27 @@ def test_wrong_text_is_refused_with_the_choices(name, settings, words):
         registry.build(name, settings)
 
 
+@pytest.mark.parametrize(
+    "name, key, words",
+    [
+        (
+            "neighborhood",
+            "size",
+            "a number, all, none, or 2 of these joined by x (3x5), or 3 of these joined by x (3x5x7)",
+        ),
+        ("neighborhood", "causal", "true or false, or 2 of these joined by x (truexfalse)"),
+        ("radial", "block_size", "a whole number, auto"),
+        ("agent", "lattice", "3 values, each a whole number, joined by x (3x5x7)"),
+        ("mixture_of_block", "keep", "a number"),
+        ("reference", "form", "append, residual"),
+    ],
+)
+def test_messages_name_the_value_and_the_allowed_ones_in_words(name, key, words):
+    with pytest.raises(UsageError) as told:
+        registry.build(name, {key: "wide"})
+    assert str(told.value).startswith(f"{name}.{key}: got 'wide', allowed: {words}")
+
+
 def test_the_listing_describes_every_setting():
     listed = {info.name: info for info in registry.methods()}
     assert set(listed) >= {"neighborhood", "radial"}

@@ -178,7 +178,8 @@ BAD = [
     (["a", "--width", "0"], 2, "--width: got 0"),
     (["a", "--fps", "0"], 2, "--fps"),
     (["a", "--seed", "-1"], 2, "--seed"),
-    (["a", "b"], 2, "unexpected extra argument"),
+    (["a", "b"], 2, "(b); a prompt of several words needs quotes"),
+    (["a", "genkit", "models"], 2, "(genkit models); these are two commands"),
     (["a", "--prompt", "b"], 2, "given twice"),
     ([], 2, "no prompt"),
     (["a", "--prompt-file", "p.txt"], 2, "not both"),
@@ -297,6 +298,16 @@ def test_unexpected_errors_are_one_line_with_a_way_to_more(cli, monkeypatch):
 
 def environment(**more):
     return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **more}
+
+
+def test_loading_is_said_before_anything_heavy_is_imported(tmp_path, tiny_wan):
+    command = [sys.executable, "-X", "importtime", "-m", "genkit", "generate", "a", "--steps", "0"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment(), timeout=300)
+    lines = done.stderr.splitlines()
+    said = lines.index("genkit: loading ...")
+    before = {line.rpartition("|")[2].strip() for line in lines[:said]}
+    assert not before & {"torch", "diffusers", "transformers", "numpy", "av", "PIL"}
+    assert "--steps: got 0" in lines[-1]
 
 
 def heed_interrupts():
