@@ -13,7 +13,7 @@ import pytest
 from tiny_wan import build_tiny_wan
 
 ROOT = Path(__file__).resolve().parents[2]
-NAMED_BLOCK = re.compile(r"^`([\w/.-]+)`:\n\n```\w+\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+NAMED_BLOCK = re.compile(r"^`([\w/.-]+)`:\n\n(?:<!--[^\n]*-->\n)?```\w+\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 SCRIPT = """
 import contextlib, io, json, runpy, sys
