@@ -21,7 +21,9 @@ _EXPORTS = {
     "load": "genkit.pipelines.load",
     "methods": "genkit.attention.registry",
     "patch": "genkit.patching",
+    "patches": "genkit.patching",
     "recipe": "genkit.pipelines.recipes",
+    "unpatch": "genkit.patching",
     "why_not": "genkit.patching",
 }
 _ROOMS = (

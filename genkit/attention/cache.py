@@ -27,6 +27,7 @@ class PatchCache:
         self._items: dict[Hashable, Any] = {}
         self._recent: dict[Hashable, Any] = {}
         self._seen: dict[Hashable, tuple[weakref.ref, Hashable]] = {}
+        self._verdicts: dict[Hashable, str | None] = {}
         self._numbers: dict[Hashable, torch.Tensor] = {}
         self._lock = threading.RLock()
 
@@ -61,6 +62,12 @@ class PatchCache:
                 self._seen.clear()
             self._seen[seen] = (weakref.ref(tensor), key)
         return key
+
+    def verdict(self, key: Hashable, ask: Callable[[], str | None]) -> str | None:
+        """A method's answer to whether it can serve a kind of site; asked once."""
+        if key not in self._verdicts:
+            self._verdicts[key] = ask()
+        return self._verdicts[key]
 
     def measure(self, key: Hashable, value: Callable[[], torch.Tensor]) -> None:
         """Remember a number that a method measured in its last call, as a scalar tensor."""

@@ -63,9 +63,14 @@ class Method:
             return f"{self.name} needs queries and keys from the same tokens, here their layouts differ"
         return None
 
-    def require(self, site: Site) -> None:
+    def refusal(self, site: Site, cache: PatchCache) -> str | None:
+        """What :meth:`why_not` says of a site, asked once per kind of site and kept in the patch's cache."""
+        kind = (site.role, site.heads, site.layout, site.key_layout, site.finest, site.key_mask is None)
+        return cache.verdict((self, *kind), lambda: self.why_not(site))
+
+    def require(self, site: Site, cache: PatchCache | None = None) -> None:
         """Raise :class:`UnsupportedError` with the text of :meth:`why_not` when the site cannot be served."""
-        reason = self.why_not(site)
+        reason = self.why_not(site) if cache is None else self.refusal(site, cache)
         if reason is not None:
             raise UnsupportedError(f"layer {site.name}: {reason}")
 

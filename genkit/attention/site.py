@@ -58,6 +58,33 @@ class Site:
 
 
 @dataclass(frozen=True)
+class Projections:
+    """The layers of an attention module that make queries, keys and values; None = there is no such layer.
+
+    Models name them differently; the record of a family knows how. Looked up at every access, since adapters may
+    replace them.
+    """
+
+    module: Any = None
+    names: tuple[str, str, str] = ("to_q", "to_k", "to_v")
+
+    @property
+    def q(self) -> Any:
+        """The projection to queries."""
+        return getattr(self.module, self.names[0], None)
+
+    @property
+    def k(self) -> Any:
+        """The projection to keys."""
+        return getattr(self.module, self.names[1], None)
+
+    @property
+    def v(self) -> Any:
+        """The projection to values."""
+        return getattr(self.module, self.names[2], None)
+
+
+@dataclass(frozen=True)
 class Place:
     """One attention module a method is put on, as :meth:`Method.install` gets it.
 
@@ -65,6 +92,7 @@ class Place:
         name, role, layer, layers, heads: as in :class:`Site`.
         module: the model's attention module; methods may read its sizes and follow its parts by forward hooks.
         always: whether the schedule covers every step and branch at this layer.
+        projections: the module's layers that make queries, keys and values; default: those of Diffusers' usual names.
     """
 
     name: str
@@ -74,3 +102,8 @@ class Place:
     heads: int
     module: Any = dataclasses.field(compare=False, repr=False)
     always: bool = True
+    projections: Projections = dataclasses.field(default=None, compare=False, repr=False)  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        if self.projections is None:
+            object.__setattr__(self, "projections", Projections(self.module))

@@ -56,7 +56,7 @@ class StaticMethod(Method):
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, site: Site, cache: PatchCache
     ) -> torch.Tensor | None:
         """Exact attention over the visible pairs; see :meth:`Method.attend` for shapes."""
-        self.require(site)
+        self.require(site, cache)
         check_tokens(q, k, site)
         if site.key_mask is None:
             plan = kept(cache, static_plan, self, site.layout, q.device.type, device=q.device).plan

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from genkit.attention.site import Projections
 from genkit.errors import UnsupportedError
 from genkit.families.facts import PipelineFacts
 from genkit.layout import GRID, TEXT, Segment, TokenLayout
@@ -41,15 +42,6 @@ class SiteRule:
     keys: tuple[str, ...] = ()
     added_keys: tuple[str, ...] = ()
     ask_module: bool = False
-
-
-@dataclass(frozen=True)
-class Projections:
-    """The layers of an attention module that make queries, keys and values; None = there is no such layer."""
-
-    q: Any = None
-    k: Any = None
-    v: Any = None
 
 
 @dataclass(frozen=True)
@@ -109,7 +101,7 @@ class Family:
 
     def projections(self, module: Any) -> Projections:
         """The layers that make queries, keys and values; None for those that are fused or go by another name."""
-        return Projections(*(getattr(module, name, None) for name in self.projection_names))
+        return Projections(module, self.projection_names)
 
     @property
     def roles(self) -> tuple[str, ...]:
@@ -138,7 +130,7 @@ def _found(rule: SiteRule, match: re.Match[str], path: str, module: nn.Module) -
         keys = rule.added_keys
     if role in ("self", "joint", "audio_self") or not keys:
         keys = (queries,)
-    return FoundSite(path, role, queries, keys, module)
+    return FoundSite(path, role, queries, keys, rule.pattern, module)
 
 
 def _execution_key(path: str, order: tuple[str, ...]) -> tuple[Any, ...]:
@@ -149,12 +141,13 @@ def _execution_key(path: str, order: tuple[str, ...]) -> tuple[Any, ...]:
 
 @dataclass(frozen=True)
 class FoundSite:
-    """One attention module of a model with its role and streams."""
+    """One attention module of a model with its role and streams, and the pattern of the rule that named it."""
 
     path: str
     role: str
     queries: str
     keys: tuple[str, ...]
+    rule: str
     module: Any = dataclasses.field(compare=False)
 
 
@@ -197,7 +190,6 @@ __all__ = [
     "TEXT",
     "Family",
     "FoundSite",
-    "Projections",
     "SiteRule",
     "Streams",
     "grid_with",

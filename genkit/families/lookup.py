@@ -7,6 +7,7 @@ import functools
 import importlib
 import pkgutil
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from genkit.errors import UnsupportedError
@@ -19,10 +20,9 @@ SHARED = ("base", "codec", "facts", "lookup", "sizes")
 
 @functools.cache
 def _all() -> tuple[Family, ...]:
-    import genkit.families as room
-
-    names = sorted(found.name for found in pkgutil.iter_modules(room.__path__) if found.name not in SHARED)
-    return tuple(importlib.import_module(f"{room.__name__}.{name}").FAMILY for name in names)
+    room = str(Path(__file__).parent)
+    names = sorted(found.name for found in pkgutil.iter_modules([room]) if found.name not in SHARED)
+    return tuple(importlib.import_module(f"genkit.families.{name}").FAMILY for name in names)
 
 
 def records() -> tuple[Family, ...]:

@@ -7,6 +7,7 @@ from genkit.patching.handle import PatchHandle, patch
 from genkit.patching.parts import Part
 from genkit.patching.positions import time_shift
 from genkit.patching.processors import attn_processors
+from genkit.patching.removal import patches, unpatch
 from genkit.patching.report import Description, Report
 from genkit.patching.schedule import Schedule
 from genkit.patching.targets import why_not
@@ -21,6 +22,8 @@ __all__ = [
     "attn_processors",
     "families",
     "patch",
+    "patches",
     "time_shift",
+    "unpatch",
     "why_not",
 ]

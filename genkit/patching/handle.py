@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from genkit.attention.cache import PatchCache
@@ -12,17 +11,20 @@ from genkit.attention.method import Method
 from genkit.attention.site import Place
 from genkit.attention.weights import PatchWeights
 from genkit.errors import UnsupportedError, UsageError, explain
-from genkit.families.base import FoundSite
-from genkit.patching.clock import Clock, Moment
+from genkit.patching import summary
+from genkit.patching.assignment import Assignment
 from genkit.patching.compiled import forget_stale_graphs
+from genkit.patching.held import Held
+from genkit.patching.interception import INTERCEPTION
+from genkit.patching.loop_check import LoopCheck
 from genkit.patching.parts import AUTO, Part, as_parts, check_backend, check_recipe
-from genkit.patching.report import Description, Report, SiteReport, SiteRow, mean_density
-from genkit.patching.schedule import Schedule, resolve
-from genkit.patching.seam import SEAM
-from genkit.patching.slot import Claim, Slot
-from genkit.patching.targets import Denoiser, bypass_reason, find_denoisers, fits_nowhere
-from genkit.patching.watch import Watch
-from genkit.patching.work import work_share
+from genkit.patching.patched_layer import PatchedLayer
+from genkit.patching.patched_model import PatchedModel
+from genkit.patching.placement import Placement, place
+from genkit.patching.report import Description, Report
+from genkit.patching.schedule import Schedule
+from genkit.patching.step_tracker import Moment, StepTracker
+from genkit.patching.targets import find_denoisers
 
 
 def patch(
@@ -65,66 +67,13 @@ def patch(
     return PatchHandle(target, as_parts(method, schedule, roles), backend=backend, total_steps=total_steps)
 
 
-@dataclass(frozen=True)
-class _Placement:
-    """One part on one site, decided before anything is touched."""
-
-    denoiser: Denoiser
-    found: FoundSite
-    part: Part
-    heads: tuple[int, ...] | None
-
-
 def check(target: Any, method: Any, *, schedule: Schedule | None = None, roles: Any = None) -> None:
     """Raise what :func:`patch` would raise before it touches a model; the arguments are the same.
 
     Parameters may be on the meta device: the configuration of a model is enough to ask.
     """
     check_recipe(method, target)
-    denoisers = find_denoisers(target)
-    parts = as_parts(method, schedule, roles)
-    _refuse_overlaps([placement for part in parts for placement in _place(denoisers, part)], hook=True)
-
-
-def _place(denoisers: list[Denoiser], part: Part) -> list[_Placement]:
-    """Where a part goes. Whatever can be refused is refused here."""
-    chosen = [(denoiser, found) for denoiser in denoisers for found in denoiser.sites_for(part)]
-    if not chosen:
-        raise UnsupportedError(fits_nowhere(part.method, part.roles, denoisers))
-    placements = []
-    for denoiser, found in chosen:
-        layer, layers = denoiser.layer(found)
-        count = int(found.module.heads)
-        heads = resolve("heads", part.plan.heads, count)
-        if layer not in resolve("layers", part.plan.layers, layers) or not heads:
-            continue
-        reason = bypass_reason(getattr(found.module, "processor", None))
-        if reason is not None:
-            raise UnsupportedError(f"layer {denoiser.prefix}{found.path} cannot be patched: {reason}")
-        placements.append(_Placement(denoiser, found, part, None if len(heads) == count else tuple(sorted(heads))))
-    return placements
-
-
-def _refuse_overlaps(placements: list[_Placement], hook: bool) -> None:
-    taken: dict[int, list[tuple[Method, Schedule]]] = {}
-    for placement in placements:
-        found, plan = placement.found, placement.part.plan
-        watch = Watch.of(placement.denoiser.model())
-        slot = watch.slots.get(found.path) if watch is not None else None
-        there = [(claim.method, claim.schedule) for claim in slot.claims] if slot is not None else []
-        there += taken.setdefault(id(found.module), [])
-        for method, schedule in there:
-            if method.adds == placement.part.method.adds and not schedule.disjoint(plan):
-                raise UsageError(
-                    f"layer {placement.denoiser.prefix}{found.path} already has {method.describe()} ({schedule}): "
-                    f"remove that patch, or give the two disjoint roles, layers, steps or branches"
-                )
-        if slot is not None and slot.hooked != hook:
-            raise UsageError(
-                f"layer {placement.denoiser.prefix}{found.path} is patched through the other door (genkit.patch "
-                f"and genkit.attn_processors cannot share a layer)"
-            )
-        taken[id(found.module)].append((placement.part.method, plan))
+    place(find_denoisers(target), as_parts(method, schedule, roles), hook=True)
 
 
 class PatchHandle:
@@ -149,22 +98,22 @@ class PatchHandle:
         if total_steps is not None and (isinstance(total_steps, bool) or not isinstance(total_steps, int)):
             raise UsageError(explain("total_steps", total_steps, "a whole number or None"))
         self.parts = parts
+        self.methods = tuple(part.method for part in parts)
         self.cache = PatchCache(check_backend(backend))
         self._hook = hook
         self._denoisers = find_denoisers(target)
-        self._claims: list[tuple[Denoiser, Slot, Claim]] = []
+        self._held: list[Held] = []
+        self._models: list[PatchedModel] = []
         self._fittings: list[Any] = []
-        self._run: int | None = None
-        self._announced: set[str | None] = set()
+        self._loop = LoopCheck(part.applied for part in parts)
         self._forwards_before = 0
-        placements = [placement for part in parts for placement in _place(self._denoisers, part)]
-        _refuse_overlaps(placements, hook)
+        placements = place(self._denoisers, parts, hook)
         pipe = target if isinstance(getattr(target, "components", None), dict) else None
-        self._clock = self._find_clock(pipe, total_steps)
+        self._tracker = self._find_tracker(pipe, total_steps)
         for denoiser in self._denoisers:
             forget_stale_graphs(denoiser.model())
-        SEAM.hold()
-        self._lease = weakref.finalize(self, SEAM.release)
+        INTERCEPTION.hold()
+        self._lease = weakref.finalize(self, INTERCEPTION.release)
         self._lease.atexit = False
         try:
             for placement in placements:
@@ -175,50 +124,57 @@ class PatchHandle:
             self.remove()
             raise
 
-    def _find_clock(self, pipe: Any, total_steps: int | None) -> Clock:
-        """The clock of patches that are there already, or a new one; what this call knows is added to it."""
-        watches = [Watch.of(denoiser.model()) for denoiser in self._denoisers]
-        clock = next((watch.clock for watch in watches if watch is not None), None) or Clock()
-        clock.learn(pipe, total_steps)
-        return clock
+    def _find_tracker(self, pipe: Any, total_steps: int | None) -> StepTracker:
+        """The step tracker of patches that are there already, or a new one; it learns what this call knows."""
+        there = [PatchedModel.of(denoiser.model()) for denoiser in self._denoisers]
+        tracker = next((model.tracker for model in there if model is not None), None) or StepTracker()
+        tracker.learn(pipe, total_steps)
+        return tracker
 
-    def _install(self, placement: _Placement) -> None:
-        denoiser, found = placement.denoiser, placement.found
-        if denoiser.watch is None:
-            model = denoiser.model()
-            denoiser.watch = Watch.of(model) or Watch(model, denoiser.family, self._clock)
-            denoiser.watch.listeners.append(self._check)
-            denoiser.watch.methods += [(part.method, self.cache) for part in self.parts]
-        slots = denoiser.watch.slots
-        if found.path not in slots:
-            slots[found.path] = Slot(denoiser.watch, found, *denoiser.layer(found), denoiser.prefix + found.path)
-        slot = slots[found.path]
-        if self._hook and not slot.hooked:
-            slot.hook(found.module)
-        claim = Claim(placement.part.method, placement.part.plan, placement.heads, self.cache)
-        slot.claims.append(claim)
-        self._claims.append((denoiser, slot, claim))
-        always = claim.schedule.steps is None and claim.schedule.branches is None
-        place = Place(slot.name, slot.role, slot.layer, slot.layers, slot.heads, found.module, always)
-        self._fittings += claim.method.install(place, self.cache)
-        claim.weighted = slot.name in self.weights
-        if placement.heads is not None and (claim.method.adds or claim.weighted):
+    def _follow(self, placement: Placement) -> PatchedModel:
+        """What follows the model of a placement, with this patch on it."""
+        model = placement.denoiser.model()
+        patched = PatchedModel.of(model) or PatchedModel(model, placement.denoiser.family, self._tracker)
+        if patched not in self._models:
+            patched.patches.append(self)
+            self._models.append(patched)
+        return patched
+
+    def _install(self, placement: Placement) -> None:
+        found, patched = placement.found, self._follow(placement)
+        if found.path not in patched.layers:
+            position = placement.denoiser.layer(found)
+            patched.layers[found.path] = PatchedLayer(patched.state, found, *position, placement.name)
+        layer = patched.layers[found.path]
+        if self._hook and not layer.hooked:
+            layer.hook(found.module)
+        assignment = Assignment(placement.part.method, placement.part.applied, placement.heads, self.cache)
+        layer.assignments.append(assignment)
+        self._held.append(Held(placement.denoiser, patched, layer, assignment, found.module))
+        self._fit(placement, patched, layer, assignment)
+        if placement.heads is not None and (assignment.method.adds or assignment.weighted):
             raise UsageError(
-                f"layer {slot.name}: {claim.method.name} needs all {slot.heads} heads; leave heads out of the schedule"
+                f"layer {layer.name}: {assignment.method.name} needs all {layer.heads} heads; leave heads out of the "
+                f"schedule"
             )
 
-    def _check(self, watch: Watch) -> None:
+    def _fit(self, placement: Placement, patched: PatchedModel, layer: PatchedLayer, assignment: Assignment) -> None:
+        """Let the method make weights and hooks at a layer."""
+        method, found = assignment.method, placement.found
+        if layer.heads is None and type(method).install is not Method.install:
+            raise UnsupportedError(
+                f"layer {layer.name} tells its number of heads only when called, and {method.name} needs it before"
+            )
+        always = assignment.schedule.steps is None and assignment.schedule.branches is None
+        projections = patched.family.projections(found.module)
+        heads = layer.heads or 0
+        where = Place(layer.name, layer.role, layer.layer, layer.layers, heads, found.module, always, projections)
+        self._fittings += method.install(where, self.cache)
+        assignment.weighted = layer.name in self.weights
+
+    def check(self, moment: Moment) -> None:
         """At every denoiser call: does the schedule fit what the sampling loop turned out to be?"""
-        moment = watch.moment
-        if moment.aside:
-            return
-        if self._run != moment.run:
-            self._run = moment.run
-            self._announced = set()
-        for part in self.parts:
-            _check_steps(part.plan, moment)
-            _check_branches(part.plan, moment, self._announced)
-        self._announced.add(moment.branch)
+        self._loop.check(moment)
 
     @property
     def active(self) -> bool:
@@ -226,9 +182,14 @@ class PatchHandle:
         return self._lease.alive
 
     @property
+    def models(self) -> tuple[Any, ...]:
+        """The denoisers the patch is on, as far as they are alive."""
+        return tuple(model for model in (patched.model() for patched in self._models) if model is not None)
+
+    @property
     def sites(self) -> tuple[str, ...]:
         """Names of the sites the methods are on."""
-        return tuple(slot.name for _, slot, _ in self._claims)
+        return tuple(each.layer.name for each in self._held)
 
     @property
     def weights(self) -> PatchWeights:
@@ -236,54 +197,17 @@ class PatchHandle:
         return PatchWeights.of(self.cache)
 
     @property
-    def slots(self) -> dict[str, Slot]:
-        """Path of an attention module within its model -> its slot."""
-        return {slot.path: slot for _, slot, _ in self._claims}
+    def layers(self) -> dict[str, PatchedLayer]:
+        """Path of an attention module within its model -> its patched layer."""
+        return {each.layer.path: each.layer for each in self._held}
 
     def restart(self) -> None:
         """Tell a bare denoiser's patch that the next call begins a new sampling run. Pipelines need no such call."""
-        self._clock.restart()
+        self._tracker.restart()
 
     def describe(self) -> Description:
         """What the patch covers, layer by layer, with densities once the layout of a call is known."""
-        rows: list[SiteRow] = []
-        untouched: list[str] = []
-        for denoiser in self._denoisers:
-            claims: dict[str, list[Claim]] = {}
-            for owner, slot, claim in self._claims:
-                if owner is denoiser:
-                    claims.setdefault(slot.path, []).append(claim)
-            roles = {found.role for found in denoiser.sites if found.path in claims}
-            for found in denoiser.sites:
-                name = denoiser.prefix + found.path
-                if found.path not in claims and found.role not in roles:
-                    untouched.append(name)
-                for claim in claims.get(found.path, [None] if found.role in roles else []):
-                    rows.append(self._row(name, found, denoiser.layer(found)[0], claim))
-        family = " + ".join(dict.fromkeys(denoiser.family.name for denoiser in self._denoisers))
-        schedules = " | ".join(dict.fromkeys(str(part.plan) for part in self.parts))
-        return Description(family, schedules, tuple(rows), tuple(untouched))
-
-    def _row(self, name: str, found: FoundSite, layer: int, claim: Claim | None) -> SiteRow:
-        heads = int(found.module.heads)
-        if claim is None:
-            return SiteRow(name, found.role, layer, heads, None)
-        method = claim.method.describe()
-        if not claim.tally.sites:
-            return SiteRow(name, found.role, layer, heads, method)
-        site = list(claim.tally.sites)[-1]
-        density = claim.method.density(site, self.cache)
-        return SiteRow(
-            name,
-            found.role,
-            layer,
-            heads,
-            method,
-            site.layout.grid,
-            site.layout.length,
-            site.key_layout.length,
-            density,
-        )
+        return summary.describe(self._denoisers, self._held, [part.applied for part in self.parts])
 
     def report(self, clear: bool = False) -> Report:
         """What really ran since the patch was made, or since the last ``clear``.
@@ -291,38 +215,12 @@ class PatchHandle:
         Args:
             clear: count anew from here on.
         """
-        sites = tuple(self._site_report(slot, claim) for _, slot, claim in self._claims)
-        watches = [denoiser.watch for denoiser in self._denoisers if denoiser.watch is not None]
-        moments = [watch.last_moment for watch in watches if watch.last_moment is not None]
-        steps = next((moment.steps for moment in moments if moment.steps is not None), None)
-        before, forwards = self._forwards_before, sum(watch.forwards for watch in watches)
-        work = work_share(self._claims, self.cache)
+        found = summary.report(self._held, self.cache, self._forwards_before)
         if clear:
-            self._forwards_before = forwards
-            for _, _, claim in self._claims:
-                claim.tally.clear()
-        ran = forwards > before
-        remarks = [text for part in self.parts if ran for text in part.method.remarks(self.cache)]
-        return Report.of_sites(sites, forwards - before, steps, work, tuple(dict.fromkeys(remarks)))
-
-    def _site_report(self, slot: Slot, claim: Claim) -> SiteReport:
-        tally = claim.tally
-        densities = [(claim.method.density(site, self.cache), calls) for site, calls in tally.sites.items()]
-        return SiteReport(
-            name=slot.name,
-            role=slot.role,
-            layer=slot.layer,
-            method=claim.method.describe(),
-            ran=tally.ran,
-            outside=tally.outside,
-            declined=dict(tally.declined),
-            skipped=tally.skipped,
-            density=mean_density(densities),
-            seconds=tally.method_time.seconds(),
-            own_seconds=tally.own_time.seconds(),
-            steps=tuple(sorted(tally.steps)),
-            branches=tuple(sorted(tally.branches)),
-        )
+            self._forwards_before = summary.forwards(self._held)
+            for each in self._held:
+                each.assignment.counts.clear()
+        return found
 
     def remove(self) -> None:
         """Restore the model bit for bit. Twice is harmless. Under activation checkpointing call it after backward."""
@@ -330,19 +228,15 @@ class PatchHandle:
             return
         for fitting in self._fittings:
             fitting.remove()
-        for denoiser, slot, claim in self._claims:
-            slot.claims.remove(claim)
-            if not slot.claims:
-                slot.unhook()
-                denoiser.watch.slots.pop(slot.path)
-        for denoiser in self._denoisers:
-            if denoiser.watch is None:
-                continue
-            denoiser.watch.listeners.remove(self._check)
-            for part in self.parts:
-                denoiser.watch.methods.remove((part.method, self.cache))
-            if not denoiser.watch.listeners:
-                denoiser.watch.close()
+        for each in self._held:
+            each.layer.assignments.remove(each.assignment)
+            if not each.layer.assignments:
+                each.layer.unhook()
+                each.patched.layers.pop(each.layer.path)
+        for patched in self._models:
+            patched.patches.remove(self)
+            if not patched.patches:
+                patched.close()
         self._lease()
 
     def __enter__(self) -> PatchHandle:
@@ -352,34 +246,6 @@ class PatchHandle:
         self.remove()
 
     def __repr__(self) -> str:
-        methods = ", ".join(part.method.describe() for part in self.parts)
+        methods = ", ".join(method.describe() for method in self.methods)
         state = "in force" if self.active else "removed"
-        return f"<PatchHandle: {methods} on {len(self._claims)} sites, {state}>"
-
-
-def _check_steps(schedule: Schedule, moment: Moment) -> None:
-    if schedule.steps is None:
-        return
-    if moment.step is None:
-        raise UsageError("the schedule names steps, but training has no sampling steps; leave steps out of it")
-    if moment.steps is not None:
-        resolve("steps", schedule.steps, moment.steps)
-    elif any(span.start < 0 or (span.stop is not None and span.stop < 0) for span in schedule.steps):
-        raise UsageError(
-            f"the schedule ({schedule}) counts steps from the end, but nobody tells how many there are: give "
-            f"total_steps= to genkit.patch, or patch the pipeline instead of the bare denoiser"
-        )
-
-
-def _check_branches(schedule: Schedule, moment: Moment, announced: set[str | None]) -> None:
-    """A branch that never comes is an error: at once when calls cannot be told apart, else after the first step."""
-    names = schedule.branches
-    if not names or moment.branch in names or announced & names:
-        return
-    if moment.branch is not None and not moment.step and moment.branch != "cond_uncond":
-        return
-    seen = ", ".join(sorted({str(name) for name in (*announced, moment.branch) if name is not None})) or "nothing"
-    raise UsageError(
-        f"the schedule names branches {', '.join(sorted(names))}, but the calls of this model are announced as {seen}; "
-        f"choose among these or leave branches out of the schedule"
-    )
+        return f"<PatchHandle: {methods} on {len(self._held)} sites, {state}>"

@@ -35,7 +35,7 @@ class Part:
         object.__setattr__(self, "roles", as_roles(self.roles))
 
     @property
-    def plan(self) -> Schedule:
+    def applied(self) -> Schedule:
         """The schedule that applies."""
         return Schedule() if self.schedule is None else self.schedule
 

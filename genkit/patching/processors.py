@@ -13,12 +13,12 @@ import torch
 from genkit.attention.method import Method
 from genkit.errors import UnsupportedError, UsageError, explain
 from genkit.families.lookup import unwrap
-from genkit.patching import seam
+from genkit.patching import interception
 from genkit.patching.handle import PatchHandle
+from genkit.patching.interception import RunningModule
 from genkit.patching.parts import Part, as_parts, check_recipe
+from genkit.patching.patched_layer import PatchedLayer
 from genkit.patching.schedule import Schedule
-from genkit.patching.seam import Record
-from genkit.patching.slot import Slot
 
 # What Diffusers sets on a processor has to reach the one that reads it.
 _FORWARDED = ("_attention_backend", "_parallel_config")
@@ -35,9 +35,10 @@ class _Keeper:
 class GateProcessor:
     """An attention processor that runs the model's own one with its attention calls led through the gate."""
 
-    def __init__(self, inner: Any, slot: Slot, keeper: _Keeper):
-        for name, value in (("_inner", inner), ("_slot", slot), ("_keeper", keeper)):
+    def __init__(self, inner: Any, layer: PatchedLayer, keeper: _Keeper):
+        for name, value in (("_inner", inner), ("_layer", layer), ("_keeper", keeper)):
             object.__setattr__(self, name, value)
+        layer.expect(self)
 
     @property
     def handle(self) -> PatchHandle:
@@ -46,14 +47,14 @@ class GateProcessor:
 
     def __call__(self, attn: Any, *args: Any, **kwargs: Any) -> Any:
         # No local variable for the frame: it would keep itself alive.
-        record = Record(self._slot, None if torch.compiler.is_compiling() else sys._getframe(0))
-        seam.push(record)
+        running = RunningModule(self._layer, None if torch.compiler.is_compiling() else sys._getframe(0))
+        interception.push(running)
         try:
             output = self._inner(attn, *args, **kwargs)
         finally:
-            seam.pop(self._slot)
-        if record.calls == 0 and not torch.compiler.is_compiling():
-            self._slot.nothing_came(self._inner)
+            interception.pop(self._layer)
+        if running.calls == 0 and not torch.compiler.is_compiling():
+            self._layer.nothing_came(self._inner)
         return output
 
     def __getattr__(self, name: str) -> Any:
@@ -100,14 +101,22 @@ def attn_processors(
     try:
         keeper = _Keeper(handle)
         wrapped = {}
-        for path, slot in handle.slots.items():
+        for path, layer in handle.layers.items():
             name = f"{path}.processor"
             _refuse(name, own)
-            wrapped[name] = _gate_processor(own[name], slot, keeper)
+            wrapped[name] = _gate_processor(own[name], layer, keeper)
     except BaseException:
         handle.remove()
         raise
     return {**own, **wrapped}
+
+
+def put_back(model: Any, handle: PatchHandle) -> None:
+    """Give a model back its own processors where those of a patch stand before them."""
+    for module in model.modules():
+        processor = getattr(module, "processor", None)
+        if isinstance(processor, GateProcessor) and processor.handle is handle:
+            module.set_processor(processor._inner)
 
 
 def _refuse(name: str, own: dict[str, Any]) -> None:
@@ -123,7 +132,7 @@ def _refuse(name: str, own: dict[str, Any]) -> None:
         )
 
 
-def _gate_processor(inner: Any, slot: Slot, keeper: _Keeper) -> GateProcessor:
+def _gate_processor(inner: Any, layer: PatchedLayer, keeper: _Keeper) -> GateProcessor:
     """A processor whose call has the signature of the wrapped one: Diffusers passes only arguments it finds there."""
 
     def call(self: GateProcessor, attn: Any, *args: Any, **kwargs: Any) -> Any:
@@ -131,4 +140,4 @@ def _gate_processor(inner: Any, slot: Slot, keeper: _Keeper) -> GateProcessor:
 
     call.__signature__ = inspect.signature(type(inner).__call__)
     kind = type("GateProcessor", (GateProcessor,), {"__call__": call, "__doc__": GateProcessor.__doc__})
-    return kind(inner, slot, keeper)
+    return kind(inner, layer, keeper)

@@ -13,7 +13,7 @@ class SiteRow:
     """One site of a patch.
 
     Args:
-        name, role, layer, heads: the attention module.
+        name, role, layer, heads: the attention module; heads None = known after the first call.
         method: the method with its settings, or None where the schedule leaves the layer out.
         grid: (T, H, W) tokens as of the latest call, or None before the first.
         tokens, keys: queries and keys of the latest call, or None.
@@ -23,7 +23,7 @@ class SiteRow:
     name: str
     role: str
     layer: int
-    heads: int
+    heads: int | None
     method: str | None
     grid: tuple[int, int, int] | None = None
     tokens: int | None = None
@@ -75,6 +75,7 @@ class SiteReport:
         density: mean over the served calls, None when unknown.
         seconds: time inside the method. own_seconds: time inside the model's own attention at this site.
         steps: sampling steps the method ran in. branches: the branches it ran in.
+        remark: why no attention call may have come here; empty when calls come as they should.
     """
 
     name: str
@@ -90,6 +91,7 @@ class SiteReport:
     own_seconds: float
     steps: tuple[int, ...]
     branches: tuple[str, ...]
+    remark: str = ""
 
     @property
     def calls(self) -> int:
@@ -114,7 +116,8 @@ class Report:
         work: query-key pairs paid for as a share of dense attention's, over all layers of the patched roles: layers,
             steps, branches and heads that the schedule leaves dense count in full. None when a density is unknown.
         sites: a row per site the patch holds.
-        remarks: what the user should know, one line each: settings that had no effect, ...
+        remarks: what the user should know, one line each: settings that had no effect, layers
+            that no call reached.
     """
 
     forwards: int

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
 import weakref
 from typing import TYPE_CHECKING, Any
 
@@ -18,12 +16,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from genkit.patching.parts import Part
-    from genkit.patching.watch import Watch
-
-_BYPASS = {
-    "get_attention_scores": "computes attention with its own matrix products",
-    "memory_efficient_attention": "calls xformers directly",
-}
 
 
 class Denoiser:
@@ -39,7 +31,6 @@ class Denoiser:
         self.family = family_of(model)
         self.prefix = prefix
         self.sites = self.family.find_sites(model)
-        self.watch: Watch | None = None
         totals: dict[str, int] = {}
         self._indices = {}
         for found in self.sites:
@@ -132,24 +123,3 @@ def fits_nowhere(method: Method, roles: tuple[str, ...] | None, denoisers: list[
         f"{method.name} fits no attention of this model{asked}: it works on {', '.join(method.roles)} attention, "
         f"{names} has {', '.join(has)}{own}"
     )
-
-
-def bypass_reason(processor: Any) -> str | None:
-    """Why an attention processor never reaches the gate, or None when nothing speaks against it."""
-    return None if processor is None else _bypass_reason(type(processor))
-
-
-@functools.cache
-def _bypass_reason(kind: type) -> str | None:
-    try:
-        source = inspect.getsource(kind.__call__)
-    except (OSError, TypeError):
-        return None  # There is no source to read; then report() tells how many forwards came without attention.
-    for mark, reason in _BYPASS.items():
-        if mark in source:
-            return (
-                f"its processor {kind.__name__} {reason}, so genkit cannot see its queries and keys; go back to the "
-                f"default processors (set_attn_processor, disable_attention_slicing, "
-                f"disable_xformers_memory_efficient_attention)"
-            )
-    return None

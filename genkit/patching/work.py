@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Sequence
 
 from genkit.attention.cache import PatchCache
-
-if TYPE_CHECKING:
-    from genkit.families.base import FoundSite
-    from genkit.patching.slot import Claim, Slot
-    from genkit.patching.targets import Denoiser
+from genkit.families.base import FoundSite
+from genkit.patching.held import Held
+from genkit.patching.targets import Denoiser
 
 
-def work_share(claims: Iterable[tuple[Denoiser, Slot, Claim]], cache: PatchCache) -> float | None:
+def work_share(held: Iterable[Held], cache: PatchCache) -> float | None:
     """Query-key pairs the machine paid for as a share of dense attention's, over all layers of the patched roles.
 
     Layers that the schedule leaves out count as dense, with as many calls as the patched ones; so do calls outside of
@@ -24,35 +21,36 @@ def work_share(claims: Iterable[tuple[Denoiser, Slot, Claim]], cache: PatchCache
         The share, or None when nothing ran or the density of a method that ran is unknown.
     """
     dense = saved = 0.0
-    by_denoiser: dict[Denoiser, list[tuple[Slot, Claim]]] = {}
-    for denoiser, slot, claim in claims:
-        if not claim.method.adds:
-            by_denoiser.setdefault(denoiser, []).append((slot, claim))
-    for denoiser, held in by_denoiser.items():
-        paid = {slot.path: claim.tally.pairs * slot.heads for slot, claim in held}
-        roles = {slot.role for slot, _ in held}
+    by_denoiser: dict[Denoiser, list[Held]] = {}
+    for each in held:
+        if not each.assignment.method.adds:
+            by_denoiser.setdefault(each.denoiser, []).append(each)
+    for denoiser, own in by_denoiser.items():
+        paid = {each.layer.path: each.assignment.counts.pairs * (each.layer.heads or 0) for each in own}
+        roles = {each.layer.role for each in own}
         dense += sum(paid.values())
         dense += sum(
-            _left_out(denoiser, found, held)
+            _left_out(denoiser, found, own)
             for found in denoiser.sites
             if found.role in roles and found.path not in paid
         )
-        for slot, claim in held:
-            heads = slot.heads if claim.heads is None else len(claim.heads)
-            for site, pairs in claim.tally.ran_pairs.items():
-                density = claim.method.density(site, cache)
+        for each in own:
+            assignment = each.assignment
+            heads = (each.layer.heads or 0) if assignment.heads is None else len(assignment.heads)
+            for site, pairs in assignment.counts.ran_pairs.items():
+                density = assignment.method.density(site, cache)
                 if density is None:
                     return None
                 saved += pairs * heads * (1 - density.executed)
     return 1 - saved / dense if dense else None
 
 
-def _left_out(denoiser: Denoiser, found: FoundSite, held: list[tuple[Slot, Claim]]) -> float:
-    """Pairs of a layer without a claim: those of a patched layer of its role, scaled to the tokens of its own level."""
-    others = [(slot, claim) for slot, claim in held if slot.role == found.role]
-    same = [(slot, claim) for slot, claim in others if slot.queries == found.queries]
-    slot, claim = max(same or others, key=lambda one: one[1].tally.pairs)
-    streams = slot.watch.streams
-    mine, its = streams.get(found.queries), streams.get(slot.queries)
-    scale = 1.0 if mine is None or its is None else (mine.length / its.length) ** (1 + (slot.queries in slot.keys))
-    return claim.tally.pairs * scale * (denoiser.family.heads(found.module) or slot.heads)
+def _left_out(denoiser: Denoiser, found: FoundSite, held: Sequence[Held]) -> float:
+    """Pairs of a layer without a method: those of a patched layer of its role, scaled to its own level's tokens."""
+    others = [each for each in held if each.layer.role == found.role]
+    same = [each for each in others if each.layer.queries == found.queries]
+    most = max(same or others, key=lambda each: each.assignment.counts.pairs)
+    layer, streams = most.layer, most.patched.state.streams
+    mine, its = streams.get(found.queries), streams.get(layer.queries)
+    scale = 1.0 if mine is None or its is None else (mine.length / its.length) ** (1 + (layer.queries in layer.keys))
+    return most.assignment.counts.pairs * scale * (denoiser.family.heads(found.module) or layer.heads or 0)

@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import tiny  # noqa: E402
 
-from genkit.patching import seam  # noqa: E402
+from genkit.patching import interception  # noqa: E402
 
 torch.set_num_threads(1)
 _BUILT: dict[str, tiny.Tiny] = {}
@@ -36,7 +36,7 @@ def tiny_model():
 def nothing_left_behind():
     """After every test: no record on the stack, no pass-through in place."""
     yield
-    if seam.SEAM.installed:
+    if interception.INTERCEPTION.installed:
         gc.collect()  # a model that was dropped with its patch
-    assert seam.depth() == 0
-    assert not seam.SEAM.installed, "a test left a patch behind"
+    assert interception.depth() == 0
+    assert not interception.INTERCEPTION.installed, "a test left a patch behind"

@@ -35,7 +35,7 @@ def _streams(case, **changes):
 
 
 def test_times_of_both_streams(tiny_model):
-    """Every token knows its time, from the model's own clock or from coordinates handed in."""
+    """Every token knows its time, from the model's own tracker or from coordinates handed in."""
     case = tiny_model("ltx2")
     seen = []
     for changes in ({}, {"fps": 12.0}, {"video_coords": None, "audio_coords": None}):

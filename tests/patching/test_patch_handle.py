@@ -15,7 +15,7 @@ from gate_methods import Declining, Failing, Full, GridOnly, Scaled, Sdpa
 
 import genkit
 from genkit.errors import UnsupportedError, UsageError
-from genkit.patching import seam
+from genkit.patching import interception
 
 
 def test_no_patch_no_pass_through(tiny_model):
@@ -155,7 +155,7 @@ def test_stacking_and_overlap(tiny_model):
     assert (low.report().ran, high.report().ran, cross.report().ran) == (1, 2, 3)
     with pytest.raises(UsageError, match=r"blocks\.0\.attn1 already has scaled"):
         genkit.patch(case.model, Full(), roles="self")
-    assert low.active and seam.SEAM.installed
+    assert low.active and interception.INTERCEPTION.installed
     low.remove()
     again = genkit.patch(case.model, Full(), roles="self", schedule=genkit.Schedule(layers=0))
     for handle in (again, cross, high):
@@ -286,7 +286,7 @@ def test_exceptions_leave_nothing_behind(error):
     q = torch.randn(1, 2, 47, 8)
     assert functional.scaled_dot_product_attention(q, q, q).shape == q.shape
     handle.remove()
-    assert torch.equal(case.run(), reference) and seam.depth() == 0
+    assert torch.equal(case.run(), reference) and interception.depth() == 0
 
 
 def test_interrupt_between_hooks_and_attention():
@@ -352,10 +352,10 @@ def test_a_dropped_model_takes_its_patch_along():
     case = tiny.build("wan")
     genkit.patch(case.model, Full())
     case.run()
-    assert seam.SEAM.installed
+    assert interception.INTERCEPTION.installed
     del case
     gc.collect()
-    assert not seam.SEAM.installed
+    assert not interception.INTERCEPTION.installed
 
 
 def test_the_patch_lives_without_its_handle():

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import pytest
+import tiny
 import torch
+from gate_methods import Full
 
+import genkit
 from genkit.patching.masks import view_mask
 
 B, H, Q, K = 2, 3, 4, 5
@@ -75,3 +78,40 @@ def test_a_row_hidden_by_a_finite_bias_sees_everything():
 def test_what_cannot_be_told(mask, word):
     view = view_mask(mask, B, Q, K)
     assert view.keys is None and word in view.obstacle
+
+
+def _state(name="wan"):
+    from genkit.families.lookup import family_of
+    from genkit.patching.call_state import CallState
+
+    return CallState(family_of(tiny.build(name).model))
+
+
+def test_masks_of_one_shape_are_told_apart_by_rule_and_by_content():
+    """Two refiners of one role and size with masks of different contents must not see each other's."""
+    state = _state()
+    q = torch.zeros(1, 4, 2, 8)
+    text, image = torch.tensor([[True, True, True, False]]), torch.tensor([[True, False, False, False]])
+    assert state.mask(("text", "a", "a"), text, q, q).keys.tolist() == text.tolist()
+    assert state.mask(("siglip", "b", "b"), image, q, q).keys.tolist() == image.tolist()
+    assert state.mask(("text", "a", "a"), image, q, q).keys.tolist() == image.tolist(), "even under one rule"
+    assert state.mask(("text", "a", "a"), image.clone(), q, q).keys.tolist() == image.tolist()
+
+
+@pytest.mark.parametrize("name", tiny.names())
+def test_a_model_gives_all_layers_of_a_rule_one_mask(tiny_model, name, monkeypatch):
+    """What lets a mask be read once per call on a device where looking at it means waiting."""
+    from genkit.patching.call_state import CallState
+
+    seen, read = {}, CallState.mask
+
+    def watching(self, rule, mask, q, k):
+        if mask is not None:
+            key = (rule, tuple(mask.shape))
+            assert torch.equal(seen.setdefault(key, mask), mask), rule
+        return read(self, rule, mask, q, k)
+
+    monkeypatch.setattr(CallState, "mask", watching)
+    case = tiny_model(name)
+    with genkit.patch(case.model, Full()):
+        case.run()

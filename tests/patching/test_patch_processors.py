@@ -11,7 +11,7 @@ from gate_methods import Failing, Full, Scaled
 
 import genkit
 from genkit.errors import UnsupportedError, UsageError
-from genkit.patching import seam
+from genkit.patching import interception
 
 NAMES = ["wan", "wan_i2v", "flux", "sd35", "hunyuan_video_padded", "cogvideox", "ltx", "ltx2", "qwen_image", "unet"]
 
@@ -30,7 +30,7 @@ def test_equal_to_patch_and_undone(name):
     del wrapped
     case.model.set_attn_processor(dict(own))
     gc.collect()
-    assert not seam.SEAM.installed and torch.equal(case.run(), reference)
+    assert not interception.INTERCEPTION.installed and torch.equal(case.run(), reference)
     assert all(a is b for a, b in zip(own.values(), case.model.attn_processors.values(), strict=True))
     assert not case.model._forward_pre_hooks and "cache_context" not in case.model.__dict__
 
@@ -60,7 +60,7 @@ def test_a_real_method_gives_the_same_through_both_doors(name):
     del wrapped
     case.model.set_attn_processor(dict(own))
     gc.collect()
-    assert not seam.SEAM.installed and torch.equal(case.run(), reference)
+    assert not interception.INTERCEPTION.installed and torch.equal(case.run(), reference)
 
 
 def test_manners():
@@ -80,7 +80,7 @@ def test_manners():
     case.model.set_attn_processor(genkit.attn_processors(case.model, Failing()))
     with pytest.raises(ValueError, match="on purpose"):
         case.run()
-    assert seam.depth() == 0
+    assert interception.depth() == 0
     case.model.set_attn_processor(dict(own))
 
 

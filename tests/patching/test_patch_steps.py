@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import tiny
 import torch
-from gate_methods import Full
+from gate_methods import Full, Recorder
 
 import genkit
 from genkit.errors import UsageError
-from genkit.patching.clock import Clock
+from genkit.patching.step_tracker import StepTracker
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +90,35 @@ def test_unknown_branch(wan_pipe):
         assert handle.report().sites[0].branches == ("uncond",)
 
 
+class _Bar:
+    """What a pipeline's progress bar shows, without showing it."""
+
+    def __init__(self):
+        self.n = 0
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        return None
+
+    def update(self, by=1):
+        self.n += by
+
+
+def _follow_bar(pipe, denoiser):
+    """Make the pipeline count on a bar of ours; returns where the bar stood at every denoiser call, run by run."""
+    runs = []
+
+    def progress_bar(iterable=None, total=None):
+        runs.append((_Bar(), []))
+        return runs[-1][0]
+
+    pipe.progress_bar = progress_bar
+    denoiser.register_forward_pre_hook(lambda module, args: runs[-1][1].append(runs[-1][0].n))
+    return runs
+
+
 def _schedulers():
     import diffusers
 
@@ -97,30 +126,40 @@ def _schedulers():
         "ddim": (diffusers.DDIMScheduler(), 6),
         "ddpm": (diffusers.DDPMScheduler(), 6),
         "pndm": (diffusers.PNDMScheduler(skip_prk_steps=True), 6),
+        "pndm_prk": (diffusers.PNDMScheduler(), 6),
         "euler": (diffusers.EulerDiscreteScheduler(), 6),
         "euler_a": (diffusers.EulerAncestralDiscreteScheduler(), 6),
         "unipc": (diffusers.UniPCMultistepScheduler(), 6),
         "lcm": (diffusers.LCMScheduler(), 4),
         "karras": (diffusers.DPMSolverMultistepScheduler(use_karras_sigmas=True, num_train_timesteps=40), 16),
+        "dpm_2s": (diffusers.DPMSolverSinglestepScheduler(), 6),
         "heun": (diffusers.HeunDiscreteScheduler(), 6),
         "kdpm2": (diffusers.KDPM2DiscreteScheduler(), 6),
+        "kdpm2_a": (diffusers.KDPM2AncestralDiscreteScheduler(), 6),
     }
 
 
 @pytest.mark.parametrize("name", list(_schedulers()))
-def test_schedulers(name):
-    """Every scheduler: as many steps as asked for, all of them met, restarted in the next run."""
+def test_every_call_counts_to_the_step_the_progress_bar_shows(name):
+    """Every scheduler, call by call: the step is where the bar stands, in a first run and in a second."""
     scheduler, steps = _schedulers()[name]
     pipe = _sd(scheduler)
     if name == "karras":
         scheduler.set_timesteps(steps)
         assert len(set(scheduler.timesteps.tolist())) < steps, "this case is about repeated timesteps"
-    with genkit.patch(pipe, Full(), roles="self", schedule=genkit.Schedule(steps="1:-1", layers=0)) as handle:
-        for _ in range(2):
+    runs, recorder = _follow_bar(pipe, pipe.unet), Recorder()
+    with genkit.patch(pipe, recorder, roles="self", schedule=genkit.Schedule(layers=0)) as handle:
+        for number in range(2):
             _run_sd(pipe, steps)
-            report = handle.report(clear=True)
-            assert report.steps == steps
-            assert report.sites[0].steps == tuple(range(1, steps - 1))
+            assert handle.report().steps == steps
+            assert [site.step for site, _ in recorder.seen] == runs[number][1]
+            assert set(runs[number][1]) == set(range(steps))
+            recorder.seen.clear()
+    schedule = genkit.Schedule(steps="1:-1", layers=0)
+    with genkit.patch(pipe, Full(), roles="self", schedule=schedule) as handle:
+        _run_sd(pipe, steps)
+        inside = [step for step in runs[-1][1] if 1 <= step < steps - 1]
+        assert handle.report().sites[0].ran == len(inside)
 
 
 def test_image_to_image_counts_its_own_steps():
@@ -136,6 +175,68 @@ def test_image_to_image_counts_its_own_steps():
             )  # fmt: skip
             report = handle.report()
         assert report.steps == 4 and report.sites[0].steps == (1, 2, 3)
+
+
+def _image_to_image(pipe):
+    from diffusers import StableDiffusionImg2ImgPipeline
+
+    other = StableDiffusionImg2ImgPipeline(**pipe.components, requires_safety_checker=False)
+    other.set_progress_bar_config(disable=True)
+    return other
+
+
+def _run_i2i(pipe, steps, strength):
+    pipe(
+        image=torch.zeros(1, 4, 8, 8), prompt_embeds=torch.ones(1, 6, 16), strength=strength, output_type="latent",
+        num_inference_steps=steps, negative_prompt_embeds=torch.zeros(1, 6, 16),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("scheduler", ["DDIMScheduler", "EulerDiscreteScheduler", "HeunDiscreteScheduler"])
+def test_the_pipeline_that_runs_is_believed_not_the_one_that_was_patched(scheduler):
+    """A UNet shared by text-to-image and image-to-image (10 steps x 0.5): the last two steps of whoever runs."""
+    import diffusers
+
+    pipe = _sd(getattr(diffusers, scheduler)())
+    other = _image_to_image(pipe)
+    for patched in (pipe, other):
+        with genkit.patch(patched, Full(), roles="self", schedule=genkit.Schedule(steps="-2:", layers=0)) as handle:
+            for _ in range(2):
+                _run_sd(pipe, 10)
+                assert handle.report(clear=True).sites[0].steps == (8, 9)
+                _run_i2i(other, 10, 0.5)
+                report = handle.report(clear=True)
+                assert report.steps == 5 and report.sites[0].steps == (3, 4)
+
+
+def test_a_second_pipeline_with_its_own_scheduler_begins_at_step_0():
+    from diffusers import DDIMScheduler, EulerDiscreteScheduler, StableDiffusionPipeline
+
+    pipe = _sd(EulerDiscreteScheduler())
+    other = StableDiffusionPipeline(**{**pipe.components, "scheduler": DDIMScheduler()}, requires_safety_checker=False)
+    other.set_progress_bar_config(disable=True)
+    with genkit.patch(pipe, Full(), roles="self", schedule=genkit.Schedule(steps=":2", layers=0)) as handle:
+        for running, steps in ((pipe, 6), (other, 4), (other, 4), (pipe, 3)):
+            _run_sd(running, steps)
+            report = handle.report(clear=True)
+            assert report.steps == steps and report.sites[0].steps == (0, 1)
+
+
+@pytest.mark.parametrize("scheduler", ["DDIMScheduler", "EulerDiscreteScheduler"])
+def test_a_loop_of_ones_own_does_not_follow_the_pipelines_old_run(scheduler):
+    """Ten steps of the pipeline, then four of a foreign loop, twice: the total is not the pipeline's."""
+    import diffusers
+
+    pipe, case = _sd(getattr(diffusers, scheduler)()), tiny.build("unet")
+    recorder = Recorder()
+    with genkit.patch(pipe, recorder, roles="self", schedule=genkit.Schedule(layers=0)):
+        _run_sd(pipe, 10)
+        recorder.seen.clear()
+        for _ in range(2):
+            for t in (990.5, 660.5, 330.5, 0.5):
+                with torch.no_grad():
+                    pipe.unet(case.args["sample"], t, case.args["encoder_hidden_states"])
+    assert [(site.step, site.steps) for site, _ in recorder.seen] == [(step, None) for step in (0, 1, 2, 3)] * 2
 
 
 def test_two_denoisers_share_the_clock():
@@ -157,7 +258,7 @@ def test_two_denoisers_share_the_clock():
 
 
 def test_a_loop_that_steps_a_copy_of_the_scheduler():
-    """Then the scheduler's counter stands still and the timestep is the clock."""
+    """Then the scheduler's counter stands still and the timestep is the tracker."""
     import copy
 
     from diffusers import EulerDiscreteScheduler
@@ -181,23 +282,23 @@ class _Context:
 
 
 def test_bare_clock_restarts_when_time_turns():
-    clock = Clock()
-    moments = [clock.tick(None, torch.tensor(t)) for t in (900, 900, 500, 100, 900, 500)]
+    tracker = StepTracker()
+    moments = [tracker.tick(None, torch.tensor(t)) for t in (900, 900, 500, 100, 900, 500)]
     assert [(m.step, m.run) for m in moments] == [(0, 0), (0, 0), (1, 0), (2, 0), (0, 1), (1, 1)]
-    rising = Clock()
+    rising = StepTracker()
     assert [rising.tick(None, t).step for t in (0.1, 0.5, 0.9, 0.1, 0.5)] == [0, 1, 2, 0, 1]
-    known = Clock(total=2)
+    known = StepTracker(total=2)
     assert [(m.step, m.steps) for m in (known.tick(None, t) for t in (9, 5, 3, 1))] == [(0, 2), (1, 2), (0, 2), (1, 2)]
-    per_token = Clock()
+    per_token = StepTracker()
     assert [per_token.tick(None, torch.tensor([[0.0, t]])).step for t in (9.0, 9.0, 4.0)] == [0, 0, 1]
 
 
 def test_announced_steps_and_training():
-    clock = Clock()
-    moments = [clock.tick(_Context("cond", i, 3), 5) for i in (0, 0, 1, 2, 0)]
+    tracker = StepTracker()
+    moments = [tracker.tick(_Context("cond", i, 3), 5) for i in (0, 0, 1, 2, 0)]
     assert [(m.step, m.steps, m.run) for m in moments] == [(0, 3, 0), (0, 3, 0), (1, 3, 0), (2, 3, 0), (0, 3, 1)]
     assert moments[0].branch == "cond"
-    assert clock.tick(None, 7, training=True).step is None
+    assert tracker.tick(None, 7, training=True).step is None
 
 
 def test_bare_denoiser(tiny_model):

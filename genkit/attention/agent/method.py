@@ -236,7 +236,7 @@ class Agent(Method):
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, site: Site, cache: PatchCache
     ) -> torch.Tensor | None:
         """See :meth:`Method.attend`. Declines where agents would not save work."""
-        self.require(site)
+        self.require(site, cache)
         check_tokens(q, k, site)
         scale = q.shape[-1] ** -0.5 if site.scale is None else site.scale
         run = self._merged if self.agents == "merge" else self._pooled

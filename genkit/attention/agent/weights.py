@@ -80,10 +80,11 @@ class AgentWeights(nn.Module):
 
     def __init__(self, place: Place, lattice: Grid, lines: Grid):
         super().__init__()
-        source = getattr(place.module, "to_q", None)
+        source = place.projections.q
         if source is None:
             raise UnsupportedError(
-                f"layer {place.name}: agent with form='trained' reads its sizes from the projection to_q, which "
+                f"layer {place.name}: agent with form='trained' reads its sizes from the projection "
+                f"{place.projections.names[0]}, which "
                 f"{type(place.module).__name__} lacks; use form='free'"
             )
         kind = like(source)

@@ -40,7 +40,7 @@ class ContextTokens(nn.Module):
 
     def __init__(self, place: Place, count: int, space: str, beta: float, seed: int):
         super().__init__()
-        source = place.module.to_k
+        source = place.projections.k
         kind = like(source)
         own = seed * 1_000_003 + place.layer * 2 + (place.role == TO_AUDIO)
         width = source.out_features // place.heads
@@ -50,16 +50,18 @@ class ContextTokens(nn.Module):
             self.keys = draw((count, place.heads, width), 0.02, own, **kind)
             self.values = nn.Parameter(torch.zeros(count, place.heads, width, **kind))
         self.beta = nn.Parameter(torch.full((place.heads,), float(beta), **kind))
-        object.__setattr__(self, "layer", place.module)  # used, not owned: the model's weights are not saved here
+        # Used, not owned: the model's weights are not saved here.
+        object.__setattr__(self, "projections", place.projections)
+        object.__setattr__(self, "layer", place.module)
 
     def pairs(self, q: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values (m, H, D); context tokens have no position."""
         if hasattr(self, "keys"):
             return self.keys, self.values
-        module, heads = self.layer, q.shape[2]
-        hidden = self.tokens.to(q.device, module.to_k.weight.dtype)
-        keys, values = module.to_k(hidden), module.to_v(hidden)
-        norm = getattr(module, "norm_k", None)
+        own, heads = self.projections, q.shape[2]
+        hidden = self.tokens.to(q.device, own.k.weight.dtype)
+        keys, values = own.k(hidden), own.v(hidden)
+        norm = getattr(self.layer, "norm_k", None)
         keys = keys if norm is None else norm(keys)
         return keys.unflatten(-1, (heads, -1)), values.unflatten(-1, (heads, -1))
 
@@ -203,8 +205,8 @@ class CrossModalContext(Method):
         """Make the layer's context tokens; follow its source for samples that pass no gradient."""
         route = ContextRoute.of(cache)
         if self.tokens:
-            if not all(hasattr(place.module, name) for name in ("to_k", "to_v")):
-                raise UnsupportedError(f"layer {place.name}: context tokens need the projections to_k and to_v")
+            if place.projections.k is None or place.projections.v is None:
+                raise UnsupportedError(f"layer {place.name}: context tokens need the projections of keys and values")
             if self.guidance and not place.always:
                 raise UsageError(
                     "guidance against context tokens needs them in every step and branch: leave steps and branches out "
@@ -258,7 +260,7 @@ class CrossModalContext(Method):
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, site: Site, cache: PatchCache
     ) -> torch.Tensor | None:
         """See :meth:`Method.attend`: partner and context attention, merged by their log-sum-exps."""
-        self.require(site)
+        self.require(site, cache)
         check_tokens(q, k, site)
         reads = ContextRoute.of(cache).reads(site.role, q.shape[0])
         if not self.tokens:

@@ -194,7 +194,7 @@ class MixtureOfBlock(Method):
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, site: Site, cache: PatchCache
     ) -> torch.Tensor | None:
         """See :meth:`Method.attend`; exact attention over the keys of the chosen blocks."""
-        self.require(site)
+        self.require(site, cache)
         check_tokens(q, k, site)
         part = kept(cache, _partition, self, site.layout.grid, self.kind(site.layer), device=q.device)
 

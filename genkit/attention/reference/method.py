@@ -133,7 +133,7 @@ class Reference(Method):
             return hook
 
         return [
-            getattr(place.module, f"to_{name}").register_forward_hook(adapt(change, place.name))
+            getattr(place.projections, name).register_forward_hook(adapt(change, place.name))
             for name, change in own.changes.items()
         ]
 
@@ -152,7 +152,7 @@ class Reference(Method):
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, site: Site, cache: PatchCache
     ) -> torch.Tensor | None:
         """See :meth:`Method.attend`; the residual form gives the term to add. Declines without a reference."""
-        self.require(site)
+        self.require(site, cache)
         check_tokens(q, k, site)
         if self.origin == "sequence":
             return self._one_way(q, k, v, site)
@@ -184,8 +184,8 @@ class Reference(Method):
         changes = PatchWeights.of(cache).at(self.name, site.name).changes if self.adds else ()
         if len(changes) and site.name not in references.adapted:
             raise UnsupportedError(
-                f"layer {site.name}: the reference did not go through to_q, to_k and to_v (fused projections?), so its "
-                f"trained changes would be lost; call unfuse_qkv_projections() or use rank=0"
+                f"layer {site.name}: the reference did not go through the projections of queries, keys and values "
+                f"(fused?), so its trained changes would be lost; call unfuse_qkv_projections() or use rank=0"
             )
 
         def run(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, None]:

@@ -223,11 +223,11 @@ class LayerWeights(nn.Module):
 
     def __init__(self, place: Place, rank: int | str, seed: int):
         super().__init__()
-        parts = {name: getattr(place.module, f"to_{name}", None) for name in ("q", "k", "v")}
+        parts = {name: getattr(place.projections, name) for name in ("q", "k", "v")}
         if any(part is None for part in parts.values()):
             raise UnsupportedError(
-                f"layer {place.name}: reference with form='residual' follows the projections to_q, to_k and to_v, "
-                f"which {type(place.module).__name__} lacks; use form='append'"
+                f"layer {place.name}: reference with form='residual' follows the projections "
+                f"{', '.join(place.projections.names)}, which {type(place.module).__name__} lacks; use form='append'"
             )
         width = parts["q"].out_features
         kind = like(parts["q"])

@@ -207,7 +207,7 @@ class SlidingWindow(StaticMethod):
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, site: Site, cache: PatchCache
     ) -> torch.Tensor | None:
         """See :meth:`Method.attend`; with ``dual``, rows are told apart by the patch's :class:`DualPath`."""
-        self.require(site)
+        self.require(site, cache)
         path = DualPath.of(cache) if self.dual else None
         if site.role == "cross":
             return self._lent(q, k, v, site, path)

@@ -1,8 +1,9 @@
-"""The one place where attention calls are caught: records of where we are, and pass-throughs on the functions.
+"""The one place where attention calls are caught: a stack of running modules, and pass-throughs on the functions.
 
-Forward hooks on attention modules push and pop a :class:`Record` on a stack of their thread. While at least one patch
-exists, every Diffusers attention backend and ``torch.nn.functional.scaled_dot_product_attention`` carry a pass-through
-that looks at the top of that stack: no record, straight on to the original; a record, on to its slot.
+Forward hooks on attention modules push and pop a :class:`RunningModule` on a stack of their thread. While at least one
+patch exists, every Diffusers attention backend and ``torch.nn.functional.scaled_dot_product_attention`` carry a
+pass-through that looks at the top of that stack: nothing there, straight on to the original; a running module, on to
+its layer.
 """
 
 from __future__ import annotations
@@ -12,30 +13,34 @@ import sys
 import threading
 from collections.abc import Callable
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as functional
 
-if TYPE_CHECKING:
-    from genkit.patching.slot import Slot
-
 SDPA = "scaled_dot_product_attention"
 
 
-class Record:
+class Layer(Protocol):
+    """Whoever takes the attention calls of a module."""
+
+    def attend(self, running: RunningModule, q: Any, k: Any, v: Any, call: Call) -> torch.Tensor:
+        """Serve one attention call; (B, N, H, D) in and out."""
+
+
+class RunningModule:
     """One running forward of one attention module.
 
     Args:
-        slot: what the module's attention goes to.
-        frame: the Python frame of the module call, or None while tracing. A record counts only while that call is
-            still on the stack: an interrupt (which runs no hook) must not leave a record behind for the next model.
+        layer: what the module's attention goes to.
+        frame: the Python frame of the module call, or None while tracing. It counts only while that call is still on
+            the stack: an interrupt (which runs no hook) must not leave anything behind for the next model.
     """
 
-    __slots__ = ("slot", "frame", "calls")
+    __slots__ = ("layer", "frame", "calls")
 
-    def __init__(self, slot: Slot, frame: FrameType | None):
-        self.slot = slot
+    def __init__(self, layer: Layer, frame: FrameType | None):
+        self.layer = layer
         self.frame = frame
         self.calls = 0
 
@@ -45,7 +50,7 @@ class Call:
 
     Args:
         origin: ``SDPA`` or the name of a Diffusers backend.
-        mask: attention mask as given; see :mod:`genkit.patching.masks`.
+        mask: attention mask as given, a tensor or a FlexAttention BlockMask; see :mod:`genkit.patching.masks`.
         dropout: dropout probability.
         causal: whether a causal mask is asked for.
         scale: softmax scale or None.
@@ -59,7 +64,7 @@ class Call:
     def __init__(
         self,
         origin: str,
-        mask: torch.Tensor | None,
+        mask: Any,
         dropout: float,
         causal: bool,
         scale: float | None,
@@ -79,36 +84,34 @@ class Call:
 
 class _Local(threading.local):
     def __init__(self) -> None:
-        self.records: list[Record | None] = []
+        self.modules: list[RunningModule | None] = []
 
 
 _LOCAL = _Local()
 
 
-def push(record: Record | None) -> None:
+def push(running: RunningModule | None) -> None:
     """Enter an attention module, or with None a region where attention is the caller's own business."""
-    _LOCAL.records.append(record)
+    _LOCAL.modules.append(running)
 
 
-def pop(slot: Slot | None) -> Record | None:
-    """Leave what was pushed for ``slot``; returns the record, or None if it is not on top."""
-    records = _LOCAL.records
-    if not records:
+def pop(layer: Layer | None) -> RunningModule | None:
+    """Leave what was pushed for ``layer``; returns it, or None if it is not on top."""
+    modules = _LOCAL.modules
+    if not modules:
         return None
-    top = records[-1]
-    if (top.slot if top is not None else None) is not slot:
+    top = modules[-1]
+    if (top.layer if top is not None else None) is not layer:
         return None
-    records.pop()
+    modules.pop()
     if top is not None:
-        top.frame = (
-            None  # a frame that can reach its own record would live, with its tensors, until the next collection
-        )
+        top.frame = None  # a frame that can reach this object would live, with its tensors, until the next collection
     return top
 
 
 def depth() -> int:
-    """How many records this thread holds; 0 outside of attention modules."""
-    return len(_LOCAL.records)
+    """How many running modules this thread holds; 0 outside of attention modules."""
+    return len(_LOCAL.modules)
 
 
 def _on_stack(wanted: FrameType) -> bool:
@@ -120,14 +123,14 @@ def _on_stack(wanted: FrameType) -> bool:
     return False
 
 
-def current() -> Record | None:
-    """The record of the attention module that is running on this thread, stale ones dropped."""
-    records = _LOCAL.records
-    while records:
-        top = records[-1]
+def current() -> RunningModule | None:
+    """The attention module that is running on this thread, stale ones dropped."""
+    modules = _LOCAL.modules
+    while modules:
+        top = modules[-1]
         if torch.compiler.is_compiling() or top is None or top.frame is None or _on_stack(top.frame):
             return top
-        records.pop()
+        modules.pop()
     return None
 
 
@@ -135,14 +138,14 @@ class own_attention:
     """Context in which attention functions run untouched: for the original call and for a method's own dense calls."""
 
     def __enter__(self) -> None:
-        self.depth = len(_LOCAL.records)
-        _LOCAL.records.append(None)
+        self.depth = len(_LOCAL.modules)
+        _LOCAL.modules.append(None)
 
     def __exit__(self, *_: object) -> None:
-        del _LOCAL.records[self.depth :]
+        del _LOCAL.modules[self.depth :]
 
 
-class Seam:
+class Interception:
     """The process-wide pass-throughs, present while somebody holds them.
 
     ``epoch`` changes with every patch and removal. The pass-throughs read it, so that torch.compile traces a model
@@ -202,7 +205,7 @@ class Seam:
     def _uninstall(self) -> None:
         from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 
-        # A function somebody else put over ours stays: without records it leads straight through.
+        # A function somebody else put over ours stays: without running modules it leads straight through.
         for name, function in list(_AttentionBackendRegistry._backends.items()):
             if function is self._wrappers.get(name.value):
                 _AttentionBackendRegistry._backends[name] = self._originals[name.value]
@@ -211,14 +214,14 @@ class Seam:
         self._wrappers.clear()
 
 
-SEAM = Seam()
+INTERCEPTION = Interception()
 
 
 def _pass_through_sdpa(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def scaled_dot_product_attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, **rest):
-        record = current() if SEAM.epoch and query.ndim == 4 else None
-        if record is None:
+        running = current() if INTERCEPTION.epoch and query.ndim == 4 else None
+        if running is None:
             return original(query, key, value, attn_mask, dropout_p, is_causal, **rest)
 
         def own(q, k, v):
@@ -229,7 +232,7 @@ def _pass_through_sdpa(original: Callable[..., Any]) -> Callable[..., Any]:
 
         q, k, v = (x.transpose(1, 2) for x in (query, key, value))
         call = Call(SDPA, attn_mask, dropout_p, is_causal, rest.get("scale"), rest.get("enable_gqa", False), None, own)
-        return record.slot.attend(record, q, k, v, call).transpose(1, 2)
+        return running.layer.attend(running, q, k, v, call).transpose(1, 2)
 
     return scaled_dot_product_attention
 
@@ -237,8 +240,8 @@ def _pass_through_sdpa(original: Callable[..., Any]) -> Callable[..., Any]:
 def _pass_through_backend(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def backend(query, key, value, **rest):
-        record = current() if SEAM.epoch and query.ndim == 4 else None
-        if record is None:
+        running = current() if INTERCEPTION.epoch and query.ndim == 4 else None
+        if running is None:
             return original(query=query, key=key, value=value, **rest)
 
         def own(q, k, v):
@@ -249,6 +252,9 @@ def _pass_through_backend(name: str, original: Callable[..., Any]) -> Callable[.
             obstacle = "the caller asks for the log-sum-exp too"
         elif rest.get("_parallel_config") is not None:
             obstacle = "context parallelism splits the sequence over devices"
+        elif not isinstance(rest.get("attn_mask"), torch.Tensor | None):
+            kind = type(rest["attn_mask"]).__name__
+            obstacle = f"its attention mask is a {kind}, the model's own block-sparse attention, which stays as it is"
         call = Call(
             name,
             rest.get("attn_mask"),
@@ -259,7 +265,7 @@ def _pass_through_backend(name: str, original: Callable[..., Any]) -> Callable[.
             obstacle,
             own,
         )
-        return record.slot.attend(record, query, key, value, call)
+        return running.layer.attend(running, query, key, value, call)
 
     return backend
 

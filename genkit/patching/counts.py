@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections import Counter
 from typing import TYPE_CHECKING
@@ -47,7 +48,7 @@ class Stopwatch:
         return self._seconds
 
 
-class Tally:
+class Counts:
     """What happened at one site under one patch.
 
     Args of interest: ``ran`` calls served by the method, ``outside`` calls the schedule does not cover, ``declined``
@@ -78,9 +79,12 @@ class Tally:
         """All attention calls of the site."""
         return self.ran + self.outside + sum(self.declined.values())
 
-    def note_run(self, site: Site) -> None:
-        """Count a call the method served, under its site without step and branch."""
+    def note_run(self, site: Site, pairs: int) -> None:
+        """Count a call the method served with its query-key pairs, under its site without step and branch."""
         self.ran += 1
+        plain = dataclasses.replace(site, step=None, steps=None, branch=None, key_mask=None)
+        self.sites[plain] = self.sites.get(plain, 0) + 1
+        self.ran_pairs[plain] += pairs
         if site.step is not None:
             self.steps.add(site.step)
         if site.branch is not None:

@@ -1,0 +1,33 @@
+"""Attention processors that compute attention out of the gate's sight."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from typing import Any
+
+_BYPASS = {
+    "get_attention_scores": "computes attention with its own matrix products",
+    "memory_efficient_attention": "calls xformers directly",
+}
+
+
+def bypass_reason(processor: Any) -> str | None:
+    """Why an attention processor never reaches the gate, or None when nothing speaks against it."""
+    return None if processor is None else _bypass_reason(type(processor))
+
+
+@functools.cache
+def _bypass_reason(kind: type) -> str | None:
+    try:
+        source = inspect.getsource(kind.__call__)
+    except (OSError, TypeError):
+        return None  # There is no source to read; then report() tells how many forwards came without attention.
+    for mark, reason in _BYPASS.items():
+        if mark in source:
+            return (
+                f"its processor {kind.__name__} {reason}, so genkit cannot see its queries and keys; go back to the "
+                f"default processors (set_attn_processor, disable_attention_slicing, "
+                f"disable_xformers_memory_efficient_attention)"
+            )
+    return None

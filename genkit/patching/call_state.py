@@ -1,0 +1,92 @@
+"""What is known about the running call of one denoiser: token layouts, step, branch, masks already read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from genkit.errors import UnsupportedError
+from genkit.families.base import Family
+from genkit.layout import TokenLayout
+from genkit.patching.masks import MaskView, view_mask
+from genkit.patching.step_tracker import Moment
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable
+
+
+class CallState:
+    """The latest call of one denoiser; its patched layers read it.
+
+    It stays until the next call, so that activation checkpointing finds it again when it recomputes during backward,
+    on whatever thread.
+
+    Args:
+        family: the denoiser's record.
+    """
+
+    def __init__(self, family: Family):
+        self.family = family
+        self.streams: dict[str, TokenLayout] = {}
+        self.tiles: dict[str, tuple[int, int, int]] = {}
+        self.forwards = 0
+        self.run: int | None = None
+        self.run_forwards = 0  # of the latest sampling run
+        self._moment: Moment | None = None
+        self._masks: dict[Any, tuple[torch.Tensor, MaskView]] = {}
+        self._masks_before: dict[Any, MaskView] = {}
+
+    def begin(self, moment: Moment, model: Any, given: Mapping[str, Any]) -> None:
+        """Take in a call: when it is, and its forward arguments by name."""
+        self.forwards += 1
+        self._masks.clear()
+        self._moment = moment
+        if not moment.aside:
+            self.run_forwards = self.run_forwards + 1 if moment.run == self.run else 1
+            self.run = moment.run
+        self.streams = self.family.streams(model, given)
+        self.tiles = {} if self.family.tiles is None else self.family.tiles(model, given)
+
+    @property
+    def moment(self) -> Moment:
+        """Step and branch of the running call."""
+        if self._moment is None:
+            raise UnsupportedError(
+                f"an attention layer of the patched {self.family.name} model was called outside of the model's "
+                f"forward, so its token layout is unknown; call the whole model or remove the patch"
+            )
+        return self._moment
+
+    @property
+    def last_moment(self) -> Moment | None:
+        """Step and branch of the latest call, None before the first."""
+        return self._moment
+
+    @property
+    def finest(self) -> tuple[int, int, int] | None:
+        """The largest token grid of the running call; None when no stream has one."""
+        return max((layout.grid for layout in self.streams.values() if layout.has_grid), key=prod, default=None)
+
+    def mask(self, rule: Hashable, mask: torch.Tensor | None, q: torch.Tensor, k: torch.Tensor) -> MaskView:
+        """The attention mask as methods see it.
+
+        Reading it waits for the device, so it is read once per call for all layers of one ``rule`` (the record's rule
+        and the streams it joins): a model gives them one mask. On the CPU, where looking is cheap, that is checked.
+        """
+        if mask is None:
+            return MaskView()
+        key = (rule, tuple(mask.shape), mask.dtype, q.shape[0], q.shape[1], k.shape[1])
+        if key in self._masks:
+            seen, view = self._masks[key]
+            if seen is mask or mask.device.type != "cpu" or torch.equal(seen, mask):
+                return view
+        view = view_mask(mask, q.shape[0], q.shape[1], k.shape[1])
+        before = self._masks_before.get(key)
+        if before is not None and view.keys is not None and before.keys is not None:
+            # The same prompt again: the same tensor, so that plans kept per mask are found at once.
+            view = before if torch.equal(view.keys, before.keys) else view
+        self._masks[key], self._masks_before[key] = (mask, view), view
+        return view

@@ -1,0 +1,315 @@
+"""What happens to one attention module's calls: which patch serves them, with which site, or why none does."""
+
+from __future__ import annotations
+
+import dataclasses
+import weakref
+from typing import Any
+
+import torch
+
+from genkit.attention.site import Site
+from genkit.errors import UnsupportedError
+from genkit.families.base import FoundSite
+from genkit.layout import GRID, TEXT, Segment, TokenLayout
+from genkit.patching import compiled, interception
+from genkit.patching.assignment import Assignment
+from genkit.patching.bypass import bypass_reason
+from genkit.patching.call_state import CallState
+from genkit.patching.interception import Call, RunningModule
+from genkit.patching.order import Orders
+from genkit.patching.step_tracker import Moment
+
+
+class PatchedLayer:
+    """The patches of one attention module.
+
+    Args:
+        state: what is known about the running denoiser call.
+        found: the module's place in its family.
+        layer, layers: index among the layers of its role, and their number.
+        name: name shown to users.
+    """
+
+    def __init__(self, state: CallState, found: FoundSite, layer: int, layers: int, name: str):
+        self.state = state
+        self.path, self.role, self.rule = found.path, found.role, found.rule
+        self.queries, self.keys = found.queries, found.keys
+        self.heads = state.family.heads(found.module)
+        self.layer, self.layers = layer, layers
+        self.name = name
+        self.assignments: list[Assignment] = []
+        self.reached: int | None = None  # the latest sampling run in which an attention call came
+        self.number = compiled.enroll(self)
+        self._hooks: list[Any] = []
+        self._processor: weakref.ref[Any] | None = None
+        self._layouts: dict[tuple[TokenLayout, int], TokenLayout] = {}
+        self._orders = Orders()
+
+    def hook(self, module: torch.nn.Module) -> None:
+        """Start following the module's forward."""
+        self._hooks = [
+            module.register_forward_pre_hook(self.enter),
+            module.register_forward_hook(self.leave, always_call=True),
+        ]
+
+    def unhook(self) -> None:
+        """Stop following."""
+        for handle in self._hooks:
+            handle.remove()
+        self._hooks = []
+
+    @property
+    def hooked(self) -> bool:
+        """Whether module hooks (and not processors) lead here."""
+        return bool(self._hooks)
+
+    def expect(self, processor: Any) -> None:
+        """Calls come here through this processor, as long as it is the module's."""
+        self._processor = weakref.ref(processor)
+
+    def replaced(self, module: torch.nn.Module) -> str:
+        """What a user should know when the processor that leads here is not the module's any more; empty otherwise."""
+        now = getattr(module, "processor", None)
+        if self._processor is None or now is self._processor():
+            return ""
+        return (
+            f"its processor is {type(now).__name__}, not the one of genkit.attn_processors: never set, or "
+            f"replaced (set_attn_processor, fuse_qkv_projections); set processors made anew, or use genkit.patch"
+        )
+
+    def enter(self, module: torch.nn.Module, args: Any) -> None:
+        """Forward pre-hook: attention calls that follow belong to this layer."""
+        interception.push(RunningModule(self, interception.calling_frame()))
+
+    def leave(self, module: torch.nn.Module, args: Any, output: Any) -> None:
+        """Forward hook, also after exceptions (then without output)."""
+        running = interception.pop(self)
+        if torch.compiler.is_compiling():
+            return
+        if running is not None and running.calls == 0 and output is not None:
+            self.nothing_came(getattr(module, "processor", None))
+
+    def nothing_came(self, processor: Any) -> None:
+        """The module finished without an attention call that passes the gate.
+
+        That is right when a cache or a perturbed pass skips attention, and an error when the processor, set after
+        patching, computes it out of sight.
+        """
+        reason = bypass_reason(processor)
+        if reason is not None:
+            raise UnsupportedError(f"layer {self.name}: {reason}; or remove the patch")
+        for assignment in self.assignments:
+            assignment.counts.skipped += 1
+
+    def attend(
+        self, running: RunningModule, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: Call
+    ) -> torch.Tensor:
+        """Serve one attention call of the module; (B, N, H, D) in and out."""
+        index = running.calls
+        running.calls += 1
+        if torch.compiler.is_compiling():
+            if torch.is_grad_enabled() and any(assignment.weighted for assignment in self.assignments):
+                # The operator gives gradients to q, k and v only; these weights would miss theirs in silence.
+                raise UnsupportedError(
+                    f"layer {self.name}: weights of a method cannot be trained inside torch.compile; train without "
+                    f"compiling, or run inside torch.no_grad()"
+                )
+            return compiled.attend(self.number, index, *_as_autocast(q, k, v), call)
+        with interception.own_attention():
+            return self.serve(index, q, k, v, call)
+
+    def serve(
+        self, index: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: Call, count: bool = True
+    ) -> torch.Tensor:
+        """Run the method that covers this call, or the model's own attention, add what is to be added, note which."""
+        moment = self.state.moment
+        if count:
+            self._meet(q, moment)
+        covering = [assignment for assignment in self.assignments if assignment.covers(moment)]
+        for assignment in self.assignments if count else ():
+            assignment.counts.pairs += _pairs(q, k)
+            if assignment not in covering:
+                assignment.counts.outside += 1
+        chosen = next((assignment for assignment in covering if not assignment.adds), None)
+        out = None if chosen is None else self._run(chosen, index, q, k, v, call, moment, count)
+        if out is None:
+            out = self._own(self.assignments if chosen is None else [chosen], q, k, v, call, count)
+        for assignment in covering:
+            if assignment.adds:
+                term = self._run(assignment, index, q, k, v, call, moment, count)
+                out = out if term is None else out + term
+        return out
+
+    def _meet(self, q: torch.Tensor, moment: Moment) -> None:
+        if not moment.aside:
+            self.reached = moment.run
+        if self.heads is None:
+            self.heads = q.shape[2]
+
+    def _run(
+        self,
+        assignment: Assignment,
+        index: int,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        call: Call,
+        moment: Moment,
+        count: bool,
+    ) -> torch.Tensor | None:
+        """What an assignment's method gives for this call; None when it cannot or declines, which is noted."""
+        q, k, v = _as_autocast(q, k, v)
+        reason = call.obstacle or self._obstacle(q, k, call) or self._foreign_keys(q, k)
+        if reason is None and self.state.tiles and assignment.heads is not None and call.mask is not None:
+            reason = "some heads are left to the model, whose mask is not in raster order"
+        if reason is None:
+            view = self.state.mask((self.rule, self.queries, self._key_stream(index)), call.mask, q, k)
+            reason = view.obstacle
+        if reason is None:
+            site = self._site(index, q, k, call, moment, view.keys, assignment)
+            reason = assignment.why_not(site)
+        if reason is None:
+            begun = assignment.counts.method_time.start(q)
+            out = self._ordered(assignment, index, q, k, v, site, call)
+            if out is not None:
+                _check_output(self, assignment, out, q, v)
+                if count:
+                    assignment.counts.method_time.stop(begun)
+                    assignment.counts.note_run(site, _pairs(q, k))
+                return out
+            reason = "the method declined this call"
+        if count:
+            assignment.counts.declined[reason] += 1
+        return None
+
+    def _own(
+        self, assignments: list[Assignment], q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: Call, count: bool
+    ) -> torch.Tensor:
+        begun = [assignment.counts.own_time.start(q) for assignment in assignments] if count else []
+        out = call.own(q, k, v)
+        for assignment, start in zip(assignments if count else [], begun, strict=True):
+            assignment.counts.own_time.stop(start)
+        return out
+
+    def _obstacle(self, q: torch.Tensor, k: torch.Tensor, call: Call) -> str | None:
+        if call.causal:
+            return "the model asks for causal attention"
+        if call.dropout:
+            return f"the model asks for attention dropout {call.dropout}"
+        if k.shape[2] != q.shape[2] and not call.grouped:
+            return f"its keys have {k.shape[2]} heads, its queries {q.shape[2]}"
+        return None
+
+    def _site(
+        self,
+        index: int,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        call: Call,
+        moment: Moment,
+        key_mask: torch.Tensor | None,
+        assignment: Assignment,
+    ) -> Site:
+        layout = self._layout(self.queries, q.shape[1])
+        key_name = self._key_stream(index)
+        key_layout = layout if key_name == self.queries else self._layout(key_name, k.shape[1])
+        return Site(
+            name=self.name,
+            layer=self.layer,
+            layers=self.layers,
+            role=self.role,
+            heads=q.shape[2] if assignment.heads is None else len(assignment.heads),
+            layout=layout,
+            key_layout=key_layout,
+            step=moment.step,
+            steps=moment.steps,
+            branch=moment.branch,
+            scale=call.scale,
+            key_mask=key_mask,
+            finest=self.state.finest,
+        )
+
+    def _key_stream(self, index: int) -> str:
+        return self.keys[min(index, len(self.keys) - 1)]
+
+    def _ordered(
+        self, assignment: Assignment, index: int, q: Any, k: Any, v: Any, site: Site, call: Call
+    ) -> torch.Tensor | None:
+        """The method's output; where the model's tokens are not in raster order, they are while the method runs."""
+        tiles = self.state.tiles
+        if not tiles:
+            return assignment.attend(q, k, v, site, call)
+        asked = self._orders.of(site.key_layout, tiles.get(self._key_stream(index)), k.device)
+        if asked is not None:
+            k, v = asked.to_raster(k), asked.to_raster(v)
+            if site.key_mask is not None:
+                site = dataclasses.replace(site, key_mask=asked.to_raster(site.key_mask))
+        asking = self._orders.of(site.layout, tiles.get(self.queries), q.device)
+        if asking is None:
+            return assignment.attend(q, k, v, site, call)
+        out = assignment.attend(asking.to_raster(q), k, v, site, call)
+        return None if out is None else asking.from_raster(out)
+
+    def _layout(self, stream: str, length: int) -> TokenLayout:
+        """Layout of a stream, checked against the number of tokens that really came."""
+        layout = self.state.streams.get(stream)
+        if layout is None:
+            return TokenLayout.sequence(length, stream)
+        if layout.length == length:
+            return layout
+        key = (layout, length)
+        if key not in self._layouts:
+            self._layouts[key] = self._shorter(layout, length)
+        return self._layouts[key]
+
+    def _shorter(self, layout: TokenLayout, length: int) -> TokenLayout:
+        text = next((part.length for part in layout.segments if part.name == TEXT), 0)
+        missing = layout.length - length
+        if not self.state.family.varying_text or not 0 <= missing <= text:
+            parts = " + ".join(f"{part.length} {part.name}" for part in layout.segments)
+            raise UnsupportedError(
+                f"layer {self.name}: {length} tokens came, but the arguments of the {self.state.family.name} model "
+                f"tell of {layout.length} ({parts}, grid {'x'.join(map(str, layout.grid))}); genkit cannot tell "
+                f"which is which"
+            )
+        segments = [
+            Segment(part.name, part.length - missing) if part.name == TEXT else part for part in layout.segments
+        ]
+        return TokenLayout(layout.grid, tuple(part for part in segments if part.length or part.name == GRID))
+
+    def _foreign_keys(self, q: torch.Tensor, k: torch.Tensor) -> str | None:
+        if self.role in ("self", "joint", "audio_self") and k.shape[1] != q.shape[1]:
+            return f"its {k.shape[1]} keys are not the {q.shape[1]} tokens that ask (an image prompt adapter?)"
+        return None
+
+    def __deepcopy__(self, memo: Any) -> PatchedLayer:
+        raise UnsupportedError("a patched model cannot be copied: remove the patch, copy the model, patch again")
+
+    def __reduce__(self) -> Any:
+        raise UnsupportedError("a patched model cannot be pickled: remove the patch first")
+
+
+def _pairs(q: torch.Tensor, k: torch.Tensor) -> int:
+    """Query-key pairs of a call, rows of the batch counted, heads not."""
+    return q.shape[0] * q.shape[1] * k.shape[1]
+
+
+def _as_autocast(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Inside torch.autocast the tensors in its dtype, as the model's own attention would cast them."""
+    kind = tensors[0].device.type
+    if not torch.is_autocast_enabled(kind):
+        return tensors
+    dtype = torch.get_autocast_dtype(kind)
+    return tuple(x.to(dtype) if x.is_floating_point() and x.dtype != torch.float64 else x for x in tensors)
+
+
+def _check_output(
+    patched: PatchedLayer, assignment: Assignment, out: torch.Tensor, q: torch.Tensor, v: torch.Tensor
+) -> None:
+    expected = (*q.shape[:3], v.shape[3])
+    if out.shape != expected or out.dtype != q.dtype or out.device != q.device:
+        raise UnsupportedError(
+            f"layer {patched.name}: {assignment.method.name} returned {tuple(out.shape)} {out.dtype} on {out.device}, "
+            f"expected {expected} {q.dtype} on {q.device}"
+        )
