@@ -62,7 +62,7 @@ def block_sparse_attention(
         plan = plan.in_order()
     out, lse = _run(q, k, v, plan, scale, backend, terms, needs_grad)
     if plan.pooled:
-        parts = [_pooled(q, k, v, plan, part, scale, backend, needs_grad) for part in plan.pooled]
+        parts = [_pooled(q, k, v, plan, part, scale, backend, terms, needs_grad) for part in plan.pooled]
         out, lse = merge([(out, lse), *parts])
     if order is not None:
         out, lse = order.restore(out), order.restore(lse, 2)
@@ -102,27 +102,51 @@ def _run(q, k, v, plan, scale, backend, terms, needs_grad):
 
 
 def _pooled(
-    q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, part: PooledKeys, scale: float, backend: str, needs_grad: bool
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    plan: BlockPlan,
+    part: PooledKeys,
+    scale: float,
+    backend: str,
+    terms: Sequence[LowRank],
+    needs_grad: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Attention over means of ``factor`` keys, each weighing as many keys as it stands for."""
-    k, v = (_means(x, plan, part.factor) for x in (k, v))
-    if part.count is None:
+    """Attention over means of ``factor`` keys, each weighing as many keys as it stands for; the bias of a mean is the
+    mean of its keys' biases, as its score is the mean of their scores."""
+    k, v = (_means(x, plan, part) for x in (k, v))
+    if part.count is None and not terms:
         out, lse = _run(q, k, v, part.plan, scale, backend, (), needs_grad)
         return out, lse + log(part.factor)
     wide = torch.promote_types(q.dtype, torch.float32)
-    weight = LowRank(q.new_ones(q.shape[1], 1, dtype=wide), part.count.clamp(min=1).to(wide).log()[:, None])
-    return _run(q, k, v, part.plan, scale, backend, (weight,), needs_grad)
+    factors = [(term.f, _means(term.g, plan, part)) for term in terms]
+    if part.count is not None:
+        count = part.count if part.visible is not None else part.count.clamp(min=1)
+        factors.append((q.new_ones(1, q.shape[1], 1, 1, dtype=wide), count.to(wide).log()[:, :, None, None]))
+    bias = LowRank(*(_side_by_side(tables) for tables in zip(*factors, strict=True)))
+    out, lse = _run(q, k, v, part.plan, scale, backend, (bias,), needs_grad)
+    return out, lse if part.count is not None else lse + log(part.factor)
 
 
-def _means(x: Tensor, plan: BlockPlan, factor: int) -> Tensor:
-    """(B, Mk * block_k / factor, Hk, D): means over groups of tokens, valid tokens only."""
+def _side_by_side(tables: Sequence[Tensor]) -> Tensor:
+    """Factors (B|1, N, H|1, R) of several low-rank terms as one."""
+    batch, heads = (max(table.shape[axis] for table in tables) for axis in (0, 2))
+    return torch.cat([table.expand(batch, -1, heads, -1) for table in tables], -1)
+
+
+def _means(x: Tensor, plan: BlockPlan, part: PooledKeys) -> Tensor:
+    """(B, Mk * block_k / factor, Hk, D): means over groups of tokens, valid and visible tokens only."""
+    factor = part.factor
     batch, length, heads, width = x.shape
     slots = plan.blocks_k * plan.block_k
     wide = torch.promote_types(x.dtype, torch.float32)
     padded = torch.nn.functional.pad(x.to(wide), (0, 0, 0, 0, 0, slots - length))
-    real = (torch.arange(plan.block_k, device=x.device) < plan.k_valid[:, None]).reshape(1, -1, 1, 1)
-    groups = torch.where(real, padded, 0).view(batch, -1, factor, heads, width)
-    count = real.view(1, -1, factor, 1, 1).sum(2).clamp(min=1)
+    real = part.visible
+    if real is None:
+        real = (torch.arange(plan.block_k, device=x.device) < plan.k_valid[:, None]).reshape(1, -1)
+    real = real[:, :, None, None]
+    groups = torch.where(real, padded, 0).view(max(batch, len(real)), -1, factor, heads, width)
+    count = real.view(len(real), -1, factor, 1, 1).sum(2).clamp(min=1)
     return (groups.sum(2) / count).to(x.dtype)
 
 
@@ -167,8 +191,11 @@ def _check(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, terms: Sequence[Bia
             f"the plan has lists for {max(plan.batch, groups)} batch entries and {plan.heads} heads, but "
             f"q has {batch} and {heads}; allowed: 1 or the same number"
         )
-    if terms and plan.pooled:
-        raise UsageError("a plan with pooled keys takes no bias: the bias of a mean of several keys is not defined")
+    if plan.pooled and not all(isinstance(term, LowRank) for term in terms):
+        raise UsageError(
+            "a plan with pooled keys takes a LowRank bias only: the bias of a mean is the mean of its keys' biases, "
+            "which a distance or a table of distances to the mean is not"
+        )
     for term in terms:
         if text := term.misfit(batch, n_q, k.shape[1], heads):
             raise UsageError(f"bias: {text}")

@@ -164,6 +164,7 @@ class BlockPlan(PlanTables):
         order: TokenOrder | None = None,
         key_order: TokenOrder | str | None = SAME,
         off: Tensor | None = None,
+        key_mask: Tensor | None = None,
         check: bool = True,
     ) -> BlockPlan:
         """Plan of a pyramid: each visited key block is read in full or as means of p neighbouring tokens, a mean of p
@@ -172,6 +173,8 @@ class BlockPlan(PlanTables):
         Args:
             levels: (B|1, H|1, Mq, Mk) integer: 0 = skip, 1 = every token, p = means of p tokens. p divides block_k.
                 Means take valid tokens only; the last mean of a ragged block weighs as many tokens as it has.
+            key_mask: (B, Nk) or (Nk,) bool, True = attend. A hidden key (padded text) enters no mean, and a mean weighs
+                as much as its visible keys; one without any is hidden.
         """
         sizes = Sizes.of(n_q, n_k, block_q, block_k, order, key_order, levels.device)
         sizes.expect("levels", levels, (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8))
@@ -183,10 +186,18 @@ class BlockPlan(PlanTables):
             levels = levels.masked_fill(off.to(levels.device)[..., None], 0)
         if check:
             refuse_empty_rows((levels != 0).sum(-1), sizes, off)
-        pooled = tuple(
-            PooledKeys(p, cls._build_blocks(sizes.pool(p), levels == p), sizes.behind(p)) for p in factors if p > 1
-        )
-        return replace(cls._build_blocks(sizes, levels == 1), pooled=pooled)
+        plans = {p: cls._build_blocks(sizes.pool(p), levels == p) for p in factors if p > 1}
+        if key_mask is None:
+            pooled = tuple(PooledKeys(p, plan, sizes.behind(p)) for p, plan in plans.items())
+            return replace(cls._build_blocks(sizes, levels == 1), pooled=pooled)
+        rule = Rule.everything(n_q, n_k).to(levels.device).hide_keys(key_mask)
+        whole = cls.from_dense_blocks(
+            levels == 1, n_q, n_k, block_q=sizes.block_q, block_k=sizes.block_k, rule=rule, order=order,
+            key_order=key_order, check=False,
+        )  # fmt: skip
+        visible = sizes.visible(key_mask.to(levels.device).reshape(-1, n_k))
+        behind = {p: visible.unflatten(1, (-1, p)).sum(-1).float() for p in plans}
+        return replace(whole, pooled=tuple(PooledKeys(p, plan, behind[p], visible) for p, plan in plans.items()))
 
     @classmethod
     def dense(

@@ -110,4 +110,12 @@ class Sizes:
         """Tokens behind each mean, or None when every mean with a token has ``factor`` of them."""
         first = torch.arange(0, self.block_k, factor, device=self.device)
         count = (self.k_valid[:, None] - first).clamp(0, factor).flatten()
-        return None if bool((count % factor == 0).all()) else count.float()
+        return None if bool((count % factor == 0).all()) else count.float()[None]
+
+    def visible(self, key_mask: Tensor) -> Tensor:
+        """(B, Mk * block_k) bool: the keys of a mask (B, Nk) in block order; padding is not visible."""
+        if self.key_order is not None:
+            key_mask = self.key_order.apply(key_mask.float()) > 0
+        slots = len(self.k_valid) * self.block_k
+        real = torch.arange(self.block_k, device=self.device) < self.k_valid[:, None]
+        return torch.nn.functional.pad(key_mask, (0, slots - key_mask.shape[1])) & real.flatten()

@@ -102,10 +102,7 @@ class PlanTables:
         }
         if self.key_order is self.order:
             moved["key_order"] = moved.get("order")
-        pooled = tuple(
-            replace(part, plan=part.plan.to(device), count=None if part.count is None else part.count.to(device))
-            for part in self.pooled
-        )
+        pooled = tuple(part.to(device) for part in self.pooled)
         return replace(self, **moved, pooled=pooled, cache={})
 
     def in_order(self) -> Self:
@@ -154,9 +151,17 @@ class PooledKeys:
 
     Args:
         plan: lists over the means, block_k / factor to a block.
-        count: (Mk * block_k / factor,) float32, tokens behind each mean; None = ``factor`` behind every valid one.
+        count: (B|1, Mk * block_k / factor) float32, visible tokens behind each mean; None = ``factor`` behind every
+            valid one.
+        visible: (B|1, Mk * block_k) bool, keys that enter the means, in block order; None = all valid ones.
     """
 
     factor: int
     plan: PlanTables
     count: Tensor | None
+    visible: Tensor | None = None
+
+    def to(self, device: torch.device) -> PooledKeys:
+        """The same with every table on ``device``."""
+        count, visible = (None if table is None else table.to(device) for table in (self.count, self.visible))
+        return replace(self, plan=self.plan.to(device), count=count, visible=visible)

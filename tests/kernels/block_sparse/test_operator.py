@@ -16,7 +16,7 @@ from genkit.kernels.block_sparse import ops
 from genkit.kernels.block_sparse.impl import reference
 from genkit.kernels.block_sparse.impl.cpu import backend as cpu
 from genkit.kernels.block_sparse.impl.cpu import pieces as cpu_pieces
-from genkit.kernels.plan.bias import Table, flatten
+from genkit.kernels.plan.bias import Quadratic, Table, flatten
 
 
 def qkv(n_q=40, n_k=52, heads=4, key_heads=2, width=16, dtype=torch.float32, seed=0, grad=False):
@@ -235,22 +235,30 @@ def test_forward_backward_and_compiled_calls_reuse_what_is_cached_on_the_plan(mo
     assert len(made) == 1 and made[0] is plan
 
 
-def pooled_by_hand(q, k, v, levels, block, scale):
-    """One query row at a time: every key block as tokens or as means over its valid tokens, ln(count) added."""
+def pooled_by_hand(q, k, v, levels, block, scale, visible=None, bias=None):
+    """One query row at a time: every key block as tokens or as means over its visible tokens, ln(count) added, and the
+    mean of the tokens' biases (B, H, N, M)."""
+    visible = torch.ones(q.shape[0], k.shape[1], dtype=torch.bool) if visible is None else visible
+    bias = torch.zeros(q.shape[0], q.shape[2], q.shape[1], k.shape[1], dtype=q.dtype) if bias is None else bias
     out, lse = torch.zeros_like(q), torch.zeros(q.shape[0], q.shape[2], q.shape[1], dtype=q.dtype)
     for b in range(q.shape[0]):
         for h in range(q.shape[2]):
             for n in range(q.shape[1]):
-                keys, values, weights = [], [], []
+                keys, values, weights, added = [], [], [], []
                 for j, level in enumerate(levels[0, h % levels.shape[1], n // block].tolist()):
                     if level:
-                        for part_k, part_v in zip(
-                            *(x[b, j * block : (j + 1) * block, h].split(level) for x in (k, v)), strict=True
-                        ):
-                            keys.append(part_k.mean(0))
-                            values.append(part_v.mean(0))
-                            weights.append(float(len(part_k)))
+                        for group in torch.arange(k.shape[1])[j * block : (j + 1) * block].split(level):
+                            group = group[visible[b, group]]
+                            if len(group):
+                                keys.append(k[b, group, h].mean(0))
+                                values.append(v[b, group, h].mean(0))
+                                weights.append(float(len(group)))
+                                added.append(bias[b, h, n, group].mean())
+                if not keys:
+                    lse[b, h, n] = -torch.inf
+                    continue
                 logits = torch.stack(keys) @ q[b, n, h] * scale + torch.tensor(weights, dtype=q.dtype).log()
+                logits = logits + torch.stack(added)
                 out[b, n, h] = logits.softmax(0) @ torch.stack(values)
                 lse[b, h, n] = logits.logsumexp(0)
     return out, lse
@@ -268,6 +276,38 @@ def test_pooled_keys_weigh_as_many_keys_as_they_stand_for(n_k, backend):
     grads = [torch.autograd.grad(pair, (q, k, v), seeds) for pair in (found, wanted)]
     for x, y in zip([*found, *grads[0]], [*wanted, *grads[1]], strict=True):
         torch.testing.assert_close(x, y, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_hidden_keys_enter_no_mean_and_a_bias_is_the_mean_of_its_keys(backend, ordered):
+    """Padded text and a low-rank bias on a pyramid: values and gradients; a group or a row without a key is hidden."""
+    draw = torch.Generator().manual_seed(3)
+    q, k, v = (x.detach().requires_grad_() for x in qkv(16, 29, 2, 2, 4, torch.float64))
+    f, g = (torch.randn(1, n, 2, 3, dtype=torch.float64, generator=draw).requires_grad_() for n in (16, 29))
+    levels = torch.tensor([[[[1, 2, 4, 8], [8, 0, 8, 2]], [[4, 4, 0, 8], [1, 1, 1, 1]]]])
+    visible = torch.rand(2, 29, generator=draw) > 0.4
+    visible[0, :8], visible[1, 16:24] = False, False
+    shuffle = torch.randperm(29, generator=draw) if ordered else torch.arange(29)
+    place = {"key_order": TokenOrder.from_permutation(shuffle, 8)} if ordered else {}
+    plan = BlockPlan.from_levels(levels, 16, 29, block_q=8, block_k=8, key_mask=visible, **place)
+    found = block_sparse_attention(q, k, v, plan, backend=backend, bias=LowRank(f, g))
+    bias = torch.einsum("bihr,bjhr->bhij", f, g).expand(2, -1, -1, -1)
+    moved = [x[:, shuffle] for x in (k, v, visible)]
+    wanted = pooled_by_hand(q, *moved[:2], levels, 8, 0.5, moved[2], bias[..., shuffle])
+    seeds = [torch.sin(torch.arange(x.numel(), dtype=torch.float64)).view(x.shape) for x in found]
+    grads = [torch.autograd.grad(pair, (q, k, v, f, g), seeds) for pair in (found, wanted)]
+    for x, y in zip([*found, *grads[0]], [*wanted, *grads[1]], strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-9, atol=1e-9)
+
+
+def test_a_row_whose_keys_are_all_hidden_gives_nothing():
+    q, k, v = qkv(8, 16, 2, 2)
+    visible = torch.arange(16)[None] >= torch.tensor([[0], [16]])
+    for level in (1, 2):
+        plan = BlockPlan.from_levels(torch.full((1, 1, 1, 2), level), 8, 16, block_q=8, block_k=8, key_mask=visible)
+        out, lse = block_sparse_attention(q, k, v, plan)
+        assert out[1].eq(0).all() and lse[1].eq(-torch.inf).all() and lse[0].isfinite().all()
 
 
 def test_pooled_keys_of_the_pyramid_card():
@@ -298,8 +338,10 @@ def test_constant_groups_make_any_pyramid_equal_dense():
 def test_pooled_plans_refuse_what_has_no_meaning():
     plan = BlockPlan.from_levels(torch.tensor([[[[1, 2]]]]), 4, 8, block_q=4, block_k=4)
     q, k, v = qkv(4, 8, 2, 2)
-    with pytest.raises(UsageError, match="takes no bias"):
-        block_sparse_attention(q, k, v, plan, bias=LowRank(torch.zeros(4, 1), torch.zeros(8, 1)))
+    with pytest.raises(UsageError, match="takes a LowRank bias only"):
+        block_sparse_attention(q, k, v, plan, bias=Quadratic(torch.zeros(4, 1), torch.zeros(8, 1), torch.ones(1)))
+    with pytest.raises(UsageError, match="key mask must be bool"):
+        BlockPlan.from_levels(torch.tensor([[[[1, 2]]]]), 4, 8, block_q=4, block_k=4, key_mask=torch.ones(2, 8))
     with pytest.raises(UsageError, match="no BlockMask"):
         plan.to_block_mask()
     with pytest.raises(UsageError, match="sees no key block"):
