@@ -6,7 +6,6 @@ weak registry by the identity of one table, so nothing is kept alive and a plan 
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 from types import ModuleType
 from weakref import WeakValueDictionary
@@ -14,15 +13,13 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor
 
-from genkit.errors import UnsupportedError, UsageError, explain
+from genkit.errors import UnsupportedError
+from genkit.kernels import discovery
+from genkit.kernels.block_sparse import impl
 from genkit.kernels.plan import bias as biases
 from genkit.kernels.plan.bit_tiles import BitTiles
 from genkit.kernels.plan.block_plan import BlockPlan
 from genkit.kernels.plan.mask_spec import Rule
-
-_MODULES = {name: f"genkit.kernels.block_sparse.impl.{name}" for name in ("cpu", "triton", "flex", "reference")}
-# The order in which `auto` asks. The reference is exact and runs everywhere, so the search always ends.
-_AUTO = ("cpu", "triton", "flex", "reference")
 
 _WITH_TILES = 8  # tables of a plan with bit tiles; a mask specification has more
 
@@ -30,15 +27,14 @@ _plans: WeakValueDictionary[int, BlockPlan] = WeakValueDictionary()
 
 
 def backends() -> tuple[str, ...]:
-    """Names of the backends, in the order ``auto`` tries them."""
-    return _AUTO
+    """Names of the backends found in ``impl``, in the order ``auto`` tries them. The reference is exact and runs
+    everywhere, so the search always ends."""
+    return tuple(discovery.implementations(impl))
 
 
 def load(name: str) -> ModuleType:
-    """The module of a backend; imported on first use."""
-    if name not in _MODULES:
-        raise UsageError(explain("backend", name, ["auto", *_AUTO]))
-    return importlib.import_module(_MODULES[name])
+    """The module of a backend."""
+    return discovery.load(impl, name)
 
 
 def choose(
@@ -50,7 +46,7 @@ def choose(
         UsageError: unknown name. UnsupportedError: the named backend cannot run these inputs; the message says why.
     """
     reasons = {}
-    for name in _AUTO if backend == "auto" else (backend,):
+    for name in discovery.automatic(discovery.implementations(impl)) if backend == "auto" else (backend,):
         module = load(name)
         reasons[name] = module.why_not(q, k, v, plan, bias=bias, needs_grad=needs_grad)
         if reasons[name] is None:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from genkit.errors import UsageError, explain
-from genkit.kernels.linear_state.impl import chunked, reference
+from genkit.kernels import discovery
+from genkit.kernels.linear_state import impl
 from genkit.kernels.linear_state.problem import Features
 from genkit.kernels.linear_state.state import LinearState
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 MODES = ("all", "frame", "chunk", "token")
 NORMS = ("sum", "none", "channel_softmax")
-_BACKENDS: dict[str, ModuleType] = {"chunked": chunked, "reference": reference}
+_BACKENDS: dict[str, ModuleType] = discovery.implementations(impl)
 
 
 def backends() -> tuple[str, ...]:

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from genkit.errors import UnsupportedError, UsageError, explain
+from genkit.kernels import discovery
+from genkit.kernels.scores import impl
 from genkit.kernels.scores.blocks import check_valid
-from genkit.kernels.scores.impl import torch as pool_torch
-from genkit.kernels.scores.impl import triton as pool_triton
 
-_BACKENDS: dict[str, ModuleType] = {"triton": pool_triton, "torch": pool_torch}
+_BACKENDS: dict[str, ModuleType] = discovery.implementations(impl)
 
 
 def pool_backends() -> tuple[str, ...]:

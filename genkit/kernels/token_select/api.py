@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from genkit.errors import UnsupportedError, UsageError, explain
-from genkit.kernels.token_select.impl import cpu, reference, triton
+from genkit.kernels import discovery
+from genkit.kernels.token_select import impl
 
-_BACKENDS: dict[str, ModuleType] = {"triton": triton, "cpu": cpu, "reference": reference}
+_BACKENDS: dict[str, ModuleType] = discovery.implementations(impl)
 
 
 def backends() -> tuple[str, ...]:
@@ -68,7 +69,7 @@ def token_select_attention(
     if not allow_empty:
         _refuse_empty(mask)
     if chosen == "reference":
-        return reference.attention(q, k, v, mask, starts, factor)
+        return _BACKENDS[chosen].attention(q, k, v, mask, starts, factor)
     return torch.ops.genkit.token_select(q, k, v, mask, starts, factor, chosen)
 
 
@@ -136,7 +137,7 @@ def _choose(backend: str, q: Tensor, k: Tensor, v: Tensor) -> str:
             raise UnsupportedError(f"token_select backend {backend!r}: {reason}")
         return backend
     # The interpreter is for tests: far too slow to be chosen on its own.
-    order = [name for name in _BACKENDS if name != "triton" or q.device.type == "cuda"]
+    order = [name for name in discovery.automatic(_BACKENDS) if name != "triton" or q.device.type == "cuda"]
     return next(name for name in order if why_not(name, q, k, v) is None)
 
 

@@ -12,6 +12,8 @@ from genkit.kernels.block_sparse.recompute import gradients
 from genkit.kernels.plan.bias import Bias, LowRank, Quadratic
 from genkit.kernels.plan.block_plan import BlockPlan
 
+PRIORITY = 30  # in the search of "auto", see genkit.kernels.discovery
+
 _CPU_SCORES = 1 << 28  # score entries the uncompiled version may hold
 
 

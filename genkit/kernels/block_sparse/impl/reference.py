@@ -12,6 +12,8 @@ from genkit.kernels.block_sparse.recompute import gradients
 from genkit.kernels.plan.bias import Bias, LowRank, Quadratic
 from genkit.kernels.plan.block_plan import BlockPlan
 
+PRIORITY = 90  # in the search of "auto", see genkit.kernels.discovery
+
 
 def why_not(
     q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, *, bias: Sequence[Bias] = (), needs_grad: bool = False

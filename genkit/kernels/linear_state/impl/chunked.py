@@ -10,6 +10,8 @@ from torch import Tensor
 from genkit.kernels.linear_state.problem import Features
 from genkit.kernels.linear_state.state import LinearState
 
+PRIORITY = 10  # in the search of "auto", see genkit.kernels.discovery
+
 # Tokens summed by one product: larger copies leave the cache.
 SUM_CHUNK = 4096
 # Tokens that attend to each other directly in mode "token".

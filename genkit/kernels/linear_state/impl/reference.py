@@ -8,6 +8,8 @@ from torch import Tensor
 from genkit.kernels.linear_state.problem import Features
 from genkit.kernels.linear_state.state import LinearState
 
+PRIORITY = 90  # in the search of "auto", see genkit.kernels.discovery
+
 
 def _step_of(x: Features) -> Tensor:
     """The time step of every token: its frame, chunk or index."""

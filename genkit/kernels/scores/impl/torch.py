@@ -7,6 +7,8 @@ from torch import Tensor
 
 from genkit.kernels.scores.blocks import split_blocks, token_validity
 
+PRIORITY = 90  # in the search of "auto", see genkit.kernels.discovery
+
 
 def why_not(x: Tensor) -> str | None:
     """Plain torch runs everywhere."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+PRIORITY = 90  # in the search of "auto", see genkit.kernels.discovery
+
 
 def why_not(q: Tensor, k: Tensor, v: Tensor) -> str | None:
     """The reference runs everywhere."""

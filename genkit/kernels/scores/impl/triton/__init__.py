@@ -2,4 +2,6 @@
 
 from genkit.kernels.scores.impl.triton.backend import pool, why_not
 
-__all__ = ["pool", "why_not"]
+__all__ = ["PRIORITY", "pool", "why_not"]
+
+PRIORITY = 10  # in the search of "auto", see genkit.kernels.discovery

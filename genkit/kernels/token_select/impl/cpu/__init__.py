@@ -2,4 +2,6 @@
 
 from genkit.kernels.token_select.impl.cpu.backend import backward, forward, why_not
 
-__all__ = ["backward", "forward", "why_not"]
+__all__ = ["PRIORITY", "backward", "forward", "why_not"]
+
+PRIORITY = 20  # in the search of "auto", see genkit.kernels.discovery
