@@ -61,7 +61,7 @@ def _command(name: str, task: Task) -> Callable:
     return command
 
 
-def _run(settings: Settings, prompts: list[str], record: dict | None, force: bool, dry_run: bool, json: bool) -> None:
+def _run(settings: Settings, prompts: list[str], record: Any, force: bool, dry_run: bool, json: bool) -> None:
     """Check everything, then make one output after the other."""
     quiet_libraries()
     from genkit.pipelines.jobs import check_outputs, expand
@@ -106,21 +106,27 @@ def _settings(
     config: Path | None,
     source: Path | None,
     prompt_file: Path | None,
-) -> tuple[dict | None, list[str], Any]:
+) -> tuple[Any, list[str], Any]:
     """Settings from all sources, the later winning: --from, --config, flags. Returns the --from record, all prompts,
     settings."""
-    from genkit.media.files import read_settings
     from genkit.pipelines.prompts import read_prompt_file
+    from genkit.pipelines.record import followed, read_record
 
     if text is not None:
         if "prompt" in given:
             raise UsageError("the prompt is given twice: as an argument and with --prompt")
         given["prompt"] = text
-    record = read_settings(source) if source is not None else None
-    if record is not None and record.get("command", command) != command:
-        raise UsageError(f"{source} was made by genkit {record['command']}; repeat it with that command")
-    stored = None if record is None else (str(source), record["settings"])
     written = [] if config is None else [(str(config), read_config(config))]
+    record = stored = None
+    if source is not None:
+        record = read_record(source)
+        if record.command not in ("", command):
+            raise UsageError(f"{source} was made by genkit {record.command}; repeat it with that command")
+        names = {str(name).replace("-", "_") for _, values in written for name in values} | set(given)
+        values, told = followed(record, str(source), names)
+        for line in told:
+            warn(line)
+        stored = (str(source), values)
     settings = kind.from_mappings(*written, (COMMAND_LINE, given), stored=stored)
     if prompt_file is None:
         return record, [settings.prompt], settings
@@ -130,7 +136,7 @@ def _settings(
     return record, prompts, settings.replace(prompt=prompts[0])
 
 
-def _changes(record: dict | None, made: dict[str, Any]) -> list[str]:
+def _changes(record: Any, made: dict[str, Any]) -> list[str]:
     from genkit.pipelines.record import differences
 
     changed = differences(record, made) if record else []

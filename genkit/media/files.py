@@ -16,7 +16,7 @@ from genkit.media.images import write_gif, write_png, write_webp
 from genkit.media.read_image import read_comment, read_frames, read_image
 from genkit.media.read_video import read_mp4, read_video_comment
 from genkit.media.video import check_frames, write_mp4
-from genkit.reading import parse_json, read_json
+from genkit.reading import parse_json, read_json, user_path
 from genkit.reading.files import place
 
 _RECORD = 1 << 22  # bytes of a record
@@ -163,6 +163,7 @@ def read_settings(path: str | Path) -> dict:
 
 def _record(path: Path) -> dict | None:
     """The record in an output or sidecar, or None; decodes no frame that it need not."""
+    path = user_path(path, "file")
     if path.suffix.lower() == ".json":
         return _as_record(read_json(path, most=_RECORD))
     kind = format_of(path)

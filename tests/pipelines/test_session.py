@@ -18,7 +18,7 @@ from genkit.pipelines.load import load, resolve_device, resolve_dtype
 from genkit.pipelines.lora import apply_loras, parse_lora
 from genkit.pipelines.prompts import read_prompt_file, read_prompts
 from genkit.pipelines.recipes import recipe
-from genkit.pipelines.record import differences
+from genkit.pipelines.record import Record, differences
 from genkit.pipelines.resolve import resolve
 from genkit.pipelines.session import Session, run
 from genkit.pipelines.settings import GenerateSettings
@@ -345,9 +345,9 @@ def test_prompt_files(tmp_path):
 
 
 def test_changed_circumstances_are_listed(session):
-    assert differences({"made_with": dict(session.made)}, session.made) == []
+    assert differences(Record({}, dict(session.made)), session.made) == []
     before = {**session.made, "torch": "1.0"}
-    assert differences({"made_with": before}, session.made) == [f"torch was 1.0, is {torch.__version__}"]
+    assert differences(Record({}, before), session.made) == [f"torch was 1.0, is {torch.__version__}"]
 
 
 def test_device_and_dtype_choices():
