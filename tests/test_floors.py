@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -35,9 +36,13 @@ def _room(path: Path) -> str:
 
 def _imports(path: Path) -> set[str]:
     """Every genkit module a file imports anywhere, also inside functions and for types."""
+    return _imported(ast.parse(path.read_text()), path)
+
+
+def _imported(tree: ast.Module, path: Path) -> set[str]:
     found = set()
     here = ["genkit", *path.relative_to(PACKAGE).parent.parts]
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -126,6 +131,90 @@ def test_a_method_that_imports_a_sibling_is_seen(tmp_path, monkeypatch):
     assert {found.split(" imports ")[0] for found in _sideways(room)} == {
         "one/method.py", "three/method.py", "four/method.py", "static.py"
     }  # fmt: skip
+
+
+def _modules() -> dict[str, Path]:
+    found = {}
+    for path in PACKAGE.rglob("*.py"):
+        parts = ("genkit", *path.relative_to(PACKAGE).with_suffix("").parts)
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def _runtime_imports(path: Path, modules: set[str]) -> Iterator[str]:
+    """Imports of a file at any level, without those that only a type checker reads. ``from package import module`` is
+    an import of the module: that its package is entered first makes no circle."""
+    tree = ast.parse(path.read_text())
+    typed = [node for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)]
+    for node in typed:
+        node.body = [ast.Pass()]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            base = _imported(ast.Module([ast.ImportFrom(node.module, [], node.level)], []), path)
+            for alias in node.names:
+                wanted = {f"{name}.{alias.name}" for name in base}
+                yield from wanted & modules or base
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+
+
+def _circles(modules: dict[str, Path]) -> set[frozenset[str]]:
+    """Groups of modules that import each other, directly or by way of others (Tarjan)."""
+    arrows = {
+        name: set(_runtime_imports(path, set(modules))) & (set(modules) - {name}) for name, path in modules.items()
+    }
+    number: dict[str, int] = {}
+    lowest: dict[str, int] = {}
+    stack: list[str] = []
+    found = set()
+
+    def visit(name: str) -> None:
+        number[name] = lowest[name] = len(number)
+        stack.append(name)
+        for other in sorted(arrows[name]):
+            if other not in number:
+                visit(other)
+            if other in stack:
+                lowest[name] = min(lowest[name], lowest[other])
+        if lowest[name] == number[name]:
+            at = stack.index(name)
+            if len(stack) - at > 1:
+                found.add(frozenset(stack[at:]))
+            del stack[at:]
+
+    for name in sorted(arrows):
+        if name not in number:
+            visit(name)
+    return found
+
+
+# BlockPlan.from_block_mask and to_block_mask are public methods; their work is in interop, which makes BlockPlans.
+DOORS = {frozenset({"genkit.kernels.plan.block_plan", "genkit.kernels.plan.interop"})}
+
+
+def test_no_circle_of_imports():
+    """Neither at the top of files nor inside functions."""
+    assert _circles(_modules()) - DOORS == set()
+
+
+def test_a_circle_is_seen_through_functions_and_packages(tmp_path, monkeypatch):
+    sources = {
+        "__init__": "", "one": "def f():\n    from genkit.two import x\n", "two": "from genkit import three\n",
+        "three": "from . import one\n", "five": "import genkit.four\n",
+        "four": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import genkit.five\n",
+    }  # fmt: skip
+    monkeypatch.setattr(sys.modules[__name__], "PACKAGE", tmp_path / "genkit")
+    (tmp_path / "genkit").mkdir()
+    for name, source in sources.items():
+        (tmp_path / "genkit" / f"{name}.py").write_text(source)
+    assert _circles(_modules()) == {frozenset({"genkit.one", "genkit.two", "genkit.three"})}
+
+
+def test_every_room_is_in_the_picture():
+    """``docs/img/rooms.svg`` shows the rooms there are."""
+    drawn = (PACKAGE.parent / "docs" / "img" / "rooms.svg").read_text()
+    rooms = {_room(path) for path in _files()} - {"__main__"}
+    assert [room for room in sorted(rooms) if f">{room}<" not in drawn] == []
 
 
 def test_the_source_is_read_rightly(tmp_path, monkeypatch):

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import bisect
 import struct
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
@@ -14,19 +13,17 @@ from typing import Any
 
 import numpy as np
 
-from genkit.errors import ArtifactError, escaped, shortened
+from genkit.errors import ArtifactError
+from genkit.media.container import opened
 from genkit.media.images import resized
 from genkit.media.limits import FRAMES, check_decoded
 from genkit.media.sound import decode_sound
-from genkit.reading import regular
 from genkit.reading.files import place
 
 #: Share of a frame's time by which a time stamp may be off in a video of constant rate: files round their times.
 _ROUNDING = Fraction(1, 8)
 #: Packets are counted before anything is decoded; no clip that a model reads comes near.
 _PACKETS = 1_000_000
-# Playlists and the like would open other files and addresses.
-OPTIONS = {"protocol_whitelist": "file"}
 
 
 @dataclass(frozen=True)
@@ -152,22 +149,6 @@ def read_video_comment(path: str | Path) -> str | None:
     with opened(path) as container:
         _stream(container, path)
         return container.metadata.get("comment")
-
-
-@contextmanager
-def opened(path: str | Path) -> Iterator[Any]:
-    """A file that FFmpeg reads, with whatever it raises as one line."""
-    import av
-
-    regular(path)
-    try:
-        # Another program's comment may be in any encoding; only genkit's own, which is ASCII, matters.
-        with av.open(f"file:{path}", metadata_errors="replace", container_options=OPTIONS) as container:
-            yield container
-    except (av.error.FFmpegError, OSError, ValueError, TypeError, ArithmeticError, AttributeError, LookupError,
-            RuntimeError, MemoryError) as error:  # fmt: skip
-        said = shortened(escaped(getattr(error, "strerror", None) or str(error) or type(error).__name__))
-        raise ArtifactError(f"cannot read {place(path)} as video or sound: {said}") from error
 
 
 def _stream(container: Any, path: str | Path) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from genkit.errors import ArtifactError, UsageError, explain
+from genkit.media.container import opened
 from genkit.media.limits import SECONDS
 from genkit.reading.files import place
 
@@ -33,8 +34,6 @@ def read_sound(path: str | Path, seconds: float = SECONDS) -> tuple[np.ndarray, 
     Raises:
         ArtifactError: missing or unreadable file, or one without sound.
     """
-    from genkit.media.read_video import opened
-
     with opened(path) as container:
         sound, rate = decode_sound(container, seconds)
     if sound is None:

@@ -74,7 +74,7 @@ def test_appended_tokens_need_coordinates(tiny_model):
     assert FAMILY.streams(case.model, args | {"video_coords": coords})["main"].intervals[61] == (1.0, 1.0)
 
 
-def test_oracle_1_partner_route_and_full_window_are_the_model(tiny_model):
+def test_partner_route_and_full_window_are_the_model(tiny_model):
     case = tiny_model("ltx2")
     reference = case.run()
     with genkit.patch(case.model, PLAIN) as patch:
@@ -98,7 +98,7 @@ def test_partition_changes_what_is_heard(tiny_model):
     assert not torch.allclose(changed, reference, atol=1e-4) and torch.equal(case.run(), reference)
 
 
-def test_oracle_2_context_alone_with_zero_values_is_isolation():
+def test_context_alone_with_zero_values_is_isolation():
     case = tiny.build("ltx2")
     for block in case.model.transformer_blocks:
         for module in (block.audio_to_video_attn, block.video_to_audio_attn):
@@ -122,7 +122,7 @@ def test_oracle_2_context_alone_with_zero_values_is_isolation():
     assert not torch.allclose(with_bias, other.run(isolate_modalities=True), atol=1e-5)
 
 
-def test_oracle_6_audio_does_not_depend_on_the_video():
+def test_audio_does_not_depend_on_the_video():
     case = tiny.build("ltx2")
     other = {"hidden_states": case.args["hidden_states"] + 1}
     with genkit.patch(case.model, PLAIN) as patch:
@@ -150,7 +150,7 @@ def test_routes_per_sample(tiny_model):
                 torch.testing.assert_close(both[row : row + 1], one, atol=2e-6, rtol=2e-5)
 
 
-def test_oracle_8_no_gradient_into_a_given_stream():
+def test_no_gradient_into_a_given_stream():
     """Only the audio's way into the video is left open, then stopped: no gradient reaches the audio input."""
     case = tiny.build("ltx2")
     case.model.requires_grad_(False)

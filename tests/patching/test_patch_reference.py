@@ -52,7 +52,7 @@ def test_appended_on_every_family(tiny_model, name):
 
 
 @pytest.mark.parametrize("name", tiny.FAMILIES)
-def test_oracle_3_zero_projection_on_every_family(tiny_model, name):
+def test_zero_projection_on_every_family(tiny_model, name):
     """The trained form at its start is the model itself, bit for bit; opened, the reference shows."""
     case = tiny_model(name)
     reference = case.run()
@@ -72,7 +72,7 @@ def test_oracle_3_zero_projection_on_every_family(tiny_model, name):
     assert not any(module._forward_hooks for module in case.model.modules())
 
 
-def test_oracle_7_recorded_once_or_before_every_call(tiny_model):
+def test_recorded_once_or_before_every_call(tiny_model):
     case = tiny_model("wan")
     with genkit.patch(case.model, TRAINED) as patch:
         _open_projection(patch)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from genkit.training.engine.curriculum import Size
 from genkit.world.picture_scene import Picture
@@ -42,7 +42,7 @@ class Pool(ABC):
         capacity: samples kept per size.
     """
 
-    vae: nn.Module
+    vae: Any
     rng: np.random.Generator
     fresh: float = 0.25
     capacity: int = 6000

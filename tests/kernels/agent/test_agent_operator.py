@@ -24,21 +24,21 @@ def random(*shape, seed=0):
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
-def test_oracle_2_worked_example(example):
+def test_worked_example(example):
     out = agent_attention(*example)
     assert out.sum().item() == pytest.approx(4.385415807418, abs=1e-11)
     row = torch.tensor([0.220095, 0.147016, 0.072469, -0.002802], dtype=torch.float64)
     torch.testing.assert_close(out[0, 0, 0], row, rtol=0, atol=1e-6)
 
 
-def test_oracle_3_worked_example_with_sharp_reading_and_shortcut(example):
+def test_worked_example_with_sharp_reading_and_shortcut(example):
     out = agent_attention(*example, read_scale=0.5**0.3, shortcut=0.075)
     assert out.sum().item() == pytest.approx(4.372032523324, abs=1e-11)
     row = torch.tensor([0.294362, 0.217674, 0.138811, 0.058561], dtype=torch.float64)
     torch.testing.assert_close(out[0, 0, 0], row, rtol=0, atol=1e-6)
 
 
-def test_oracle_4_composite_weights_sum_to_one_and_have_the_rank_of_the_agents(example):
+def test_composite_weights_sum_to_one_and_have_the_rank_of_the_agents(example):
     q, k, _, agents = example
     weights = agent_attention(q, k[:, :, :, :4], torch.eye(8, dtype=torch.float64)[None, :, None, :4], agents)
     rest = agent_attention(q, k, torch.eye(8, dtype=torch.float64)[None, :, None, 4:], agents)
@@ -47,7 +47,7 @@ def test_oracle_4_composite_weights_sum_to_one_and_have_the_rank_of_the_agents(e
     assert torch.linalg.matrix_rank(matrix, atol=1e-12) == 4
 
 
-def test_oracle_6_well_separated_agents_tend_to_dense_attention():
+def test_well_separated_agents_tend_to_dense_attention():
     q = 4 * torch.cat([torch.eye(4), -torch.eye(4)]).double()[None, :, None]
     k, v = wave(8, 4, 1), wave(8, 4, 2)
     dense = torch.nn.functional.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
@@ -57,7 +57,7 @@ def test_oracle_6_well_separated_agents_tend_to_dense_attention():
     assert errors[0] == pytest.approx(0.0656, abs=1e-3) and errors[1] < 1e-6 and errors[2] < 1e-12
 
 
-def test_oracles_4_5_8_constant_values_one_agent_and_permuted_keys(example):
+def test_5_8_constant_values_one_agent_and_permuted_keys(example):
     q, k, v, agents = example
     constant = agent_attention(q, k, torch.ones_like(v), agents, shortcut=0.075)
     torch.testing.assert_close(constant, torch.full_like(constant, 1.075))
@@ -114,7 +114,7 @@ def test_biases_as_factors_equal_biases_written_out(extra):
         torch.testing.assert_close(got, wanted)
 
 
-def test_oracle_8_gradients_reach_every_input_through_pooled_agents():
+def test_gradients_reach_every_input_through_pooled_agents():
     q, k, v = (random(1, 6, 2, 3, seed=s).requires_grad_() for s in range(3))
 
     def pooled(q, k, v):

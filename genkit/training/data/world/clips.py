@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from genkit.families.wan import FAMILY
 from genkit.training.data.pixels import as_tensor, use_onednn
@@ -79,6 +79,6 @@ def draw_apart(
             return scene, tracks
 
 
-def encode_clips(vae: nn.Module, clips: np.ndarray) -> torch.Tensor:
+def encode_clips(vae: Any, clips: np.ndarray) -> torch.Tensor:
     """Normalised latents (B, C, T, h, w), float16, of uint8 clips (B, F, H, W, 3)."""
     return FAMILY.facts.codec.encode(vae, as_tensor(clips)).half().cpu()

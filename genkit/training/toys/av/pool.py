@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -98,7 +99,7 @@ class SoundPool(Pool):
         ]
 
 
-def encode_clips(vae: nn.Module, pixels: torch.Tensor) -> torch.Tensor:
+def encode_clips(vae: Any, pixels: torch.Tensor) -> torch.Tensor:
     """Normalised latents (B, C, T, H, W), float16, of pixels (B, 3, F, H, W) in -1..1."""
     from diffusers import LTX2Pipeline
 
@@ -106,7 +107,7 @@ def encode_clips(vae: nn.Module, pixels: torch.Tensor) -> torch.Tensor:
     return LTX2Pipeline._normalize_latents(mode, vae.latents_mean, vae.latents_std).half().cpu()
 
 
-def encode_spectra(vae: nn.Module, spectra: torch.Tensor) -> torch.Tensor:
+def encode_spectra(vae: Any, spectra: torch.Tensor) -> torch.Tensor:
     """Normalised audio tokens (B, L, features), float16, of spectrograms (B, 2, T, BINS)."""
     from diffusers import LTX2Pipeline
 

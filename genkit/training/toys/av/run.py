@@ -58,7 +58,7 @@ SIDECAR = {
 }
 
 
-def build_pipeline(model: ToyAv, vae: nn.Module, audio_vae: nn.Module, transformer: nn.Module | None = None) -> Any:
+def build_pipeline(model: ToyAv, vae: Any, audio_vae: Any, transformer: nn.Module | None = None) -> Any:
     """An ``LTX2Pipeline`` of a model in training, sharing its modules."""
     from diffusers import FlowMatchEulerDiscreteScheduler, LTX2Pipeline
 
@@ -76,7 +76,7 @@ def build_pipeline(model: ToyAv, vae: nn.Module, audio_vae: nn.Module, transform
     return pipeline
 
 
-def assemble_toy_av(model: ToyAv, vae: nn.Module, audio_vae: nn.Module, folder: Path, facts: dict) -> Path:
+def assemble_toy_av(model: ToyAv, vae: Any, audio_vae: Any, folder: Path, facts: dict) -> Path:
     """Put toy-av together and write its folder.
 
     Args:

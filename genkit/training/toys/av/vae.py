@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import nn
@@ -15,7 +17,7 @@ from genkit.training.toys.video.vae import measure_latents
 _AUDIBLE, _WEIGHT = 4 * 0.025 - 1, 40.0
 
 
-def decode(vae: nn.Module, latents: torch.Tensor) -> torch.Tensor:
+def decode(vae: Any, latents: torch.Tensor) -> torch.Tensor:
     """What latents stand for; LTX-2's classes clamp nothing."""
     return vae.decode(latents).sample
 
@@ -23,7 +25,7 @@ def decode(vae: nn.Module, latents: torch.Tensor) -> torch.Tensor:
 class AvVideoVae(Autoencoder):
     """LTX-2's video autoencoder in training; see :class:`genkit.training.toys.shared.autoencoder.Autoencoder`."""
 
-    def __init__(self, vae: nn.Module, frozen: bool = False):
+    def __init__(self, vae: Any, frozen: bool = False):
         super().__init__(vae, decode)
         self.frozen = frozen
         vae.encoder.requires_grad_(not frozen)
@@ -32,7 +34,7 @@ class AvVideoVae(Autoencoder):
 class AudioVae(Autoencoder):
     """LTX-2's audio autoencoder in training."""
 
-    def __init__(self, vae: nn.Module):
+    def __init__(self, vae: Any):
         super().__init__(vae, decode)
 
 
@@ -65,7 +67,7 @@ def spectrum_loss(seed: int, batch: int = 8, kl: float = 5e-6, noise: float = 0.
 
 
 @torch.no_grad()
-def standardise_clips(vae: nn.Module) -> None:
+def standardise_clips(vae: Any) -> None:
     """Store mean and spread of every latent channel over random clips in the autoencoder."""
     mean, std = measure_latents(vae)
     vae.latents_mean.copy_(torch.tensor(mean))
@@ -73,7 +75,7 @@ def standardise_clips(vae: nn.Module) -> None:
 
 
 @torch.no_grad()
-def standardise_sounds(vae: nn.Module, seed: int = 7, batches: int = 8) -> None:
+def standardise_sounds(vae: Any, seed: int = 7, batches: int = 8) -> None:
     """Store mean and spread of every feature of the audio tokens over random sounds in the autoencoder.
 
     A feature that hardly varies keeps a spread of a tenth of the mean one, so that its noise is not blown up.

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-
-from torch import nn
+from typing import Any
 
 from genkit.training.engine.stages import Options
 from genkit.training.toys.dit.model import ADAM_NAMES, SHIFT, TEXT_SLOTS, ToyDit
@@ -39,7 +38,7 @@ SIDECAR = {
 }
 
 
-def assemble_toy_dit(model: ToyDit, vae: nn.Module, folder: Path, facts: dict) -> Path:
+def assemble_toy_dit(model: ToyDit, vae: Any, folder: Path, facts: dict) -> Path:
     """Write the pipeline folder."""
     from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
 

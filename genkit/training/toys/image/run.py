@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 from functools import partial
 from pathlib import Path
-
-from torch import nn
+from typing import Any
 
 from genkit.training.toys.image.model import ADAM_NAMES, LATENT_CHANNELS, ToyImage
 from genkit.training.toys.shared import cards
@@ -32,7 +31,7 @@ SIDECAR = {
 }
 
 
-def assemble_toy_image(model: ToyImage, vae: nn.Module, folder: Path, facts: dict) -> Path:
+def assemble_toy_image(model: ToyImage, vae: Any, folder: Path, facts: dict) -> Path:
     """Write the pipeline folder, of the inpainting pipeline where the UNet has nine channels."""
     from diffusers import StableDiffusionInpaintPipeline, StableDiffusionPipeline, UNet2DConditionModel
 

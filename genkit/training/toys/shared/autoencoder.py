@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,7 +31,7 @@ class Autoencoder(nn.Module):
         frozen: keep the encoder (and so the latents that a denoiser learns) as it is and train the decoder alone.
     """
 
-    def __init__(self, vae: nn.Module, decode: Callable[[nn.Module, torch.Tensor], torch.Tensor], frozen: bool = False):
+    def __init__(self, vae: Any, decode: Callable[[nn.Module, torch.Tensor], torch.Tensor], frozen: bool = False):
         super().__init__()
         self.vae = vae
         self.decode = decode

@@ -7,6 +7,7 @@ A model of this task offers ``read(texts, device)``, an ``objective``, ``forward
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -78,7 +79,7 @@ def _extra(samples: list[Sample], device) -> tuple[torch.Tensor, ...]:
 
 
 @torch.no_grad()
-def decode_pictures(vae: nn.Module, latents: torch.Tensor) -> np.ndarray:
+def decode_pictures(vae: Any, latents: torch.Tensor) -> np.ndarray:
     """uint8 pictures (B, H, W, 3) of latents (B, 4, h, w)."""
     pixels = decode_picture(vae, latents)
     return ((pixels.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import nn
@@ -38,7 +40,7 @@ def build_picture_vae() -> nn.Module:
     return model
 
 
-def decode_picture(vae: nn.Module, latents: torch.Tensor) -> torch.Tensor:
+def decode_picture(vae: Any, latents: torch.Tensor) -> torch.Tensor:
     """Pixels (B, 3, 4h, 4w) of latents (B, 4, h, w)."""
     return vae.decode(latents).sample
 
@@ -46,7 +48,7 @@ def decode_picture(vae: nn.Module, latents: torch.Tensor) -> torch.Tensor:
 class PictureVae(Autoencoder):
     """A picture autoencoder in training; see :class:`genkit.training.toys.shared.autoencoder.Autoencoder`."""
 
-    def __init__(self, vae: nn.Module, frozen: bool = False):
+    def __init__(self, vae: Any, frozen: bool = False):
         super().__init__(vae, decode_picture, frozen)
 
 
@@ -80,7 +82,7 @@ def picture_vae_loss(seed: int, batch: int = 8, crop: int = 48, **options):
 
 
 @torch.no_grad()
-def standardise_latents(vae: nn.Module, seed: int = 7, batches: int = 16) -> None:
+def standardise_latents(vae: Any, seed: int = 7, batches: int = 16) -> None:
     """Fold the mean and spread of every latent channel into the 1x1 convolutions around the latents.
 
     Afterwards every channel has mean 0 and spread 1 over random pictures, and ``scaling_factor`` 1 is right for all of

@@ -6,6 +6,7 @@ import argparse
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -88,7 +89,7 @@ def begin(
 
 def teach_text(
     options: argparse.Namespace,
-    encoder: nn.Module,
+    encoder: Any,
     tokenizer,
     question: Question,
     masked: bool = True,

@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -57,7 +58,7 @@ CLIP_QUESTIONS: dict[str, Sequence[str]] = {
 
 
 @torch.no_grad()
-def local_bias(encoder: nn.Module, amount: float = _LOCAL) -> None:
+def local_bias(encoder: Any, amount: float = _LOCAL) -> None:
     """Add ``amount`` to the bias with which every head of every layer that has own biases looks at one neighbour.
 
     Args:
@@ -153,7 +154,7 @@ def clip_question() -> Question:
 class WordReader(nn.Module):
     """An encoder and the linear layer that answers questions from the states of words."""
 
-    def __init__(self, encoder: nn.Module, question: Question, width: int):
+    def __init__(self, encoder: Any, question: Question, width: int):
         super().__init__()
         self.encoder = encoder
         self.question = question
@@ -188,7 +189,7 @@ def draw_batch(question: Question, tokenizer, count: int, rng: np.random.Generat
 
 
 def pretrain(
-    encoder: nn.Module,
+    encoder: Any,
     tokenizer,
     question: Question,
     steps: int = 400,
@@ -257,7 +258,7 @@ def pretrain(
     return {name: float(np.mean(values)) for name, values in found.items()}
 
 
-def teach_order(encoder: nn.Module, tokenizer, question: Question, keep: float = 0.0, **options) -> dict[str, float]:
+def teach_order(encoder: Any, tokenizer, question: Question, keep: float = 0.0, **options) -> dict[str, float]:
     """:func:`local_bias` and :func:`pretrain`; with ``keep`` above zero the encoder stays near what it said before."""
     teacher = copy.deepcopy(encoder).eval().requires_grad_(False) if keep else None
     local_bias(encoder)

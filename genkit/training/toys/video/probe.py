@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,7 +44,7 @@ def sample_latents(
 
 
 @torch.no_grad()
-def decode(vae: nn.Module, latents: torch.Tensor) -> np.ndarray:
+def decode(vae: Any, latents: torch.Tensor) -> np.ndarray:
     """uint8 clips (B, F, H, W, 3) of normalised latents."""
     shape = (1, -1, 1, 1, 1)
     mean = torch.tensor(vae.config.latents_mean, device=latents.device).view(shape)
@@ -73,9 +74,7 @@ def shares(results: list[dict[str, bool]], names: tuple[str, ...]) -> dict[str, 
     return {name: float(np.mean(values)) for name, values in rows.items() if values}
 
 
-def probe(
-    model: nn.Module, vae: nn.Module, folder: Path, step: int, size: ClipSize, count: int = 16, seed: int = 11
-) -> dict:
+def probe(model: nn.Module, vae: Any, folder: Path, step: int, size: ClipSize, count: int = 16, seed: int = 11) -> dict:
     """Sample ``count`` one-object training scenes, write ``sheet-STEP.png`` and return the judge's accuracies."""
     import imageio.v3 as iio
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import nn
@@ -56,7 +57,7 @@ SIDECAR = {
 FLOW_SHIFT = 3.0
 
 
-def assemble_toy_video(model: nn.Module, vae: nn.Module, folder: Path, facts: dict) -> Path:
+def assemble_toy_video(model: nn.Module, vae: Any, folder: Path, facts: dict) -> Path:
     """Put toy-video together and write its folder.
 
     Args:
@@ -85,7 +86,7 @@ def assemble_toy_video(model: nn.Module, vae: nn.Module, folder: Path, facts: di
     return write_folder(pipeline, folder, SIDECAR, facts, cards.fill(cards.TOY_VIDEO, transformer, facts))
 
 
-def _standardise(vae: nn.Module) -> None:
+def _standardise(vae: Any) -> None:
     mean, std = measure_latents(vae)
     vae.register_to_config(latents_mean=mean, latents_std=std)
 

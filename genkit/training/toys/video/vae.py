@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import nn
@@ -45,7 +47,7 @@ def build_video_vae(config: dict | None = None) -> nn.Module:
     return model
 
 
-def decode_unclamped(vae: nn.Module, latents: torch.Tensor) -> torch.Tensor:
+def decode_unclamped(vae: Any, latents: torch.Tensor) -> torch.Tensor:
     """Decode (B, z, t, h, w) to (B, 3, 4t-3, 8h, 8w) without the final clamp, whose gradient is zero outside -1..1."""
     from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
 
@@ -93,7 +95,7 @@ def draw_clips(
 class VideoVae(Autoencoder):
     """A video autoencoder in training; see :class:`genkit.training.toys.shared.autoencoder.Autoencoder`."""
 
-    def __init__(self, vae: nn.Module, frozen: bool = False):
+    def __init__(self, vae: Any, frozen: bool = False):
         super().__init__(vae, decode_unclamped, frozen)
 
 
@@ -115,7 +117,7 @@ def vae_loss(seed: int, batch: int = 4, size: int = 96, crop: int = 48, **option
 
 
 @torch.no_grad()
-def measure_latents(vae: nn.Module, seed: int = 7, batches: int = 16) -> tuple[list[float], list[float]]:
+def measure_latents(vae: Any, seed: int = 7, batches: int = 16) -> tuple[list[float], list[float]]:
     """Mean and spread of every latent channel over random clips, for ``latents_mean`` and ``latents_std``."""
     rng = np.random.default_rng(seed)
     rows = []
