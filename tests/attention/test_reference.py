@@ -17,7 +17,7 @@ from genkit.attention.reference.masks import (
     reweighted_loss,
     store_bytes,
 )
-from genkit.attention.reference.store import Recorded, References
+from genkit.attention.reference.store import Recorded, References, spread
 from genkit.attention.site import Place, Site
 from genkit.attention.weights import PatchWeights
 from genkit.errors import UnsupportedError, UsageError
@@ -424,3 +424,18 @@ def test_low_precision_stays_close(dtype, form):
     expected = method.attend(q.double(), k.double(), v.double(), site, cache)
     assert out.dtype == dtype
     torch.testing.assert_close(out.double(), expected, atol=3e-2, rtol=3e-2)
+
+
+def test_rows_of_a_recording_are_repeated_for_the_halves_of_guidance():
+    rows = torch.arange(6.0).reshape(2, 3)
+    assert torch.equal(spread(rows, 4, "a reference"), torch.cat([rows, rows]))
+    assert torch.equal(spread(rows[:1], 3, "a reference"), rows[:1].expand(3, 3))
+    assert spread(rows, 2, "a reference") is rows
+    with pytest.raises(UsageError, match="a reference of 2 rows cannot serve a batch of 3"):
+        spread(rows, 3, "a reference")
+
+
+def test_no_density_without_a_reference_in_the_sequence():
+    site = Site.of_layout(TokenLayout.of_grid(1, 4, 4))
+    assert Reference(origin="sequence").density(site, PatchCache()) is None
+    assert Reference().density(Site.of_layout(JOINT), PatchCache()) is None

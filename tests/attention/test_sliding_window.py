@@ -58,6 +58,7 @@ def test_the_scale_factor_is_the_published_one():
     assert SlidingWindow().factor() == pytest.approx(1.0460758, abs=1e-7)
     assert SlidingWindow().factor() * 128**-0.5 == pytest.approx(0.0924609, abs=1e-7)
     assert SlidingWindow(scale_factor=1.0).factor() == 1.0
+    assert SlidingWindow(base=(1, 2)).factor() ** 2 == pytest.approx(2)  # log 4 / log 2
 
 
 @pytest.mark.parametrize("layout", [GRID, TokenLayout.of_grid(2, 5, 6, text=4)], ids=["self", "joint"])

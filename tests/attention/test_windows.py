@@ -158,3 +158,9 @@ def test_numbers_are_rescaled_as_cosmos_does():
     assert rescaled(24, 8, 1, 52, 80) == (16, 5, 1)
     assert rescaled(4, 1, 11, 44, 44) == (4, 1, 11)
     assert rescaled(4, 1, 11, 11, 44) == (2, 1, 3)
+
+
+def test_only_windows_that_shift_must_fit_the_axis():
+    with pytest.raises(UsageError, match="1 to 4, the length of the axis"):
+        AxisWindow(4, 5)
+    assert AxisWindow(4, 5, border="clip").size == 5
