@@ -336,6 +336,7 @@ def test_tasks_are_drawn_by_their_shares():
     assert draw_tasks(9, torch.Generator().manual_seed(1)) == draw_tasks(9, torch.Generator().manual_seed(1))
     with pytest.raises(UsageError, match="task"):
         draw_tasks(2, probabilities={"t2x": 1.0})
+    assert draw_tasks(3, torch.Generator().manual_seed(0), {"t2v": 0.0, "t2av": 1.0}, context=0.0) == ("t2av",) * 3
 
 
 def gradcheck_problem():

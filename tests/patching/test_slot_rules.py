@@ -9,8 +9,9 @@ import torch
 
 from genkit.errors import UsageError
 from genkit.patching import Schedule
+from genkit.patching.handle import _check_branches
 from genkit.patching.schedule import resolve
-from genkit.patching.slot import Slot
+from genkit.patching.slot import Claim, Slot
 
 
 def call(**more):
@@ -39,3 +40,34 @@ def test_ranges_count_from_zero_and_from_the_end():
     assert resolve("steps", None, 2) == {0, 1}
     with pytest.raises(UsageError, match="there are 5 steps"):
         resolve("steps", Schedule(steps="6:").steps, 5)
+
+
+def covers(schedule, step, steps=None, branch=None):
+    moment = SimpleNamespace(aside=False, branch=branch, step=step, steps=steps)
+    return Claim.covers(SimpleNamespace(schedule=schedule, _steps=None, _total=None), moment)
+
+
+def test_steps_are_counted_without_a_known_total_unless_they_count_from_the_end():
+    open_ended = Schedule(steps="2:4,6:")
+    assert [step for step in range(8) if covers(open_ended, step)] == [2, 3, 6, 7]
+    assert [step for step in range(8) if covers(Schedule(steps="-2:"), step, steps=8)] == [6, 7]
+    assert [step for step in range(3) if covers(Schedule(), step)] == [0, 1, 2]
+
+
+def test_branches_that_are_not_named_are_left_to_the_model():
+    only = Schedule(branches="cond")
+    assert covers(only, 0, branch="cond") and not covers(only, 0, branch="uncond") and not covers(only, 0)
+
+
+def test_a_named_branch_that_never_comes_is_refused_as_soon_as_that_is_known():
+    only = Schedule(branches="cond")
+
+    def check(branch, step=0, announced=()):
+        _check_branches(only, SimpleNamespace(branch=branch, step=step), set(announced))
+
+    check("cond")
+    check("uncond")  # in the first step the other branch may still come
+    check("uncond", step=1, announced=("cond", "uncond"))
+    for branch, step in (("uncond", 1), ("cond_uncond", 0), (None, 0)):
+        with pytest.raises(UsageError, match="cond"):
+            check(branch, step)
