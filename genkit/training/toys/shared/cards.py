@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
-
 TOY_VIDEO = """---
 license: apache-2.0
 library_name: diffusers
@@ -202,7 +200,7 @@ have their colours but lumpy outlines, and are rarely right; three are not. toy-
 )
 
 
-def fill(card: str, denoiser: nn.Module, facts: Mapping[str, Any], **more: str) -> str:
+def fill(card: str, denoiser: Any, facts: Mapping[str, Any], **more: str) -> str:
     """A card with the figures of a run.
 
     Args:
