@@ -20,13 +20,8 @@ SHARED = ("base", "codec", "facts", "lookup", "sizes")
 
 @functools.cache
 def _all() -> tuple[Family, ...]:
-<<<<<<< HEAD
     room = str(Path(__file__).parent)
     names = sorted(found.name for found in pkgutil.iter_modules([room]) if found.name not in SHARED)
-=======
-    room = [str(Path(__file__).parent)]
-    names = sorted(found.name for found in pkgutil.iter_modules(room) if found.name not in SHARED)
->>>>>>> 9399e38 (No circle of imports, also inside functions; tests say what they assert instead of numbers; a mutation sweep with a coverage map per function)
     return tuple(importlib.import_module(f"genkit.families.{name}").FAMILY for name in names)
 
 

@@ -22,18 +22,9 @@ from genkit.patching.interception import INTERCEPTION, SDPA, Call
 if TYPE_CHECKING:
     from torch import nn
 
-<<<<<<< HEAD
 # What the operators call, by number: patched models (observe) and patched layers (serve).
 _ENROLLED: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
 _NUMBERS = itertools.count(1)
-=======
-    from genkit.patching.slot import Slot
-    from genkit.patching.watch import Watch
-
-#: Slots by number: what a graph holds of a patch.
-SLOTS: weakref.WeakValueDictionary[int, Slot] = weakref.WeakValueDictionary()
-_WATCHES: weakref.WeakValueDictionary[int, Watch] = weakref.WeakValueDictionary()
->>>>>>> 9399e38 (No circle of imports, also inside functions; tests say what they assert instead of numbers; a mutation sweep with a coverage map per function)
 _PATCHES: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
 _SEPARATOR = "|"
 _PLAIN = (torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tls_local_exclude_set())
@@ -191,18 +182,6 @@ def _own_attention(origin: str, facts: dict[str, Any]) -> Any:
     return lambda q, k, v: original(query=q, key=k, value=v, **{n: x for n, x in facts.items() if n in accepted})
 
 
-<<<<<<< HEAD
-=======
-def _slot(number: int) -> Slot:
-    slot = SLOTS.get(number)
-    if slot is None:
-        raise UnsupportedError(
-            "a compiled graph outlived the patch it was traced with; call torch._dynamo.reset() and compile again"
-        )
-    return slot
-
-
->>>>>>> 9399e38 (No circle of imports, also inside functions; tests say what they assert instead of numbers; a mutation sweep with a coverage map per function)
 def _serve(
     q: torch.Tensor,
     k: torch.Tensor,

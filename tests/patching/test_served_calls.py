@@ -1,4 +1,4 @@
-"""What a slot refuses and covers, on the smallest inputs."""
+"""Which calls a patched layer refuses and which moments a schedule covers, on the smallest inputs."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import torch
 
 from genkit.errors import UsageError
 from genkit.patching import Schedule
-from genkit.patching.handle import _check_branches
+from genkit.patching.assignment import Assignment
+from genkit.patching.loop_check import _check_branches
+from genkit.patching.patched_layer import PatchedLayer
 from genkit.patching.schedule import resolve
-from genkit.patching.slot import Claim, Slot
 
 
 def call(**more):
@@ -30,7 +31,7 @@ def call(**more):
 )
 def test_calls_that_no_method_may_serve_are_named(heads, asked, says):
     q, k = torch.zeros(1, 3, 4, 8), torch.zeros(1, 3, heads, 8)
-    assert Slot._obstacle(None, q, k, call(**asked)) == says
+    assert PatchedLayer._obstacle(None, q, k, call(**asked)) == says
 
 
 def test_ranges_count_from_zero_and_from_the_end():
@@ -44,7 +45,7 @@ def test_ranges_count_from_zero_and_from_the_end():
 
 def covers(schedule, step, steps=None, branch=None):
     moment = SimpleNamespace(aside=False, branch=branch, step=step, steps=steps)
-    return Claim.covers(SimpleNamespace(schedule=schedule, _steps=None, _total=None), moment)
+    return Assignment.covers(SimpleNamespace(schedule=schedule, _steps=None, _total=None), moment)
 
 
 def test_steps_are_counted_without_a_known_total_unless_they_count_from_the_end():
