@@ -32,7 +32,8 @@ def _as_dtype(value: Any, what: str) -> Any:
 
 def _as_rate(value: Any, what: str) -> Any:
     """A frame rate as the text it was written as."""
-    found = rate(value, what, LOWEST_FPS, HIGHEST_FPS)
+    # A float stands for the digits it was written with, not for its binary fraction.
+    found = rate(str(value) if isinstance(value, float) else value, what, LOWEST_FPS, HIGHEST_FPS)
     if max(found.numerator, found.denominator) > CLOCK:
         raise UsageError(explain(what, value, "a rate with fewer digits, such as 23.976 or 30000/1001"))
     return str(value)

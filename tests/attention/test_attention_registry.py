@@ -60,9 +60,9 @@ def test_text_becomes_typed_settings():
         ("radail", {}, "did you mean 'radial'"),
         ("radial", {"blocksize": "64"}, "did you mean 'block_size'"),
         ("radial", {"block_size": "64.5"}, "block_size"),
-        ("radial", {"sink": "maybe"}, "bool"),
-        ("radial", {"sink": 1}, "bool"),
-        ("radial", {"decay_factor": "much"}, "float"),
+        ("radial", {"sink": "maybe"}, "true or false"),
+        ("radial", {"sink": 1}, "true or false"),
+        ("radial", {"decay_factor": "much"}, "a number"),
         ("neighborhood", {"size": "7x7x7x7"}, "size"),
         ("neighborhood", {"shape": "cube"}, "box"),
         ("neighborhood", {"base_size": "4x4"}, "base_size"),
@@ -85,7 +85,7 @@ def test_wrong_text_is_refused_with_the_choices(name, settings, words):
         ("radial", "block_size", "a whole number, auto"),
         ("agent", "lattice", "3 values, each a whole number, joined by x (3x5x7)"),
         ("mixture_of_block", "keep", "a number"),
-        ("reference", "form", "append, residual"),
+        ("reference", "form", "auto, append, residual"),
     ],
 )
 def test_messages_name_the_value_and_the_allowed_ones_in_words(name, key, words):

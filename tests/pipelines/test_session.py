@@ -155,12 +155,12 @@ def test_broken_models_are_told_before_loading(tiny_wan, tmp_path):
 def test_weights_of_another_model_are_told_when_loading(tiny_wan, tmp_path):
     copy = shutil.copytree(tiny_wan, tmp_path / "m")
     shutil.copy(copy / "vae/diffusion_pytorch_model.safetensors", copy / WEIGHTS)
-    with pytest.raises(ArtifactError, match="transformer has no weights for .* do not belong together"):
+    with pytest.raises(ArtifactError, match="transformer holds the weights of another model"):
         load(copy)
     other = shutil.copytree(tiny_wan, tmp_path / "other")
     config = json.loads((other / "transformer/config.json").read_text())
     (other / "transformer/config.json").write_text(json.dumps({**config, "num_attention_heads": 3}))
-    with pytest.raises(ArtifactError, match="cannot be loaded as WanPipeline"):
+    with pytest.raises(ArtifactError, match="they do not belong together"):
         load(other)
 
 
