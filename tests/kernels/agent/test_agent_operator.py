@@ -24,14 +24,14 @@ def random(*shape, seed=0):
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
-def test_worked_example(example):
+def test_the_worked_example_gives_its_numbers(example):
     out = agent_attention(*example)
     assert out.sum().item() == pytest.approx(4.385415807418, abs=1e-11)
     row = torch.tensor([0.220095, 0.147016, 0.072469, -0.002802], dtype=torch.float64)
     torch.testing.assert_close(out[0, 0, 0], row, rtol=0, atol=1e-6)
 
 
-def test_worked_example_with_sharp_reading_and_shortcut(example):
+def test_the_worked_example_gives_its_numbers_with_sharp_reading_and_shortcut(example):
     out = agent_attention(*example, read_scale=0.5**0.3, shortcut=0.075)
     assert out.sum().item() == pytest.approx(4.372032523324, abs=1e-11)
     row = torch.tensor([0.294362, 0.217674, 0.138811, 0.058561], dtype=torch.float64)
@@ -57,7 +57,7 @@ def test_well_separated_agents_tend_to_dense_attention():
     assert errors[0] == pytest.approx(0.0656, abs=1e-3) and errors[1] < 1e-6 and errors[2] < 1e-12
 
 
-def test_5_8_constant_values_one_agent_and_permuted_keys(example):
+def test_constant_values_one_agent_and_permuted_keys_leave_what_they_must(example):
     q, k, v, agents = example
     constant = agent_attention(q, k, torch.ones_like(v), agents, shortcut=0.075)
     torch.testing.assert_close(constant, torch.full_like(constant, 1.075))

@@ -43,7 +43,7 @@ def test_the_fastest_tile_is_written_and_used(pretend_device, tmp_path):
     other = json.loads(path.read_text())
     other["tiles"].append({"arch": "sm_90", "kernel": "dq", "width": 128, "dtype": "bfloat16", "tile": [64, 64, 4, 2]})
     path.write_text(json.dumps(other))
-    tuning.tune(q, q, q, plan, path, measure=lambda launch: launch.constants["TILE_Q"])
+    tuning.tune(q, q, q, plan, path, measure=lambda launch: launch.constants["SHAPE"].TILE_Q)
     assert tuning.load(path) == 4
     block_sizes.prefer("sm_90", "dq", 128, torch.bfloat16, None)
 
