@@ -27,6 +27,7 @@ class Tiny:
         roles: role -> number of attention layers.
         calls: attention calls of one forward that pass the gate.
         extra: reference or keyframe tokens in the main stream.
+        axes: of the latents that are not packed into tokens, from the family's record.
     """
 
     model: Any
@@ -36,6 +37,14 @@ class Tiny:
     roles: dict[str, int]
     calls: int
     extra: int = 0
+
+    @property
+    def axes(self) -> str:
+        """Order of the axes of unpacked latents, by the number of their dimensions."""
+        from genkit.families.lookup import family_of
+
+        told = family_of(self.model).facts.codec.axes
+        return told if len(told) == self.args["hidden_states"].ndim else "BCHW"
 
     def run(self, **changes: Any) -> torch.Tensor:
         """One forward without gradients; every output flattened into one vector."""

@@ -116,16 +116,13 @@ def test_the_grid_is_in_raster_order(tiny_model, name):
     if latents.ndim == 3:
         changed[:, token] += 1
     else:
-        frames_axis = 1 if name.startswith("cogvideox") else 2
-        steps = [latents.shape[-2] // h, latents.shape[-1] // w]
-        rows = slice(place[1] * steps[0], (place[1] + 1) * steps[0])
-        columns = slice(place[2] * steps[1], (place[2] + 1) * steps[1])
-        if latents.ndim == 5:
-            view = changed.movedim(frames_axis, 0)
-            frames = latents.shape[frames_axis] // t
-            view[place[0] * frames : (place[0] + 1) * frames, ..., rows, columns] += 1
-        else:
-            changed[..., rows, columns] += 1
+        box = [slice(None)] * latents.ndim
+        for name_of_axis, at, count in zip("THW", place, case.grid, strict=True):
+            if name_of_axis in case.axes:
+                axis = case.axes.index(name_of_axis)
+                step = latents.shape[axis] // count
+                box[axis] = slice(at * step, (at + 1) * step)
+        changed[tuple(box)] += 1
     seen = []
     for hidden_states in (latents, changed):
         recorder = Recorder()

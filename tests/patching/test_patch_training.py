@@ -8,6 +8,7 @@ import torch
 from gate_methods import Full, Scaled
 
 import genkit
+from genkit.families.lookup import family_of
 
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
 
@@ -19,7 +20,8 @@ def _with_lora(name: str) -> tiny.Tiny:
     with torch.random.fork_rng():
         torch.manual_seed(1)
         case.model.requires_grad_(False)
-        case.model.add_adapter(LoraConfig(r=2, lora_alpha=2, target_modules=TARGETS, init_lora_weights=False))
+        targets = family_of(case.model).facts.lora_targets
+        case.model.add_adapter(LoraConfig(r=2, lora_alpha=2, target_modules=targets, init_lora_weights=False))
     case.model.train()
     return case
 
