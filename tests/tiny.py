@@ -62,7 +62,19 @@ def names() -> list[str]:
     return list(_BUILDERS)
 
 
-FAMILIES = ("wan", "flux", "sd3", "hunyuan_video", "cogvideox", "mochi", "ltx", "ltx2", "qwen_image", "unet")
+FAMILIES = (
+    "wan",
+    "flux",
+    "sd3",
+    "hunyuan_video",
+    "cogvideox",
+    "mochi",
+    "ltx",
+    "ltx2",
+    "qwen_image",
+    "unet",
+    "kandinsky5",
+)
 
 
 def build(name: str, seed: int = 0) -> Tiny:
@@ -373,3 +385,20 @@ def unet_xl() -> Tiny:
         "added_cond_kwargs": {"text_embeds": torch.randn(2, 8), "time_ids": torch.randn(2, 6)},
     }  # fmt: skip
     return Tiny(model, args, (1, 5, 7), 0, {"self": 8, "cross": 8}, 16)
+
+
+@_tiny
+def kandinsky5() -> Tiny:
+    from diffusers import Kandinsky5Transformer3DModel
+
+    model = Kandinsky5Transformer3DModel(
+        in_visual_dim=4, in_text_dim=16, in_text_dim2=8, time_dim=16, out_visual_dim=4, patch_size=(1, 2, 2),
+        model_dim=24, ff_dim=32, num_text_blocks=1, num_visual_blocks=2, axes_dims=(4, 4, 4),
+    )  # fmt: skip
+    args = {
+        "hidden_states": torch.randn(2, 3, 8, 10, 4), "encoder_hidden_states": torch.randn(2, 6, 16),
+        "timestep": torch.tensor([500.0, 500.0]), "pooled_projections": torch.randn(2, 8),
+        "visual_rope_pos": [torch.arange(3), torch.arange(4), torch.arange(5)], "text_rope_pos": torch.arange(6),
+        "return_dict": False,
+    }  # fmt: skip
+    return Tiny(model, args, (3, 4, 5), 0, {"self": 2, "cross": 2}, 4)
