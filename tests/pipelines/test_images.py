@@ -49,7 +49,7 @@ def test_a_method_runs_in_the_unet(folder):
     [
         ({"num_frames": 5}, "takes no num_frames"),
         ({"fps": "8"}, "makes images"),
-        ({"output": "ball.mp4"}, "makes images"),
+        ({"output": "ball.mp4"}, "makes single pictures"),
         ({"max_sequence_length": 5}, "takes no max_sequence_length"),
         ({"height": 20}, "multiples of 8"),
     ],
