@@ -31,8 +31,7 @@ class Site:
         branch: ``"cond"``, ``"uncond"``, ``"cond_uncond"`` ... as the pipeline announces it, or None.
         scale: softmax scale given by the model; None means ``1 / sqrt(head dim)``.
         key_mask: bool (B, Nk), True = attend; present only when the model passed a mask that hides something.
-        finest: the largest token grid of the model, which UNets have at the resolution of the latents; None = that of
-            ``layout``.
+        finest: the largest token grid that attention of the model sees (UNets have several); None = that of ``layout``.
     """
 
     name: str

@@ -67,8 +67,9 @@ class CallState:
 
     @property
     def finest(self) -> tuple[int, int, int] | None:
-        """The largest token grid of the running call; None when no stream has one."""
-        return max((layout.grid for layout in self.streams.values() if layout.has_grid), key=prod, default=None)
+        """The largest token grid of the running call that attention sees; None when no stream has one."""
+        grids = [layout.grid for name, layout in self.streams.items() if name in self._attended and layout.has_grid]
+        return max(grids, key=prod, default=None)
 
     def mask(self, rule: Hashable, mask: torch.Tensor | None, q: torch.Tensor, k: torch.Tensor) -> MaskView:
         """The attention mask as methods see it.

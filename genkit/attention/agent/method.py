@@ -97,7 +97,7 @@ def _destinations(grid: tuple[int, int], cell: int, seed: int | None) -> Destina
 
 
 def downsample(site: Site) -> int:
-    """Latent places per side of a token, as AgentSD estimates it: 1 at the model's finest grid, 2, 4, ... below."""
+    """Places of the finest grid per side of a token, as AgentSD estimates it: 1 at that grid, 2, 4, ... below."""
     finest = site.layout.grid if site.finest is None else site.finest
     return math.ceil(math.sqrt(math.prod(finest) // site.layout.grid_length))
 
@@ -128,9 +128,9 @@ class Agent(Method):
         ratio: with ``"merge"``, share of tokens merged away.
         agent_ratio: with ``"merge"``, share of tokens merged away to make agents.
         early: with ``"merge"``, share of the steps that use agents; later ones merge by ``ratio`` alone, in cells of 2.
-        max_downsample: with ``"merge"``, the coarsest level of a UNet that is merged, as the number of latent places
-            per side of a token. Published 1: the latents' own resolution only, at any size of the picture. SDXL's
-            finest attention is at 2.
+        max_downsample: with ``"merge"``, the coarsest level of a UNet that is merged, per side of its finest attention.
+            Published 1: the finest only, at any size of the picture, which in Stable Diffusion 1 and 2 is that of the
+            latents.
         min_tokens: with ``"merge"``, sequences shorter than this are left alone.
         seed: with ``"merge"``, choice of the tokens others merge into; -1 = the first of each cell, never random.
         form: ``"free"`` or ``"trained"`` (with ``agents="cells"``).
@@ -153,7 +153,7 @@ class Agent(Method):
     ratio: float = field(default=0.4, metadata={"help": "share of tokens merged"})
     agent_ratio: float = field(default=0.95, metadata={"help": "share of tokens merged to make agents"})
     early: float = field(default=0.4, metadata={"help": "share of the steps with agents"})
-    max_downsample: int = field(default=1, metadata={"help": "coarsest UNet level merged; 1 = the latents' own"})
+    max_downsample: int = field(default=1, metadata={"help": "coarsest UNet level merged; 1 = the finest only"})
     min_tokens: int = field(default=0, metadata={"help": "shortest sequence to merge"})
     seed: int = field(default=0, metadata={"help": "choice of merge destinations; -1 = fixed"})
     form: Literal["free", "trained"] = field(default="free", metadata={"help": "with trained biases and convolution"})
