@@ -35,6 +35,7 @@ class CallState:
         self.forwards = 0
         self.run: int | None = None
         self.run_forwards = 0  # of the latest sampling run
+        self._attended: set[str] = set()  # streams whose tokens are queries of some attention
         self._moment: Moment | None = None
         self._masks: dict[Any, tuple[torch.Tensor, MaskView]] = {}
         self._masks_before: dict[Any, MaskView] = {}
@@ -48,6 +49,8 @@ class CallState:
             self.run_forwards = self.run_forwards + 1 if moment.run == self.run else 1
             self.run = moment.run
         self.streams = self.family.streams(model, given)
+        if not self._attended:
+            self._attended = {found.queries for found in self.family.find_sites(model)}
         self.tiles = {} if self.family.tiles is None else self.family.tiles(model, given)
 
     @property
