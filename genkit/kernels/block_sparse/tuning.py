@@ -21,8 +21,12 @@ from genkit.kernels.block_sparse.impl.triton import backend as triton
 from genkit.kernels.block_sparse.impl.triton import tile_sizes as block_sizes
 from genkit.kernels.block_sparse.impl.triton.tile_sizes import KERNELS, Tile
 from genkit.kernels.plan.block_plan import BlockPlan
+from genkit.reading import read_json
+from genkit.reading.files import MIB, place
 
 FORMAT = "genkit block-sparse tiles 1"
+#: A tuned entry takes about a hundred bytes.
+MOST_BYTES = MIB
 
 _SIZES = ((128, 128), (128, 64), (128, 32), (64, 128), (64, 64), (64, 32), (32, 128), (32, 64), (32, 32))
 
@@ -96,19 +100,17 @@ def load(path: str | Path) -> int:
 
 
 def _read(path: Path) -> list[tuple[str, str, int, str, Tile]]:
+    data = read_json(path, "tuned tiles", most=MOST_BYTES, finite=True)
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
         if data["format"] != FORMAT:
             raise KeyError("format")
         return [
             (e["arch"], e["kernel"], int(e["width"]), e["dtype"], Tile(*(int(n) for n in e["tile"])))
             for e in data["tiles"]
         ]
-    except OSError as error:
-        raise ArtifactError(f"cannot read the tuned tiles {path}: {error.strerror}; write one with tune()") from error
     except (ValueError, KeyError, TypeError) as error:
         raise ArtifactError(
-            f"{path} is not a file of tuned tiles (format {FORMAT!r}); write one with tune()"
+            f"{place(path)} is not a file of tuned tiles (format {FORMAT!r}); write one with tune()"
         ) from error
 
 

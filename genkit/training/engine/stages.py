@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,10 +12,14 @@ from typing import Any
 import torch
 
 from genkit.errors import GenkitError, UsageError
+from genkit.reading import parse_json, read_text
+from genkit.reading.files import MIB, place
 from genkit.training.engine.checkpoint import load_checkpoint
 from genkit.training.engine.loop import LoopConfig, wait_for_all
 
 Options = argparse.Namespace
+#: Bytes of a log; a run of a week writes a few MiB.
+MOST_LOG = 256 * MIB
 
 
 @dataclass(frozen=True)
@@ -134,8 +137,14 @@ class Making:
                 part = load_checkpoint(path)
                 found[name] = {"steps": part["step"], "seconds": round(part["seconds"])}
         log = options.folder / self.main / "log.jsonl"
-        found["last_log"] = json.loads(log.read_text().splitlines()[-1]) if log.exists() else None
+        found["last_log"] = _last_line(log) if log.exists() else None
         return found
+
+
+def _last_line(log: Path) -> Any:
+    """The last entry of a log of JSON lines; None while it has none."""
+    lines = read_text(log, MOST_LOG, "training log").splitlines()
+    return parse_json(lines[-1], f"the last line of {place(log)}") if lines else None
 
 
 def exit_code(work: Callable[[], None]) -> int:

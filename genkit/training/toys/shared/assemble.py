@@ -13,6 +13,7 @@ from torch import nn
 
 from genkit.errors import ArtifactError
 from genkit.models.registry import write_checksums
+from genkit.reading import read_json
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -66,6 +67,6 @@ def write_folder(
 def _forget_paths(folder: Path) -> None:
     """Take out of the parts' configurations where they lay on the machine that made them."""
     for path in folder.rglob("*.json"):
-        config = json.loads(path.read_text())
+        config = read_json(path)
         if isinstance(config, dict) and config.pop("_name_or_path", None) is not None:
             path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
