@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ FLOORS = [
     {"patching"},
     {"pipelines"},
     {"training", "evaluation"},
-    {"cli", "demo", "__main__"},
+    {"cli", "__main__"},
 ]
 LEAVES = {"world", "media", "models"}
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
@@ -213,14 +214,30 @@ def test_every_room_is_in_the_picture():
     assert [room for room in sorted(rooms) if f">{room}<" not in drawn] == []
 
 
+def test_contributors_are_told_every_room_and_its_floor():
+    """The table in ``CONTRIBUTING.md`` and the sentence below it say what this file says."""
+    told = (PACKAGE.parent / "CONTRIBUTING.md").read_text()
+    found = re.findall(r"^\| (\w+) \| `genkit/(\w+)(?:\.py)?` \|", told, re.MULTILINE)
+    rows = {room: floor for floor, room in found}
+    rooms = {room: str(floor + 1) for room, floor in FLOOR.items()}
+    folders = {path.relative_to(PACKAGE).parts[0] for path in PACKAGE.glob("*/**/*") if path.suffix in (".py", ".yaml")}
+    assert rows == rooms | dict.fromkeys(LEAVES, "leaf") | dict.fromkeys(folders - set(FLOOR) - LEAVES, "data")
+    assert len(found) == len(rows)
+    floors, leaves = re.search(r"never up:(.+?)\.\s+(.+?) are leaves", told, re.DOTALL).groups()
+    assert [set(re.findall(r"`(\w+)`", floor)) for floor in floors.split("→")] == FLOORS
+    assert set(re.findall(r"`(\w+)`", leaves)) == LEAVES
+
+
 def test_the_source_is_read_rightly(tmp_path, monkeypatch):
     """The reader of imports sees function-level, relative and typed imports."""
-    source = "from __future__ import annotations\ndef f():\n    from genkit.cli import main\n    import genkit.demo\n"
+    source = (
+        "from __future__ import annotations\ndef f():\n    from genkit.cli import main\n    import genkit.training\n"
+    )
     file = tmp_path / "genkit" / "kernels" / "deep" / "x.py"
     file.parent.mkdir(parents=True)
     file.write_text(source + "from ..other import y\nfrom . import z\nfrom genkit import media\n")
     monkeypatch.setattr(sys.modules[__name__], "PACKAGE", tmp_path / "genkit")
-    assert _rooms(file) == {"cli", "demo", "kernels", "media"}
+    assert _rooms(file) == {"cli", "kernels", "media", "training"}
 
 
 HEAVY = ("torch", "diffusers", "transformers", "triton", "gradio", "accelerate", "peft", "numpy", "imageio", "av")
