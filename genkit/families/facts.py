@@ -71,6 +71,8 @@ class PipelineFacts:
         objective: what is trained.
         lora_targets: regular expression for the whole dotted path of the layers that a LoRA changes by default, as
             peft's ``target_modules`` takes it.
+        needs_input: regular expression for the whole class names of the pipelines that work on a picture, video, mask
+            or sound, though their calls have it as an optional argument; None when the calls' other arguments tell.
         tasks: task of genkit -> regular expression for the pipelines of this family it can drive.
     """
 
@@ -82,6 +84,7 @@ class PipelineFacts:
     text: TextRule | None = None
     objective: Objective | None = None
     lora_targets: str | None = None
+    needs_input: str | None = None
     tasks: Mapping[str, str] = field(default_factory=dict)
 
     def covers(self, class_name: str) -> bool:

@@ -48,6 +48,7 @@ FAMILY = Family(
     time_positions="img_ids (another first coordinate)",
     facts=PipelineFacts(
         pattern="Flux.*",
+        needs_input=r"Flux.*(?:Img2Img|Inpaint|Fill|Kontext|Control).*",
         sizes=packed_image,
         token=packed_image_token,
         codec=scaled("packed"),

@@ -81,6 +81,7 @@ FAMILY = Family(
     time_positions="video_coords",
     facts=PipelineFacts(
         pattern="LTX(?!2).*",
+        needs_input=r"LTXImageToVideo.*",
         fps="24",
         sizes=_sizes,
         token=_token,

@@ -115,6 +115,7 @@ FAMILY = Family(
     time_positions="video_coords",
     facts=PipelineFacts(
         pattern="LTX2.*",
+        needs_input=r"LTX2ImageToVideo.*",
         fps="24",
         sizes=_sizes,
         token=_token,

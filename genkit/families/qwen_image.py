@@ -50,6 +50,7 @@ FAMILY = Family(
     time_positions="img_shapes",
     facts=PipelineFacts(
         pattern="QwenImage.*",
+        needs_input=r"QwenImage(?:Img2Img|Inpaint|Edit|ControlNet).*",
         sizes=packed_image,
         token=packed_image_token,
         codec=standardised("packed"),

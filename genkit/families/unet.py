@@ -75,6 +75,7 @@ FAMILY = Family(
     video=False,
     facts=PipelineFacts(
         pattern="StableDiffusion(?!3).*",
+        needs_input=r".*(?:Img2Img|Depth2Img|Inpaint|Edit|ControlNet|Adapter|Pix2Pix|Upscale).*",
         sizes=_sizes,
         codec=scaled("BCHW"),
         text=TextRule(("encoder_hidden_states",), 77, _states),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from dataclasses import dataclass
 
 from genkit.families.lookup import facts_of
@@ -40,6 +41,10 @@ AUDIO_VIDEO = Kind("audio-video", ("frames", "audio"), ".mp4")
 VIDEO = Kind("video", ("frames",), ".mp4")
 IMAGE = Kind("image", ("images",), ".png")
 
+_INPUTS = re.compile(
+    r"(control_|mask_|pose_|face_|source_|original_|input_|reference_)?(image|images|video|mask|audio)"
+)
+
 # Frames per second for files of pipelines that no record covers.
 DEFAULT_FPS = "16"
 
@@ -70,6 +75,27 @@ def accepted(pipeline_class: type) -> dict[str, inspect.Parameter]:
     parameters = dict(inspect.signature(pipeline_class.__call__).parameters)
     parameters.pop("self", None)
     return parameters
+
+
+def demanded(pipeline_class: type) -> list[str]:
+    """The arguments without which a pipeline cannot do its work: those without a default, and the optional pictures,
+    videos, masks and sounds of one that changes or continues something.
+
+    That it does is said by its family's record, or else seen by the other arguments of its call: how far to change
+    what is given (``strength``), or what to follow (``control_image``, ``control_video``).
+    """
+    arguments = accepted(pipeline_class)
+    facts = facts_of(pipeline_class.__name__)
+    if facts is None or facts.needs_input is None:
+        works_on = any(name == "strength" or name.startswith("control_") for name in arguments)
+    else:
+        works_on = re.fullmatch(facts.needs_input, pipeline_class.__name__) is not None
+    return [
+        name
+        for name, argument in arguments.items()
+        if (argument.default is argument.empty and argument.kind not in (argument.VAR_KEYWORD, argument.VAR_POSITIONAL))
+        or (works_on and _INPUTS.fullmatch(name))
+    ]
 
 
 def kind_of(pipeline_class: type) -> Kind:

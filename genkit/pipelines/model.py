@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -14,17 +13,9 @@ from genkit.families.sizes import ReadConfig, SizeRule
 from genkit.models import Sidecar, check_folder, read_sidecar
 from genkit.models.check import read_index, read_part_config
 from genkit.pipelines.fits import check_fits
-from genkit.pipelines.kinds import Kind, accepted, kind_of, native_fps, size_rule, token_grid
+from genkit.pipelines.kinds import Kind, accepted, demanded, kind_of, native_fps, size_rule, token_grid
 from genkit.pipelines.load import find_class
 
-#: Pipelines that continue or change something, by their class names; it is an optional argument of their calls.
-_TAKES_INPUT = re.compile(
-    r"Img2Img|ImageToVideo|I2V|I2I|VideoToVideo|VideoToWorld|Inpaint|FluxFill|Edit|Kontext|Control|Adapter|Upscale|Depth2Img|"
-    r"Pix2Pix|Refiner|AudioToAudio|Cycle"
-)
-_INPUTS = re.compile(
-    r"(control_|mask_|pose_|face_|source_|original_|input_|reference_)?(image|images|video|mask|audio)"
-)
 _DENOISERS = ("transformer", "unet", "prior", "denoiser")
 
 
@@ -145,16 +136,7 @@ class Model:
         Raises:
             UnsupportedError: an argument without a default, or a picture, video or mask that the class works on.
         """
-        import inspect
-
-        missing = []
-        for name, parameter in self.accepted.items():
-            required = parameter.default is inspect.Parameter.empty and parameter.kind not in (
-                inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL,
-            )  # fmt: skip
-            works_on = _INPUTS.fullmatch(name) and _TAKES_INPUT.search(self.class_name)
-            if name not in given and (required or works_on):
-                missing.append(name)
+        missing = [name for name in demanded(self.pipeline_class) if name not in given]
         if missing:
             raise UnsupportedError(
                 f"{self.class_name} works on {', '.join(missing)}, which genkit {command} cannot give it; take a model "

@@ -1,0 +1,22 @@
+"""Pipelines of families without a record whose calls do not tell that they work on a picture, video or sound."""
+
+from __future__ import annotations
+
+from genkit.families.base import without_attention
+from genkit.families.facts import PipelineFacts
+
+_NAMES = (
+    "BriaFiboEditPipeline",
+    "Cosmos2VideoToWorldPipeline",
+    "CosmosVideoToWorldPipeline",
+    "HunyuanImageRefinerPipeline",
+    "I2VGenXLPipeline",
+    "JoyImageEditPipeline",
+    "JoyImageEditPlusPipeline",
+    "Kandinsky6TI2VAPipeline",
+    "LongCatImageEditPipeline",
+    "StableAudio3AudioToAudioPipeline",
+    "StableAudio3InpaintPipeline",
+    "StableUnCLIPImg2ImgPipeline",
+)
+FAMILY = without_attention("Editors", _NAMES, PipelineFacts(pattern="|".join(_NAMES), needs_input=".*"))
