@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
+from genkit.errors import ArtifactError, escaped, shortened, shown
 from genkit.families.lookup import facts_of
 from genkit.families.sizes import ReadConfig, Size, SizeRule, grid_of
 
@@ -47,6 +50,9 @@ _INPUTS = re.compile(
 
 # Frames per second for files of pipelines that no record covers.
 DEFAULT_FPS = "16"
+# Pixels or frames along one side of what a latent or token stands for; a configuration that asks for more is a slip.
+LARGEST_STEP = 65_536
+Told = TypeVar("Told")
 
 
 def token_grid(class_name: str, config: ReadConfig, frames: int, height: int, width: int) -> Size | None:
@@ -54,14 +60,52 @@ def token_grid(class_name: str, config: ReadConfig, frames: int, height: int, wi
     facts = facts_of(class_name)
     if facts is None or facts.token is None:
         return None
-    return grid_of(facts.token(config), frames, height, width)
+    token = _told(class_name, config, facts.token, lambda told: tuple(told))
+    return grid_of(token, frames, height, width)
 
 
 def size_rule(class_name: str, config: ReadConfig) -> SizeRule | None:
     """The size rule of a pipeline class, or None when only the pipeline itself knows. ``config(part)`` returns a
     part's configuration."""
     facts = facts_of(class_name)
-    return None if facts is None or facts.sizes is None else facts.sizes(config)
+    if facts is None or facts.sizes is None:
+        return None
+    return _told(class_name, config, facts.sizes, lambda told: (told.multiple, told.frames_multiple))
+
+
+def _told(
+    class_name: str, config: ReadConfig, rule: Callable[[ReadConfig], Told], numbers: Callable[[Told], tuple]
+) -> Told:
+    """What a family's rule makes of a model's configurations, which may hold anything.
+
+    Raises:
+        ArtifactError: values that the rule cannot compute with, or that come to no size.
+    """
+    used: dict[str, dict] = {}
+
+    def reader(part: str) -> dict:
+        used[part] = config(part)
+        return used[part]
+
+    try:
+        told = rule(reader)
+        found = numbers(told)
+        why = f"they come to {shown(found)}"
+        right = all(type(each) is int and 1 <= each <= LARGEST_STEP for each in found)
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, MemoryError) as error:
+        right, why = False, f"{type(error).__name__}: {error}"
+    if right:
+        return told
+    values = {
+        f"{part}/{name}": value
+        for part, read in used.items()
+        for name, value in read.items()
+        if name.startswith(("patch_size", "scale_factor", "spatial_", "temporal_", "block_out"))
+    }
+    raise ArtifactError(
+        f"the configurations tell no sizes for {class_name}: got {shown(values)}, allowed: whole numbers from 1 to "
+        f"{LARGEST_STEP}, or lists of them ({shortened(escaped(why))}); get the folder again"
+    )
 
 
 def native_fps(class_name: str) -> str:

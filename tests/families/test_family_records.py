@@ -14,10 +14,11 @@ import pytest
 import tiny
 import torch
 
-from genkit.errors import UsageError
+from genkit.errors import ArtifactError, UsageError
 from genkit.families.codec import scaled, standardised
 from genkit.families.facts import EPSILON, FLOW, VELOCITY, Objective
 from genkit.families.lookup import _all, able, can, facts_of, family_of, records
+from genkit.pipelines.kinds import size_rule, token_grid
 
 PACKAGE = Path(__file__).parents[2] / "genkit"
 
@@ -245,3 +246,25 @@ def test_no_table_by_class_name_outside_the_records():
 )  # fmt: skip
 def test_tables_by_class_name_are_found(source):
     assert len(_class_names(source, _known_words())) == 1
+
+
+SIZE_KEYS = (
+    "patch_size", "patch_size_t", "scale_factor_spatial", "scale_factor_temporal", "spatial_compression_ratio",
+    "temporal_compression_ratio", "block_out_channels",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("family", [family.name for family in _all() if family.pipelines])
+def test_sizes_of_configurations_that_hold_anything_are_numbers_or_refused(family):
+    (pipeline, *_) = next(each.pipelines for each in _all() if each.name == family)
+    refused = 0
+    for key in SIZE_KEYS:
+        for value in ("many", -2, 1.5, {}, {"a": 1}, [], [None], [[1]], [2, "x", 2], [-2, 2, 2], 10**30, 1e308):
+            for ask in (size_rule, lambda *told: token_grid(*told, 5, 64, 64)):
+                try:
+                    ask(pipeline, lambda part, key=key, value=value: {key: value})
+                except ArtifactError as error:
+                    assert pipeline in str(error) and key in str(error)
+                    refused += 1
+    if family in ("Wan", "HunyuanVideo", "CogVideoX", "LTX", "LTX-2", "Mochi", "Kandinsky 5", "Flux"):
+        assert refused > 10
