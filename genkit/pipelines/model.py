@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
+import operator
+import types
+import typing
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, reduce
 from pathlib import Path
 from typing import Any
 
-from genkit.errors import ArtifactError, UnsupportedError, UsageError
+from genkit.errors import ArtifactError, UnsupportedError, UsageError, explain
 from genkit.families.sizes import ReadConfig, SizeRule
 from genkit.models import Sidecar, check_folder, read_sidecar
 from genkit.models.check import read_index, read_part_config
 from genkit.pipelines.fits import check_fits
 from genkit.pipelines.kinds import Kind, accepted, demanded, kind_of, native_fps, size_rule, token_grid
 from genkit.pipelines.load import find_class
+from genkit.reading.files import place
+from genkit.schema import read
 
 _DENOISERS = ("transformer", "unet", "prior", "denoiser")
 
@@ -54,7 +60,9 @@ class Model:
             for part, entry in index.items()
             if isinstance(entry, list) and len(entry) == 2 and None not in entry
         }
-        return cls(name, folder, found, kind_of(found), read_sidecar(folder), parts)
+        sidecar = read_sidecar(folder)
+        _check_call(sidecar, accepted(found), found.__name__)
+        return cls(name, folder, found, kind_of(found), sidecar, parts)
 
     @property
     def class_name(self) -> str:
@@ -185,6 +193,35 @@ class Model:
                 "leave it out"
             )
         return name
+
+
+def _check_call(sidecar: Sidecar, known: dict[str, inspect.Parameter], class_name: str) -> None:
+    """Refuse arguments in ``genkit.json`` that the pipeline's call does not have, or not with such a value."""
+    for name, value in sidecar.call.items():
+        what = f"{place(sidecar.source)}, call.{name}"
+        if name not in known:
+            raise ArtifactError(explain(what, value, f"arguments that the call of {class_name} has; leave it out"))
+        hint = _plain(known[name].annotation)
+        if hint is None and value is not None:
+            raise ArtifactError(explain(what, value, f"null; {class_name} takes nothing there that a file can hold"))
+        if hint is not None and value is not None:
+            read(hint, value, what, ArtifactError)
+
+
+def _plain(hint: Any) -> Any:
+    """The part of an annotation that values of a file can have; None when there is no such part."""
+    if hint is inspect.Parameter.empty:
+        return Any
+    union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    parts = [each for each in (typing.get_args(hint) if union else (hint,)) if _is_plain(each)]
+    return reduce(operator.or_, parts) if parts else None
+
+
+def _is_plain(hint: Any) -> bool:
+    if hint in (bool, int, float, str, Any):
+        return True
+    inside = [each for each in typing.get_args(hint) if each is not Ellipsis]
+    return typing.get_origin(hint) in (list, tuple, dict) and all(_plain(each) is not None for each in inside)
 
 
 def configs_of(folder: Path) -> ReadConfig:

@@ -84,6 +84,16 @@ def test_values_of_a_models_file_of_any_kind(refused, tiny_wan, tmp_path):
         (copy / name).write_text(before)
 
 
+@pytest.mark.parametrize(
+    "call",
+    [{"height": "x"}, {"attention_kwargs": 3}, {"num_videos_per_prompt": [1]}, {"prompt_embeds": [1.0]}, {"wrong": 1}],
+)
+def test_arguments_of_a_models_call_that_the_pipeline_cannot_take(refused, tiny_wan, tmp_path, call):
+    copy = shutil.copytree(tiny_wan, tmp_path / "model")
+    (copy / "genkit.json").write_text(json.dumps({"call": call}))
+    assert f"genkit.json, call.{next(iter(call))}: got " in refused("generate", "a", "-m", copy, "--dry-run", ok=(1,))
+
+
 def record(**changes):
     return {
         "genkit": "0.1.0",
