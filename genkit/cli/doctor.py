@@ -38,8 +38,7 @@ class Finding:
 
 
 def doctor(json: Json = False) -> None:
-    """Report versions, processors, kernels' backends, codecs and shipped models; exit code 1 when something needed is
-    broken."""
+    """Report versions, processors, kernels' backends, codecs and shipped models; 1 when something needed is broken."""
     sections: tuple[Callable[[], list[Finding]], ...] = (packages, processors, backends, codecs, models)
     findings = [finding for section in sections for finding in section()]
     broken = [finding for finding in findings if finding.state == "broken"]

@@ -22,7 +22,7 @@ from genkit.errors import GenkitError
 app = typer.Typer(
     name="genkit",
     help="Better attention for Hugging Face Diffusers pipelines.",
-    epilog="Exit codes: 0 done, 2 wrong usage, 1 failed. "
+    epilog="Exit codes: 0 done, 2 wrong usage, 1 failed, 130 interrupted. "
     "Add --debug to any command for the traceback of an unexpected error.",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},

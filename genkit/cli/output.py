@@ -95,30 +95,54 @@ def print_json(result: Any) -> None:
 
 
 def print_table(columns: list[str], rows: Iterable[Iterable[object]]) -> None:
-    """A plain table on standard output; full width when it is no terminal, so that other programs can read it."""
+    """A plain table on standard output; full width when it is no terminal, so that other programs can read it.
+
+    On a terminal nothing is cut off: cells wrap, and columns whose words do not fit beside the others follow in a
+    further table that repeats the first column.
+    """
     from rich import box
     from rich.console import Console
-    from rich.table import Table
+    from rich.markup import escape
+    from rich.table import Column, Table
 
     class Output(Console):
         def on_broken_pipe(self) -> None:
             raise BrokenPipeError
 
-    table = Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False)
-    for row in rows:
-        table.add_row(*(_escape(cell) for cell in row))
+    cells = [[_shown(cell) for cell in row] for row in rows]
     console = Output()
     if not console.is_terminal:
         console.width = 10_000
-        table.expand = False
-    with written():
-        console.print(table, soft_wrap=False)
+    for group in _side_by_side(columns, cells, console.width):
+        heads = [Column(columns[index], width=width, overflow="fold") for index, width in group.items()]
+        table = Table(*heads, box=box.SIMPLE_HEAD, pad_edge=False)
+        for row in cells:
+            table.add_row(*(escape(row[index]) for index in group))
+        with written():
+            console.print(table, soft_wrap=False)
 
 
-def _escape(cell: object) -> str:
-    from rich.markup import escape
+def _side_by_side(columns: list[str], cells: list[list[str]], width: int) -> list[dict[int, int]]:
+    """The columns of each table of at most ``width`` characters, with the width of each: always the first column,
+    whole, and at least one other, no narrower than its longest word."""
+    texts = [[column, *(row[index] for row in cells)] for index, column in enumerate(columns)]
+    whole = [max(map(len, text)) for text in texts]
+    words = [max((len(word) for text in column for word in text.split()), default=1) for column in texts]
+    groups = [{0: whole[0]}]
+    for index in range(1, len(columns)):
+        beside = 3 * len(groups[-1]) + 2  # spaces between the columns and at the edges
+        if len(groups[-1]) > 1 and sum(groups[-1].values()) + words[index] + beside > width:
+            groups.append({0: whole[0]})
+        groups[-1][index] = words[index]
+    for group in groups:
+        room = min(width - 3 * len(group) + 1, sum(whole[index] for index in group))
+        while sum(group.values()) < room:  # to the column that is shortest of its needs
+            group[max(group, key=lambda index: whole[index] / max(group[index], 1))] += 1
+    return groups
 
-    return escape("-" if cell is None or cell == "" else escaped(str(cell)))
+
+def _shown(cell: object) -> str:
+    return "-" if cell is None or cell == "" else escaped(str(cell))
 
 
 def quiet_libraries() -> None:

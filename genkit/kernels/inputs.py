@@ -21,7 +21,7 @@ def triton_refuses(x: Tensor, dtypes: Collection[torch.dtype], max_dim: int) -> 
     try:
         import triton
     except ImportError:
-        return "the triton package is not installed (pip install 'genkit[triton]')"
+        return "the triton package is not installed (pip install triton)"
     if x.dtype not in dtypes:
         return f"dtype {x.dtype} is not one of {', '.join(str(d) for d in dtypes)}"
     if x.shape[-1] > max_dim:

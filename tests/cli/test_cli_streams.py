@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 
 from genkit import __version__
 from genkit.cli.main import main
+from genkit.cli.output import print_table
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -148,3 +150,23 @@ def test_ctrl_c_ends_promptly_in_one_line(case):
         running.kill()
     assert (running.returncode, errors) == (130, "genkit: error: interrupted\n")
     assert time.monotonic() - began < 20
+
+
+@pytest.mark.parametrize("width", [50, 80, 120, 300])
+def test_tables_on_a_terminal_keep_every_word_and_its_width(width, monkeypatch, capsys):
+    """Columns that do not fit beside the others follow below, each time with the names."""
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich then takes any output for a terminal
+    monkeypatch.setenv("COLUMNS", str(width))
+    columns = ["name", *(f"family{index}" for index in range(9)), "description"]
+    names = ["sliding_window (dual=true)", "hunyuan-video-radial-long"]
+    rows = [[name, *("audio_to_video", "self + cross", None) * 3, "as told by the authors " * 4] for name in names]
+    print_table(columns, rows)
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out).splitlines()
+    shown = [line.split() for line in lines]
+    assert max(map(len, lines)) <= width and not any("\N{HORIZONTAL ELLIPSIS}" in line for line in lines)
+    heads = [words for words in shown if "name" in words]
+    assert [head for words in heads for head in words if head != "name"] == columns[1:]
+    assert all(sum(line.startswith(f" {name} ") for line in lines) == len(heads) for name in names)
+    assert (len(heads) == 1) == (width == 300)
+    for word, times in (("audio_to_video", 6), ("cross", 6), ("-", 6), ("authors", 8)):
+        assert sum(words.count(word) for words in shown) == times
