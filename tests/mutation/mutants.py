@@ -30,12 +30,12 @@ class Mutant:
     node: ast.AST
     apply: Callable[[ast.AST], object]
 
-    def source(self) -> str:
-        """The whole file, changed. The node is found again in a copy by its place in the walk."""
+    def changed(self) -> ast.Module:
+        """The whole file, changed, lines as they were. The node is found again in a copy by its place in the walk."""
         place = next(index for index, other in enumerate(ast.walk(self.tree)) if other is self.node)
         changed = copy.deepcopy(self.tree)
         self.apply(next(other for index, other in enumerate(ast.walk(changed)) if index == place))
-        return ast.unparse(ast.fix_missing_locations(changed))
+        return ast.fix_missing_locations(changed)
 
 
 def mutants(path: Path) -> Iterator[Mutant]:

@@ -1,21 +1,24 @@
 """Which changed lines does no test notice? ``python -m tests.mutation.sweep --count 100``
 
-Two steps, both in forked children of one process that has imported torch and Diffusers once:
+Tests are collected once; all the rest happens in forked children of that process, which therefore start at once:
 
-1. record: every test file of the rooms runs once; for each test, the functions that it calls and its time. Kept in
-   ``--record FILE`` and not repeated while the file is there.
-2. mutate: a seeded sample of single-token changes. For each one the quickest tests that call the changed function run,
-   until one fails (killed), ``--seconds`` of processor time are used up, or all passed (survived).
+1. record: every test file runs once; for each test, the functions that it calls and its time. Kept in ``--record FILE``
+   and not repeated for files that are in there.
+2. mutate: a seeded sample of single-token changes in functions that a recorded test calls within ``--seconds`` of
+   processor time. For each one the quickest of these tests run, as many as fit that time, until one fails (killed) or
+   all passed (survived).
 
-Survivors are printed with their line and change. Nothing is written to the source: the changed module is imported from
-memory.
+Survivors are printed with their line and change. Nothing is written to the source: the changed code takes the place of
+the function's own in memory, and functions that remember results forget them. What a module works out while it is
+imported is therefore not judged.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.abc
-import importlib.util
+import functools
+import gc
+import importlib
 import json
 import os
 import random
@@ -24,16 +27,21 @@ import signal
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import CodeType, FunctionType
 
 from tests.mutation.mutants import Mutant, mutants
 
 ROOT = Path(__file__).resolve().parents[2]
 ROOMS = ("patching", "attention", "pipelines")
-KILLED, SURVIVED, SLOW, UNTESTED = "killed", "survived", "timeout", "untested"
+#: What tests import while they run. It is imported before mutants are judged, so that not every child does it again.
+LIBRARIES = ("diffusers", "transformers", "genkit")
+KILLED, SURVIVED, SLOW, UNCHANGED = "killed", "survived", "timeout", "not changed"
+FOUND = {0: SURVIVED, 1: KILLED, 2: UNCHANGED}
 
 
-def child(work, seconds: float) -> tuple[int, bool]:
+def child(work: Callable[[], int], seconds: float) -> tuple[int, bool]:
     """Run ``work()`` in a forked child; (its exit code, whether the limit of processor seconds ended it)."""
     number = os.fork()
     if number == 0:
@@ -52,80 +60,70 @@ def child(work, seconds: float) -> tuple[int, bool]:
     return os.WEXITSTATUS(status), False
 
 
-class Recorder:
-    """A pytest plug-in: the package's functions that every test calls, and its processor time."""
+def run(item, nextitem) -> bool:
+    """Whether a test passes."""
+    from _pytest.runner import runtestprotocol
 
-    def __init__(self, file: Path):
-        self.file = file
-        self.setup: set[str] = set()
+    return all(report.passed for report in runtestprotocol(item, nextitem=nextitem, log=False))
 
-    def pytest_runtest_protocol(self, item, nextitem):
+
+def record(file: Path, items: list) -> int:
+    """What every test calls of the package, what it imports and its time; a line of JSON per test that passes."""
+    package = str(ROOT / "genkit")
+    known = set(sys.modules)
+    for item, following in zip(items, [*items[1:], None], strict=True):
         called: set[str] = set()
-        package = str(ROOT / "genkit")
 
-        def trace(frame, event, _):
+        def trace(frame, event, _, called=called):
             code = frame.f_code
             if code.co_filename.startswith(package):
                 called.add(f"{os.path.relpath(code.co_filename, ROOT)}::{code.co_qualname}")
 
-        from _pytest.runner import runtestprotocol
-
         begun = time.process_time()
         sys.settrace(trace)
         try:
-            reports = runtestprotocol(item, nextitem=nextitem)
+            passed = run(item, following)
         finally:
             sys.settrace(None)
-        spent = time.process_time() - begun
-        passed = all(report.passed for report in reports)
         if passed:
-            row = {"test": item.nodeid, "seconds": spent, "calls": sorted(called)}
-            with open(self.file, "a") as file:
-                file.write(json.dumps(row) + "\n")
-        return True
+            row = {"test": item.nodeid, "seconds": time.process_time() - begun, "calls": sorted(called)}
+            row["modules"] = sorted(name for name in sys.modules.keys() - known if name.split(".")[0] in LIBRARIES)
+            known.update(sys.modules)
+            with open(file, "a") as lines:
+                lines.write(json.dumps(row) + "\n")
+    return 0
 
 
-def record(file: Path, rooms: list[str]) -> None:
-    """Step 1 for every test file of the rooms that is not in ``file`` yet."""
-    import pytest
+def codes(code: CodeType) -> Iterator[CodeType]:
+    """A code object and all within it."""
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from codes(constant)
 
-    known = {json.loads(line)["test"].split("::")[0] for line in file.open()} if file.exists() else set()
-    for test in sorted(path for room in rooms for path in (ROOT / "tests" / room).rglob("test_*.py")):
-        name = str(test.relative_to(ROOT))
-        if name in known:
+
+def put_in(mutant: Mutant) -> bool:
+    """Give the function in memory the changed code; False where there is none or it closes over other names."""
+    path = str(mutant.path)
+    module = compile(mutant.changed(), path, "exec", dont_inherit=True)
+    new = {
+        (each.co_qualname, each.co_firstlineno): each for each in codes(module) if each.co_qualname == mutant.function
+    }
+    done = False
+    for each in gc.get_objects():
+        if isinstance(each, functools._lru_cache_wrapper) and (each.__module__ or "").startswith("genkit"):
+            each.cache_clear()
+        if not isinstance(each, FunctionType) or each.__code__.co_filename != path:
             continue
-        arguments = ["-q", "-p", "no:cacheprovider", name]
-        child(lambda arguments=arguments: pytest.main(arguments, plugins=[Recorder(file)]), 900)
-        print(f"recorded {name}", flush=True)
-
-
-class FromMemory(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
-    """Imports one module from changed source."""
-
-    def __init__(self, mutant: Mutant):
-        parts = mutant.path.relative_to(ROOT).with_suffix("").parts
-        self.package = parts[-1] == "__init__"
-        self.name = ".".join(parts[:-1] if self.package else parts)
-        self.mutant = mutant
-
-    def find_spec(self, name, path=None, target=None):
-        if name != self.name:
-            return None
-        return importlib.util.spec_from_file_location(
-            name,
-            self.mutant.path,
-            loader=self,
-            submodule_search_locations=[str(self.mutant.path.parent)] if self.package else None,
-        )
-
-    def get_source(self, name):
-        return self.mutant.source()
-
-    def is_package(self, name):
-        return self.package
-
-    def exec_module(self, module):
-        exec(compile(self.mutant.source(), str(self.mutant.path), "exec"), module.__dict__)
+        code = new.get((each.__code__.co_qualname, each.__code__.co_firstlineno))
+        lines = [line for *_, line in each.__code__.co_lines() if line is not None]
+        # Of a property's getter and setter, which share a name, only the one that holds the line.
+        if code is not None and min(lines) <= mutant.line <= max(lines):
+            if len(code.co_freevars) != len(each.__code__.co_freevars):
+                return False
+            each.__code__ = code
+            done = True
+    return done
 
 
 def tests_of(mutant: Mutant, rows: list[dict], seconds: float) -> list[str]:
@@ -141,65 +139,91 @@ def tests_of(mutant: Mutant, rows: list[dict], seconds: float) -> list[str]:
         seen[file] += 1
     chosen, total = [], 0.0
     for _, spent, test in sorted(ranked):
-        if chosen and total + spent > seconds:
+        if total + spent > seconds:
             continue
         chosen.append(test)
         total += spent
     return chosen
 
 
-def judge(mutant: Mutant, rows: list[dict], seconds: float) -> str:
+def judge(mutant: Mutant, items: dict, tests: list[str], seconds: float) -> str:
     """Step 2 for one mutant."""
-    import pytest
-
-    tests = tests_of(mutant, rows, seconds)
-    if not tests:
-        return UNTESTED
 
     def work() -> int:
-        sys.meta_path.insert(0, FromMemory(mutant))
-        return pytest.main(["-q", "-x", "-p", "no:cacheprovider", "--no-header", *tests])
+        if not put_in(mutant):
+            return 2
+        for test, following in zip(tests, [*tests[1:], None], strict=True):
+            if not run(items[test], following and items[following]):
+                return 1
+        return 0
 
-    code, limited = child(work, 6 * seconds + 30)
-    if limited:
-        return SLOW
-    return SURVIVED if code == 0 else KILLED
+    code, limited = child(work, 3 * seconds + 10)
+    return SLOW if limited else FOUND.get(code, KILLED)
+
+
+class Sweep:
+    """A pytest plug-in that takes the place of the loop over the collected tests."""
+
+    def __init__(self, options: argparse.Namespace):
+        self.options = options
+        self.found: Counter = Counter()
+
+    def pytest_runtestloop(self, session) -> bool:
+        options = self.options
+        items = {item.nodeid: item for item in session.items}
+        files: dict[str, list] = {}
+        for item in session.items:
+            files.setdefault(item.nodeid.split("::")[0], []).append(item)
+        file = options.record
+        known = {json.loads(line)["test"].split("::")[0] for line in file.open()} if file.exists() else set()
+        for name in files.keys() - known:
+            child(lambda name=name: record(file, files[name]), options.record_seconds)
+            print(f"recorded {name}", flush=True)
+        rows = [row for row in map(json.loads, file.open()) if row["test"] in items]
+        for name in dict.fromkeys(name for row in rows for name in row["modules"]):
+            importlib.import_module(name)
+        for room in options.rooms:
+            self.sweep(room, rows, items)
+        return True
+
+    def sweep(self, room: str, rows: list[dict], items: dict) -> None:
+        options = self.options
+        everything = [each for path in sorted((ROOT / "genkit" / room).rglob("*.py")) for each in mutants(path)]
+        able = [each for each in everything if tests_of(each, rows, options.seconds)]
+        sample = random.Random(options.seed).sample(able, min(options.count, len(able)))
+        print(f"{room}: {len(everything)} mutants, {len(able)} in tested functions, {len(sample)} taken", flush=True)
+        for number, mutant in enumerate(sample):
+            where = f"{mutant.path.relative_to(ROOT)}:{mutant.line} {mutant.function}: {mutant.change}"
+            if options.only and not any(part in where for part in options.only):
+                continue
+            importlib.import_module(".".join(mutant.path.relative_to(ROOT).with_suffix("").parts))
+            tests = tests_of(mutant, rows, options.seconds)
+            verdict = judge(mutant, items, tests, options.seconds)
+            self.found[room, verdict] += 1
+            print(f"{number:4d} {verdict:11s} {where} ({len(tests)} tests)", flush=True)
+        print({key: count for key, count in self.found.items() if key[0] == room}, flush=True)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=100, help="mutants in the sample (default 100)")
+    parser.add_argument("--count", type=int, default=40, help="mutants of each room (default 40)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--seconds", type=float, default=15, help="processor time of a mutant's tests (default 15)")
     parser.add_argument("--record", type=Path, default=Path("build/mutation.jsonl"))
+    parser.add_argument("--record-seconds", type=float, default=900, help="processor time to record a test file")
     parser.add_argument("--rooms", nargs="+", default=list(ROOMS))
-    parser.add_argument("--part", default="0/1", help="this process takes every n-th mutant: 0/2, 1/2")
+    parser.add_argument("--tests", nargs="+", help="test files or folders (default: the rooms' own)")
+    parser.add_argument("--only", nargs="+", help="of the sample, those whose printed line holds one of these texts")
     options = parser.parse_args()
     os.chdir(ROOT)
-    # Imported once, shared by all children. genkit is not: each child imports its own.
-    import diffusers  # noqa: F401
+    import pytest
     import torch
-    import transformers  # noqa: F401
 
     torch.set_num_threads(1)
     options.record.parent.mkdir(parents=True, exist_ok=True)
-    record(options.record, options.rooms)
-    rows = [json.loads(line) for line in options.record.open()]
-    files = sorted(path for room in options.rooms for path in (ROOT / "genkit" / room).rglob("*.py"))
-    everything = [mutant for path in files for mutant in mutants(path)]
-    sample = random.Random(options.seed).sample(everything, min(options.count, len(everything)))
-    print(f"{len(everything)} mutants, {len(sample)} in the sample", flush=True)
-    part, parts = map(int, options.part.split("/"))
-    found: Counter = Counter()
-    for number, mutant in enumerate(sample):
-        if number % parts != part:
-            continue
-        verdict = judge(mutant, rows, options.seconds)
-        found[verdict] += 1
-        where = f"{mutant.path.relative_to(ROOT)}:{mutant.line} {mutant.function}: {mutant.change}"
-        print(f"{number:4d} {verdict:9s} {where}", flush=True)
-    print(dict(found))
-    return 0
+    tests = options.tests or [f"tests/{room}" for room in options.rooms]
+    # Without capture: what children print is dropped, what this process prints is the result.
+    return pytest.main(["-q", "-s", "-p", "no:cacheprovider", "-p", "no:xdist", *tests], plugins=[Sweep(options)])
 
 
 if __name__ == "__main__":
