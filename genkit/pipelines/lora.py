@@ -1,6 +1,7 @@
 """LoRA files: what is in them, which modules of a pipeline they fit, and loading them whole or, when asked, in part.
 
-Diffusers drops what does not fit without an error. Here every module of a file is matched with the pipeline first.
+Diffusers drops what does not fit without an error. Here every module of a file is matched with the pipeline first: with
+its outline before weights are read, and with the pipeline itself when the file is loaded.
 """
 
 from __future__ import annotations
@@ -164,17 +165,38 @@ def apply_loras(pipeline: Any, loras: Sequence[Lora | str], partial: bool = Fals
     return told
 
 
-def _load(pipeline: Any, lora: Lora, name: str, partial: bool, told: list[str]) -> None:
+def match_loras(outline: Any, loras: Sequence[Lora], partial: bool = False) -> list[str]:
+    """Match LoRA files with a model whose weights are not read; nothing is loaded into it.
+
+    Args:
+        outline: the model's parts without values, see :attr:`genkit.pipelines.model.Model.lora_outline`.
+        loras, partial: as for :func:`apply_loras`, which returns and raises the same.
+    """
+    told: list[str] = []
+    for lora in loras:
+        _matched(outline, lora, partial, told)
+    return told
+
+
+def _matched(
+    pipeline: Any, lora: Lora, partial: bool, told: list[str]
+) -> list[tuple[str, dict[tuple[str, str], _Pair], bool]]:
+    """What of a file goes where: (part, pairs, whether Diffusers reads the file itself the same way)."""
     from safetensors import safe_open
     from safetensors.torch import load_file
 
     with safe_open(lora.path, "pt") as stream:
         facts = stream.metadata() or {}
-    raw = load_file(lora.path)
-    held = _read_file(pipeline, lora, raw, facts)
+    held = _read_file(pipeline, lora, load_file(lora.path), facts)
+    found = []
     for part, pairs in _targets(pipeline, lora, held, told).items():
         used = _fitting(pipeline, lora, part, pairs, partial, told)
-        same = held.plain and len(used) == len(pairs) == len(held.pairs)
+        found.append((part, used, held.plain and len(used) == len(pairs) == len(held.pairs)))
+    return found
+
+
+def _load(pipeline: Any, lora: Lora, name: str, partial: bool, told: list[str]) -> None:
+    for part, used, same in _matched(pipeline, lora, partial, told):
         if same:
             given: Any = str(lora.path.parent)
             more = {"weight_name": lora.path.name, "local_files_only": True}
@@ -418,11 +440,10 @@ def _fitting(
 
 
 def _why_unfit(pipeline: Any, part: str, module: str, pair: _Pair) -> str | None:
-    model = getattr(pipeline, part, None)
-    if model is None:
-        return f"the pipeline has no {part}"
+    if part not in _parts(pipeline):
+        return f"the pipeline has no {part} that takes LoRA"
     try:
-        found = model.get_submodule(module)
+        found = getattr(pipeline, part).get_submodule(module)
     except AttributeError:
         return "the model has no such module"
     weight = getattr(getattr(found, "base_layer", found), "weight", None)

@@ -117,22 +117,58 @@ class Model:
         Raises:
             ArtifactError: a configuration that its class refuses.
         """
-        from accelerate import init_empty_weights
-
         components = {}
         for part in self.parts:
             kind = self.part_class(part)
-            if kind is None or not part.startswith(_DENOISERS) or not hasattr(kind, "from_config"):
-                continue
-            try:
-                with init_empty_weights():
-                    components[part] = kind.from_config(self.config(part)).eval()
-            except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError, RuntimeError) as error:
-                reason = str(error).strip().splitlines() or [type(error).__name__]
-                raise ArtifactError(
-                    f"{self.folder / part / 'config.json'} makes no {kind.__name__}: {reason[0]}"
-                ) from error
+            if kind is not None and part.startswith(_DENOISERS) and hasattr(kind, "from_config"):
+                components[part] = self._without_values(part, kind)
         return type(self.class_name, (), {"components": components})()
+
+    @cached_property
+    def lora_outline(self) -> Any:
+        """The parts that take LoRA with all their layers and no values: what a LoRA file is matched with.
+
+        Has these parts and the pipeline's reader of LoRA files as attributes, and a class of its name. None when the
+        class of such a part is neither in Diffusers nor in transformers, so that only the loaded pipeline tells.
+
+        Raises:
+            ArtifactError: a configuration that its class refuses.
+        """
+        import transformers
+        from diffusers import pipelines
+
+        kind = self.pipeline_class
+        found = {
+            "_lora_loadable_modules": kind._lora_loadable_modules,
+            "lora_state_dict": staticmethod(kind.lora_state_dict),
+        }
+        for part in kind._lora_loadable_modules:
+            if part in self.outline.components:
+                found[part] = self.outline.components[part]
+            elif part in self.parts:
+                library, name = self.parts[part]
+                room = transformers if library == "transformers" else getattr(pipelines, library, None)
+                own = self.part_class(part) or getattr(room, name, None)
+                if own is None:
+                    return None
+                found[part] = self._without_values(part, own)
+        return type(self.class_name, (), found)()
+
+    def _without_values(self, part: str, kind: type) -> Any:
+        """A part of a class of Diffusers or transformers on the meta device."""
+        from accelerate import init_empty_weights
+
+        config = self.config(part)
+        try:
+            with init_empty_weights():
+                if hasattr(kind, "from_config"):
+                    return kind.from_config(config).eval()
+                return kind(kind.config_class.from_dict(config)).eval()
+        except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError, RuntimeError) as error:
+            reason = str(error).strip().splitlines() or [type(error).__name__]
+            raise ArtifactError(
+                f"{self.folder / part / 'config.json'} makes no {kind.__name__}: {reason[0]}"
+            ) from error
 
     def check_inputs(self, command: str, given: tuple[str, ...] = ()) -> None:
         """Refuse a pipeline that works on something which a command cannot give it.

@@ -17,7 +17,7 @@ from genkit.pipelines import guidance
 from genkit.pipelines.attention import Attention
 from genkit.pipelines.kinds import IMAGE
 from genkit.pipelines.load import fetch, resolve_device, resolve_dtype
-from genkit.pipelines.lora import check_lora, parse_lora
+from genkit.pipelines.lora import check_lora, match_loras, parse_lora
 from genkit.pipelines.model import Model
 from genkit.pipelines.outputs import check_format
 from genkit.pipelines.prompts import Prompts, read_prompts, tokenizers_of
@@ -123,6 +123,8 @@ class Draft:
             self.notes.append("--vae-slicing has no effect: outputs are decoded one at a time")
         if self.loras:
             check_lora(self.model.pipeline_class)
+            if self.model.lora_outline is not None:
+                self.notes += match_loras(self.model.lora_outline, self.loras, given.lora_partial)
 
     def set(self, **changes: Any) -> None:
         """Change settings."""

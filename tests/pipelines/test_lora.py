@@ -17,6 +17,8 @@ from tiny_flux import build_tiny_flux  # noqa: E402
 from genkit.errors import ArtifactError, GenkitError, UsageError  # noqa: E402
 from genkit.pipelines.load import load  # noqa: E402
 from genkit.pipelines.lora import apply_loras, parse_lora  # noqa: E402
+from genkit.pipelines.resolve import resolve  # noqa: E402
+from genkit.pipelines.settings import GenerateSettings  # noqa: E402
 
 RANK = 2
 
@@ -184,6 +186,65 @@ def test_a_file_of_which_nothing_fits_is_refused_in_any_case(tiny_wan, tmp_path)
     for partial in (False, True):
         with pytest.raises(ArtifactError, match="used 0 of .*made for another model"):
             apply_loras(pipeline, [str(tmp_path / "l.safetensors")], partial)
+
+
+@pytest.mark.parametrize("case", range(4))
+def test_a_dry_run_tells_what_loading_tells(tiny_wan, tmp_path, monkeypatch, capsys, case):
+    """Files that fit in part: the same line before weights are read and when the file is loaded."""
+    from diffusers import DiffusionPipeline
+
+    from genkit.cli.main import main
+
+    path = tmp_path / "l.safetensors"
+    pipeline = load(tiny_wan)
+    tensors, used, count = list(unfit(pairs(pipeline.transformer)))[case]
+    save_file(tensors, path)
+    with pytest.raises(ArtifactError, match=f"used {used} of {count} modules") as caught:
+        apply_loras(pipeline, [str(path)])
+    (line,) = apply_loras(pipeline, [str(path)], partial=True)
+    monkeypatch.setattr(DiffusionPipeline, "from_pretrained", lambda *args, **more: pytest.fail("weights were read"))
+    command = ["generate", "a red circle", "--dry-run", "--model", str(tiny_wan), "--lora", str(path)]
+    assert main(command) == 1
+    assert str(caught.value) in capsys.readouterr().err
+    assert main([*command, "--lora-partial"]) == 0
+    assert line in "".join(capsys.readouterr())
+
+
+@pytest.mark.parametrize("case", range(4, 11))
+def test_a_dry_run_tells_every_fault_of_a_file(tiny_wan, tmp_path, case):
+    path = tmp_path / "l.safetensors"
+    tensors, told = list(faults(pairs(load(tiny_wan).transformer)))[case]
+    save_file(tensors, path)
+    with pytest.raises(GenkitError, match=told):
+        resolve(GenerateSettings(prompt="a red circle", model=str(tiny_wan), lora=(str(path),)))
+
+
+def test_a_dry_run_refuses_a_file_of_another_model(tiny_wan, tiny_sd, tiny_flux, tmp_path):
+    """Text encoders are matched too; what fits passes without a word."""
+    path = tmp_path / "l.safetensors"
+    tiny_models = {"wan": tiny_wan, "sd": tiny_sd, "flux": tiny_flux}
+    made = {}
+    for name, folder in tiny_models.items():
+        pipeline = load(folder)
+        part = "unet" if name == "sd" else "transformer"
+        made[name] = peft(pairs(getattr(pipeline, part)), f"{part}.")
+        if name == "sd":
+            text = {
+                module.removeprefix("text_model."): layer
+                for module, layer in pipeline.text_encoder.named_modules()
+                if module.endswith("q_proj")
+            }
+            prefix = "text_encoder.text_model." if hasattr(pipeline.text_encoder, "text_model") else "text_encoder."
+            made[name] |= peft(pairs(None, modules=text), prefix)
+    for name, folder in tiny_models.items():
+        for other, tensors in made.items():
+            save_file(tensors, path)
+            settings = GenerateSettings(prompt="a red circle", model=str(folder), lora=(str(path),))
+            if name == other:
+                assert not [note for note in resolve(settings).notes if "modules" in note]
+            else:
+                with pytest.raises(ArtifactError, match=r"used \d+ of \d+ modules.*it does not fit"):
+                    resolve(settings)
 
 
 def test_both_experts_get_a_file_and_one_can_be_named(experts, tmp_path):
