@@ -85,12 +85,23 @@ def resolve_device(device: torch.device | str | None) -> torch.device:
         where = torch.device(device)
     except RuntimeError as error:
         raise UsageError(explain("device", str(device), "auto, cpu, cuda, cuda:0, mps, ...")) from error
-    present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not present.get(where.type, True):
+    if not _present(where.type):
         raise UnsupportedError(f"device {device} is not available here; genkit doctor tells why; use --device cpu")
     if where.type == "cuda" and where.index is not None and where.index >= torch.cuda.device_count():
         raise UnsupportedError(explain("device", str(device), f"cuda:0 to cuda:{torch.cuda.device_count() - 1}"))
     return where
+
+
+def _present(kind: str) -> bool:
+    """Whether PyTorch reaches a device of a type here; a device without memory ("meta") computes nothing."""
+    import torch
+
+    if kind == "cpu":
+        return True
+    if kind == "mps":
+        return torch.backends.mps.is_available()
+    module = getattr(torch, kind, None)
+    return bool(hasattr(module, "is_available") and module.is_available())
 
 
 def resolve_dtype(dtype: torch.dtype | str | None, device: torch.device) -> torch.dtype:

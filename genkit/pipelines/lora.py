@@ -214,7 +214,11 @@ def _load(pipeline: Any, lora: Lora, name: str, partial: bool, told: list[str]) 
 def _read_file(pipeline: Any, lora: Lora, raw: dict[str, torch.Tensor], facts: Mapping[str, str]) -> _File:
     """The pairs of a file under the pipeline's own names."""
     held = _File()
-    plain = {_simplified(key): value for key, value in raw.items()}
+    plain: dict[str, torch.Tensor] = {}
+    for key, value in raw.items():
+        if _simplified(key) in plain:
+            raise ArtifactError(_twice(lora, _simplified(key)))
+        plain[_simplified(key)] = value
     if list(plain) != list(raw):
         held.plain = False
     alphas: dict[str, float] = {}
@@ -301,23 +305,30 @@ def _peft_name(part: str, key: str) -> str:
 
 def _add(held: _File, lora: Lora, part: str, key: str, value: torch.Tensor) -> None:
     name = _peft_name(part, key)
-    if name.endswith(".alpha"):
-        held.pairs.setdefault((part, name.removesuffix(".alpha")), _Pair()).alpha = float(value)
-        return
-    if ".lora_magnitude_vector" in name:
-        module = name.partition(".lora_magnitude_vector")[0]
-        held.pairs.setdefault((part, module), _Pair()).magnitude = value
-        return
     found = _KEY.fullmatch(name)
-    if found is None:
+    if name.endswith(".alpha"):
+        module, field = name.removesuffix(".alpha"), "alpha"
+        if value.numel() != 1:
+            raise ArtifactError(
+                f"{place(lora.path)}: the alpha of {_short(f'{part}.{module}')} has shape {tuple(value.shape)}, "
+                "allowed: one number"
+            )
+        value = float(value)
+    elif ".lora_magnitude_vector" in name:
+        module, field = name.partition(".lora_magnitude_vector")[0], "magnitude"
+    elif found is None:
         raise ArtifactError(f"{place(lora.path)} holds {_short(key)}, which is no part of a LoRA")
-    pair = held.pairs.setdefault((part, found["module"]), _Pair())
-    if found["kind"] == "bias":
-        pair.bias = value
-    elif found["half"] in _HALVES["A"]:
-        pair.down = value
     else:
-        pair.up = value
+        down = found["half"] in _HALVES["A"]
+        module, field = found["module"], "bias" if found["kind"] == "bias" else "down" if down else "up"
+    pair = held.pairs.setdefault((part, module), _Pair())
+    if getattr(pair, field) is not None:
+        raise ArtifactError(_twice(lora, f"{part}.{key}"))
+    setattr(pair, field, value)
+
+
+def _twice(lora: Lora, key: str) -> str:
+    return f"{place(lora.path)} holds {_short(key)} twice, under two names; which of them counts is not known"
 
 
 def _check_pair(lora: Lora, part: str, module: str, pair: _Pair) -> None:

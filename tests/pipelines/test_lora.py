@@ -314,11 +314,14 @@ def faults(halves):
     yield whole | {f"{first}.lora_A.weight": torch.ones(3, 32)}, "halves of"
     yield whole | {f"{first}.lora_A.weight": torch.ones(2)}, "halves of"
     yield whole | {f"{first}.strange": torch.ones(2)}, "no part of a LoRA"
+    yield whole | {f"{first}.alpha": torch.ones(3)}, r"has shape \(3,\), allowed: one number"
+    yield whole | {key.removeprefix("transformer."): value + 1 for key, value in whole.items()}, "twice, under two"
+    yield whole | {f"base_model.model.{key}": value + 1 for key, value in whole.items()}, "twice, under two"
     yield {"weight": torch.ones(2)}, "holds no LoRA weights"
     yield {"lora_unet_nothing_known.lora_down.weight": torch.ones(2, 2)}, "lora_A and no lora_B|cannot be translated"
 
 
-@pytest.mark.parametrize("case", range(11))
+@pytest.mark.parametrize("case", range(14))
 def test_faults_of_files_are_one_line_each(tiny_wan, tmp_path, case):
     pipeline = load(tiny_wan)
     tensors, told = list(faults(pairs(pipeline.transformer)))[case]

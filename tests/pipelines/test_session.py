@@ -357,6 +357,12 @@ def test_device_and_dtype_choices():
         resolve_dtype("float64", torch.device("cpu"))
 
 
+@pytest.mark.parametrize("device", ["meta", "xpu", "hpu", "fpga", "vulkan:1"])
+def test_a_device_that_is_not_here_is_told_before_weights_are_read(device):
+    with pytest.raises(UnsupportedError, match="not available here"):
+        resolve_device(device)
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="asks for a GPU that is not there")
 def test_a_missing_gpu_is_told():
     with pytest.raises(UnsupportedError, match="not available here"):

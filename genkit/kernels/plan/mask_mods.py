@@ -47,6 +47,8 @@ def read_blocks(sizes: Sizes, mask_mod: MaskMod, blocks: Tensor) -> Seen:
     words, flags = [], []
     for place in zip(*(part.split(step) for part in where), strict=True):
         b, h, i, j = place
+        if not len(b):  # a split of nothing is one empty piece, and vmap takes none
+            continue
         shown, real = ask(mask_mod, b, h, queries[i], keys[j])
         seen = shown & real
         hides = (seen != real).flatten(1).any(1)

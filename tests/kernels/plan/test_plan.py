@@ -316,3 +316,13 @@ def test_a_plan_moves_between_devices_and_keeps_its_meaning():
     assert moved.device.type == "meta" and moved.rule.k_pos.device.type == "meta"
     assert moved.order is moved.key_order and moved.order.gather.device.type == "meta"
     assert plan.to("cpu") is plan
+
+
+@pytest.mark.parametrize("queries, keys", [(1, 1), (64, 64)])
+@pytest.mark.parametrize("far", [-1000, 1000])
+def test_a_block_mask_without_partial_blocks_is_read_whatever_its_function_computes(queries, keys, far):
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    mask = create_block_mask(lambda b, h, i, j: j <= i + far, 1, 1, queries, keys, device="cpu", BLOCK_SIZE=16)
+    plan = BlockPlan.from_block_mask(mask)
+    assert plan.density().computed == (1 if far > 0 else 0)
