@@ -137,7 +137,7 @@ class Model:
         import transformers
         from diffusers import pipelines
 
-        kind = self.pipeline_class
+        kind: Any = self.pipeline_class
         found = {
             "_lora_loadable_modules": kind._lora_loadable_modules,
             "lora_state_dict": staticmethod(kind.lora_state_dict),
@@ -154,7 +154,7 @@ class Model:
                 found[part] = self._without_values(part, own)
         return type(self.class_name, (), found)()
 
-    def _without_values(self, part: str, kind: type) -> Any:
+    def _without_values(self, part: str, kind: Any) -> Any:
         """A part of a class of Diffusers or transformers on the meta device."""
         from accelerate import init_empty_weights
 
