@@ -128,6 +128,9 @@ def check_output(path: str | Path, *, force: bool = False) -> None:
         found = existing(path)
     except OSError as error:
         raise ArtifactError(f"cannot write {place(path)}: {reason(error)}; choose another --output") from error
+    special = next((name for name in found if name.exists() and not (name.is_file() or name.is_dir())), None)
+    if special is not None:
+        raise UsageError(f"{place(special)} is a device or a pipe, which is never replaced; choose another --output")
     if found and not force:
         raise UsageError(f"{place(found[0])} exists; use --force to replace it, or choose another --output")
     if kind == "folder" and (path.exists() or path.is_symlink()):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -271,3 +272,15 @@ def test_numbered_outputs():
     assert str(media.numbered("s-%d.mp4", 0, 1)) == "s-0.mp4"
     assert str(media.numbered("s-%02d.png", 3, 5, still=True)) == "s-03.png"
     assert str(media.numbered("50%-%02d.gif", 3, 5)) == "50%-03.gif"
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link to a pipe", "link to a device"])
+@pytest.mark.parametrize("name", ["a.mp4", "a.png", "a.png.json"])
+def test_devices_and_pipes_are_never_replaced(tmp_path, name, kind):
+    special, target = tmp_path / name, tmp_path / "pipe"
+    os.mkfifo(special if kind == "pipe" else target)
+    if kind != "pipe":
+        special.symlink_to("/dev/null" if kind == "link to a device" else target)
+    with pytest.raises(UsageError, match="device or a pipe"):
+        media.check_output(tmp_path / name.removesuffix(".json"), force=True)
+    assert special.is_symlink() or special.is_fifo()
