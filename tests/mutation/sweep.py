@@ -189,7 +189,10 @@ class Sweep:
     def sweep(self, room: str, rows: list[dict], items: dict) -> None:
         options = self.options
         everything = [each for path in sorted((ROOT / "genkit" / room).rglob("*.py")) for each in mutants(path)]
-        able = [each for each in everything if tests_of(each, rows, options.seconds)]
+        # Asked once for every function, not for each of its mutants.
+        tests = {(each.path, each.function): each for each in everything}
+        tests = {function: tests_of(each, rows, options.seconds) for function, each in tests.items()}
+        able = [each for each in everything if tests[each.path, each.function]]
         sample = random.Random(options.seed).sample(able, min(options.count, len(able)))
         print(f"{room}: {len(everything)} mutants, {len(able)} in tested functions, {len(sample)} taken", flush=True)
         for number, mutant in enumerate(sample):
@@ -197,10 +200,10 @@ class Sweep:
             if options.only and not any(part in where for part in options.only):
                 continue
             importlib.import_module(".".join(mutant.path.relative_to(ROOT).with_suffix("").parts))
-            tests = tests_of(mutant, rows, options.seconds)
-            verdict = judge(mutant, items, tests, options.seconds)
+            chosen = tests[mutant.path, mutant.function]
+            verdict = judge(mutant, items, chosen, options.seconds)
             self.found[room, verdict] += 1
-            print(f"{number:4d} {verdict:11s} {where} ({len(tests)} tests)", flush=True)
+            print(f"{number:4d} {verdict:11s} {where} ({len(chosen)} tests)", flush=True)
         print({key: count for key, count in self.found.items() if key[0] == room}, flush=True)
 
 

@@ -13,12 +13,14 @@ from genkit.patching import Schedule
 from genkit.pipelines.attention import Attention, _check_branches, parse_schedule, plain
 from genkit.pipelines.fits import _check_numbers
 from genkit.pipelines.kinds import AUDIO_VIDEO, IMAGE, VIDEO
-from genkit.pipelines.load import resolve_device, resolve_dtype
+from genkit.pipelines.load import load, resolve_device, resolve_dtype
+from genkit.pipelines.lora import apply_loras
 from genkit.pipelines.outputs import fit_sound, one_sound, to_frames, to_sound
 from genkit.pipelines.prompts import _fit, _head, _readers, _unknown_to, _unknown_words, _words
 from genkit.pipelines.recipe_match import Match, _default
 from genkit.pipelines.recipes import recipe
 from genkit.pipelines.record import version
+from genkit.pipelines.resolve import Draft
 from genkit.pipelines.session import Session
 from genkit.pipelines.settings import GenerateSettings
 
@@ -317,3 +319,82 @@ def test_a_short_vocabulary_without_an_unknown_token_knows_whole_words_only():
     assert _unknown_to(Tokenizer([*words, "red", *"abc"]), "red cab c1 a") == {"cab"}
     long = [f"a{chr(97 + a)}{chr(97 + b)}{chr(97 + c)}" for a in range(26) for b in range(26) for c in range(6)]
     assert _unknown_to(Tokenizer(long[:3999]), "cab") == {"cab"} and _unknown_to(Tokenizer(long[:4000]), "cab") is None
+
+
+def draft(given, model, advised=None):
+    """A request in the making, without a model's folder."""
+    made = Draft.__new__(Draft)
+    made.given = made.settings = given
+    made.model, made.notes = model, []
+    recipe = SimpleNamespace(name="r", settings=advised or {})
+    made.attention = None if advised is None else SimpleNamespace(recipe=recipe)
+    return made
+
+
+def stand_in(kind=VIDEO, call=None, defaults=None, **accepted):
+    return SimpleNamespace(
+        kind=kind, class_name="XPipeline", fps="24", sidecar=SimpleNamespace(call=call or {}, defaults=defaults or {}),
+        accepted={name: SimpleNamespace(default=value) for name, value in accepted.items()}, config=lambda part: {},
+        shift_name=lambda: "shift", name="x",
+    )  # fmt: skip
+
+
+def test_open_values_come_from_recipe_sidecar_and_pipeline_in_this_order():
+    model = stand_in(call={"height": 7}, defaults={"width": 8}, num_inference_steps=50, height=1, width=2, num_frames=3)
+    made = draft(GenerateSettings(), model, {"steps": 4})
+    made.fill()
+    found = made.settings
+    assert (found.steps, found.height, found.width, found.num_frames, found.fps) == (4, 7, 8, 3, "24")
+    assert made.notes == ["recipe r sets --steps 4"]
+    given = draft(GenerateSettings(steps=9, fps="12"), model, {"steps": 4})
+    given.fill()
+    assert (given.settings.steps, given.settings.fps, given.notes) == (9, "12", [])
+    usual = draft(GenerateSettings(), stand_in(defaults={"fps": 30}, num_inference_steps=50))
+    usual.fill()
+    assert (usual.settings.steps, usual.settings.fps, usual.settings.height) == (50, "30", None)
+
+
+def test_settings_that_a_pipeline_does_not_take_are_refused():
+    with pytest.raises(UsageError, match="--num-frames: XPipeline takes no num_frames"):
+        draft(GenerateSettings(num_frames=5), stand_in(height=1)).fill()
+    picture = draft(GenerateSettings(), stand_in(IMAGE, defaults={"fps": 30}, height=1))
+    picture.fill()
+    assert picture.settings.fps is None
+    with pytest.raises(UsageError, match="makes images"):
+        draft(GenerateSettings(fps="8"), stand_in(IMAGE, height=1)).fill()
+
+
+def test_a_seed_is_drawn_of_32_bits_where_none_is_given(monkeypatch):
+    monkeypatch.setattr("genkit.pipelines.resolve.secrets.randbelow", lambda bound: bound - 1)
+    for given, stored in ((None, 2**32 - 1), (0, 0), (5, 5)):
+        made = draft(GenerateSettings(seed=given), stand_in())
+        made.loras, made.device, made.dtype = (), CPU, torch.bfloat16
+        made._store({})
+        assert (made.settings.seed, made.settings.dtype, made.settings.device) == (stored, "bfloat16", "cpu")
+
+
+def test_weights_of_a_method_are_looked_for_when_the_folder_is_known(monkeypatch):
+    def stop(name):
+        raise LookupError(name)
+
+    monkeypatch.setattr("genkit.pipelines.resolve.locate", stop)
+    with pytest.raises(LookupError):
+        Draft(GenerateSettings(prompt="a", attention="agent", attention_args={"weights": "no-such.safetensors"}))
+    with pytest.raises(UsageError, match="attention method"):
+        Draft(GenerateSettings(prompt="a", attention="agnet"))
+
+
+def test_offloading_needs_a_gpu():
+    with pytest.raises(UnsupportedError, match="the device is the CPU"):
+        load("toy-video", device="cpu", offload="model")
+
+
+def test_lora_files_take_effect_together(monkeypatch):
+    loaded, chosen = [], []
+    monkeypatch.setattr("genkit.pipelines.lora.check_lora", lambda kind: None)
+    monkeypatch.setattr("genkit.pipelines.lora._load", lambda _, lora, name, partial, told: loaded.append((lora, name)))
+    pipeline = SimpleNamespace(set_adapters=lambda names, strengths: chosen.append((names, strengths)))
+    first, second = SimpleNamespace(strength=0.5), SimpleNamespace(strength=2.0)
+    assert apply_loras(pipeline, [first, second]) == []
+    assert loaded == [(first, "lora0"), (second, "lora1")] and chosen == [(["lora0", "lora1"], [0.5, 2.0])]
+    assert apply_loras(None, ()) == []
