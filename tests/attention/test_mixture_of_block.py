@@ -346,3 +346,8 @@ def test_the_authors_schedule():
 def test_wrong_settings_are_refused_with_words(settings, words):
     with pytest.raises(UsageError, match=words):
         MixtureOfBlock(**settings)
+
+
+def test_at_least_one_block_is_kept_and_no_more_than_there_are():
+    assert [MixtureOfBlock(keep=0.01).blocks_kept(count) for count in (1, 7, 250)] == [1, 1, 2]
+    assert [MixtureOfBlock(keep=3).blocks_kept(count) for count in (1, 3, 7)] == [1, 3, 3]

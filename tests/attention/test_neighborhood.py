@@ -18,6 +18,10 @@ def numbers(method, grid):
     return [(w.size, w.stride, w.dilation) for w in method.on(grid).windows]
 
 
+def test_a_small_fraction_of_an_axis_is_one_token():
+    assert numbers(Neighborhood(size=(0.01, 0.26)), (3, 10, 10)) == [(3, 1, 1), (1, 1, 1), (3, 1, 1)]
+
+
 def test_settings_hold_for_all_axes_or_per_axis():
     grid = (6, 10, 12)
     assert numbers(Neighborhood(size=5), grid) == [(5, 1, 1)] * 3

@@ -103,3 +103,12 @@ def test_the_authors_schedule():
 def test_wrong_settings_are_refused_with_words(settings, words):
     with pytest.raises(UsageError, match=words):
         Radial(**settings)
+
+
+def test_the_smallest_and_largest_blocks():
+    for name, low in (("block_size", 8), ("thin_below", 1)):
+        for value in (low, 4096):
+            assert getattr(Radial(**{name: value}), name) == value
+        for value in (low - 1, 4097):
+            with pytest.raises(UsageError, match=name):
+                Radial(**{name: value})

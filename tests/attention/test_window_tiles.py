@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from genkit.attention.tiles import flop_bound, fully_sparse, speed_bound, visited_tiles
+from genkit.attention.tiles import AxisVisits, axis_visits, flop_bound, fully_sparse, speed_bound, visited_tiles
 from genkit.attention.windows import AxisWindow, axis_table
 
 ONE = (1, 1)
@@ -106,3 +106,16 @@ def test_visits_equal_counting_tile_by_tile(window):
         one = (axis_table(AxisWindow(1, 1)),)
         assert visited_tiles((*one * 2, table), (1, 1, tile_q), (1, 1, tile_k)) == visited
         assert fully_sparse((*one * 2, table), (1, 1, tile_q), (1, 1, tile_k)) == full
+
+
+@pytest.mark.parametrize(
+    ("window", "visited", "full"),
+    [
+        ((8, 8), (2, 2), (True, True)),
+        ((8, 4, 4), (1, 1), (True, True)),
+        ((8, 8, 1, 1, True), (1, 2), (False, False)),  # starts are whole, ends are not
+        ((7, 7), (2, 2), (True, True)),  # the last tile is short
+    ],
+)
+def test_visits_of_every_query_tile_and_whether_they_are_full(window, visited, full):
+    assert axis_visits(axis_table(AxisWindow(*window)), 4, 4) == AxisVisits(visited, full)

@@ -51,7 +51,7 @@ def test_outputs_that_are_no_frames_are_refused():
             to_frames(output(frames=[values]), VIDEO)
     with pytest.raises(UnsupportedError, match="no frames"):
         to_frames(output(images=None), VIDEO)
-    with pytest.raises(ArtifactError, match="25%"):
+    with pytest.raises(ArtifactError, match="[(]25%[)]"):
         to_frames(
             output(frames=[np.array([[[0.0, 0.0, np.nan]], [[0.0, np.inf, 1]], [[0, 0, 0]], [[0.0, 0.0, np.nan]]])]),
             VIDEO,
@@ -316,7 +316,7 @@ def test_the_size_that_a_pipeline_chose_is_stored():
 def test_a_short_vocabulary_without_an_unknown_token_knows_whole_words_only():
     words = [f"word{chr(97 + index)}" for index in range(19)]
     assert _unknown_to(Tokenizer([*words, *"abc"]), "cab") is None
-    assert _unknown_to(Tokenizer([*words, "red", *"abc"]), "red cab c1 a") == {"cab"}
+    assert _unknown_to(Tokenizer([*words, "red", *"abc"]), "red cab c1 a ca") == {"cab", "ca"}
     long = [f"a{chr(97 + a)}{chr(97 + b)}{chr(97 + c)}" for a in range(26) for b in range(26) for c in range(6)]
     assert _unknown_to(Tokenizer(long[:3999]), "cab") == {"cab"} and _unknown_to(Tokenizer(long[:4000]), "cab") is None
 
@@ -335,7 +335,7 @@ def stand_in(kind=VIDEO, call=None, defaults=None, **accepted):
     return SimpleNamespace(
         kind=kind, class_name="XPipeline", fps="24", sidecar=SimpleNamespace(call=call or {}, defaults=defaults or {}),
         accepted={name: SimpleNamespace(default=value) for name, value in accepted.items()}, config=lambda part: {},
-        shift_name=lambda: "shift", name="x",
+        shift_name=None, name="x",
     )  # fmt: skip
 
 
