@@ -37,7 +37,7 @@ ROOT = Path(__file__).resolve().parents[2]
 ROOMS = ("patching", "attention", "pipelines")
 #: What tests import while they run. It is imported before mutants are judged, so that not every child does it again.
 LIBRARIES = ("diffusers", "transformers", "genkit")
-KILLED, SURVIVED, SLOW, UNCHANGED = "killed", "survived", "timeout", "not changed"
+KILLED, SURVIVED, SLOW, UNCHANGED, BROKEN = "killed", "survived", "timeout", "not changed", "broken"
 FOUND = {0: SURVIVED, 1: KILLED, 2: UNCHANGED}
 
 
@@ -158,7 +158,7 @@ def judge(mutant: Mutant, items: dict, tests: list[str], seconds: float) -> str:
         return 0
 
     code, limited = child(work, 3 * seconds + 10)
-    return SLOW if limited else FOUND.get(code, KILLED)
+    return SLOW if limited else FOUND.get(code, BROKEN)  # broken: the change could not be put in
 
 
 class Sweep:
