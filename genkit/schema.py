@@ -113,6 +113,10 @@ def number(text: str, kind: type, what: str) -> int | float:
     return value
 
 
+def _type_of(hint: Any) -> Any:
+    return typing.get_args(hint)[0] if typing.get_origin(hint) is typing.Annotated else hint
+
+
 @cache
 def hints_of(cls: type) -> dict[str, Any]:
     """The annotations of a dataclass, evaluated, with what ``Annotated`` adds."""
@@ -160,7 +164,9 @@ class _Reader:
         if value is None and type(None) in hints:
             return None
         others = [hint for hint in hints if hint is not type(None)]
-        for hint in others[:-1]:
+        # A float stays one where whole numbers are allowed besides: 2.0 is not written as 2.
+        first = sorted(others, key=lambda hint: _type_of(hint) is not type(value))
+        for hint in first[:-1]:
             try:
                 return _Reader("", _Other).read(hint, value, path, rule)
             except _Other:
@@ -168,7 +174,7 @@ class _Reader:
         if len(others) == 1:
             return self.read(others[0], value, path, rule)
         try:
-            return _Reader("", _Other).read(others[-1], value, path, rule)
+            return _Reader("", _Other).read(first[-1], value, path, rule)
         except _Other:
             self.fail(path, value, " or ".join(_words(hint, rule) for hint in others))
 

@@ -82,3 +82,12 @@ def test_numbers_as_text():
     for text, kind in (("1.5", int), ("x", int), ("nan", float), ("1e999", float), ("1_0", int), ("9" * 5000, int)):
         with pytest.raises(UsageError, match="--it: got .*, allowed: a"):
             number(text, kind, "--it")
+
+
+@pytest.mark.parametrize(
+    "hint", [int | float, float | int, str | bool | int | float | None, list[int | float] | int | float]
+)
+@pytest.mark.parametrize("value", [2, 2.0, 0.5])
+def test_a_number_keeps_its_type_where_several_are_allowed(hint, value):
+    assert type(read(hint, value, "x")) is type(value)
+    assert type(read(dict[str, hint], {"a": value}, "x")["a"]) is type(value)

@@ -64,7 +64,7 @@ class Settings:
         for field in dataclasses.fields(self):
             given = getattr(self, field.name)
             value = _read(type(self), field, given, flag(field.name))
-            if value != given or type(value) in (tuple, str):
+            if value != given or type(value) is not type(given) or type(value) in (tuple, str):
                 object.__setattr__(self, field.name, value)
         self._ask(field.name for field in dataclasses.fields(self) if getattr(self, field.name) != _default(field))
         self.check()

@@ -110,3 +110,9 @@ def test_slugs_are_short_file_names():
     assert slug("!!!") == "clip"
     assert len(slug("word " * 10_000).encode()) <= 48
     assert len(slug("圆" * 500).encode()) <= 48
+
+
+def test_a_whole_number_for_a_setting_with_a_fraction_is_stored_as_one_with_a_fraction():
+    """Given, filled in or read back from a record: the record is the same."""
+    made = GenerateSettings(prompt="a", guidance_scale=2)
+    assert type(made.guidance_scale) is type(made.replace(guidance_scale=3).guidance_scale) is float
