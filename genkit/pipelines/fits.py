@@ -77,7 +77,7 @@ def _empty(folder: Path, part: str, build: Any, class_name: str) -> Any:
         ) from error
 
 
-def _check_exactly(folder: Path, part: str, kind: type, stored: dict[str, Tensor]) -> None:
+def _check_exactly(folder: Path, part: str, kind: Any, stored: dict[str, Tensor]) -> None:
     """Names and shapes must be the same; Diffusers' own renaming of older files is followed."""
     if not hasattr(kind, "from_config"):
         return

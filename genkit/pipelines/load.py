@@ -4,7 +4,7 @@ heavy is read."""
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from genkit.errors import ArtifactError, UnsupportedError, UsageError, escaped, explain, shortened, shown
 from genkit.models.check import check_folder
@@ -100,7 +100,7 @@ def _present(kind: str) -> bool:
         return True
     if kind == "mps":
         return torch.backends.mps.is_available()
-    module = getattr(torch, kind, None)
+    module: Any = getattr(torch, kind, None)
     return bool(hasattr(module, "is_available") and module.is_available())
 
 

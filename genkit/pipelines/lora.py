@@ -88,7 +88,7 @@ def parse_lora(text: str) -> Lora:
     """
     found = _PART.fullmatch(text)
     part = found.group(2) if found and not Path(text).exists() else None
-    path, strength = path_and_strength(found.group(1) if part else text, "--lora")
+    path, strength = path_and_strength(found.group(1) if found and part else text, "--lora")
     if path.is_dir():
         files = sorted(path.glob("*.safetensors"))
         if not files:
@@ -270,7 +270,9 @@ def _translated(
             "a module may lack its alpha or one of its halves, or it was made for another model"
         ) from error
     weights, *others = found if isinstance(found, tuple) else (found,)
-    alphas = next((other for other in others if other and all(key.endswith(".alpha") for key in other)), {})
+    alphas: dict[str, Any] = next(
+        (other for other in others if other and all(key.endswith(".alpha") for key in other)), {}
+    )
     return weights, alphas
 
 
