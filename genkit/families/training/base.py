@@ -1,0 +1,107 @@
+"""What a family tells a trainer: how media and captions become tensors, how the denoiser is called, what it answers.
+
+Latents are those of the autoencoder, normalised as the denoiser is trained to make them, (C, h, w) of a picture,
+(C, T, h, w) of a clip and whatever the sound's autoencoder gives. Noise, targets, masks and losses are made in this
+layout; packing into tokens, other orders of axes and further arguments are the family's business alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+Tensors = dict[str, "torch.Tensor"]
+
+#: Names of latents that are noised and answered.
+IMAGE, VIDEO, AUDIO = "image", "video", "audio"
+
+
+@dataclass(frozen=True)
+class Media:
+    """One sample as read from a user's files.
+
+    Args:
+        pixels: float32 (3, F, H, W) in -1..1; F is 1 for a picture.
+        fps: frames per second of the pixels; None of a picture.
+        audio: float32 (channels, samples) in -1..1 as long as the clip; None without sound.
+        sample_rate: of ``audio``, in Hz.
+        given: pictures or clips that are told to the model, by role: "first_frame", "last_frame", "control" (an image
+            to edit or to follow), float32 (3, F, H, W) in -1..1.
+        original: (height, width) of the file before it was scaled.
+        crop: (top, left) of the cut in the scaled file.
+    """
+
+    pixels: torch.Tensor
+    fps: float | None = None
+    audio: torch.Tensor | None = None
+    sample_rate: int | None = None
+    given: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    original: tuple[int, int] | None = None
+    crop: tuple[int, int] = (0, 0)
+
+
+@dataclass(frozen=True)
+class Call:
+    """One training step's call of a denoiser, before it has the family's form.
+
+    Args:
+        pipeline: the stock pipeline, for its scheduler, configurations and helper functions.
+        model: the denoiser that is called.
+        noisy: stream -> (B, ...) noisy latents, float32.
+        level: (B,) noise levels in 0..1.
+        timestep: (B,) what the objective tells the network of them.
+        media: what :attr:`Training.encode` made beside the latents, stacked to (B, ...).
+        text: what :attr:`Training.text` made, stacked to (B, ...).
+        guidance: value for models with an embedded guidance scale.
+        fps: frames per second of the clips.
+    """
+
+    pipeline: Any
+    model: Any
+    noisy: Tensors
+    level: torch.Tensor
+    timestep: torch.Tensor
+    media: Tensors
+    text: Tensors
+    guidance: float = 1.0
+    fps: float | None = None
+
+
+@dataclass(frozen=True)
+class Training:
+    """A family's record for trainers.
+
+    Args:
+        streams: names of the latents that are noised, the main one first.
+        encode: (pipeline, media, generator) -> latents of every stream and whatever else ``arguments`` needs of a
+            sample, without a batch axis, float32; with a generator the targets are drawn from the autoencoder's
+            posterior, without one they are its mode. Conditions are always the mode.
+        text: (pipeline, captions, slots) -> tensors of every caption, without a batch axis, of one shape for all
+            captions; made by the pipeline's own encoders with its own template.
+        arguments: the keyword arguments of the denoiser's forward.
+        answers: (what the forward returned, the call) -> stream -> (B, ...) in the layout of the noisy latents.
+        slots: text tokens of the published models.
+        shift: (pipeline, noisy latents' shapes by stream without batch axis) -> the flow shift of training; None where
+            levels are not shifted.
+        weights: (call) -> stream -> weights that broadcast to its latents, for parts that are given and count nothing
+            (a first frame); None where all counts.
+        needs: names of :attr:`Media.given` without which a sample cannot be trained on, "audio" for sound.
+        experts: (pipeline) -> component -> (lowest, highest) noise level it sees, of models with several denoisers.
+        guidance: default of :attr:`Call.guidance`.
+    """
+
+    streams: tuple[str, ...]
+    encode: Callable[[Any, Media, torch.Generator | None], Tensors]
+    text: Callable[[Any, Sequence[str], int], list[Tensors]]
+    arguments: Callable[[Call], dict[str, Any]]
+    answers: Callable[[Any, Call], Tensors]
+    slots: int
+    shift: Callable[[Any, Mapping[str, tuple[int, ...]]], float] | None = None
+    weights: Callable[[Call], Tensors] | None = None
+    needs: tuple[str, ...] = ()
+    experts: Callable[[Any], dict[str, tuple[float, float]]] | None = None
+    guidance: float = 1.0
