@@ -32,6 +32,7 @@ _ROOMS = (
     "evaluation",
     "families",  # also the public function: the package can be called
     "kernels",
+    "lora",
     "media",
     "models",
     "patching",

@@ -16,6 +16,7 @@ FLOORS = (
     ("cli",),
     ("training", "evaluation"),
     ("pipelines",),
+    ("lora",),
     ("patching",),
     ("families",),
     ("attention",),

@@ -18,6 +18,7 @@ FLOORS = [
     {"attention"},
     {"families"},
     {"patching"},
+    {"lora"},
     {"pipelines"},
     {"training", "evaluation"},
     {"cli", "__main__"},

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from genkit.errors import UnsupportedError, UsageError
+from genkit.lora.load import check_lora, match_loras, parse_lora
 from genkit.models import locate
 from genkit.pipelines import guidance
 from genkit.pipelines.attention import Attention
 from genkit.pipelines.kinds import IMAGE
 from genkit.pipelines.load import fetch, resolve_device, resolve_dtype
-from genkit.pipelines.lora import check_lora, match_loras, parse_lora
 from genkit.pipelines.model import Model
 from genkit.pipelines.outputs import check_format
 from genkit.pipelines.prompts import Prompts, read_prompts, tokenizers_of
@@ -29,7 +29,7 @@ from genkit.pipelines.task import Task, task_of
 if TYPE_CHECKING:
     import torch
 
-    from genkit.pipelines.lora import Lora
+    from genkit.lora.load import Lora
 
 
 @dataclass(frozen=True)

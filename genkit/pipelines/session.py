@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from genkit.errors import GenkitError, UnsupportedError, UsageError
+from genkit.lora.load import apply_loras
 from genkit.media import enlarge, write_media
 from genkit.pipelines.guidance import argument_names
 from genkit.pipelines.load import load
-from genkit.pipelines.lora import apply_loras
 from genkit.pipelines.record import build_record, made_with
 from genkit.pipelines.request import Settings, flag
 from genkit.pipelines.resolve import Request, resolve

@@ -9,11 +9,13 @@ from __future__ import annotations
 from genkit.reading.data import parse_json, read_json, read_yaml
 from genkit.reading.files import file_digest, open_file, read_bytes, read_text, regular, user_path
 from genkit.reading.numbers import rate
+from genkit.reading.strength import path_and_strength
 
 __all__ = [
     "file_digest",
     "open_file",
     "parse_json",
+    "path_and_strength",
     "rate",
     "read_bytes",
     "read_json",

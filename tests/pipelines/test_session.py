@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from genkit.errors import ArtifactError, UnsupportedError, UsageError
+from genkit.lora.load import apply_loras, parse_lora
 from genkit.pipelines import kinds, outputs
 from genkit.pipelines.jobs import expand
 from genkit.pipelines.load import load, resolve_device, resolve_dtype
-from genkit.pipelines.lora import apply_loras, parse_lora
 from genkit.pipelines.prompts import read_prompt_file, read_prompts
 from genkit.pipelines.recipes import recipe
 from genkit.pipelines.record import Record, differences

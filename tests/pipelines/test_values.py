@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from genkit.errors import ArtifactError, GenkitError, UnsupportedError, UsageError
+from genkit.lora.load import apply_loras
 from genkit.patching import Schedule
 from genkit.pipelines.attention import Attention, _check_branches, parse_schedule, plain
 from genkit.pipelines.fits import _check_numbers
 from genkit.pipelines.kinds import AUDIO_VIDEO, IMAGE, VIDEO
 from genkit.pipelines.load import load, resolve_device, resolve_dtype
-from genkit.pipelines.lora import apply_loras
 from genkit.pipelines.outputs import fit_sound, one_sound, to_frames, to_sound
 from genkit.pipelines.prompts import _fit, _head, _readers, _unknown_to, _unknown_words, _words
 from genkit.pipelines.recipe_match import Match, _default
@@ -391,8 +391,8 @@ def test_offloading_needs_a_gpu():
 
 def test_lora_files_take_effect_together(monkeypatch):
     loaded, chosen = [], []
-    monkeypatch.setattr("genkit.pipelines.lora.check_lora", lambda kind: None)
-    monkeypatch.setattr("genkit.pipelines.lora._load", lambda _, lora, name, partial, told: loaded.append((lora, name)))
+    monkeypatch.setattr("genkit.lora.load.check_lora", lambda kind: None)
+    monkeypatch.setattr("genkit.lora.load._load", lambda _, lora, name, partial, told: loaded.append((lora, name)))
     pipeline = SimpleNamespace(set_adapters=lambda names, strengths: chosen.append((names, strengths)))
     first, second = SimpleNamespace(strength=0.5), SimpleNamespace(strength=2.0)
     assert apply_loras(pipeline, [first, second]) == []

@@ -11,8 +11,8 @@ import numpy as np
 
 from genkit.errors import UsageError, explain
 from genkit.media import read_image, resized
-from genkit.pipelines.text import STRENGTH, path_and_strength
 from genkit.reading import file_digest, regular
+from genkit.reading.strength import STRENGTH, path_and_strength
 
 if TYPE_CHECKING:
     from genkit.pipelines.model import Model

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from genkit.errors import ArtifactError, UnsupportedError, UsageError, escaped, explain, shortened
 from genkit.models.check import check_safetensors
-from genkit.pipelines.text import STRENGTH, path_and_strength
 from genkit.reading import parse_json, read_json
 from genkit.reading.files import place
+from genkit.reading.strength import STRENGTH, path_and_strength
 from genkit.schema import open_keys, read
 
 if TYPE_CHECKING:

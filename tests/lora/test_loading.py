@@ -3,29 +3,18 @@
 from __future__ import annotations
 
 import json
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file as save_tensors
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from tiny_flux import build_tiny_flux  # noqa: E402
-
-from genkit.errors import ArtifactError, GenkitError, UsageError  # noqa: E402
-from genkit.pipelines.load import load  # noqa: E402
-from genkit.pipelines.lora import apply_loras, parse_lora  # noqa: E402
-from genkit.pipelines.resolve import resolve  # noqa: E402
-from genkit.pipelines.settings import GenerateSettings  # noqa: E402
+from genkit.errors import ArtifactError, GenkitError, UsageError
+from genkit.lora.load import apply_loras, parse_lora
+from genkit.pipelines.load import load
+from genkit.pipelines.resolve import resolve
+from genkit.pipelines.settings import GenerateSettings
 
 RANK = 2
-
-
-@pytest.fixture(scope="module")
-def tiny_flux(tmp_path_factory):
-    return build_tiny_flux(tmp_path_factory.mktemp("models") / "tiny-flux")
 
 
 @pytest.fixture(scope="module")
