@@ -29,11 +29,23 @@ class Codec:
 
     def encode(self, vae: Any, pixels: torch.Tensor) -> torch.Tensor:
         """Normalised float32 latents of pixels (B, 3, H, W) or (B, 3, F, H, W) in -1..1: the mode, nothing is drawn."""
+        return self.moments(vae, pixels)[0]
+
+    def moments(self, vae: Any, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Mode and standard deviation of the latents of pixels, both normalised and float32; the latter is None for an
+        autoencoder that gives no normal distribution. ``mode + deviation * noise`` draws from the posterior."""
         import torch
 
         parameter = next(vae.parameters())
         with torch.no_grad():
-            return self.normalise(vae, _mode(vae.encode(pixels.to(parameter.device, parameter.dtype))).float())
+            encoded = vae.encode(pixels.to(parameter.device, parameter.dtype))
+            mode = self.normalise(vae, _mode(encoded).float())
+            deviation = getattr(getattr(encoded, "latent_dist", None), "std", None)
+            if deviation is None:
+                return mode, None
+            # Normalising is a factor and a shift: what it makes of a deviation is what it makes of a step.
+            zero = self.normalise(vae, torch.zeros_like(deviation, dtype=torch.float32))
+            return mode, self.normalise(vae, deviation.float()) - zero
 
     def decode(self, vae: Any, latents: torch.Tensor) -> torch.Tensor:
         """Pixels of normalised latents, in the autoencoder's own dtype."""

@@ -268,3 +268,14 @@ def test_sizes_of_configurations_that_hold_anything_are_numbers_or_refused(famil
                     refused += 1
     if family in ("Wan", "HunyuanVideo", "CogVideoX", "LTX", "LTX-2", "Mochi", "Kandinsky 5", "Flux"):
         assert refused > 10
+
+
+def test_moments_draw_what_the_posterior_draws():
+    from diffusers import AutoencoderKL
+
+    vae = AutoencoderKL(block_out_channels=(8,), norm_num_groups=4, latent_channels=4, shift_factor=0.3)
+    pixels = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    mode, deviation = scaled("BCHW").moments(vae, pixels)
+    drawn = vae.encode(pixels).latent_dist.sample(torch.Generator().manual_seed(0))
+    noise = torch.randn(mode.shape, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(mode + deviation * noise, (drawn - 0.3) * vae.config.scaling_factor)

@@ -1,8 +1,8 @@
 """What a family tells a trainer: how media and captions become tensors, how the denoiser is called, what it answers.
 
 Latents are those of the autoencoder, normalised as the denoiser is trained to make them, (C, h, w) of a picture,
-(C, T, h, w) of a clip and whatever the sound's autoencoder gives. Noise, targets, masks and losses are made in this
-layout; packing into tokens, other orders of axes and further arguments are the family's business alone.
+(C, T, h, w) of a clip and (C, L, ...) of sound, time second. Noise, targets, masks and losses are made in this layout;
+packing into tokens, other orders of axes and further arguments are the family's business alone.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ Tensors = dict[str, "torch.Tensor"]
 
 #: Names of latents that are noised and answered.
 IMAGE, VIDEO, AUDIO = "image", "video", "audio"
+#: Ending of the name under which a stream's standard deviation stands beside its latents.
+SPREAD = "_spread"
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,10 @@ class Training:
         streams: names of the latents that are noised, the main one first.
         encode: (pipeline, media, generator) -> latents of every stream and whatever else ``arguments`` needs of a
             sample, without a batch axis, float32; with a generator the targets are drawn from the autoencoder's
-            posterior, without one they are its mode. Conditions are always the mode.
+            posterior, without one they are its mode. Conditions are always the mode. Where the posterior is normal
+            and no generator is given, its standard deviation, normalised likewise and of the latents' shape, is given
+            as STREAM + :data:`SPREAD` (:meth:`genkit.families.codec.Codec.moments` makes both): a cache holds the two,
+            and every epoch draws its own latents. A stream without it is trained on at its mode.
         text: (pipeline, captions, slots) -> tensors of every caption, without a batch axis, of one shape for all
             captions; made by the pipeline's own encoders with its own template.
         arguments: the keyword arguments of the denoiser's forward.
@@ -90,6 +95,7 @@ class Training:
         weights: (call) -> stream -> weights that broadcast to its latents, for parts that are given and count nothing
             (a first frame); None where all counts.
         needs: names of :attr:`Media.given` without which a sample cannot be trained on, "audio" for sound.
+        takes: names of what may be given beside.
         experts: (pipeline) -> component -> (lowest, highest) noise level it sees, of models with several denoisers.
         guidance: default of :attr:`Call.guidance`.
     """
@@ -103,5 +109,6 @@ class Training:
     shift: Callable[[Any, Mapping[str, tuple[int, ...]]], float] | None = None
     weights: Callable[[Call], Tensors] | None = None
     needs: tuple[str, ...] = ()
+    takes: tuple[str, ...] = ()
     experts: Callable[[Any], dict[str, tuple[float, float]]] | None = None
     guidance: float = 1.0

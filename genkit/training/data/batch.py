@@ -17,7 +17,8 @@ class Batch:
         latents: stream -> (B, ...) clean normalised latents, float32.
         media: what else the family's record made of the media, name -> (B, ...).
         text: what it made of the captions, name -> (B, ...).
-        masks: (B, 1, ...) weights of the loss that broadcast to the main stream's latents; None without.
+        masks: stream -> (B, 1, ...) weights of the loss, 0 to 1, that broadcast to its latents; a stream without one
+            counts everywhere. A sample's may be 0 throughout (no sound): it then counts nothing in that stream.
         fps: frames per second of the clips.
         names: files the samples are of, for messages.
     """
@@ -25,7 +26,7 @@ class Batch:
     latents: dict[str, torch.Tensor]
     media: dict[str, torch.Tensor] = field(default_factory=dict)
     text: dict[str, torch.Tensor] = field(default_factory=dict)
-    masks: torch.Tensor | None = None
+    masks: dict[str, torch.Tensor] = field(default_factory=dict)
     fps: float | None = None
     names: tuple[str, ...] = ()
 
