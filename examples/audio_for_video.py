@@ -10,10 +10,10 @@ import torch
 
 import genkit
 from genkit import world
+from genkit.families.sound_features import features_of
 from genkit.media import write_media
 from genkit.pipelines.tasks.audio_video.complete import complete
 from genkit.pipelines.tasks.audio_video.given import Given
-from genkit.pipelines.tasks.audio_video.sound_features import features_of
 
 SIZE = dict(num_frames=25, height=128, width=128)
 FPS = 8

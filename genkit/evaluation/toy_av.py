@@ -41,7 +41,7 @@ class SoundRequest:
         steps: denoising steps.
         batch: prompts per call.
         call: further arguments of the pipeline's call.
-        sound: kind of spectrogram, see :func:`genkit.pipelines.tasks.audio_video.sound_features.features_of`.
+        sound: kind of spectrogram, see :func:`genkit.families.sound_features.features_of`.
     """
 
     num_frames: int = 25
@@ -147,8 +147,8 @@ def coded_clips(pipeline: Any, clips: Sequence[SoundClip], request: SoundRequest
     """Clips after a pipeline's autoencoders and its vocoder: what is lost before a model makes any mistake."""
     import torch
 
+    from genkit.families.sound_features import features_of
     from genkit.pipelines.tasks.audio_video.complete import code_sound, code_video
-    from genkit.pipelines.tasks.audio_video.sound_features import features_of
 
     features = features_of(pipeline, request.sound)
     found = []
@@ -184,8 +184,8 @@ def complete_clips(
     """
     import torch
 
+    from genkit.families.sound_features import features_of
     from genkit.pipelines.tasks.audio_video.complete import complete
-    from genkit.pipelines.tasks.audio_video.sound_features import features_of
 
     features = features_of(pipeline, request.sound)
     found: list[SoundClip] = []

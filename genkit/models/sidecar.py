@@ -72,7 +72,7 @@ class Sidecar:
             ``frames_multiple`` divides ``num_frames - 1``.
         call: further arguments of the pipeline's call, passed as they are.
         sound: the kind of spectrogram that the model's audio autoencoder reads, see
-            :func:`genkit.pipelines.tasks.audio_video.sound_features.features_of`; None for the usual one.
+            :func:`genkit.families.sound_features.features_of`; None for the usual one.
         source: the file, None when the folder has none.
     """
 

@@ -8,7 +8,7 @@ import torch
 
 from genkit import world
 from genkit.errors import UsageError
-from genkit.pipelines.tasks.audio_video.sound_features import LogMel, Tones, features_of
+from genkit.families.sound_features import LogMel, Tones, features_of
 from genkit.training.data.world.features import SOUND_FEATURES, sound_features
 from genkit.training.engine.curriculum import Stage
 from genkit.training.toys.av.model import GivenShares, ToyAv, av_loss, draw_given, noisy_pair, pair_loss

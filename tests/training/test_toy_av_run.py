@@ -24,10 +24,10 @@ from genkit.attention.registry import trained
 from genkit.cli.main import main
 from genkit.errors import UsageError
 from genkit.evaluation import toy_av as judged
+from genkit.families.sound_features import features_of
 from genkit.models.registry import verify_checksums
 from genkit.pipelines.tasks.audio_video.complete import complete
 from genkit.pipelines.tasks.audio_video.given import Given
-from genkit.pipelines.tasks.audio_video.sound_features import features_of
 from genkit.training.data.world.clips import ClipSize
 from genkit.training.engine.checkpoint import load_checkpoint
 from genkit.training.tasks.context import ContextTask

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 
 from genkit.errors import UnsupportedError, UsageError, explain
+from genkit.families.sound_features import SoundFeatures
 from genkit.media import resample
 from genkit.pipelines.tasks.audio_video.given import USUAL_FRAMES, Given
-from genkit.pipelines.tasks.audio_video.sound_features import SoundFeatures
 
 # Arguments of LTX2Pipeline's call that mean the same here; the defaults are the pipeline's own.
 ARGUMENTS = (
@@ -53,7 +53,7 @@ def complete(pipeline: Any, given: Given, features: SoundFeatures, **arguments: 
     Args:
         pipeline: an ``LTX2Pipeline`` or one with the same parts.
         given: the sound or the video, already fitted to the run (:meth:`Given.fitted`).
-        features: how a sound becomes a spectrogram, see ``sound_features.features_of``.
+        features: how a sound becomes a spectrogram, see :func:`genkit.families.sound_features.features_of`.
         arguments: of ``LTX2Pipeline``'s call, those in :data:`ARGUMENTS`, for one prompt. ``guidance_scale`` and the
             like act on the stream that is made, those with ``audio_`` on sound as in the pipeline.
 

@@ -38,10 +38,10 @@ def run(run) -> Made:
     """Make the half that is not given; what is given comes back untouched."""
     from functools import partial
 
+    from genkit.families.sound_features import features_of
     from genkit.pipelines.attention import report_of
     from genkit.pipelines.outputs import fit_sound, to_frames, to_sound
     from genkit.pipelines.tasks.audio_video.complete import complete
-    from genkit.pipelines.tasks.audio_video.sound_features import features_of
 
     given, kind = run.request.inputs, run.request.model.kind
     features = features_of(run.pipeline, run.request.model.sidecar.sound)

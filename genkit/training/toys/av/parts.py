@@ -135,7 +135,7 @@ def _zero_branches(model: nn.Module, name: str) -> nn.Module:
 
 @torch.no_grad()
 def build_vocoder(bins: int = BINS, hop: int = HOP, sample_rate: int = SAMPLE_RATE, gate: float = GATE) -> nn.Module:
-    """An ``LTX2Vocoder`` that plays the spectrogram ``tasks.audio_video.sound_features.Tones``, filled in by formula.
+    """An ``LTX2Vocoder`` that plays the spectrogram ``families.sound_features.Tones``, filled in by formula.
 
     Its first layer takes every amplitude less ``gate`` and the negative of that; a leaky ReLU and the next layer make
     of the pair a plain ReLU, which ends the hiss in silence. A transposed convolution then adds up Hann-windowed

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from genkit.pipelines.tasks.audio_video.sound_features import Tones
+from genkit.families.sound_features import Tones
 from genkit.training.data.pixels import as_tensor, use_onednn
 from genkit.training.data.pool import Pool, Sample
 from genkit.training.data.world.clips import ClipSize
