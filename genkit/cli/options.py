@@ -83,6 +83,6 @@ def _parameter(field: dataclasses.Field, kind: type) -> inspect.Parameter:
 
 def _help(field: dataclasses.Field) -> str:
     default = field.default
-    if default in (None, (), False) or default is dataclasses.MISSING:
+    if default in (None, (), False, "") or default is dataclasses.MISSING:
         return field.metadata["help"]
     return f"{field.metadata['help']} Default: {default}."

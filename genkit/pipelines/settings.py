@@ -26,11 +26,11 @@ CLOCK = 2**31 - 1
 LOWEST_FPS, HIGHEST_FPS = Fraction(1, 100), Fraction(1000)
 
 
-def _as_dtype(value: Any, what: str) -> Any:
+def as_dtype(value: Any, what: str) -> Any:
     return DTYPES.get(value, value) if isinstance(value, str) else value
 
 
-def _as_rate(value: Any, what: str) -> Any:
+def as_rate(value: Any, what: str) -> Any:
     """A frame rate as the text it was written as."""
     # A float stands for the digits it was written with, not for its binary fraction.
     found = rate(str(value) if isinstance(value, float) else value, what, LOWEST_FPS, HIGHEST_FPS)
@@ -54,9 +54,7 @@ class GenerationSettings(Settings):
     height: int | None = option(None, "Height in pixels.", rule=Rule(low=1, high=65_536))
     width: int | None = option(None, "Width in pixels.", rule=Rule(low=1, high=65_536))
     num_frames: int | None = option(None, "Frames of a video.", rule=Rule(low=1, high=1_000_000))
-    fps: str | None = option(
-        None, "Frames per second of the file, kept exactly: 8, 23.976, 30000/1001.", parse=_as_rate
-    )
+    fps: str | None = option(None, "Frames per second of the file, kept exactly: 8, 23.976, 30000/1001.", parse=as_rate)
     seed: int | None = option(
         None,
         "Start of the random numbers; drawn and printed when not given.",
@@ -134,7 +132,7 @@ class LoadSettings(Settings):
         stored=WHEN_GIVEN,
     )
     dtype: str = option(
-        "auto", "auto, float32, bfloat16 or float16 (fp32, bf16, fp16).", group="Model", parse=_as_dtype,
+        "auto", "auto, float32, bfloat16 or float16 (fp32, bf16, fp16).", group="Model", parse=as_dtype,
         rule=Rule(choices=DTYPE_CHOICES),
     )  # fmt: skip
     device: str = option("auto", "auto, cpu, cuda, cuda:1, mps, ...", group="Model")

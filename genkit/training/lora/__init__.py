@@ -1,0 +1,1 @@
+"""How to train a LoRA: settings, what is planned from them, the adapter, the task, the run."""
