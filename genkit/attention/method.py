@@ -126,7 +126,8 @@ class Method:
         return None
 
     def mask(self, layout: TokenLayout) -> torch.Tensor:
-        """The visible pairs of a layout as a bool (N, N) tensor. O(N^2) memory: for pictures, docs and tests."""
+        """The visible pairs of a layout as a bool (N, N) tensor: those of any head, where heads differ. O(N^2) memory:
+        for pictures, docs and tests."""
         raise UnsupportedError(f"{self.name} has no mask that is known without the queries and keys")
 
     def seen(self, q: torch.Tensor, k: torch.Tensor, site: Site, cache: PatchCache) -> torch.Tensor:
@@ -137,6 +138,11 @@ class Method:
     def mask_rows(self, layout: TokenLayout, queries: torch.Tensor) -> torch.Tensor:
         """Rows of :meth:`mask` for some queries (n,) int64, as bool (n, N)."""
         return self.mask(layout)[queries]
+
+    def shares(self, layout: TokenLayout, queries: torch.Tensor, heads: int) -> torch.Tensor:
+        """The share of ``heads`` heads that see every key, for some queries (n,) int64, as float64 (n, N); 0 or 1 where
+        all heads see the same."""
+        return self.mask_rows(layout, queries).double()
 
     def details(self, layout: TokenLayout) -> str:
         """One line on what the settings come to on a concrete layout; empty when there is nothing to add."""

@@ -7,7 +7,7 @@ methods are opaque operators (see :mod:`genkit.patching.compiled`), so nothing h
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -43,7 +43,12 @@ def executed_share(plan: BlockPlan) -> float:
 
 
 class StaticMethod(Method):
-    """A method that knows everything from the layout; subclasses give :meth:`build_plan` and :meth:`mask`."""
+    """A method that knows everything from the layout; subclasses give :meth:`build_plan` and :meth:`mask`.
+
+    With ``by_head`` heads see different pairs: ``build_plan`` then takes the number of heads as a fourth argument.
+    """
+
+    by_head: ClassVar[bool] = False
 
     def build_plan(self, layout: TokenLayout, kind: str = "cpu", key_mask: torch.Tensor | None = None) -> StaticPlan:
         """The plan of a layout, made on the CPU, for a kind of device (``"cpu"``, ``"cuda"``, ...).
@@ -58,10 +63,11 @@ class StaticMethod(Method):
         """Exact attention over the visible pairs; see :meth:`Method.attend` for shapes."""
         self.require(site, cache)
         check_tokens(q, k, site)
+        heads = (q.shape[2],) if self.by_head else ()
         if site.key_mask is None:
-            plan = kept(cache, static_plan, self, site.layout, q.device.type, device=q.device).plan
+            plan = kept(cache, static_plan, self, site.layout, q.device.type, *heads, device=q.device).plan
         else:
-            plan = masked_plan(self, site.layout, site.key_mask, cache).plan
+            plan = masked_plan(self, site.layout, site.key_mask, cache, *heads).plan
         if plan is None:
             return dense_attention(q, k, v, site.scale, site.key_mask)
         out, _ = block_sparse_attention(q, k, v, plan, scale=site.scale, backend=cache.backend)
@@ -69,7 +75,8 @@ class StaticMethod(Method):
 
     def density(self, site: Site, cache: PatchCache) -> Density:
         """Densities of the plan that ran last at this layout, or that would run on this device."""
-        return kept(cache, static_plan, self, site.layout, cache.device.type, device=cache.device).density
+        heads = (site.heads,) if self.by_head else ()
+        return kept(cache, static_plan, self, site.layout, cache.device.type, *heads, device=cache.device).density
 
 
 def check_tokens(q: torch.Tensor, k: torch.Tensor, site: Site) -> None:
@@ -81,16 +88,18 @@ def check_tokens(q: torch.Tensor, k: torch.Tensor, site: Site) -> None:
         )
 
 
-def static_plan(method: StaticMethod, layout: TokenLayout, kind: str) -> StaticPlan:
+def static_plan(method: StaticMethod, layout: TokenLayout, kind: str, *heads: int) -> StaticPlan:
     """The plan of a layout without hidden keys; see :func:`genkit.attention.cache.kept`."""
-    return method.build_plan(layout, kind)
+    return method.build_plan(layout, kind, None, *heads)
 
 
-def masked_plan(method: StaticMethod, layout: TokenLayout, key_mask: torch.Tensor, cache: PatchCache) -> StaticPlan:
+def masked_plan(
+    method: StaticMethod, layout: TokenLayout, key_mask: torch.Tensor, cache: PatchCache, *heads: int
+) -> StaticPlan:
     """The plan of a layout with hidden keys, kept by the content of the mask."""
     device = key_mask.device
-    key = ("masked", method, layout, str(device), cache.of_tensor(key_mask))
-    return cache.recent(key, lambda: method.build_plan(layout, device.type, key_mask).to(device))
+    key = ("masked", method, layout, *heads, str(device), cache.of_tensor(key_mask))
+    return cache.recent(key, lambda: method.build_plan(layout, device.type, key_mask, *heads).to(device))
 
 
 def hidden_key_bias(key_mask: torch.Tensor, queries: int) -> LowRank:

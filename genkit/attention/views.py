@@ -58,7 +58,7 @@ def view_of(method: Method, layout: TokenLayout, seed: int = 0, layer: int = 0) 
     method.require(site)
     cache = PatchCache()
     if not method.by_data:
-        return View(lambda queries: method.mask_rows(layout, queries).double(), method.density(site, cache))
+        return View(lambda queries: method.shares(layout, queries, HEADS), method.density(site, cache))
     if layout.length > MOST_DRAWN:
         allowed = f"at most {MOST_DRAWN} for {method.name}, which decides by queries and keys"
         raise UsageError(explain("tokens", layout.length, allowed, "draw a smaller grid"))

@@ -18,6 +18,7 @@ SMALL = {
     "mixture_of_block": {"temporal": 1, "spatial": (2, 2), "box": (1, 2, 2)},
     "neighborhood": {"size": 3},
     "radial": {"block_size": 16, "near": "decay", "sink": False, "decay_factor": 0.01, "thin_below": 128},
+    "shifted_groups": {"group": 1, "sink": "none"},
     "sliding_window": {"base": (2, 2)},
 }
 
@@ -28,7 +29,7 @@ def small(row: Row) -> dict:
 
 
 # Methods that see one frame as dense on purpose.
-SAME_ON_IMAGES = {"radial"}
+SAME_ON_IMAGES = {"radial", "shifted_groups"}
 # The first tiny model of every family; of SD3 the one with self-attention too.
 TINY = {family_of(tiny.build(name).model).name: name for name in tiny.FAMILIES} | {"SD3": "sd35"}
 CELLS = matrix()
