@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from genkit.errors import UnsupportedError, UsageError
-from genkit.lora.load import check_lora, match_loras, parse_lora
+from genkit.lora.files import parse_lora
+from genkit.lora.load import check_lora, match_loras
 from genkit.models import locate
 from genkit.pipelines import guidance
 from genkit.pipelines.attention import Attention
@@ -29,7 +30,7 @@ from genkit.pipelines.task import Task, task_of
 if TYPE_CHECKING:
     import torch
 
-    from genkit.lora.load import Lora
+    from genkit.lora.files import Lora
 
 
 @dataclass(frozen=True)

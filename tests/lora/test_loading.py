@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import save_file as save_tensors
 
 from genkit.errors import ArtifactError, GenkitError, UsageError
-from genkit.lora.load import apply_loras, parse_lora
+from genkit.lora.files import parse_lora
+from genkit.lora.load import apply_loras
 from genkit.pipelines.load import load
 from genkit.pipelines.resolve import resolve
 from genkit.pipelines.settings import GenerateSettings

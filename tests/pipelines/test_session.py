@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from genkit.errors import ArtifactError, UnsupportedError, UsageError
-from genkit.lora.load import apply_loras, parse_lora
+from genkit.lora.files import parse_lora
+from genkit.lora.load import apply_loras
 from genkit.pipelines import kinds, outputs
 from genkit.pipelines.jobs import expand
 from genkit.pipelines.load import load, resolve_device, resolve_dtype

@@ -1,0 +1,94 @@
+"""Which modules of a model the pairs of a LoRA file fit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from genkit.errors import ArtifactError, UsageError, explain
+from genkit.lora.files import Lora
+from genkit.lora.keys import short
+from genkit.lora.pairs import Held, Pair, parts_of, read_pairs
+from genkit.reading.files import place
+
+EXPERTS = ("transformer", "transformer_2")
+
+
+def matched(
+    pipeline: Any, lora: Lora, partial: bool, told: list[str]
+) -> list[tuple[str, dict[tuple[str, str], Pair], bool]]:
+    """What of a file goes where: (part, pairs, whether Diffusers reads the file itself the same way)."""
+    from safetensors import safe_open
+    from safetensors.torch import load_file
+
+    with safe_open(lora.path, "pt") as stream:
+        facts = stream.metadata() or {}
+    held = read_pairs(pipeline, lora, load_file(lora.path), facts)
+    found = []
+    for part, pairs in targets(pipeline, lora, held, told).items():
+        used = fitting(pipeline, lora, part, pairs, partial, told)
+        found.append((part, used, held.plain and len(used) == len(pairs) == len(held.pairs)))
+    return found
+
+
+def targets(pipeline: Any, lora: Lora, held: Held, told: list[str]) -> dict[str, dict[tuple[str, str], Pair]]:
+    """Which pairs to load together, by the expert that they go to (or the denoiser, text encoders with it)."""
+    parts = parts_of(pipeline)
+    if lora.part is not None and lora.part not in parts:
+        raise UsageError(explain(f"--lora ...:{lora.part}", lora.part, sorted(parts)))
+    named = {part for part, _ in held.pairs}
+    if not set(EXPERTS) <= set(parts):
+        kept = {key: pair for key, pair in held.pairs.items() if lora.part in (None, key[0])}
+        if not kept:
+            raise ArtifactError(
+                f"{place(lora.path)} holds nothing for {lora.part}, only for {', '.join(sorted(named))}"
+            )
+        return {parts[-1] if lora.part is None else lora.part: kept}
+    if EXPERTS[1] in named and lora.part is None:
+        groups: dict[str, dict[tuple[str, str], Pair]] = {}
+        for (part, module), pair in held.pairs.items():
+            groups.setdefault(EXPERTS[1] if part == EXPERTS[1] else EXPERTS[0], {})[part, module] = pair
+        return groups
+    wanted = EXPERTS if lora.part is None else (lora.part,)
+    if lora.part is None:
+        told.append(
+            f"LoRA {lora.path.name} was applied to both experts; "
+            f"to choose one add :{EXPERTS[0]} or :{EXPERTS[1]} to its name"
+        )
+    own = lora.part if lora.part in named else EXPERTS[0]
+    pairs = {module: pair for (part, module), pair in held.pairs.items() if part == own}
+    return {part: {(part, module): pair for module, pair in pairs.items()} for part in wanted}
+
+
+def fitting(
+    pipeline: Any, lora: Lora, part: str, pairs: dict[tuple[str, str], Pair], partial: bool, told: list[str]
+) -> dict[tuple[str, str], Pair]:
+    """The pairs that have a module of their shape; all of them, unless ``partial``."""
+    reasons = {key: _why_unfit(pipeline, *key, pair) for key, pair in pairs.items()}
+    used = {key: pair for key, pair in pairs.items() if reasons[key] is None}
+    if len(used) == len(pairs):
+        return used
+    first = next(key for key, why in reasons.items() if why is not None)
+    line = (
+        f"{place(lora.path)}: used {len(used)} of {len(pairs)} modules for {type(pipeline).__name__}'s {part}, "
+        f"first unused {short('.'.join(first))} ({reasons[first]})"
+    )
+    if not used:
+        raise ArtifactError(f"{line}; it does not fit, it was made for another model")
+    if not partial:
+        raise ArtifactError(f"{line}; it does not fit this model; --lora-partial loads what fits")
+    told.append(line)
+    return used
+
+
+def _why_unfit(pipeline: Any, part: str, module: str, pair: Pair) -> str | None:
+    if part not in parts_of(pipeline):
+        return f"the pipeline has no {part} that takes LoRA"
+    try:
+        found = getattr(pipeline, part).get_submodule(module)
+    except AttributeError:
+        return "the model has no such module"
+    weight = getattr(getattr(found, "base_layer", found), "weight", None)
+    if weight is None or weight.ndim < 2:
+        return f"it is a {type(found).__name__}, which takes no LoRA"
+    here, there = (weight.shape[1], weight.shape[0]), (pair.down.shape[1], pair.up.shape[0])
+    return None if here == there else f"it maps {here[0]} to {here[1]} here, {there[0]} to {there[1]} in the file"

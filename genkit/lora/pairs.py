@@ -1,0 +1,208 @@
+"""What a LoRA file holds: pairs of halves by module, under the names of the model that it is for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from genkit.errors import ArtifactError
+from genkit.lora.files import Lora
+from genkit.lora.keys import DOWN, KEY, TRANSLATED, is_peft, peft_name, said, short, simplified
+from genkit.reading import parse_json, read_json
+from genkit.reading.files import place
+from genkit.schema import open_keys, read
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass
+class Pair:
+    """The change of one module: B A, times ``scale``."""
+
+    down: torch.Tensor | None = None
+    up: torch.Tensor | None = None
+    bias: torch.Tensor | None = None
+    alpha: float | None = None
+    magnitude: torch.Tensor | None = None
+
+
+@dataclass
+class Held:
+    """What a file holds: pairs by (part of the pipeline, module), and whether Diffusers reads it the same way."""
+
+    pairs: dict[tuple[str, str], Pair] = field(default_factory=dict)
+    plain: bool = True
+
+
+def read_pairs(pipeline: Any, lora: Lora, raw: dict[str, torch.Tensor], facts: Mapping[str, str]) -> Held:
+    """The pairs of a file under the pipeline's own names."""
+    held = Held()
+    plain: dict[str, torch.Tensor] = {}
+    for key, value in raw.items():
+        if simplified(key) in plain:
+            raise ArtifactError(_twice(lora, simplified(key)))
+        plain[simplified(key)] = value
+    if list(plain) != list(raw):
+        held.plain = False
+    alphas: dict[str, float] = {}
+    if any(key.startswith(TRANSLATED) for key in plain):
+        plain, alphas = _translated(pipeline, lora, plain)
+    elif any(key.endswith(".alpha") or not is_peft(key) for key in plain):
+        held.plain = False
+    parts = parts_of(pipeline)
+    for key, value in plain.items():
+        part, rest = part_of(pipeline, parts, key)
+        if not key.startswith(f"{part}."):
+            held.plain = False
+        _add(held, lora, part, rest, value)
+    if alphas and any(part.startswith("text_encoder") for part, _ in held.pairs):
+        held.plain = False  # Diffusers mistakes these names unless every kind of layer is there
+    for key, value in alphas.items():
+        part, rest = part_of(pipeline, parts, key.removesuffix(".alpha"))
+        found = KEY.fullmatch(peft_name(part, rest))
+        if found and (part, found["module"]) in held.pairs:
+            held.pairs[part, found["module"]].alpha = float(value)
+    for (part, module), pair in held.pairs.items():
+        _check_pair(lora, part, module, pair)
+    _fill_alphas(held, lora, facts)
+    if any(pair.bias is not None for pair in held.pairs.values()):
+        _fill_biases(held)
+    return held
+
+
+def _translated(
+    pipeline: Any, lora: Lora, plain: dict[str, torch.Tensor]
+) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
+    """Names of other programs as Diffusers translates them, and the alphas that it keeps apart."""
+    more = {"unet_config": pipeline.unet.config} if getattr(pipeline, "unet", None) is not None else {}
+    try:
+        found = pipeline.lora_state_dict(dict(plain), return_lora_metadata=True, return_alphas=True, **more)
+    except (ValueError, RuntimeError, KeyError, NotImplementedError, TypeError, IndexError, AttributeError) as error:
+        raise ArtifactError(
+            f"{place(lora.path)} cannot be translated for {type(pipeline).__name__}: {said(error)}; "
+            "a module may lack its alpha or one of its halves, or it was made for another model"
+        ) from error
+    weights, *others = found if isinstance(found, tuple) else (found,)
+    alphas: dict[str, Any] = next(
+        (other for other in others if other and all(key.endswith(".alpha") for key in other)), {}
+    )
+    return weights, alphas
+
+
+def parts_of(pipeline: Any) -> list[str]:
+    """Names of the parts that take LoRA and are there, longest first."""
+    named = [name for name in pipeline._lora_loadable_modules if getattr(pipeline, name, None) is not None]
+    return sorted(named, key=len, reverse=True)
+
+
+def part_of(pipeline: Any, parts: Sequence[str], key: str) -> tuple[str, str]:
+    """The part that a name belongs to, and the rest of the name; without a prefix, the denoiser."""
+    for part in parts:
+        if key.startswith(f"{part}."):
+            rest = key.removeprefix(f"{part}.")
+            flat = part.startswith("text_encoder") and not hasattr(getattr(pipeline, part), "text_model")
+            return part, rest.removeprefix("text_model.") if flat else rest  # as Diffusers does it
+    first = key.partition(".")[0]
+    if first in ("transformer", "transformer_2", "unet", "text_encoder", "text_encoder_2", "text_encoder_3"):
+        return first, key.removeprefix(f"{first}.")  # a part that this pipeline does not have
+    return next((part for part in ("unet", "transformer") if part in parts), parts[-1]), key
+
+
+def _add(held: Held, lora: Lora, part: str, key: str, value: torch.Tensor) -> None:
+    name = peft_name(part, key)
+    found = KEY.fullmatch(name)
+    if name.endswith(".alpha"):
+        module, field = name.removesuffix(".alpha"), "alpha"
+        if value.numel() != 1:
+            raise ArtifactError(
+                f"{place(lora.path)}: the alpha of {short(f'{part}.{module}')} has shape {tuple(value.shape)}, "
+                "allowed: one number"
+            )
+        value = float(value)
+    elif ".lora_magnitude_vector" in name:
+        module, field = name.partition(".lora_magnitude_vector")[0], "magnitude"
+    elif found is None:
+        raise ArtifactError(f"{place(lora.path)} holds {short(key)}, which is no part of a LoRA")
+    else:
+        down = found["half"] in DOWN
+        module, field = found["module"], "bias" if found["kind"] == "bias" else "down" if down else "up"
+    pair = held.pairs.setdefault((part, module), Pair())
+    if getattr(pair, field) is not None:
+        raise ArtifactError(_twice(lora, f"{part}.{key}"))
+    setattr(pair, field, value)
+
+
+def _twice(lora: Lora, key: str) -> str:
+    return f"{place(lora.path)} holds {short(key)} twice, under two names; which of them counts is not known"
+
+
+def _check_pair(lora: Lora, part: str, module: str, pair: Pair) -> None:
+    if pair.down is None or pair.up is None:
+        missing = "lora_A" if pair.down is None else "lora_B"
+        raise ArtifactError(f"{place(lora.path)} has no {missing} for {short(f'{part}.{module}')}; it is incomplete")
+    if min(pair.down.ndim, pair.up.ndim) < 2 or pair.down.shape[0] != pair.up.shape[1]:
+        shapes = f"{tuple(pair.down.shape)} and {tuple(pair.up.shape)}"
+        raise ArtifactError(f"{place(lora.path)}: the halves of {short(f'{part}.{module}')} have shapes {shapes}")
+    if pair.alpha is not None and not math.isfinite(pair.alpha):
+        raise ArtifactError(f"{place(lora.path)}: the alpha of {short(f'{part}.{module}')} is {pair.alpha}")
+
+
+@open_keys
+@dataclass(frozen=True)
+class _Adapter:
+    """What peft stores beside or inside a file about its scale."""
+
+    r: int | None = None
+    lora_alpha: int | float | None = None
+    rank_pattern: dict[str, int] = field(default_factory=dict)
+    alpha_pattern: dict[str, int | float] = field(default_factory=dict)
+    use_rslora: bool = False
+
+    def alpha(self, module: str, rank: int) -> float | None:
+        """The alpha that gives a module its scale when divided by its rank."""
+        fits = next((value for name, value in self.alpha_pattern.items() if _matches(name, module)), self.lora_alpha)
+        if fits is None:
+            return None
+        return float(fits) * math.sqrt(rank) if self.use_rslora else float(fits)
+
+
+def _matches(pattern: str, module: str) -> bool:
+    plain = pattern.removeprefix("^").removesuffix(".lora_B.weight")
+    return module == plain or module.endswith(f".{plain}")
+
+
+def _fill_alphas(held: Held, lora: Lora, facts: Mapping[str, str]) -> None:
+    """Alphas from the file's metadata, or from the adapter_config.json that peft writes beside it."""
+    name = f"{place(lora.path)}, lora_adapter_metadata"
+    stored = read(dict[str, Any], parse_json(facts.get("lora_adapter_metadata", "{}"), name), name, ArtifactError)
+    beside = lora.path.with_name("adapter_config.json")
+    config = None
+    if not stored and not held.plain and beside.is_file():
+        config = read(_Adapter, read_json(beside), place(beside), ArtifactError)
+    by_part: dict[str, _Adapter] = {}
+    for (part, module), pair in held.pairs.items():
+        if part not in by_part:
+            own = {key.removeprefix(f"{part}."): value for key, value in stored.items() if key.startswith(f"{part}.")}
+            by_part[part] = read(_Adapter, own, name, ArtifactError) if own else config or _Adapter()
+        if pair.alpha is None:
+            pair.alpha = by_part[part].alpha(module, pair.down.shape[0])
+    given = [pair.alpha is not None for pair in held.pairs.values()]
+    if any(given) and not all(given):
+        part, module = next(key for key, pair in held.pairs.items() if pair.alpha is None)
+        raise ArtifactError(
+            f"{place(lora.path)} has an alpha for {sum(given)} of {len(given)} modules, none for "
+            f"{short(f'{part}.{module}')}; its strength there is not known"
+        )
+
+
+def _fill_biases(held: Held) -> None:
+    """Zeros where only other modules have a bias: peft would leave them without values."""
+    import torch
+
+    for pair in held.pairs.values():
+        if pair.bias is None:
+            pair.bias = torch.zeros(pair.up.shape[0], dtype=pair.up.dtype)
+            held.plain = False
