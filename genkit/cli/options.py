@@ -12,7 +12,7 @@ import typer
 
 from genkit import schema
 from genkit.errors import shortened
-from genkit.pipelines.request import flag
+from genkit.pipelines.request import Settings, flag
 
 SHORT = {"prompt": ("-p",), "output": ("-o",), "model": ("-m",)}
 NUMBERS = {int: "<int>", float: "<float>"}
@@ -48,6 +48,7 @@ def with_settings(settings: type) -> Callable[[Callable], Callable]:
             return command(given=given, **values)
 
         call.__signature__ = inspect.Signature([*own, *added])
+        call.settings = settings
         call.__annotations__ = {parameter.name: parameter.annotation for parameter in (*own, *added)}
         return call
 
@@ -57,6 +58,10 @@ def with_settings(settings: type) -> Callable[[Callable], Callable]:
 def usage_text(error: Any) -> str:
     """What Typer says of a wrong command line, with what to do about words too many."""
     message = error.format_message()
+    if hasattr(error, "possibilities") and hasattr(error, "option_name"):
+        settings = getattr(getattr(error.ctx, "command", None), "callback", None)
+        other = getattr(settings, "settings", Settings).counterpart(error.option_name)
+        return f"{message}; {other}" if other else message
     if "unexpected extra argument" not in message:
         return message
     extra = message.rpartition("(")[2].rstrip(")").split()
@@ -83,6 +88,7 @@ def _parameter(field: dataclasses.Field, kind: type) -> inspect.Parameter:
 
 def _help(field: dataclasses.Field) -> str:
     default = field.default
+    text = field.metadata["help"].replace("[", r"\[")  # no markup
     if default in (None, (), False, "") or default is dataclasses.MISSING:
-        return field.metadata["help"]
-    return f"{field.metadata['help']} Default: {default}."
+        return text
+    return f"{text} Default: {default}."

@@ -85,6 +85,16 @@ class Settings:
         return {**before, **given}
 
     @classmethod
+    def unknown(cls, origin: str, values: Mapping[str, Any]) -> str:
+        """The message about names in a source that are no settings; settings that others write otherwise say how."""
+        return explain(f"setting in {origin}", next(iter(values)), cls.field_names())
+
+    @classmethod
+    def counterpart(cls, name: str) -> str:
+        """What other programs' name of an option is here, in a few words; empty where nothing is known of it."""
+        return ""
+
+    @classmethod
     def field_names(cls) -> list[str]:
         """The settings by name, in order."""
         return [field.name for field in dataclasses.fields(cls)]
@@ -160,11 +170,12 @@ def _check_rule(rule: Rule, value: Any, what: str) -> None:
 
 def _from_source(cls: type[Settings], origin: str, values: Mapping[str, Any]) -> dict[str, Any]:
     fields = {field.name: field for field in dataclasses.fields(cls)}
+    unknown = {key: value for key, value in values.items() if str(key).replace("-", "_") not in fields}
+    if unknown:
+        raise UsageError(cls.unknown(origin, unknown))
     result = {}
     for key, value in values.items():
         name = str(key).replace("-", "_")
-        if name not in fields:
-            raise UsageError(explain(f"setting in {origin}", key, list(fields)))
         what = flag(name) if origin == COMMAND_LINE else f"{key} in {origin}"
         result[name] = _read(cls, fields[name], value, what)
     return result

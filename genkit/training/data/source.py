@@ -66,8 +66,8 @@ class DataSource:
 _DEFAULTS = {each.name: each.default for each in dataclasses.fields(DataSource)}
 
 
-def as_sources(value: Any, what: str) -> Any:
-    """A path, a mapping, or a list of both as a tuple of :class:`DataSource`; anything else as it is.
+def as_sources(value: Any, what: str) -> tuple[DataSource, ...]:
+    """A path, a mapping, or a list of both as a tuple of :class:`DataSource`.
 
     Raises:
         UsageError: an unknown key, a value of the wrong type, or a ``.toml`` file beside other sources.
@@ -75,7 +75,7 @@ def as_sources(value: Any, what: str) -> Any:
     if isinstance(value, str | Mapping | DataSource):
         value = (value,)
     if not isinstance(value, list | tuple):
-        return value
+        raise UsageError(explain(what, value, "a folder, a .toml file, or a list of folders"))
     numbered = len(value) > 1
     found = tuple(_source(each, f"{what}[{number}]" if numbered else what) for number, each in enumerate(value))
     if len(found) > 1 and any(source.is_toml for source in found):
@@ -100,7 +100,7 @@ def _source(value: Any, what: str) -> DataSource:
     return source
 
 
-def as_numbers(value: Any, what: str) -> Any:
+def as_numbers(value: Any, what: str) -> tuple[int, ...]:
     """``17``, ``"9,17"`` or a list of both as whole numbers from 1 on, each once."""
     items = value if isinstance(value, list | tuple) else (value,)
     parts = [part for item in items for part in (item.split(",") if isinstance(item, str) else (item,))]

@@ -15,6 +15,7 @@ from genkit.pipelines.settings import DTYPE_CHOICES, AttentionSettings, as_dtype
 from genkit.pipelines.text import as_pairs, as_texts
 from genkit.schema import Rule
 from genkit.training.data.source import FRAME_EXTRACTIONS, DataSource, as_numbers, as_sizes, as_sources
+from genkit.training.lora.counterparts import counterpart, foreign, known
 
 LORA, LOKR = "lora", "lokr"
 QUANTIZATIONS = ("bitsandbytes_8bit", "bitsandbytes_4bit", "quanto", "torchao")
@@ -450,6 +451,16 @@ class LoraSettings(
         """Whether single folders may say the other setting for themselves."""
         own = any(source.is_toml or getattr(source, other, None) is not None for source in self.data)
         return other in DataSettings.__annotations__ and own
+
+    @classmethod
+    def unknown(cls, origin: str, values: Mapping[str, Any]) -> str:
+        """See :meth:`Settings.unknown`: names of other trainers are answered with their counterparts."""
+        return foreign(origin, values, cls.field_names())
+
+    @classmethod
+    def counterpart(cls, name: str) -> str:
+        """See :meth:`Settings.counterpart`."""
+        return counterpart(name, cls.field_names()) if known(name) else ""
 
     @classmethod
     def merge(cls, before: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
