@@ -1,24 +1,17 @@
-"""Batches of a folder's samples, and their latents and captions behind a cache."""
+"""Batches of a folder's samples: a function of their number alone."""
 
 from __future__ import annotations
 
 from collections import Counter
-from fractions import Fraction
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
-from PIL import Image
 
-import genkit
 from genkit.errors import UsageError
-from genkit.media.files import write_media
-from genkit.training.data.cache import Cache
 from genkit.training.data.folder.batches import Batches
 from genkit.training.data.folder.buckets import Bucket
-from genkit.training.data.folder.encoded import Encoded
-from genkit.training.data.folder.items import Cut, CutRule, Item, cut_all, read_folder
+from genkit.training.data.folder.cuts import Cut
+from genkit.training.data.folder.items import Item
 
 
 def cuts_of(*counts: int) -> tuple[Cut, ...]:
@@ -74,69 +67,19 @@ def test_no_samples_and_no_size_are_refused():
         Batches(cuts_of(1), size=0)
 
 
-@pytest.fixture
-def data(tmp_path):
-    levels = np.linspace(20, 230, 9).astype(np.uint8)[:, None, None, None]
-    write_media(tmp_path / "data" / "a.mp4", np.broadcast_to(levels, (9, 64, 64, 3)).copy(), 8, settings={})
-    Image.fromarray(np.full((64, 64, 3), 90, np.uint8)).save(tmp_path / "data" / "b.png")
-    return tmp_path / "data"
+def test_fractions_of_a_repeat_go_round():
+    batches = Batches(cuts_of(4, 3), size=2, times=(0.5,) * 4 + (1.5,) * 3)
+    epochs = [
+        [cut for number in range(e * batches.per_epoch, (e + 1) * batches.per_epoch) for cut in batches.at(number)]
+        for e in range(6)
+    ]
+    assert {len(epoch) for epoch in epochs} == {2 + 4} == {sum(batches.shelves.values())}
+    assert set(Counter(cut for epoch in epochs for cut in epoch).values()) == {3, 8}  # (6 + 18 // 9) of the others
+    assert Batches(cuts_of(5), size=2, times=(0.01,) * 5).per_epoch == 1  # every shelf comes
 
 
-def test_latents_are_encoded_once_and_again_when_anything_changed(tiny_wan, data, tmp_path, monkeypatch):
-    pipeline = genkit.load(str(tiny_wan), "float32", "cpu")
-    cuts = cut_all(read_folder(data, caption="x"), CutRule(64 * 64, 16, 5, 4, Fraction(8)))
-    calls = []
-    whole = pipeline.vae.encode
-    monkeypatch.setattr(pipeline.vae, "encode", lambda pixels: calls.append(pixels.shape) or whole(pixels))
-    encoded = Encoded(pipeline, Cache(tmp_path / "cache"), slots=16)
-    clip, picture = (encoded.latents(cut) for cut in cuts)
-    assert clip.shape == (4, 2, 8, 8) and picture.shape == (4, 1, 8, 8) and clip.dtype == torch.float16
-    wanted = encoded.codec.encode(
-        pipeline.vae, torch.from_numpy(cuts[1].read()).movedim(-1, 0)[None].float() / 127.5 - 1
-    )
-    assert torch.allclose(picture.float(), wanted[0], atol=2e-3)
-    count = len(calls)
-    fresh = Encoded(pipeline, Cache(tmp_path / "cache"), slots=16)
-    assert torch.equal(fresh.latents(cuts[0]), clip) and len(calls) == count
-    Image.fromarray(np.full((64, 64, 3), 91, np.uint8)).save(data / "b.png")
-    changed = Encoded(pipeline, Cache(tmp_path / "cache"), slots=16)
-    assert not torch.equal(changed.latents(cuts[1]), picture) and len(calls) == count + 1
-    with torch.no_grad():
-        next(pipeline.vae.parameters()).mul_(1.1)
-    other = Encoded(pipeline, Cache(tmp_path / "cache"), slots=16)
-    assert not torch.equal(other.latents(cuts[0]), clip) and len(calls) == count + 2
-
-
-def test_captions_are_read_once_and_again_when_anything_changed(tiny_wan, tmp_path, monkeypatch):
-    pipeline = genkit.load(str(tiny_wan), "float32", "cpu")
-    calls = []
-    whole = pipeline.encode_prompt
-    monkeypatch.setattr(pipeline, "encode_prompt", lambda *given, **more: calls.append(given) or whole(*given, **more))
-    cache = Cache(tmp_path)
-    states = Encoded(pipeline, cache, slots=16).states("a red circle")
-    assert states.shape == (16, 32)
-    wanted = whole(["a red circle"], do_classifier_free_guidance=False, max_sequence_length=16)[0][0]
-    assert torch.allclose(states, wanted, atol=1e-5)
-    assert torch.equal(Encoded(pipeline, cache, slots=16).states("a red circle"), states) and len(calls) == 1
-    Encoded(pipeline, cache, slots=16).states("a blue circle")
-    assert Encoded(pipeline, cache, slots=8).states("a red circle").shape == (8, 32) and len(calls) == 3
-    pipeline.tokenizer.padding_side = "left"
-    Encoded(pipeline, cache, slots=16).states("a red circle")
-    assert len(calls) == 4
-
-
-def test_a_clip_is_no_sample_for_a_model_of_pictures(tiny_sd, data, tmp_path):
-    pipeline = genkit.load(str(tiny_sd), "float32", "cpu")
-    clip, picture = cut_all(read_folder(data, caption="x"), CutRule(64 * 64, 16, 5, 4, Fraction(8)))
-    encoded = Encoded(pipeline, Cache(tmp_path / "cache"), slots=77)
-    assert encoded.latents(picture).ndim == 3 and encoded.states("a").ndim == 2
-    with pytest.raises(UsageError, match=r"a\.mp4: a clip of 5 frames for a model of pictures"):
-        encoded.latents(clip)
-
-
-def test_a_family_without_a_codec_is_refused(tmp_path):
-    class NoPipeline:
-        pass
-
-    with pytest.raises(UsageError, match="NoPipeline: training data cannot be encoded"):
-        Encoded(NoPipeline(), Cache(tmp_path), slots=8)
+def test_places_are_those_of_one_process_with_the_whole_batch():
+    cuts = cuts_of(8)
+    one, two = Batches(cuts, size=4, seed=3), Batches(cuts, size=2, seed=3, processes=2)
+    for number in range(4):
+        assert list(one.places(number)) == [*two.places(number, 0), *two.places(number, 1)]

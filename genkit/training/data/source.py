@@ -27,7 +27,7 @@ class DataSource:
     Args:
         path: a folder of media, or a ``.toml`` file that lists data sets.
         num_repeats: how often every sample comes in an epoch.
-        weight: factor of its samples' loss.
+        weight: factor on that: 0.5 takes half of the samples in an epoch and the others in the next.
         caption: one caption for all samples.
         caption_extension: of the text file beside every sample, such as ``.txt``.
         caption_dropout: share of samples whose caption is emptied.
@@ -38,7 +38,7 @@ class DataSource:
 
     path: str
     num_repeats: int | None = field(default=None, metadata=_rule(low=1, high=1_000_000))
-    weight: float = field(default=1.0, metadata=_rule(low=0, high=1000))
+    weight: float = field(default=1.0, metadata=_rule(low=0.001, high=1000))
     caption: str | None = None
     caption_extension: str | None = None
     caption_dropout: float | None = field(default=None, metadata=_rule(low=0, high=1))

@@ -1,104 +1,133 @@
-"""Latents and text states of samples, each made once and kept on disk."""
+"""Latents and text states of samples as the family's record makes them, each made once and kept on disk."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
-from genkit.errors import UsageError
-from genkit.families.lookup import facts_of
+from genkit.errors import ArtifactError
+from genkit.families.training.base import SPREAD, Media, Tensors, Training
 from genkit.training.data.cache import Cache, fingerprint
-from genkit.training.data.folder.items import Cut, Item
+from genkit.training.data.folder.contents import Contents
+from genkit.training.data.folder.cuts import Cut
 from genkit.training.data.pixels import as_tensor
 
 #: Of entries; counted up when what is stored under a key would be other tensors.
-_VERSION = 1
+_VERSION = 2
+#: Of latents and their deviations: off by at most 2^-11 of themselves, a hundredth of what bfloat16 training does to
+#: them. What is no stream's is kept in the type it was made in.
 _DTYPE = torch.float16
 
 
-@dataclass
 class Encoded:
-    """A pipeline's autoencoder and text encoders behind a cache.
+    """A pipeline's autoencoders and text encoders behind a cache.
 
     Args:
-        pipeline: of a family whose record has a codec and text states.
+        pipeline: with its weights; see :meth:`release`.
+        training: the record of its family.
         cache: where entries lie.
         slots: text tokens per caption.
-
-    Raises:
-        UsageError: a pipeline whose family has no such record.
+        contents: digests of the files.
     """
 
-    pipeline: Any
-    cache: Cache
-    slots: int
-    _digests: dict[Item, str] = field(default_factory=dict)
+    def __init__(self, pipeline: Any, training: Training, cache: Cache, slots: int, contents: Contents):
+        self.training, self.cache, self.slots, self.contents = training, cache, slots, contents
+        self._pipeline = pipeline
+        parts = {key: part for key, part in sorted(pipeline.components.items()) if part is not None}
+        modules = {key: part for key, part in parts.items() if isinstance(part, nn.Module)}
+        name = type(pipeline).__name__
+        seeing = [part for key, part in modules.items() if "vae" in key or key.startswith("image_encoder")]
+        reading = [part for key, part in modules.items() if key.startswith(("text_encoder", "connectors"))]
+        tokenizers = [words_of(part) for key, part in parts.items() if key.startswith("tokenizer")]
+        self._seen_by = " ".join([name, fingerprint(*seeing), _switches(seeing)])
+        self._read_by = " ".join([name, fingerprint(*reading), *tokenizers])
 
-    def __post_init__(self):
-        name = type(self.pipeline).__name__
-        facts = facts_of(name)
-        if facts is None or facts.codec is None or facts.text is None or facts.text.states is None:
-            raise UsageError(
-                f"{name}: training data cannot be encoded for it, its family's record has no codec or text"
-            )
-        self.codec, self.text = facts.codec, facts.text
-        self._vae = fingerprint(self.pipeline.vae)
-        parts = sorted(self.pipeline.components.items())
-        encoders = [part for key, part in parts if key.startswith("text_encoder") and isinstance(part, nn.Module)]
-        tokenizers = [words_of(part) for key, part in parts if key.startswith("tokenizer") and part is not None]
-        self._text = " ".join([name, fingerprint(*encoders), *tokenizers])
+    def release(self) -> None:
+        """Let go of the pipeline: what is not on disk by now is an error from here on."""
+        self._pipeline = None
 
-    def latents_key(self, cut: Cut) -> dict[str, Any]:
-        """All that the latents of a sample depend on."""
-        if cut.item not in self._digests:
-            self._digests[cut.item] = cut.item.digest()
+    def media_key(self, cut: Cut) -> dict[str, Any]:
+        """All that the tensors of a sample's media depend on."""
         bucket = cut.bucket
         return {
-            "kind": "latents",
+            "kind": "media",
             "version": _VERSION,
-            "content": self._digests[cut.item],
+            "content": self.contents.digest(cut.item.path),
             "frames": list(cut.frames),
+            "fps": None if cut.fps is None else str(cut.fps),
             "bucket": [bucket.frames, bucket.height, bucket.width],
-            "vae": self._vae,
+            "vae": self._seen_by,
             "dtype": str(_DTYPE),
         }
 
-    def latents(self, cut: Cut) -> torch.Tensor:
-        """Normalised latents (C, T, h, w), or (C, h, w) of a model for pictures; float16."""
-        return self.cache.get(self.latents_key(cut), lambda: {"latents": self._encode(cut)})["latents"]
-
-    def _encode(self, cut: Cut) -> torch.Tensor:
-        frames = cut.read()
-        if "T" not in self.codec.axes:
-            if len(frames) > 1:
-                raise UsageError(f"{cut.item.path.name}: a clip of {len(frames)} frames for a model of pictures")
-            frames = frames[0]
-        return self.codec.encode(self.pipeline.vae, as_tensor(frames[None]))[0].to(_DTYPE)
-
-    def states_key(self, caption: str) -> dict[str, Any]:
-        """All that the text states of a caption depend on."""
+    def text_key(self, caption: str) -> dict[str, Any]:
+        """All that the tensors of a caption depend on."""
         return {
-            "kind": "text", "version": _VERSION, "caption": caption, "slots": self.slots, "encoders": self._text,
+            "kind": "text", "version": _VERSION, "caption": caption, "slots": self.slots, "encoders": self._read_by,
         }  # fmt: skip
 
-    def states(self, caption: str) -> torch.Tensor:
-        """Text states (slots, width) of a caption as the pipeline makes them, in the encoders' type."""
-        return self.cache.get(self.states_key(caption), lambda: {"states": self._read(caption)})["states"]
+    def media(self, cut: Cut) -> Tensors:
+        """What the family's record makes of a sample, latents and their deviations in float16."""
+        key = self.media_key(cut)
+        return self.cache.get(key, lambda: self._encode(cut))
+
+    def text(self, caption: str) -> Tensors:
+        """What it makes of a caption, in the encoders' type."""
+        return self.cache.get(self.text_key(caption), lambda: self._read(caption))
 
     @torch.no_grad()
-    def _read(self, caption: str) -> torch.Tensor:
-        return self.text.states(self.pipeline, [caption], self.slots)[0]
+    def _encode(self, cut: Cut) -> Tensors:
+        self.contents.check(cut.item.path)
+        pixels = as_tensor(cut.read()[None])[0]
+        self.contents.check(cut.item.path)
+        media = Media(pixels, None if cut.fps is None else float(cut.fps))
+        made = self.training.encode(self._open(cut.name), media, None)
+        return {name: self._stored(name, value, cut.name) for name, value in made.items()}
+
+    @torch.no_grad()
+    def _read(self, caption: str) -> Tensors:
+        # One at a time: batches of other captions would change the last bits.
+        return dict(self.training.text(self._open(repr(caption[:40])), [caption], self.slots)[0])
+
+    def _stored(self, name: str, value: torch.Tensor, where: str) -> torch.Tensor:
+        if name.removesuffix(SPREAD) not in self.training.streams:
+            return value
+        small = value.to(_DTYPE)
+        if not small.isfinite().all():
+            raise ArtifactError(
+                f"{where}: the autoencoder makes numbers of it that are infinite or none; load it in float32"
+            )
+        return small
+
+    def _open(self, what: str) -> Any:
+        if self._pipeline is None:
+            raise ArtifactError(f"{what}: its entry in the cache {self.cache.folder} is gone; start again to make it")
+        return self._pipeline
+
+
+def _switches(parts: list[nn.Module]) -> str:
+    """How autoencoders were told to work: in tiles or frame by frame, which changes what they make."""
+    kinds = (bool, int, float)
+    told = [
+        {
+            name: value
+            for name, value in vars(part).items()
+            if name.startswith(("use_", "tile_")) and type(value) in kinds
+        }
+        for part in parts
+    ]
+    return json.dumps(told, sort_keys=True)
 
 
 def words_of(tokenizer: Any) -> str:
     """SHA-256 of what a tokenizer does: its rules where it tells them, else its vocabulary."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    rules = json.loads(backend.to_str()) if backend is not None else tokenizer.get_vocab()
+    rules: Mapping[str, Any] = json.loads(backend.to_str()) if backend is not None else tokenizer.get_vocab()
     # How the last texts were padded and cut is left behind in it; that is each call's own business.
     told = json.dumps(
         {name: rule for name, rule in rules.items() if name not in ("padding", "truncation")}, sort_keys=True

@@ -1,0 +1,134 @@
+"""Folders of a user's files as one data set: every sample, how often it comes, which ones are held out. No model is
+needed for it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from genkit.errors import ArtifactError, UsageError
+from genkit.reading.files import place
+from genkit.training.data.folder.batches import Batches
+from genkit.training.data.folder.contents import Contents
+from genkit.training.data.folder.cuts import Cut
+from genkit.training.data.folder.items import Folder, read_folder
+from genkit.training.data.folder.rules import FolderRule
+
+#: Stands in a caption for the trigger word.
+TRIGGER = "[trigger]"
+_SHOWN = 3
+
+
+@dataclass(frozen=True, eq=False)
+class FolderData:
+    """What the folders of a run come to.
+
+    Args:
+        folders: as they were read.
+        cuts: samples to train on.
+        times: how often each comes in an epoch.
+        held_out: samples that are never trained on.
+        contents: digests of the files.
+    """
+
+    folders: tuple[Folder, ...]
+    cuts: tuple[Cut, ...]
+    times: tuple[float, ...]
+    held_out: tuple[Cut, ...]
+    contents: Contents
+
+    @staticmethod
+    def read(rules: Sequence[FolderRule], held_out: float = 0) -> FolderData:
+        """Read folders: every file's content, sizes and time stamps, no more pixels than needed for that.
+
+        Args:
+            rules: the folders and how their files become samples.
+            held_out: share (below 1) or number of files that are never trained on. They are chosen by their content,
+                so they stay the same when others come, go or are renamed.
+
+        Raises:
+            UsageError: a folder or files that cannot be used; all of them are counted, the first ones named.
+        """
+        folders = tuple(read_folder(rule.path, rule.caption, rule.caption_extension) for rule in rules)
+        contents = Contents()
+        cuts: list[tuple[Cut, float]] = []
+        wrong: list[str] = []
+        for rule, folder in zip(rules, folders, strict=True):
+            for found in folder.items:
+                try:
+                    contents.digest(found.path)
+                    item = replace(
+                        found,
+                        caption=_called(found.caption, rule.trigger_word, found.path),
+                        dropout=rule.caption_dropout,
+                    )
+                    # Of several sizes and lengths a small or short file may fill the same one.
+                    own = dict.fromkeys(cut for each in rule.cuts for cut in each.cuts(item))
+                    cuts += [(cut, rule.times) for cut in own]
+                except (ArtifactError, UsageError) as error:
+                    wrong.append(str(error))
+        if wrong:
+            total = sum(len(folder.items) for folder in folders)
+            more = f"; and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
+            raise UsageError(f"data: {len(wrong)} of {total} files cannot be used: {'; '.join(wrong[:_SHOWN])}{more}")
+        out = _held_out(cuts, contents, held_out)
+        kept = [(cut, times) for cut, times in cuts if contents.digest(cut.item.path) not in out]
+        return FolderData(
+            folders,
+            tuple(cut for cut, _ in kept),
+            tuple(times for _, times in kept),
+            tuple(dict.fromkeys(cut for cut, _ in cuts if contents.digest(cut.item.path) in out)),
+            contents,
+        )
+
+    def batches(self, size: int, seed: int = 0, processes: int = 1) -> Batches:
+        """The batches of a run, see :class:`Batches`."""
+        return Batches(self.cuts, size, seed, processes, self.times)
+
+    @property
+    def captions(self) -> list[str]:
+        """Every caption once."""
+        return list(dict.fromkeys(cut.item.caption for cut in (*self.cuts, *self.held_out)))
+
+    def digest(self) -> str:
+        """SHA-256 of what is trained on: contents, captions, cuts, how often and in which order. Names do not count."""
+        told = [
+            [self.contents.digest(cut.item.path), cut.item.caption, str(cut.bucket), list(cut.frames), times]
+            for cut, times in zip(self.cuts, self.times, strict=True)
+        ]
+        return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+
+
+def _held_out(cuts: Sequence[tuple[Cut, float]], contents: Contents, wanted: float | int) -> set[str]:
+    """Digests of the contents that are held out."""
+    if isinstance(wanted, bool) or wanted < 0 or (wanted >= 1 and wanted != int(wanted)):
+        raise UsageError(f"held_out: got {wanted}, allowed: a share below 1, or a number of files")
+    digests = sorted({contents.digest(cut.item.path) for cut, _ in cuts}, key=_lot)
+    if wanted >= len(digests):
+        raise UsageError(f"held_out: got {wanted}, allowed: fewer than the {len(digests)} different files there are")
+    if wanted >= 1:
+        return set(digests[: int(wanted)])
+    chosen = {digest for digest in digests if _lot(digest) < wanted}
+    # A share of few files may come to none, or to all.
+    few = set(digests[:1]) if wanted > 0 else set()
+    return (chosen or few) if len(chosen) < len(digests) else few
+
+
+def _called(caption: str, trigger: str | None, path: Path) -> str:
+    """A caption with the trigger word."""
+    if TRIGGER in caption:
+        if trigger is None:
+            raise UsageError(f"{place(path)}: its caption says {TRIGGER}; allowed: with a trigger_word")
+        return caption.replace(TRIGGER, trigger)
+    if trigger is None or re.search(rf"(?<!\w){re.escape(trigger)}(?!\w)", caption):
+        return caption
+    return f"{trigger} {caption}".strip()
+
+
+def _lot(digest: str) -> float:
+    """A number in 0..1 that a content draws for itself."""
+    return int(hashlib.sha256(f"held out {digest}".encode()).hexdigest()[:13], 16) / 16**13

@@ -1,0 +1,160 @@
+"""A user's files as batches for a task: encoded once, then read from the cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from genkit.families.training.base import SPREAD, Tensors, Training
+from genkit.training.data.batch import Batch
+from genkit.training.data.cache import Cache
+from genkit.training.data.folder.cuts import Cut
+from genkit.training.data.folder.data import FolderData
+from genkit.training.data.folder.encoded import Encoded
+
+
+class FolderSamples:
+    """The :class:`~genkit.training.data.batch.Samples` of a user's folders.
+
+    What is drawn (the latents from the posterior, dropped captions) depends on the seed, the batch's number and the
+    place in the batch of all processes: a resumed run sees what an unbroken one does, and two processes what one with
+    a batch of twice the size does.
+
+    Args:
+        data: the folders as read.
+        pipeline: with autoencoders, text encoders and tokenizers; what is trained is not looked at.
+        training: the record of its family.
+        cache: folder for entries, made if need be. Several runs and processes may share one.
+        batch_size: samples per batch and process.
+        seed: of order, dropout and posterior.
+        processes: that train together.
+        slots: text tokens per caption; the family's when left out.
+
+    Raises:
+        UsageError: a batch without samples.
+    """
+
+    def __init__(
+        self,
+        data: FolderData,
+        pipeline: Any,
+        training: Training,
+        cache: str | Path,
+        *,
+        batch_size: int,
+        seed: int = 0,
+        processes: int = 1,
+        slots: int | None = None,
+    ):
+        self.data, self.training, self.seed = data, training, seed
+        self.batches = data.batches(batch_size, seed, processes)
+        self.encoded = Encoded(pipeline, training, Cache(Path(cache)), slots or training.slots, data.contents)
+
+    @property
+    def per_epoch(self) -> int:
+        """Batches in an epoch, over all processes."""
+        return self.batches.per_epoch
+
+    def prepare(
+        self, rank: int = 0, progress: Callable[[int, int, str], None] | None = None, release: bool = False
+    ) -> int:
+        """Encode what the cache does not hold yet, so that autoencoders and text encoders are needed no more.
+
+        May be stopped at any time and called again: entries appear whole, one by one. Of several processes each makes
+        its part; they must wait for each other afterwards.
+
+        Args:
+            rank: number of this process.
+            progress: told (done, all that this process makes, name) before each entry and at the end.
+            release: let go of the pipeline afterwards.
+
+        Returns:
+            Entries made.
+        """
+        # Shared out before looking: others may be writing, and each would see something else missing.
+        mine = list(self._entries())[rank :: self.batches.processes]
+        mine = [entry for entry in mine if not self.encoded.cache.holds(entry[1])]
+        for number, (name, _, make) in enumerate(mine):
+            if progress is not None:
+                progress(number, len(mine), name)
+            make()
+        if progress is not None:
+            progress(len(mine), len(mine), "")
+        if release:
+            self.encoded.release()
+        return len(mine)
+
+    def batch(self, number: int, rank: int = 0) -> Batch:
+        """The batch of a number counted over all epochs, for one process."""
+        found = [(place, self.data.cuts[index]) for place, index in self.batches.places(number, rank)]
+        draws = [np.random.default_rng((self.seed, number, place)) for place, _ in found]
+        captions = [
+            "" if rng.random() < cut.item.dropout else cut.item.caption
+            for rng, (_, cut) in zip(draws, found, strict=True)
+        ]
+        noise = [torch.Generator().manual_seed(int(rng.integers(2**62))) for rng in draws]
+        return self._batch([cut for _, cut in found], captions, noise)
+
+    def held_out(self) -> Mapping[str, Batch]:
+        """Samples that are never trained on, a batch at a time, by name of their shelf; encoded or read when they are
+        asked for. Their latents are the posterior's mode, no caption is dropped."""
+        return _HeldOut(self)
+
+    def _entries(self) -> Iterator[tuple[str, dict[str, Any], Callable[[], Tensors]]]:
+        """Name, key and maker of everything a run reads."""
+        for cut in dict.fromkeys((*self.data.cuts, *self.data.held_out)):
+            yield cut.name, self.encoded.media_key(cut), lambda cut=cut: self.encoded.media(cut)
+        empty = [""] if any(cut.item.dropout for cut in self.data.cuts) else []
+        for caption in dict.fromkeys((*self.data.captions, *empty)):
+            yield "captions", self.encoded.text_key(caption), lambda caption=caption: self.encoded.text(caption)
+
+    def _batch(self, cuts: list[Cut], captions: list[str], noise: list[torch.Generator | None]) -> Batch:
+        media = [self._drawn(self.encoded.media(cut), one) for cut, one in zip(cuts, noise, strict=True)]
+        whole = _stacked(media)
+        latents = {name: whole.pop(name) for name in self.training.streams}
+        text = _stacked([self.encoded.text(caption) for caption in captions])
+        fps = None if cuts[0].fps is None else float(cuts[0].fps)
+        return Batch(latents, whole, text, {}, fps, tuple(cut.name for cut in cuts))
+
+    def _drawn(self, media: Tensors, noise: torch.Generator | None) -> Tensors:
+        """Latents from the posterior, or its mode without a generator."""
+        found = {name: value for name, value in media.items() if not name.endswith(SPREAD)}
+        for name in self.training.streams:
+            found[name] = found[name].float()
+            if noise is not None and name + SPREAD in media:
+                found[name] += media[name + SPREAD].float() * torch.randn(found[name].shape, generator=noise)
+        return found
+
+
+class _HeldOut(Mapping):
+    """Batches of held-out samples, made when they are asked for."""
+
+    def __init__(self, samples: FolderSamples):
+        self._samples = samples
+        self._rows: dict[str, list[Cut]] = {}
+        shelves: dict[str, list[Cut]] = {}
+        for cut in samples.data.held_out:
+            shelves.setdefault(cut.shelf, []).append(cut)
+        size = samples.batches.size
+        for shelf, cuts in sorted(shelves.items()):
+            for start in range(0, len(cuts), size):
+                part = f", part {start // size + 1}" if len(cuts) > size else ""
+                self._rows[shelf + part] = cuts[start : start + size]
+
+    def __getitem__(self, name: str) -> Batch:
+        cuts = self._rows[name]
+        return self._samples._batch(cuts, [cut.item.caption for cut in cuts], [None] * len(cuts))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+
+def _stacked(samples: list[Tensors]) -> Tensors:
+    return {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}
