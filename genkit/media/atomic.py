@@ -142,6 +142,13 @@ class Files:
                 os.replace(temporary, final)
 
 
+def discard(path: Path) -> None:
+    """Remove a file or a folder so that, whenever the process dies, the whole of it or nothing is there."""
+    gone = path.with_name(_temporary(""))
+    path.rename(gone)
+    _remove(gone)
+
+
 def _flush(path: Path) -> None:
     """Force a file, or every file of a folder, to the disk: a delayed "no space left" must surface before the
     rename."""

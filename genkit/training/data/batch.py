@@ -38,6 +38,14 @@ class Samples(Protocol):
     def per_epoch(self) -> int:
         """Batches in an epoch, over all processes."""
 
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all that decides what the batches hold: contents, captions, cuts, sizes, order. A run goes on from
+        a checkpoint with the same one only."""
+
+    def count(self, number: int) -> int:
+        """Samples of one process in the batch of a number, known without reading it; the same for every process."""
+
     def batch(self, number: int, rank: int = 0) -> Batch:
         """The batch of a number counted over all epochs, for one process: a function of its arguments alone, caption
         dropout included, so that a resumed run sees what an unbroken one would."""

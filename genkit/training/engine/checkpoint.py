@@ -38,7 +38,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
     Returns:
         ``module`` and ``ema`` (name -> tensor), ``count`` (updates of the average), ``optimizer``, ``step``,
-        ``seconds``, ``earlier_seconds``, ``random`` (one state per process; empty where the file has none).
+        ``seconds``, ``earlier_seconds``, ``random`` (one state per process; empty where the file has none), ``smooth``
+        (figures as the log shows them), ``usual`` (count and mean of the losses).
 
     Raises:
         ArtifactError: no file of that kind.
@@ -53,7 +54,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     missing = {"module", "ema", "count", "optimizer", "step", "seconds"} - state.keys()
     if missing:
         raise ArtifactError(f"{path} is no checkpoint of a training run: it lacks {', '.join(sorted(missing))}")
-    return {"random": [], "earlier_seconds": 0.0, **state}
+    return {"random": [], "earlier_seconds": 0.0, "smooth": {}, "usual": [0, 0.0], **state}
 
 
 def capture(module: nn.Module, optimizer: torch.optim.Optimizer, ema: EMA) -> dict[str, Any]:

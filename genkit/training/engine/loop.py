@@ -8,7 +8,6 @@ the caller has sharded with ``torch.distributed.fsdp.fully_shard`` is trained as
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import time
@@ -17,21 +16,27 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import nn
 
 from genkit.errors import ArtifactError, UsageError, explain
-from genkit.training.engine.checkpoint import atomic_save, capture, load_checkpoint, restore
+from genkit.reading.files import place
+from genkit.training.engine.checkpoint import capture, restore
 from genkit.training.engine.ema import EMA, trainable
+from genkit.training.engine.interrupt import Interrupt, Stopped
+from genkit.training.engine.journal import Journal
+from genkit.training.engine.keep import Keep, OneFile
 from genkit.training.engine.memory import checkpoint_gradients
 from genkit.training.engine.random_state import random_state, set_random_state, undisturbed
 
 #: Called with (module, number of the micro-batch, share of the curriculum done); returns loss and figures for the log.
 LossAt = Callable[[nn.Module, int, float], tuple[torch.Tensor, dict[str, float]]]
+#: Called with (module, step); returns numbers and pictures for the tracker, or None.
+Validate = Callable[[nn.Module, int], dict[str, Any] | None]
 
-SCHEDULES = ("cosine", "linear", "constant")
+SCHEDULES = ("cosine", "linear", "constant", "constant_with_warmup", "cosine_with_restarts", "polynomial")
 PRECISIONS = ("no", "bf16", "fp16")
 
 
@@ -45,7 +50,10 @@ class LoopConfig:
         seconds: budget of training time (summed over resumed runs); the schedule follows it.
         steps: budget of optimizer steps instead of seconds; exactly one of the two is given.
         warmup: steps of linear warm-up.
-        lr_scheduler: how the rate falls after the warm-up: ``cosine``, ``linear`` or ``constant``.
+        lr_scheduler: how the rate falls after the warm-up, one of :data:`SCHEDULES`; ``constant_with_warmup`` is the
+            same as ``constant``.
+        cycles: of ``cosine_with_restarts``.
+        power: of ``polynomial``.
         final: learning rate at the end as a share of the peak.
         decay_from: share of the budget after which the decay begins.
         max_grad_norm: largest norm of all gradients together; longer ones are shortened to it.
@@ -59,6 +67,11 @@ class LoopConfig:
         checkpoint_seconds: pause between checkpoints.
         checkpoint_steps: steps between checkpoints besides; 0 for none.
         validation_seconds: pause between calls of the task's ``validate``; 0 for never.
+        validation_steps: steps between such calls besides; 0 for none.
+        log_steps: steps between lines of ``log.jsonl``.
+        tracker: where figures go besides, see :data:`genkit.training.engine.journal.TRACKERS`.
+        explosion: a loss of more than this multiple of the mean so far (of 1 where that is less) ends the run; None for
+            any finite loss is good.
         begin: where between 0 and 1 the task's curriculum begins, for a run that goes on from another; the learning
             rate follows the budget alone.
     """
@@ -69,6 +82,8 @@ class LoopConfig:
     steps: int | None = None
     warmup: int = 30
     lr_scheduler: str = "cosine"
+    cycles: int = 1
+    power: float = 1.0
     final: float = 0.03
     decay_from: float = 0.0
     max_grad_norm: float = 1.0
@@ -79,6 +94,10 @@ class LoopConfig:
     checkpoint_seconds: float = 120.0
     checkpoint_steps: int = 0
     validation_seconds: float = 0.0
+    validation_steps: int = 0
+    log_steps: int = 20
+    tracker: str | None = None
+    explosion: float | None = None
     begin: float = 0.0
 
     def __post_init__(self):
@@ -119,7 +138,14 @@ def rate_at(config: LoopConfig, step: int, progress: float) -> float:
     """Learning rate at a step, given the share of the budget that is used up."""
     warm = min(1.0, (step + 1) / max(config.warmup, 1))
     share = min(max((progress - config.decay_from) / (1 - config.decay_from), 0.0), 1.0)
-    left = {"cosine": 0.5 * (1 + math.cos(math.pi * share)), "linear": 1 - share, "constant": 1.0}
+    left = {
+        "cosine": 0.5 * (1 + math.cos(math.pi * share)),
+        "linear": 1 - share,
+        "constant": 1.0,
+        "constant_with_warmup": 1.0,
+        "cosine_with_restarts": 0.5 * (1 + math.cos(math.pi * (config.cycles * share % 1.0))) if share < 1 else 0.0,
+        "polynomial": (1 - share) ** config.power,
+    }
     return config.lr * warm * (config.final + (1 - config.final) * left[config.lr_scheduler])
 
 
@@ -128,33 +154,37 @@ def train(
     optimizer: torch.optim.Optimizer,
     loss_at: LossAt,
     config: LoopConfig,
-    validate: Callable[[nn.Module, int], None] | None = None,
+    validate: Validate | None = None,
     title: str = "training",
+    keep: Keep | None = None,
 ) -> EMA:
-    """Train a module until the budget is used up, resuming from ``folder/checkpoint.pt`` when there is one.
+    """Train a module until the budget is used up, going on from a checkpoint when there is one.
 
     A run with a budget of steps whose ``loss_at`` draws nothing but from its number, or from torch's, NumPy's and
     Python's global generators, ends with the same bits however often it is stopped and resumed on the same machine.
+    The first Ctrl-C finishes the step and saves, the second stops at once.
 
     Args:
         module: everything that is trained, as one module; frozen parameters may be in it.
         optimizer: over the module's trainable parameters; its ``lr`` is set by the loop.
         loss_at: called with (module, number, share of the curriculum done); returns the loss of a micro-batch, a mean
-            over its samples, and figures for the log. The number counts micro-batches: it is the step as long as
-            nothing is accumulated.
+            over its samples, and figures for the log, which are averaged over the micro-batches that have them. The
+            number counts micro-batches: it is the step as long as nothing is accumulated.
         config: budget, rates and paces.
-        validate: called with the module holding averaged weights, and the step, every ``validation_seconds``; what it
-            draws at random does not change the training.
+        validate: called with the module holding averaged weights, and the step; what it draws at random does not
+            change the training, and what it returns goes to the tracker. Ctrl-C leaves it at once.
         title: shown in the progress line.
+        keep: where checkpoints are kept; None is ``folder/checkpoint.pt``.
 
     Returns:
         The averaged weights.
 
     Raises:
-        ArtifactError: the loss is no number, or the checkpoint is of another model.
+        ArtifactError: the loss is no number or has exploded, a checkpoint is of another model or cannot be written.
         UsageError: a launcher's configuration that checkpoints cannot be written under.
+        Stopped: Ctrl-C; the state was saved.
     """
-    run = _Run(module, optimizer, loss_at, config, validate, title)
+    run = _Run(module, optimizer, loss_at, config, validate, title, keep or OneFile(config.folder))
     try:
         run.go()
     finally:
@@ -171,58 +201,50 @@ class _Run:
         optimizer: torch.optim.Optimizer,
         loss_at: LossAt,
         config: LoopConfig,
-        validate: Callable[[nn.Module, int], None] | None,
+        validate: Validate | None,
         title: str,
+        keep: Keep,
     ):
-        self.module, self.loss_at, self.config, self.validate = module, loss_at, config, validate
+        self.module, self.loss_at, self.config, self.validate, self.keep = module, loss_at, config, validate, keep
         self.accelerator = _accelerator(config.mixed_precision)
         module.to(self.accelerator.device)
         if config.gradient_checkpointing:
             checkpoint_gradients(module)
-        self.path = Path(config.folder) / "checkpoint.pt"
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        Path(config.folder).mkdir(parents=True, exist_ok=True)
+        self.journal = Journal(
+            Path(config.folder), self.accelerator.is_main_process, config.log_steps, config.tracker, title
+        )
         self.step, self.used, self.earlier = 0, 0.0, 0.0
-        state = load_checkpoint(self.path) if self.path.exists() else None
+        self.usual = Mean()
+        state, path = keep.find() or (None, None)
         if state is not None:
             # Before the processes meet, so that a wrong file is told by every one of them and none waits.
-            restore(state, self.path, module, None, None)
+            restore(state, path, module, None, None)
         self.wrapped, self.optimizer = self._prepare(optimizer)
         self.ema = EMA(module, config.ema_decay)
         if state is not None:
-            restore(state, self.path, module, self.optimizer, self.ema)
+            restore(state, path, module, self.optimizer, self.ema)
             self.step, self.used, self.earlier = state["step"], state["seconds"], state["earlier_seconds"]
-            self._restore_random(state["random"])
-        self.smooth: dict[str, float] = {}
+            self.usual = Mean(*state["usual"])
+            self._restore_random(state["random"], path)
+        self.journal.begin(self.step, self.progress, {} if state is None else state["smooth"])
         self.last_save = self.last_validation = self.used
-        self.bar = self._bar(title)
 
     def _prepare(self, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, Any]:
         if _is_sharded(self.module) and not self.accelerator.is_fsdp2:
             return self.module, self.accelerator.prepare_optimizer(optimizer)
         return self.accelerator.prepare(self.module, optimizer)
 
-    def _restore_random(self, states: list[dict[str, Any]]) -> None:
+    def _restore_random(self, states: list[dict[str, Any]], path: Path) -> None:
         rank = self.accelerator.process_index
         if states and len(states) != self.accelerator.num_processes:
             warnings.warn(
-                f"{self.path} was written by {len(states)} process(es), this run has "
+                f"{path} was written by {len(states)} process(es), this run has "
                 f"{self.accelerator.num_processes}: it goes on, but not with the random numbers of an unbroken run",
                 stacklevel=2,
             )
         if rank < len(states):
             set_random_state(states[rank])
-
-    def _bar(self, title: str):
-        from tqdm import tqdm
-
-        return tqdm(
-            total=1.0,
-            initial=min(self.progress, 1.0),
-            desc=title,
-            disable=not self.accelerator.is_main_process,
-            bar_format="{desc} {percentage:3.0f}% {elapsed}<{remaining} {postfix}",
-            mininterval=5.0,
-        )
 
     @property
     def progress(self) -> float:
@@ -232,40 +254,63 @@ class _Run:
 
     def go(self) -> None:
         """Step after step until the budget is used up."""
-        while self.progress < 1.0:
-            started = time.perf_counter()
-            rate = rate_at(self.config, self.step, self.progress)
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate * group.get("factor", 1.0)
-            figures = self.optimizer_step()
-            self.step += 1
-            self.used = self.agree(self.used + time.perf_counter() - started)
-            self.log(rate, figures)
-            self.pauses()
-        self.save()
+        with Interrupt() as interrupt:
+            while self.progress < 1.0:
+                started = time.perf_counter()
+                rate = rate_at(self.config, self.step, self.progress)
+                for group in self.optimizer.param_groups:
+                    group["lr"] = rate * group.get("factor", 1.0)
+                figures = self.optimizer_step()
+                self.step += 1
+                self.used, asked = self.agree(self.used + time.perf_counter() - started, interrupt.asked)
+                self.journal.step(self.step, self.used, rate, self.progress, figures)
+                if not asked:
+                    self.pauses(interrupt)
+                    _, asked = self.agree(self.used, interrupt.asked)
+                if asked and self.progress < 1.0:
+                    self.save()
+                    raise Stopped(f"stopped after step {self.step}, {self.told_last()}; {self.keep.how_to_go_on()}")
+            self.save()
+
+    def told_last(self) -> str:
+        """Where the last good state is, for messages."""
+        return "no state was saved yet" if self.keep.last is None else f"the last good state is {place(self.keep.last)}"
 
     def optimizer_step(self) -> dict[str, float]:
         """Gradients of all micro-batches, then one update of weights and averages; figures for the log."""
         count = self.config.gradient_accumulation_steps
         progress = self.config.begin + (1 - self.config.begin) * self.progress
         sums: dict[str, float] = {}
+        seen: dict[str, int] = {}
         for part in range(count):
             with self.exchange(part == count - 1):
                 loss, figures = self.loss_at(self.wrapped, count * self.step + part, progress)
-                if not torch.isfinite(loss):
-                    raise ArtifactError(
-                        f"the loss became {loss.item()} at step {self.step}: lower the learning rate; the last good "
-                        f"state is {self.path}"
-                    )
+                found = loss.item()
+                if not math.isfinite(found):
+                    self.fail(f"the loss became {found}")
                 self.accelerator.backward(loss / count if count > 1 else loss)
-            for name, value in {"loss": loss.item(), **figures}.items():
+            for name, value in {"loss": found, **figures}.items():
                 sums[name] = sums.get(name, 0.0) + value / count
+                seen[name] = seen.get(name, 0) + 1
+        for name, times in seen.items():
+            if times < count:
+                sums[name] *= count / times
+        limit = self.config.explosion
+        if limit is not None and sums["loss"] > limit * max(self.usual.value, 1.0):
+            self.fail(f"the loss rose to {sums['loss']:.4g}")
+        self.usual.add(sums["loss"])
         norm = self.accelerator.clip_grad_norm_(trainable(self.module).values(), self.config.max_grad_norm)
+        if limit is not None and not math.isfinite(norm) and self.accelerator.scaler is None:
+            self.fail(f"the gradients' norm became {float(norm)}")
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if not self.accelerator.optimizer_step_was_skipped:
             self.ema.update(self.module)
         return {"norm": float(norm), **sums}
+
+    def fail(self, what: str) -> NoReturn:
+        """End the run because training went wrong."""
+        raise ArtifactError(f"{what} at step {self.step}: lower the learning rate; {self.told_last()}")
 
     def exchange(self, wanted: bool) -> AbstractContextManager:
         """Whether the processes exchange gradients in a backward pass: once per step, with the last micro-batch."""
@@ -274,40 +319,30 @@ class _Run:
             return nullcontext()
         return nullcontext() if wanted else self.accelerator.no_sync(self.wrapped)
 
-    def agree(self, seconds: float) -> float:
-        """The first process's clock for all: they must see the same share of the budget, or they would stop apart."""
+    def agree(self, seconds: float, asked: bool) -> tuple[float, bool]:
+        """The first process's clock and Ctrl-C for all: they must see the same, or they would stop apart."""
         if self.accelerator.num_processes == 1:
-            return seconds
+            return seconds, asked
         from accelerate.utils import broadcast
 
-        return float(broadcast(torch.tensor(seconds, dtype=torch.float64, device=self.accelerator.device)))
+        told = torch.tensor([seconds, asked], dtype=torch.float64, device=self.accelerator.device)
+        seconds, asked = broadcast(told).tolist()
+        return seconds, bool(asked)
 
-    def log(self, rate: float, figures: dict[str, float]) -> None:
-        """Smoothed figures every 20 steps, to the file and to the progress line."""
-        for name, value in figures.items():
-            self.smooth[name] = value if name not in self.smooth else 0.97 * self.smooth[name] + 0.03 * value
-        if self.step % 20 or not self.accelerator.is_main_process:
-            return
-        told = {name: round(value, 5) for name, value in self.smooth.items()}
-        row = {"step": self.step, "seconds": round(self.used, 1), "lr": rate, **told}
-        with open(self.path.with_name("log.jsonl"), "a") as file:
-            file.write(json.dumps(row) + "\n")
-        shown = " ".join(f"{name} {value:.4f}" for name, value in self.smooth.items())
-        self.bar.set_postfix_str(f"step {self.step} {shown}", refresh=False)
-        self.bar.n = min(self.progress, 1.0)
-        self.bar.refresh()
-
-    def pauses(self) -> None:
+    def pauses(self, interrupt: Interrupt) -> None:
         """Checkpoint and validation when their time has come."""
         config = self.config
         due = config.checkpoint_steps and self.step % config.checkpoint_steps == 0
         if due or self.used - self.last_save >= config.checkpoint_seconds:
             self.save()
             self.last_save = self.used
-        wanted = self.validate is not None and config.validation_seconds
-        if wanted and self.used - self.last_validation >= config.validation_seconds:
+        if self.validate is None:
+            return
+        due = config.validation_steps and self.step % config.validation_steps == 0
+        if due or (config.validation_seconds and self.used - self.last_validation >= config.validation_seconds):
             self.last_validation = self.used
-            self.look()
+            with interrupt.breakable():
+                self.look()
 
     def look(self) -> None:
         """Call ``validate`` with averaged weights, in evaluation mode, the random generators kept as they are."""
@@ -316,11 +351,14 @@ class _Run:
             return
         modes = {part: part.training for part in self.module.modules()}
         self.module.eval()
-        with self.ema.applied(self.module), torch.no_grad(), undisturbed():
-            self.validate(self.module, self.step)
-        for part, mode in modes.items():
-            part.training = mode
-        self.accelerator.wait_for_everyone()
+        try:
+            with self.ema.applied(self.module), torch.no_grad(), undisturbed():
+                found = self.validate(self.module, self.step)
+        finally:
+            for part, mode in modes.items():
+                part.training = mode
+            self.accelerator.wait_for_everyone()
+        self.journal.show(self.step, found or {})
 
     def save(self) -> None:
         """Write the checkpoint; every process takes part, the first one writes, all wait until it is there."""
@@ -331,17 +369,34 @@ class _Run:
             "step": self.step,
             "seconds": self.used,
             "earlier_seconds": self.earlier,
+            "smooth": self.journal.smooth,
+            "usual": [self.usual.count, self.usual.value],
             "random": gather_object([random_state()]),
         }
-        if self.accelerator.is_main_process:
-            atomic_save(state, self.path)
+        with self.ema.applied(self.module):
+            export = self.keep.exporter()
+            if self.accelerator.is_main_process:
+                self.keep.write(state, export)
         # Whoever reads it next, in any process, finds it.
         self.accelerator.wait_for_everyone()
 
     def close(self) -> None:
         """Take down the progress line and what mixed precision put around the module's forward pass."""
-        self.bar.close()
+        self.journal.close()
         self.accelerator.unwrap_model(self.wrapped, keep_fp32_wrapper=False)
+
+
+@dataclass
+class Mean:
+    """The mean of numbers that come one by one."""
+
+    count: int = 0
+    value: float = 0.0
+
+    def add(self, number: float) -> None:
+        """Take one more."""
+        self.count += 1
+        self.value += (number - self.value) / self.count
 
 
 def _is_sharded(module: nn.Module) -> bool:

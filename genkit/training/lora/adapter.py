@@ -1,0 +1,179 @@
+"""The adapter that is trained on a frozen denoiser: LoRA, DoRA or LoKr, put in by peft."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import nn
+
+from genkit.errors import UnsupportedError, UsageError, explain
+from genkit.training.lora.targets import check_patterns, find_targets, fitting
+
+#: Kinds of adapters, all through peft.
+LORA, DORA, LOKR = "lora", "dora", "lokr"
+KINDS = (LORA, DORA, LOKR)
+#: How the lower half begins; the upper half is zero, so that nothing changes before the first step.
+GAUSSIAN, KAIMING = "gaussian", "kaiming"
+INITS = (KAIMING, GAUSSIAN)
+#: The name under which peft holds the adapter that is trained.
+NAME = "default"
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """What is trained.
+
+    Args:
+        kind: one of :data:`KINDS`.
+        rank: of the change of every layer.
+        alpha: the change is multiplied by alpha / rank; None is the rank: a factor of 1.
+        dropout: share of a layer's inputs that the adapter does not see in a step, in 0..1.
+        rslora: divide by the root of the rank instead (Kalajdzievski 2023).
+        init: one of :data:`INITS`.
+        targets, excluded: see :func:`genkit.training.lora.targets.find_targets`.
+        ranks, alphas: layers, named in the same way -> another rank or alpha there.
+    """
+
+    kind: str = LORA
+    rank: int = 16
+    alpha: float | None = None
+    dropout: float = 0.0
+    rslora: bool = False
+    init: str = KAIMING
+    targets: tuple[str, ...] = ()
+    excluded: tuple[str, ...] = ()
+    ranks: Mapping[str, int] = field(default_factory=dict)
+    alphas: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self):
+        for name, given, allowed in (("adapter", self.kind, KINDS), ("init_lora_weights", self.init, INITS)):
+            if given not in allowed:
+                raise UsageError(explain(name, given, allowed))
+        for rank in (self.rank, *self.ranks.values()):
+            if rank < 1:
+                raise UsageError(explain("rank", rank, "a whole number from 1 on"))
+        for alpha in (self.alpha, *self.alphas.values()):
+            if alpha is not None and not (math.isfinite(alpha) and alpha > 0):
+                raise UsageError(explain("lora_alpha", alpha, "a number above 0"))
+        if not 0 <= self.dropout < 1:
+            raise UsageError(explain("lora_dropout", self.dropout, "a number from 0 to below 1"))
+        if self.kind == LOKR and (self.rslora or self.init != KAIMING):
+            raise UsageError("adapter lokr has no use_rslora and begins as peft does it; leave both out")
+
+
+class Adapter:
+    """An adapter on a denoiser; the denoiser's own parameters are frozen, the adapter's are float32.
+
+    Args:
+        model: a Diffusers model; changed in place until :meth:`remove`.
+        config: what is put in.
+        default: regular expression of the layers that the model's family trains by default.
+
+    Raises:
+        UsageError: layers that are not there, ranks for layers that are not trained, a rank beyond a layer's size.
+        UnsupportedError: peft is missing, or the model takes no adapter.
+    """
+
+    def __init__(self, model: Any, config: AdapterConfig, default: str | None = None):
+        if find_spec("peft") is None:
+            raise UnsupportedError("training a LoRA needs the package peft; pip install 'genkit[train]'")
+        if not hasattr(model, "add_adapter"):
+            raise UnsupportedError(f"{type(model).__name__} takes no adapter: Diffusers gives it no add_adapter")
+        if NAME in getattr(model, "peft_config", {}):
+            raise UsageError(f"{type(model).__name__} has an adapter named {NAME!r} already; merge or unload it first")
+        self.model, self.config = model, config
+        self.targets = find_targets(model, config.targets, config.excluded, default)
+        check_patterns("rank_pattern", config.ranks, self.targets)
+        check_patterns("alpha_pattern", config.alphas, self.targets)
+        model.requires_grad_(False)
+        # peft's own check would also take layers whose names end alike.
+        before = _own_names(model)
+        model.add_adapter(self._peft(), NAME)
+        self.parameters = {
+            name: value for name, value in model.named_parameters() if name not in before and value.requires_grad
+        }
+        for value in self.parameters.values():
+            value.data = value.data.float()
+        self._check_layers()
+
+    def _peft(self) -> Any:
+        """The configuration as peft takes it, with ranks and alphas by whole paths."""
+        from peft import LoKrConfig, LoraConfig
+
+        config = self.config
+        ranks = {
+            path: rank for text, rank in config.ranks.items() for path in fitting("rank_pattern", text, self.targets)
+        }
+        alphas = dict(ranks) if config.alpha is None else {}
+        for text, alpha in config.alphas.items():
+            alphas.update(dict.fromkeys(fitting("alpha_pattern", text, self.targets), alpha))
+        common = {
+            "r": config.rank,
+            "target_modules": list(self.targets),
+            "rank_pattern": {f"^{_literal(path)}": rank for path, rank in ranks.items()},
+            "alpha_pattern": {f"^{_literal(path)}": alpha for path, alpha in alphas.items()},
+        }
+        alpha = config.rank if config.alpha is None else config.alpha
+        if config.kind == LOKR:
+            return LoKrConfig(**common, alpha=alpha, module_dropout=0.0, rank_dropout=config.dropout)
+        return LoraConfig(
+            **common,
+            lora_alpha=alpha,
+            lora_dropout=config.dropout,
+            use_rslora=config.rslora,
+            use_dora=config.kind == DORA,
+            init_lora_weights="gaussian" if config.init == GAUSSIAN else True,
+        )
+
+    def _check_layers(self) -> None:
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        found = [path for path, module in self.model.named_modules() if isinstance(module, BaseTunerLayer)]
+        if sorted(found) != sorted(self.targets):
+            other = sorted(set(found) ^ set(self.targets))[0]
+            raise UnsupportedError(
+                f"peft put the adapter on other layers than the {len(self.targets)} asked for: {other}"
+            )
+
+    @property
+    def count(self) -> int:
+        """Number of trainable numbers."""
+        return sum(value.numel() for value in self.parameters.values())
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """The adapter's weights under peft's names without the adapter's own, as files hold them."""
+        from peft.utils import get_peft_model_state_dict
+
+        return get_peft_model_state_dict(self.model, adapter_name=NAME)
+
+    def metadata(self) -> dict[str, Any]:
+        """peft's configuration of the adapter as plain values."""
+        return self.model.peft_config[NAME].to_dict()
+
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        """The base model's own answers within the ``with`` block."""
+        self.model.disable_adapters()
+        try:
+            yield
+        finally:
+            self.model.enable_adapters()
+
+    def remove(self) -> None:
+        """Take the adapter out: the model is bit for bit what it was."""
+        self.model.delete_adapters(NAME)
+        self.model.unload_lora()
+
+
+def _own_names(model: nn.Module) -> set[str]:
+    return {name for name, _ in model.named_parameters()}
+
+
+def _literal(path: str) -> str:
+    return path.replace(".", r"\.")

@@ -1,0 +1,275 @@
+"""What a LoRA is trained to do: answer the noise of encoded samples, through whatever attention is patched in.
+
+Whatever is drawn (noise, level, dropout) follows from a seed and the number of the micro-batch alone: a resumed run
+repeats an unbroken one, previews disturb nothing, and every process draws its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from genkit.errors import UsageError, explain
+from genkit.families.lookup import facts_of
+from genkit.families.training.base import AUDIO, Call, Training
+from genkit.training.data.batch import Batch
+from genkit.training.engine.objectives import Flow, objective_of
+from genkit.training.lora.adapter import Adapter
+from genkit.training.lora.levels import LOWEST, Levels, weight_of
+
+MSE, HUBER = "mse", "huber"
+#: Upper ends of the ranges of levels that figures tell the loss of.
+RANGES = (0.25, 0.5, 0.75, 1.0)
+#: Levels of the loss on held-out samples.
+HELD_OUT_LEVELS = (0.2, 0.4, 0.6, 0.8, 0.95)
+#: What a generator is for, so that no two draw the same.
+_TRAINING, _HELD_OUT, _DROPOUT = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class LossOptions:
+    """How errors count.
+
+    Args:
+        levels: which noise levels are trained; their shift is filled in from the family where it is None.
+        shift: of flow levels; None = the family's.
+        weighting: see :func:`genkit.training.lora.levels.weight_of`.
+        snr_gamma: the same.
+        kind: ``mse``, or ``huber``, which is ``mse`` for errors below ``delta`` and grows linearly above.
+        delta: of ``huber``.
+        noise_offset: strength of noise that is the same in all places of a channel, for epsilon and v.
+        guidance: told to models with an embedded guidance scale; None = the family's.
+        audio_weight: of the sound's loss beside the main stream's.
+    """
+
+    levels: Levels = field(default_factory=Levels)
+    shift: float | None = None
+    weighting: str = "none"
+    snr_gamma: float | None = None
+    kind: str = MSE
+    delta: float = 0.1
+    noise_offset: float = 0.0
+    guidance: float | None = None
+    audio_weight: float = 1.0
+
+    def __post_init__(self):
+        if self.kind not in (MSE, HUBER):
+            raise UsageError(explain("loss_type", self.kind, (MSE, HUBER)))
+
+
+class LoraTask(nn.Module):
+    """A frozen denoiser with an adapter, and with the weights of attention methods when they are trained.
+
+    Args:
+        pipeline: whose denoiser carries the adapter.
+        training: the family's record.
+        adapter: what is trained.
+        options: how errors count.
+        seed: of everything drawn.
+        attention: weights of a patch that train too; None for none.
+
+    Raises:
+        UsageError: options that mean nothing for the model's objective.
+    """
+
+    def __init__(
+        self,
+        pipeline: Any,
+        training: Training,
+        adapter: Adapter,
+        options: LossOptions | None = None,
+        seed: int = 0,
+        attention: nn.Module | None = None,
+    ):
+        super().__init__()
+        self.pipeline = pipeline
+        self.training_record = training
+        self.adapter = adapter
+        self.options = options or LossOptions()
+        self.seed = seed
+        self.network = adapter.model.eval()
+        self.attention = attention
+        self.objective = objective_of(facts_of(type(pipeline).__name__).objective, pipeline.scheduler)
+        self._weight = weight_of(self.objective, self.options.weighting, self.options.snr_gamma)
+        self._check()
+        for name, module in self.network.named_modules():
+            if "lora_dropout" in name.split("."):
+                module.train()
+
+    def _check(self) -> None:
+        options, flow = self.options, isinstance(self.objective, Flow)
+        if flow and options.noise_offset:
+            raise UsageError("noise_offset is for epsilon and v prediction; this is a flow model: leave it out")
+        if options.shift is not None and self.training_record.shift is None:
+            raise UsageError("flow_shift: the levels of this family are not shifted; leave it out")
+
+    def forward(self, batch: Batch, number: int, rank: int = 0) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """The loss of a micro-batch: a mean over its samples.
+
+        Args:
+            batch: encoded samples, on the denoiser's device.
+            number: of the micro-batch; with ``rank`` and the seed it decides what is drawn.
+            rank: index of the process.
+
+        Returns:
+            The loss, and figures: the error of each stream where there are several, and of each range of levels that
+            the batch has samples of.
+        """
+        generator = self.generator(_TRAINING, number, rank)
+        levels = self.levels(batch)
+        count = len(next(iter(batch.latents.values())))
+        level = levels.draw(count, generator)
+        with self._dropout(number, rank):
+            errors = self.errors(batch, level, generator)
+        return self._loss(errors, level.to(next(iter(errors.values())).device))
+
+    def levels(self, batch: Batch) -> Levels:
+        """The distribution of levels for samples of a batch's size."""
+        options, record = self.options, self.training_record
+        if not isinstance(self.objective, Flow):
+            return options.levels
+        shift = options.shift
+        if shift is None and record.shift is not None:
+            shift = record.shift(self.pipeline, {name: tuple(value.shape[1:]) for name, value in batch.latents.items()})
+        low = max(options.levels.low, LOWEST)
+        return replace(options.levels, shift=1.0 if shift is None else shift, low=low)
+
+    def errors(self, batch: Batch, level: torch.Tensor, generator: torch.Generator) -> dict[str, torch.Tensor]:
+        """The error (B,) of every stream's answer at given levels, a mean over the parts that count.
+
+        Args:
+            batch: encoded samples.
+            level: (B,) noise levels.
+            generator: the noise is drawn from it, on the CPU: it is the same on every device.
+        """
+        device = next(iter(batch.latents.values())).device
+        level = level.to(device)
+        noisy, target = {}, {}
+        for stream, clean in batch.latents.items():
+            noise = self._noise(clean.shape, generator).to(device)
+            noisy[stream], target[stream] = self.objective.noised(clean.float(), noise, level)
+        call = Call(
+            pipeline=self.pipeline,
+            model=self.network,
+            noisy=noisy,
+            level=level,
+            timestep=self.objective.timesteps(level),
+            media=batch.media,
+            text=batch.text,
+            guidance=self.training_record.guidance if self.options.guidance is None else self.options.guidance,
+            fps=batch.fps,
+        )
+        answers = self.training_record.answers(self.network(**self.training_record.arguments(call)), call)
+        given = {} if self.training_record.weights is None else self.training_record.weights(call)
+        return {
+            stream: self._error(answers[stream], wanted, batch.masks.get(stream), given.get(stream))
+            for stream, wanted in target.items()
+        }
+
+    def _noise(self, shape: torch.Size, generator: torch.Generator) -> torch.Tensor:
+        noise = torch.randn(shape, generator=generator)
+        if self.options.noise_offset:
+            flat = (*shape[:2], *[1] * (len(shape) - 2))
+            noise = noise + self.options.noise_offset * torch.randn(flat, generator=generator)
+        return noise
+
+    def _error(self, answer: torch.Tensor, target: torch.Tensor, *weights: torch.Tensor | None) -> torch.Tensor:
+        """(B,) a weighted mean over each sample; 0 of one that counts nowhere."""
+        wide = torch.promote_types(answer.dtype, torch.float32)
+        wrong = answer.to(wide) - target.to(wide)
+        if self.options.kind == MSE:
+            wrong = wrong.square()
+        else:
+            # The square below delta, as mse; beyond it a line with the same slope there.
+            size, delta = wrong.abs(), self.options.delta
+            wrong = torch.where(size < delta, size.square(), delta * (2 * size - delta))
+        axes = tuple(range(1, wrong.ndim))
+        present = [weight for weight in weights if weight is not None]
+        if not present:
+            return wrong.mean(axes)
+        weight = present[0].to(wrong)
+        for more in present[1:]:
+            weight = weight * more.to(wrong)
+        weight = weight.expand_as(wrong)
+        total = weight.sum(axes)
+        return (weight * wrong).sum(axes) / torch.where(total > 0, total, 1.0)
+
+    def _loss(
+        self, errors: Mapping[str, torch.Tensor], level: torch.Tensor
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        weight = self._weight(level)
+        loss = sum(self._share(stream) * (weight * error).mean() for stream, error in errors.items())
+        figures = {f"loss {stream}": error.detach().mean() for stream, error in errors.items() if len(errors) > 1}
+        main = errors[self.training_record.streams[0]].detach()
+        low = 0.0
+        for high in RANGES:
+            inside = (level >= low) & ((level < high) if high < 1 else (level <= high))
+            if inside.any():
+                figures[f"loss {low:g}-{high:g}"] = main[inside].mean()
+            low = high
+        if self.attention is not None:
+            # Distributed training waits for the gradient of every weight.
+            loss = loss + 0.0 * sum(parameter.sum() for parameter in self.attention.parameters())
+        return loss, figures
+
+    def _share(self, stream: str) -> float:
+        main = self.training_record.streams[0]
+        return self.options.audio_weight if stream == AUDIO and stream != main else 1.0
+
+    @torch.no_grad()
+    def held_out(self, batches: Mapping[str, Batch]) -> dict[str, float]:
+        """The loss on samples that are never trained on, always with the same noise at the same levels.
+
+        Args:
+            batches: from :meth:`genkit.training.data.batch.Samples.held_out`.
+
+        Returns:
+            ``held-out loss``: the mean over all samples and :data:`HELD_OUT_LEVELS`, without their weights; empty
+            without samples.
+        """
+        total, count = 0.0, 0
+        for number, (_, batch) in enumerate(sorted(batches.items())):
+            batch = to_device(batch, self.device)
+            size = len(next(iter(batch.latents.values())))
+            for index, level in enumerate(HELD_OUT_LEVELS):
+                generator = self.generator(_HELD_OUT, number, index)
+                errors = self.errors(batch, torch.full((size,), level), generator)
+                total += float(sum(self._share(stream) * error.sum() for stream, error in errors.items()))
+                count += size
+        return {"held-out loss": total / count} if count else {}
+
+    def generator(self, purpose: int, number: int, rank: int) -> torch.Generator:
+        """The source of what is drawn for a micro-batch; on the CPU."""
+        state = np.random.SeedSequence((self.seed, purpose, number, rank)).generate_state(2, np.uint32)
+        return torch.Generator().manual_seed(int(state[0]) << 31 ^ int(state[1]))
+
+    @contextmanager
+    def _dropout(self, number: int, rank: int) -> Iterator[None]:
+        """What the adapter's dropout draws follows from the number, too."""
+        if not self.adapter.config.dropout:
+            yield
+            return
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(self.generator(_DROPOUT, number, rank).initial_seed())
+            yield
+
+    @property
+    def device(self) -> torch.device:
+        """Where the denoiser is."""
+        return next(iter(self.adapter.parameters.values())).device
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """A batch on a device."""
+    moved = {
+        name: {key: value.to(device, non_blocking=True) for key, value in getattr(batch, name).items()}
+        for name in ("latents", "media", "text", "masks")
+    }
+    return replace(batch, **moved)
