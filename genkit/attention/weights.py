@@ -17,6 +17,7 @@ from genkit.attention.cache import PatchCache
 from genkit.errors import ArtifactError, UsageError
 from genkit.media.atomic import Files
 from genkit.models.check import check_safetensors
+from genkit.models.tensors import write_tensors
 from genkit.reading import parse_json
 from genkit.reading.files import place
 from genkit.schema import read
@@ -68,8 +69,6 @@ class PatchWeights(nn.Module):
         Raises:
             UsageError: there are no weights, or the name does not end in ``.safetensors``. ArtifactError: not written.
         """
-        from safetensors.torch import save_file
-
         path = Path(path)
         if path.suffix != ".safetensors":
             raise UsageError(f"weights file: got {str(path)!r}, allowed: a name that ends in .safetensors")
@@ -78,7 +77,7 @@ class PatchWeights(nn.Module):
             raise UsageError("the patch has no trainable weights to save; its methods run without training")
         facts = {"format": FORMAT, "version": VERSION, "methods": json.dumps(self.made_with, sort_keys=True)}
         with Files() as files:
-            save_file(tensors, files.new(path), metadata=facts)
+            write_tensors(files.new(path), tensors, facts)
         return path
 
     @staticmethod

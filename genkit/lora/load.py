@@ -15,6 +15,7 @@ from genkit.lora.files import Lora, parse_lora
 from genkit.lora.keys import said, short
 from genkit.lora.match import EXPERTS, matched
 from genkit.lora.pairs import Pair
+from genkit.lora.save import peft_tensors
 from genkit.reading.files import place
 
 if TYPE_CHECKING:
@@ -90,17 +91,9 @@ def _load(pipeline: Any, lora: Lora, name: str, partial: bool, told: list[str]) 
 
 def as_diffusers(pairs: Mapping[tuple[str, str], Pair]) -> dict[str, torch.Tensor]:
     """Pairs under Diffusers' names, their scale multiplied into the upper half."""
-    found = {}
-    for (part, module), pair in pairs.items():
-        prefix = f"{EXPERTS[0] if part == EXPERTS[1] else part}.{module}"
-        scale = 1.0 if pair.alpha is None else pair.alpha / pair.down.shape[0]
-        found[f"{prefix}.lora_A.weight"] = pair.down
-        found[f"{prefix}.lora_B.weight"] = pair.up if scale == 1 else (pair.up.double() * scale).to(pair.up.dtype)
-        if pair.bias is not None:
-            found[f"{prefix}.lora_B.bias"] = (pair.bias.double() * scale).to(pair.bias.dtype)
-        if pair.magnitude is not None:
-            found[f"{prefix}.lora_magnitude_vector"] = pair.magnitude
-    return found
+    return peft_tensors(
+        {(EXPERTS[0] if part == EXPERTS[1] else part, module): pair.folded() for (part, module), pair in pairs.items()}
+    )
 
 
 def _check_loaded(pipeline: Any, lora: Lora, name: str, used: Mapping[tuple[str, str], Pair]) -> None:

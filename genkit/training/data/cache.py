@@ -20,6 +20,7 @@ from torch import nn
 
 from genkit.errors import ArtifactError
 from genkit.media.atomic import Files
+from genkit.models.tensors import write_tensors
 from genkit.reading.files import place
 
 Tensors = dict[str, torch.Tensor]
@@ -69,10 +70,8 @@ class Cache:
 
     @staticmethod
     def _write(path: Path, key: Mapping[str, Any], tensors: Tensors) -> None:
-        from safetensors.torch import save_file
-
         with Files() as files:
-            save_file(tensors, files.new(path), metadata={_KEY: _text(key)})
+            write_tensors(files.new(path), tensors, {_KEY: _text(key)})
 
     @staticmethod
     def _read(path: Path, key: Mapping[str, Any]) -> Tensors:
