@@ -56,6 +56,13 @@ class Site:
         return cls(role=role or guessed, heads=heads, layout=layout, **fields)
 
 
+def base_layer(module: Any) -> Any:
+    """A layer inside what adapters have wrapped around it: it stays when they come and go."""
+    while hasattr(module, "base_layer"):
+        module = module.base_layer
+    return module
+
+
 @dataclass(frozen=True)
 class Projections:
     """The layers of an attention module that make queries, keys and values; None = there is no such layer.

@@ -399,6 +399,29 @@ def test_context_tokens_in_the_source_space():
     assert own.tokens.grad.any() and own.beta.grad.any()
 
 
+def test_context_tokens_in_the_source_space_keep_their_values_under_quantised_projections():
+    """Quantised layers store whole numbers; tokens in that kind would be nothing but zeros."""
+
+    class Quantised(torch.nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = [inner]
+            self.weight = torch.nn.Parameter(torch.zeros(3, dtype=torch.uint8), requires_grad=False)
+            self.in_features, self.out_features = inner.in_features, inner.out_features
+
+        def forward(self, x):
+            return self.inner[0](x)
+
+    video, audio = ltx(3, 10)
+    where, method = site("audio_to_video", video, audio), CrossModalContext(tokens=2, space="source", beta=0.0)
+    cache, module, _ = installed(method, where)
+    own = PatchWeights.of(cache).at(method.name, "x").double()
+    right = own.pairs(draw(1, 3, 2, 4))
+    module.to_k, module.to_v = Quantised(module.to_k), Quantised(module.to_v)
+    for found, expected in zip(own.pairs(draw(1, 3, 2, 4)), right, strict=True):
+        assert torch.equal(found, expected) and found.any()
+
+
 def test_density_and_size():
     video, audio = ltx()
     a2v, v2a = (site(role, video, audio) for role in ("audio_to_video", "video_to_audio"))

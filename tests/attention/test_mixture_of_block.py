@@ -8,7 +8,14 @@ from attention_helpers import attention_over, tokens
 
 from genkit.attention.cache import PatchCache
 from genkit.attention.mixture_of_block import MixtureOfBlock, Partition
-from genkit.attention.mixture_of_block.select import block_means, gates, select_threshold, select_top_k
+from genkit.attention.mixture_of_block.select import (
+    block_means,
+    gates,
+    means_by_product,
+    running_sum,
+    select_threshold,
+    select_top_k,
+)
 from genkit.attention.site import Site
 from genkit.errors import UsageError
 from genkit.kernels import merge
@@ -317,6 +324,17 @@ def test_grouped_queries_gate_with_their_key_head():
     means = torch.stack([k[:, :72].mean(1), k[:, 72:].mean(1)], 1)
     for head in range(4):
         torch.testing.assert_close(gate[:, head], q[:, :, head] @ means[:, :, head // 2].transpose(1, 2))
+
+
+def test_sums_that_repeat_on_every_device_are_the_same_sums():
+    """On GPUs the order of additions varies from run to run; these forms do not depend on it."""
+    k = torch.randn(2, 30, 3, 4, dtype=torch.float64)
+    block_of = torch.arange(30) // 7
+    torch.testing.assert_close(means_by_product(k, block_of, 5), block_means(k, block_of, 5), atol=1e-14, rtol=0)
+    shares = torch.rand(3, 5000)
+    sums = running_sum(shares)
+    torch.testing.assert_close(sums, shares.double().cumsum(-1), atol=5000 * 2**-31, rtol=0)
+    assert torch.equal(sums[:, -1], running_sum(shares.flip(-1))[:, -1])
 
 
 def test_density_is_known_before_a_run_only_for_top_k():

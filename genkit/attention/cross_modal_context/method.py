@@ -59,7 +59,9 @@ class ContextTokens(nn.Module):
         if hasattr(self, "keys"):
             return self.keys, self.values
         own, heads = self.projections, q.shape[2]
-        hidden = self.tokens.to(q.device, own.k.weight.dtype)
+        kind = own.k.weight.dtype
+        kind = kind if kind.is_floating_point else q.dtype  # of quantised weights
+        hidden = self.tokens.to(q.device, kind)
         keys, values = own.k(hidden), own.v(hidden)
         norm = getattr(self.layer, "norm_k", None)
         keys = keys if norm is None else norm(keys)

@@ -1,7 +1,8 @@
 """Which key blocks a query token takes in mixture-of-block attention: gates from block means, top-k or a threshold.
 
 Gates are plain inner products of a query with the mean key of a block (arXiv 2506.23858). The choice carries no
-gradient.
+gradient. It repeats bit for bit on every device: under gradient checkpointing the recomputed pass must choose alike, so
+no sum here may depend on the order in which a GPU's threads arrive.
 """
 
 from __future__ import annotations
@@ -18,10 +19,23 @@ _FLAT = 1e-6  # gates whose spread is below this say nothing
 def block_means(k: torch.Tensor, block_of: torch.Tensor, blocks: int) -> torch.Tensor:
     """Mean key of every block in float32: k (B, N, Hk, D), block_of (N,) int64 -> (B, C, Hk, D)."""
     wide = torch.float64 if k.dtype == torch.float64 else torch.float32
+    if k.device.type != "cpu":
+        return means_by_product(k.to(wide), block_of, blocks)
     sums = k.new_zeros((k.shape[0], blocks, *k.shape[2:]), dtype=wide).index_add(1, block_of, k.to(wide))
     ones = torch.ones(len(block_of), dtype=wide, device=k.device)
     counts = torch.zeros(blocks, dtype=wide, device=k.device).index_add(0, block_of, ones)
     return sums / counts[:, None, None]
+
+
+def means_by_product(k: torch.Tensor, block_of: torch.Tensor, blocks: int) -> torch.Tensor:
+    """:func:`block_means` as a product with the table of members."""
+    member = torch.nn.functional.one_hot(block_of, blocks).to(k.dtype)
+    return torch.einsum("bnhd,nc->bchd", k, member / member.sum(0))
+
+
+def running_sum(shares: torch.Tensor) -> torch.Tensor:
+    """Running sum along the last axis of numbers from 0 to 1, in whole numbers of 2^-31, which add up in any order."""
+    return (shares.double() * 2**31).long().cumsum(-1).double() * 2**-31
 
 
 def gates(q: torch.Tensor, means: torch.Tensor) -> torch.Tensor:
@@ -105,7 +119,8 @@ def select_threshold(gate: torch.Tensor, own: torch.Tensor, tau: float, scope: s
     need = (tau - (weight * mine).sum(-1, keepdim=True) / total).clamp(min=0)
     others = weight.masked_fill(mine, -1)
     ranked, order = others.sort(dim=-1, descending=True, stable=True)
-    mass = ranked.clamp(min=0).cumsum(-1) / total
+    positive = ranked.clamp(min=0)
+    mass = (positive.cumsum(-1) if gate.device.type == "cpu" else running_sum(positive)) / total
     entries = values.shape[-1]
     available = entries - mine.sum(-1, keepdim=True)
     reached = (mass < need).sum(-1, keepdim=True) + 1

@@ -16,7 +16,7 @@ from genkit.attention.method import Density, Method, check_choice, check_int, ch
 from genkit.attention.reference.masks import direction_density
 from genkit.attention.reference.store import LayerWeights, References, spread
 from genkit.attention.registry import register, trained_settings
-from genkit.attention.site import Place, Site
+from genkit.attention.site import Place, Site, base_layer
 from genkit.attention.static import check_tokens, dense_attention, hidden_key_bias
 from genkit.attention.weights import PatchWeights
 from genkit.errors import UnsupportedError, UsageError, explain
@@ -133,7 +133,7 @@ class Reference(Method):
             return hook
 
         return [
-            getattr(place.projections, name).register_forward_hook(adapt(change, place.name))
+            base_layer(getattr(place.projections, name)).register_forward_hook(adapt(change, place.name))
             for name, change in own.changes.items()
         ]
 
