@@ -1,1 +1,4 @@
-"""How each family's denoiser is called in training: ``base`` says what a record holds, one file a family has it."""
+"""How each family's denoiser is called in training: ``base`` says what a record holds, one file a family has it.
+
+A file that describes a family has ``PIPELINES``: name of a Diffusers pipeline class -> function that makes its record.
+"""

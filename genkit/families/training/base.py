@@ -32,7 +32,8 @@ class Media:
         audio: float32 (channels, samples) in -1..1 as long as the clip; None without sound.
         sample_rate: of ``audio``, in Hz.
         given: pictures or clips that are told to the model, by role: "first_frame", "last_frame", "control" (an image
-            to edit or to follow), float32 (3, F, H, W) in -1..1.
+            to edit or to follow), float32 (3, F, H, W) in -1..1. A first or last frame that is not given is the clip's
+            own.
         original: (height, width) of the file before it was scaled.
         crop: (top, left) of the cut in the scaled file.
     """
@@ -78,7 +79,8 @@ class Training:
     """A family's record for trainers.
 
     Args:
-        streams: names of the latents that are noised, the main one first.
+        streams: names of the latents that are noised, the main one first. A later one that ``encode`` does not give (a
+            clip without sound) is neither noised nor answered.
         encode: (pipeline, media, generator) -> latents of every stream and whatever else ``arguments`` needs of a
             sample, without a batch axis, float32; with a generator the targets are drawn from the autoencoder's
             posterior, without one they are its mode. Conditions are always the mode. Where the posterior is normal
@@ -112,3 +114,7 @@ class Training:
     takes: tuple[str, ...] = ()
     experts: Callable[[Any], dict[str, tuple[float, float]]] | None = None
     guidance: float = 1.0
+
+
+#: From a pipeline, and the kind of spectrogram its sidecar names (None: the usual one), to its record.
+Builder = Callable[[Any, "str | None"], Training]

@@ -1,0 +1,74 @@
+"""Flux: two by two latents a token, guidance as an input."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from genkit.families.lookup import unwrap
+from genkit.families.training.base import IMAGE, Call, Media, Tensors, Training
+from genkit.families.training.parts import dtype_of, encode_image, need_channels, rows, sampled_shift, tokens_of
+
+if TYPE_CHECKING:
+    import torch
+
+
+def _encode(pipeline: Any, media: Media, generator: torch.Generator | None) -> Tensors:
+    return encode_image(pipeline, media.pixels, generator)
+
+
+def _text(pipeline: Any, captions: Sequence[str], slots: int) -> list[Tensors]:
+    import torch
+
+    with torch.no_grad():
+        states, pooled, _ = pipeline.encode_prompt(list(captions), None, max_sequence_length=slots)
+    return rows({"states": states, "pooled": pooled})
+
+
+def _packed(call: Call, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens (B, h w / 4, 4 C) and their positions (h w / 4, 3)."""
+    kind, dtype = type(call.pipeline), dtype_of(call)
+    count, channels, height, width = latents.shape
+    tokens = kind._pack_latents(latents.to(dtype), count, channels, height, width)
+    return tokens, kind._prepare_latent_image_ids(count, height // 2, width // 2, latents.device, dtype)
+
+
+def _arguments(call: Call) -> dict[str, Any]:
+    import torch
+
+    dtype = dtype_of(call)
+    tokens, places = _packed(call, call.noisy[IMAGE])
+    states = call.text["states"].to(dtype)
+    guidance = None
+    if unwrap(call.model).config.guidance_embeds:
+        guidance = torch.full((len(tokens),), call.guidance, dtype=torch.float32, device=tokens.device)
+    return {
+        "hidden_states": tokens,
+        # Rounded before the division, as in sampling: a thousandfold level has other neighbours in bfloat16.
+        "timestep": (1000 * call.level).to(dtype) / 1000,
+        "guidance": guidance,
+        "pooled_projections": call.text["pooled"].to(dtype),
+        "encoder_hidden_states": states,
+        "txt_ids": torch.zeros(states.shape[1], 3, dtype=dtype, device=states.device),
+        "img_ids": places,
+        "return_dict": False,
+    }
+
+
+def _answers(output: Any, call: Call) -> Tensors:
+    height, width = call.noisy[IMAGE].shape[2:]
+    # With one pixel per latent the pipeline's function takes sizes in latents.
+    return {IMAGE: type(call.pipeline)._unpack_latents(output[0], height, width, 1)}
+
+
+def _shift(pipeline: Any, shapes: Mapping[str, tuple[int, ...]]) -> float:
+    return sampled_shift(pipeline, tokens_of(shapes[IMAGE], (2, 2)))
+
+
+def _text_to_image(pipeline: Any, sound: str | None) -> Training:
+    model = pipeline.transformer
+    need_channels(pipeline, model, model.config.out_channels or model.config.in_channels)
+    return Training((IMAGE,), _encode, _text, _arguments, _answers, slots=512, shift=_shift)
+
+
+PIPELINES = {"FluxPipeline": _text_to_image}

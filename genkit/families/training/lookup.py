@@ -1,0 +1,66 @@
+"""Finding the record of a pipeline: every file of this folder with ``PIPELINES`` has some, there is no list to keep."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import pkgutil
+from pathlib import Path
+from typing import Any
+
+from genkit.errors import UnsupportedError
+from genkit.families.lookup import diffusers_class, facts_of
+from genkit.families.training.base import Builder, Training
+
+#: Files of this folder that describe no family.
+SHARED = ("base", "lookup", "parts")
+# What a family's facts must tell, in words.
+_NEEDED = {
+    "codec": "how its latents are normalised",
+    "text": "how prompts reach the denoiser",
+    "objective": "what the denoiser is trained to answer",
+    "lora_targets": "which layers a LoRA changes",
+}
+
+
+@functools.cache
+def _builders() -> dict[str, Builder]:
+    room = str(Path(__file__).parent)
+    names = sorted(found.name for found in pkgutil.iter_modules([room]) if found.name not in SHARED)
+    found: dict[str, Builder] = {}
+    for name in names:
+        found |= importlib.import_module(f"genkit.families.training.{name}").PIPELINES
+    return found
+
+
+def trainable() -> tuple[str, ...]:
+    """The pipeline classes that have a record of training."""
+    return tuple(_builders())
+
+
+def training_of(pipeline: Any, sound: str | None = None) -> Training:
+    """How the denoiser of a pipeline is called in training.
+
+    Args:
+        pipeline: a stock Diffusers pipeline; subclasses count as the class they come from. Only configurations are
+            read, so parts without weights do.
+        sound: kind of spectrogram the sound's autoencoder reads, as the model's ``genkit.json`` says; see
+            :func:`genkit.families.sound_features.features_of`.
+
+    Raises:
+        UnsupportedError: a class without a record, or a checkpoint of it that needs what is not known here; says what
+            is missing.
+    """
+    name = diffusers_class(pipeline) or type(pipeline).__name__
+    build = _builders().get(name)
+    if build is None:
+        raise UnsupportedError(
+            f"{name} cannot be trained: genkit does not know {_missing(name)}. Trained: {', '.join(trainable())}"
+        )
+    return build(pipeline, sound)
+
+
+def _missing(name: str) -> str:
+    facts = facts_of(name)
+    parts = [words for field, words in _NEEDED.items() if facts is None or getattr(facts, field) is None]
+    return ", ".join([*parts, "how its denoiser is called in training"])

@@ -1,0 +1,136 @@
+"""LTX-2: video and sound in one call, both at one noise level; clips without sound keep the two apart."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from genkit.errors import UnsupportedError
+from genkit.families.lookup import unwrap
+from genkit.families.sound_features import SoundFeatures, features_of
+from genkit.families.training.base import AUDIO, VIDEO, Call, Media, Tensors, Training
+from genkit.families.training.parts import drawn, dtype_of, encode_video, facts, rows, sampled_shift, tokens_of
+
+if TYPE_CHECKING:
+    import torch
+
+
+def sound_tokens(pipeline: Any, seconds: float) -> int:
+    """Tokens of a sound, as the pipeline counts them."""
+    ratio = float(pipeline.audio_vae_temporal_compression_ratio)
+    return round(seconds * (pipeline.audio_sampling_rate / pipeline.audio_hop_length / ratio))
+
+
+def _patch(pipeline: Any) -> tuple[int, int, int]:
+    side = pipeline.transformer_spatial_patch_size
+    return pipeline.transformer_temporal_patch_size, side, side
+
+
+def _text(pipeline: Any, captions: Sequence[str], slots: int) -> list[Tensors]:
+    """What the connectors make of the captions for both streams: nothing of it changes in training."""
+    import torch
+
+    with torch.no_grad():
+        states, mask, _, _ = pipeline.encode_prompt(
+            list(captions), do_classifier_free_guidance=False, max_sequence_length=slots
+        )
+        side = getattr(pipeline.tokenizer, "padding_side", "left")
+        video, audio, mask = pipeline.connectors(states, mask, padding_side=side)
+    return rows({"video": video, "audio": audio, "mask": mask})
+
+
+def _encode_sound(pipeline: Any, media: Media, features: SoundFeatures, generator: torch.Generator | None) -> Tensors:
+    """Normalised latents (C, L, bins) of the sound of a clip, as long as the pipeline makes it beside the clip."""
+    import torch
+
+    from genkit.media import resample
+
+    vae = pipeline.audio_vae
+    parameter = next(vae.parameters())
+    wave = torch.from_numpy(resample(media.audio.T.numpy(), media.sample_rate, pipeline.audio_sampling_rate).T.copy())
+    channels = vae.config.in_channels
+    wave = wave.mean(0, keepdim=True) if channels == 1 else wave.expand(channels, -1)
+    length = sound_tokens(pipeline, media.pixels.shape[1] / media.fps)
+    frames = (length - 1) * pipeline.audio_vae_temporal_compression_ratio + 1
+    with torch.no_grad():
+        spectrum = features(wave[None].to(parameter.device), frames)
+        posterior = vae.encode(spectrum.to(parameter.dtype)).latent_dist
+    mode, spread = posterior.mode().float(), posterior.std.float()
+    if mode.shape[2] != length:
+        raise UnsupportedError(f"the audio autoencoder made {mode.shape[2]} tokens of a sound that needs {length}")
+    # The statistics are those of tokens: one for every pair of channel and bin.
+    mean, deviation = (
+        pipeline._unpack_audio_latents(values.float()[None, None], 1, mode.shape[3])
+        for values in (vae.latents_mean, vae.latents_std)
+    )
+    return drawn(AUDIO, (mode - mean) / deviation, spread / deviation, generator)
+
+
+def _encoder(features: SoundFeatures) -> Any:
+    def encode(pipeline: Any, media: Media, generator: torch.Generator | None) -> Tensors:
+        found = encode_video(pipeline, media.pixels, generator)
+        return found if media.audio is None else found | _encode_sound(pipeline, media, features, generator)
+
+    return encode
+
+
+def _arguments(call: Call) -> dict[str, Any]:
+    pipeline, model, dtype = call.pipeline, unwrap(call.model), dtype_of(call)
+    video, fps = call.noisy[VIDEO], call.fps or float(facts(pipeline).fps)
+    count, _, frames, height, width = video.shape
+    time, side, _ = _patch(pipeline)
+    grid = frames // time, height // side, width // side
+    if AUDIO in call.noisy:
+        audio = pipeline._pack_audio_latents(call.noisy[AUDIO])
+    else:
+        pixels = (frames - 1) * pipeline.vae_temporal_compression_ratio + 1
+        audio = video.new_zeros(count, sound_tokens(pipeline, pixels / fps), model.config.audio_in_channels)
+    return {
+        "hidden_states": pipeline._pack_latents(video, side, time).to(dtype),
+        "audio_hidden_states": audio.to(dtype),
+        "encoder_hidden_states": call.text["video"].to(dtype),
+        "audio_encoder_hidden_states": call.text["audio"].to(dtype),
+        "timestep": call.timestep,
+        "sigma": call.timestep,
+        "encoder_attention_mask": call.text["mask"],
+        "audio_encoder_attention_mask": call.text["mask"],
+        "num_frames": grid[0],
+        "height": grid[1],
+        "width": grid[2],
+        "fps": fps,
+        "audio_num_frames": audio.shape[1],
+        "video_coords": model.rope.prepare_video_coords(count, *grid, video.device, fps=fps),
+        "audio_coords": model.audio_rope.prepare_audio_coords(count, audio.shape[1], video.device),
+        # A video's error must not teach the sound's layers what no sound told.
+        "isolate_modalities": AUDIO not in call.noisy,
+        "use_cross_timestep": _cross_timestep(model),
+        "return_dict": False,
+    }
+
+
+def _cross_timestep(model: Any) -> bool:
+    """Whether each stream's cross-modal layers are told the other's noise level: in all models after 2.0."""
+    return bool(model.config.get("cross_attn_mod"))
+
+
+def _answers(output: Any, call: Call) -> Tensors:
+    frames, height, width = call.noisy[VIDEO].shape[2:]
+    time, side, _ = _patch(call.pipeline)
+    grid = frames // time, height // side, width // side
+    found = {VIDEO: call.pipeline._unpack_latents(output[0], *grid, side, time)}
+    if AUDIO in call.noisy:
+        _, _, length, bins = call.noisy[AUDIO].shape
+        found[AUDIO] = call.pipeline._unpack_audio_latents(output[1], length, bins)
+    return found
+
+
+def _shift(pipeline: Any, shapes: Mapping[str, tuple[int, ...]]) -> float:
+    return sampled_shift(pipeline, tokens_of(shapes[VIDEO], _patch(pipeline)))
+
+
+def _text_to_video(pipeline: Any, sound: str | None) -> Training:
+    encode = _encoder(features_of(pipeline, sound))
+    return Training((VIDEO, AUDIO), encode, _text, _arguments, _answers, slots=1024, shift=_shift)
+
+
+PIPELINES = {"LTX2Pipeline": _text_to_video}
