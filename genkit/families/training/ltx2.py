@@ -130,7 +130,7 @@ def _shift(pipeline: Any, shapes: Mapping[str, tuple[int, ...]]) -> float:
 
 def _text_to_video(pipeline: Any, sound: str | None) -> Training:
     encode = _encoder(features_of(pipeline, sound))
-    return Training((VIDEO, AUDIO), encode, _text, _arguments, _answers, slots=1024, shift=_shift, variant=sound or "")
+    return Training((VIDEO, AUDIO), encode, _text, _arguments, _answers, slots=1024, shift=_shift)
 
 
 PIPELINES = {"LTX2Pipeline": _text_to_video}

@@ -82,22 +82,27 @@ class Journal:
         if step % self.every or not self.main:
             return
         told = {name: round(value, 5) for name, value in self.smooth.items()}
-        row = {"step": step, "seconds": round(seconds, 1), "lr": rate, **told}
-        with open(self.path, "a") as file:
-            file.write(json.dumps(row) + "\n")
+        self._write({"step": step, "seconds": round(seconds, 1), "lr": rate, **told})
         shown = " ".join(f"{name} {value:.4f}" for name, value in self.smooth.items())
         self._bar.set_postfix_str(f"step {step} {shown}", refresh=False)
         self._bar.n = min(progress, 1.0)
         self._bar.refresh()
 
+    def _write(self, row: Mapping[str, Any]) -> None:
+        with open(self.path, "a") as file:
+            file.write(json.dumps(row) + "\n")
+
     def show(self, step: int, found: Mapping[str, Any]) -> None:
         """What a validation found: numbers, and pictures or clips (uint8, (H, W, 3) or (T, H, W, 3)) by name."""
-        if self._tracker is None:
-            return
         import numpy as np
 
         frames = {name: value for name, value in found.items() if isinstance(value, np.ndarray)}
-        self._tracker.log({name: value for name, value in found.items() if name not in frames}, step=step)
+        numbers = {name: value for name, value in found.items() if name not in frames}
+        if numbers and self.main:
+            self._write({"step": step, **numbers})
+        if self._tracker is None:
+            return
+        self._tracker.log(numbers, step=step)
         if frames:
             images = {name: value if value.ndim == 4 else value[None] for name, value in frames.items()}
             more = {"dataformats": "NHWC"} if self._wanted == "tensorboard" else {}

@@ -25,8 +25,8 @@ _NUMBERED = re.compile(r"checkpoint-(\d{1,15})")
 
 #: Writes further files of a checkpoint into its folder.
 Export = Callable[[Path], None]
-#: Called by every process of a run, since shards are gathered; what it returns is called by the first one.
-Exporter = Callable[[], Export]
+#: Called with the step by every process of a run, since shards are gathered; the first one calls what it returns.
+Exporter = Callable[[int], Export]
 
 
 class Keep(ABC):
@@ -52,7 +52,7 @@ class Keep(ABC):
             ArtifactError: it could not be written; the one before is whole.
         """
 
-    def exporter(self) -> Export | None:
+    def exporter(self, step: int) -> Export | None:
         """What else belongs to a checkpoint; called by every process before :meth:`write`."""
         return None
 
@@ -165,9 +165,9 @@ class Numbered(Keep):
         self.last = path
         return state, path
 
-    def exporter(self) -> Export | None:
+    def exporter(self, step: int) -> Export | None:
         """See :meth:`Keep.exporter`."""
-        return None if self.export is None else self.export()
+        return None if self.export is None else self.export(step)
 
     def write(self, state: dict[str, Any], export: Export | None) -> None:
         """See :meth:`Keep.write`."""

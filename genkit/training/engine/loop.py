@@ -68,6 +68,7 @@ class LoopConfig:
         checkpoint_steps: steps between checkpoints besides; 0 for none.
         validation_seconds: pause between calls of the task's ``validate``; 0 for never.
         validation_steps: steps between such calls besides; 0 for none.
+        validation_ends: call ``validate`` before the first step and after the last besides.
         log_steps: steps between lines of ``log.jsonl``.
         tracker: where figures go besides, see :data:`genkit.training.engine.journal.TRACKERS`.
         explosion: a loss of more than this multiple of the mean so far (of 1 where that is less) ends the run; None for
@@ -95,6 +96,7 @@ class LoopConfig:
     checkpoint_steps: int = 0
     validation_seconds: float = 0.0
     validation_steps: int = 0
+    validation_ends: bool = False
     log_steps: int = 20
     tracker: str | None = None
     explosion: float | None = None
@@ -124,6 +126,11 @@ class LoopConfig:
 def process_rank() -> int:
     """Index of this process among those of a distributed run; 0 in a plain one. For seeds of data and noise."""
     return int(os.environ.get("RANK", "0"))
+
+
+def process_count() -> int:
+    """Processes of a distributed run; 1 in a plain one."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def wait_for_all() -> None:
@@ -229,6 +236,7 @@ class _Run:
             self._restore_random(state["random"], path)
         self.journal.begin(self.step, self.progress, {} if state is None else state["smooth"])
         self.last_save = self.last_validation = self.used
+        self.looked = -1
 
     def _prepare(self, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, Any]:
         if _is_sharded(self.module) and not self.accelerator.is_fsdp2:
@@ -254,7 +262,10 @@ class _Run:
 
     def go(self) -> None:
         """Step after step until the budget is used up."""
+        ends = self.config.validation_ends and self.validate is not None
         with Interrupt() as interrupt:
+            if ends and self.step == 0:
+                self.look(interrupt)
             while self.progress < 1.0:
                 started = time.perf_counter()
                 rate = rate_at(self.config, self.step, self.progress)
@@ -271,6 +282,8 @@ class _Run:
                     self.save()
                     raise Stopped(f"stopped after step {self.step}, {self.told_last()}; {self.keep.how_to_go_on()}")
             self.save()
+            if ends and self.looked != self.step:
+                self.look(interrupt)
 
     def told_last(self) -> str:
         """Where the last good state is, for messages."""
@@ -341,10 +354,9 @@ class _Run:
         due = config.validation_steps and self.step % config.validation_steps == 0
         if due or (config.validation_seconds and self.used - self.last_validation >= config.validation_seconds):
             self.last_validation = self.used
-            with interrupt.breakable():
-                self.look()
+            self.look(interrupt)
 
-    def look(self) -> None:
+    def look(self, interrupt: Interrupt) -> None:
         """Call ``validate`` with averaged weights, in evaluation mode, the random generators kept as they are."""
         if not self.accelerator.is_main_process and not _is_sharded(self.module):
             self.accelerator.wait_for_everyone()
@@ -352,13 +364,13 @@ class _Run:
         modes = {part: part.training for part in self.module.modules()}
         self.module.eval()
         try:
-            with self.ema.applied(self.module), torch.no_grad(), undisturbed():
-                found = self.validate(self.module, self.step)
+            with interrupt.breakable(), self.ema.applied(self.module), torch.no_grad(), undisturbed():
+                self.journal.show(self.step, self.validate(self.module, self.step) or {})
+                self.looked = self.step
         finally:
             for part, mode in modes.items():
                 part.training = mode
             self.accelerator.wait_for_everyone()
-        self.journal.show(self.step, found or {})
 
     def save(self) -> None:
         """Write the checkpoint; every process takes part, the first one writes, all wait until it is there."""
@@ -374,7 +386,7 @@ class _Run:
             "random": gather_object([random_state()]),
         }
         with self.ema.applied(self.module):
-            export = self.keep.exporter()
+            export = self.keep.exporter(self.step)
             if self.accelerator.is_main_process:
                 self.keep.write(state, export)
         # Whoever reads it next, in any process, finds it.

@@ -10,9 +10,12 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
-from torch import nn
 
 from genkit.errors import UnsupportedError, UsageError, explain
+from genkit.lora.lokr import pair_of_lokr
+from genkit.lora.pairs import Pair
+from genkit.training.engine.random_state import undisturbed
+from genkit.training.engine.shards import gathered
 from genkit.training.lora.targets import check_patterns, find_targets, fitting
 
 #: Kinds of adapters, all through peft.
@@ -38,6 +41,7 @@ class AdapterConfig:
         init: one of :data:`INITS`.
         targets, excluded: see :func:`genkit.training.lora.targets.find_targets`.
         ranks, alphas: layers, named in the same way -> another rank or alpha there.
+        factor: of LoKr: side of the smaller Kronecker factor; -1 for the most even split.
     """
 
     kind: str = LORA
@@ -50,6 +54,7 @@ class AdapterConfig:
     excluded: tuple[str, ...] = ()
     ranks: Mapping[str, int] = field(default_factory=dict)
     alphas: Mapping[str, float] = field(default_factory=dict)
+    factor: int = -1
 
     def __post_init__(self):
         for name, given, allowed in (("adapter", self.kind, KINDS), ("init_lora_weights", self.init, INITS)):
@@ -63,8 +68,8 @@ class AdapterConfig:
                 raise UsageError(explain("lora_alpha", alpha, "a number above 0"))
         if not 0 <= self.dropout < 1:
             raise UsageError(explain("lora_dropout", self.dropout, "a number from 0 to below 1"))
-        if self.kind == LOKR and (self.rslora or self.init != KAIMING):
-            raise UsageError("adapter lokr has no use_rslora and begins as peft does it; leave both out")
+        if self.kind == LOKR and (self.rslora or self.dropout or self.init != KAIMING):
+            raise UsageError("adapter lokr has no use_rslora, no dropout, and begins as peft does it; leave them out")
 
 
 class Adapter:
@@ -74,13 +79,14 @@ class Adapter:
         model: a Diffusers model; changed in place until :meth:`remove`.
         config: what is put in.
         default: regular expression of the layers that the model's family trains by default.
+        seed: of the adapter's start; the global random numbers are not moved.
 
     Raises:
         UsageError: layers that are not there, ranks for layers that are not trained, a rank beyond a layer's size.
         UnsupportedError: peft is missing, or the model takes no adapter.
     """
 
-    def __init__(self, model: Any, config: AdapterConfig, default: str | None = None):
+    def __init__(self, model: Any, config: AdapterConfig, default: str | None = None, seed: int = 0):
         if find_spec("peft") is None:
             raise UnsupportedError("training a LoRA needs the package peft; pip install 'genkit[train]'")
         if not hasattr(model, "add_adapter"):
@@ -92,15 +98,14 @@ class Adapter:
         check_patterns("rank_pattern", config.ranks, self.targets)
         check_patterns("alpha_pattern", config.alphas, self.targets)
         model.requires_grad_(False)
-        # peft's own check would also take layers whose names end alike.
-        before = _own_names(model)
-        model.add_adapter(self._peft(), NAME)
-        self.parameters = {
-            name: value for name, value in model.named_parameters() if name not in before and value.requires_grad
-        }
+        with undisturbed():
+            torch.manual_seed(seed)
+            model.add_adapter(self._peft(), NAME)
+        self.parameters = {name: value for name, value in model.named_parameters() if value.requires_grad}
         for value in self.parameters.values():
             value.data = value.data.float()
         self._check_layers()
+        self._check_ranks()
 
     def _peft(self) -> Any:
         """The configuration as peft takes it, with ranks and alphas by whole paths."""
@@ -121,7 +126,7 @@ class Adapter:
         }
         alpha = config.rank if config.alpha is None else config.alpha
         if config.kind == LOKR:
-            return LoKrConfig(**common, alpha=alpha, module_dropout=0.0, rank_dropout=config.dropout)
+            return LoKrConfig(**common, alpha=alpha, decompose_factor=config.factor)
         return LoraConfig(
             **common,
             lora_alpha=alpha,
@@ -141,20 +146,36 @@ class Adapter:
                 f"peft put the adapter on other layers than the {len(self.targets)} asked for: {other}"
             )
 
+    def _check_ranks(self) -> None:
+        """Refuse ranks that no file could hold."""
+        for path in self.targets if self.config.kind == LOKR else ():
+            layer = self.model.get_submodule(path)
+            if NAME in layer.lokr_w2:
+                rows, columns = layer.lokr_w2[NAME].shape
+                self.remove()
+                raise UsageError(
+                    f"rank: {self.config.rank} is too large for LoKr at {path}, whose second factor is {rows} x "
+                    f"{columns}; allowed: below {max(rows, columns) // 2}, half of its longer side, or another "
+                    "lokr_factor"
+                )
+
     @property
     def count(self) -> int:
         """Number of trainable numbers."""
         return sum(value.numel() for value in self.parameters.values())
 
-    def state(self) -> dict[str, torch.Tensor]:
-        """The adapter's weights under peft's names without the adapter's own, as files hold them."""
-        from peft.utils import get_peft_model_state_dict
+    def pairs(self) -> dict[str, Pair]:
+        """Every layer's change as a pair of halves with its scale; gathered where the weights are in shards, so every
+        process must ask."""
+        return {path: self._pair(self.model.get_submodule(path)) for path in self.targets}
 
-        return get_peft_model_state_dict(self.model, adapter_name=NAME)
-
-    def metadata(self) -> dict[str, Any]:
-        """peft's configuration of the adapter as plain values."""
-        return self.model.peft_config[NAME].to_dict()
+    def _pair(self, layer: Any) -> Pair:
+        if self.config.kind == LOKR:
+            first, second = (_factor(layer, half) for half in ("lokr_w1", "lokr_w2"))
+            return pair_of_lokr(first, second, layer.scaling[NAME])
+        down, up = _whole(layer.lora_A[NAME].weight), _whole(layer.lora_B[NAME].weight)
+        magnitude = _whole(layer.lora_magnitude_vector[NAME].weight) if self.config.kind == DORA else None
+        return Pair(down=down, up=up, alpha=layer.scaling[NAME] * down.shape[0], magnitude=magnitude)
 
     @contextmanager
     def off(self) -> Iterator[None]:
@@ -167,12 +188,18 @@ class Adapter:
 
     def remove(self) -> None:
         """Take the adapter out: the model is bit for bit what it was."""
-        self.model.delete_adapters(NAME)
         self.model.unload_lora()
 
 
-def _own_names(model: nn.Module) -> set[str]:
-    return {name for name, _ in model.named_parameters()}
+def _whole(value: torch.Tensor) -> torch.Tensor:
+    return gathered(value.detach())
+
+
+def _factor(layer: Any, half: str) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    """One Kronecker factor of a LoKr layer, whole or as its halves."""
+    if NAME in getattr(layer, half):
+        return _whole(getattr(layer, half)[NAME])
+    return tuple(_whole(getattr(layer, f"{half}_{part}")[NAME]) for part in "ab")
 
 
 def _literal(path: str) -> str:

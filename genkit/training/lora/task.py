@@ -1,12 +1,13 @@
 """What a LoRA is trained to do: answer the noise of encoded samples, through whatever attention is patched in.
 
-Whatever is drawn (noise, level, dropout) follows from a seed and the number of the micro-batch alone: a resumed run
-repeats an unbroken one, previews disturb nothing, and every process draws its own.
+Whatever is drawn (noise, level, dropout) follows from a seed, the number of the micro-batch and the sample's place in
+it alone: a resumed run repeats an unbroken one, previews disturb nothing, and two processes draw what one with the
+batch of both does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -109,25 +110,25 @@ class LoraTask(nn.Module):
         if options.shift is not None and self.training_record.shift is None:
             raise UsageError("flow_shift: the levels of this family are not shifted; leave it out")
 
-    def forward(self, batch: Batch, number: int, rank: int = 0) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def forward(self, batch: Batch, number: int, rank: int = 0) -> tuple[torch.Tensor, dict[str, float]]:
         """The loss of a micro-batch: a mean over its samples.
 
         Args:
             batch: encoded samples, on the denoiser's device.
-            number: of the micro-batch; with ``rank`` and the seed it decides what is drawn.
-            rank: index of the process.
+            number: of the micro-batch.
+            rank: index of the process; every process has a batch of the same number of samples.
 
         Returns:
             The loss, and figures: the error of each stream where there are several, and of each range of levels that
             the batch has samples of.
         """
-        generator = self.generator(_TRAINING, number, rank)
         levels = self.levels(batch)
         count = len(next(iter(batch.latents.values())))
-        level = levels.draw(count, generator)
+        generators = [self.generator(_TRAINING, number, rank * count + index) for index in range(count)]
+        level = torch.cat([levels.draw(1, generator) for generator in generators])
         with self._dropout(number, rank):
-            errors = self.errors(batch, level, generator)
-        return self._loss(errors, level.to(next(iter(errors.values())).device))
+            errors = self.errors(batch, level, generators)
+        return self._loss(errors, level)
 
     def levels(self, batch: Batch) -> Levels:
         """The distribution of levels for samples of a batch's size."""
@@ -140,19 +141,21 @@ class LoraTask(nn.Module):
         low = max(options.levels.low, LOWEST)
         return replace(options.levels, shift=1.0 if shift is None else shift, low=low)
 
-    def errors(self, batch: Batch, level: torch.Tensor, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    def errors(
+        self, batch: Batch, level: torch.Tensor, generators: Sequence[torch.Generator]
+    ) -> dict[str, torch.Tensor]:
         """The error (B,) of every stream's answer at given levels, a mean over the parts that count.
 
         Args:
             batch: encoded samples.
             level: (B,) noise levels.
-            generator: the noise is drawn from it, on the CPU: it is the same on every device.
+            generators: the noise of each sample is drawn from one, on the CPU: it is the same on every device.
         """
         device = next(iter(batch.latents.values())).device
         level = level.to(device)
         noisy, target = {}, {}
         for stream, clean in batch.latents.items():
-            noise = self._noise(clean.shape, generator).to(device)
+            noise = torch.stack([self._noise(clean.shape[1:], generator) for generator in generators]).to(device)
             noisy[stream], target[stream] = self.objective.noised(clean.float(), noise, level)
         call = Call(
             pipeline=self.pipeline,
@@ -175,7 +178,7 @@ class LoraTask(nn.Module):
     def _noise(self, shape: torch.Size, generator: torch.Generator) -> torch.Tensor:
         noise = torch.randn(shape, generator=generator)
         if self.options.noise_offset:
-            flat = (*shape[:2], *[1] * (len(shape) - 2))
+            flat = (shape[0], *[1] * (len(shape) - 1))
             noise = noise + self.options.noise_offset * torch.randn(flat, generator=generator)
         return noise
 
@@ -200,23 +203,26 @@ class LoraTask(nn.Module):
         total = weight.sum(axes)
         return (weight * wrong).sum(axes) / torch.where(total > 0, total, 1.0)
 
-    def _loss(
-        self, errors: Mapping[str, torch.Tensor], level: torch.Tensor
-    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def _loss(self, errors: Mapping[str, torch.Tensor], level: torch.Tensor) -> tuple[torch.Tensor, dict[str, float]]:
+        """The loss, and figures of errors (B,) at levels (B,) on the CPU."""
         weight = self._weight(level)
-        loss = sum(self._share(stream) * (weight * error).mean() for stream, error in errors.items())
-        figures = {f"loss {stream}": error.detach().mean() for stream, error in errors.items() if len(errors) > 1}
-        main = errors[self.training_record.streams[0]].detach()
-        low = 0.0
+        told = torch.stack([error.detach() for error in errors.values()]).cpu()
+        parts = [self._share(name) * (weight.to(error) * error).mean() for name, error in errors.items()]
+        loss = torch.stack(parts).sum()
+        figures = {f"loss {name}": float(row.mean()) for name, row in zip(errors, told, strict=True) if len(errors) > 1}
+        main, low = told[list(errors).index(self.training_record.streams[0])], 0.0
         for high in RANGES:
             inside = (level >= low) & ((level < high) if high < 1 else (level <= high))
             if inside.any():
-                figures[f"loss {low:g}-{high:g}"] = main[inside].mean()
+                figures[f"loss {low:g}-{high:g}"] = float(main[inside].mean())
             low = high
-        if self.attention is not None:
-            # Distributed training waits for the gradient of every weight.
-            loss = loss + 0.0 * sum(parameter.sum() for parameter in self.attention.parameters())
-        return loss, figures
+        return loss + self._all_of_them(loss), figures
+
+    def _all_of_them(self, loss: torch.Tensor) -> torch.Tensor:
+        """Zero, with every weight taking part: distributed training waits for the gradient of each of them."""
+        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+            return loss.new_zeros(())
+        return 0.0 * torch.stack([value.sum() for value in self.parameters() if value.requires_grad]).sum()
 
     def _share(self, stream: str) -> float:
         main = self.training_record.streams[0]
@@ -238,15 +244,15 @@ class LoraTask(nn.Module):
             batch = to_device(batch, self.device)
             size = len(next(iter(batch.latents.values())))
             for index, level in enumerate(HELD_OUT_LEVELS):
-                generator = self.generator(_HELD_OUT, number, index)
-                errors = self.errors(batch, torch.full((size,), level), generator)
+                generators = [self.generator(_HELD_OUT, number, index * size + each) for each in range(size)]
+                errors = self.errors(batch, torch.full((size,), level), generators)
                 total += float(sum(self._share(stream) * error.sum() for stream, error in errors.items()))
                 count += size
         return {"held-out loss": total / count} if count else {}
 
-    def generator(self, purpose: int, number: int, rank: int) -> torch.Generator:
-        """The source of what is drawn for a micro-batch; on the CPU."""
-        state = np.random.SeedSequence((self.seed, purpose, number, rank)).generate_state(2, np.uint32)
+    def generator(self, purpose: int, number: int, place: int) -> torch.Generator:
+        """The source of what is drawn for a sample; on the CPU."""
+        state = np.random.SeedSequence((self.seed, purpose, number, place)).generate_state(2, np.uint32)
         return torch.Generator().manual_seed(int(state[0]) << 31 ^ int(state[1]))
 
     @contextmanager

@@ -1,0 +1,87 @@
+"""Attention in the loop: the method that a LoRA is trained through, at every noise level."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from torch import nn
+
+from genkit.attention import registry
+from genkit.attention.weights import PatchWeights
+from genkit.errors import UnsupportedError, UsageError
+from genkit.patching import PatchHandle, patch
+from genkit.patching.parts import Part
+from genkit.pipelines.attention import Attention
+
+#: Methods that read what only a run of their own task gives them, and how they are trained instead.
+_OWN_TASK = {
+    "reference": "it follows a picture that is recorded for every sample; scripts/train_patch.py reference trains it",
+}
+
+
+def check_trainable(attention: Attention) -> None:
+    """Refuse methods that nothing can be trained through; UnsupportedError with the reason."""
+    for part in attention.parts:
+        name = part.method.name
+        if name in _OWN_TASK:
+            raise UnsupportedError(f"attention {name} is not for training a LoRA: {_OWN_TASK[name]}")
+        if not type(part.method).trainable:
+            able = ", ".join(sorted(each.name for each in registry.methods() if each.trainable))
+            raise UnsupportedError(
+                f"attention {name} cannot be trained through: it has no gradients of what it computes; allowed: {able}"
+            )
+
+
+def timeless(attention: Attention) -> tuple[tuple[Part, ...], list[str]]:
+    """The parts of an attention without steps and branches, which training has none of, and what was left out.
+
+    In training every sample has a noise level of its own, so a method is on at all of them; layers and heads stay.
+    """
+    parts, told = [], []
+    for part in attention.parts:
+        schedule = part.schedule
+        if schedule is not None and (schedule.steps is not None or schedule.branches):
+            named = " and ".join(
+                f"{name}={value}"
+                for name, value in (("steps", schedule.steps), ("branches", ",".join(sorted(schedule.branches or ()))))
+                if value
+            )
+            told.append(f"attention: {part.method.name} is trained at all noise levels; {named} is for sampling alone")
+            schedule = dataclasses.replace(schedule, steps=None, branches=None)
+        parts.append(dataclasses.replace(part, schedule=schedule))
+    return tuple(parts), list(dict.fromkeys(told))
+
+
+def put_in(model: Any, attention: Attention, train_weights: bool) -> tuple[PatchHandle, PatchWeights | None, list[str]]:
+    """Patch a denoiser for training.
+
+    Args:
+        model: the denoiser.
+        attention: resolved, with ``recommended`` schedules settled.
+        train_weights: whether the methods' own weights are trained.
+
+    Returns:
+        The patch in force, its weights when they are trained, and what the user should know, one line each.
+
+    Raises:
+        UnsupportedError: a method that cannot be trained through or does not fit the model.
+        UsageError: weights are to be trained and there are none.
+    """
+    check_trainable(attention)
+    parts, told = timeless(attention)
+    handle = patch(model, parts, backend=attention.backend)
+    weights = handle.weights
+    weights.requires_grad_(train_weights)
+    if train_weights and not weights.count():
+        handle.remove()
+        names = ", ".join(dict.fromkeys(part.method.name for part in parts))
+        raise UsageError(
+            f"train_attention_weights: {names} has no weights of its own with these settings; leave it out"
+        )
+    return handle, weights if train_weights else None, told
+
+
+def frozen(module: nn.Module) -> bool:
+    """Whether nothing in a module is trained."""
+    return not any(parameter.requires_grad for parameter in module.parameters())

@@ -1,0 +1,34 @@
+"""The files that a LoRA run leaves: the LoRA as stock Diffusers loads it, and a method's own weights beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from genkit.attention.weights import PatchWeights
+from genkit.lora.facts import Facts
+from genkit.lora.pairs import Pair
+from genkit.lora.save import save_lora
+from genkit.training.engine.keep import Export
+from genkit.training.lora.adapter import Adapter
+
+ATTENTION = "attention.safetensors"
+
+
+def lora_files(component: str, adapter: Adapter, facts: Facts, weights: PatchWeights | None = None) -> Export:
+    """What writes the present weights into a folder; every process must call this, for shards are gathered here.
+
+    Args:
+        component: part of the pipeline that was trained.
+        adapter: on it.
+        facts: what the LoRA file says about itself.
+        weights: of attention methods that were trained too; None for none.
+    """
+    pairs: Mapping[str, Pair] = {path: pair.folded() for path, pair in adapter.pairs().items()}
+
+    def write(folder: Path) -> None:
+        save_lora(folder, {component: pairs}, facts)
+        if weights is not None:
+            weights.save(folder / ATTENTION)
+
+    return write

@@ -1,0 +1,289 @@
+"""Training a LoRA: from settings to ``OUTPUT/pytorch_lora_weights.safetensors``."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from genkit.attention.weights import PatchWeights
+from genkit.errors import UnsupportedError, UsageError, explain
+from genkit.families.lookup import facts_of, family_of
+from genkit.families.training.base import Training
+from genkit.families.training.lookup import training_of
+from genkit.lora.facts import Facts
+from genkit.lora.files import NAMED
+from genkit.media.atomic import Files, check_writable
+from genkit.models import locate
+from genkit.models.check import fingerprint
+from genkit.pipelines.attention import Attention
+from genkit.pipelines.load import fetch, load, resolve_device, resolve_dtype
+from genkit.pipelines.model import Model
+from genkit.pipelines.record import PACKAGES, version
+from genkit.reading.files import place
+from genkit.training.data.batch import Samples
+from genkit.training.data.folder.samples import FolderSamples
+from genkit.training.engine.keep import LATEST, Export, Numbered
+from genkit.training.engine.loop import LossAt, Validate, process_rank, train, wait_for_all
+from genkit.training.engine.optimizers import check_optimizer, optimizer_of
+from genkit.training.lora.adapter import Adapter
+from genkit.training.lora.attention import check_trainable, put_in
+from genkit.training.lora.build import adapter_config, deciding, loop_config, loss_options, steps_of
+from genkit.training.lora.data import read_data, samples_of
+from genkit.training.lora.files import ATTENTION, lora_files
+from genkit.training.lora.settings import LoraSettings
+from genkit.training.lora.task import LoraTask, to_device
+
+#: Denoisers as pipelines name them, the one that is trained when nobody says first.
+DENOISERS = ("transformer", "unet", "transformer_2")
+#: Bytes a trained number takes in a checkpoint: itself, its average, two moments, and the exported file.
+_CHECKPOINT_BYTES = 20
+_AUTOCAST = {torch.bfloat16: "bf16", torch.float16: "fp16"}
+
+
+def train_lora(settings: LoraSettings, told: Callable[[str], None] = warnings.warn) -> Path:
+    """Train a LoRA as settings say.
+
+    Args:
+        settings: of the run.
+        told: called with what the user should know, one line each.
+
+    Returns:
+        ``OUTPUT/pytorch_lora_weights.safetensors``, which ``pipeline.load_lora_weights(OUTPUT)`` loads.
+
+    Raises:
+        UsageError: settings that mean nothing for this model or data.
+        UnsupportedError: a model, method or package that cannot do it.
+        ArtifactError: files that cannot be read or written, or a loss that is no number.
+        Stopped: Ctrl-C; the state was saved.
+
+    Example:
+        >>> train_lora(LoraSettings(model="toy-video", data="clips", output="runs/lora", max_train_steps=300))
+        ... # doctest: +SKIP
+    """
+    return Run.open(settings, told).go()
+
+
+@dataclass
+class Run:
+    """A run that is ready to train: the model is loaded, the adapter and the attention are in.
+
+    Args:
+        settings: of the run.
+        model: without weights.
+        pipeline: with weights.
+        training: the record of its family.
+        component: part of the pipeline that is trained.
+        adapter: on it.
+        samples: what it is trained on.
+        task: the loss.
+        weights: of attention methods, when they are trained.
+    """
+
+    settings: LoraSettings
+    model: Model
+    pipeline: Any
+    training: Training
+    component: str
+    adapter: Adapter
+    samples: Samples
+    task: LoraTask
+    weights: PatchWeights | None = None
+
+    @classmethod
+    def open(cls, settings: LoraSettings, told: Callable[[str], None] = warnings.warn) -> Run:
+        """Load and check everything; see :func:`train_lora`."""
+        if settings.threads:
+            torch.set_num_threads(settings.threads)
+        check_optimizer(settings.optimizer, settings.optimizer_args)
+        _check_result(settings)
+        location = locate(settings.model)
+        folder = fetch(location)
+        model = Model.of(folder, str(folder.resolve()) if location.kind == "folder" else settings.model)
+        attention = _attention(settings, model)
+        data = read_data(settings, model)
+        device = _device(settings)
+        pipeline = load(folder, resolve_dtype(settings.dtype, device), device)
+        training = training_of(pipeline, model.sidecar.sound)
+        component = _component(pipeline, settings.component)
+        samples = _encoded(settings, samples_of(settings, data, model, pipeline, training), pipeline)
+        network = getattr(pipeline, component)
+        for part in pipeline.components.values():
+            if isinstance(part, nn.Module):
+                part.requires_grad_(False).eval()
+        facts = facts_of(type(pipeline).__name__)
+        adapter = Adapter(network, adapter_config(settings), facts.lora_targets, settings.seed)
+        weights = None
+        if attention is not None:
+            _, weights, lines = put_in(network, attention, settings.train_attention_weights)
+            for line in lines:
+                told(line)
+        seen = training.experts(pipeline) if training.experts is not None else {}
+        options = loss_options(settings, facts.objective.of(pipeline.scheduler), seen.get(component, (0.0, 1.0)))
+        task = LoraTask(pipeline, training, adapter, options, settings.seed, weights)
+        if settings.compile:
+            _compile(network)
+        return cls(settings, model, pipeline, training, component, adapter, samples, task, weights)
+
+    def go(self) -> Path:
+        """Train until the budget is used up, and write the result."""
+        settings, output = self.settings, Path(self.settings.output)
+        config = loop_config(settings, steps_of(settings, self.samples), _precision(settings, self.adapter.model))
+        named = [(name, value) for name, value in self.task.named_parameters() if value.requires_grad]
+        optimizer = optimizer_of(
+            settings.optimizer, named, settings.learning_rate, settings.weight_decay, settings.optimizer_args
+        )
+        keep = Numbered(
+            output, settings.resume_from_checkpoint, settings.checkpoints_total_limit, self.export, self.fingerprint()
+        )
+        if process_rank() == 0:
+            keep.check_space(_CHECKPOINT_BYTES * sum(value.numel() for _, value in named))
+        train(self.task, optimizer, self.loss(), config, self.look(), title="lora", keep=keep)
+        if process_rank() == 0:
+            self.publish(keep.last)
+        wait_for_all()
+        return output / NAMED
+
+    def publish(self, checkpoint: Path) -> None:
+        """What the last checkpoint exported, as the run's result."""
+        output = Path(self.settings.output)
+        with Files() as files:
+            for name in (NAMED, ATTENTION) if self.weights is not None else (NAMED,):
+                shutil.copyfile(checkpoint / name, files.new(output / name))
+
+    def look(self) -> Validate | None:
+        """What is measured on the way; None for nothing."""
+        held = self.samples.held_out()
+        return (lambda task, step: task.held_out(held)) if held else None
+
+    def loss(self) -> LossAt:
+        """The loss handed to the loop."""
+        count, rank = self.settings.gradient_accumulation_steps, process_rank()
+
+        def loss_at(wrapped: nn.Module, number: int, progress: float) -> tuple[torch.Tensor, dict[str, float]]:
+            loss, figures = wrapped(to_device(self.samples.batch(number, rank), self.task.device), number, rank)
+            if count > 1:
+                # Micro-batches of several sizes: each counts by its samples, as in one batch of all of them.
+                first = number - number % count
+                sizes = [self.samples.count(each) for each in range(first, first + count)]
+                loss = loss * (count * sizes[number % count] / sum(sizes))
+            return loss, figures
+
+        return loss_at
+
+    def fingerprint(self) -> dict[str, dict[str, Any]]:
+        """What must be the same when the run goes on from a checkpoint."""
+        base = {"model": self.model.class_name, "model_fingerprint": fingerprint(self.model.folder)}
+        return {"base": base, "data": {"data": self.samples.digest}, "settings": deciding(self.settings)}
+
+    def export(self, step: int) -> Export:
+        """What writes the present weights; see :func:`genkit.training.lora.files.lora_files`."""
+        return lora_files(self.component, self.adapter, self.facts(step), self.weights)
+
+    def facts(self, step: int) -> Facts:
+        """What the file says about itself."""
+        settings = self.settings
+        return Facts(
+            made_by="train",
+            family=family_of(self.adapter.model).name,
+            pipeline=self.model.class_name,
+            base_model=self.model.name,
+            base_fingerprint=fingerprint(self.model.folder),
+            component=self.component,
+            adapter=self.adapter.config.kind,
+            rank=settings.rank,
+            alpha=settings.rank if settings.lora_alpha is None else settings.lora_alpha,
+            attention=settings.attention,
+            attention_args=settings.attention_args,
+            schedule=settings.schedule,
+            recipe=settings.recipe,
+            attention_weights=None if self.weights is None else ATTENTION,
+            steps=step,
+            dataset=self.samples.digest,
+            trigger_word=settings.trigger_word,
+            settings=settings.to_dict(),
+            versions={package: version(package) for package in (*PACKAGES, "peft", "genkit")},
+        )
+
+
+def _check_result(settings: LoraSettings) -> None:
+    """Refuse an output folder that cannot be written, or that holds a finished LoRA nobody wants to go on with."""
+    output = Path(settings.output)
+    if output.exists() and not output.is_dir():
+        raise UsageError(f"--output {place(output)} is a file; give a folder")
+    if process_rank() == 0:
+        check_writable(output)
+    if settings.resume_from_checkpoint is None and (output / NAMED).exists():
+        raise UsageError(
+            f"--output {place(output)} holds {NAMED} already; give another folder, or go on with "
+            f"--resume-from-checkpoint {LATEST}"
+        )
+
+
+def _attention(settings: LoraSettings, model: Model) -> Attention | None:
+    """What is patched in, checked as far as it goes without weights."""
+    attention = Attention.of(settings, model.folder)
+    if attention is None:
+        return None
+    check_trainable(attention)
+    attention.check_recipe(model)
+    return attention.settled(model, None)
+
+
+def _device(settings: LoraSettings) -> torch.device:
+    """Where this process computes."""
+    from accelerate import PartialState
+
+    here = PartialState(cpu=not torch.accelerator.is_available()).device
+    wanted = resolve_device(settings.device)
+    if settings.device != "auto" and wanted.type != here.type:
+        raise UnsupportedError(
+            f"--device {settings.device}: accelerate trains on {here.type} on this machine; "
+            "ACCELERATE_USE_CPU=1 in the environment makes it take the CPU"
+        )
+    if here.type == "cpu" and settings.offload != "none":
+        raise UnsupportedError(f"--offload {settings.offload} needs a GPU, and the device is the CPU; leave it out")
+    return here
+
+
+def _component(pipeline: Any, wanted: str | None) -> str:
+    """The part that is trained."""
+    there = [name for name in DENOISERS if getattr(pipeline, name, None) is not None]
+    if wanted is not None and wanted not in there:
+        raise UsageError(explain("--component", wanted, there))
+    return wanted or there[0]
+
+
+def _encoded(settings: LoraSettings, samples: FolderSamples, pipeline: Any) -> FolderSamples:
+    """Samples whose latents and texts are on disk, and the encoders let go of where nothing needs them any more."""
+    release = not settings.validation_prompts
+    samples.prepare(process_rank(), release=release)
+    wait_for_all()
+    if release:
+        for name, part in pipeline.components.items():
+            if isinstance(part, nn.Module) and name not in DENOISERS:
+                setattr(pipeline, name, None)
+    return samples
+
+
+def _precision(settings: LoraSettings, model: nn.Module) -> str | None:
+    """Type of the products: what was asked for, else the launcher's, else that of the frozen weights."""
+    if settings.mixed_precision is not None or "ACCELERATE_MIXED_PRECISION" in os.environ:
+        return settings.mixed_precision
+    frozen = next(value.dtype for value in model.parameters() if not value.requires_grad and value.is_floating_point())
+    return _AUTOCAST.get(frozen, "no")
+
+
+def _compile(network: Any) -> None:
+    """Compile the blocks that repeat, as Diffusers names them, else the whole denoiser."""
+    if getattr(network, "_repeated_blocks", None):
+        network.compile_repeated_blocks()
+    else:
+        network.compile()
