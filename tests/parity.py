@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -63,11 +63,12 @@ def rebuilt(
     level: float,
     slots: int,
     media: Mapping[str, torch.Tensor] | None = None,
+    captions: Sequence[str] = CAPTIONS,
     **more: Any,
 ) -> tuple[dict[str, Any], Call]:
-    """The arguments that training makes of noisy latents at a level for :data:`CAPTIONS`, and the call."""
-    text = training.text(pipeline, list(CAPTIONS), slots)
-    levels = torch.full((len(CAPTIONS),), level)
+    """The arguments that training makes of noisy latents at a level for two captions, and the call."""
+    text = training.text(pipeline, list(captions), slots)
+    levels = torch.full((len(captions),), level)
     objective = objective_of(facts_of(diffusers_class(pipeline)).objective, pipeline.scheduler)
     call = Call(
         pipeline, getattr(pipeline, component), dict(noisy), levels, objective.timesteps(levels), dict(media or {}),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import pytest
+import tiny_pipelines
 import torch
 from parity import CAPTIONS, assert_same, level_of, rebuilt, spied
 from tiny_flux import build_tiny_flux
 from tiny_sd import build_tiny_sd
 from tiny_wan import build_tiny_wan
 
-from genkit.families.training.base import AUDIO, IMAGE, VIDEO
+from genkit.families.training.base import AUDIO, IMAGE, VIDEO, Media
 from genkit.families.training.lookup import training_of
 
 PROMPTS = list(CAPTIONS)
@@ -143,3 +144,89 @@ def test_ltx2(toy_av):
     assert_same(found, seen)
     answered = training.answers((found["hidden_states"], toy_av._pack_audio_latents(sound)), call)
     assert torch.equal(answered[VIDEO], video) and torch.equal(answered[AUDIO], sound)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_stable_diffusion_xl(dtype):
+    pipeline = tiny_pipelines.stable_diffusion_xl().to(dtype)
+    noisy = _latents(4, 8, 12).to(dtype).float()
+    seen = spied(
+        pipeline, "unet", 1, noisy, prompt=PROMPTS, height=16, width=24, guidance_scale=1.0, original_size=(40, 60),
+        crops_coords_top_left=(3, 5),
+    )  # fmt: skip
+    training = training_of(pipeline)
+    media = training.encode(pipeline, Media(torch.zeros(3, 1, 16, 24), original=(40, 60), crop=(3, 5)), None)
+    ids = {"time_ids": torch.stack([media["time_ids"]] * 2)}
+    found, _ = rebuilt(pipeline, "unet", training, {IMAGE: noisy}, level_of(pipeline, 1), 77, ids)
+    assert_same(found, seen, scalar_timestep=True)
+    assert found["added_cond_kwargs"]["time_ids"][0].tolist() == [40, 60, 3, 5, 16, 24]
+
+
+def test_stable_diffusion_xl_has_zeros_for_an_empty_caption_as_its_pipeline_has_for_no_negative_prompt():
+    pipeline = tiny_pipelines.stable_diffusion_xl()
+    empty, full = training_of(pipeline).text(pipeline, ["", "a red circle"], 77)
+    assert not empty["states"].any() and not empty["pooled"].any() and full["states"].any() and full["pooled"].any()
+    pipeline.register_to_config(force_zeros_for_empty_prompt=False)
+    assert training_of(pipeline).text(pipeline, [""], 77)[0]["states"].any()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_stable_diffusion_3(dtype):
+    pipeline = tiny_pipelines.stable_diffusion_3().to(dtype)
+    noisy = _latents(4, 8, 12).to(dtype).float()
+    seen = spied(
+        pipeline, "transformer", 1, noisy, prompt=PROMPTS, height=16, width=24, guidance_scale=1.0,
+        max_sequence_length=16,
+    )  # fmt: skip
+    training = training_of(pipeline)
+    found, _ = rebuilt(pipeline, "transformer", training, {IMAGE: noisy}, level_of(pipeline, 1), 16)
+    assert_same(found, seen)
+    assert training.shift(pipeline, {IMAGE: (4, 8, 12)}) == 3.0
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("prompts", [PROMPTS, ["a red circle", "a red square"]], ids=["padded", "equally long"])
+def test_qwen_image(dtype, prompts):
+    pipeline = tiny_pipelines.qwen_image().to(dtype)
+    noisy = _latents(4, 8, 12).to(dtype).float()
+    packed = pipeline._pack_latents(noisy, 2, 4, 8, 12)
+    seen = spied(pipeline, "transformer", 1, packed, prompt=prompts, height=16, width=24, true_cfg_scale=1.0)
+    training = training_of(pipeline)
+    found, call = rebuilt(
+        pipeline, "transformer", training, {IMAGE: noisy}, level_of(pipeline, 1), 16, captions=prompts
+    )  # fmt: skip
+    assert_same(found, seen)
+    assert (found["encoder_hidden_states_mask"] is None) == (prompts is not PROMPTS)
+    assert torch.equal(training.answers((packed,), call)[IMAGE], noisy)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_flux_kontext(dtype):
+    from PIL import Image
+
+    pipeline = tiny_pipelines.flux_kontext().to(dtype)
+    noisy = _latents(4, 8, 12).to(dtype).float()
+    packed = pipeline._pack_latents(noisy, 2, 4, 8, 12)
+    pixels = torch.randint(0, 256, (32, 16, 3), generator=torch.Generator().manual_seed(3))
+    seen = spied(
+        pipeline, "transformer", 1, packed, image=Image.fromarray(pixels.numpy().astype("uint8")), prompt=PROMPTS,
+        height=16, width=24, guidance_scale=2.5, max_sequence_length=16, _auto_resize=False,
+        max_area=16 * 24,
+    )  # fmt: skip
+    training = training_of(pipeline)
+    given = (pixels.permute(2, 0, 1)[:, None] / 255.0) * 2 - 1
+    media = training.encode(pipeline, Media(torch.zeros(3, 1, 16, 24), given={"control": given}), None)
+    reference = {"reference": torch.stack([media["reference"]] * 2)}
+    found, call = rebuilt(
+        pipeline, "transformer", training, {IMAGE: noisy}, level_of(pipeline, 1), 16, reference, guidance=2.5
+    )
+    # The pipeline normalises in the model's precision.
+    known, expected = found.pop("hidden_states"), seen.pop("hidden_states")
+    assert known.dtype == expected.dtype and known.shape == expected.shape == (2, 24 + 32, 16)
+    assert torch.equal(known[:, :24], expected[:, :24])
+    torch.testing.assert_close(known, expected, atol=1e-6 if dtype == torch.float32 else 1e-3, rtol=1.6e-2)
+    assert_same(found, seen)
+    assert found["img_ids"][24].tolist() == [1, 0, 0] and found["img_ids"][-1].tolist() == [1, 7, 3]
+    answer = torch.cat([packed, packed[:, :3]], 1)
+    assert torch.equal(training.answers((answer,), call)[IMAGE], noisy)
+    assert training.needs == ("control",)

@@ -1,4 +1,4 @@
-"""Flux: two by two latents a token, guidance as an input."""
+"""Flux and Flux Kontext: two by two latents a token, guidance as an input, a reference after the picture."""
 
 from __future__ import annotations
 
@@ -71,4 +71,36 @@ def _text_to_image(pipeline: Any, sound: str | None) -> Training:
     return Training((IMAGE,), _encode, _text, _arguments, _answers, slots=512, shift=_shift)
 
 
-PIPELINES = {"FluxPipeline": _text_to_image}
+def _encode_edit(pipeline: Any, media: Media, generator: torch.Generator | None) -> Tensors:
+    found = _encode(pipeline, media, generator)
+    return found | {"reference": encode_image(pipeline, media.given["control"], None)[IMAGE]}
+
+
+def _edit_arguments(call: Call) -> dict[str, Any]:
+    """The reference's tokens come after the picture's; the first coordinate of their positions is 1."""
+    import torch
+
+    found = _arguments(call)
+    tokens, places = _packed(call, call.media["reference"])
+    places[..., 0] = 1
+    return {
+        **found,
+        "hidden_states": torch.cat([found["hidden_states"], tokens], 1),
+        "img_ids": torch.cat([found["img_ids"], places]),
+    }
+
+
+def _edit_answers(output: Any, call: Call) -> Tensors:
+    height, width = call.noisy[IMAGE].shape[2:]
+    return _answers((output[0][:, : height * width // 4],), call)
+
+
+def _edit(pipeline: Any, sound: str | None) -> Training:
+    model = pipeline.transformer
+    need_channels(pipeline, model, model.config.out_channels or model.config.in_channels)
+    return Training(
+        (IMAGE,), _encode_edit, _text, _edit_arguments, _edit_answers, slots=512, shift=_shift, needs=("control",)
+    )
+
+
+PIPELINES = {"FluxPipeline": _text_to_image, "FluxKontextPipeline": _edit}

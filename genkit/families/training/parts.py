@@ -27,9 +27,14 @@ def facts(pipeline: Any) -> PipelineFacts:
 
 def encode_image(pipeline: Any, pixels: torch.Tensor, generator: torch.Generator | None) -> Tensors:
     """Normalised latents (C, h, w) of one picture (3, 1, H, W), see :func:`drawn`."""
+    need_picture(pipeline, pixels)
+    return drawn(IMAGE, *facts(pipeline).codec.moments(pipeline.vae, pixels[None, :, 0]), generator)
+
+
+def need_picture(pipeline: Any, pixels: torch.Tensor) -> None:
+    """Refuse a clip where the model makes pictures."""
     if pixels.shape[1] != 1:
         raise UsageError(f"{type(pipeline).__name__} is trained on pictures; got a clip of {pixels.shape[1]} frames")
-    return drawn(IMAGE, *facts(pipeline).codec.moments(pipeline.vae, pixels[None, :, 0]), generator)
 
 
 def encode_video(pipeline: Any, pixels: torch.Tensor, generator: torch.Generator | None) -> Tensors:

@@ -1,12 +1,13 @@
-"""Stable Diffusion's UNet."""
+"""The UNets of Stable Diffusion and Stable Diffusion XL."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from genkit.errors import UnsupportedError
 from genkit.families.training.base import IMAGE, Call, Media, Tensors, Training
-from genkit.families.training.parts import dtype_of, encode_image, encode_states, need_channels
+from genkit.families.training.parts import dtype_of, encode_image, encode_states, need_channels, rows
 
 if TYPE_CHECKING:
     import torch
@@ -43,4 +44,37 @@ def _stable_diffusion(pipeline: Any, sound: str | None) -> Training:
     return Training((IMAGE,), _encode, encode_states, _arguments, _answers, slots=77)
 
 
-PIPELINES = {"StableDiffusionPipeline": _stable_diffusion}
+def _encode_xl(pipeline: Any, media: Media, generator: torch.Generator | None) -> Tensors:
+    """Latents, and where they come from: height and width of the file, place of the cut, height and width of it."""
+    import torch
+
+    size = tuple(media.pixels.shape[2:])
+    told = torch.tensor([*(media.original or size), *media.crop, *size], dtype=torch.float32)
+    return encode_image(pipeline, media.pixels, generator) | {"time_ids": told}
+
+
+def _text_xl(pipeline: Any, captions: Sequence[str], slots: int) -> list[Tensors]:
+    """States and summary; zeros for an empty caption where the pipeline has them in place of a missing negative
+    prompt."""
+    import torch
+
+    with torch.no_grad():
+        states, _, pooled, _ = pipeline.encode_prompt(list(captions), do_classifier_free_guidance=False)
+    if pipeline.config.get("force_zeros_for_empty_prompt"):
+        empty = torch.tensor([not caption for caption in captions], device=states.device)
+        states, pooled = states.masked_fill(empty[:, None, None], 0.0), pooled.masked_fill(empty[:, None], 0.0)
+    return rows({"states": states, "pooled": pooled})
+
+
+def _arguments_xl(call: Call) -> dict[str, Any]:
+    told = {"text_embeds": call.text["pooled"], "time_ids": call.media["time_ids"]}
+    dtype = dtype_of(call)
+    return {**_arguments(call), "added_cond_kwargs": {name: value.to(dtype) for name, value in told.items()}}
+
+
+def _stable_diffusion_xl(pipeline: Any, sound: str | None) -> Training:
+    _check(pipeline)
+    return Training((IMAGE,), _encode_xl, _text_xl, _arguments_xl, _answers, slots=77)
+
+
+PIPELINES = {"StableDiffusionPipeline": _stable_diffusion, "StableDiffusionXLPipeline": _stable_diffusion_xl}
