@@ -17,13 +17,14 @@ from genkit.reading import parse_json
 from genkit.schema import open_keys, read
 
 if TYPE_CHECKING:
-    from genkit.lora.pairs import Pair
+    from genkit.lora.pair import Pair
 
 ADAPTER_KEY, FACTS_KEY = "lora_adapter_metadata", "genkit"
 #: Name of a family in ``modelspec.architecture``, where other programs have one; else the family's own.
 _ARCHITECTURES = {
-    "unet": "stable-diffusion", "flux": "flux-1-dev", "sd3": "stable-diffusion-3-medium", "qwen_image": "Qwen-Image",
-    "wan": "wan", "hunyuan_video": "hunyuan-video", "ltx": "ltx-video", "ltx2": "ltx-2",
+    "UNet2DCondition": "stable-diffusion", "Flux": "flux-1-dev", "SD3": "stable-diffusion-3-medium",
+    "Wan": "wan", "HunyuanVideo": "hunyuan-video", "LTX-Video": "ltx-video", "LTX-2": "ltx-2",
+    "Qwen-Image": "qwen-image",
 }  # fmt: skip
 
 
@@ -34,7 +35,7 @@ class Facts:
 
     Args:
         made_by: "train", "merge", "extract", "resize" or "convert".
-        family: name of the model's family.
+        family: name of the model's family, as ``genkit families`` lists it.
         pipeline: class of the pipeline.
         base_model: name of the model as settings store it.
         base_fingerprint: of its folder, see :func:`genkit.models.check.fingerprint`.

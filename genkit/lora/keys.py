@@ -10,7 +10,9 @@ from genkit.errors import ArtifactError, escaped, shortened
 from genkit.reading.files import place
 
 #: Names that Diffusers translates itself: of ComfyUI and the models' authors, of Kohya and musubi, of OneTrainer.
-TRANSLATED = ("diffusion_model.", "lora_unet_", "lora_te_", "lora_te1_", "lora_te2_", "lora_transformer_")
+TRANSLATED = (
+    "diffusion_model.", "text_encoders.", "lora_unet_", "lora_te_", "lora_te1_", "lora_te2_", "lora_transformer_",
+)  # fmt: skip
 #: Parts of names that say what kind of adapter a file holds, when it is another one than LoRA.
 _OTHERS = {
     ".lokr_": "LoKr", ".hada_": "LoHa", ".oft_": "OFT", ".boft_": "BOFT", ".dora_scale": "DoRA in Kohya's form",

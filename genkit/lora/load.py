@@ -14,7 +14,7 @@ from genkit.errors import ArtifactError, UnsupportedError
 from genkit.lora.files import Lora, parse_lora
 from genkit.lora.keys import said, short
 from genkit.lora.match import EXPERTS, matched
-from genkit.lora.pairs import Pair
+from genkit.lora.pair import Pair
 from genkit.lora.save import peft_tensors
 from genkit.reading.files import place
 

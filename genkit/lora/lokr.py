@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from genkit.errors import UnsupportedError
-from genkit.lora.pairs import Pair
+from genkit.lora.pair import Pair
 
 if TYPE_CHECKING:
     pass

@@ -7,7 +7,8 @@ from typing import Any
 from genkit.errors import ArtifactError, UsageError, explain
 from genkit.lora.files import Lora
 from genkit.lora.keys import short
-from genkit.lora.pairs import Held, Pair, parts_of, read_pairs
+from genkit.lora.pair import Pair
+from genkit.lora.pairs import Held, parts_of, read_pairs
 from genkit.reading.files import place
 
 EXPERTS = ("transformer", "transformer_2")

@@ -8,66 +8,19 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from genkit.errors import ArtifactError
+from genkit.families.lookup import diffusers_class, records
+from genkit.families.originals.base import Originals
+from genkit.families.originals.lookup import originals
 from genkit.lora.files import Lora
 from genkit.lora.keys import DOWN, KEY, TRANSLATED, is_peft, peft_name, said, short, simplified
+from genkit.lora.names import flat_names, to_diffusers
+from genkit.lora.pair import Pair
 from genkit.reading import parse_json, read_json
 from genkit.reading.files import place
 from genkit.schema import open_keys, read
 
 if TYPE_CHECKING:
     import torch
-
-
-@dataclass
-class Pair:
-    """The change of one module's weight: B A, times :attr:`scale`.
-
-    Args:
-        down: A, (rank, in) or (rank, in, kh, kw).
-        up: B, (out, rank) or (out, rank, 1, 1).
-        bias: (out,), added to the module's; times the scale too.
-        alpha: the scale times the rank; None is the rank.
-        magnitude: (out,), the length of every row of the changed weight (DoRA).
-    """
-
-    down: torch.Tensor | None = None
-    up: torch.Tensor | None = None
-    bias: torch.Tensor | None = None
-    alpha: float | None = None
-    magnitude: torch.Tensor | None = None
-
-    @property
-    def rank(self) -> int:
-        """Inner size of the product."""
-        return self.down.shape[0]
-
-    @property
-    def scale(self) -> float:
-        """What the product is multiplied with."""
-        return 1.0 if self.alpha is None else self.alpha / self.rank
-
-    def folded(self) -> Pair:
-        """The same change with a scale of one: it is multiplied into B, and into the bias."""
-        scale = self.scale
-        plain = {name: _detached(getattr(self, name)) for name in ("down", "up", "bias", "magnitude")}
-        if scale != 1:
-            for name in ("up", "bias"):
-                value = plain[name]
-                plain[name] = None if value is None else (value.double() * scale).to(value.dtype)
-        return Pair(alpha=None, **plain)
-
-    def check_finite(self, name: str) -> None:
-        """ArtifactError for NaN and infinities; ``name`` is the module in the message."""
-        for part in ("down", "up", "bias", "magnitude"):
-            value = getattr(self, part)
-            if value is not None and not bool(value.isfinite().all()):
-                raise ArtifactError(
-                    f"{name} holds NaN or infinite weights: it was trained until it broke, or is damaged"
-                )
-
-
-def _detached(value: torch.Tensor | None) -> torch.Tensor | None:
-    return None if value is None else value.detach().cpu()
 
 
 @dataclass
@@ -88,11 +41,7 @@ def read_pairs(pipeline: Any, lora: Lora, raw: dict[str, torch.Tensor], facts: M
         plain[simplified(key)] = value
     if list(plain) != list(raw):
         held.plain = False
-    alphas: dict[str, float] = {}
-    if any(key.startswith(TRANSLATED) for key in plain):
-        plain, alphas = _translated(pipeline, lora, plain)
-    elif any(key.endswith(".alpha") or not is_peft(key) for key in plain):
-        held.plain = False
+    plain, alphas = _named(pipeline, lora, held, plain)
     parts = parts_of(pipeline)
     for key, value in plain.items():
         part, rest = part_of(pipeline, parts, key)
@@ -112,6 +61,66 @@ def read_pairs(pipeline: Any, lora: Lora, raw: dict[str, torch.Tensor], facts: M
     if any(pair.bias is not None for pair in held.pairs.values()):
         _fill_biases(held)
     return held
+
+
+def _named(
+    pipeline: Any, lora: Lora, held: Held, plain: dict[str, torch.Tensor]
+) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
+    """A file under the pipeline's names, and the alphas that Diffusers keeps apart.
+
+    Diffusers' own translation counts where it takes all of a file. It knows no names of some families, leaves out what
+    it does not know, and refuses files without some kinds of layers; there the records of names are used.
+    """
+    record = record_of(pipeline)
+    prefixed = any(key.startswith(TRANSLATED) for key in plain)
+    own = to_diffusers(plain, record, flat_names(pipeline, parts_of(pipeline)))
+    if prefixed:
+        try:
+            theirs = _translated(pipeline, lora, plain)
+        except ArtifactError:
+            if own.unknown:
+                raise
+        else:
+            if own.unknown or _fields(pipeline, own.tensors) <= _fields(pipeline, theirs[0]):
+                return theirs
+    elif own.unknown or not any(_is_original(record, key) for key in plain):
+        if any(key.endswith(".alpha") or not is_peft(key) for key in plain):
+            held.plain = False
+        return plain, {}
+    held.plain = False
+    return own.tensors, {}
+
+
+def _fields(pipeline: Any, tensors: Mapping[str, torch.Tensor]) -> set[tuple[str, str, str]]:
+    """(part, module, half) of everything that takes effect."""
+    parts = parts_of(pipeline)
+    found = set()
+    for key in tensors:
+        part, rest = part_of(pipeline, parts, key)
+        match = KEY.fullmatch(peft_name(part, rest))
+        if match:
+            half = "A" if match["half"] in DOWN else "B"
+            found.add((part, match["module"], match["kind"] if match["kind"] == "bias" else half))
+    return found
+
+
+def _is_original(record: Originals | None, key: str) -> bool:
+    """Whether a name without a known prefix is one of the authors' and not one of Diffusers'."""
+    match = KEY.fullmatch(key)
+    if record is None or match is None:
+        return False
+    module = match["module"].removeprefix(f"{record.part}.")
+    return record.of_ours(module) is None and record.of_original(module) is not None
+
+
+def record_of(pipeline: Any) -> Originals | None:
+    """The names of the layers of a pipeline's family, as other programs have them; None when there is no record."""
+    for part in ("transformer", "unet"):
+        name = diffusers_class(getattr(pipeline, part, None))
+        family = next((family.name for family in records() if name in family.classes), None)
+        if family in originals():
+            return originals()[family]
+    return None
 
 
 def _translated(

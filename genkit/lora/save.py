@@ -12,7 +12,7 @@ from genkit.errors import ArtifactError, UnsupportedError, UsageError, explain, 
 from genkit.lora.facts import Facts, adapter_metadata, metadata_of
 from genkit.lora.files import NAMED
 from genkit.lora.keys import short
-from genkit.lora.pairs import Pair
+from genkit.lora.pair import Pair
 from genkit.media.atomic import Files
 from genkit.models.tensors import write_tensors
 
@@ -37,7 +37,7 @@ def save_lora(path: str | Path, weights: Mapping[str, Mapping[str, Any]], facts:
         path: a folder, for ``pytorch_lora_weights.safetensors`` in it, or a file that ends in ``.safetensors``. It
             appears whole or not at all; an earlier one is replaced.
         weights: component ("transformer", "unet", "text_encoder", ...) -> dotted path of a module -> (A, B, alpha) or
-            a :class:`genkit.lora.pairs.Pair`. A is (rank, in), B (out, rank), of convolutions (rank, in, kh, kw) and
+            a :class:`genkit.lora.pair.Pair`. A is (rank, in), B (out, rank), of convolutions (rank, in, kh, kw) and
             (out, rank, 1, 1). The change of the weight is B A times alpha / rank; alpha None is the rank. The second
             expert of a model is a file of its own: ``{"transformer_2": ...}`` alone, written under the names of the
             first as Diffusers wants it (``load_into_transformer_2=True``).

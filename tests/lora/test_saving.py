@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from genkit.errors import GenkitError
 from genkit.lora.facts import Facts, read_facts
 from genkit.lora.lokr import pair_of_lokr
-from genkit.lora.pairs import Pair
+from genkit.lora.pair import Pair
 from genkit.lora.save import save_lora
 from genkit.pipelines.load import load
 
@@ -151,7 +151,7 @@ def test_equal_arguments_give_equal_bytes_in_every_process(tmp_path):
 
 def test_facts_come_back_and_other_programs_see_theirs(tmp_path):
     facts = Facts(
-        family="flux", rank=4, alpha=8.0, base_model="x/y", attention="radial", attention_args={"decay": "2"}, steps=7,
+        family="Flux", rank=4, alpha=8.0, base_model="x/y", attention="radial", attention_args={"decay": "2"}, steps=7,
         schedule="steps=1:", trigger_word="zzz", settings={"learning_rate": 1e-4, "resolution": ["480x832"]},
     )  # fmt: skip
     path = save_lora(tmp_path / "l.safetensors", {"transformer": {"a": (torch.ones(1, 2), torch.ones(2, 1), 1)}}, facts)
