@@ -177,6 +177,39 @@ class Adapter:
         magnitude = _whole(layer.lora_magnitude_vector[NAME].weight) if self.config.kind == DORA else None
         return Pair(down=down, up=up, alpha=layer.scaling[NAME] * down.shape[0], magnitude=magnitude)
 
+    @torch.no_grad()
+    def begin_with(self, pairs: Mapping[str, Pair], name: str) -> None:
+        """Begin with a trained LoRA instead of none.
+
+        Args:
+            pairs: layer -> its halves.
+            name: of the file, for messages.
+
+        Raises:
+            UsageError: other layers, ranks or kinds than this adapter's.
+        """
+        differ = sorted(set(pairs) ^ set(self.targets))
+        if differ:
+            where = "is not trained here" if differ[0] in pairs else "is not in the file"
+            raise UsageError(
+                f"--init-lora {name}: {len(differ)} layers differ from those that are trained, {differ[0]} {where}; "
+                "give the target_modules that it was trained with"
+            )
+        for path, pair in pairs.items():
+            layer = self.model.get_submodule(path)
+            down, up = layer.lora_A[NAME].weight, layer.lora_B[NAME].weight
+            if (pair.magnitude is not None) != (self.config.kind == DORA):
+                raise UsageError(f"--init-lora {name}: use_dora differs between the file and this run")
+            if pair.down.shape != down.shape or pair.up.shape != up.shape:
+                raise UsageError(
+                    f"--init-lora {name}: {path} has rank {pair.rank}, here {down.shape[0]}; give the same rank, or "
+                    "genkit lora resize the file"
+                )
+            down.copy_(pair.down)
+            up.copy_(pair.up * (pair.scale / layer.scaling[NAME]))
+            if pair.magnitude is not None:
+                layer.lora_magnitude_vector[NAME].weight.copy_(pair.magnitude)
+
     @contextmanager
     def off(self) -> Iterator[None]:
         """The base model's own answers within the ``with`` block."""

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
-from genkit.errors import UsageError
+from genkit.errors import UsageError, shown
 from genkit.families.facts import FLOW
+from genkit.pipelines.request import flag
+from genkit.schema import number, read
 from genkit.training.data.batch import Samples
 from genkit.training.engine.loop import LoopConfig
 from genkit.training.lora.adapter import DORA, AdapterConfig
@@ -27,10 +30,19 @@ def adapter_config(settings: LoraSettings) -> AdapterConfig:
         alpha=settings.lora_alpha,
         dropout=settings.lora_dropout,
         rslora=settings.use_rslora,
+        init=settings.init_lora_weights,
         targets=settings.target_modules,
         excluded=settings.exclude_modules,
+        ranks={name: _number("rank_pattern", name, value, int) for name, value in settings.rank_pattern.items()},
+        alphas={name: _number("alpha_pattern", name, value, float) for name, value in settings.alpha_pattern.items()},
         factor=settings.lokr_factor,
     )
+
+
+def _number(setting: str, name: str, value: Any, kind: type) -> Any:
+    """A number of a pattern, which flags write as text."""
+    what = f"{flag(setting)} of {shown(name)}"
+    return number(value, kind, what) if isinstance(value, str) else read(kind, value, what)
 
 
 def loss_options(settings: LoraSettings, objective: str, seen: tuple[float, float] = (0.0, 1.0)) -> LossOptions:
@@ -113,7 +125,8 @@ def loop_config(settings: LoraSettings, steps: int | None, precision: str | None
 #: samples, other pauses between checkpoints.
 _DECIDING = (
     "component", "dtype", "quantization", "quantization_args", "adapter", "rank", "lora_alpha", "lora_dropout",
-    "use_rslora", "use_dora", "lokr_factor", "target_modules", "exclude_modules", "init_lora", "resolution",
+    "use_rslora", "use_dora", "lokr_factor", "target_modules", "exclude_modules", "rank_pattern",
+    "alpha_pattern", "init_lora_weights", "init_lora", "resolution",
     "num_frames", "fps", "frame_extraction", "frame_stride", "frame_samples", "aspect_buckets", "caption_dropout",
     "max_sequence_length", "unmasked_weight", "missing_audio", "learning_rate", "train_batch_size",
     "gradient_accumulation_steps", "optimizer", "optimizer_args", "weight_decay", "max_grad_norm", "lr_scheduler",

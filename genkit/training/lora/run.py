@@ -6,7 +6,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,13 @@ import torch
 from torch import nn
 
 from genkit.attention.weights import PatchWeights
-from genkit.errors import UnsupportedError, UsageError, explain
+from genkit.errors import UnsupportedError, UsageError, explain, shown
 from genkit.families.lookup import facts_of, family_of
 from genkit.families.training.base import Training
 from genkit.families.training.lookup import training_of
 from genkit.lora.facts import Facts
-from genkit.lora.files import NAMED
+from genkit.lora.files import NAMED, parse_lora
+from genkit.lora.match import matched
 from genkit.media.atomic import Files, check_writable
 from genkit.models import locate
 from genkit.models.check import fingerprint
@@ -120,6 +121,8 @@ class Run:
                 part.requires_grad_(False).eval()
         facts = facts_of(type(pipeline).__name__)
         adapter = Adapter(network, adapter_config(settings), facts.lora_targets, settings.seed)
+        if settings.init_lora is not None:
+            _begin(adapter, pipeline, component, settings.init_lora)
         weights = None
         if attention is not None:
             _, weights, lines = put_in(network, attention, settings.train_attention_weights)
@@ -271,6 +274,15 @@ def _encoded(settings: LoraSettings, samples: FolderSamples, pipeline: Any) -> F
             if isinstance(part, nn.Module) and name not in DENOISERS:
                 setattr(pipeline, name, None)
     return samples
+
+
+def _begin(adapter: Adapter, pipeline: Any, component: str, text: str) -> None:
+    """Begin with a LoRA file."""
+    lora = parse_lora(text)
+    if lora.strength != 1 or lora.part not in (None, component):
+        raise UsageError(f"--init-lora {shown(text)}: allowed: a file or folder without strength and part")
+    found = matched(pipeline, replace(lora, part=component), False, [])
+    adapter.begin_with({module: pair for _, used, _ in found for (_, module), pair in used.items()}, place(lora.path))
 
 
 def _precision(settings: LoraSettings, model: nn.Module) -> str | None:

@@ -18,6 +18,7 @@ from genkit.training.data.source import FRAME_EXTRACTIONS, DataSource, as_number
 from genkit.training.lora.counterparts import counterpart, foreign, known
 
 LORA, LOKR = "lora", "lokr"
+KAIMING, GAUSSIAN = "kaiming", "gaussian"
 QUANTIZATIONS = ("bitsandbytes_8bit", "bitsandbytes_4bit", "quanto", "torchao")
 OFFLOADS = ("none", "model", "activations")
 UNIFORM, LOGIT_NORMAL, MODE = "uniform", "logit_normal", "mode"
@@ -110,6 +111,17 @@ class AdapterSettings(Settings):
     exclude_modules: tuple[str, ...] = option(
         (), "Layers that get none, written likewise. Repeatable.", group="Adapter", parse=as_texts
     )
+    rank_pattern: dict[str, Any] = option(
+        dict, "Other ranks for some layers, by their names or by regular expressions: to_v=32,to_out.0=8.",
+        group="Adapter", parse=as_pairs,
+    )  # fmt: skip
+    alpha_pattern: dict[str, Any] = option(
+        dict, "Other lora_alpha for some layers, written likewise.", group="Adapter", parse=as_pairs
+    )
+    init_lora_weights: str = option(
+        KAIMING, "Start of the lower matrices: kaiming or gaussian. The upper ones are zero.", group="Adapter",
+        rule=Rule(choices=(KAIMING, GAUSSIAN)),
+    )  # fmt: skip
     init_lora: str | None = option(
         None, "LoRA file to begin with instead of zero; optimizer and step count begin anew.", group="Adapter"
     )
@@ -407,8 +419,8 @@ class LoraSettings(
 
     def _check_adapter(self) -> None:
         if self.adapter == LOKR:
-            for name in ("use_rslora", "use_dora", "lora_dropout"):
-                if getattr(self, name):
+            for name in ("use_rslora", "use_dora", "lora_dropout", "init_lora_weights", "init_lora"):
+                if self._differs(name):
                     raise UsageError(f"{flag(name)} goes with --adapter {LORA}; {LOKR} has none of it")
         if self.use_dora and self.quantization is not None:
             raise UsageError("--use-dora needs the norms of whole weights; leave --quantization out")

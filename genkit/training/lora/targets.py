@@ -37,13 +37,12 @@ def find_targets(
         UnsupportedError: nothing is wanted and the family has no default.
     """
     layers = [path for path, module in model.named_modules() if isinstance(module, LAYERS)]
-    linear = [path for path in layers if isinstance(model.get_submodule(path), nn.Linear)]
     if not wanted and default is None:
         raise UnsupportedError(
             f"target_modules: {type(model).__name__} has no default layers for LoRA here; name some: {_listed(layers)}"
         )
     texts = wanted or [default]
-    named = [linear if text == ALL_LINEAR else _matched(model, "target_modules", text, layers) for text in texts]
+    named = [_matched(model, "target_modules", text, layers) for text in texts]
     out = {path for text in excluded for path in _matched(model, "exclude_modules", text, layers)}
     chosen = {path for paths in named for path in paths} - out
     if not chosen:
