@@ -138,3 +138,128 @@ def qwen_image() -> Any:
     )  # fmt: skip
     pipeline.prompt_template_encode, pipeline.prompt_template_encode_start_idx = "the image is {} now", 2
     return pipeline
+
+
+def _wan_parts(**scheduler: Any) -> dict[str, Any]:
+    from diffusers import AutoencoderKLWan
+    from transformers import UMT5Config, UMT5EncoderModel
+
+    vae = AutoencoderKLWan(
+        base_dim=4, decoder_base_dim=4, z_dim=4, dim_mult=[1, 2, 2], num_res_blocks=1, temperal_downsample=[True, True],
+        is_residual=True, patch_size=2, in_channels=12, out_channels=12, scale_factor_spatial=8,
+        scale_factor_temporal=4, latents_mean=[0.1, 0.2, 0.3, 0.4], latents_std=[1.0, 2.0, 3.0, 4.0],
+    )  # fmt: skip
+    config = UMT5Config(
+        vocab_size=64, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2, feed_forward_proj="gated-gelu",
+        pad_token_id=0, eos_token_id=1,
+    )  # fmt: skip
+    return {
+        "tokenizer": word_tokenizer(), "text_encoder": UMT5EncoderModel(config).eval(), "vae": vae.eval(),
+        "scheduler": flow_scheduler(shift=3.0, **scheduler),
+    }  # fmt: skip
+
+
+def _wan_model(channels: int, **changes: Any) -> Any:
+    from diffusers import WanTransformer3DModel
+
+    return WanTransformer3DModel(
+        patch_size=(1, 2, 2), num_attention_heads=2, attention_head_dim=12, in_channels=channels, out_channels=4,
+        text_dim=16, freq_dim=16, ffn_dim=32, num_layers=1, cross_attn_norm=True, rope_max_seq_len=32, **changes,
+    ).eval()  # fmt: skip
+
+
+@_seeded
+def wan(experts: bool = False, **config: Any) -> Any:
+    from diffusers import WanPipeline
+
+    parts = {"transformer": _wan_model(4), "transformer_2": _wan_model(4) if experts else None}
+    return WanPipeline(**_wan_parts(), **parts, **config)
+
+
+@_seeded
+def wan_image(kind: str) -> Any:
+    """WanImageToVideoPipeline as 2.1 has it, its model of first and last frames, 2.2 with experts, or 2.2 5B."""
+    from diffusers import WanImageToVideoPipeline
+    from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
+
+    if kind == "5B":
+        return WanImageToVideoPipeline(**_wan_parts(), transformer=_wan_model(4), expand_timesteps=True)
+    if kind == "A14B":
+        models = {"transformer": _wan_model(12), "transformer_2": _wan_model(12)}
+        return WanImageToVideoPipeline(**_wan_parts(), **models, boundary_ratio=0.9)
+    seen = CLIPVisionConfig(
+        hidden_size=8, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, image_size=16, patch_size=8
+    )
+    size = {"height": 16, "width": 16}
+    model = _wan_model(
+        12, image_dim=8, added_kv_proj_dim=24, pos_embed_seq_len=10 if kind == "first and last" else None
+    )
+    return WanImageToVideoPipeline(
+        **_wan_parts(), transformer=model, image_encoder=CLIPVisionModel(seen).eval(),
+        image_processor=CLIPImageProcessor(size={"shortest_edge": 16}, crop_size=size),
+    )  # fmt: skip
+
+
+@_seeded
+def hunyuan_video() -> Any:
+    from diffusers import AutoencoderKLHunyuanVideo, HunyuanVideoPipeline
+
+    vae = AutoencoderKLHunyuanVideo(
+        latent_channels=4, block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_num_groups=4,
+        mid_block_add_attention=False,
+    )  # fmt: skip
+    text_encoder_2, tokenizer_2 = clip(8)
+    tokenizer = word_tokenizer()
+    tokenizer.padding_side = "right"
+    return HunyuanVideoPipeline(
+        text_encoder=Language(16), tokenizer=tokenizer, transformer=tiny.build("hunyuan_video").model, vae=vae.eval(),
+        scheduler=flow_scheduler(shift=7.0), text_encoder_2=text_encoder_2, tokenizer_2=tokenizer_2,
+    )  # fmt: skip
+
+
+def _cogvideox_parts() -> dict[str, Any]:
+    from diffusers import AutoencoderKLCogVideoX, CogVideoXDDIMScheduler
+
+    vae = AutoencoderKLCogVideoX(
+        block_out_channels=(8, 8, 8, 8), latent_channels=4, layers_per_block=1, norm_num_groups=4,
+        down_block_types=("CogVideoXDownBlock3D",) * 4, up_block_types=("CogVideoXUpBlock3D",) * 4,
+        scaling_factor=0.7, temporal_compression_ratio=4, invert_scale_latents=True,
+    )  # fmt: skip
+    scheduler = CogVideoXDDIMScheduler(
+        prediction_type="v_prediction", rescale_betas_zero_snr=True, snr_shift_scale=1.0, beta_schedule="scaled_linear",
+        beta_start=0.00085, beta_end=0.012, timestep_spacing="trailing", clip_sample=False,
+    )  # fmt: skip
+    return {"tokenizer": word_tokenizer(), "text_encoder": t5(16), "vae": vae.eval(), "scheduler": scheduler}
+
+
+@_seeded
+def cogvideox(variant: str) -> Any:
+    from diffusers import CogVideoXPipeline
+
+    return CogVideoXPipeline(**_cogvideox_parts(), transformer=tiny.build(variant).model)
+
+
+@_seeded
+def cogvideox_image() -> Any:
+    from diffusers import CogVideoXImageToVideoPipeline, CogVideoXTransformer3DModel
+
+    model = CogVideoXTransformer3DModel.from_config(
+        tiny.build("cogvideox_15").model.config, in_channels=8, out_channels=4, ofs_embed_dim=8
+    )
+    return CogVideoXImageToVideoPipeline(**_cogvideox_parts(), transformer=model.eval())
+
+
+@_seeded
+def ltx(pictures: bool = False) -> Any:
+    from diffusers import AutoencoderKLLTXVideo, LTXImageToVideoPipeline, LTXPipeline
+
+    vae = AutoencoderKLLTXVideo(
+        latent_channels=4, block_out_channels=(8, 8, 8, 8), decoder_block_out_channels=(8, 8, 8, 8),
+        layers_per_block=(1, 1, 1, 1, 1), decoder_layers_per_block=(1, 1, 1, 1, 1), patch_size=4,
+    )  # fmt: skip
+    return (LTXImageToVideoPipeline if pictures else LTXPipeline)(
+        scheduler=flow_scheduler(
+            use_dynamic_shifting=True, base_shift=0.95, max_shift=2.05, base_image_seq_len=1024, shift_terminal=0.1
+        ),
+        vae=vae.eval(), text_encoder=t5(16), tokenizer=word_tokenizer(), transformer=tiny.build("ltx").model,
+    )  # fmt: skip

@@ -31,6 +31,10 @@ def _token(config: ReadConfig) -> Size:
     return time, spatial, spatial
 
 
+def _states(pipeline: Any, prompts: list[str], slots: int) -> Any:
+    return pipeline.encode_prompt(prompts, do_classifier_free_guidance=False, max_sequence_length=slots)[0]
+
+
 FAMILY = Family(
     name="CogVideoX",
     classes=("CogVideoXTransformer3DModel",),
@@ -50,7 +54,7 @@ FAMILY = Family(
         sizes=_sizes,
         token=_token,
         codec=scaled("BTCHW"),
-        text=TextRule(("encoder_hidden_states",), 226),
+        text=TextRule(("encoder_hidden_states",), 226, _states),
         objective=Objective(None, "index"),
         lora_targets=r"transformer_blocks\.\d+\.attn1\.(?:to_[qkv]|to_out\.0)",
     ),

@@ -6,6 +6,7 @@ import functools
 import importlib
 import pkgutil
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from genkit.errors import UnsupportedError
@@ -24,13 +25,14 @@ _NEEDED = {
 
 
 @functools.cache
-def _builders() -> dict[str, Builder]:
+def _files() -> tuple[ModuleType, ...]:
     room = str(Path(__file__).parent)
     names = sorted(found.name for found in pkgutil.iter_modules([room]) if found.name not in SHARED)
-    found: dict[str, Builder] = {}
-    for name in names:
-        found |= importlib.import_module(f"genkit.families.training.{name}").PIPELINES
-    return found
+    return tuple(importlib.import_module(f"genkit.families.training.{name}") for name in names)
+
+
+def _builders() -> dict[str, Builder]:
+    return {name: build for file in _files() for name, build in file.PIPELINES.items()}
 
 
 def trainable() -> tuple[str, ...]:
@@ -54,13 +56,14 @@ def training_of(pipeline: Any, sound: str | None = None) -> Training:
     name = diffusers_class(pipeline) or type(pipeline).__name__
     build = _builders().get(name)
     if build is None:
-        raise UnsupportedError(
-            f"{name} cannot be trained: genkit does not know {_missing(name)}. Trained: {', '.join(trainable())}"
-        )
+        raise UnsupportedError(f"{name} cannot be trained: {_reason(name)}. Trained: {', '.join(trainable())}")
     return build(pipeline, sound)
 
 
-def _missing(name: str) -> str:
+def _reason(name: str) -> str:
+    for file in _files():
+        if name in getattr(file, "REFUSED", {}):
+            return file.REFUSED[name]
     facts = facts_of(name)
     parts = [words for field, words in _NEEDED.items() if facts is None or getattr(facts, field) is None]
-    return ", ".join([*parts, "how its denoiser is called in training"])
+    return f"genkit does not know {', '.join([*parts, 'how its denoiser is called in training'])}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,18 @@ from genkit.errors import UnsupportedError
 from genkit.families.lookup import unwrap
 from genkit.families.sound_features import SoundFeatures, features_of
 from genkit.families.training.base import AUDIO, VIDEO, Call, Media, Tensors, Training
-from genkit.families.training.parts import drawn, dtype_of, encode_video, facts, rows, sampled_shift, tokens_of
+from genkit.families.training.parts import (
+    drawn,
+    dtype_of,
+    encode_first,
+    encode_video,
+    facts,
+    later_frames,
+    rows,
+    sampled_shift,
+    tokens_of,
+    with_first,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -24,6 +36,11 @@ def sound_tokens(pipeline: Any, seconds: float) -> int:
 def _patch(pipeline: Any) -> tuple[int, int, int]:
     side = pipeline.transformer_spatial_patch_size
     return pipeline.transformer_temporal_patch_size, side, side
+
+
+def _grid(call: Call) -> tuple[int, int, int]:
+    sizes = zip(call.noisy[VIDEO].shape[2:], _patch(call.pipeline), strict=True)
+    return tuple(size // step for size, step in sizes)
 
 
 def _text(pipeline: Any, captions: Sequence[str], slots: int) -> list[Tensors]:
@@ -66,9 +83,9 @@ def _encode_sound(pipeline: Any, media: Media, features: SoundFeatures, generato
     return drawn(AUDIO, (mode - mean) / deviation, spread / deviation, generator)
 
 
-def _encoder(features: SoundFeatures) -> Any:
+def _encoder(features: SoundFeatures, encode_clip: Any) -> Any:
     def encode(pipeline: Any, media: Media, generator: torch.Generator | None) -> Tensors:
-        found = encode_video(pipeline, media.pixels, generator)
+        found = encode_clip(pipeline, media, generator)
         return found if media.audio is None else found | _encode_sound(pipeline, media, features, generator)
 
     return encode
@@ -77,9 +94,9 @@ def _encoder(features: SoundFeatures) -> Any:
 def _arguments(call: Call) -> dict[str, Any]:
     pipeline, model, dtype = call.pipeline, unwrap(call.model), dtype_of(call)
     video, fps = call.noisy[VIDEO], call.fps or float(facts(pipeline).fps)
-    count, _, frames, height, width = video.shape
+    count, frames = len(video), video.shape[2]
     time, side, _ = _patch(pipeline)
-    grid = frames // time, height // side, width // side
+    grid = _grid(call)
     if AUDIO in call.noisy:
         audio = pipeline._pack_audio_latents(call.noisy[AUDIO])
     else:
@@ -114,9 +131,8 @@ def _cross_timestep(model: Any) -> bool:
 
 
 def _answers(output: Any, call: Call) -> Tensors:
-    frames, height, width = call.noisy[VIDEO].shape[2:]
     time, side, _ = _patch(call.pipeline)
-    grid = frames // time, height // side, width // side
+    grid = _grid(call)
     found = {VIDEO: call.pipeline._unpack_latents(output[0], *grid, side, time)}
     if AUDIO in call.noisy:
         _, _, length, bins = call.noisy[AUDIO].shape
@@ -129,8 +145,38 @@ def _shift(pipeline: Any, shapes: Mapping[str, tuple[int, ...]]) -> float:
 
 
 def _text_to_video(pipeline: Any, sound: str | None) -> Training:
-    encode = _encoder(features_of(pipeline, sound))
+    encode = _encoder(features_of(pipeline, sound), _encode_clip)
     return Training((VIDEO, AUDIO), encode, _text, _arguments, _answers, slots=1024, shift=_shift)
 
 
-PIPELINES = {"LTX2Pipeline": _text_to_video}
+def _encode_clip(pipeline: Any, media: Media, generator: torch.Generator | None) -> Tensors:
+    return encode_video(pipeline, media.pixels, generator)
+
+
+def _first_arguments(call: Call) -> dict[str, Any]:
+    """The first latent frame is clean, and its tokens are told so; the sound is as noisy as the rest."""
+    time, side, _ = _patch(call.pipeline)
+    latents, timestep = with_first(call, math.prod(_grid(call)))
+    return {
+        **_arguments(call),
+        "hidden_states": call.pipeline._pack_latents(latents, side, time).to(dtype_of(call)),
+        "timestep": timestep,
+        "audio_timestep": call.timestep,
+    }
+
+
+def _image_to_video(pipeline: Any, sound: str | None) -> Training:
+    return Training(
+        streams=(VIDEO, AUDIO),
+        encode=_encoder(features_of(pipeline, sound), encode_first),
+        text=_text,
+        arguments=_first_arguments,
+        answers=_answers,
+        slots=1024,
+        shift=_shift,
+        weights=later_frames,
+        takes=("first_frame",),
+    )
+
+
+PIPELINES = {"LTX2Pipeline": _text_to_video, "LTX2ImageToVideoPipeline": _image_to_video}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from genkit.errors import UnsupportedError, UsageError
 from genkit.families.facts import PipelineFacts
 from genkit.families.lookup import diffusers_class, facts_of, unwrap
-from genkit.families.training.base import IMAGE, SPREAD, VIDEO, Call, Tensors
+from genkit.families.training.base import IMAGE, SPREAD, VIDEO, Call, Media, Tensors
 
 if TYPE_CHECKING:
     import torch
@@ -52,6 +52,53 @@ def drawn(stream: str, mode: torch.Tensor, spread: torch.Tensor | None, generato
         return {stream: mode[0], stream + SPREAD: spread[0]}
     noise = torch.randn(mode.shape, generator=generator, device=generator.device).to(mode)
     return {stream: (mode + spread * noise)[0]}
+
+
+def told_frame(media: Media, role: str) -> torch.Tensor:
+    """A frame (3, 1, H, W) that is told to the model: what was given, else the clip's own first or last one."""
+    clip = media.pixels
+    if clip.shape[1] < 2:
+        raise UsageError("a video that goes on from a picture needs more than one frame; got a picture to train on")
+    if role not in media.given:
+        return clip[:, :1] if role == "first_frame" else clip[:, -1:]
+    given = media.given[role]
+    wanted = (clip.shape[0], 1, *clip.shape[2:])
+    if tuple(given.shape) != wanted:
+        raise UsageError(
+            f"{role}: got {tuple(given.shape)} (channels, frames, height, width), allowed: {wanted}, the clip's"
+        )
+    return given
+
+
+def as_picture(frame: torch.Tensor) -> Any:
+    """A frame (3, 1, H, W) in -1..1 as a PIL picture, for a pipeline's picture encoder."""
+    from PIL import Image
+
+    values = ((frame[:, 0].float().cpu() + 1) * 127.5).round().clamp(0, 255)
+    return Image.fromarray(values.byte().permute(1, 2, 0).numpy())
+
+
+def encode_first(pipeline: Any, media: Media, generator: torch.Generator | None) -> Tensors:
+    """Latents of a clip, and of the first frame that is told to the model."""
+    first = encode_video(pipeline, told_frame(media, "first_frame"), None)[VIDEO]
+    return encode_video(pipeline, media.pixels, generator) | {"first": first}
+
+
+def with_first(call: Call, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Noisy latents whose first frame is the told one, and the timesteps (B, tokens) of their tokens: 0 in it."""
+    import torch
+
+    latents = torch.cat([call.media["first"], call.noisy[VIDEO][:, :, 1:]], 2)
+    moves = torch.arange(tokens, device=latents.device) >= tokens // latents.shape[2]
+    return latents, call.timestep[:, None] * moves
+
+
+def later_frames(call: Call) -> Tensors:
+    """Weights of a video whose first latent frame is given: it counts nothing."""
+    import torch
+
+    frames = call.noisy[VIDEO].shape[2]
+    return {VIDEO: (torch.arange(frames, device=call.level.device) > 0).float().view(1, 1, -1, 1, 1)}
 
 
 def encode_states(pipeline: Any, captions: Sequence[str], slots: int) -> list[Tensors]:

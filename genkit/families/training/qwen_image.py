@@ -87,3 +87,5 @@ def _text_to_image(pipeline: Any, sound: str | None) -> Training:
 
 
 PIPELINES = {"QwenImagePipeline": _text_to_image}
+_READS = "its text encoder reads the picture beside the caption, and captions are encoded without pictures here"
+REFUSED = {"QwenImageEditPipeline": _READS, "QwenImageEditPlusPipeline": _READS}

@@ -1,26 +1,33 @@
-"""Wan text-to-video: 2.1, the two experts of 2.2 A14B, and 2.2 5B, which is told a timestep per token."""
+"""Wan from text and from a picture: 2.1, the two experts of 2.2 A14B, and 2.2 5B with its timesteps per token."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from genkit.errors import UnsupportedError
 from genkit.families.lookup import unwrap
 from genkit.families.training.base import VIDEO, Call, Media, Tensors, Training
 from genkit.families.training.parts import (
+    as_picture,
     dtype_of,
+    encode_first,
     encode_states,
     encode_video,
+    later_frames,
     need_channels,
     sampled_shift,
     tokens_of,
+    told_frame,
+    with_first,
 )
 
 if TYPE_CHECKING:
     import torch
 
-#: Flow shift of the published A14B models.
-_EXPERTS_SHIFT = 12.0
+#: Flow shifts of the published A14B models.
+_EXPERTS_SHIFT, _IMAGE_EXPERTS_SHIFT = 12.0, 5.0
 
 
 def denoisers(pipeline: Any) -> dict[str, Any]:
@@ -85,4 +92,89 @@ def _text_to_video(pipeline: Any, sound: str | None) -> Training:
     )
 
 
-PIPELINES = {"WanPipeline": _text_to_video}
+def _encode_told(pipeline: Any, media: Media, generator: torch.Generator | None) -> Tensors:
+    """Latents, and the told frames: where they are (one channel for every frame behind a latent one) and their
+    latents, the frames between them grey; what the picture encoder sees of them, for models that have one."""
+    import torch
+
+    found = encode_video(pipeline, media.pixels, generator)
+    first, last = told_frame(media, "first_frame"), None
+    if _needs_last(pipeline) or "last_frame" in media.given:
+        last = told_frame(media, "last_frame")
+    grey = torch.zeros_like(media.pixels)
+    grey[:, :1] = first
+    known = torch.zeros(pipeline.vae_scale_factor_temporal, *found[VIDEO].shape[1:], device=found[VIDEO].device)
+    known[:, 0] = 1
+    if last is not None:
+        grey[:, -1:] = last
+        known[-1, -1] = 1
+    condition = encode_video(pipeline, grey, None)[VIDEO]
+    found["condition"] = torch.cat([known, condition])
+    if _sees_pictures(pipeline):
+        pictures = [as_picture(frame) for frame in (first, last) if frame is not None]
+        with torch.no_grad():
+            found["picture"] = pipeline.encode_image(pictures, pipeline._execution_device).float()
+    return found
+
+
+def _text(pipeline: Any, captions: Sequence[str], slots: int) -> list[Tensors]:
+    """As from text alone; this class reads captions with ftfy and does not say so where it is missing."""
+    if not hasattr(sys.modules[type(pipeline).encode_prompt.__module__], "ftfy"):
+        raise UnsupportedError(f"{type(pipeline).__name__} cleans captions with ftfy, which is missing: install ftfy")
+    return encode_states(pipeline, captions, slots)
+
+
+def _sees_pictures(pipeline: Any) -> bool:
+    return any(model.config.get("image_dim") is not None for model in denoisers(pipeline).values())
+
+
+def _needs_last(pipeline: Any) -> bool:
+    """Whether the picture encoder's states of two frames are told apart: models of first and last frames."""
+    return any(model.config.get("pos_embed_seq_len") is not None for model in denoisers(pipeline).values())
+
+
+def _told_arguments(call: Call) -> dict[str, Any]:
+    import torch
+
+    dtype = dtype_of(call)
+    found = {
+        **_arguments(call),
+        "hidden_states": torch.cat([call.noisy[VIDEO], call.media["condition"]], 1).to(dtype),
+    }
+    if "picture" in call.media:
+        found["encoder_hidden_states_image"] = call.media["picture"].flatten(0, 1).to(dtype)
+    return found
+
+
+def _first_arguments(call: Call) -> dict[str, Any]:
+    """The first latent frame is clean, and its tokens are told so."""
+    found = _arguments(call)
+    latents, timestep = with_first(call, found["timestep"].shape[1])
+    return {**found, "hidden_states": latents.to(dtype_of(call)), "timestep": timestep}
+
+
+def _image_shift(pipeline: Any, shapes: Mapping[str, tuple[int, ...]]) -> float:
+    return fixed_shift(pipeline, _IMAGE_EXPERTS_SHIFT)
+
+
+def _image_to_video(pipeline: Any, sound: str | None) -> Training:
+    first_only = bool(pipeline.config.get("expand_timesteps"))
+    for model in denoisers(pipeline).values():
+        latents = model.config.out_channels
+        need_channels(pipeline, model, latents if first_only else 2 * latents + pipeline.vae_scale_factor_temporal)
+    both = _needs_last(pipeline) or not (first_only or _sees_pictures(pipeline))
+    return Training(
+        streams=(VIDEO,),
+        encode=encode_first if first_only else _encode_told,
+        text=_text,
+        arguments=_first_arguments if first_only else _told_arguments,
+        answers=_answers,
+        slots=512,
+        shift=_image_shift,
+        weights=later_frames if first_only else None,
+        takes=("first_frame", "last_frame") if both else ("first_frame",),
+        experts=experts,
+    )
+
+
+PIPELINES = {"WanPipeline": _text_to_video, "WanImageToVideoPipeline": _image_to_video}
