@@ -10,9 +10,11 @@ from genkit.errors import ArtifactError
 from genkit.lora.keys import check_names
 from genkit.models.check import check_safetensors
 from genkit.reading.files import place
-from genkit.reading.strength import STRENGTH, path_and_strength
+from genkit.reading.strength import STRENGTH, path_and_strength, strength_text
 
 NAMED = "pytorch_lora_weights.safetensors"
+#: Strengths that make pictures; sliders go up to about 10.
+STRONGEST = 100
 _PART = re.compile(r"(.+):([A-Za-z_]\w*)")
 
 
@@ -31,19 +33,19 @@ class Lora:
     part: str | None = None
 
     def __str__(self) -> str:
-        return f"{self.path.resolve()}{STRENGTH}{self.strength:g}{f':{self.part}' if self.part else ''}"
+        return f"{self.path.resolve()}{STRENGTH}{strength_text(self.strength)}{f':{self.part}' if self.part else ''}"
 
 
 def parse_lora(text: str) -> Lora:
     """``"folder/or/file[@strength][:part]"``, read and checked as far as it can be without a model.
 
     Raises:
-        UsageError: the strength is no number.
+        UsageError: the strength is no number, or beyond :data:`STRONGEST`.
         ArtifactError: nothing there, not a whole safetensors file, or no LoRA in it.
     """
     found = _PART.fullmatch(text)
     part = found.group(2) if found and not Path(text).exists() else None
-    path, strength = path_and_strength(found.group(1) if found and part else text, "--lora")
+    path, strength = path_and_strength(found.group(1) if found and part else text, "--lora", -STRONGEST, STRONGEST)
     if path.is_dir():
         files = sorted(path.glob("*.safetensors"))
         if not files:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from genkit.errors import ArtifactError, UnsupportedError
 from genkit.lora.files import Lora, parse_lora
 from genkit.lora.keys import said, short
-from genkit.lora.match import EXPERTS, matched
+from genkit.lora.match import EXPERTS, Matched, match
 from genkit.lora.pair import Pair
 from genkit.lora.save import peft_tensors
 from genkit.reading.files import place
@@ -30,13 +30,16 @@ def check_lora(pipeline_class: type) -> None:
         raise UnsupportedError("--lora needs the package peft; pip install peft")
 
 
-def apply_loras(pipeline: Any, loras: Sequence[Lora | str], partial: bool = False) -> list[str]:
+def apply_loras(
+    pipeline: Any, loras: Sequence[Lora | str], partial: bool = False, matches: Sequence[Matched] = ()
+) -> list[str]:
     """Load LoRA files into a pipeline under the names ``lora0``, ``lora1``, ... with their strengths.
 
     Args:
         pipeline: a loaded Diffusers pipeline.
         loras: in order.
         partial: load what fits of a file that fits in part, instead of refusing it.
+        matches: what :func:`match_loras` found for the same files and model, which are then not read again.
 
     Returns:
         What the user should know, one line each: files that were used in part, or for both experts.
@@ -49,44 +52,42 @@ def apply_loras(pipeline: Any, loras: Sequence[Lora | str], partial: bool = Fals
     if not loras:
         return []
     check_lora(type(pipeline))
-    told: list[str] = []
-    names, strengths = [], []
-    for index, given in enumerate(loras):
-        lora = parse_lora(given) if isinstance(given, str) else given
-        _load(pipeline, lora, f"lora{index}", partial, told)
-        names.append(f"lora{index}")
-        strengths.append(lora.strength)
-    pipeline.set_adapters(names, strengths)
+    if not matches:
+        found = (parse_lora(given) if isinstance(given, str) else given for given in loras)
+        matches = [match(pipeline, lora, partial) for lora in found]
+    told = []
+    for index, each in enumerate(matches):
+        _load(pipeline, each, f"lora{index}")
+        told += each.told
+    pipeline.set_adapters([f"lora{index}" for index in range(len(matches))], [each.lora.strength for each in matches])
     return told
 
 
-def match_loras(outline: Any, loras: Sequence[Lora], partial: bool = False) -> list[str]:
+def match_loras(outline: Any, loras: Sequence[Lora], partial: bool = False) -> list[Matched]:
     """Match LoRA files with a model whose weights are not read; nothing is loaded into it.
 
     Args:
         outline: the model's parts without values, see :attr:`genkit.pipelines.model.Model.lora_outline`.
-        loras, partial: as for :func:`apply_loras`, which returns and raises the same.
+        loras, partial: as for :func:`apply_loras`, which raises the same.
     """
-    told: list[str] = []
-    for lora in loras:
-        matched(outline, lora, partial, told)
-    return told
+    return [match(outline, lora, partial) for lora in loras]
 
 
-def _load(pipeline: Any, lora: Lora, name: str, partial: bool, told: list[str]) -> None:
-    for part, used, same in matched(pipeline, lora, partial, told):
-        if same:
-            given: Any = str(lora.path.parent)
-            more = {"weight_name": lora.path.name, "local_files_only": True}
+def _load(pipeline: Any, found: Matched, name: str) -> None:
+    path = found.lora.path
+    for group in found.groups:
+        if group.same:
+            given: Any = str(path.parent)
+            more = {"weight_name": path.name, "local_files_only": True}
         else:
-            given, more = as_diffusers(used), {}
-        if part == EXPERTS[1]:
+            given, more = as_diffusers(group.pairs), {}
+        if group.part == EXPERTS[1]:
             more["load_into_transformer_2"] = True
         try:
             pipeline.load_lora_weights(given, adapter_name=name, **more)
         except (ValueError, RuntimeError, KeyError, OSError, NotImplementedError, TypeError, IndexError) as error:
-            raise ArtifactError(f"{place(lora.path)} does not fit {type(pipeline).__name__}: {said(error)}") from error
-        _check_loaded(pipeline, lora, name, used)
+            raise ArtifactError(f"{place(path)} does not fit {type(pipeline).__name__}: {said(error)}") from error
+        _check_loaded(pipeline, found.lora, name, group.pairs)
 
 
 def as_diffusers(pairs: Mapping[tuple[str, str], Pair]) -> dict[str, torch.Tensor]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from genkit.errors import ArtifactError, UsageError, explain
+from genkit.lora.facts import Facts, read_facts
 from genkit.lora.files import Lora
 from genkit.lora.keys import short
 from genkit.lora.pair import Pair
@@ -14,25 +16,75 @@ from genkit.reading.files import place
 EXPERTS = ("transformer", "transformer_2")
 
 
-def matched(
-    pipeline: Any, lora: Lora, partial: bool, told: list[str]
-) -> list[tuple[str, dict[tuple[str, str], Pair], bool]]:
-    """What of a file goes where: (part, pairs, whether Diffusers reads the file itself the same way)."""
+@dataclass(frozen=True)
+class Group:
+    """What of a file goes into one part together.
+
+    Args:
+        part: the expert, or the denoiser with the text encoders.
+        pairs: by (part, module), all of which have a place.
+        same: Diffusers reads the file itself the same way.
+    """
+
+    part: str
+    pairs: dict[tuple[str, str], Pair]
+    same: bool
+
+
+@dataclass(frozen=True)
+class Matched:
+    """A file matched with a model.
+
+    Args:
+        lora: as the user named it.
+        groups: what goes where.
+        told: what the user should know, one line each.
+        facts: what the file says of itself; None when genkit did not make it.
+    """
+
+    lora: Lora
+    groups: list[Group]
+    told: list[str]
+    facts: Facts | None
+
+
+def match(pipeline: Any, lora: Lora, partial: bool) -> Matched:
+    """Read a file and find the modules of a pipeline, or of its outline, that it changes.
+
+    Args:
+        pipeline: with or without values.
+        lora: the file.
+        partial: use what fits of a file that fits in part, instead of refusing it.
+
+    Raises:
+        UsageError: the pipeline has no such part.
+        ArtifactError: a file that does not fit, or with weights that are no numbers.
+    """
     from safetensors import safe_open
     from safetensors.torch import load_file
 
     with safe_open(lora.path, "pt") as stream:
-        facts = stream.metadata() or {}
-    held = read_pairs(pipeline, lora, load_file(lora.path), facts)
-    found = []
-    for part, pairs in targets(pipeline, lora, held, told).items():
+        texts = stream.metadata() or {}
+    facts = read_facts(texts, place(lora.path))
+    held = read_pairs(pipeline, lora, load_file(lora.path), texts)
+    for (part, module), pair in held.pairs.items():
+        pair.check_finite(f"{place(lora.path)}: {short(f'{part}.{module}')}")
+    groups, told = [], []
+    component = None if facts is None else facts.component
+    for part, pairs in targets(pipeline, lora, held, told, component).items():
         used = fitting(pipeline, lora, part, pairs, partial, told)
-        found.append((part, used, held.plain and len(used) == len(pairs) == len(held.pairs)))
-    return found
+        groups.append(Group(part, used, held.plain and len(used) == len(pairs) == len(held.pairs)))
+    return Matched(lora, groups, told, facts)
 
 
-def targets(pipeline: Any, lora: Lora, held: Held, told: list[str]) -> dict[str, dict[tuple[str, str], Pair]]:
-    """Which pairs to load together, by the expert that they go to (or the denoiser, text encoders with it)."""
+def targets(
+    pipeline: Any, lora: Lora, held: Held, told: list[str], component: str | None = None
+) -> dict[str, dict[tuple[str, str], Pair]]:
+    """Which pairs to load together, by the expert that they go to (or the denoiser, text encoders with it).
+
+    Args:
+        component: the expert that the file says it was trained for; the user's word counts more.
+    """
     parts = parts_of(pipeline)
     if lora.part is not None and lora.part not in parts:
         raise UsageError(explain(f"--lora ...:{lora.part}", lora.part, sorted(parts)))
@@ -49,13 +101,14 @@ def targets(pipeline: Any, lora: Lora, held: Held, told: list[str]) -> dict[str,
         for (part, module), pair in held.pairs.items():
             groups.setdefault(EXPERTS[1] if part == EXPERTS[1] else EXPERTS[0], {})[part, module] = pair
         return groups
-    wanted = EXPERTS if lora.part is None else (lora.part,)
-    if lora.part is None:
+    chosen = lora.part or (component if component in EXPERTS else None)
+    wanted = EXPERTS if chosen is None else (chosen,)
+    if chosen is None:
         told.append(
             f"LoRA {lora.path.name} was applied to both experts; "
             f"to choose one add :{EXPERTS[0]} or :{EXPERTS[1]} to its name"
         )
-    own = lora.part if lora.part in named else EXPERTS[0]
+    own = chosen if chosen in named else EXPERTS[0]
     pairs = {module: pair for (part, module), pair in held.pairs.items() if part == own}
     return {part: {(part, module): pair for module, pair in pairs.items()} for part in wanted}
 

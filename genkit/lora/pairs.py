@@ -123,14 +123,21 @@ def record_of(pipeline: Any) -> Originals | None:
     return None
 
 
+#: Converters are not written for files that lack something.
+_CONVERTERS_RAISE = (
+    ValueError, RuntimeError, KeyError, NotImplementedError, TypeError, IndexError, AttributeError, AssertionError,
+)  # fmt: skip
+
+
 def _translated(
     pipeline: Any, lora: Lora, plain: dict[str, torch.Tensor]
 ) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
     """Names of other programs as Diffusers translates them, and the alphas that it keeps apart."""
     more = {"unet_config": pipeline.unet.config} if getattr(pipeline, "unet", None) is not None else {}
+    apart = {key: value.clone() for key, value in plain.items()}  # some are multiplied where they lie
     try:
-        found = pipeline.lora_state_dict(dict(plain), return_lora_metadata=True, return_alphas=True, **more)
-    except (ValueError, RuntimeError, KeyError, NotImplementedError, TypeError, IndexError, AttributeError) as error:
+        found = pipeline.lora_state_dict(apart, return_lora_metadata=True, return_alphas=True, **more)
+    except _CONVERTERS_RAISE as error:
         raise ArtifactError(
             f"{place(lora.path)} cannot be translated for {type(pipeline).__name__}: {said(error)}; "
             "a module may lack its alpha or one of its halves, or it was made for another model"

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     import torch
 
     from genkit.lora.files import Lora
+    from genkit.lora.match import Matched
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,8 @@ class Request:
         fingerprints: digests of these inputs, for the record.
         steps: how many steps a schedule can name; None when only the pipeline knows.
         notes: what the user should know about the request, one line each.
+        tokenizers: of the model, for further prompts.
+        matches: the LoRA files matched with the model; see :meth:`take_matches`.
     """
 
     settings: Any
@@ -64,6 +67,13 @@ class Request:
     steps: int | None = None
     notes: tuple[str, ...] = ()
     tokenizers: dict[str, Any] = field(default_factory=dict)
+    matches: list[Matched] = field(default_factory=list)
+
+    def take_matches(self) -> list[Matched]:
+        """The LoRA files as they were matched with the model: once, for the weights in them are not kept."""
+        found = list(self.matches)
+        self.matches.clear()
+        return found
 
     def read(self, settings: Any) -> Prompts:
         """The prompts of a variation of the settings, as the model will read them."""
@@ -100,6 +110,7 @@ class Draft:
         early = attends and not Attention.needs_folder(given)
         self.attention = Attention.of(given) if early else None
         self.loras = tuple(parse_lora(text) for text in given.lora) if loads else ()
+        self.matches: list[Matched] = []
         location = locate(given.model)
         self.device = resolve_device(given.device if loads else None)
         self.dtype = resolve_dtype(given.dtype if loads else None, self.device)
@@ -125,7 +136,8 @@ class Draft:
         if self.loras:
             check_lora(self.model.pipeline_class)
             if self.model.lora_outline is not None:
-                self.notes += match_loras(self.model.lora_outline, self.loras, given.lora_partial)
+                self.matches = match_loras(self.model.lora_outline, self.loras, given.lora_partial)
+                self.notes += [line for each in self.matches for line in each.told]
 
     def set(self, **changes: Any) -> None:
         """Change settings."""
@@ -194,7 +206,7 @@ class Draft:
         prompts = read_prompts(tokenizers, settings, self.model.sidecar.limits.get("max_prompt_tokens"))
         return Request(
             settings, self.task, self.model, self.device, self.dtype, prompts, self.attention, self.loras, inputs,
-            fingerprints or {}, steps, tuple(self.notes), tokenizers,
+            fingerprints or {}, steps, tuple(self.notes), tokenizers, self.matches,
         )  # fmt: skip
 
     def check_sizes(self) -> None:

@@ -134,7 +134,8 @@ class Session:
         if isinstance(given, LoadSettings):
             options = {name: getattr(given, name) for name in ("offload", "vae_tiling", "vae_slicing")}
         pipeline = load(model.folder, request.dtype, request.device, **options)
-        self.warnings += apply_loras(pipeline, request.loras, isinstance(given, LoadSettings) and given.lora_partial)
+        partial = isinstance(given, LoadSettings) and given.lora_partial
+        self.warnings += apply_loras(pipeline, request.loras, partial, request.take_matches())
         if getattr(given, "flow_shift", None) is not None:
             change = {model.shift_name(): given.flow_shift}
             pipeline.scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config, **change)

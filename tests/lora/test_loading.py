@@ -329,3 +329,97 @@ def test_metadata_of_the_wrong_type_is_one_line(tiny_wan, tmp_path, facts):
     save_file(peft(pairs(pipeline.transformer)), tmp_path / "l.safetensors", metadata={"lora_adapter_metadata": facts})
     with pytest.raises(ArtifactError, match="lora_adapter_metadata"):
         apply_loras(pipeline, [str(tmp_path / "l.safetensors")])
+
+
+def with_names(pairs_of, form, family):
+    from genkit.families.originals.lookup import originals
+    from genkit.lora.names import from_diffusers
+    from genkit.lora.pair import Pair
+
+    found = {("transformer", name): Pair(a, b) for name, (a, b) in pairs_of.items()}
+    return from_diffusers(found, form, originals()[family])
+
+
+FOREIGN = {
+    ("wan", "comfyui"): "Wan",
+    ("wan", "kohya"): "Wan",
+    ("wan", "diffsynth"): "Wan",
+    ("flux", "comfyui"): "Flux",
+    ("flux", "kohya"): "Flux",
+}
+
+
+@pytest.mark.parametrize(("model", "form"), FOREIGN)
+def test_files_of_other_programs_are_loaded_where_diffusers_loads_none_or_raises(request, tmp_path, model, form):
+    """Wan in Kohya's form without the hidden layers, Flux in ComfyUI's, a single block, names without a prefix."""
+    pipeline = load(request.getfixturevalue(f"tiny_{model}"))
+    halves = pairs(pipeline.transformer)
+    tensors = with_names(halves, form, FOREIGN[model, form])
+    alphas = {key: value / 4 for key, value in tensors.items() if key.endswith(".alpha")}
+    save_file(tensors | alphas, tmp_path / "l.safetensors")
+    assert apply_loras(pipeline, [f"{tmp_path / 'l.safetensors'}@0.5"]) == []
+    check_change(pipeline, "transformer", halves, 0.125 if alphas else 0.5)
+
+
+def test_alphas_of_comfyui_files_count(tiny_flux, tmp_path):
+    pipeline = load(tiny_flux)
+    halves = {name: pair for name, pair in pairs(pipeline.transformer).items() if "single" not in name}
+    tensors = with_names(halves, "comfyui", "Flux")
+    tensors |= {key.replace("lora_A.weight", "alpha"): torch.tensor(3.0) for key in tensors if "lora_A" in key}
+    save_file(tensors, tmp_path / "l.safetensors")
+    apply_loras(pipeline, [str(tmp_path / "l.safetensors")])
+    check_change(pipeline, "transformer", halves, 3 / (3 * RANK))
+
+
+@pytest.mark.parametrize("broken", [torch.nan, torch.inf])
+def test_weights_that_are_no_numbers_are_refused_before_the_model_is_read(tiny_wan, tmp_path, broken):
+    halves = pairs(load(tiny_wan).transformer)
+    name, (a, b) = next(iter(halves.items()))
+    b[1, 0] = broken
+    path = tmp_path / "l.safetensors"
+    save_file(peft(halves), path)
+    with pytest.raises(ArtifactError, match=rf"l.safetensors: transformer.{name} holds NaN or infinite"):
+        resolve(GenerateSettings(prompt="a red circle", model=str(tiny_wan), lora=(str(path),)))
+
+
+@pytest.mark.parametrize("strength", ["1e30", "-101", "nan", "inf", "100.5"])
+def test_strengths_have_bounds(tiny_wan, tmp_path, strength):
+    save_file(peft({"a": (torch.ones(1, 2), torch.ones(2, 1))}), tmp_path / "l.safetensors")
+    with pytest.raises(UsageError, match=r"--lora strength.*a number from -100 to 100"):
+        parse_lora(f"{tmp_path / 'l.safetensors'}@{strength}")
+
+
+def test_a_strength_keeps_all_its_digits(tmp_path):
+    save_file(peft({"a": (torch.ones(1, 2), torch.ones(2, 1))}), tmp_path / "l.safetensors")
+    for text in ("0.1234567891", "0.5", "-2"):
+        lora = parse_lora(f"{tmp_path / 'l.safetensors'}@{text}")
+        assert parse_lora(str(lora)) == lora and str(lora).endswith(f"@{text}")
+
+
+def test_a_request_matches_its_files_once(tiny_wan, tmp_path, monkeypatch):
+    from genkit.pipelines.session import Session
+
+    halves = pairs(load(tiny_wan).transformer)
+    save_file(peft(halves), tmp_path / "l.safetensors")
+    settings = GenerateSettings(prompt="a red circle", model=str(tiny_wan), lora=(str(tmp_path / "l.safetensors"),))
+    session = Session(resolve(settings))
+    monkeypatch.setattr("genkit.lora.load.match", lambda *given: pytest.fail("matched twice"))
+    session.load()
+    check_change(session.pipeline, "transformer", halves)
+    assert session.request.matches == []
+
+
+def test_a_file_for_the_second_expert_goes_there_by_itself(experts, tmp_path):
+    from genkit.lora.facts import Facts
+    from genkit.lora.save import save_lora
+
+    pipeline = experts()
+    halves = pairs(pipeline.transformer)
+    weights = {"transformer_2": {name: (a, b, None) for name, (a, b) in halves.items()}}
+    path = save_lora(tmp_path, weights, Facts())
+    assert apply_loras(pipeline, [str(path)]) == []
+    check_change(pipeline, "transformer_2", halves)
+    assert change_of(pipeline, "transformer") == {}
+    pipeline = experts()
+    assert apply_loras(pipeline, [f"{path}:transformer"]) == []
+    check_change(pipeline, "transformer", halves)

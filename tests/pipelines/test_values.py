@@ -10,6 +10,7 @@ import torch
 
 from genkit.errors import ArtifactError, GenkitError, UnsupportedError, UsageError
 from genkit.lora.load import apply_loras
+from genkit.lora.match import Matched
 from genkit.patching import Schedule
 from genkit.pipelines.attention import Attention, _check_branches, parse_schedule, plain
 from genkit.pipelines.fits import _check_numbers
@@ -392,7 +393,8 @@ def test_offloading_needs_a_gpu():
 def test_lora_files_take_effect_together(monkeypatch):
     loaded, chosen = [], []
     monkeypatch.setattr("genkit.lora.load.check_lora", lambda kind: None)
-    monkeypatch.setattr("genkit.lora.load._load", lambda _, lora, name, partial, told: loaded.append((lora, name)))
+    monkeypatch.setattr("genkit.lora.load.match", lambda _, lora, partial: Matched(lora, [], [], None))
+    monkeypatch.setattr("genkit.lora.load._load", lambda _, found, name: loaded.append((found.lora, name)))
     pipeline = SimpleNamespace(set_adapters=lambda names, strengths: chosen.append((names, strengths)))
     first, second = SimpleNamespace(strength=0.5), SimpleNamespace(strength=2.0)
     assert apply_loras(pipeline, [first, second]) == []

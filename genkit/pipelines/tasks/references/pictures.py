@@ -12,7 +12,7 @@ import numpy as np
 from genkit.errors import UsageError, explain
 from genkit.media import read_image, resized
 from genkit.reading import file_digest, regular
-from genkit.reading.strength import STRENGTH, path_and_strength
+from genkit.reading.strength import STRENGTH, path_and_strength, strength_text
 
 if TYPE_CHECKING:
     from genkit.pipelines.model import Model
@@ -130,7 +130,7 @@ def parse_box(text: str | None) -> tuple[float, ...] | None:
 
 def full_places(parsed: Sequence[tuple[Path, float]]) -> tuple[str, ...]:
     """References as they mean the same from any folder."""
-    return tuple(f"{path.resolve()}{STRENGTH}{strength:g}" for path, strength in parsed)
+    return tuple(f"{path.resolve()}{STRENGTH}{strength_text(strength)}" for path, strength in parsed)
 
 
 def _fitted(
