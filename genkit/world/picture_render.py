@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from genkit.errors import UsageError
 from genkit.world.picture_scene import Picture, Placement
-from genkit.world.render import coverage
+from genkit.world.render import Distance, coverage
 from genkit.world.vocabulary import BACKGROUNDS, COLOURS
 
 #: Pixels from stripe to stripe and from dot to dot. The pattern lies still on the canvas, objects are windows on it.
@@ -39,13 +41,17 @@ def pattern(texture: str, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
     return np.clip(0.5 - distance, 0.0, 1.0).astype(np.float32)
 
 
-def render_picture(picture: Picture, placement: Placement, height: int, width: int) -> np.ndarray:
+def render_picture(
+    picture: Picture, placement: Placement, height: int, width: int, outlines: Sequence[Distance | None] = ()
+) -> np.ndarray:
     """Draw one picture.
 
     Args:
         picture: what to show; later actors are in front.
         placement: from :func:`genkit.world.picture_scene.draw_picture` for this canvas.
         height, width: canvas in pixels.
+        outlines: what is drawn instead of the actors' shapes, None for the shape; see
+            :func:`genkit.world.render.coverage`.
 
     Returns:
         uint8 array (height, width, 3).
@@ -56,7 +62,8 @@ def render_picture(picture: Picture, placement: Placement, height: int, width: i
     canvas[:] = np.array(BACKGROUNDS[picture.background], dtype=np.float32)
     ink = ink_of(picture.background)
     for number, actor in enumerate(picture.actors):
-        alpha, rows, columns = coverage(actor.shape, placement.tracks, number, height, width)
+        outline = outlines[number] if number < len(outlines) else None
+        alpha, rows, columns = coverage(actor.shape, placement.tracks, number, height, width, outline)
         share = pattern(actor.texture, rows[0], columns[0])[..., None]
         colour = np.array(COLOURS[actor.colour], dtype=np.float32)
         window = canvas[rows[0, 0] : rows[0, -1] + 1, columns[0, 0] : columns[0, -1] + 1]

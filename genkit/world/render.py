@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import partial
+
 import numpy as np
 
 from genkit.errors import UsageError
 from genkit.world.scene import Scene, Tracks
 from genkit.world.vocabulary import BACKGROUNDS, COLOURS
+
+#: Signed distance in pixels, negative inside, of local coordinates to the right and down and of a radius in pixels.
+Distance = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
 _SQRT3 = np.sqrt(3.0, dtype=np.float32)
 # Proportions that give every shape about the area of a disc of the same radius.
@@ -24,7 +30,7 @@ SHAPE_EXTENTS: dict[str, tuple[float, float, float, float]] = {
 }
 
 
-def _distance(shape: str, u: np.ndarray, v: np.ndarray, radius: np.ndarray) -> np.ndarray:
+def shape_distance(shape: str, u: np.ndarray, v: np.ndarray, radius: np.ndarray) -> np.ndarray:
     """Signed distance in pixels (negative inside) of local coordinates ``u`` (right) and ``v`` (down)."""
     if shape == "circle":
         return np.sqrt(u * u + v * v) - radius
@@ -39,9 +45,16 @@ def _distance(shape: str, u: np.ndarray, v: np.ndarray, radius: np.ndarray) -> n
 
 
 def coverage(
-    shape: str, tracks: Tracks, actor: int, height: int, width: int
+    shape: str, tracks: Tracks, actor: int, height: int, width: int, outline: Distance | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Coverage in 0..1 of one actor inside a square window that follows it.
+
+    Args:
+        shape: word of the shape.
+        tracks: of all actors.
+        actor: its index.
+        height, width: canvas in pixels.
+        outline: signed distance (u, v, radius) that is drawn instead of the shape; it stays within the triangle's reach.
 
     Returns:
         Array (frames, side, side) float32, and the window's rows (frames, side) and columns (frames, side).
@@ -56,17 +69,21 @@ def coverage(
     if np.any(angle):
         cos, sin = np.cos(angle).astype(np.float32)[:, None, None], np.sin(angle).astype(np.float32)[:, None, None]
         du, dv = cos * du + sin * dv, cos * dv - sin * du
-    distance = _distance(shape, du, dv, radius.astype(np.float32)[:, None, None])
+    drawn = partial(shape_distance, shape) if outline is None else outline
+    distance = drawn(du, dv, radius.astype(np.float32)[:, None, None])
     return np.clip(np.float32(0.5) - distance, 0.0, 1.0), rows, columns
 
 
-def render_clip(scene: Scene, tracks: Tracks, height: int, width: int) -> np.ndarray:
+def render_clip(
+    scene: Scene, tracks: Tracks, height: int, width: int, outlines: Sequence[Distance | None] = ()
+) -> np.ndarray:
     """Draw one clip.
 
     Args:
         scene: what to show; later actors are in front.
         tracks: paths from :func:`genkit.world.scene.lay_out`.
         height, width: canvas in pixels.
+        outlines: what is drawn instead of the actors' shapes, None for the shape; see :func:`coverage`.
 
     Returns:
         uint8 array (frames, height, width, 3).
@@ -77,7 +94,8 @@ def render_clip(scene: Scene, tracks: Tracks, height: int, width: int) -> np.nda
     clip = np.empty((frames, height, width, 3), dtype=np.uint8)
     clip[:] = np.array(BACKGROUNDS[scene.background], dtype=np.uint8)
     for number, actor in enumerate(scene.actors):
-        alpha, rows, columns = coverage(actor.shape, tracks, number, height, width)
+        outline = outlines[number] if number < len(outlines) else None
+        alpha, rows, columns = coverage(actor.shape, tracks, number, height, width, outline)
         ground = clip[0, 0, 0].astype(np.float32) if number == 0 else None
         colour = np.array(COLOURS[actor.colour], dtype=np.float32)
         side = alpha.shape[1]
