@@ -54,7 +54,7 @@ def coverage(
         tracks: of all actors.
         actor: its index.
         height, width: canvas in pixels.
-        outline: signed distance (u, v, radius) that is drawn instead of the shape; it stays within the triangle's reach.
+        outline: signed distance (u, v, radius) that is drawn instead of the shape, within the triangle's reach.
 
     Returns:
         Array (frames, side, side) float32, and the window's rows (frames, side) and columns (frames, side).

@@ -23,7 +23,18 @@ SKETCH = "sketch"
 SHAPE_CONCEPTS: tuple[str, ...] = tuple(OUTLINES)
 CONCEPTS: tuple[str, ...] = (*SHAPE_CONCEPTS, SKETCH)
 #: Motions that a new shape is shown with; a ring that spins is one that does not.
-MOTIONS: tuple[str, ...] = ("still", "left", "right", "up", "down", "up_left", "up_right", "down_left", "down_right", "bounce")
+MOTIONS: tuple[str, ...] = (
+    "still",
+    "left",
+    "right",
+    "up",
+    "down",
+    "up_left",
+    "up_right",
+    "down_left",
+    "down_right",
+    "bounce",
+)
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from genkit.world.concepts.concept import SKETCH
-from genkit.world.concepts.reading import Mask, masks, read_outline
+from genkit.world.concepts.reading import OFF_GROUND, Mask, masks, read_outline
 from genkit.world.reading import UNCLEAR, read_background
 
 # Share of the frames that must show the concept, and of what a sketch encloses that must be empty.
-_FRAMES, _EMPTY = 0.6, 0.15
+_FRAMES, _EMPTY = 0.6, 0.1
 
 
 def shows_concept(pixels: np.ndarray, concept: str) -> bool:
@@ -24,14 +24,17 @@ def shows_concept(pixels: np.ndarray, concept: str) -> bool:
     background, ground = read_background(frames, [])
     if background == UNCLEAR:
         return False
-    seen = [masks(frame, ground) for frame in frames]
-    if concept == SKETCH:
-        right = [bool(found) and all(_hollow(mask) for mask in found) for found in seen]
-    else:
-        right = [any(read_outline(mask) == concept for mask in found) for found in seen]
+    right = []
+    for frame in frames:
+        found = masks(frame, ground)
+        if concept == SKETCH:
+            bare = np.abs(frame - ground).max(-1) < OFF_GROUND
+            right.append(bool(found) and all(_hollow(mask, bare) for mask in found))
+        else:
+            right.append(any(read_outline(mask) == concept for mask in found))
     return float(np.mean(right)) >= _FRAMES
 
 
-def _hollow(mask: Mask) -> bool:
-    """Whether a good part of an outline is empty: what is drawn and what it encloses differ."""
-    return 1 - mask.area / mask.filled().area >= _EMPTY
+def _hollow(mask: Mask, bare: np.ndarray) -> bool:
+    """Whether a good part of what an outline encloses is ground."""
+    return float(bare[mask.filled().alpha > 0.5].mean()) >= _EMPTY

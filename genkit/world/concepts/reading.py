@@ -12,8 +12,8 @@ from genkit.world.reading import UNCLEAR, connected, dilate
 from genkit.world.render import shape_distance
 from genkit.world.vocabulary import COLOURS, PALETTE, SHAPES
 
-# Distances in RGB units of 0..255.
-_OFF_GROUND = 36.0
+#: Distance from the background, in RGB units of 0..255, from which a pixel is an object's.
+OFF_GROUND = 36.0
 _COLOUR_REACH = 70.0
 _LEAST_AREA = 90.0
 # Side of the raster on which outlines are compared, and what it spans in radii of a disc of equal area.
@@ -67,7 +67,7 @@ def masks(frame: np.ndarray, ground: np.ndarray) -> list[Mask]:
         ground: RGB of the background.
     """
     found = []
-    for part in connected(np.abs(frame - ground).max(-1) > _OFF_GROUND, _LEAST_AREA / 2):
+    for part in connected(np.abs(frame - ground).max(-1) > OFF_GROUND, _LEAST_AREA / 2):
         # Of its pixels those that are furthest from the ground hold the colour; the rim is a mixture.
         points = frame[part]
         away = np.linalg.norm(points - ground, axis=-1)
