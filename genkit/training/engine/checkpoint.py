@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from genkit.errors import ArtifactError
+from genkit.errors import ArtifactError, escaped, shortened
 from genkit.training.engine.ema import EMA, put, trainable
 from genkit.training.engine.shards import gathered, like
 
@@ -47,7 +47,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise ArtifactError(f"{path} is not a readable checkpoint ({error}); delete it to start afresh") from error
+        text = str(error).strip().splitlines()
+        why = f"{type(error).__name__}: {shortened(escaped(text[0]))}" if text else type(error).__name__
+        raise ArtifactError(f"{path} is not a readable checkpoint ({why}); delete it to start afresh") from error
     state = dict(state) if isinstance(state, dict) else {}
     if "average" in state:  # as earlier versions wrote it, frozen weights and buffers included
         state["ema"] = state.pop("average")

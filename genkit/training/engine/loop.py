@@ -145,12 +145,13 @@ def rate_at(config: LoopConfig, step: int, progress: float) -> float:
     """Learning rate at a step, given the share of the budget that is used up."""
     warm = min(1.0, (step + 1) / max(config.warmup, 1))
     share = min(max((progress - config.decay_from) / (1 - config.decay_from), 0.0), 1.0)
+    turn = (config.cycles * share + 1e-9) % 1.0 if share < 1 else 1.0
     left = {
         "cosine": 0.5 * (1 + math.cos(math.pi * share)),
         "linear": 1 - share,
         "constant": 1.0,
         "constant_with_warmup": 1.0,
-        "cosine_with_restarts": 0.5 * (1 + math.cos(math.pi * (config.cycles * share % 1.0))) if share < 1 else 0.0,
+        "cosine_with_restarts": 0.5 * (1 + math.cos(math.pi * turn)),
         "polynomial": (1 - share) ** config.power,
     }
     return config.lr * warm * (config.final + (1 - config.final) * left[config.lr_scheduler])

@@ -73,6 +73,8 @@ def fitting(what: str, pattern: str, targets: Sequence[str]) -> list[str]:
 
 
 def _matched(model: nn.Module, what: str, text: str, layers: Sequence[str]) -> list[str]:
+    if text == ALL_LINEAR:
+        return [path for path in layers if isinstance(model.get_submodule(path), nn.Linear)]
     found = fitting(what, text, layers)
     if not found:
         near = _near(text, layers)
