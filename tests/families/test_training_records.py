@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -17,6 +18,8 @@ from genkit.families.lookup import _all
 from genkit.families.sound_features import features_of
 from genkit.families.training.base import AUDIO, IMAGE, SPREAD, VIDEO, Media
 from genkit.families.training.lookup import trainable, training_of
+from genkit.families.training.parts import sampled_shift
+from genkit.training.engine.objectives import shifted
 
 
 def _named(name: str):
@@ -152,3 +155,71 @@ def test_clips_without_sound_leave_every_layer_of_sound_untouched(tiny_av):
     model.zero_grad(set_to_none=True)
     assert {"attn1", "attn2", "ff"} <= reached[1] and not any("audio" in name for name in reached[1])
     assert {"audio_attn1", "audio_to_video_attn", "video_to_audio_attn"} <= reached[2]
+
+
+LTX_SCHEDULER = {"use_dynamic_shifting": True, "base_shift": 0.95, "max_shift": 2.05, "base_image_seq_len": 1024}
+
+
+def _scheduler(**changes):
+    import tiny_pipelines
+
+    return SimpleNamespace(scheduler=tiny_pipelines.flow_scheduler(**changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "tokens", "shift"),
+    [
+        ({"use_dynamic_shifting": True}, 256, 1.648721),
+        ({"use_dynamic_shifting": True}, 1024, 1.877611),
+        ({"use_dynamic_shifting": True}, 4096, 3.158193),
+        ({"use_dynamic_shifting": True, "max_shift": 0.9, "max_image_seq_len": 8192}, 4096, 2.000803),
+        (
+            LTX_SCHEDULER,
+            1024,
+            2.58571,
+        ),
+        (
+            LTX_SCHEDULER,
+            4096,
+            7.767901,
+        ),
+        (
+            LTX_SCHEDULER,
+            6144,
+            16.172841,
+        ),
+        ({"shift": 3.0}, 4096, 3.0),
+        ({"shift": 1.0}, 4096, 1.0),
+    ],
+)
+def test_shift_is_the_schedulers_own_by_tokens(changes, tokens, shift):
+    pipeline = _scheduler(**changes)
+    assert sampled_shift(pipeline, tokens) == pytest.approx(shift, rel=1e-3)
+    if changes.get("use_dynamic_shifting"):
+        pipeline.scheduler.set_timesteps(sigmas=[0.5], mu=math.log(sampled_shift(pipeline, tokens)))
+        level = shifted(torch.tensor([0.5]), sampled_shift(pipeline, tokens))
+        torch.testing.assert_close(pipeline.scheduler.sigmas[:1], level)
+
+
+def test_two_denoisers_share_the_levels_at_the_boundary():
+    import tiny_pipelines
+
+    pipeline = tiny_pipelines.wan(experts=True, boundary_ratio=0.875)
+    training = training_of(pipeline)
+    assert training.experts(pipeline) == {"transformer": (0.875, 1.0), "transformer_2": (0.0, 0.875)}
+    assert training.shift(pipeline, {VIDEO: (4, 2, 4, 6)}) == 12.0
+    single = tiny_pipelines.wan()
+    assert training_of(single).experts(single) == {} and training.shift(single, {VIDEO: (4, 2, 4, 6)}) == 3.0
+    pictures = tiny_pipelines.wan_image("A14B")
+    assert training_of(pictures).experts(pictures)["transformer_2"] == (0.0, 0.9)
+    assert training_of(pictures).shift(pictures, {VIDEO: (4, 2, 4, 6)}) == 5.0
+
+
+def test_a_wan_model_for_pictures_in_the_pipeline_for_text_is_refused():
+    import tiny_pipelines
+    from diffusers import WanPipeline
+
+    parts = tiny_pipelines.wan_image("A14B").components
+    names = ("tokenizer", "text_encoder", "vae", "scheduler", "transformer")
+    with pytest.raises(UnsupportedError, match="takes 12 channels, the latents have 4"):
+        training_of(WanPipeline(**{name: parts[name] for name in names}))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from genkit.errors import UsageError
+from genkit.errors import UnsupportedError, UsageError
 from genkit.families.facts import Objective as Told
 from genkit.families.lookup import records
 from genkit.training.engine.objectives import (
@@ -110,6 +110,74 @@ def test_every_family_has_an_objective_or_says_so():
             found[family.name] = objective_of(family.facts.objective, DDPMScheduler())
     assert {type(value) for value in found.values()} == {Flow, Table}
     assert found["Wan"].scale == 1000 and found["Flux"].scale == 1
+
+
+def test_a_scheduler_without_betas_is_refused_where_they_are_needed():
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    with pytest.raises(UnsupportedError, match="FlowMatchEulerDiscreteScheduler has no table of betas"):
+        objective_of(Told(None, "index"), FlowMatchEulerDiscreteScheduler())
+
+
+def exact(objective, clean: torch.Tensor, noisy: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
+    """The answer that leads from noisy latents to the clean ones: linear in the noise, so its two ends tell it."""
+    start, zero = objective.noised(clean, torch.zeros_like(clean), level)
+    end, one = objective.noised(clean, torch.ones_like(clean), level)
+    return zero + (noisy - start) / (end - start) * (one - zero)
+
+
+def _schedulers():
+    from diffusers import CogVideoXDDIMScheduler, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
+
+    betas = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "clip_sample": False}
+    dynamic = {"use_dynamic_shifting": True, "shift_terminal": 0.1}
+    return {
+        "static": (FlowMatchEulerDiscreteScheduler(shift=3.0), {}),
+        "dynamic": (FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True), {"mu": 1.15}),
+        "terminal": (FlowMatchEulerDiscreteScheduler(**dynamic), {"mu": 1.15}),
+        "unipc": (UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0), {}),
+        "v": (CogVideoXDDIMScheduler(prediction_type="v_prediction", timestep_spacing="trailing", **betas), {}),
+    }
+
+
+@pytest.mark.parametrize("name", ["static", "dynamic", "terminal", "unipc", "v"])
+def test_sampling_with_the_right_answer_ends_at_the_clean_latents(name):
+    scheduler, more = _schedulers()[name]
+    objective = objective_of(Told(None if name == "v" else "flow", "thousand"), scheduler)
+    scheduler.set_timesteps(8, **more)
+    clean = torch.randn(2, 4, 3, 3, generator=torch.Generator().manual_seed(0))
+    first = float(scheduler.sigmas[0]) if name != "v" else 1.0
+    noise = torch.randn(2, 4, 3, 3, generator=torch.Generator().manual_seed(1))
+    latents = objective.noised(clean, noise, torch.full((2,), first))[0]
+    turned = latents.clone()
+    for step, timestep in enumerate(scheduler.timesteps):
+        level = float(scheduler.sigmas[step]) if name != "v" else (float(timestep) + 0.5) / 1000
+        answer = exact(objective, clean, latents, torch.full((2,), level))
+        latents = scheduler.step(answer, timestep, latents, return_dict=False)[0]
+    assert (latents - clean).abs().max() < 1e-4
+    scheduler.set_timesteps(8, **more)
+    for step, timestep in enumerate(scheduler.timesteps):
+        level = float(scheduler.sigmas[step]) if name != "v" else (float(timestep) + 0.5) / 1000
+        answer = exact(objective, clean, turned, torch.full((2,), level))
+        turned = scheduler.step(-answer, timestep, turned, return_dict=False)[0]
+    assert (turned - clean).abs().max() > 1
+
+
+def test_silence_costs_the_targets_own_power():
+    """Nothing said of latents of unit variance costs 1 + mean x0^2; of latents half too small, 1.25."""
+    clean, noise = torch.randn(2, 64, 16, 8, 8, generator=torch.Generator().manual_seed(0))
+    for scale, cost in ((1.0, 2.0), (0.5, 1.25)):
+        target = Flow().noised(scale * clean, noise, torch.full((64,), 0.5))[1]
+        assert target.square().mean().item() == pytest.approx(cost, abs=0.03)
+
+
+def test_the_shifted_table_of_diffusers_is_the_shift():
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    table = FlowMatchEulerDiscreteScheduler(shift=3.0).timesteps[[0, 250, 500, 750, 999]]
+    assert table.tolist() == pytest.approx([1000, 900, 750, 500, 2.994], abs=1e-3)
+    even = torch.tensor([1.0, 0.75, 0.5, 0.25, 0.001])
+    assert (1000 * shifted(even, 3.0)).tolist() == pytest.approx(table.tolist(), abs=1e-3)
 
 
 def test_an_unknown_prediction_is_refused():

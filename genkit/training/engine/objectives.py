@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from genkit.errors import UsageError, explain
+from genkit.errors import UnsupportedError, UsageError, explain
 from genkit.families.facts import EPSILON, FLOW, VELOCITY
 
 # Share of noise levels drawn evenly: the first step of sampling starts from noise alone, which the others rarely meet.
@@ -135,10 +135,16 @@ def objective_of(told: Any, scheduler: Any) -> Objective:
 
     Raises:
         UsageError: a prediction type that nothing is trained with.
+        UnsupportedError: a scheduler without the table of betas that the family's models are trained with.
     """
     kind = told.of(scheduler)
     if kind == FLOW:
         return Flow(1.0 if told.timestep == "sigma" else 1000.0)
+    if not hasattr(scheduler, "alphas_cumprod"):
+        raise UnsupportedError(
+            f"{type(scheduler).__name__} has no table of betas, which {kind} is trained with; give the pipeline the "
+            "scheduler it came with, or one of its kind such as DDIMScheduler"
+        )
     return Table(scheduler.alphas_cumprod, kind)
 
 
