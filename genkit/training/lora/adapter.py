@@ -13,7 +13,7 @@ import torch
 
 from genkit.errors import UnsupportedError, UsageError, explain
 from genkit.lora.lokr import pair_of_lokr
-from genkit.lora.pairs import Pair
+from genkit.lora.pair import Pair
 from genkit.training.engine.random_state import undisturbed
 from genkit.training.engine.shards import gathered
 from genkit.training.lora.targets import check_patterns, find_targets, fitting

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from genkit.attention.weights import PatchWeights
 from genkit.lora.facts import Facts
-from genkit.lora.pairs import Pair
+from genkit.lora.pair import Pair
 from genkit.lora.save import save_lora
 from genkit.training.engine.keep import Export
 from genkit.training.lora.adapter import Adapter

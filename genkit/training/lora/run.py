@@ -20,7 +20,7 @@ from genkit.families.training.base import Training
 from genkit.families.training.lookup import training_of
 from genkit.lora.facts import Facts
 from genkit.lora.files import NAMED, parse_lora
-from genkit.lora.match import matched
+from genkit.lora.match import match
 from genkit.media.atomic import Files, check_writable
 from genkit.models import locate
 from genkit.models.check import fingerprint
@@ -281,8 +281,9 @@ def _begin(adapter: Adapter, pipeline: Any, component: str, text: str) -> None:
     lora = parse_lora(text)
     if lora.strength != 1 or lora.part not in (None, component):
         raise UsageError(f"--init-lora {shown(text)}: allowed: a file or folder without strength and part")
-    found = matched(pipeline, replace(lora, part=component), False, [])
-    adapter.begin_with({module: pair for _, used, _ in found for (_, module), pair in used.items()}, place(lora.path))
+    groups = match(pipeline, replace(lora, part=component), partial=False).groups
+    pairs = {module: pair for group in groups for (_, module), pair in group.pairs.items()}
+    adapter.begin_with(pairs, place(lora.path))
 
 
 def _precision(settings: LoraSettings, model: nn.Module) -> str | None:

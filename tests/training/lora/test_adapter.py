@@ -9,7 +9,7 @@ from torch import nn
 
 from genkit.errors import UnsupportedError, UsageError
 from genkit.lora.facts import Facts
-from genkit.lora.pairs import Pair
+from genkit.lora.pair import Pair
 from genkit.training.lora.adapter import Adapter, AdapterConfig
 from genkit.training.lora.files import lora_files
 from genkit.training.lora.targets import find_targets

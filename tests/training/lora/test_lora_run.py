@@ -156,3 +156,14 @@ def test_a_longer_budget_goes_on_and_few_checkpoints_stay(trained, tiny_wan, dat
     with pytest.raises(ArtifactError, match="checkpoint-8"):
         more["resume_from_checkpoint"] = str(output / "checkpoint-8")
         train_lora(settings(tiny_wan, data, cache, output, max_train_steps=8, **more))
+
+
+def test_a_run_begins_with_the_file_of_another(trained, tiny_wan, data, cache, tmp_path):
+    output, _ = trained
+    run = Run.open(settings(tiny_wan, data, cache, tmp_path / "next", init_lora=str(output)))
+    stored = load_file(output / NAMED)
+    for path, pair in run.adapter.pairs().items():
+        up, down = (stored[f"transformer.{path}.lora_{half}.weight"] for half in "BA")
+        assert torch.allclose(pair.scale * pair.up @ pair.down, up @ down, atol=1e-6)
+    with pytest.raises(UsageError, match="without strength"):
+        Run.open(settings(tiny_wan, data, cache, tmp_path / "next", init_lora=f"{output}@0.5"))
