@@ -39,6 +39,7 @@ class Video:
         width: likewise.
         told: what a user should know about how it is read, one line each.
         comment: the text stored in it, or None.
+        missing: frames that the file's head promises and that are not in it: it was cut off.
     """
 
     path: Path
@@ -49,6 +50,7 @@ class Video:
     width: int
     told: tuple[str, ...] = ()
     comment: str | None = None
+    missing: int = 0
 
     @cached_property
     def constant(self) -> bool:
@@ -79,7 +81,7 @@ def probe_video(path: str | Path) -> Video:
     with opened(path) as container:
         stream = _stream(container, path)
         comment = container.metadata.get("comment")
-        stamps = _stamps(container, stream)
+        stamps, packets = _stamps(container, stream)
         container.seek(0)
         first = next(container.decode(video=0), None)
         if first is None or not stamps:
@@ -90,18 +92,22 @@ def probe_video(path: str | Path) -> Video:
         seconds = starts[-1] + (stamps[-1][1] if stamps[-1][1] and stamps[-1][0] is not None else 1 / fps)
         height, width = _shape(first, stream)
         told = ("the video is interlaced; its frames were taken as they are",) if first.interlaced_frame else ()
-    video = Video(Path(path), fps, starts, seconds, height, width, told, comment)
+        missing = max(stream.frames - packets, 0)
+    video = Video(Path(path), fps, starts, seconds, height, width, told, comment, missing)
     # Where the rate is constant, rounded time stamps say less than the number of frames.
     return replace(video, seconds=len(starts) / fps) if video.constant else video
 
 
-def read_chosen(video: Video, chosen: Sequence[int], size: tuple[int, int] | None = None) -> np.ndarray:
+def read_chosen(
+    video: Video, chosen: Sequence[int], size: tuple[int, int] | None = None, whole: bool = False
+) -> np.ndarray:
     """Decode some frames of a video up to the last of them.
 
     Args:
         video: from :func:`probe_video`.
         chosen: numbers of frames, in any order, repeated or not.
         size: (height, width) to scale them to, by Lanczos interpolation; their own when left out.
+        whole: refuse a file that ends before the last of them; else its own last frame stands for what is missing.
 
     Returns:
         uint8 (len(chosen), H, W, 3), turned as the file says and with square pixels.
@@ -122,6 +128,10 @@ def read_chosen(video: Video, chosen: Sequence[int], size: tuple[int, int] | Non
                 break
     if not kept:
         raise ArtifactError(f"cannot read {place(video.path)} as a video: no frame could be decoded")
+    if whole and len(kept) < len(wanted):
+        raise ArtifactError(
+            f"cannot read {place(video.path)} as a video: it ends before frame {min(wanted - set(kept))}"
+        )
     found = sorted(kept)
     # A file that is cut promises more frames than it has; the last one that is there stands for them.
     nearest = [number if number in kept else found[max(bisect.bisect(found, number) - 1, 0)] for number in chosen]
@@ -157,10 +167,12 @@ def _stream(container: Any, path: str | Path) -> Any:
     return container.streams.video[0]
 
 
-def _stamps(container: Any, stream: Any) -> list[tuple[Fraction | None, Fraction | None]]:
-    """Time stamp and duration in seconds of every frame that is shown, in order; (None, ...) where a file has none."""
-    found = []
+def _stamps(container: Any, stream: Any) -> tuple[list[tuple[Fraction | None, Fraction | None]], int]:
+    """Time stamp and duration in seconds of every frame that is shown, in order; (None, ...) where a file has none. And
+    how many frames there are with those that are not shown."""
+    found, packets = [], 0
     for packet in container.demux(stream):
+        packets += packet.size > 0
         if packet.size == 0 or packet.is_discard:
             continue
         base = packet.time_base
@@ -173,8 +185,8 @@ def _stamps(container: Any, stream: Any) -> list[tuple[Fraction | None, Fraction
         if len(found) > _PACKETS:
             raise ArtifactError(f"{place(container.name)} has more than {_PACKETS} frames; shorten it")
     if any(start is None for start, _ in found):
-        return [(None, None)] * len(found)
-    return sorted(found, key=lambda stamp: stamp[0])
+        return [(None, None)] * len(found), packets
+    return sorted(found, key=lambda stamp: stamp[0]), packets
 
 
 def _rate(stream: Any, stamps: list[tuple[Fraction | None, Fraction | None]]) -> Fraction:

@@ -41,6 +41,22 @@ def read_sound(path: str | Path, seconds: float = SECONDS) -> tuple[np.ndarray, 
     return sound, rate
 
 
+def sound_seconds(path: str | Path) -> float | None:
+    """How long the first soundtrack of a file is said to be, from the time of the first frame of a video on; infinity
+    where the file does not say, None without sound. Nothing is decoded.
+
+    Raises:
+        ArtifactError: a file that cannot be read.
+    """
+    with opened(path) as container:
+        if not container.streams.audio or container.streams.audio[0].codec_context is None:
+            return None
+        stream = container.streams.audio[0]
+        if stream.duration is None:
+            return float("inf")
+        return float(((stream.start_time or 0) + stream.duration) * stream.time_base - _begin(container))
+
+
 def decode_sound(container: Any, seconds: float = SECONDS) -> tuple[np.ndarray | None, int | None]:
     """The first soundtrack of an opened file as float32 (S, channels) with its rate, from the time of the first frame
     of a video on; (None, None) when there is none that can be decoded."""

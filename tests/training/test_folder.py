@@ -13,8 +13,11 @@ from genkit.errors import GenkitError, UsageError
 from genkit.media.files import write_media
 from genkit.training.data.folder.buckets import Bucket, choose_frames, choose_sides, crop, sides_for
 from genkit.training.data.folder.captions import read_table
-from genkit.training.data.folder.cuts import CutRule, cut_all
+from genkit.training.data.folder.cuts import Cut, CutRule
+from genkit.training.data.folder.data import FolderData
 from genkit.training.data.folder.items import read_folder
+from genkit.training.data.folder.read import read_pixels
+from genkit.training.data.folder.rules import FolderRule
 
 
 def picture(path: Path, height: int = 64, width: int = 64, colour: int = 200) -> Path:
@@ -31,6 +34,10 @@ def clip(path: Path, frames: int, fps: int = 8, height: int = 64, width: int = 6
     write_media(path, np.broadcast_to(levels, (frames, height, width, 3)).copy(), fps, settings={}, force=True)
     path.with_name(path.name + ".json").unlink(missing_ok=True)
     return path
+
+
+def cut_all(path: Path, *rules: CutRule, **more) -> list[Cut]:
+    return list(FolderData.read([FolderRule(str(path), rules or (RULE,), **{"caption": "x", **more})]).cuts)
 
 
 RULE = CutRule(area=64 * 64, step=16, frames=9, frames_multiple=4, fps=Fraction(8))
@@ -132,9 +139,9 @@ def test_a_cut_covers_the_bucket_in_the_middle():
 def test_pictures_are_scaled_and_cut_to_their_buckets(tmp_path):
     picture(tmp_path / "wide.png", 64, 192)
     picture(tmp_path / "square.png", 200, 200)
-    cuts = cut_all(read_folder(tmp_path, caption="x"), RULE)
+    cuts = cut_all(tmp_path)
     assert [cut.bucket for cut in cuts] == [Bucket(1, 64, 64), Bucket(1, 32, 96)]
-    square, wide = (cut.read() for cut in cuts)
+    square, wide = map(read_pixels, cuts)
     assert square.shape == (1, 64, 64, 3) and wide.shape == (1, 32, 96, 3) and wide.dtype == np.uint8
     # the ramp's middle stays in the middle
     assert abs(int(wide[0, 16, 48, 0]) - 100) <= 3 and abs(int(square[0, 32, 32, 0]) - 100) <= 3
@@ -142,34 +149,35 @@ def test_pictures_are_scaled_and_cut_to_their_buckets(tmp_path):
 
 def test_clips_are_resampled_by_time_and_cut_into_pieces(tmp_path):
     clip(tmp_path / "a.mp4", frames=48, fps=16)
-    folder = read_folder(tmp_path, caption="x")
-    (head,) = cut_all(folder, RULE)
+    (head,) = cut_all(tmp_path)
     assert head.bucket == Bucket(9, 64, 64) and np.diff(head.frames).tolist() == [2] * 8
-    pixels = head.read()
+    pixels = read_pixels(head)
     assert pixels.shape == (9, 64, 64, 3) and (np.diff(pixels.mean((1, 2, 3))) > 0).all()
-    chunks = cut_all(folder, CutRule(64 * 64, 16, 9, 4, Fraction(8), extraction="chunk"))
+    chunks = cut_all(tmp_path, CutRule(64 * 64, 16, 9, 4, Fraction(8), extraction="chunk"))
     assert len(chunks) == 2 and chunks[1].frames[0] - chunks[0].frames[-1] == 2
-    spread = cut_all(folder, CutRule(64 * 64, 16, 9, 4, Fraction(8), extraction="uniform", pieces=3))
-    assert len(spread) == 3 and spread[0].frames == head.frames and spread[-1].frames[-1] == cuts_end(folder)
-    (first,) = cut_all(folder, CutRule(64 * 64, 16, fps=Fraction(8)))
+    spread = cut_all(tmp_path, CutRule(64 * 64, 16, 9, 4, Fraction(8), extraction="uniform", pieces=3))
+    assert (
+        len(spread) == 3 and spread[0].frames == head.frames and spread[-1].frames[-1] == cuts_end(tmp_path / "a.mp4")
+    )
+    (first,) = cut_all(tmp_path, CutRule(64 * 64, 16, fps=Fraction(8)))
     assert first.bucket.frames == 1
-    (slow,) = cut_all(folder, CutRule(64 * 64, 16, 9, 4, Fraction(32)))
+    (slow,) = cut_all(tmp_path, CutRule(64 * 64, 16, 9, 4, Fraction(32)))
     assert any("fewer than 32" in line for line in slow.told)
 
 
-def cuts_end(folder) -> int:
+def cuts_end(path: Path) -> int:
     from genkit.media.read_video import probe_video
 
-    return probe_video(folder.items[0].path).chosen(Fraction(8), 10_000)[-1]
+    return probe_video(path).chosen(Fraction(8), 10_000)[-1]
 
 
 def test_a_shorter_clip_gets_a_shorter_bucket_and_a_single_frame_is_refused(tmp_path):
     clip(tmp_path / "a.mp4", frames=7)
-    (cut,) = cut_all(read_folder(tmp_path, caption="x"), RULE)
+    (cut,) = cut_all(tmp_path)
     assert cut.bucket.frames == 5
     clip(tmp_path / "a.mp4", frames=3)
     with pytest.raises(UsageError, match=r"1 of 1 files cannot be used: .*a\.mp4: 3 frame\(s\) at 8 .* at least 5"):
-        cut_all(read_folder(tmp_path, caption="x"), RULE)
+        cut_all(tmp_path)
 
 
 def test_all_files_that_cannot_be_used_are_told_at_once(tmp_path):
@@ -178,7 +186,7 @@ def test_all_files_that_cannot_be_used_are_told_at_once(tmp_path):
     for name in ("broken.png", "broken.mp4", "empty.webp", "more.jpg"):
         (tmp_path / name).write_bytes(b"nothing" if "empty" not in name else b"")
     with pytest.raises(UsageError, match=r"5 of 6 files cannot be used: .*broken\.mp4.*; and 2 more") as told:
-        cut_all(read_folder(tmp_path, caption="x"), RULE)
+        cut_all(tmp_path)
     assert "\n" not in str(told.value)
 
 

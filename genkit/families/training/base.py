@@ -100,6 +100,7 @@ class Training:
         takes: names of what may be given beside.
         experts: (pipeline) -> component -> (lowest, highest) noise level it sees, of models with several denoisers.
         guidance: default of :attr:`Call.guidance`.
+        variant: what ``encode`` and ``text`` depend on beside the parts of the pipeline, for the keys of caches.
     """
 
     streams: tuple[str, ...]
@@ -114,6 +115,7 @@ class Training:
     takes: tuple[str, ...] = ()
     experts: Callable[[Any], dict[str, tuple[float, float]]] | None = None
     guidance: float = 1.0
+    variant: str = ""
 
 
 #: From a pipeline, and the kind of spectrogram its sidecar names (None: the usual one), to its record.

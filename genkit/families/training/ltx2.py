@@ -146,7 +146,7 @@ def _shift(pipeline: Any, shapes: Mapping[str, tuple[int, ...]]) -> float:
 
 def _text_to_video(pipeline: Any, sound: str | None) -> Training:
     encode = _encoder(features_of(pipeline, sound), _encode_clip)
-    return Training((VIDEO, AUDIO), encode, _text, _arguments, _answers, slots=1024, shift=_shift)
+    return Training((VIDEO, AUDIO), encode, _text, _arguments, _answers, slots=1024, shift=_shift, variant=sound or "")
 
 
 def _encode_clip(pipeline: Any, media: Media, generator: torch.Generator | None) -> Tensors:
@@ -176,6 +176,7 @@ def _image_to_video(pipeline: Any, sound: str | None) -> Training:
         shift=_shift,
         weights=later_frames,
         takes=("first_frame",),
+        variant=sound or "",
     )
 
 

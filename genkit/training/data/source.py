@@ -12,6 +12,8 @@ from genkit.schema import RULE, Rule, read
 
 #: How frames of a clip are chosen; names of musubi-tuner.
 FRAME_EXTRACTIONS = ("head", "chunk", "slide", "uniform", "full")
+#: What is done with clips that have no sound, for models with sound.
+REFUSE, VIDEO_ONLY, SILENCE = "refuse", "video", "silence"
 #: Ending of a file that describes data sets as musubi-tuner and sd-scripts do.
 TOML = ".toml"
 
@@ -32,8 +34,8 @@ class DataSource:
         caption_extension: of the text file beside every sample, such as ``.txt``.
         caption_dropout: share of samples whose caption is emptied.
         trigger_word: put before every caption that does not have it.
-        masks, control, first_frame: see :class:`genkit.training.lora.settings.DataSettings`.
-        resolution, num_frames, frame_extraction, frame_stride: likewise.
+        masks, control, first_frame, last_frame: see :class:`genkit.training.lora.settings.DataSettings`.
+        resolution, num_frames, frame_extraction, frame_stride, frame_samples, aspect_buckets, upscale: likewise.
     """
 
     path: str
@@ -46,10 +48,15 @@ class DataSource:
     masks: str | None = None
     control: str | None = None
     first_frame: str | None = None
+    last_frame: str | None = None
     resolution: tuple[str, ...] | None = None
     num_frames: tuple[int, ...] | None = None
     frame_extraction: str | None = field(default=None, metadata=_rule(choices=FRAME_EXTRACTIONS))
     frame_stride: int | None = field(default=None, metadata=_rule(low=1, high=100_000))
+    frame_samples: int | None = field(default=None, metadata=_rule(low=1, high=100_000))
+    aspect_buckets: bool | None = None
+    upscale: bool | None = None
+    missing_audio: str | None = field(default=None, metadata=_rule(choices=(VIDEO_ONLY, SILENCE, REFUSE)))
 
     @property
     def is_toml(self) -> bool:

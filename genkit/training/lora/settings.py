@@ -14,7 +14,16 @@ from genkit.pipelines.request import NEVER, Settings, flag, option
 from genkit.pipelines.settings import DTYPE_CHOICES, AttentionSettings, as_dtype, as_rate
 from genkit.pipelines.text import as_pairs, as_texts
 from genkit.schema import Rule
-from genkit.training.data.source import FRAME_EXTRACTIONS, DataSource, as_numbers, as_sizes, as_sources
+from genkit.training.data.source import (
+    FRAME_EXTRACTIONS,
+    REFUSE,
+    SILENCE,
+    VIDEO_ONLY,
+    DataSource,
+    as_numbers,
+    as_sizes,
+    as_sources,
+)
 from genkit.training.lora.counterparts import counterpart, foreign, known
 
 LORA, LOKR = "lora", "lokr"
@@ -29,8 +38,6 @@ RESTARTS, POLYNOMIAL = "cosine_with_restarts", "polynomial"
 LR_SCHEDULERS = ("constant", "constant_with_warmup", "linear", "cosine", RESTARTS, POLYNOMIAL)
 PRECISIONS = ("no", "bf16", "fp16")
 TRACKERS = ("none", "tensorboard", "wandb")
-#: What is done with clips that have no sound, for models with sound.
-REFUSE, VIDEO_ONLY, SILENCE = "refuse", "video", "silence"
 LATEST = "latest"
 #: Value of ``first_frame``: the picture told to the model is the clip's own first frame.
 CLIP = "clip"
@@ -177,6 +184,7 @@ class DataSettings(Settings):
         None, "First frames for image-to-video models: a folder with the names of the samples, or 'clip' for each "
         "clip's own (their default).", group="Data",
     )  # fmt: skip
+    last_frame: str | None = option(None, "Last frames, for models that are told them: likewise.", group="Data")
     missing_audio: str = option(
         VIDEO_ONLY, "Clips without sound, for models with sound: video (train the video alone with them), silence, or "
         "refuse.", group="Data", rule=Rule(choices=(VIDEO_ONLY, SILENCE, REFUSE)),

@@ -1,22 +1,22 @@
-"""What of a folder's files is trained on: sizes, frames, and the pixels of every sample."""
+"""What of a folder's files is trained on: sizes and frames of every sample."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
+from pathlib import Path
 
-import numpy as np
-
-from genkit.errors import ArtifactError, GenkitError, UsageError
-from genkit.media.images import resized
+from genkit.errors import GenkitError, UsageError
 from genkit.media.read_image import read_image
-from genkit.media.read_video import probe_video, read_chosen
+from genkit.media.read_video import Video, probe_video
+from genkit.media.sound import sound_seconds
 from genkit.reading.files import place
-from genkit.training.data.folder.buckets import Bucket, choose_frames, choose_sides, crop
-from genkit.training.data.folder.items import Folder, Item
-from genkit.training.data.source import FRAME_EXTRACTIONS
+from genkit.training.data.folder.buckets import Bucket, choose_frames, choose_sides
+from genkit.training.data.folder.items import Item
+from genkit.training.data.source import FRAME_EXTRACTIONS, REFUSE, SILENCE
 
-_SHOWN = 3
+#: Where a sample's sound comes from.
+OWN_SOUND = "own"
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,8 @@ class Cut:
         told: what a user should know about how the file is read.
         fps: frames per second of the sample; None of a picture.
         start: seconds from the file's beginning to the sample's.
+        original: (height, width) of the file.
+        sound: :data:`OWN_SOUND`, "silence", or None for a sample that is trained on without sound.
     """
 
     item: Item
@@ -38,30 +40,28 @@ class Cut:
     told: tuple[str, ...] = ()
     fps: Fraction | None = None
     start: Fraction = Fraction(0)
+    original: tuple[int, int] = (0, 0)
+    sound: str | None = None
 
     @property
     def shelf(self) -> str:
         """Samples of one shelf can be stacked to a batch."""
-        return str(self.bucket) if self.fps is None else f"{self.bucket} at {float(self.fps):g} fps"
+        rate = "" if self.fps is None else f" at {float(self.fps):g} fps"
+        return f"{self.bucket}{rate}{' with sound' if self.sound else ''}"
 
     @property
     def name(self) -> str:
         """The file, and where in it the sample begins."""
         return place(self.item.path) + (f" from {float(self.start):.4g} s" if self.start else "")
 
-    def read(self) -> np.ndarray:
-        """The pixels, uint8 (frames, height, width, 3): scaled to cover the bucket and cut in the middle."""
-        sides = (self.bucket.height, self.bucket.width)
-        if self.item.video:
-            video = probe_video(self.item.path)
-            *scaled, top, left = crop(video.height, video.width, sides)
-            frames = read_chosen(video, self.frames, (scaled[0], scaled[1]))
-        else:
-            frames = read_image(self.item.path, 1).frames
-            *scaled, top, left = crop(*frames.shape[1:3], sides)
-            if tuple(scaled) != frames.shape[1:3]:
-                frames = resized(frames, scaled[0], scaled[1])
-        return frames[:, top : top + sides[0], left : left + sides[1]]
+    @property
+    def seconds(self) -> Fraction:
+        """How long the sample is; 0 of a picture."""
+        return Fraction(0) if self.fps is None else self.bucket.frames / self.fps
+
+    def of(self, path: Path) -> Cut:
+        """The same cut of another file."""
+        return replace(self, item=Item(path, ""))
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,8 @@ class CutRule:
         stride: of "slide", in frames of the sample.
         enlarge: whether files smaller than the bucket are enlarged.
         sides: (height, width) of all samples; None: sides of at most ``area`` pixels, nearest to the file's ratio.
+        missing_audio: for models with sound, what is done with clips without: "refuse", "video" (they are trained on
+            without sound) or "silence". None: no sound is read.
     """
 
     area: int
@@ -93,6 +95,7 @@ class CutRule:
     enlarge: bool = False
     stride: int = 1
     sides: tuple[int, int] | None = None
+    missing_audio: str | None = None
 
     def __post_init__(self):
         if self.extraction not in FRAME_EXTRACTIONS:
@@ -121,30 +124,55 @@ class CutRule:
 
     def _of_picture(self, item: Item) -> Cut:
         picture = read_image(item.path, 1)
-        sides = self._sides(*picture.frames.shape[1:3])
-        return Cut(item, Bucket(1, *sides), (0,), picture.told)
+        original = picture.frames.shape[1:3]
+        return Cut(item, Bucket(1, *self._sides(*original)), (0,), picture.told, original=original)
 
     def _of_video(self, item: Item) -> list[Cut]:
         video = probe_video(item.path)
+        if video.missing:
+            raise UsageError(f"the file is cut off: {video.missing} frames that it promises are not there")
         sides = self._sides(video.height, video.width)
-        told = video.told
-        if not video.constant:
-            told = (*told, "the frame rate varies; frames were chosen by their time stamps")
         resampled = video.chosen(self.fps, len(video.starts) * 64)
-        # Slower films than the model's: a frame would come twice, and the clip would learn to stand still.
-        if len(set(resampled)) < len(resampled):
-            told = (*told, f"its {float(video.fps):.4g} frames per second are fewer than {float(self.fps):.4g}")
         length = choose_frames(len(resampled), self.frames, self.frames_multiple)
         if length == 1 and self.frames > 1:
             raise UsageError(
                 f"{len(resampled)} frame(s) at {float(self.fps):.4g} frames per second; allowed: at least "
                 f"{1 + self.frames_multiple}, or num_frames=1 for the first frame alone"
             )
-        bucket = Bucket(length, *sides)
-        return [
-            Cut(item, bucket, tuple(resampled[start : start + length]), told, self.fps, start / self.fps)
-            for start in self._starts(len(resampled), length)
-        ]
+        told, heard = self._told(video, resampled), self._heard(item.path)
+        found = []
+        for start in self._starts(len(resampled), length):
+            begin, frames = start / self.fps, tuple(resampled[start : start + length])
+            # Where nothing is heard any more there is no sound to learn from.
+            sound = heard[0] if heard[0] != OWN_SOUND or begin < heard[1] else self._without(begin)
+            bucket, original = Bucket(length, *sides), (video.height, video.width)
+            if length == 1:
+                found.append(Cut(item, bucket, frames, told, None, begin, original))
+            else:
+                found.append(Cut(item, bucket, frames, told, self.fps, begin, original, sound))
+        return found
+
+    def _told(self, video: Video, resampled: list[int]) -> tuple[str, ...]:
+        told = list(video.told)
+        if not video.constant:
+            told.append("the frame rate varies; frames were chosen by their time stamps")
+        elif video.fps != self.fps and self.frames > 1:
+            told.append(f"brought from {float(video.fps):.4g} to {float(self.fps):.4g} frames per second by time")
+        # A slower film than the model's: frames come twice, and the clip stands still in between.
+        if len(set(resampled)) < len(resampled) and self.frames > 1:
+            told.append(f"its {float(video.fps):.4g} frames per second are fewer than {float(self.fps):.4g}")
+        return tuple(told)
+
+    def _heard(self, path: Path) -> tuple[str | None, float]:
+        """Where a clip's sound comes from, and how many seconds it has."""
+        seconds = None if self.missing_audio is None else sound_seconds(path)
+        return (self._without(), 0.0) if seconds is None else (OWN_SOUND, seconds)
+
+    def _without(self, begin: Fraction = Fraction(0)) -> str | None:
+        if self.missing_audio == REFUSE:
+            since = f" from {float(begin):.4g} s on" if begin else ""
+            raise UsageError(f"it has no sound{since}; allowed: missing_audio=video or silence, or clips with sound")
+        return SILENCE if self.missing_audio == SILENCE else None
 
     def _sides(self, height: int, width: int) -> tuple[int, int]:
         if self.sides is None:
@@ -165,23 +193,3 @@ class CutRule:
             last = available - length
             return sorted({round(last * piece / (self.pieces - 1)) for piece in range(self.pieces)})
         return [0]
-
-
-def cut_all(folder: Folder, rule: CutRule) -> list[Cut]:
-    """The samples of all files of a folder.
-
-    Raises:
-        UsageError: some files cannot be used; the message names the first ones and why.
-    """
-    cuts: list[Cut] = []
-    wrong: list[str] = []
-    for item in folder.items:
-        try:
-            cuts += rule.cuts(item)
-        except (ArtifactError, UsageError) as error:
-            wrong.append(str(error))
-    if wrong:
-        more = f"; and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
-        shown = "; ".join(wrong[:_SHOWN])
-        raise UsageError(f"data: {len(wrong)} of {len(folder.items)} files cannot be used: {shown}{more}")
-    return cuts

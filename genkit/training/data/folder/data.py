@@ -15,12 +15,13 @@ from genkit.reading.files import place
 from genkit.training.data.folder.batches import Batches
 from genkit.training.data.folder.contents import Contents
 from genkit.training.data.folder.cuts import Cut
-from genkit.training.data.folder.items import Folder, read_folder
+from genkit.training.data.folder.items import Folder, Item, read_folder
+from genkit.training.data.folder.read import check_given, check_mask
 from genkit.training.data.folder.rules import FolderRule
+from genkit.training.data.folder.told import listed
 
 #: Stands in a caption for the trigger word.
 TRIGGER = "[trigger]"
-_SHOWN = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +34,7 @@ class FolderData:
         times: how often each comes in an epoch.
         held_out: samples that are never trained on.
         contents: digests of the files.
+        told: what a user should know about folders and files, one line each; see also :attr:`Cut.told`.
     """
 
     folders: tuple[Folder, ...]
@@ -40,6 +42,7 @@ class FolderData:
     times: tuple[float, ...]
     held_out: tuple[Cut, ...]
     contents: Contents
+    told: tuple[str, ...] = ()
 
     @staticmethod
     def read(rules: Sequence[FolderRule], held_out: float = 0) -> FolderData:
@@ -53,28 +56,24 @@ class FolderData:
         Raises:
             UsageError: a folder or files that cannot be used; all of them are counted, the first ones named.
         """
-        folders = tuple(read_folder(rule.path, rule.caption, rule.caption_extension) for rule in rules)
+        folders = tuple(
+            read_folder(rule.path, rule.caption, rule.caption_extension, rule.masks, rule.given) for rule in rules
+        )
         contents = Contents()
         cuts: list[tuple[Cut, float]] = []
         wrong: list[str] = []
+        told: dict[str, None] = {}
         for rule, folder in zip(rules, folders, strict=True):
+            told |= dict.fromkeys(folder.told)
             for found in folder.items:
                 try:
-                    contents.digest(found.path)
-                    item = replace(
-                        found,
-                        caption=_called(found.caption, rule.trigger_word, found.path),
-                        dropout=rule.caption_dropout,
-                    )
-                    # Of several sizes and lengths a small or short file may fill the same one.
-                    own = dict.fromkeys(cut for each in rule.cuts for cut in each.cuts(item))
+                    own = _cuts(rule, found, contents, told)
                     cuts += [(cut, rule.times) for cut in own]
                 except (ArtifactError, UsageError) as error:
                     wrong.append(str(error))
         if wrong:
             total = sum(len(folder.items) for folder in folders)
-            more = f"; and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
-            raise UsageError(f"data: {len(wrong)} of {total} files cannot be used: {'; '.join(wrong[:_SHOWN])}{more}")
+            raise UsageError(f"data: {len(wrong)} of {total} files cannot be used: {listed(wrong, '; ')}")
         out = _held_out(cuts, contents, held_out)
         kept = [(cut, times) for cut, times in cuts if contents.digest(cut.item.path) not in out]
         return FolderData(
@@ -83,6 +82,7 @@ class FolderData:
             tuple(times for _, times in kept),
             tuple(dict.fromkeys(cut for cut, _ in cuts if contents.digest(cut.item.path) in out)),
             contents,
+            (*told, *_twice(cuts, contents)),
         )
 
     def batches(self, size: int, seed: int = 0, processes: int = 1) -> Batches:
@@ -97,10 +97,45 @@ class FolderData:
     def digest(self) -> str:
         """SHA-256 of what is trained on: contents, captions, cuts, how often and in which order. Names do not count."""
         told = [
-            [self.contents.digest(cut.item.path), cut.item.caption, str(cut.bucket), list(cut.frames), times]
+            [
+                *(self.contents.digest(path) for path in cut.item.files),
+                cut.item.caption,
+                cut.item.dropout,
+                cut.item.unmasked,
+                cut.shelf,
+                list(cut.frames),
+                cut.sound,
+                times,
+            ]
             for cut, times in zip(self.cuts, self.times, strict=True)
         ]
         return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+
+
+def _cuts(rule: FolderRule, found: Item, contents: Contents, told: dict[str, None]) -> list[Cut]:
+    """The samples of a file; what a user should know is added to ``told``."""
+    for path in found.files:
+        contents.digest(path)
+    item = replace(
+        found, caption=_called(found.caption, rule.trigger_word, found.path), dropout=rule.caption_dropout,
+        unmasked=rule.unmasked_weight,
+    )  # fmt: skip
+    # Of several sizes and lengths a small or short file may fill the same one.
+    cuts = list(dict.fromkeys(cut for each in rule.cuts for cut in each.cuts(item)))
+    for cut in cuts:
+        if item.mask is not None:
+            check_mask(cut)
+        told |= dict.fromkeys(check_given(cut))
+    return cuts
+
+
+def _twice(cuts: Sequence[tuple[Cut, float]], contents: Contents) -> list[str]:
+    """Files of the same content."""
+    files: dict[str, list[str]] = {}
+    for path in dict.fromkeys(cut.item.path for cut, _ in cuts):
+        files.setdefault(contents.digest(path), []).append(place(path))
+    found = [" and ".join(names) for names in files.values() if len(names) > 1]
+    return [f"{len(found)} files are there more than once: {listed(found)}"] if found else []
 
 
 def _held_out(cuts: Sequence[tuple[Cut, float]], contents: Contents, wanted: float | int) -> set[str]:

@@ -11,14 +11,16 @@ import torch
 from torch import nn
 
 from genkit.errors import ArtifactError
-from genkit.families.training.base import SPREAD, Media, Tensors, Training
+from genkit.families.training.base import AUDIO, SPREAD, Tensors, Training
 from genkit.training.data.cache import Cache, fingerprint
 from genkit.training.data.folder.contents import Contents
 from genkit.training.data.folder.cuts import Cut
-from genkit.training.data.pixels import as_tensor
+from genkit.training.data.folder.read import mask_of, read_sample, sound_mask
 
 #: Of entries; counted up when what is stored under a key would be other tensors.
 _VERSION = 2
+#: Beginning of the name under which the weights of a stream's loss are stored.
+MASK = "loss_mask_"
 #: Of latents and their deviations: off by at most 2^-11 of themselves, a hundredth of what bfloat16 training does to
 #: them. What is no stream's is kept in the type it was made in.
 _DTYPE = torch.float16
@@ -44,12 +46,17 @@ class Encoded:
         seeing = [part for key, part in modules.items() if "vae" in key or key.startswith("image_encoder")]
         reading = [part for key, part in modules.items() if key.startswith(("text_encoder", "connectors"))]
         tokenizers = [words_of(part) for key, part in parts.items() if key.startswith("tokenizer")]
-        self._seen_by = " ".join([name, fingerprint(*seeing), _switches(seeing)])
-        self._read_by = " ".join([name, fingerprint(*reading), *tokenizers])
+        self._seen_by = " ".join([name, training.variant, fingerprint(*seeing), _switches(seeing)])
+        self._read_by = " ".join([name, training.variant, fingerprint(*reading), *tokenizers])
 
     def release(self) -> None:
         """Let go of the pipeline: what is not on disk by now is an error from here on."""
         self._pipeline = None
+
+    @property
+    def told(self) -> str:
+        """What made the tensors: the encoders' fingerprints and the text's length."""
+        return f"{self._seen_by} {self._read_by} {self.slots}"
 
     def media_key(self, cut: Cut) -> dict[str, Any]:
         """All that the tensors of a sample's media depend on."""
@@ -61,6 +68,9 @@ class Encoded:
             "frames": list(cut.frames),
             "fps": None if cut.fps is None else str(cut.fps),
             "bucket": [bucket.frames, bucket.height, bucket.width],
+            "mask": None if cut.item.mask is None else self.contents.digest(cut.item.mask),
+            "given": {role: self.contents.digest(path) for role, path in cut.item.given},
+            "sound": [cut.sound, str(cut.start)] if cut.sound else None,
             "vae": self._seen_by,
             "dtype": str(_DTYPE),
         }
@@ -82,12 +92,18 @@ class Encoded:
 
     @torch.no_grad()
     def _encode(self, cut: Cut) -> Tensors:
-        self.contents.check(cut.item.path)
-        pixels = as_tensor(cut.read()[None])[0]
-        self.contents.check(cut.item.path)
-        media = Media(pixels, None if cut.fps is None else float(cut.fps))
-        made = self.training.encode(self._open(cut.name), media, None)
-        return {name: self._stored(name, value, cut.name) for name, value in made.items()}
+        pipeline = self._open(cut.name)
+        media, heard = read_sample(cut)
+        streams = self.training.streams
+        made = self.training.encode(pipeline, media, None)
+        found = {name: self._stored(name, value, cut.name) for name, value in made.items()}
+        if cut.item.mask is not None:
+            found[MASK + streams[0]] = mask_of(cut, made[streams[0]]).to(_DTYPE)
+        if AUDIO in made and heard < 1:
+            found[MASK + AUDIO] = sound_mask(made[AUDIO], heard).to(_DTYPE)
+        for path in cut.item.files:
+            self.contents.check(path)
+        return found
 
     @torch.no_grad()
     def _read(self, caption: str) -> Tensors:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import product
 from typing import Any, Protocol
@@ -14,6 +14,10 @@ from genkit.reading import rate
 from genkit.training.data.folder.cuts import CutRule
 from genkit.training.data.source import DataSource, size_of
 
+#: Roles of what may be given beside captions, and those that a clip has itself.
+ROLES, FRAMES = ("control", "first_frame", "last_frame"), ("first_frame", "last_frame")
+#: Value of those: the clip's own.
+CLIP = "clip"
 #: Frames of "full" where no number of frames is given: whatever the clip has.
 _ALL_FRAMES = 100_000
 
@@ -39,6 +43,7 @@ class RunSettings(Protocol):
     unmasked_weight: float
     control: str | None
     first_frame: str | None
+    last_frame: str | None
     missing_audio: str
 
 
@@ -54,6 +59,9 @@ class FolderRule:
         caption_dropout: share of its samples that come with the empty caption.
         trigger_word: put before captions that do not have it, or where they say ``[trigger]``.
         times: how often every sample comes in an epoch; of a fraction that share of them.
+        masks: folder of masks of the loss.
+        unmasked_weight: of the loss where a mask is black.
+        given: role -> folder of what is told to the model beside the caption.
     """
 
     path: str
@@ -63,6 +71,9 @@ class FolderRule:
     caption_dropout: float = 0.0
     trigger_word: str | None = None
     times: float = 1.0
+    masks: str | None = None
+    unmasked_weight: float = 0.0
+    given: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -74,12 +85,18 @@ class ModelRule:
         resolution: used where none is given, a side of a square.
         num_frames: likewise.
         fps: frames per second it was made for; None of a model for pictures, which takes no clip.
+        sound: whether it makes sound.
+        needs: roles of what must be given beside captions.
+        takes: roles of what may be given.
     """
 
     sizes: SizeRule
     resolution: int
     num_frames: int = 1
     fps: Fraction | None = None
+    sound: bool = False
+    needs: tuple[str, ...] = ()
+    takes: tuple[str, ...] = ()
 
 
 def folder_rules(sources: Sequence[DataSource], settings: RunSettings, model: ModelRule) -> tuple[FolderRule, ...]:
@@ -114,13 +131,31 @@ def _folder_rule(source: DataSource, settings: RunSettings, model: ModelRule) ->
             pieces=own("frame_samples"),
             stride=own("frame_stride"),
             enlarge=own("upscale"),
+            missing_audio=own("missing_audio") if model.sound else None,
         )
         for size, frames in product(own("resolution") or (str(model.resolution),), lengths)
     )  # fmt: skip
     return FolderRule(
         source.path, cuts, own("caption"), extension, own("caption_dropout"), own("trigger_word"),
-        own("num_repeats") * source.weight,
+        own("num_repeats") * source.weight, own("masks"), settings.unmasked_weight, _given(own, model),
     )  # fmt: skip
+
+
+def _given(own: Callable[[str], Any], model: ModelRule) -> dict[str, str]:
+    """Role -> folder of what is given beside captions."""
+    found = {}
+    for role in ROLES:
+        folder = own(role)
+        if folder is None:
+            if role in model.needs and role not in FRAMES:
+                raise UsageError(f"{role}: the model needs it; allowed: a folder of pictures with the samples' names")
+            continue
+        if role not in model.needs + model.takes:
+            raise UsageError(f"{role}: the model is told no such picture; leave it out")
+        # What is not given is taken from the clip itself.
+        if not (role in FRAMES and folder == CLIP):
+            found[role] = folder
+    return found
 
 
 def _cut_rule(size: int | tuple[int, int], sizes: SizeRule, aspect_buckets: bool, **more: Any) -> CutRule:

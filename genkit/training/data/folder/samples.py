@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from genkit.families.training.base import SPREAD, Tensors, Training
+from genkit.families.training.base import AUDIO, SPREAD, Tensors, Training
 from genkit.training.data.batch import Batch
 from genkit.training.data.cache import Cache
 from genkit.training.data.folder.cuts import Cut
 from genkit.training.data.folder.data import FolderData
-from genkit.training.data.folder.encoded import Encoded
+from genkit.training.data.folder.encoded import MASK, Encoded
 
 
 class FolderSamples:
@@ -61,12 +62,14 @@ class FolderSamples:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of what is trained on, see :meth:`FolderData.digest`."""
-        return self.data.digest()
+        """SHA-256 of all that decides what the batches hold."""
+        batches = self.batches
+        told = (self.data.digest(), self.encoded.told, batches.size, batches.processes, self.seed)
+        return hashlib.sha256(repr(told).encode()).hexdigest()
 
     def count(self, number: int) -> int:
         """Samples of one process in the batch of a number."""
-        return len(list(self.batches.places(number)))
+        return len(self.batches.at(number))
 
     def prepare(
         self, rank: int = 0, progress: Callable[[int, int, str], None] | None = None, release: bool = False
@@ -123,16 +126,18 @@ class FolderSamples:
 
     def _batch(self, cuts: list[Cut], captions: list[str], noise: list[torch.Generator | None]) -> Batch:
         media = [self._drawn(self.encoded.media(cut), one) for cut, one in zip(cuts, noise, strict=True)]
+        masks = {stream: _masks(media, cuts, stream) for stream in self.training.streams}
         whole = _stacked(media)
-        latents = {name: whole.pop(name) for name in self.training.streams}
+        latents = {name: whole.pop(name) for name in self.training.streams if name in whole}
         text = _stacked([self.encoded.text(caption) for caption in captions])
         fps = None if cuts[0].fps is None else float(cuts[0].fps)
-        return Batch(latents, whole, text, {}, fps, tuple(cut.name for cut in cuts))
+        found = {stream: mask for stream, mask in masks.items() if mask is not None}
+        return Batch(latents, whole, text, found, fps, tuple(cut.name for cut in cuts))
 
     def _drawn(self, media: Tensors, noise: torch.Generator | None) -> Tensors:
         """Latents from the posterior, or its mode without a generator."""
         found = {name: value for name, value in media.items() if not name.endswith(SPREAD)}
-        for name in self.training.streams:
+        for name in (name for name in self.training.streams if name in found):
             found[name] = found[name].float()
             if noise is not None and name + SPREAD in media:
                 found[name] += media[name + SPREAD].float() * torch.randn(found[name].shape, generator=noise)
@@ -163,6 +168,19 @@ class _HeldOut(Mapping):
 
     def __len__(self) -> int:
         return len(self._rows)
+
+
+def _masks(media: list[Tensors], cuts: list[Cut], stream: str) -> torch.Tensor | None:
+    """Weights (B, 1, ...) of a stream's loss, taken out of what was stored; None where all counts in all samples."""
+    found = [sample.pop(MASK + stream, None) for sample in media]
+    like = next((mask for mask in found if mask is not None), None)
+    if like is None:
+        return None
+    weights = [torch.ones_like(like) if mask is None else mask for mask in found]
+    if stream != AUDIO:  # its padding never counts
+        lowest = [cut.item.unmasked for cut in cuts]
+        weights = [low + (1 - low) * mask.float() for low, mask in zip(lowest, weights, strict=True)]
+    return torch.stack(weights).float()
 
 
 def _stacked(samples: list[Tensors]) -> Tensors:
