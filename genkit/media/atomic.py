@@ -20,7 +20,7 @@ PREFIX = ".genkit-"
 _NAME = re.compile(r"\.genkit-([0-9a-f]{8})-([0-9]{1,10})-[0-9a-f]{12}(?:\.old\.(?P<old>.+)|\.[^.]*)?")
 
 
-def check_writable(folder: Path) -> None:
+def check_writable(folder: Path, setting: str = "--output") -> None:
     """Prove that a file can be made in ``folder``, or, where it does not exist yet, in the nearest folder above it.
 
     Permission bits say little (root ignores them, network and read-only mounts do too), so a file is really made and
@@ -33,7 +33,7 @@ def check_writable(folder: Path) -> None:
     while not nearest.exists() and nearest != nearest.parent:
         if nearest.is_symlink():
             raise ArtifactError(
-                f"cannot write into {folder}: the link {nearest} leads nowhere; choose another --output"
+                f"cannot write into {folder}: the link {nearest} leads nowhere; choose another {setting}"
             )
         nearest = nearest.parent
     probe = nearest / _temporary(".probe")
@@ -42,7 +42,7 @@ def check_writable(folder: Path) -> None:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise ArtifactError(f"cannot write into {place(folder)}: {reason(error)}; choose another --output") from error
+        raise ArtifactError(f"cannot write into {place(folder)}: {reason(error)}; choose another {setting}") from error
 
 
 def _temporary(ending: str) -> str:

@@ -6,7 +6,7 @@ value must be is said in :mod:`genkit.schema`.
 
 from __future__ import annotations
 
-from genkit.reading.data import parse_json, read_json, read_yaml
+from genkit.reading.data import parse_json, read_json, read_toml, read_yaml
 from genkit.reading.files import file_digest, open_file, read_bytes, read_text, regular, user_path
 from genkit.reading.numbers import rate
 from genkit.reading.strength import path_and_strength
@@ -20,6 +20,7 @@ __all__ = [
     "read_bytes",
     "read_json",
     "read_text",
+    "read_toml",
     "read_yaml",
     "regular",
     "user_path",

@@ -1,4 +1,4 @@
-"""JSON and YAML with limits on size, depth, items, digits and aliases."""
+"""JSON, YAML and TOML with limits on size, depth, items, digits and aliases."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from genkit.errors import ArtifactError
+from genkit.errors import ArtifactError, escaped, shortened
 from genkit.reading.files import MIB, place, read_text
 
 #: Bytes, levels and lists of a file of data. Only vocabularies of tokenizers come near the bytes.
@@ -120,6 +120,32 @@ def read_yaml(path: str | Path, what: str = "") -> Any:
         _check_items(values, MOST_DEPTH, [MOST_YAML_ITEMS])
     except _Refused as error:
         raise ArtifactError(f"{name} is not read: {error}") from error
+    return values
+
+
+def read_toml(path: str | Path, what: str = "") -> dict[str, Any]:
+    """The table in a TOML file. Limits are those of YAML.
+
+    Raises:
+        ArtifactError: the file cannot be read, is no TOML, or is beyond the limits; one line with the place.
+    """
+    import tomllib
+
+    name = f"{what} {place(path)}" if what else place(path)
+    text = read_text(path, MOST_YAML, what)
+    if re.search(rf"\d{{{MOST_DIGITS}}}", text):
+        raise ArtifactError(f"{name} is not read: it holds a number of more than {MOST_DIGITS} digits")
+    if re.search(rf"(?<![\w\"'-])(?:[\w\"'-]+\s*\.\s*){{{MOST_DEPTH}}}", text):
+        raise ArtifactError(f"{name} is not read: it nests deeper than {MOST_DEPTH} levels")
+    try:
+        values = tomllib.loads(text)
+        _check_items(values, MOST_DEPTH, [MOST_YAML_ITEMS])
+    except _Refused as error:
+        raise ArtifactError(f"{name} is not read: {error}") from error
+    except RecursionError as error:
+        raise ArtifactError(f"{name} is not read: it nests too deep") from error
+    except ValueError as error:  # of which TOMLDecodeError is one
+        raise ArtifactError(f"{name} is no valid TOML: {shortened(escaped(str(error)))}") from error
     return values
 
 

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from genkit.errors import ArtifactError
-from genkit.reading import file_digest, open_file, parse_json, read_bytes, read_json, read_text, read_yaml
+from genkit.reading import file_digest, open_file, parse_json, read_bytes, read_json, read_text, read_toml, read_yaml
 from genkit.reading.data import MOST_ALIASES
 
 
@@ -155,3 +155,23 @@ def test_ordinary_yaml_and_aliases_are_read(tmp_path):
     assert read_yaml(path) is None
     path.write_text(json.dumps({"a": [1, {"b": "c"}]}))
     assert read_yaml(path) == read_json(path)
+
+
+def test_toml_is_read_within_limits(tmp_path):
+    path = tmp_path / "a.toml"
+    path.write_text('[general]\nsize = [1, 2]\n[[sets]]\nname = "é"\n', encoding="utf-8")
+    assert read_toml(path) == {"general": {"size": [1, 2]}, "sets": [{"name": "é"}]}
+    for text, said in (
+        ("a = 1\na = 2", "no valid TOML"),
+        ("a = " + "[" * 50_000, "nests"),
+        (".".join("a" * 50_000) + " = 1", "nests deeper than 64 levels"),
+        ('"a".' * 60_000 + "b = 1", "nests deeper than 64 levels"),
+        ("a = " + "1" * 5000, "more than 320 digits"),
+        ("a" * 200_000, "no valid TOML"),
+        ("a = [" + "1," * 25_000 + "]", "more than 20000 values"),
+        ("#" * 300_000, "larger than 256 KiB"),
+    ):
+        path.write_text(text)
+        with pytest.raises(ArtifactError, match=said) as told:
+            read_toml(path)
+        assert "\n" not in str(told.value)

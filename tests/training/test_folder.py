@@ -12,10 +12,9 @@ import pytest
 from genkit.errors import GenkitError, UsageError
 from genkit.media.files import write_media
 from genkit.training.data.folder.buckets import Bucket, choose_frames, choose_sides, crop, sides_for
-from genkit.training.data.folder.captions import read_table
 from genkit.training.data.folder.cuts import Cut, CutRule
 from genkit.training.data.folder.data import FolderData
-from genkit.training.data.folder.items import read_folder
+from genkit.training.data.folder.items import Wanted, read_folder
 from genkit.training.data.folder.read import read_pixels
 from genkit.training.data.folder.rules import FolderRule
 
@@ -54,14 +53,14 @@ def test_captions_stand_beside_in_a_table_or_are_one_for_all(tmp_path):
     (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, table)) + "\n\n")
     with pytest.raises(UsageError, match=r"files without a caption .*: c\.png"):
         read_folder(tmp_path)
-    folder = read_folder(tmp_path, caption="sks")
+    folder = read_folder(tmp_path, Wanted("sks"))
     assert [(item.path.name, item.caption) for item in folder.items] == [
         ("a.png", "a red circle"), ("c.png", "sks"), ("b.JPG", "größer 東京"),
     ]  # fmt: skip
     assert set(folder.unused) == {"notes.pdf", "gone.txt"}
     (tmp_path / "metadata.jsonl").unlink()
     (tmp_path / "metadata.csv").write_bytes('\ufefffile_name,caption\r\n"c.png","two, with a comma"\r\n'.encode())
-    folder = read_folder(tmp_path, caption="")
+    folder = read_folder(tmp_path, Wanted(""))
     assert [item.caption for item in folder.items] == ["a red circle", "two, with a comma", ""]
 
 
@@ -104,7 +103,7 @@ def test_folders_without_media_are_told(tmp_path):
     (tmp_path / "metadata.csv").write_text("file_name,text\n")
     (tmp_path / "metadata.jsonl").write_text("")
     with pytest.raises(UsageError, match=r"both metadata\.jsonl and metadata\.csv"):
-        read_table(tmp_path)
+        read_folder(tmp_path)
 
 
 def test_buckets_keep_area_step_and_ratio():

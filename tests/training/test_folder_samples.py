@@ -21,6 +21,7 @@ from genkit.training.data.folder.data import FolderData
 from genkit.training.data.folder.encoded import Encoded
 from genkit.training.data.folder.rules import FolderRule, ModelRule, folder_rules
 from genkit.training.data.folder.samples import FolderSamples
+from genkit.training.data.folder.summary import CacheState, cache_state, summarise
 from genkit.training.data.source import DataSource
 from genkit.training.lora.settings import DataSettings
 
@@ -267,3 +268,69 @@ def test_several_sizes_and_lengths_make_a_sample_each(folder):
     assert shelves == {
         "1x32x32": 3, "1x64x64": 3, "5x32x32 at 8 fps": 1, "5x64x64 at 8 fps": 1, "9x64x64 at 8 fps": 1,
     }  # fmt: skip
+
+
+def test_damaged_entries_are_told_and_made_anew(pipeline, folder, tmp_path):
+    data = samples(pipeline, folder, tmp_path / "cache")
+    assert data.prepare() == 8
+    wanted = [data.batch(number) for number in range(3)]
+    paths = sorted((tmp_path / "cache").glob("*/*.safetensors"))
+    paths[0].write_bytes(paths[0].read_bytes()[:-10])
+    paths[1].write_bytes(b"")
+    paths[3].write_bytes(paths[4].read_bytes())
+    told = []
+    assert data.prepare(told=told.append) == 3
+    assert len(told) == 3 and all(line.endswith("; it is made anew") for line in told)
+    assert all(same(data.batch(number), row) for number, row in enumerate(wanted))
+
+
+def test_a_disk_that_is_too_small_is_told_with_the_first_entry(pipeline, folder, tmp_path, monkeypatch):
+    import shutil
+
+    data = samples(pipeline, folder, tmp_path / "cache")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1, 1, 1000))
+    with pytest.raises(ArtifactError, match=r"cache_dir: .*cache has 0\.0 GB left, what is still to be made takes"):
+        data.prepare()
+    assert len(list((tmp_path / "cache").glob("*/*.safetensors"))) == 1
+
+
+def test_a_cache_that_cannot_be_written_is_told_before_anything_is_encoded(pipeline, folder, tmp_path):
+    (tmp_path / "cache").write_text("a file")
+    with pytest.raises(ArtifactError, match="cannot write into .*cache.*; choose another cache_dir"):
+        samples(pipeline, folder, tmp_path / "cache").prepare()
+
+
+def test_the_summary_tells_what_a_run_comes_to(pipeline, folder, tmp_path):
+    (folder / "notes.pdf").write_text("x")
+    (folder / "140.png").write_bytes((folder / "90.png").read_bytes())
+    (folder / "90.txt").write_text("a very long caption of the " + "red " * 30)
+    data = read(folder, held_out=1, caption_dropout=0.1)
+    told = summarise(data, 2, 1, [pipeline.tokenizer], 16, tmp_path / "cache")
+    assert told.folders == ((str(folder), 3, 1),) and told.samples == len(data.cuts) and told.held_out >= 1
+    assert told.batches == data.batches(2).per_epoch and told.captions.longest > 30 and len(told.captions.cut) == 1
+    assert told.cache == CacheState(0, 8, 0, False)  # two files are one entry
+    text = "\n".join(told.lines())
+    for part in ("3 pictures, 1 clips", "1 captions are longer", "8 must be made", "1 files are not used", "notes.pdf",
+                 "1 files are there more than once"):  # fmt: skip
+        assert part in text
+    assert told.to_dict()["cache"]["missing"] == 8
+
+
+def test_the_state_of_a_cache_knows_stale_entries(pipeline, folder, tmp_path):
+    data = read(folder)
+    made = samples(pipeline, folder, tmp_path / "cache", data)
+    made.prepare()
+    assert cache_state(data, tmp_path / "cache", 16) == CacheState(8, 0, 0, False)
+    assert cache_state(data, tmp_path / "cache", 16, made.encoded) == CacheState(8, 0, 0, True)
+    assert cache_state(data, tmp_path / "cache", 8) == CacheState(4, 4, 4, False)
+    grey(folder / "40.png", 41)
+    changed = read(folder)
+    assert cache_state(changed, tmp_path / "cache", 16) == CacheState(6, 2, 2, False)
+    (tmp_path / "cache" / "aa").mkdir(exist_ok=True)
+    (tmp_path / "cache" / "aa" / "x.safetensors").write_bytes(b"broken")
+    assert cache_state(changed, tmp_path / "cache", 16).others == 2
+    other = genkit.load(str(pipeline.config._name_or_path or pipeline._name_or_path), "float32", "cpu")
+    with torch.no_grad():
+        next(other.vae.parameters()).mul_(1.1)
+    foreign = samples(other, folder, tmp_path / "cache", data).encoded
+    assert cache_state(data, tmp_path / "cache", 16, foreign) == CacheState(4, 4, 4, True)  # captions fit

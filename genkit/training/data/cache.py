@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from genkit.errors import ArtifactError
+from genkit.errors import ArtifactError, escaped, shortened
 from genkit.media.atomic import Files
 from genkit.models.tensors import write_tensors
+from genkit.reading import parse_json
 from genkit.reading.files import place
 
 Tensors = dict[str, torch.Tensor]
@@ -58,6 +60,22 @@ class Cache:
         """Whether there is an entry."""
         return self.path_of(key).is_file()
 
+    def damage(self, key: Mapping[str, Any]) -> str | None:
+        """Why an entry that is there cannot be read; None where it can, or where there is none. Its head is read, not
+        its numbers."""
+        if self.holds(key):
+            try:
+                _head(self.path_of(key), key)
+            except ArtifactError as error:
+                return str(error)
+        return None
+
+    def keys(self) -> Iterator[tuple[Path, dict[str, Any]]]:
+        """The entries that can be read, and their keys."""
+        for path in sorted(self.folder.glob("*/*.safetensors")):
+            with suppress(ArtifactError):
+                yield path, _head(path)
+
     def path_of(self, key: Mapping[str, Any]) -> Path:
         """Where the entry of a key lies."""
         name = hashlib.sha256(_text(key).encode()).hexdigest()
@@ -75,15 +93,37 @@ class Cache:
 
     @staticmethod
     def _read(path: Path, key: Mapping[str, Any]) -> Tensors:
-        from safetensors import SafetensorError, safe_open
+        _head(path, key)
+        with _opened(path) as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
 
-        try:
-            with safe_open(path, "pt") as file:
-                if (file.metadata() or {}).get(_KEY) != _text(key):
-                    raise ArtifactError(f"{place(path)} is not the entry that its name says; delete it")
-                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-        except (SafetensorError, OSError) as error:
-            raise ArtifactError(f"{place(path)} is no readable entry of a cache ({error}); delete it") from error
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        said = shortened(escaped(str(error)))
+        raise ArtifactError(f"{place(path)} is no readable entry of a cache ({said}); delete it") from error
+
+
+def _head(path: Path, wanted: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The key that an entry says it belongs to.
+
+    Raises:
+        ArtifactError: the file cannot be read, is none of a cache, or belongs to another key than ``wanted``.
+    """
+    with _opened(path) as file:
+        told = (file.metadata() or {}).get(_KEY)
+    if told is None or (wanted is not None and told != _text(wanted)):
+        raise ArtifactError(f"{place(path)} is not the entry that its name says; delete it")
+    key = parse_json(told, f"the key in {place(path)}")
+    if not isinstance(key, dict):
+        raise ArtifactError(f"{place(path)} is not the entry that its name says; delete it")
+    return key
 
 
 def fingerprint(*modules: nn.Module | None) -> str:

@@ -102,6 +102,11 @@ class CutRule:
             raise UsageError(f"frame_extraction: got {self.extraction!r}, allowed: {', '.join(FRAME_EXTRACTIONS)}")
         if min(self.area, self.step, self.frames, self.frames_multiple, self.pieces, self.stride) < 1 or self.fps <= 0:
             raise UsageError("area, multiples, frames, pieces, stride and frames per second must be above 0")
+        if self.frames == 1 and self.extraction in ("chunk", "slide"):
+            raise UsageError(
+                f"num_frames: got 1 with frame_extraction {self.extraction}, which would make a sample of every frame; "
+                "allowed: longer clips, or head"
+            )
         if (self.frames - 1) % self.frames_multiple:
             low = choose_frames(self.frames, self.frames, self.frames_multiple)
             raise UsageError(

@@ -56,15 +56,13 @@ class FolderData:
         Raises:
             UsageError: a folder or files that cannot be used; all of them are counted, the first ones named.
         """
-        folders = tuple(
-            read_folder(rule.path, rule.caption, rule.caption_extension, rule.masks, rule.given) for rule in rules
-        )
+        folders = tuple(read_folder(rule.path, rule.wanted) for rule in rules)
         contents = Contents()
         cuts: list[tuple[Cut, float]] = []
         wrong: list[str] = []
         told: dict[str, None] = {}
         for rule, folder in zip(rules, folders, strict=True):
-            told |= dict.fromkeys(folder.told)
+            told |= dict.fromkeys((*rule.told, *folder.told))
             for found in folder.items:
                 try:
                     own = _cuts(rule, found, contents, told)
@@ -90,9 +88,15 @@ class FolderData:
         return Batches(self.cuts, size, seed, processes, self.times)
 
     @property
+    def every(self) -> list[Cut]:
+        """Every sample once, those held out at the end."""
+        return list(dict.fromkeys((*self.cuts, *self.held_out)))
+
+    @property
     def captions(self) -> list[str]:
-        """Every caption once."""
-        return list(dict.fromkeys(cut.item.caption for cut in (*self.cuts, *self.held_out)))
+        """Every caption once, and the empty one where captions are dropped."""
+        empty = [""] if any(cut.item.dropout for cut in self.cuts) else []
+        return list(dict.fromkeys((*(cut.item.caption for cut in self.every), *empty)))
 
     def digest(self) -> str:
         """SHA-256 of what is trained on: contents, captions, cuts, how often and in which order. Names do not count."""
@@ -116,6 +120,11 @@ def _cuts(rule: FolderRule, found: Item, contents: Contents, told: dict[str, Non
     """The samples of a file; what a user should know is added to ``told``."""
     for path in found.files:
         contents.digest(path)
+    for role, path in found.given:
+        if rule.takes is not None and role not in rule.takes:
+            raise UsageError(
+                f"{place(found.path)} goes with {place(path)} as {role}, of which the model is told nothing"
+            )
     item = replace(
         found, caption=_called(found.caption, rule.trigger_word, found.path), dropout=rule.caption_dropout,
         unmasked=rule.unmasked_weight,

@@ -60,26 +60,11 @@ class Encoded:
 
     def media_key(self, cut: Cut) -> dict[str, Any]:
         """All that the tensors of a sample's media depend on."""
-        bucket = cut.bucket
-        return {
-            "kind": "media",
-            "version": _VERSION,
-            "content": self.contents.digest(cut.item.path),
-            "frames": list(cut.frames),
-            "fps": None if cut.fps is None else str(cut.fps),
-            "bucket": [bucket.frames, bucket.height, bucket.width],
-            "mask": None if cut.item.mask is None else self.contents.digest(cut.item.mask),
-            "given": {role: self.contents.digest(path) for role, path in cut.item.given},
-            "sound": [cut.sound, str(cut.start)] if cut.sound else None,
-            "vae": self._seen_by,
-            "dtype": str(_DTYPE),
-        }
+        return media_key(cut, self.contents, self._seen_by)
 
     def text_key(self, caption: str) -> dict[str, Any]:
         """All that the tensors of a caption depend on."""
-        return {
-            "kind": "text", "version": _VERSION, "caption": caption, "slots": self.slots, "encoders": self._read_by,
-        }  # fmt: skip
+        return text_key(caption, self.slots, self._read_by)
 
     def media(self, cut: Cut) -> Tensors:
         """What the family's record makes of a sample, latents and their deviations in float16."""
@@ -124,6 +109,29 @@ class Encoded:
         if self._pipeline is None:
             raise ArtifactError(f"{what}: its entry in the cache {self.cache.folder} is gone; start again to make it")
         return self._pipeline
+
+
+def media_key(cut: Cut, contents: Contents, seen_by: str | None) -> dict[str, Any]:
+    """All that the tensors of a sample's media depend on; ``seen_by`` tells pipeline and autoencoders."""
+    bucket = cut.bucket
+    return {
+        "kind": "media",
+        "version": _VERSION,
+        "content": contents.digest(cut.item.path),
+        "frames": list(cut.frames),
+        "fps": None if cut.fps is None else str(cut.fps),
+        "bucket": [bucket.frames, bucket.height, bucket.width],
+        "mask": None if cut.item.mask is None else contents.digest(cut.item.mask),
+        "given": {role: contents.digest(path) for role, path in cut.item.given},
+        "sound": [cut.sound, str(cut.start)] if cut.sound else None,
+        "vae": seen_by,
+        "dtype": str(_DTYPE),
+    }
+
+
+def text_key(caption: str, slots: int, read_by: str | None) -> dict[str, Any]:
+    """All that the tensors of a caption depend on; ``read_by`` tells pipeline, text encoders and tokenizers."""
+    return {"kind": "text", "version": _VERSION, "caption": caption, "slots": slots, "encoders": read_by}
 
 
 def _switches(parts: list[nn.Module]) -> str:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from genkit.errors import GenkitError, UsageError
 from genkit.reading.files import place
 from genkit.training.data.folder.beside import MASK_ENDING, Beside, folder_of
-from genkit.training.data.folder.captions import TABLES, read_sidecar, read_table
+from genkit.training.data.folder.captions import LISTS, TABLES, read_list, read_sidecar, read_tables
 from genkit.training.data.folder.told import listed
 from genkit.training.data.folder.walk import files_below
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+MASKS = "masks"
 VIDEOS = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")
 
 
@@ -65,36 +66,44 @@ class Folder:
     told: tuple[str, ...] = ()
 
 
-def read_folder(
-    path: str | Path,
-    caption: str | None = None,
-    extension: str = ".txt",
-    masks: str | None = None,
-    given: Mapping[str, str] | None = None,
-) -> Folder:
-    """Find a folder's pictures and videos, also in folders below, with their captions.
+@dataclass(frozen=True)
+class Wanted:
+    """What is looked for in a folder.
 
     Args:
-        path: the folder.
         caption: for every file that has no own one; None: each must have one.
         extension: of the text files beside media.
         masks: folder of masks with the names of the media. ``name.mask.png`` beside a file is its mask in any case.
         given: role -> folder of pictures or clips with the names of the media.
+    """
+
+    caption: str | None = None
+    extension: str = ".txt"
+    masks: str | None = None
+    given: Mapping[str, str] = field(default_factory=dict)
+
+
+def read_folder(path: str | Path, wanted: Wanted | None = None) -> Folder:
+    """Find a folder's pictures and videos, also in folders below, with their captions; or those that a list names.
+
+    Args:
+        path: the folder, or a ``.jsonl`` or ``.csv`` file that lists media and captions.
+        wanted: what else is looked for.
 
     Raises:
         UsageError: no folder, nothing in it, files without captions or with two, a table that names what is not there,
             files without what must be given with them.
     """
-    folder = Path(path).expanduser()
+    folder, wanted = Path(path).expanduser(), wanted or Wanted()
+    if folder.suffix.lower() in LISTS and not folder.is_dir():
+        return _listed(folder, wanted)
     if not folder.is_dir():
         raise UsageError(f"data: {place(folder)} is no folder")
-    table = read_table(folder)
-    beside = {"masks": masks, **(given or {})}
-    rooms = {
-        what: Beside(what, folder_of(setting, folder), PICTURES + VIDEOS) for what, setting in beside.items() if setting
-    }
+    every = files_below(folder)
+    table = read_tables(folder, every)
+    rooms = _rooms(folder, wanted)
     inside = [room.folder.resolve() for room in rooms.values()]
-    files = [found for found in files_below(folder) if not _lies_in(found, inside, folder)]
+    files = [found for found in every if not _lies_in(found, inside, folder)]
     shown = [found for found in files if found.suffix.lower() in PICTURES + VIDEOS]
     own_masks = {found.with_suffix("").with_suffix(""): found for found in shown if _is_mask(found)}
     media = [found for found in shown if not _is_mask(found)]
@@ -102,41 +111,72 @@ def read_folder(
         endings = ", ".join(PICTURES + VIDEOS)
         raise UsageError(f"data: {place(folder)} holds no picture and no video; allowed: files that end in {endings}")
     names = {found.relative_to(folder).as_posix(): found for found in media}
-    _refuse(folder, "names files that are not there", [name for name in table or {} if name not in names])
-    said = _captions(folder, names, table or {}, caption, extension)
+    _refuse(folder, "names files that are not there", [name for name in table if name not in names])
+    said = _captions(folder, names, table, wanted)
     items = []
     for name, found in names.items():
-        mask = own_masks.pop(found.with_suffix(""), None) or (rooms["masks"].of(found, folder) if masks else None)
-        told = tuple((role, room.of(found, folder)) for role, room in rooms.items() if role != "masks")
-        items.append(Item(found, said[name], mask=mask, given=tuple((role, each) for role, each in told if each)))
-    for role in given or {}:
+        mask = own_masks.get(found.with_suffix(""))
+        beside = {role: room.of(found, folder) for role, room in rooms.items()}
+        items.append(_item(found, said[name], {**beside, **({MASKS: mask} if mask else {})}))
+    _need(folder, items, wanted)
+    used = {*media, *(item.mask for item in items), *(found for found in every if found.name in TABLES)}
+    used |= {found.with_suffix(wanted.extension) for found in media}
+    unused = tuple(found.relative_to(folder).as_posix() for found in files if found not in used)
+    told = (*_shared(media, wanted.extension), *_left(items, rooms))
+    return Folder(folder, tuple(items), unused, told)
+
+
+def _listed(path: Path, wanted: Wanted) -> Folder:
+    """The files that a list names."""
+    rows = read_list(path)
+    _refuse(path, "names files that are not there", [str(row.path) for row in rows if not row.path.is_file()])
+    odd = [str(row.path) for row in rows if row.path.suffix.lower() not in PICTURES + VIDEOS]
+    _refuse(path, "names files that are no pictures and no videos", odd)
+    names = {str(row.path): row.path for row in rows}
+    said = _captions(path, names, {str(row.path): row.caption for row in rows if row.caption is not None}, wanted)
+    rooms = _rooms(path.parent, wanted)
+    items = []
+    for row in rows:
+        inside = row.path.is_relative_to(path.parent)
+        beside = {role: room.of(row.path, path.parent) for role, room in rooms.items()} if inside else {}
+        items.append(_item(row.path, said[str(row.path)], {**beside, **dict(row.beside)}))
+    _need(path, items, wanted)
+    return Folder(path, tuple(items), (), _left(items, rooms))
+
+
+def _rooms(folder: Path, wanted: Wanted) -> dict[str, Beside]:
+    named = {MASKS: wanted.masks, **wanted.given}
+    return {
+        role: Beside(role, folder_of(setting, folder), PICTURES + VIDEOS) for role, setting in named.items() if setting
+    }
+
+
+def _item(path: Path, caption: str, beside: Mapping[str, Path | None]) -> Item:
+    given = tuple((role, each) for role, each in beside.items() if role != MASKS and each is not None)
+    return Item(path, caption, mask=beside.get(MASKS), given=given)
+
+
+def _need(folder: Path, items: Sequence[Item], wanted: Wanted) -> None:
+    """Refuse files without a picture that all must have."""
+    for role in wanted.given:
         lacking = [item.path.name for item in items if role not in dict(item.given)]
         _refuse(folder, f"has files without a picture of their name in the folder of {role}", lacking)
-    used = {*media, *(item.mask for item in items), *(folder / name for name in TABLES)}
-    used |= {found.with_suffix(extension) for found in media}
-    return Folder(
-        folder,
-        tuple(items),
-        tuple(found.relative_to(folder).as_posix() for found in files if found not in used),
-        (*_shared(media, extension), *_unmasked(items), *(line for room in rooms.values() for line in room.told())),
-    )
 
 
-def _captions(
-    folder: Path, names: Mapping[str, Path], table: Mapping[str, str], caption: str | None, extension: str
-) -> dict[str, str]:
+def _captions(folder: Path, names: Mapping[str, Path], table: Mapping[str, str], wanted: Wanted) -> dict[str, str]:
     """Caption of every file; all that cannot be read are told at once."""
     found: dict[str, str | None] = {}
     wrong: list[str] = []
     for name, path in names.items():
         try:
-            own = _caption(path, table.get(name), extension)
-            found[name] = caption if own is None else own
+            own = _caption(path, table.get(name), wanted.extension)
+            found[name] = wanted.caption if own is None else own
         except GenkitError as error:
             wrong.append(str(error))
     if wrong:
         raise UsageError(f"data: {len(wrong)} captions cannot be used: {listed(wrong, '; ')}")
-    text = f"has files without a caption (a {extension} beside each, {' or '.join(TABLES)}, or one caption for all)"
+    ways = f"a {wanted.extension} beside each, {' or '.join(TABLES)}, or one caption for all"
+    text = f"has files without a caption ({ways})"
     _refuse(folder, text, [name for name, said in found.items() if said is None])
     return {name: said or "" for name, said in found.items()}
 
@@ -157,11 +197,13 @@ def _shared(media: Sequence[Path], extension: str) -> list[str]:
     return [f"one {extension} stands for several files: {listed(found)}"] if found else []
 
 
-def _unmasked(items: Sequence[Item]) -> list[str]:
+def _left(items: Sequence[Item], rooms: Mapping[str, Beside]) -> tuple[str, ...]:
+    """Files without a mask where others have one, and what goes with no file."""
+    told = [line for room in rooms.values() for line in room.told()]
     lacking = [place(item.path.name) for item in items if item.mask is None]
-    if not lacking or len(lacking) == len(items):
-        return []
-    return [f"{len(lacking)} of {len(items)} files have no mask, all of them counts: {listed(lacking)}"]
+    if 0 < len(lacking) < len(items):
+        told.insert(0, f"{len(lacking)} of {len(items)} files have no mask, all of them counts: {listed(lacking)}")
+    return tuple(told)
 
 
 def _is_mask(path: Path) -> bool:

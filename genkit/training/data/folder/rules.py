@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from itertools import product
 from typing import Any, Protocol
@@ -12,6 +12,8 @@ from genkit.errors import UsageError, explain
 from genkit.families.sizes import SizeRule
 from genkit.reading import rate
 from genkit.training.data.folder.cuts import CutRule
+from genkit.training.data.folder.items import Wanted
+from genkit.training.data.folder.toml import read_dataset_toml
 from genkit.training.data.source import DataSource, size_of
 
 #: Roles of what may be given beside captions, and those that a clip has itself.
@@ -62,6 +64,8 @@ class FolderRule:
         masks: folder of masks of the loss.
         unmasked_weight: of the loss where a mask is black.
         given: role -> folder of what is told to the model beside the caption.
+        takes: roles that the model is told; None: all.
+        told: what a user should know about these settings.
     """
 
     path: str
@@ -74,6 +78,13 @@ class FolderRule:
     masks: str | None = None
     unmasked_weight: float = 0.0
     given: Mapping[str, str] = field(default_factory=dict)
+    takes: tuple[str, ...] | None = None
+    told: tuple[str, ...] = ()
+
+    @property
+    def wanted(self) -> Wanted:
+        """What is looked for in the folder."""
+        return Wanted(self.caption, self.caption_extension, self.masks, self.given)
 
 
 @dataclass(frozen=True)
@@ -103,11 +114,17 @@ def folder_rules(sources: Sequence[DataSource], settings: RunSettings, model: Mo
     """One rule for every folder.
 
     Raises:
-        UsageError: sizes or frames that the model does not take, settings without effect.
+        UsageError: sizes or frames that the model does not take, settings without effect, a ``.toml`` file that is no
+            list of data sets.
     """
     if not sources:
         raise UsageError("data: no folder was given")
-    return tuple(_folder_rule(source, settings, model) for source in sources)
+    found = []
+    for source in sources:
+        own, told = read_dataset_toml(source.path) if source.is_toml else ((source,), ())
+        rules = [_folder_rule(each, settings, model) for each in own]
+        found += [replace(rules[0], told=tuple(told)), *rules[1:]]
+    return tuple(found)
 
 
 def _folder_rule(source: DataSource, settings: RunSettings, model: ModelRule) -> FolderRule:
@@ -119,7 +136,9 @@ def _folder_rule(source: DataSource, settings: RunSettings, model: ModelRule) ->
     if not extension.startswith(".") or "/" in extension or "\\" in extension:
         raise UsageError(explain("caption_extension", extension, "a point and letters, such as .txt"))
     full = own("frame_extraction") == "full"
-    lengths = own("num_frames") or ((_ALL_FRAMES,) if full else (model.num_frames,))
+    lengths = own("num_frames") or ((_ALL_FRAMES,) if full and model.fps is not None else (model.num_frames,))
+    if model.fps is None and (settings.fps is not None or any(length > 1 for length in lengths)):
+        raise UsageError("num_frames and fps: the model makes pictures; leave them out, clips give their first frame")
     fps = Fraction(16) if model.fps is None else model.fps
     cuts = tuple(
         _cut_rule(
@@ -138,6 +157,7 @@ def _folder_rule(source: DataSource, settings: RunSettings, model: ModelRule) ->
     return FolderRule(
         source.path, cuts, own("caption"), extension, own("caption_dropout"), own("trigger_word"),
         own("num_repeats") * source.weight, own("masks"), settings.unmasked_weight, _given(own, model),
+        model.needs + model.takes,
     )  # fmt: skip
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
+import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from genkit.errors import ArtifactError
 from genkit.families.training.base import AUDIO, SPREAD, Tensors, Training
+from genkit.media.atomic import check_writable
+from genkit.reading.files import place
 from genkit.training.data.batch import Batch
 from genkit.training.data.cache import Cache
 from genkit.training.data.folder.cuts import Cut
@@ -72,28 +78,46 @@ class FolderSamples:
         return len(self.batches.at(number))
 
     def prepare(
-        self, rank: int = 0, progress: Callable[[int, int, str], None] | None = None, release: bool = False
+        self,
+        rank: int = 0,
+        progress: Callable[[int, int, str], None] | None = None,
+        release: bool = False,
+        told: Callable[[str], None] = warnings.warn,
     ) -> int:
         """Encode what the cache does not hold yet, so that autoencoders and text encoders are needed no more.
 
         May be stopped at any time and called again: entries appear whole, one by one. Of several processes each makes
-        its part; they must wait for each other afterwards.
+        its part; they must wait for each other afterwards. A damaged entry is made anew.
 
         Args:
             rank: number of this process.
             progress: told (done, all that this process makes, name) before each entry and at the end.
             release: let go of the pipeline afterwards.
+            told: called with a line for each damaged entry.
 
         Returns:
             Entries made.
+
+        Raises:
+            ArtifactError: the cache cannot be written, or the disk is too small for what is missing, which is known
+                as soon as the first entries are there.
         """
+        cache = self.encoded.cache
+        check_writable(cache.folder, "cache_dir")
         # Shared out before looking: others may be writing, and each would see something else missing.
-        mine = list(self._entries())[rank :: self.batches.processes]
-        mine = [entry for entry in mine if not self.encoded.cache.holds(entry[1])]
-        for number, (name, _, make) in enumerate(mine):
+        mine = []
+        for entry in list(self._entries())[rank :: self.batches.processes]:
+            damage = cache.damage(entry[1])
+            if damage is not None:
+                told(f"{damage.removesuffix('; delete it')}; it is made anew")
+                cache.path_of(entry[1]).unlink(missing_ok=True)
+            if damage is not None or not cache.holds(entry[1]):
+                mine.append(entry)
+        room = _Room(cache.folder, [entry[1]["kind"] for entry in mine])
+        for number, (name, key, make) in enumerate(mine):
             if progress is not None:
                 progress(number, len(mine), name)
-            make()
+            room.filled(key["kind"], make())
         if progress is not None:
             progress(len(mine), len(mine), "")
         if release:
@@ -118,10 +142,9 @@ class FolderSamples:
 
     def _entries(self) -> Iterator[tuple[str, dict[str, Any], Callable[[], Tensors]]]:
         """Name, key and maker of everything a run reads."""
-        for cut in dict.fromkeys((*self.data.cuts, *self.data.held_out)):
+        for cut in self.data.every:
             yield cut.name, self.encoded.media_key(cut), lambda cut=cut: self.encoded.media(cut)
-        empty = [""] if any(cut.item.dropout for cut in self.data.cuts) else []
-        for caption in dict.fromkeys((*self.data.captions, *empty)):
+        for caption in self.data.captions:
             yield "captions", self.encoded.text_key(caption), lambda caption=caption: self.encoded.text(caption)
 
     def _batch(self, cuts: list[Cut], captions: list[str], noise: list[torch.Generator | None]) -> Batch:
@@ -142,6 +165,28 @@ class FolderSamples:
             if noise is not None and name + SPREAD in media:
                 found[name] += media[name + SPREAD].float() * torch.randn(found[name].shape, generator=noise)
         return found
+
+
+class _Room:
+    """Whether there is room on the disk for the entries that are still to be made."""
+
+    def __init__(self, folder: Path, kinds: list[str]):
+        self._folder, self._left, self._sizes = folder, Counter(kinds), dict[str, int]()
+
+    def filled(self, kind: str, made: Tensors) -> None:
+        """An entry was made. The first and the largest ones of each kind tell how much the others need at most."""
+        self._left[kind] -= 1
+        size = sum(value.numel() * value.element_size() for value in made.values())
+        if size <= self._sizes.get(kind, 0):
+            return
+        self._sizes[kind] = size
+        needed = sum(self._sizes.get(each, 0) * left for each, left in self._left.items())
+        free = shutil.disk_usage(self._folder).free
+        if needed > free:
+            raise ArtifactError(
+                f"cache_dir: {place(self._folder)} has {free / 1e9:.1f} GB left, what is still to be made takes up to "
+                f"{needed / 1e9:.1f} GB; choose another one, or make room"
+            )
 
 
 class _HeldOut(Mapping):
