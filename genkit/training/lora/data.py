@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from genkit.errors import UnsupportedError, UsageError
-from genkit.families.training.base import Training
+from genkit.families.training.base import AUDIO, Training
 from genkit.pipelines.kinds import IMAGE
 from genkit.pipelines.model import Model
 from genkit.training.data.folder.data import FolderData
@@ -19,8 +19,8 @@ from genkit.training.lora.settings import LoraSettings
 CACHE = "cache"
 
 
-def model_rule(model: Model) -> ModelRule:
-    """What a model takes, from its configurations and its ``genkit.json``.
+def model_rule(model: Model, training: Training) -> ModelRule:
+    """What a model takes, from its configurations, its ``genkit.json`` and its family's record.
 
     Raises:
         UnsupportedError: a model whose sizes genkit does not know.
@@ -36,12 +36,20 @@ def model_rule(model: Model) -> ModelRule:
         raise UsageError(f"--resolution: {model.class_name} tells no usual size; give one, such as 512")
     image = model.kind is IMAGE
     fps = None if image else Fraction(str(defaults.get("fps") or model.fps))
-    return ModelRule(model.rule, int(own["height"]), 1 if image else int(own["num_frames"] or 1), fps)
+    return ModelRule(
+        model.rule,
+        int(own["height"]),
+        1 if image else int(own["num_frames"] or 1),
+        fps,
+        sound=AUDIO in training.streams,
+        needs=training.needs,
+        takes=training.takes,
+    )
 
 
-def read_data(settings: LoraSettings, model: Model) -> FolderData:
+def read_data(settings: LoraSettings, model: Model, training: Training) -> FolderData:
     """The folders, read as far as it goes without the model's weights."""
-    return FolderData.read(folder_rules(settings.data, settings, model_rule(model)), settings.held_out)
+    return FolderData.read(folder_rules(settings.data, settings, model_rule(model, training)), settings.held_out)
 
 
 def samples_of(

@@ -109,11 +109,11 @@ class Run:
         folder = fetch(location)
         model = Model.of(folder, str(folder.resolve()) if location.kind == "folder" else settings.model)
         attention = _attention(settings, model)
-        data = read_data(settings, model)
         device = _device(settings)
         pipeline = load(folder, resolve_dtype(settings.dtype, device), device)
         training = training_of(pipeline, model.sidecar.sound)
         component = _component(pipeline, settings.component)
+        data = read_data(settings, model, training)
         samples = _encoded(settings, samples_of(settings, data, model, pipeline, training), pipeline)
         network = getattr(pipeline, component)
         for part in pipeline.components.values():

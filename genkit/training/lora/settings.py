@@ -192,8 +192,9 @@ class DataSettings(Settings):
     max_sequence_length: int | None = option(
         None, "Text tokens of a caption; the family's own when left out.", group="Data", rule=_count(1_000_000)
     )
-    held_out: int = option(
-        0, "Files kept out of training for a loss at fixed noise (the last in the order of a hash of their names).",
+    held_out: float = option(
+        0.0, "Share (below 1) or number of files kept out of training for a loss at fixed noise, chosen by their "
+        "content.",
         group="Data", rule=Rule(low=0, high=1_000_000),
     )  # fmt: skip
     cache_dir: str | None = option(
