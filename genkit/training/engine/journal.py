@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ MOST_LOG = 256 * MIB
 #: Trackers besides the log, and the package that each needs.
 TRACKERS = {"tensorboard": "tensorboard", "wandb": "wandb"}
 _KEPT, _NEW = 0.97, 0.03
+#: Seconds between two progress lines.
+_PAUSE = 1.0
 
 
 class Journal:
@@ -38,6 +41,7 @@ class Journal:
         self._wanted = tracker
         self._tracker: Any = None
         self._bar: Any = None
+        self._shown = 0.0
 
     def begin(self, step: int, progress: float, smooth: Mapping[str, float]) -> None:
         """Start or go on at a step: lines of steps that are done again are taken out of the log."""
@@ -79,10 +83,18 @@ class Journal:
             self.smooth[name] = value if name not in self.smooth else _KEPT * self.smooth[name] + _NEW * value
         if self._tracker is not None:
             self._tracker.log({**figures, "lr": rate}, step=step)
-        if step % self.every or not self.main:
+        if not self.main:
             return
-        told = {name: round(value, 5) for name, value in self.smooth.items()}
-        self._write({"step": step, "seconds": round(seconds, 1), "lr": rate, **told})
+        due = step % self.every == 0
+        if due:
+            told = {name: round(value, 5) for name, value in self.smooth.items()}
+            self._write({"step": step, "seconds": round(seconds, 1), "lr": rate, **told})
+        # A terminal is written to far slower than steps of tiny models are made.
+        if (due and self.every > 1) or time.monotonic() - self._shown > _PAUSE:
+            self._show(step, progress)
+
+    def _show(self, step: int, progress: float) -> None:
+        self._shown = time.monotonic()
         shown = " ".join(f"{name} {value:.4f}" for name, value in self.smooth.items())
         self._bar.set_postfix_str(f"step {step} {shown}", refresh=False)
         self._bar.n = min(progress, 1.0)
