@@ -20,6 +20,7 @@ BENCHMARKS = {
     "swap_gaps": "benchmarks.swap_gaps",
     "same_outputs": "benchmarks.same_outputs",
     "methods_cpu": "benchmarks.methods_cpu",
+    "lora_kills": "benchmarks.lora.kills",
     "lora_speed": "benchmarks.lora.speed",
     "kernels_cpu": "benchmarks.kernels.cpu",
     "kernels_gpu": "benchmarks.kernels.gpu",

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -167,3 +171,15 @@ def test_a_run_begins_with_the_file_of_another(trained, tiny_wan, data, cache, t
         assert torch.allclose(pair.scale * pair.up @ pair.down, up @ down, atol=1e-6)
     with pytest.raises(UsageError, match="without strength"):
         Run.open(settings(tiny_wan, data, cache, tmp_path / "next", init_lora=f"{output}@0.5"))
+
+
+@pytest.mark.slow
+def test_kills_at_any_moment_change_no_bit(tiny_wan):
+    command = [sys.executable, "-m", "benchmarks", "lora_kills", "--model", str(tiny_wan)]
+    here = Path(__file__).resolve().parents[3]
+    done = subprocess.run(
+        [*command, "--kills", "6", "--steps", "10"], capture_output=True, text=True, timeout=240, cwd=here,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+    assert len(json.loads(done.stdout)["moments"]) == 6
