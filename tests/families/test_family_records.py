@@ -279,3 +279,40 @@ def test_moments_draw_what_the_posterior_draws():
     drawn = vae.encode(pixels).latent_dist.sample(torch.Generator().manual_seed(0))
     noise = torch.randn(mode.shape, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(mode + deviation * noise, (drawn - 0.3) * vae.config.scaling_factor)
+
+
+WAN_SMALL = {"num_attention_heads": 12, "attention_head_dim": 128, "ffn_dim": 8960}
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "model", "config", "blocks", "millions"),
+    [
+        ("FluxPipeline", "FluxTransformer2DModel", {"num_single_layers": 2}, 19, 18.678),
+        ("QwenImagePipeline", "QwenImageTransformer2DModel", {}, 60, 47.186),
+        ("WanPipeline", "WanTransformer3DModel", WAN_SMALL, 30, 11.796),
+        ("WanPipeline", "WanTransformer3DModel", {}, 40, 52.429),
+        ("HunyuanVideoPipeline", "HunyuanVideoTransformer3DModel", {"num_single_layers": 2}, 20, 19.661),
+        ("CogVideoXPipeline", "CogVideoXTransformer3DModel", {}, 30, 7.373),
+        ("LTXPipeline", "LTXVideoTransformer3DModel", {}, 28, 14.680),
+        ("LTX2Pipeline", "LTX2VideoTransformer3DModel", {}, 48, 106.955),
+    ],
+)
+def test_default_lora_of_rank_16_has_as_many_numbers_as_published_sizes_give(
+    pipeline, model, config, blocks, millions
+):  # fmt: skip
+    import diffusers
+
+    with torch.device("meta"):
+        network = getattr(diffusers, model)(**{"num_layers": 1, **config})
+    chosen = (part for path, part in network.named_modules() if re.fullmatch(facts_of(pipeline).lora_targets, path))
+    count = sum(16 * (part.in_features + part.out_features) for part in chosen)
+    assert blocks * count / 1e6 == pytest.approx(millions, abs=0.001)
+
+
+def test_layers_between_video_and_sound_can_be_chosen_or_left_out():
+    names = [path for path, _ in tiny.build("ltx2").model.named_modules()]
+    chosen = [path for path in names if re.fullmatch(facts_of("LTX2Pipeline").lora_targets, path)]
+    parts = {path.split(".")[2] for path in chosen}
+    assert {"attn1", "attn2", "audio_attn1", "audio_attn2", "audio_to_video_attn", "video_to_audio_attn"} == parts
+    between = [path for path in names if re.fullmatch(r".*\.(audio_to_video|video_to_audio)_attn\.to_[qkv]", path)]
+    assert len(between) == 2 * 2 * 3 and set(between) < set(chosen)
