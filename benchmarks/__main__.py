@@ -22,6 +22,7 @@ BENCHMARKS = {
     "methods_cpu": "benchmarks.methods_cpu",
     "lora_kills": "benchmarks.lora.kills",
     "lora_speed": "benchmarks.lora.speed",
+    "lora_length": "benchmarks.lora.length",
     "kernels_cpu": "benchmarks.kernels.cpu",
     "kernels_gpu": "benchmarks.kernels.gpu",
 }
