@@ -301,8 +301,8 @@ def text_of(data: dict[str, Any], options: argparse.Namespace) -> str:
             [
                 "# Longer clips by a LoRA",
                 f"{machine_line(data['environment'])} toy-video was trained on clips of up to 25 frames; here they "
-                f"have {options.frames} of {options.side}x{options.side} pixels, {tokens} tokens. LoRA of rank 32 on all "
-                f"attention projections, {options.train_steps} steps with one clip each on {options.clips} clips "
+                f"have {options.frames} of {options.side}x{options.side} pixels, {tokens} tokens. LoRA of rank 32 on "
+                f"all attention projections, {options.train_steps} steps with one clip each on {options.clips} clips "
                 f"(eight of them held out) that `genkit.world` drew, written as mp4 + txt; AdamW, 5e-4, cosine.",
                 "## By the judge",
                 f"{options.prompts} prompts with one object, half of them of combinations seen in training, "
