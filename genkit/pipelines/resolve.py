@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from genkit.errors import UnsupportedError, UsageError
 from genkit.lora.files import parse_lora
 from genkit.lora.load import check_lora, match_loras
+from genkit.lora.mixture.asked import Mixing
 from genkit.models import locate
 from genkit.pipelines import guidance
 from genkit.pipelines.attention import Attention
@@ -46,6 +47,7 @@ class Request:
         prompts: what the model will read, and what of it is cut or unknown.
         attention: method or recipe with its schedule; None for the model's own.
         loras: LoRA files with their strengths.
+        mixing: LoRAs that a router or masks mix token by token; None for none.
         inputs: what the task read beside the settings (a given sound, pictures, ...).
         fingerprints: digests of these inputs, for the record.
         steps: how many steps a schedule can name; None when only the pipeline knows.
@@ -68,6 +70,7 @@ class Request:
     notes: tuple[str, ...] = ()
     tokenizers: dict[str, Any] = field(default_factory=dict)
     matches: list[Matched] = field(default_factory=list)
+    mixing: Mixing | None = None
 
     def take_matches(self) -> list[Matched]:
         """The LoRA files as they were matched with the model: once, for the weights in them are not kept."""
@@ -109,7 +112,10 @@ class Draft:
         attends, loads = isinstance(given, AttentionSettings), isinstance(given, LoadSettings)
         early = attends and not Attention.needs_folder(given)
         self.attention = Attention.of(given) if early else None
-        self.loras = tuple(parse_lora(text) for text in given.lora) if loads else ()
+        self.named = tuple(parse_lora(text) for text in given.lora) if loads else ()
+        self.mixing, self.loras = Mixing.of(
+            self.named, given.lora_router if loads else None, given.lora_mask if loads else ()
+        )
         self.matches: list[Matched] = []
         location = locate(given.model)
         self.device = resolve_device(given.device if loads else None)
@@ -133,9 +139,11 @@ class Draft:
         if given.vae_slicing:
             self.model.check_vae("enable_slicing", "--vae-slicing")
             self.notes.append("--vae-slicing has no effect: outputs are decoded one at a time")
-        if self.loras:
+        if self.loras or self.mixing is not None:
             check_lora(self.model.pipeline_class)
             if self.model.lora_outline is not None:
+                if self.mixing is not None:
+                    self.mixing.check(self.model.lora_outline)
                 self.matches = match_loras(self.model.lora_outline, self.loras, given.lora_partial)
                 self.notes += [line for each in self.matches for line in each.told]
 
@@ -206,7 +214,7 @@ class Draft:
         prompts = read_prompts(tokenizers, settings, self.model.sidecar.limits.get("max_prompt_tokens"))
         return Request(
             settings, self.task, self.model, self.device, self.dtype, prompts, self.attention, self.loras, inputs,
-            fingerprints or {}, steps, tuple(self.notes), tokenizers, self.matches,
+            fingerprints or {}, steps, tuple(self.notes), tokenizers, self.matches, self.mixing,
         )  # fmt: skip
 
     def check_sizes(self) -> None:
@@ -230,7 +238,9 @@ class Draft:
             **places,
         }
         if isinstance(given, LoadSettings):
-            changes["lora"] = tuple(map(str, self.loras))
+            changes["lora"] = tuple(map(str, self.named))
+            changes["lora_router"] = full_path(given.lora_router)
+            changes["lora_mask"] = tuple(str(full_path(mask)) for mask in given.lora_mask)
             changes["device"], changes["dtype"] = str(self.device), str(self.dtype).removeprefix("torch.")
         if isinstance(given, AttentionSettings) and self.attention is not None:
             changes["recipe"] = recipe_place(given.recipe)

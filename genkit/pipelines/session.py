@@ -117,12 +117,14 @@ class Session:
         request: from :func:`genkit.pipelines.resolve.resolve`.
         warnings: what the user should know, one line each; filled while running.
         pipeline: the Diffusers pipeline, None before :meth:`load`.
+        mixture: LoRAs that are mixed token by token, None without.
         made: versions, machine and model of this session, see :func:`genkit.pipelines.record.made_with`.
     """
 
     request: Request
     warnings: list[str] = field(default_factory=list)
     pipeline: Any = None
+    mixture: Any = None
     made: dict[str, Any] = field(default_factory=dict)
 
     def load(self) -> None:
@@ -136,10 +138,12 @@ class Session:
         pipeline = load(model.folder, request.dtype, request.device, **options)
         partial = isinstance(given, LoadSettings) and given.lora_partial
         self.warnings += apply_loras(pipeline, request.loras, partial, request.take_matches())
+        if request.mixing is not None:
+            self.mixture = request.mixing.apply(pipeline)
         if getattr(given, "flow_shift", None) is not None:
             change = {model.shift_name(): given.flow_shift}
             pipeline.scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config, **change)
-        loras = [lora.path for lora in request.loras]
+        loras = [lora.path for lora in request.loras] + ([] if request.mixing is None else request.mixing.files)
         self.made = made_with(model.folder, model.class_name, str(request.device), loras) | request.fingerprints
         self.pipeline = pipeline
 

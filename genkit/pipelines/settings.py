@@ -124,6 +124,15 @@ class LoadSettings(Settings):
         (), "LoRA file or folder, with @0.8 for its strength and :transformer_2 for one expert. Repeatable.",
         group="Model", parse=as_texts,
     )  # fmt: skip
+    lora_router: str | None = option(
+        None, "Router trained over several LoRAs (genkit train lora --mix): it chooses one token by token. Its LoRAs "
+        "are found by themselves, or named by --lora; others of --lora act everywhere.", group="Model",
+        stored=WHEN_GIVEN,
+    )  # fmt: skip
+    lora_mask: tuple[str, ...] = option(
+        (), "Picture that is white where a LoRA acts, one for each --lora in order. Repeatable.", group="Model",
+        parse=as_texts, stored=WHEN_GIVEN,
+    )  # fmt: skip
     lora_partial: bool = option(
         False,
         "Load what fits of a LoRA file that fits this model in part.",

@@ -18,7 +18,7 @@ from genkit.lora.mixture import Expert, Masks, Mixture, Router, Shares  # noqa: 
 from genkit.lora.mixture.files import widths_of  # noqa: E402
 from genkit.lora.mixture.gates import balance, entropy, routing_loss  # noqa: E402
 from genkit.lora.mixture.mix import _Held, groups_of  # noqa: E402
-from genkit.lora.pairs import Pair  # noqa: E402
+from genkit.lora.pair import Pair  # noqa: E402
 
 ALL = torch.ones(2, dtype=torch.bool)
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from genkit.errors import ArtifactError
 from genkit.lora.files import Lora
-from genkit.lora.match import matched
+from genkit.lora.match import EXPERTS, match
 from genkit.lora.mixture.mix import Expert, Mixture, groups_of
 from genkit.media.atomic import Files
 from genkit.models.check import check_safetensors
@@ -33,7 +33,7 @@ class Choice:
     """One LoRA of a router's file.
 
     Args:
-        file: path, relative to the router's folder where it lies below or beside it.
+        file: path, relative to the router's folder, or (of a checkpoint) to the run's.
         digest: of its content.
         rank: the largest of its layers.
         strength: as in training.
@@ -59,7 +59,12 @@ class RouterFacts:
 
 
 def save_router(
-    path: str | Path, router: Router, loras: Sequence[Lora], experts: Sequence[Expert], **facts: Any
+    path: str | Path,
+    router: Router,
+    loras: Sequence[Lora],
+    experts: Sequence[Expert],
+    home: Path | None = None,
+    **facts: Any,
 ) -> Path:
     """Write a trained router.
 
@@ -67,6 +72,7 @@ def save_router(
         path: a file that ends in ``.safetensors``, or a folder for ``router.safetensors`` in it; replaced if there.
         router: the trained gates.
         loras, experts: what it chooses among, in order.
+        home: folder from which the LoRA files are named; default: that of the file.
         facts: further fields of :class:`RouterFacts`.
 
     Returns:
@@ -74,7 +80,7 @@ def save_router(
     """
     path = Path(path)
     path = path if path.suffix == ".safetensors" else path / ROUTER
-    home = path.parent.resolve()
+    home = (path.parent if home is None else home).resolve()
     choices = [
         {"file": os.path.relpath(lora.path.resolve(), home), "digest": file_digest(lora.path), "rank": expert.rank,
          "strength": lora.strength}
@@ -122,7 +128,8 @@ def loras_of(path: Path, given: Sequence[Lora] = ()) -> tuple[tuple[Lora, ...], 
         if mine is not None:
             free.remove(mine)
         else:
-            file = (path.parent / choice.file).resolve()
+            places = [(folder / choice.file).resolve() for folder in (path.parent, path.resolve().parent.parent)]
+            file = next((each for each in places if each.is_file()), places[0])
             if not file.is_file() or file_digest(file) != choice.digest:
                 why = "has other content than when the router was trained" if file.is_file() else "is not there"
                 raise ArtifactError(
@@ -147,15 +154,14 @@ def experts_of(pipeline: Any, loras: Sequence[Lora], component: str) -> list[Exp
     found = []
     for lora in loras:
         pairs: dict[str, Any] = {}
-        for part, used, _ in matched(pipeline, lora, False, []):
-            for (own, module), pair in used.items():
-                if part == component or own == component:
-                    pairs[module] = pair
-                elif own != "transformer_2":
+        for group in match(pipeline, replace(lora, part=lora.part or component), partial=False).groups:
+            for (part, module), pair in group.pairs.items():
+                if part not in EXPERTS and part != component:
                     raise ArtifactError(
-                        f"{place(lora.path)} changes the {own} too; a router chooses token by token and serves "
-                        f"LoRAs of the {component} alone"
+                        f"{place(lora.path)} changes the {part} too; a router chooses token by token and serves LoRAs "
+                        f"of the {component} alone"
                     )
+                pairs[module] = pair
         if not pairs:
             raise ArtifactError(f"{place(lora.path)} holds nothing for the {component}")
         found.append(Expert(lora.path.name, pairs, lora.strength))

@@ -16,7 +16,7 @@ from genkit.errors import UnsupportedError, UsageError
 from genkit.families.lookup import family_of, unwrap
 from genkit.lora.keys import short
 from genkit.lora.mixture.gates import Gates
-from genkit.lora.pairs import Pair
+from genkit.lora.pair import Pair
 from genkit.patching.driver import running_pipeline
 
 #: Layers of an attention module that make queries, keys and values of one input.
@@ -59,8 +59,9 @@ class MixedLayer(nn.Module):
 
     def forward(self, x: torch.Tensor, gates: torch.Tensor) -> torch.Tensor:
         """x (..., in) with gates (..., E) or (E,) -> (..., out)."""
-        inner = F.linear(x, self.down.to(x.dtype))
-        return F.linear(inner * gates[..., self.owner], self.up.to(x.dtype))
+        # Under offload the layer's device is known only when it is called.
+        inner = F.linear(x, self.down.to(x))
+        return F.linear(inner * gates[..., self.owner.to(x.device)], self.up.to(x))
 
 
 class Mixture(nn.Module):

@@ -21,6 +21,7 @@ from genkit.families.training.lookup import training_of
 from genkit.lora.facts import Facts
 from genkit.lora.files import NAMED, parse_lora
 from genkit.lora.match import match
+from genkit.lora.mixture.files import ROUTER
 from genkit.media.atomic import Files, check_writable
 from genkit.models import locate
 from genkit.models.check import fingerprint
@@ -39,6 +40,7 @@ from genkit.training.lora.attention import check_trainable, put_in
 from genkit.training.lora.build import adapter_config, deciding, loop_config, loss_options, steps_of
 from genkit.training.lora.data import read_data, samples_of
 from genkit.training.lora.files import ATTENTION, lora_files
+from genkit.training.lora.router import RouterAdapter, RouterTask, router_files
 from genkit.training.lora.settings import LoraSettings
 from genkit.training.lora.task import LoraTask, to_device
 
@@ -82,7 +84,7 @@ class Run:
         pipeline: with weights.
         training: the record of its family.
         component: part of the pipeline that is trained.
-        adapter: on it.
+        adapter: on it, or the mixture whose router is trained.
         samples: what it is trained on.
         task: the loss.
         weights: of attention methods, when they are trained.
@@ -93,7 +95,7 @@ class Run:
     pipeline: Any
     training: Training
     component: str
-    adapter: Adapter
+    adapter: Any
     samples: Samples
     task: LoraTask
     weights: PatchWeights | None = None
@@ -120,7 +122,11 @@ class Run:
             if isinstance(part, nn.Module):
                 part.requires_grad_(False).eval()
         facts = facts_of(type(pipeline).__name__)
-        adapter = Adapter(network, adapter_config(settings), facts.lora_targets, settings.seed)
+        adapter: Any
+        if settings.mix:
+            adapter = RouterAdapter(pipeline, component, [parse_lora(text) for text in settings.mix])
+        else:
+            adapter = Adapter(network, adapter_config(settings), facts.lora_targets, settings.seed)
         if settings.init_lora is not None:
             _begin(adapter, pipeline, component, settings.init_lora)
         weights = None
@@ -130,7 +136,12 @@ class Run:
                 told(line)
         seen = training.experts(pipeline) if training.experts is not None else {}
         options = loss_options(settings, facts.objective.of(pipeline.scheduler), seen.get(component, (0.0, 1.0)))
-        task = LoraTask(pipeline, training, adapter, options, settings.seed, weights)
+        given = (pipeline, training, adapter, options, settings.seed, weights)
+        task = LoraTask(*given)
+        if settings.mix:
+            steps = steps_of(settings, samples)
+            batches = None if steps is None else steps * settings.gradient_accumulation_steps
+            task = RouterTask(*given, balance=settings.mix_balance, certainty=settings.mix_certainty, steps=batches)
         if settings.compile:
             _compile(network)
         return cls(settings, model, pipeline, training, component, adapter, samples, task, weights)
@@ -152,13 +163,14 @@ class Run:
         if process_rank() == 0:
             self.publish(keep.last)
         wait_for_all()
-        return output / NAMED
+        return output / _named(settings)
 
     def publish(self, checkpoint: Path) -> None:
         """What the last checkpoint exported, as the run's result."""
         output = Path(self.settings.output)
         with Files() as files:
-            for name in (NAMED, ATTENTION) if self.weights is not None else (NAMED,):
+            named = _named(self.settings)
+            for name in (named, ATTENTION) if self.weights is not None else (named,):
                 shutil.copyfile(checkpoint / name, files.new(output / name))
 
     def look(self) -> Validate | None:
@@ -188,6 +200,9 @@ class Run:
 
     def export(self, step: int) -> Export:
         """What writes the present weights; see :func:`genkit.training.lora.files.lora_files`."""
+        if self.settings.mix:
+            home = Path(self.settings.output)
+            return router_files(self.adapter, home, component=self.component, base_model=self.model.name, steps=step)
         return lora_files(self.component, self.adapter, self.facts(step), self.weights)
 
     def facts(self, step: int) -> Facts:
@@ -223,11 +238,16 @@ def _check_result(settings: LoraSettings) -> None:
         raise UsageError(f"--output {place(output)} is a file; give a folder")
     if process_rank() == 0:
         check_writable(output)
-    if settings.resume_from_checkpoint is None and (output / NAMED).exists():
+    if settings.resume_from_checkpoint is None and (output / _named(settings)).exists():
         raise UsageError(
-            f"--output {place(output)} holds {NAMED} already; give another folder, or go on with "
+            f"--output {place(output)} holds {_named(settings)} already; give another folder, or go on with "
             f"--resume-from-checkpoint {LATEST}"
         )
+
+
+def _named(settings: LoraSettings) -> str:
+    """Name of the file that a run makes."""
+    return ROUTER if settings.mix else NAMED
 
 
 def _attention(settings: LoraSettings, model: Model) -> Attention | None:

@@ -135,6 +135,25 @@ class AdapterSettings(Settings):
 
 
 @dataclass(frozen=True)
+class MixSettings(Settings):
+    """Several finished LoRAs and a router that learns which of them a token takes."""
+
+    mix: tuple[str, ...] = option(
+        (), "Train no LoRA, but a router over these finished ones (two or more files or folders, with @0.8 for a "
+        "strength): which of them, or none, every token takes in every layer. Repeatable.", group="Mixture",
+        parse=as_texts,
+    )  # fmt: skip
+    mix_balance: float = option(
+        0.01, "Weight of spreading tokens over the LoRAs; 0 where the data need them unevenly.", group="Mixture",
+        rule=Rule(low=0, high=100),
+    )  # fmt: skip
+    mix_certainty: float = option(
+        0.01, "Weight of making choices certain, after a fifth of the steps.", group="Mixture",
+        rule=Rule(low=0, high=100),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
 class DataSettings(Settings):
     """How media and captions become samples."""
 
@@ -399,6 +418,7 @@ class LoraSettings(
     LossSettings,
     OptimizationSettings,
     DataSettings,
+    MixSettings,
     AdapterSettings,
     ModelSettings,
 ):
@@ -427,6 +447,16 @@ class LoraSettings(
             )
 
     def _check_adapter(self) -> None:
+        own = [name for name in AdapterSettings.__annotations__ if getattr(self, name) and self._differs(name)]
+        if self.mix and own:
+            raise UsageError(f"{flag(own[0])} belongs to a LoRA in training; those of --mix are finished: leave it out")
+        if self.mix and self.train_attention_weights:
+            raise UsageError("--train-attention-weights goes with a LoRA in training; leave it or --mix out")
+        if len(self.mix) == 1:
+            raise UsageError(explain("--mix", self.mix[0], "two LoRA files or more to choose among"))
+        for name in ("mix_balance", "mix_certainty"):
+            if self._differs(name) and not self.mix:
+                raise UsageError(f"{flag(name)} has no effect without --mix")
         if self.adapter == LOKR:
             for name in ("use_rslora", "use_dora", "lora_dropout", "init_lora_weights", "init_lora"):
                 if self._differs(name):
