@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from genkit import __version__
-from genkit.cli import doctor, families, inspect, interrupt, methods, models, recipes, train
+from genkit.cli import doctor, families, inspect, interrupt, lora, methods, models, recipes, train
 from genkit.cli.interrupt import INTERRUPTED, TERMINATED
 from genkit.cli.options import usage_text
 from genkit.cli.output import OutputError, abandon, any_encoding, complain, flush, one_line, print_json, say
@@ -39,6 +39,7 @@ for command in (
 ):
     app.command(command.__name__)(command)
 app.add_typer(train.app, name="train")
+app.add_typer(lora.app, name="lora")
 
 
 class Terminated(BaseException):

@@ -45,6 +45,7 @@ class Facts:
         attention, attention_args, schedule, recipe: the attention in the loop, as settings store it; all empty when
             the model's own was trained through.
         attention_weights: file with the method's own weights, beside the LoRA.
+        attention_known: whether these tell what it was trained through; False for merged and foreign files.
         steps: optimizer steps.
         dataset: digest of the data set.
         trigger_word: what a prompt must say.
@@ -69,6 +70,7 @@ class Facts:
     schedule: str | None = None
     recipe: str | None = None
     attention_weights: str | None = None
+    attention_known: bool = True
     steps: int | None = None
     dataset: str | None = None
     trigger_word: str | None = None
@@ -81,7 +83,14 @@ class Facts:
     def to_dict(self) -> dict[str, Any]:
         """What is known, as plain JSON values; ``made_by`` is always there."""
         values = {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
-        return {name: value for name, value in values.items() if name == "made_by" or value not in (None, {}, [])}
+        defaults = {each.name: getattr(Facts(), each.name) for each in dataclasses.fields(self)}
+        return {name: value for name, value in values.items() if name == "made_by" or value != defaults[name]}
+
+    @property
+    def trained_through(self) -> dict[str, Any]:
+        """The facts about the attention in the loop."""
+        names = ("attention", "attention_args", "schedule", "recipe", "attention_weights", "attention_known")
+        return {name: getattr(self, name) for name in names}
 
     def replace(self, **changes: Any) -> Facts:
         """With other values."""

@@ -46,6 +46,15 @@ def parse_lora(text: str) -> Lora:
     found = _PART.fullmatch(text)
     part = found.group(2) if found and not Path(text).exists() else None
     path, strength = path_and_strength(found.group(1) if found and part else text, "--lora", -STRONGEST, STRONGEST)
+    return Lora(lora_file(path), strength, part)
+
+
+def lora_file(path: Path) -> Path:
+    """The LoRA file that a path means: itself, or the one in a folder, checked as far as its header tells.
+
+    Raises:
+        ArtifactError: nothing there, not a whole safetensors file, or no LoRA in it.
+    """
     if path.is_dir():
         files = sorted(path.glob("*.safetensors"))
         if not files:
@@ -57,4 +66,4 @@ def parse_lora(text: str) -> Lora:
     if not path.exists():
         raise ArtifactError(f"LoRA {place(path)} does not exist")
     check_names(path, [name for name in check_safetensors(path) if name != "__metadata__"])
-    return Lora(path, strength, part)
+    return path

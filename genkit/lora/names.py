@@ -89,8 +89,9 @@ def find(name: str, record: Originals | None, flat: FlatNames | None = None) -> 
             return found or next((place for place in at_hand if place), None)
     if record is None:
         return None
-    rest = name.removeprefix(next(prefix for prefix in _DOTTED if name.startswith(prefix)))
-    return _theirs(record.of_original(rest), record.part) or _ours(record.of_ours(rest), record.part)
+    prefix = next(prefix for prefix in _DOTTED if name.startswith(prefix))
+    rest, part = name.removeprefix(prefix), "transformer_2" if prefix == "transformer_2." else record.part
+    return _theirs(record.of_original(rest), part) or _ours(record.of_ours(rest), part)
 
 
 def _theirs(found: tuple[Layer, tuple[str, ...]] | None, part: str) -> Place | None:

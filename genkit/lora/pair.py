@@ -49,6 +49,12 @@ class Pair:
                 plain[name] = None if value is None else (value.double() * scale).to(value.dtype)
         return Pair(alpha=None, **plain)
 
+    def to(self, dtype: torch.dtype) -> Pair:
+        """The same in another precision; alpha is a number and stays."""
+        values = {name: getattr(self, name) for name in ("down", "up", "bias", "magnitude")}
+        values = {name: None if value is None else value.to(dtype) for name, value in values.items()}
+        return Pair(alpha=self.alpha, **values)
+
     def check_finite(self, name: str) -> None:
         """ArtifactError for NaN and infinities; ``name`` is the module in the message."""
         for part in ("down", "up", "bias", "magnitude"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -34,20 +34,13 @@ class Held:
 def read_pairs(pipeline: Any, lora: Lora, raw: dict[str, torch.Tensor], facts: Mapping[str, str]) -> Held:
     """The pairs of a file under the pipeline's own names."""
     held = Held()
-    plain: dict[str, torch.Tensor] = {}
-    for key, value in raw.items():
-        if simplified(key) in plain:
-            raise ArtifactError(_twice(lora, simplified(key)))
-        plain[simplified(key)] = value
-    if list(plain) != list(raw):
-        held.plain = False
+    plain, changed = simplified_tensors(lora, raw)
+    held.plain = not changed
     plain, alphas = _named(pipeline, lora, held, plain)
     parts = parts_of(pipeline)
-    for key, value in plain.items():
-        part, rest = part_of(pipeline, parts, key)
-        if not key.startswith(f"{part}."):
-            held.plain = False
-        _add(held, lora, part, rest, value)
+    take(held, lora, plain, lambda key: part_of(pipeline, parts, key))
+    if any(not key.startswith(f"{part_of(pipeline, parts, key)[0]}.") for key in plain):
+        held.plain = False
     if alphas and any(part.startswith("text_encoder") for part, _ in held.pairs):
         held.plain = False  # Diffusers mistakes these names unless every kind of layer is there
     for key, value in alphas.items():
@@ -55,12 +48,35 @@ def read_pairs(pipeline: Any, lora: Lora, raw: dict[str, torch.Tensor], facts: M
         found = KEY.fullmatch(peft_name(part, rest))
         if found and (part, found["module"]) in held.pairs:
             held.pairs[part, found["module"]].alpha = float(value)
-    for (part, module), pair in held.pairs.items():
-        _check_pair(lora, part, module, pair)
-    _fill_alphas(held, lora, facts)
+    finish(held, lora, facts)
     if any(pair.bias is not None for pair in held.pairs.values()):
         _fill_biases(held)
     return held
+
+
+def simplified_tensors(lora: Lora, raw: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], bool]:
+    """Tensors without what peft adds to their names when it saves by itself, and whether any name changed."""
+    plain: dict[str, torch.Tensor] = {}
+    for key, value in raw.items():
+        if simplified(key) in plain:
+            raise ArtifactError(_twice(lora, simplified(key)))
+        plain[simplified(key)] = value
+    return plain, list(plain) != list(raw)
+
+
+def take(
+    held: Held, lora: Lora, tensors: Mapping[str, torch.Tensor], place_of: Callable[[str], tuple[str, str]]
+) -> None:
+    """Put tensors under Diffusers' names into pairs; ``place_of`` gives the part of a name and the rest of it."""
+    for key, value in tensors.items():
+        _add(held, lora, *place_of(key), value)
+
+
+def finish(held: Held, lora: Lora, facts: Mapping[str, str]) -> None:
+    """Check that pairs are whole, and fill in alphas from the file's texts."""
+    for (part, module), pair in held.pairs.items():
+        _check_pair(lora, part, module, pair)
+    _fill_alphas(held, lora, facts)
 
 
 def _named(

@@ -152,7 +152,7 @@ def discard(path: Path) -> None:
 def _flush(path: Path) -> None:
     """Force a file, or every file of a folder, to the disk: a delayed "no space left" must surface before the
     rename."""
-    for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+    for file in sorted(each for each in path.rglob("*") if each.is_file()) if path.is_dir() else [path]:
         with file.open("rb+") as stream:
             os.fsync(stream.fileno())
 
