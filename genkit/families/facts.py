@@ -73,6 +73,8 @@ class PipelineFacts:
             peft's ``target_modules`` takes it.
         needs_input: regular expression for the whole class names of the pipelines that work on a picture, video, mask
             or sound, though their calls have it as an optional argument; None when the calls' other arguments tell.
+        architecture: name of the models in the metadata that other programs read of LoRA files; the family's own name
+            where it is None.
         tasks: task of genkit -> regular expression for the pipelines of this family it can drive.
     """
 
@@ -85,6 +87,7 @@ class PipelineFacts:
     objective: Objective | None = None
     lora_targets: str | None = None
     needs_input: str | None = None
+    architecture: str | None = None
     tasks: Mapping[str, str] = field(default_factory=dict)
 
     def covers(self, class_name: str) -> bool:

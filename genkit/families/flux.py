@@ -55,6 +55,7 @@ FAMILY = Family(
         text=TextRule(("encoder_hidden_states", "pooled_projections", "txt_ids"), 512),
         objective=Objective(FLOW, "sigma"),
         lora_targets=r"(?:single_)?transformer_blocks\.\d+\.attn\.(?:to_[qkv]|to_out\.0)",
+        architecture="flux-1-dev",
     ),
     notes="Single blocks are numbered after double blocks. Image prompt adapters' extra attention stays as it is.",
 )

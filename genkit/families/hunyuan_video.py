@@ -51,6 +51,7 @@ FAMILY = Family(
         text=TextRule(("encoder_hidden_states", "encoder_attention_mask", "pooled_projections"), 256),
         objective=Objective(FLOW, "thousand"),
         lora_targets=r"(?:single_)?transformer_blocks\.\d+\.attn\.(?:to_[qkv]|to_out\.0)",
+        architecture="hunyuan-video",
     ),
     notes="Padding of the text is hidden by a key mask; a mask without padding is dropped. The text refiner keeps its "
     "own attention.",

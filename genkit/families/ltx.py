@@ -89,6 +89,7 @@ FAMILY = Family(
         text=TextRule(("encoder_hidden_states", "encoder_attention_mask"), 128),
         objective=Objective(FLOW, "thousand"),
         lora_targets=r"transformer_blocks\.\d+\.attn[12]\.(?:to_[qkv]|to_out\.0)",
+        architecture="ltx-video",
     ),
     notes="Both branches are computed in one call.",
 )

@@ -124,6 +124,7 @@ FAMILY = Family(
         objective=Objective(FLOW, "thousand"),
         lora_targets=r"transformer_blocks\.\d+\.(?:audio_)?(?:attn[12]|(?:audio_to_video|video_to_audio)_attn)"
         r"\.(?:to_[qkv]|to_out\.0)",
+        architecture="ltx-2",
         tasks={"given_half": "LTX2Pipeline", "train_cross_modal_context": "LTX2Pipeline"},
     ),
     notes="Names go from source to target: audio_to_video has video queries and audio keys. Both cross-modal "

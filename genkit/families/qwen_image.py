@@ -57,6 +57,7 @@ FAMILY = Family(
         text=TextRule(("encoder_hidden_states", "encoder_hidden_states_mask"), 512),
         objective=Objective(FLOW, "sigma"),
         lora_targets=r"transformer_blocks\.\d+\.attn\.(?:to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out)",
+        architecture="qwen-image",
     ),
     notes="A text mask that hides nothing is dropped.",
 )

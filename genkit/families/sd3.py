@@ -41,6 +41,7 @@ FAMILY = Family(
         text=TextRule(("encoder_hidden_states", "pooled_projections"), 256),
         objective=Objective(FLOW, "thousand"),
         lora_targets=r"transformer_blocks\.\d+\.attn2?\.(?:to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out)",
+        architecture="stable-diffusion-3-medium",
     ),
     notes="The pipelines compute both branches in one call and announce none. attn2 exists in the dual blocks of 3.5.",
 )

@@ -81,6 +81,7 @@ FAMILY = Family(
         text=TextRule(("encoder_hidden_states",), 77, _states),
         objective=Objective(None, "index"),
         lora_targets=r".+\.attentions\.\d+\.transformer_blocks\.\d+\.attn[12]\.(?:to_[qkv]|to_out\.0)",
+        architecture="stable-diffusion",
         tasks={
             "reference_pictures": "StableDiffusion(?!3|XL).*",
             "train_patch": "StableDiffusionPipeline",

@@ -64,6 +64,7 @@ FAMILY = Family(
         text=TextRule(("encoder_hidden_states",), 512, _states),
         objective=Objective(FLOW, "thousand"),
         lora_targets=r"(?:vace_)?blocks\.\d+\.attn[12]\.(?:to_[qkv]|to_out\.0)",
+        architecture="wan",
         tasks={
             "second_pass": "WanPipeline",
             "reference_pictures": "Wan.*",

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from genkit.errors import ArtifactError
+from genkit.families.lookup import records
 from genkit.reading import parse_json
 from genkit.schema import open_keys, read
 
@@ -20,12 +21,6 @@ if TYPE_CHECKING:
     from genkit.lora.pair import Pair
 
 ADAPTER_KEY, FACTS_KEY = "lora_adapter_metadata", "genkit"
-#: Name of a family in ``modelspec.architecture``, where other programs have one; else the family's own.
-_ARCHITECTURES = {
-    "UNet2DCondition": "stable-diffusion", "Flux": "flux-1-dev", "SD3": "stable-diffusion-3-medium",
-    "Wan": "wan", "HunyuanVideo": "hunyuan-video", "LTX-Video": "ltx-video", "LTX-2": "ltx-2",
-    "Qwen-Image": "qwen-image",
-}  # fmt: skip
 
 
 @open_keys
@@ -158,14 +153,14 @@ def metadata_of(facts: Facts, adapter: Mapping[str, Any] | None) -> dict[str, st
         "ss_network_dim": facts.rank,
         "ss_network_alpha": facts.alpha if facts.alpha is not None else facts.rank,
         "ss_sd_model_name": facts.base_model,
-        "ss_base_model_version": _ARCHITECTURES.get(facts.family or "", facts.family),
+        "ss_base_model_version": _architecture(facts.family),
         "ss_steps": facts.steps,
         "ss_max_train_steps": facts.steps,
         **{f"ss_{name}": facts.settings.get(name) for name in _SETTINGS},
         "ss_lr_warmup_steps": facts.settings.get("lr_warmup_steps"),
         "ss_tag_frequency": json.dumps({"genkit": {facts.trigger_word: 1}}) if facts.trigger_word else None,
         "modelspec.sai_model_spec": "1.0.0",
-        "modelspec.architecture": f"{_ARCHITECTURES.get(facts.family or '', facts.family or 'unknown')}/lora",
+        "modelspec.architecture": f"{_architecture(facts.family) or 'unknown'}/lora",
         "modelspec.implementation": "diffusers",
         "modelspec.title": facts.title or facts.trigger_word or "LoRA",
         "modelspec.trigger_phrase": facts.trigger_word,
@@ -191,3 +186,9 @@ def _resolution(sizes: Any) -> str | None:
         return None
     height, _, width = str(first).partition("x")
     return f"{width or height}x{height}"
+
+
+def _architecture(family: str | None) -> str | None:
+    """What other programs call a family of models, where they have a name for it; else its own."""
+    known = {record.name: record.facts.architecture for record in records()}
+    return known.get(family or "") or family

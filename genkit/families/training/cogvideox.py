@@ -73,9 +73,13 @@ def _told_arguments(call: Call) -> dict[str, Any]:
     return found
 
 
+def _variant(pipeline: Any) -> str:
+    return f"frames in {pipeline.transformer.config.patch_size_t or 1}"
+
+
 def _text_to_video(pipeline: Any, sound: str | None) -> Training:
     need_channels(pipeline, pipeline.transformer, pipeline.transformer.config.out_channels)
-    return Training((VIDEO,), _encode, encode_states, _arguments, _answers, slots=226)
+    return Training((VIDEO,), _encode, encode_states, _arguments, _answers, slots=226, variant=_variant(pipeline))
 
 
 def _image_to_video(pipeline: Any, sound: str | None) -> Training:

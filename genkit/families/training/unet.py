@@ -74,7 +74,8 @@ def _arguments_xl(call: Call) -> dict[str, Any]:
 
 def _stable_diffusion_xl(pipeline: Any, sound: str | None) -> Training:
     _check(pipeline)
-    return Training((IMAGE,), _encode_xl, _text_xl, _arguments_xl, _answers, slots=77)
+    variant = "zeros for an empty caption" if pipeline.config.get("force_zeros_for_empty_prompt") else ""
+    return Training((IMAGE,), _encode_xl, _text_xl, _arguments_xl, _answers, slots=77, variant=variant)
 
 
 PIPELINES = {"StableDiffusionPipeline": _stable_diffusion, "StableDiffusionXLPipeline": _stable_diffusion_xl}

@@ -174,6 +174,7 @@ def _image_to_video(pipeline: Any, sound: str | None) -> Training:
         weights=later_frames if first_only else None,
         takes=("first_frame", "last_frame") if both else ("first_frame",),
         experts=experts,
+        variant=f"{'first' if first_only else 'told'} {_sees_pictures(pipeline)} {_needs_last(pipeline)}",
     )
 
 
