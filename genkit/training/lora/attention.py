@@ -42,12 +42,11 @@ def timeless(attention: Attention) -> tuple[tuple[Part, ...], list[str]]:
     for part in attention.parts:
         schedule = part.schedule
         if schedule is not None and (schedule.steps is not None or schedule.branches):
-            named = " and ".join(
-                f"{name}={value}"
-                for name, value in (("steps", schedule.steps), ("branches", ",".join(sorted(schedule.branches or ()))))
-                if value
+            named = [name for name in ("steps", "branches") if getattr(schedule, name)]
+            told.append(
+                f"attention: {part.method.name} is trained at all noise levels; {' and '.join(named)} of its schedule "
+                "are for sampling alone"
             )
-            told.append(f"attention: {part.method.name} is trained at all noise levels; {named} is for sampling alone")
             schedule = dataclasses.replace(schedule, steps=None, branches=None)
         parts.append(dataclasses.replace(part, schedule=schedule))
     return tuple(parts), list(dict.fromkeys(told))
