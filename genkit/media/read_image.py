@@ -72,8 +72,11 @@ def read_image(path: str | Path, most: int | None = None) -> Picture:
             check_decoded(path, len(frames) + 1, image.height, image.width)
             frames.append(_rgb(image, path, told))
             total += _milliseconds(image)
-        if image.format not in ANIMATED and getattr(image, "n_frames", 1) > 1:
-            told.append(f"{Path(path).name} holds {image.n_frames} pictures; the first was taken")
+        pictures = getattr(image, "n_frames", 1)
+        if pictures > 1 and image.format not in ANIMATED:
+            told.append(f"{Path(path).name} holds {pictures} pictures; the first was taken")
+        elif pictures > 1 and most == 1:
+            told.append(f"{Path(path).name} is an animation of {pictures} pictures; the first was taken")
         if len({frame.shape for frame in frames}) > 1:
             raise ValueError("its frames differ in size")
         clip = np.stack(frames)

@@ -172,7 +172,7 @@ def _stamps(container: Any, stream: Any) -> tuple[list[tuple[Fraction | None, Fr
     how many frames there are with those that are not shown."""
     found, packets = [], 0
     for packet in container.demux(stream):
-        packets += packet.size > 0
+        packets += packet.size > 0 and not packet.is_corrupt
         if packet.size == 0 or packet.is_discard:
             continue
         base = packet.time_base

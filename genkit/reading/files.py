@@ -35,8 +35,8 @@ _MARKS = (
 
 
 def place(path: str | Path) -> str:
-    """A path for a message: control characters written out, a very long one shortened."""
-    return shortened(escaped(str(path)), SHOWN_PATH)
+    """A path for a message: control characters and line breaks written out, a very long one shortened."""
+    return shortened(escaped(str(path)).replace("\n", "\\n"), SHOWN_PATH)
 
 
 def reason(error: OSError) -> str:

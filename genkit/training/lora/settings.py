@@ -181,14 +181,16 @@ class DataSettings(Settings):
         group="Data",
     )  # fmt: skip
     upscale: bool = option(
-        False, "Enlarge files smaller than the resolution instead of leaving them out.", group="Data"
+        False, "Enlarge files smaller than the resolution; off: each gets a bucket of its own size.", group="Data"
     )
-    caption: str | None = option(None, "One caption for all samples, instead of files beside them.", group="Data")
+    caption: str | None = option(None, "Caption of all samples that have no own one.", group="Data")
     caption_extension: str = option(".txt", "Ending of the caption file beside every sample.", group="Data")
     caption_dropout: float = option(
         0.1, "Share of samples whose caption is emptied, so that guidance keeps working.", group="Data", rule=_SHARE
     )
-    trigger_word: str | None = option(None, "Put before every caption that does not have it.", group="Data")
+    trigger_word: str | None = option(
+        None, "Put before captions that do not have it, and where they say [trigger].", group="Data"
+    )
     num_repeats: int = option(
         1, "How often every sample comes in an epoch.", group="Data", rule=_count(1_000_000)
     )  # fmt: skip

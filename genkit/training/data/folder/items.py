@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -102,7 +103,7 @@ def read_folder(path: str | Path, wanted: Wanted | None = None) -> Folder:
     every = files_below(folder)
     table = read_tables(folder, every)
     rooms = _rooms(folder, wanted)
-    inside = [room.folder.resolve() for room in rooms.values()]
+    inside = [os.path.realpath(room.folder) for room in rooms.values()]
     files = [found for found in every if not _lies_in(found, inside, folder)]
     shown = [found for found in files if found.suffix.lower() in PICTURES + VIDEOS]
     own_masks = {found.with_suffix("").with_suffix(""): found for found in shown if _is_mask(found)}
@@ -210,10 +211,12 @@ def _is_mask(path: Path) -> bool:
     return path.with_suffix("").suffix.lower() == MASK_ENDING
 
 
-def _lies_in(path: Path, folders: Sequence[Path], own: Path) -> bool:
+def _lies_in(path: Path, folders: Sequence[str], own: Path) -> bool:
     """Whether a file is in one of the folders of masks and the like that lie inside of the folder itself."""
-    real = path.resolve()
-    return any(real.is_relative_to(each) for each in folders if each != own.resolve())
+    if not folders:
+        return False
+    real, whole = Path(os.path.realpath(path.parent)), os.path.realpath(own)
+    return any(real.is_relative_to(each) for each in folders if each != whole)
 
 
 def _refuse(folder: Path, text: str, names: Sequence[str]) -> None:

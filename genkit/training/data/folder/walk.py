@@ -37,7 +37,7 @@ def _walk(folder: Path, seen: set[tuple[int, int]], depth: int) -> Iterator[Path
             return
         seen.add((mark.st_dev, mark.st_ino))
         with os.scandir(folder) as entries:
-            names = sorted((entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith("."))
+            names = sorted((entry.name, _is_folder(entry)) for entry in entries if not entry.name.startswith("."))
     except OSError as error:
         raise ArtifactError(f"cannot read the folder {place(folder)}: {reason(error)}") from error
     for name, is_folder in names:
@@ -45,3 +45,10 @@ def _walk(folder: Path, seen: set[tuple[int, int]], depth: int) -> Iterator[Path
             yield from _walk(folder / name, seen, depth + 1)
         else:
             yield folder / name
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # links in a circle; whoever opens it tells
+        return False
