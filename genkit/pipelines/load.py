@@ -26,6 +26,7 @@ def load(
     offload: str = "none",
     vae_tiling: bool = False,
     vae_slicing: bool = False,
+    quantization: Any = None,
 ) -> DiffusionPipeline:
     """Load a stock Diffusers pipeline, ready to be called.
 
@@ -39,6 +40,7 @@ def load(
             slower. Needs a GPU.
         vae_tiling: decode in tiles: less memory, slower, faint seams possible.
         vae_slicing: decode one video of a batch at a time.
+        quantization: a ``diffusers.PipelineQuantizationConfig``: parts that are read in fewer bits.
 
     Raises:
         UsageError: unknown name, dtype or option.
@@ -57,7 +59,7 @@ def load(
     folder = fetch(location)
     index = check_folder(folder)
     check_fits(folder)
-    pipeline = _from_folder(folder, index["_class_name"], kind)
+    pipeline = _from_folder(folder, index["_class_name"], kind, quantization)
     _check_filled(folder, pipeline)
     pipeline.set_progress_bar_config(disable=True)
     if vae_tiling:
@@ -194,12 +196,15 @@ def find_class(folder: Path, name: str) -> type:
     return found
 
 
-def _from_folder(folder: Path, name: str, dtype: torch.dtype) -> DiffusionPipeline:
+def _from_folder(folder: Path, name: str, dtype: torch.dtype, quantization: Any) -> DiffusionPipeline:
     from diffusers import DiffusionPipeline
 
     find_class(folder, name)
+    more = {} if quantization is None else {"quantization_config": quantization}
     try:
-        return DiffusionPipeline.from_pretrained(str(folder), dtype=dtype, use_safetensors=True, local_files_only=True)
+        return DiffusionPipeline.from_pretrained(
+            str(folder), dtype=dtype, use_safetensors=True, local_files_only=True, **more
+        )
     except Exception as error:  # whatever a class says about files that it was not made for
         text = str(error).strip().splitlines()
         said = shortened(escaped(text[0]), 300) if text else type(error).__name__

@@ -40,6 +40,7 @@ from genkit.training.lora.attention import check_trainable, put_in
 from genkit.training.lora.build import adapter_config, deciding, loop_config, loss_options, steps_of
 from genkit.training.lora.data import read_data, samples_of
 from genkit.training.lora.files import ATTENTION, lora_files
+from genkit.training.lora.quantise import check_backend, check_quantised, quantisation
 from genkit.training.lora.router import RouterAdapter, RouterTask, router_files
 from genkit.training.lora.settings import LoraSettings
 from genkit.training.lora.task import LoraTask, to_device
@@ -112,9 +113,9 @@ class Run:
         model = Model.of(folder, str(folder.resolve()) if location.kind == "folder" else settings.model)
         attention = _attention(settings, model)
         device = _device(settings)
-        pipeline = load(folder, resolve_dtype(settings.dtype, device), device)
+        component = _component(model, settings.component)
+        pipeline = _loaded(settings, folder, component, device)
         training = training_of(pipeline, model.sidecar.sound)
-        component = _component(pipeline, settings.component)
         data = read_data(settings, model, training)
         samples = _encoded(settings, samples_of(settings, data, model, pipeline, training), pipeline)
         network = getattr(pipeline, component)
@@ -276,12 +277,28 @@ def _device(settings: LoraSettings) -> torch.device:
     return here
 
 
-def _component(pipeline: Any, wanted: str | None) -> str:
+def _component(model: Model, wanted: str | None) -> str:
     """The part that is trained."""
-    there = [name for name in DENOISERS if getattr(pipeline, name, None) is not None]
+    there = [name for name in DENOISERS if name in model.parts]
     if wanted is not None and wanted not in there:
         raise UsageError(explain("--component", wanted, there))
+    if not there:
+        raise UnsupportedError(
+            f"{model.class_name} has no denoiser that genkit can train: none of {', '.join(DENOISERS)}"
+        )
     return wanted or there[0]
+
+
+def _loaded(settings: LoraSettings, folder: Path, component: str, device: torch.device) -> Any:
+    """The pipeline with its weights."""
+    dtype = resolve_dtype(settings.dtype, device)
+    if settings.quantization is None:
+        return load(folder, dtype, device)
+    check_backend(settings.quantization, device)
+    config = quantisation(component, settings.quantization, settings.quantization_args, dtype)
+    pipeline = load(folder, dtype, device, quantization=config)
+    check_quantised(settings.quantization, getattr(pipeline, component))
+    return pipeline
 
 
 def _encoded(settings: LoraSettings, samples: FolderSamples, pipeline: Any) -> FolderSamples:
