@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from genkit.cli.options import Json, with_settings
-from genkit.cli.output import note, print_json, quiet_libraries, say
+from genkit.cli.output import note, print_json, quiet_libraries, say, warn
+from genkit.cli.progress import span
+from genkit.errors import UsageError
 from genkit.pipelines.request import COMMAND_LINE, read_config
 from genkit.training.lora.settings import LoraSettings
 
@@ -55,10 +58,111 @@ def settings_of(given: dict[str, Any], config: Path | None) -> LoraSettings:
 
 def train(settings: LoraSettings, dry_run: bool, measure: bool, json: bool) -> None:
     """Check and train, or tell what would be trained."""
+    if measure and not dry_run:
+        raise UsageError("--measure goes with --dry-run: it times a few steps and trains nothing")
+    if dry_run:
+        plan_only(settings, measure, json)
+        return
     from genkit.training.lora.run import train_lora
 
-    path = train_lora(settings)
+    path = train_lora(settings, warn)
     if json:
         print_json({"file": str(path)})
         return
     say(path)
+
+
+def plan_only(settings: LoraSettings, measure: bool, json: bool) -> None:
+    """Tell what would be trained."""
+    from genkit.training.lora.dry_run import described
+    from genkit.training.lora.plan import LoraPlan
+
+    plan = LoraPlan.of(settings)
+    found = described(plan, plan.estimate())
+    if measure:
+        from genkit.training.lora.measure import measured
+
+        found["measured"] = measured(settings)
+    if json:
+        print_json({"dry_run": True, **found})
+        return
+    for line in lines_of(found):
+        say(line)
+
+
+def lines_of(found: dict[str, Any]) -> Iterator[str]:
+    """The plan as a person reads it."""
+    held = f", {found['held_out']} held out" if found["held_out"] else ""
+    yield f"{found['pipeline']} {found['model']}: {found['component']} on {found['device']}, {_types(found)}"
+    yield f"data: {found['files']} files, {found['samples']} samples{held}, {found['captions']} captions"
+    for size, count in found["buckets"].items():
+        yield f"  {size}: {count}"
+    yield f"length: {_length(found)}"
+    yield f"trained: {found['trainable_parameters']:,} parameters on {sum(found['trained'].values())} layers"
+    for name, count in found["trained"].items():
+        yield f"  {name}: {count}"
+    if found["attention"] is not None:
+        yield f"attention: {_attention(found['attention'])}"
+    yield from _memory_lines(found)
+    yield f"arithmetic: {_flops(found['flops_per_step'])} a step"
+    if "measured" in found:
+        yield from _measured_lines(found["measured"])
+    for line in found["notes"]:
+        yield f"note: {line}"
+
+
+def _types(found: dict[str, Any]) -> str:
+    same = found["dtype"] == found["products"]
+    return f"weights in {found['dtype']}" + ("" if same else f", products in {found['products']}")
+
+
+def _length(found: dict[str, Any]) -> str:
+    batches = f"{found['batches_per_epoch']} batches an epoch"
+    if found["steps"] is None:
+        return f"{found['minutes']:g} minutes, {batches}"
+    return f"{found['steps']} steps = {found['epochs']:g} epochs, {batches}"
+
+
+def _attention(told: dict[str, Any]) -> str:
+    shares = "density depends on the data"
+    if told["executed"] is not None:
+        shares = f"{told['computed']:.0%} of pairs wanted, {told['executed']:.0%} executed"
+    where = f", {told['schedule']}" if told["schedule"] else ""
+    return f"{', '.join(told['methods'])}{where}: {shares}"
+
+
+def _memory_lines(found: dict[str, Any]) -> Iterator[str]:
+    memory, both = found["memory"], found["activations"]
+    yield f"memory (estimated for {found['largest_size']}): {size(max(memory['caching'], memory['training']))} at most"
+    parts = {
+        "frozen denoisers": memory["weights"],
+        "adapter, gradients, average, optimizer": memory["adapter"],
+        "activations": memory["activations"],
+        "program and libraries": memory["overhead"],
+    }
+    yield f"  training {size(memory['training'])}: " + ", ".join(f"{name} {size(part)}" for name, part in parts.items())
+    yield (
+        f"  caching {size(memory['caching'])}: autoencoders and text encoders {size(memory['encoders'])} and what they "
+        f"need {size(memory['encoding'])}, beside denoisers, program and libraries"
+    )
+    with_it = both["with gradient checkpointing"]
+    saved = "is not offered by this model" if with_it is None else f"makes it {size(with_it)}"
+    yield f"  activations without gradient checkpointing {size(both['without'])}; --gradient-checkpointing {saved}"
+
+
+def _measured_lines(found: dict[str, Any]) -> Iterator[str]:
+    yield f"measured: {found['seconds_per_step']:.3g} s a step, {size(found['memory'])} at most"
+    if found["seconds"] is not None:
+        yield f"time: about {span(found['seconds'])} for all steps"
+
+
+def size(count: float) -> str:
+    """Bytes as people say it."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
+
+
+def _flops(count: float) -> str:
+    for unit, name in ((1e15, "PFLOP"), (1e12, "TFLOP"), (1e9, "GFLOP")):
+        if count >= unit:
+            return f"{count / unit:.3g} {name}"
+    return f"{count / 1e6:.3g} MFLOP"

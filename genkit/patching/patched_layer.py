@@ -298,7 +298,7 @@ def _pairs(q: torch.Tensor, k: torch.Tensor) -> int:
 def _as_autocast(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """Inside torch.autocast the tensors in its dtype, as the model's own attention would cast them."""
     kind = tensors[0].device.type
-    if not torch.is_autocast_enabled(kind):
+    if tensors[0].is_meta or not torch.is_autocast_enabled(kind):
         return tensors
     dtype = torch.get_autocast_dtype(kind)
     return tuple(x.to(dtype) if x.is_floating_point() and x.dtype != torch.float64 else x for x in tensors)

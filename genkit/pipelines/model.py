@@ -108,6 +108,15 @@ class Model:
         library, name = self.parts.get(part, ("", ""))
         return getattr(diffusers, name, None) if library == "diffusers" else None
 
+    def class_of(self, part: str) -> type | None:
+        """The class of a part in Diffusers, transformers or the pipeline's own module; None when it is elsewhere."""
+        import transformers
+        from diffusers import pipelines
+
+        library, name = self.parts.get(part, ("", ""))
+        room = transformers if library == "transformers" else getattr(pipelines, library, None)
+        return self.part_class(part) or getattr(room, name, None)
+
     @cached_property
     def outline(self) -> Any:
         """The pipeline's denoisers with all their layers and no values: what can be patched is asked of them.
@@ -121,7 +130,7 @@ class Model:
         for part in self.parts:
             kind = self.part_class(part)
             if kind is not None and part.startswith(_DENOISERS) and hasattr(kind, "from_config"):
-                components[part] = self._without_values(part, kind)
+                components[part] = self.without_values(part, kind)
         return type(self.class_name, (), {"components": components})()
 
     @cached_property
@@ -134,9 +143,6 @@ class Model:
         Raises:
             ArtifactError: a configuration that its class refuses.
         """
-        import transformers
-        from diffusers import pipelines
-
         kind: Any = self.pipeline_class
         found = {
             "_lora_loadable_modules": kind._lora_loadable_modules,
@@ -146,15 +152,13 @@ class Model:
             if part in self.outline.components:
                 found[part] = self.outline.components[part]
             elif part in self.parts:
-                library, name = self.parts[part]
-                room = transformers if library == "transformers" else getattr(pipelines, library, None)
-                own = self.part_class(part) or getattr(room, name, None)
+                own = self.class_of(part)
                 if own is None:
                     return None
-                found[part] = self._without_values(part, own)
+                found[part] = self.without_values(part, own)
         return type(self.class_name, (), found)()
 
-    def _without_values(self, part: str, kind: Any) -> Any:
+    def without_values(self, part: str, kind: Any) -> Any:
         """A part of a class of Diffusers or transformers on the meta device."""
         from accelerate import init_empty_weights
 

@@ -115,7 +115,7 @@ class Numbered(Keep):
                 )
             return None
         if self.resume != LATEST:
-            return self._read(self._asked(Path(self.resume).expanduser()))
+            return self._read(self.asked(Path(self.resume).expanduser()))
         broken = []
         for path in reversed(found):
             try:
@@ -136,7 +136,12 @@ class Numbered(Keep):
         numbered = {path: _NUMBERED.fullmatch(path.name) for path in self.folder.iterdir() if path.is_dir()}
         return sorted((path for path, match in numbered.items() if match), key=lambda path: int(numbered[path][1]))
 
-    def _asked(self, path: Path) -> Path:
+    def asked(self, path: Path) -> Path:
+        """The checkpoint that was asked for by its folder, or by its name in the run's.
+
+        Raises:
+            ArtifactError: it is none. UsageError: there are newer ones.
+        """
         here = self.folder / path
         path = path if path.is_dir() or not here.is_dir() else here
         if not (path / STATE).is_file():

@@ -69,5 +69,10 @@ def samples_of(
         batch_size=settings.train_batch_size,
         seed=settings.seed,
         processes=process_count(),
-        slots=settings.max_sequence_length or model.sidecar.defaults.get("max_sequence_length"),
+        slots=slots_of(settings, model),
     )
+
+
+def slots_of(settings: LoraSettings, model: Model) -> int | None:
+    """Text tokens of a caption; None for the family's own number."""
+    return settings.max_sequence_length or model.sidecar.defaults.get("max_sequence_length")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import warnings
 from collections.abc import Callable
@@ -14,42 +13,34 @@ import torch
 from torch import nn
 
 from genkit.attention.weights import PatchWeights
-from genkit.errors import UnsupportedError, UsageError, explain, shown
-from genkit.families.lookup import facts_of, family_of
+from genkit.errors import UsageError, shown
+from genkit.families.lookup import family_of
 from genkit.families.training.base import Training
 from genkit.families.training.lookup import training_of
 from genkit.lora.facts import Facts
-from genkit.lora.files import NAMED, parse_lora
+from genkit.lora.files import parse_lora
 from genkit.lora.match import match
-from genkit.lora.mixture.files import ROUTER
-from genkit.media.atomic import Files, check_writable
-from genkit.models import locate
+from genkit.media.atomic import Files
 from genkit.models.check import fingerprint
-from genkit.pipelines.attention import Attention
-from genkit.pipelines.load import fetch, load, resolve_device, resolve_dtype
+from genkit.pipelines.load import load
 from genkit.pipelines.model import Model
 from genkit.pipelines.record import PACKAGES, version
 from genkit.reading.files import place
 from genkit.training.data.batch import Samples
 from genkit.training.data.folder.samples import FolderSamples
-from genkit.training.engine.keep import LATEST, Export, Numbered
+from genkit.training.engine.keep import Export, Numbered
 from genkit.training.engine.loop import LossAt, Validate, process_rank, train, wait_for_all
-from genkit.training.engine.optimizers import check_optimizer, optimizer_of
+from genkit.training.engine.optimizers import optimizer_of
 from genkit.training.lora.adapter import Adapter
-from genkit.training.lora.attention import check_trainable, put_in
-from genkit.training.lora.build import adapter_config, deciding, loop_config, loss_options, steps_of
-from genkit.training.lora.data import read_data, samples_of
+from genkit.training.lora.attention import put_in
+from genkit.training.lora.build import deciding
+from genkit.training.lora.data import samples_of
 from genkit.training.lora.files import ATTENTION, lora_files
-from genkit.training.lora.quantise import check_backend, check_quantised, quantisation
-from genkit.training.lora.router import RouterAdapter, RouterTask, router_files
+from genkit.training.lora.plan import CHECKPOINT_BYTES, DENOISERS, LoraPlan, adapter_on, named_file
+from genkit.training.lora.quantise import check_quantised, quantisation
+from genkit.training.lora.router import RouterTask, router_files
 from genkit.training.lora.settings import LoraSettings
 from genkit.training.lora.task import LoraTask, to_device
-
-#: Denoisers as pipelines name them, the one that is trained when nobody says first.
-DENOISERS = ("transformer", "unet", "transformer_2")
-#: Bytes a trained number takes in a checkpoint: itself, its average, two moments, and the exported file.
-_CHECKPOINT_BYTES = 20
-_AUTOCAST = {torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
 def train_lora(settings: LoraSettings, told: Callable[[str], None] = warnings.warn) -> Path:
@@ -81,6 +72,7 @@ class Run:
 
     Args:
         settings: of the run.
+        plan: what was checked before the weights were read.
         model: without weights.
         pipeline: with weights.
         training: the record of its family.
@@ -92,6 +84,7 @@ class Run:
     """
 
     settings: LoraSettings
+    plan: LoraPlan
     model: Model
     pipeline: Any
     training: Training
@@ -106,28 +99,16 @@ class Run:
         """Load and check everything; see :func:`train_lora`."""
         if settings.threads:
             torch.set_num_threads(settings.threads)
-        check_optimizer(settings.optimizer, settings.optimizer_args)
-        _check_result(settings)
-        location = locate(settings.model)
-        folder = fetch(location)
-        model = Model.of(folder, str(folder.resolve()) if location.kind == "folder" else settings.model)
-        attention = _attention(settings, model)
-        device = _device(settings)
-        component = _component(model, settings.component)
-        pipeline = _loaded(settings, folder, component, device)
+        plan = LoraPlan.of(settings)
+        model, component, attention = plan.model, plan.component, plan.attention
+        pipeline = _loaded(plan)
         training = training_of(pipeline, model.sidecar.sound)
-        data = read_data(settings, model, training)
-        samples = _encoded(settings, samples_of(settings, data, model, pipeline, training), pipeline)
+        samples = _encoded(settings, samples_of(settings, plan.data, model, pipeline, training), pipeline)
         network = getattr(pipeline, component)
         for part in pipeline.components.values():
             if isinstance(part, nn.Module):
                 part.requires_grad_(False).eval()
-        facts = facts_of(type(pipeline).__name__)
-        adapter: Any
-        if settings.mix:
-            adapter = RouterAdapter(pipeline, component, [parse_lora(text) for text in settings.mix])
-        else:
-            adapter = Adapter(network, adapter_config(settings), facts.lora_targets, settings.seed)
+        adapter = adapter_on(pipeline, component, settings)
         if settings.init_lora is not None:
             _begin(adapter, pipeline, component, settings.init_lora)
         weights = None
@@ -135,22 +116,19 @@ class Run:
             _, weights, lines = put_in(network, attention, settings.train_attention_weights)
             for line in lines:
                 told(line)
-        seen = training.experts(pipeline) if training.experts is not None else {}
-        options = loss_options(settings, facts.objective.of(pipeline.scheduler), seen.get(component, (0.0, 1.0)))
-        given = (pipeline, training, adapter, options, settings.seed, weights)
+        given = (pipeline, training, adapter, plan.options, settings.seed, weights)
         task = LoraTask(*given)
         if settings.mix:
-            steps = steps_of(settings, samples)
+            steps = plan.loop.steps
             batches = None if steps is None else steps * settings.gradient_accumulation_steps
             task = RouterTask(*given, balance=settings.mix_balance, certainty=settings.mix_certainty, steps=batches)
         if settings.compile:
             _compile(network)
-        return cls(settings, model, pipeline, training, component, adapter, samples, task, weights)
+        return cls(settings, plan, model, pipeline, training, component, adapter, samples, task, weights)
 
     def go(self) -> Path:
         """Train until the budget is used up, and write the result."""
         settings, output = self.settings, Path(self.settings.output)
-        config = loop_config(settings, steps_of(settings, self.samples), _precision(settings, self.adapter.model))
         named = [(name, value) for name, value in self.task.named_parameters() if value.requires_grad]
         optimizer = optimizer_of(
             settings.optimizer, named, settings.learning_rate, settings.weight_decay, settings.optimizer_args
@@ -159,18 +137,18 @@ class Run:
             output, settings.resume_from_checkpoint, settings.checkpoints_total_limit, self.export, self.fingerprint()
         )
         if process_rank() == 0:
-            keep.check_space(_CHECKPOINT_BYTES * sum(value.numel() for _, value in named))
-        train(self.task, optimizer, self.loss(), config, self.look(), title="lora", keep=keep)
+            keep.check_space(CHECKPOINT_BYTES * sum(value.numel() for _, value in named))
+        train(self.task, optimizer, self.loss(), self.plan.loop, self.look(), title="lora", keep=keep)
         if process_rank() == 0:
             self.publish(keep.last)
         wait_for_all()
-        return output / _named(settings)
+        return output / named_file(settings)
 
     def publish(self, checkpoint: Path) -> None:
         """What the last checkpoint exported, as the run's result."""
         output = Path(self.settings.output)
         with Files() as files:
-            named = _named(self.settings)
+            named = named_file(self.settings)
             for name in (named, ATTENTION) if self.weights is not None else (named,):
                 shutil.copyfile(checkpoint / name, files.new(output / name))
 
@@ -232,72 +210,14 @@ class Run:
         )
 
 
-def _check_result(settings: LoraSettings) -> None:
-    """Refuse an output folder that cannot be written, or that holds a finished LoRA nobody wants to go on with."""
-    output = Path(settings.output)
-    if output.exists() and not output.is_dir():
-        raise UsageError(f"--output {place(output)} is a file; give a folder")
-    if process_rank() == 0:
-        check_writable(output)
-    if settings.resume_from_checkpoint is None and (output / _named(settings)).exists():
-        raise UsageError(
-            f"--output {place(output)} holds {_named(settings)} already; give another folder, or go on with "
-            f"--resume-from-checkpoint {LATEST}"
-        )
-
-
-def _named(settings: LoraSettings) -> str:
-    """Name of the file that a run makes."""
-    return ROUTER if settings.mix else NAMED
-
-
-def _attention(settings: LoraSettings, model: Model) -> Attention | None:
-    """What is patched in, checked as far as it goes without weights."""
-    attention = Attention.of(settings, model.folder)
-    if attention is None:
-        return None
-    check_trainable(attention)
-    attention.check_recipe(model)
-    return attention.settled(model, None)
-
-
-def _device(settings: LoraSettings) -> torch.device:
-    """Where this process computes."""
-    from accelerate import PartialState
-
-    here = PartialState(cpu=not torch.accelerator.is_available()).device
-    wanted = resolve_device(settings.device)
-    if settings.device != "auto" and wanted.type != here.type:
-        raise UnsupportedError(
-            f"--device {settings.device}: accelerate trains on {here.type} on this machine; "
-            "ACCELERATE_USE_CPU=1 in the environment makes it take the CPU"
-        )
-    if here.type == "cpu" and settings.offload != "none":
-        raise UnsupportedError(f"--offload {settings.offload} needs a GPU, and the device is the CPU; leave it out")
-    return here
-
-
-def _component(model: Model, wanted: str | None) -> str:
-    """The part that is trained."""
-    there = [name for name in DENOISERS if name in model.parts]
-    if wanted is not None and wanted not in there:
-        raise UsageError(explain("--component", wanted, there))
-    if not there:
-        raise UnsupportedError(
-            f"{model.class_name} has no denoiser that genkit can train: none of {', '.join(DENOISERS)}"
-        )
-    return wanted or there[0]
-
-
-def _loaded(settings: LoraSettings, folder: Path, component: str, device: torch.device) -> Any:
+def _loaded(plan: LoraPlan) -> Any:
     """The pipeline with its weights."""
-    dtype = resolve_dtype(settings.dtype, device)
+    settings, folder = plan.settings, plan.model.folder
     if settings.quantization is None:
-        return load(folder, dtype, device)
-    check_backend(settings.quantization, device)
-    config = quantisation(component, settings.quantization, settings.quantization_args, dtype)
-    pipeline = load(folder, dtype, device, quantization=config)
-    check_quantised(settings.quantization, getattr(pipeline, component))
+        return load(folder, plan.dtype, plan.device)
+    config = quantisation(plan.component, settings.quantization, settings.quantization_args, plan.dtype)
+    pipeline = load(folder, plan.dtype, plan.device, quantization=config)
+    check_quantised(settings.quantization, getattr(pipeline, plan.component))
     return pipeline
 
 
@@ -321,14 +241,6 @@ def _begin(adapter: Adapter, pipeline: Any, component: str, text: str) -> None:
     groups = match(pipeline, replace(lora, part=component), partial=False).groups
     pairs = {module: pair for group in groups for (_, module), pair in group.pairs.items()}
     adapter.begin_with(pairs, place(lora.path))
-
-
-def _precision(settings: LoraSettings, model: nn.Module) -> str | None:
-    """Type of the products: what was asked for, else the launcher's, else that of the frozen weights."""
-    if settings.mixed_precision is not None or "ACCELERATE_MIXED_PRECISION" in os.environ:
-        return settings.mixed_precision
-    frozen = next(value.dtype for value in model.parameters() if not value.requires_grad and value.is_floating_point())
-    return _AUTOCAST.get(frozen, "no")
 
 
 def _compile(network: Any) -> None:

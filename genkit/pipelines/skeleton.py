@@ -1,0 +1,80 @@
+"""A pipeline without weights: stock classes, schedulers and tokenizers, and networks that have shapes and no values."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from genkit.errors import ArtifactError, escaped, shortened
+from genkit.pipelines.model import Model
+from genkit.reading.files import place
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+def skeleton(model: Model, dtype: torch.dtype | None = None) -> Any:
+    """The stock pipeline of a model folder, its networks on the meta device: what needs no values can be asked of it.
+
+    Costs seconds for the largest models and no memory for weights.
+
+    Args:
+        model: the folder.
+        dtype: of the networks, as ``from_pretrained`` would load them; float32 when left out.
+
+    Raises:
+        ArtifactError: a configuration or tokenizer that its class refuses.
+    """
+    from torch import nn
+
+    networks = {}
+    for part in model.parts:
+        kind = model.class_of(part)
+        if isinstance(kind, type) and issubclass(kind, nn.Module):
+            networks[part] = model.without_values(part, kind).to("meta")
+            if dtype is not None:
+                cast(networks[part], dtype)
+    try:
+        with _quiet():
+            made = model.pipeline_class.from_pretrained(str(model.folder), **networks, local_files_only=True)
+    except Exception as error:  # whatever a class says about files that it was not made for
+        said = str(error).strip().splitlines() or [type(error).__name__]
+        raise ArtifactError(
+            f"{place(model.folder)} cannot be loaded as {model.class_name}: {shortened(escaped(said[0]), 300)}"
+        ) from error
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+def cast(network: nn.Module, dtype: torch.dtype) -> None:
+    """Give parameters the type that ``from_pretrained`` would load them in: some parts of some classes stay float32."""
+    import torch
+
+    kept = getattr(network, "_keep_in_fp32_modules", None) or ()
+    # Transformers keep theirs for float16 alone, Diffusers for every type.
+    if type(network).__module__.startswith("transformers") and dtype != torch.float16:
+        kept = ()
+    pattern = re.compile("|".join(rf"(^|\.){re.escape(name)}(\.|$)" for name in kept)) if kept else None
+    for name, parameter in network.named_parameters():
+        if parameter.is_floating_point() and not (pattern and pattern.search(name)):
+            parameter.data = parameter.data.to(dtype)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No bar and no word about parts that are being loaded."""
+    from diffusers.utils import logging as diffusers_logging
+
+    bars, level = diffusers_logging.is_progress_bar_enabled(), diffusers_logging.get_verbosity()
+    diffusers_logging.disable_progress_bar()
+    diffusers_logging.set_verbosity(logging.ERROR)
+    try:
+        yield
+    finally:
+        diffusers_logging.set_verbosity(level)
+        if bars:
+            diffusers_logging.enable_progress_bar()

@@ -1,0 +1,85 @@
+"""What a run would do, as plain values: files, sizes, steps, what is trained, attention, memory, arithmetic."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from genkit.attention.method import Density
+from genkit.training.lora.estimate import Estimate, Memory
+from genkit.training.lora.plan import LoraPlan
+
+_NUMBER = re.compile(r"(?<![^.])\d+(?=\.)")
+
+
+def described(plan: LoraPlan, estimate: Estimate) -> dict[str, Any]:
+    """A plan and what it needs, ready for JSON.
+
+    Args:
+        plan: of the run.
+        estimate: from :meth:`LoraPlan.estimate`.
+    """
+    settings = plan.settings
+    return {
+        "model": plan.model.name,
+        "pipeline": plan.model.class_name,
+        "component": plan.component,
+        "device": str(plan.device),
+        "dtype": str(plan.dtype).removeprefix("torch."),
+        "products": {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}[plan.precision],
+        "files": len({cut.item.path for cut in (*plan.data.cuts, *plan.data.held_out)}),
+        "samples": len(plan.data.cuts),
+        "held_out": len(plan.data.held_out),
+        "captions": len(plan.data.captions),
+        "buckets": plan.buckets(),
+        "batches_per_epoch": plan.batches.per_epoch,
+        "steps": plan.loop.steps,
+        "minutes": settings.minutes,
+        "epochs": None if plan.epochs is None else round(plan.epochs, 2),
+        "trained": grouped(plan.targets),
+        "trainable_parameters": plan.trainable,
+        "attention": attention_of(plan, estimate),
+        "memory": memory_of(estimate.memory),
+        "activations": {"with gradient checkpointing": estimate.saved, "without": estimate.plain},
+        "largest_size": str(estimate.size),
+        "flops_per_step": estimate.flops * settings.gradient_accumulation_steps,
+        "notes": told(plan),
+    }
+
+
+def grouped(paths: tuple[str, ...]) -> dict[str, int]:
+    """Layers by their path with ``*`` for the numbers of blocks, and how many there are of each."""
+    return dict(Counter(_NUMBER.sub("*", path) for path in paths))
+
+
+def memory_of(memory: Memory) -> dict[str, float]:
+    """Bytes by part, and the most in both phases."""
+    parts = ("weights", "encoders", "adapter", "activations", "encoding", "overhead")
+    return {**{name: getattr(memory, name) for name in parts}, "caching": memory.caching, "training": memory.training}
+
+
+def attention_of(plan: LoraPlan, estimate: Estimate) -> dict[str, Any] | None:
+    """The attention in the loop, and the share of pairs that its calls pay for at the largest size."""
+    if plan.attention is None:
+        return None
+    found = [density for density in estimate.densities.values() if density is not None]
+    return {
+        "methods": [part.method.describe() for part in plan.attention.parts],
+        "schedule": plan.attention.text,
+        "computed": mean(found, "computed"),
+        "executed": mean(found, "executed"),
+    }
+
+
+def mean(densities: list[Density], name: str) -> float | None:
+    """The mean share; None when none is known."""
+    return sum(getattr(each, name) for each in densities) / len(densities) if densities else None
+
+
+def told(plan: LoraPlan) -> list[str]:
+    """What a user should know about the data, one line each."""
+    lines = [line for cut in plan.data.cuts for line in cut.told]
+    counted: Mapping[str, int] = Counter(lines)
+    return [line if count == 1 else f"{line} ({count} samples)" for line, count in counted.items()]
