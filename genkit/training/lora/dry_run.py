@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
 from typing import Any
 
 from genkit.attention.method import Density
@@ -45,7 +44,7 @@ def described(plan: LoraPlan, estimate: Estimate) -> dict[str, Any]:
         "activations": {"with gradient checkpointing": estimate.saved, "without": estimate.plain},
         "largest_size": str(estimate.size),
         "flops_per_step": estimate.flops * settings.gradient_accumulation_steps,
-        "notes": told(plan),
+        "notes": plan.notes(),
     }
 
 
@@ -76,10 +75,3 @@ def attention_of(plan: LoraPlan, estimate: Estimate) -> dict[str, Any] | None:
 def mean(densities: list[Density], name: str) -> float | None:
     """The mean share; None when none is known."""
     return sum(getattr(each, name) for each in densities) / len(densities) if densities else None
-
-
-def told(plan: LoraPlan) -> list[str]:
-    """What a user should know about the data, one line each."""
-    lines = [line for cut in plan.data.cuts for line in cut.told]
-    counted: Mapping[str, int] = Counter(lines)
-    return [line if count == 1 else f"{line} ({count} samples)" for line, count in counted.items()]

@@ -190,6 +190,16 @@ class LoraPlan:
                 if handle is not None:
                     handle.remove()
 
+    def notes(self) -> list[str]:
+        """What a user should know before the run, one line each."""
+        settings, lines = self.settings, []
+        if settings.resume_from_checkpoint == LATEST and not Numbered(Path(settings.output)).all():
+            lines.append(
+                f"--resume-from-checkpoint {LATEST}: {place(settings.output)} holds no checkpoint; this run begins at 0"
+            )
+        counted = Counter(line for cut in self.data.cuts for line in cut.told)
+        return lines + [line if count == 1 else f"{line} ({count} samples)" for line, count in counted.items()]
+
     def _check_room(self) -> None:
         """Refuse a disk that has no room for what a run of this length leaves: checkpoints and result."""
         settings = self.settings
@@ -280,16 +290,9 @@ def _check_login(settings: LoraSettings) -> None:
 
 def _check_resume(settings: LoraSettings) -> None:
     """Refuse to go on from what is not there; whether it is of this run is seen with the weights."""
-    if settings.resume_from_checkpoint is None:
-        return
-    keep = Numbered(Path(settings.output), settings.resume_from_checkpoint)
-    if settings.resume_from_checkpoint != LATEST:
+    if settings.resume_from_checkpoint not in (None, LATEST):
+        keep = Numbered(Path(settings.output), settings.resume_from_checkpoint)
         keep.asked(Path(settings.resume_from_checkpoint).expanduser())
-    elif not keep.all() and not _begun(Path(settings.output)):
-        raise UsageError(
-            f"--resume-from-checkpoint {LATEST}: {place(settings.output)} holds nothing of a LoRA run; leave it out to "
-            "begin one"
-        )
 
 
 def _attention(settings: LoraSettings, model: Model, device: torch.device, dtype: torch.dtype) -> Attention | None:

@@ -100,6 +100,8 @@ class Run:
         if settings.threads:
             torch.set_num_threads(settings.threads)
         plan = LoraPlan.of(settings)
+        for line in plan.notes():
+            told(line)
         model, component, attention = plan.model, plan.component, plan.attention
         pipeline = _loaded(plan)
         training = training_of(pipeline, model.sidecar.sound)
