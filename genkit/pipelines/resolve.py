@@ -27,6 +27,7 @@ from genkit.pipelines.recipes import recipe_place
 from genkit.pipelines.request import Settings, flag
 from genkit.pipelines.settings import AttentionSettings, GenerationSettings, LoadSettings
 from genkit.pipelines.task import Task, task_of
+from genkit.pipelines.trained_attention import from_loras, remarks
 
 if TYPE_CHECKING:
     import torch
@@ -106,13 +107,16 @@ class Draft:
     def __init__(self, given: GenerationSettings):
         if given.prompt is None:
             raise UsageError('no prompt: give one, or "" for an unconditional run')
-        self.given = self.settings = given
         self.task = task_of(given)
         self.notes: list[str] = []
         attends, loads = isinstance(given, AttentionSettings), isinstance(given, LoadSettings)
+        self.named = tuple(parse_lora(text) for text in given.lora) if loads else ()
+        if attends:
+            given, taken = from_loras(given, self.named)
+            self.notes += [*taken, *remarks(given, self.named)]
+        self.given = self.settings = given
         early = attends and not Attention.needs_folder(given)
         self.attention = Attention.of(given) if early else None
-        self.named = tuple(parse_lora(text) for text in given.lora) if loads else ()
         self.mixing, self.loras = Mixing.of(
             self.named, given.lora_router if loads else None, given.lora_mask if loads else ()
         )

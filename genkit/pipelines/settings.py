@@ -20,6 +20,8 @@ DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "half": "flo
 DTYPE_CHOICES = ("auto", "float32", "bfloat16", "float16")
 OFFLOADS = ("none", "model", "sequential")
 NONE = "none"
+#: Value of ``attention``: as the LoRA file says it was trained.
+AUTO = "auto"
 #: Largest number that a container's clock counts with.
 CLOCK = 2**31 - 1
 #: Slowest and fastest frame rates that every container can hold.
@@ -76,7 +78,10 @@ class AttentionSettings(Settings):
     """Which attention method runs, and where."""
 
     attention: str | None = option(
-        None, "Attention method by name (see genkit methods); 'none' for the model's own.", group="Attention"
+        None,
+        "Attention method by name (see genkit methods); 'none' for the model's own, 'auto' for what --lora was "
+        "trained through.",
+        group="Attention",
     )
     attention_args: dict[str, Any] = option(
         dict, "Settings of the method: key=value,key=value.", group="Attention", parse=as_pairs, belongs="attention"
