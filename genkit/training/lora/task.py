@@ -219,10 +219,12 @@ class LoraTask(nn.Module):
         return loss + self._all_of_them(loss), figures
 
     def _all_of_them(self, loss: torch.Tensor) -> torch.Tensor:
-        """Zero, with every weight taking part: distributed training waits for the gradient of each of them."""
-        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        """Zero, with every weight taking part: DDP waits for the gradient of each of them, FSDP2 does not."""
+        trained = [value for value in self.parameters() if value.requires_grad]
+        alone = not (torch.distributed.is_available() and torch.distributed.is_initialized())
+        if alone or any(hasattr(value, "full_tensor") for value in trained):
             return loss.new_zeros(())
-        return 0.0 * torch.stack([value.sum() for value in self.parameters() if value.requires_grad]).sum()
+        return 0.0 * torch.stack([value.sum() for value in trained]).sum()
 
     def _share(self, stream: str) -> float:
         main = self.training_record.streams[0]
@@ -269,7 +271,12 @@ class LoraTask(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the denoiser is."""
-        return next(iter(self.adapter.parameters.values())).device
+        return next(self.network.parameters()).device
+
+    @property
+    def _no_split_modules(self) -> list[str]:
+        """Blocks that accelerate shards apart (FSDP2), as the denoiser names them."""
+        return list(getattr(self.network, "_no_split_modules", None) or [])
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
