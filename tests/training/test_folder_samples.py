@@ -22,6 +22,7 @@ from genkit.training.data.folder.encoded import Encoded
 from genkit.training.data.folder.rules import FolderRule, ModelRule, folder_rules
 from genkit.training.data.folder.samples import FolderSamples
 from genkit.training.data.folder.summary import CacheState, cache_state, summarise
+from genkit.training.data.pixels import quick_convolutions
 from genkit.training.data.source import DataSource
 from genkit.training.lora.settings import DataSettings
 
@@ -334,3 +335,29 @@ def test_the_state_of_a_cache_knows_stale_entries(pipeline, folder, tmp_path):
         next(other.vae.parameters()).mul_(1.1)
     foreign = samples(other, folder, tmp_path / "cache", data).encoded
     assert cache_state(data, tmp_path / "cache", 16, foreign) == CacheState(4, 4, 4, True)  # captions fit
+
+
+def test_convolutions_are_quick_for_the_time_of_encoding_only(pipeline):
+    pixels = torch.rand(1, 3, 5, 32, 32) * 2 - 1
+    with torch.no_grad():
+        plain = pipeline.vae.encode(pixels).latent_dist.mode()
+        with quick_convolutions([pipeline.vae]):
+            assert any("_conv_forward" in vars(part) for part in pipeline.vae.modules())
+            quick = pipeline.vae.encode(pixels).latent_dist.mode()
+    torch.testing.assert_close(plain, quick, atol=1e-5, rtol=1e-4)
+    assert not any("_conv_forward" in vars(part) for part in pipeline.vae.modules())
+
+
+def test_entries_read_lately_stay_in_memory(pipeline, folder, tmp_path, monkeypatch):
+    from genkit.training.data.folder import encoded as module
+
+    data = samples(pipeline, folder, tmp_path / "cache")
+    data.prepare()
+    first = [data.batch(number) for number in range(3)]
+    for path in (tmp_path / "cache").glob("*/*.safetensors"):
+        path.write_bytes(b"")
+    assert all(same(data.batch(number), row) for number, row in enumerate(first))
+    monkeypatch.setattr(module, "_MEMORY", 100)
+    data.encoded._near.clear()
+    with pytest.raises(ArtifactError, match="no readable entry"):
+        data.batch(0)

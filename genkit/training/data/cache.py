@@ -93,9 +93,10 @@ class Cache:
 
     @staticmethod
     def _read(path: Path, key: Mapping[str, Any]) -> Tensors:
-        _head(path, key)
         with _opened(path) as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+            _check_key(file, path, key)
+            # Copies: what safetensors gives lies in the file, and the process would end if that were cut off later.
+            return {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - no mapping
 
 
 @contextmanager
@@ -117,13 +118,19 @@ def _head(path: Path, wanted: Mapping[str, Any] | None = None) -> dict[str, Any]
         ArtifactError: the file cannot be read, is none of a cache, or belongs to another key than ``wanted``.
     """
     with _opened(path) as file:
-        told = (file.metadata() or {}).get(_KEY)
-    if told is None or (wanted is not None and told != _text(wanted)):
-        raise ArtifactError(f"{place(path)} is not the entry that its name says; delete it")
+        told = _check_key(file, path, wanted)
     key = parse_json(told, f"the key in {place(path)}")
     if not isinstance(key, dict):
         raise ArtifactError(f"{place(path)} is not the entry that its name says; delete it")
     return key
+
+
+def _check_key(file: Any, path: Path, wanted: Mapping[str, Any] | None) -> str:
+    """The text of the key in an opened entry."""
+    told = (file.metadata() or {}).get(_KEY)
+    if told is None or (wanted is not None and told != _text(wanted)):
+        raise ArtifactError(f"{place(path)} is not the entry that its name says; delete it")
+    return told
 
 
 def fingerprint(*modules: nn.Module | None) -> str:

@@ -143,9 +143,9 @@ class FolderSamples:
     def _entries(self) -> Iterator[tuple[str, dict[str, Any], Callable[[], Tensors]]]:
         """Name, key and maker of everything a run reads."""
         for cut in self.data.every:
-            yield cut.name, self.encoded.media_key(cut), lambda cut=cut: self.encoded.media(cut)
+            yield cut.name, self.encoded.media_key(cut), lambda cut=cut: self.encoded.store_media(cut)
         for caption in self.data.captions:
-            yield "captions", self.encoded.text_key(caption), lambda caption=caption: self.encoded.text(caption)
+            yield "captions", self.encoded.text_key(caption), lambda caption=caption: self.encoded.store_text(caption)
 
     def _batch(self, cuts: list[Cut], captions: list[str], noise: list[torch.Generator | None]) -> Batch:
         media = [self._drawn(self.encoded.media(cut), one) for cut, one in zip(cuts, noise, strict=True)]
