@@ -13,12 +13,13 @@ import torch
 from torch import nn
 
 from genkit.attention.weights import PatchWeights
-from genkit.errors import UsageError, shown
+from genkit.errors import ArtifactError, UsageError, shown
 from genkit.families.lookup import family_of
 from genkit.families.training.base import Training
 from genkit.families.training.lookup import training_of
 from genkit.lora.facts import Facts
 from genkit.lora.files import parse_lora
+from genkit.lora.keys import said
 from genkit.lora.match import match
 from genkit.media.atomic import Files
 from genkit.models.check import fingerprint
@@ -36,10 +37,10 @@ from genkit.training.lora.attention import put_in
 from genkit.training.lora.build import deciding
 from genkit.training.lora.data import samples_of
 from genkit.training.lora.files import ATTENTION, lora_files
-from genkit.training.lora.plan import CHECKPOINT_BYTES, DENOISERS, LoraPlan, adapter_on, named_file
+from genkit.training.lora.plan import CHECKPOINT_BYTES, LoraPlan, adapter_on, named_file
 from genkit.training.lora.quantise import check_quantised, quantisation
 from genkit.training.lora.router import RouterTask, router_files
-from genkit.training.lora.settings import LoraSettings
+from genkit.training.lora.settings import ACTIVATIONS, LoraSettings
 from genkit.training.lora.task import LoraTask, to_device
 
 
@@ -105,7 +106,7 @@ class Run:
         model, component, attention = plan.model, plan.component, plan.attention
         pipeline = _loaded(plan)
         training = training_of(pipeline, model.sidecar.sound)
-        samples = _encoded(settings, samples_of(settings, plan.data, model, pipeline, training), pipeline)
+        samples = _encoded(settings, samples_of(settings, plan.data, model, pipeline, training))
         network = getattr(pipeline, component)
         for part in pipeline.components.values():
             if isinstance(part, nn.Module):
@@ -118,7 +119,7 @@ class Run:
             _, weights, lines = put_in(network, attention, settings.train_attention_weights)
             for line in lines:
                 told(line)
-        given = (pipeline, training, adapter, plan.options, settings.seed, weights)
+        given = (pipeline, training, adapter, plan.options, settings.seed, weights, settings.offload == ACTIVATIONS)
         task = LoraTask(*given)
         if settings.mix:
             steps = plan.loop.steps
@@ -126,6 +127,10 @@ class Run:
             task = RouterTask(*given, balance=settings.mix_balance, certainty=settings.mix_certainty, steps=batches)
         if settings.compile:
             _compile(network)
+        if not settings.validation_prompts:
+            _let_go(pipeline, component)
+        elif settings.offload != "none":
+            _wait_in_main_memory(pipeline, component, plan.device)
         return cls(settings, plan, model, pipeline, training, component, adapter, samples, task, weights)
 
     def go(self) -> Path:
@@ -143,6 +148,8 @@ class Run:
         train(self.task, optimizer, self.loss(), self.plan.loop, self.look(), title="lora", keep=keep)
         if process_rank() == 0:
             self.publish(keep.last)
+            if settings.push_to_hub:
+                self.push()
         wait_for_all()
         return output / named_file(settings)
 
@@ -153,6 +160,24 @@ class Run:
             named = named_file(self.settings)
             for name in (named, ATTENTION) if self.weights is not None else (named,):
                 shutil.copyfile(checkpoint / name, files.new(output / name))
+
+    def push(self) -> None:
+        """Upload the result to the Hugging Face hub; checkpoints, samples and caches stay here."""
+        from huggingface_hub import HfApi
+        from huggingface_hub.errors import HfHubHTTPError
+
+        output, hub = Path(self.settings.output), HfApi()
+        try:
+            name = self.settings.hub_model_id or f"{hub.whoami()['name']}/{output.resolve().name}"
+            hub.create_repo(name, exist_ok=True)
+            hub.upload_folder(
+                repo_id=name, folder_path=output, allow_patterns=[named_file(self.settings), ATTENTION],
+                commit_message=f"LoRA of {self.model.name}",
+            )  # fmt: skip
+        except (HfHubHTTPError, OSError, ValueError) as error:
+            raise ArtifactError(
+                f"{place(output / named_file(self.settings))} is written, but the hub did not take it: {said(error)}"
+            ) from error
 
     def look(self) -> Validate | None:
         """What is measured on the way; None for nothing."""
@@ -223,16 +248,28 @@ def _loaded(plan: LoraPlan) -> Any:
     return pipeline
 
 
-def _encoded(settings: LoraSettings, samples: FolderSamples, pipeline: Any) -> FolderSamples:
-    """Samples whose latents and texts are on disk, and the encoders let go of where nothing needs them any more."""
-    release = not settings.validation_prompts
-    samples.prepare(process_rank(), release=release)
+def _encoded(settings: LoraSettings, samples: FolderSamples) -> FolderSamples:
+    """Samples whose latents and texts are on disk."""
+    samples.prepare(process_rank(), release=not settings.validation_prompts)
     wait_for_all()
-    if release:
-        for name, part in pipeline.components.items():
-            if isinstance(part, nn.Module) and name not in DENOISERS:
-                setattr(pipeline, name, None)
     return samples
+
+
+def _let_go(pipeline: Any, component: str) -> None:
+    """Take out what training needs no more: encoders, and denoisers that are not trained."""
+    for name, part in pipeline.components.items():
+        if isinstance(part, nn.Module) and name != component:
+            setattr(pipeline, name, None)
+
+
+def _wait_in_main_memory(pipeline: Any, component: str, device: torch.device) -> None:
+    """Move every other part to main memory; each comes back when it is called, in place of the one before."""
+    from accelerate import cpu_offload_with_hook
+
+    hook = None
+    for name, part in pipeline.components.items():
+        if isinstance(part, nn.Module) and name != component:
+            _, hook = cpu_offload_with_hook(part, device, prev_module_hook=hook)
 
 
 def _begin(adapter: Adapter, pipeline: Any, component: str, text: str) -> None:

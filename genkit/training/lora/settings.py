@@ -29,7 +29,8 @@ from genkit.training.lora.counterparts import counterpart, foreign, known
 LORA, LOKR = "lora", "lokr"
 KAIMING, GAUSSIAN = "kaiming", "gaussian"
 QUANTIZATIONS = ("bitsandbytes_8bit", "bitsandbytes_4bit", "quanto", "torchao")
-OFFLOADS = ("none", "model", "activations")
+ACTIVATIONS = "activations"
+OFFLOADS = ("none", "model", ACTIVATIONS)
 UNIFORM, LOGIT_NORMAL, MODE = "uniform", "logit_normal", "mode"
 SAMPLINGS = (UNIFORM, LOGIT_NORMAL, MODE)
 WEIGHTINGS = ("none", "sigma_sqrt", "cosmap", "bell")

@@ -8,7 +8,7 @@ batch of both does.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -74,6 +74,7 @@ class LoraTask(nn.Module):
         options: how errors count.
         seed: of everything drawn.
         attention: weights of a patch that train too; None for none.
+        offload: keep in main memory what the backward pass needs: less memory of a GPU, slower.
 
     Raises:
         UsageError: options that mean nothing for the model's objective.
@@ -87,6 +88,7 @@ class LoraTask(nn.Module):
         options: LossOptions | None = None,
         seed: int = 0,
         attention: nn.Module | None = None,
+        offload: bool = False,
     ):
         super().__init__()
         self.pipeline = pipeline
@@ -96,6 +98,7 @@ class LoraTask(nn.Module):
         self.seed = seed
         self.network = adapter.model.eval()
         self.attention = attention
+        self.offload = offload
         self.objective = objective_of(facts_of(type(pipeline).__name__).objective, pipeline.scheduler)
         self._weight = weight_of(self.objective, self.options.weighting, self.options.snr_gamma)
         self._check()
@@ -126,7 +129,7 @@ class LoraTask(nn.Module):
         count = len(next(iter(batch.latents.values())))
         generators = [self.generator(_TRAINING, number, rank * count + index) for index in range(count)]
         level = torch.cat([levels.draw(1, generator) for generator in generators])
-        with self._dropout(number, rank):
+        with self._dropout(number, rank), self._kept():
             errors = self.errors(batch, level, generators)
         return self._loss(errors, level)
 
@@ -267,6 +270,12 @@ class LoraTask(nn.Module):
         with torch.random.fork_rng(devices):
             torch.manual_seed(self.generator(_DROPOUT, number, rank).initial_seed())
             yield
+
+    def _kept(self) -> AbstractContextManager:
+        """Where the forward pass keeps what the backward pass needs."""
+        if not self.offload:
+            return nullcontext()
+        return torch.autograd.graph.save_on_cpu(pin_memory=self.device.type == "cuda")
 
     @property
     def device(self) -> torch.device:
