@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,9 +12,11 @@ import typer
 from genkit.cli.options import Json, with_settings
 from genkit.cli.output import note, print_json, quiet_libraries, say, warn
 from genkit.cli.progress import span
-from genkit.errors import UsageError
+from genkit.errors import UsageError, explain, shown
 from genkit.pipelines.request import COMMAND_LINE, read_config
 from genkit.training.lora.settings import LoraSettings
+
+KINDS = ("image", "video", "audio-video")
 
 app = typer.Typer(
     help="Train something small on a frozen model: a LoRA, or an attention method's own weights.",
@@ -37,6 +40,9 @@ def lora(
     measure: Annotated[
         bool, typer.Option("--measure", help="With --dry-run: load the model and time a few steps.")
     ] = False,
+    kind: Annotated[
+        str | None, typer.Option("--kind", help="Refuse models that make something else: image, video or audio-video.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Train a LoRA on a folder of pictures or clips with captions.
@@ -45,9 +51,47 @@ def lora(
     on with --resume-from-checkpoint latest. On several GPUs: accelerate launch scripts/train_lora_video.py.
     """
     settings = settings_of(given, config)
-    note("loading ...")
+    if is_first():
+        note("loading ...")
     quiet_libraries()
+    if kind is not None:
+        check_kind(settings.model, kind)
     train(settings, dry_run, measure, json)
+
+
+@app.command("weights", add_help_option=False, context_settings={"ignore_unknown_options": True})
+def weights(
+    arguments: Annotated[
+        list[str] | None, typer.Argument(metavar="METHOD [OPTIONS]", help="reference, agent or cross_modal_context.")
+    ] = None,
+) -> None:
+    """Train an attention method's own weights on a frozen model; METHOD --help lists the options."""
+    from genkit.training.tasks.run import main
+
+    raise typer.Exit(main(weights.__doc__ or "", arguments or ["--help"], "genkit train weights"))
+
+
+def is_first() -> bool:
+    """Whether this is the first process of a distributed run, or the only one: it alone talks."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def check_kind(model: str, wanted: str) -> None:
+    """Refuse a model that makes something else."""
+    from genkit.models import locate
+    from genkit.models.check import check_folder
+    from genkit.pipelines.kinds import kind_of
+    from genkit.pipelines.load import fetch, find_class
+
+    if wanted not in KINDS:
+        raise UsageError(explain("--kind", wanted, KINDS))
+    folder = fetch(locate(model))
+    found = kind_of(find_class(folder, check_folder(folder)["_class_name"])).name
+    if found != wanted:
+        raise UsageError(
+            f"--model {shown(model)} makes {found}, not {wanted}: take genkit train lora, "
+            f"or scripts/train_lora_{found.replace('-', '_')}.py"
+        )
 
 
 def settings_of(given: dict[str, Any], config: Path | None) -> LoraSettings:
@@ -65,7 +109,9 @@ def train(settings: LoraSettings, dry_run: bool, measure: bool, json: bool) -> N
         return
     from genkit.training.lora.run import train_lora
 
-    path = train_lora(settings, warn)
+    path = train_lora(settings, warn if is_first() else lambda line: None)
+    if not is_first():
+        return
     if json:
         print_json({"file": str(path)})
         return
@@ -82,7 +128,7 @@ def plan_only(settings: LoraSettings, measure: bool, json: bool) -> None:
     if measure:
         from genkit.training.lora.measure import measured
 
-        found["measured"] = measured(settings)
+        found["measured"] = measured(plan)
     if json:
         print_json({"dry_run": True, **found})
         return

@@ -21,7 +21,7 @@ from genkit.training.data.folder.read import read_sample, sound_mask
 from genkit.training.data.folder.rules import FolderRule, ModelRule, folder_rules
 from genkit.training.data.folder.samples import FolderSamples
 from genkit.training.data.source import DataSource
-from genkit.training.lora.settings import DataSettings
+from genkit.training.lora.groups import DataSettings
 
 FACTS = facts_of("WanPipeline")
 RULE = CutRule(64 * 64, 16, 9, 4, Fraction(8))

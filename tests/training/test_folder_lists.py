@@ -16,7 +16,7 @@ from genkit.training.data.folder.items import Wanted, read_folder
 from genkit.training.data.folder.rules import FolderRule, ModelRule, folder_rules
 from genkit.training.data.folder.toml import read_dataset_toml
 from genkit.training.data.source import DataSource
-from genkit.training.lora.settings import DataSettings
+from genkit.training.lora.groups import DataSettings
 
 
 def picture(path):

@@ -24,7 +24,7 @@ from genkit.training.data.folder.samples import FolderSamples
 from genkit.training.data.folder.summary import CacheState, cache_state, summarise
 from genkit.training.data.pixels import quick_convolutions
 from genkit.training.data.source import DataSource
-from genkit.training.lora.settings import DataSettings
+from genkit.training.lora.groups import DataSettings
 
 FACTS = facts_of("WanPipeline")
 RULE = CutRule(64 * 64, 16, 5, 4, Fraction(8))

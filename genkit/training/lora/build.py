@@ -13,8 +13,9 @@ from genkit.schema import number, read
 from genkit.training.data.batch import Samples
 from genkit.training.engine.loop import LoopConfig
 from genkit.training.lora.adapter import DORA, AdapterConfig
+from genkit.training.lora.groups import LOGIT_NORMAL, LORA, UNIFORM
 from genkit.training.lora.levels import Levels
-from genkit.training.lora.settings import LOGIT_NORMAL, LORA, UNIFORM, LoraSettings
+from genkit.training.lora.settings import LoraSettings
 from genkit.training.lora.task import LossOptions
 
 #: A loss of more than a thousand times the usual one is no accident of a noise level.

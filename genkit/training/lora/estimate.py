@@ -153,7 +153,7 @@ class Subject:
 
 def estimate(subject: Subject) -> Estimate:
     """Memory and arithmetic of a run; changes nothing that lasts."""
-    encoding, batch = _encoded(subject)
+    encoding, batch = encoded(subject)
     with _as_computed(subject):
         plain = _whole(subject, batch, False)
         offered = getattr(subject.adapter.model, "_supports_gradient_checkpointing", False)
@@ -215,7 +215,7 @@ def _bytes(value: torch.Tensor) -> float:
     return float(value.numel() * value.element_size())
 
 
-def _encoded(subject: Subject) -> tuple[float, Batch]:
+def encoded(subject: Subject) -> tuple[float, Batch]:
     """The most that encoding one sample and one caption needs, and a batch without values."""
     pipeline, training = subject.pipeline, subject.training
     with counting() as (footprint, _), torch.no_grad():

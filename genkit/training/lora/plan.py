@@ -29,6 +29,7 @@ from genkit.pipelines.load import fetch, resolve_device, resolve_dtype
 from genkit.pipelines.model import Model
 from genkit.pipelines.skeleton import skeleton
 from genkit.reading.files import place
+from genkit.training.data.batch import Batch
 from genkit.training.data.folder.batches import Batches
 from genkit.training.data.folder.buckets import Bucket
 from genkit.training.data.folder.data import FolderData
@@ -40,7 +41,7 @@ from genkit.training.lora.adapter import Adapter
 from genkit.training.lora.attention import check_trainable, put_in
 from genkit.training.lora.build import adapter_config, loop_config, loss_options, steps_of
 from genkit.training.lora.data import CACHE, read_data, slots_of
-from genkit.training.lora.estimate import Estimate, Subject, estimate
+from genkit.training.lora.estimate import Estimate, Subject, encoded, estimate
 from genkit.training.lora.quantise import check_backend, quantisation
 from genkit.training.lora.router import RouterAdapter
 from genkit.training.lora.settings import LoraSettings
@@ -125,7 +126,7 @@ class LoraPlan:
         attention = _attention(settings, model, device, dtype)
         with _adapted(pipeline, component, settings) as adapter:
             LoraTask(pipeline, training, adapter, options, settings.seed)
-            _optimizer(settings, list(adapter.parameters.items()))
+            optimizer_for(settings, list(adapter.parameters.items()))
             targets, trainable = tuple(getattr(adapter, "targets", ())), adapter.count
         if attention is not None:
             put_in(getattr(pipeline, component), attention, settings.train_attention_weights)[0].remove()
@@ -164,28 +165,40 @@ class LoraPlan:
 
     def estimate(self) -> Estimate:
         """Memory and arithmetic of the run; takes seconds."""
-        settings, count = self.settings, self.settings.train_batch_size
-        shelf = next(cut for cut in (*self.data.cuts, *self.data.held_out) if cut.bucket == self.largest)
-        fullest = min(count, max(self.batches.shelves.values()))
+        with self._subject() as subject:
+            return estimate(subject)
 
+    def shapes(self) -> Batch:
+        """A batch of the largest size, without values."""
+        with self._subject() as subject:
+            return encoded(subject)[1]
+
+    @contextmanager
+    def _subject(self) -> Iterator[Subject]:
+        """What is estimated, adapter and attention in, for the time of the block."""
+        settings = self.settings
+        shelf = next(cut for cut in (*self.data.cuts, *self.data.held_out) if cut.bucket == self.largest)
         with _adapted(self.pipeline, self.component, settings) as adapter:
-            methods: tuple[Any, ...] = ()
             handle = weights = None
             if self.attention is not None:
                 handle, weights, _ = put_in(adapter.model, self.attention, settings.train_attention_weights)
-                methods = handle.methods
             try:
-                task = LoraTask(self.pipeline, self.training, adapter, self.options, settings.seed, weights)
-                return estimate(
-                    Subject(
-                        self.pipeline, self.training, task, self.largest, fullest,
-                        None if shelf.fps is None else float(shelf.fps),
-                        slots_of(settings, self.model) or self.training.slots, self.precision, methods,
-                        lambda named: _optimizer(settings, named),
-                        self.device.type, settings.quantization, bool(settings.validation_prompts),
-                        settings.gradient_checkpointing,
-                    )
-                )  # fmt: skip
+                yield Subject(
+                    pipeline=self.pipeline,
+                    training=self.training,
+                    task=LoraTask(self.pipeline, self.training, adapter, self.options, settings.seed, weights),
+                    size=self.largest,
+                    count=min(settings.train_batch_size, max(self.batches.shelves.values())),
+                    fps=None if shelf.fps is None else float(shelf.fps),
+                    slots=slots_of(settings, self.model) or self.training.slots,
+                    precision=self.precision,
+                    methods=() if handle is None else handle.methods,
+                    optimizer=lambda named: optimizer_for(settings, named),
+                    device=self.device.type,
+                    quantization=settings.quantization,
+                    encoders_stay=bool(settings.validation_prompts),
+                    checkpointing=settings.gradient_checkpointing,
+                )
             finally:
                 if handle is not None:
                     handle.remove()
@@ -239,7 +252,8 @@ def _adapted(pipeline: Any, component: str, settings: LoraSettings) -> Iterator[
         adapter.remove()
 
 
-def _optimizer(settings: LoraSettings, named: Sequence[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
+def optimizer_for(settings: LoraSettings, named: Sequence[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
+    """The optimizer that settings ask for, of named parameters."""
     return optimizer_of(
         settings.optimizer, named, settings.learning_rate, settings.weight_decay, settings.optimizer_args
     )

@@ -37,10 +37,11 @@ from genkit.training.lora.attention import put_in
 from genkit.training.lora.build import deciding
 from genkit.training.lora.data import samples_of
 from genkit.training.lora.files import ATTENTION, lora_files
+from genkit.training.lora.groups import ACTIVATIONS
 from genkit.training.lora.plan import CHECKPOINT_BYTES, LoraPlan, adapter_on, named_file
 from genkit.training.lora.quantise import check_quantised, quantisation
 from genkit.training.lora.router import RouterTask, router_files
-from genkit.training.lora.settings import ACTIVATIONS, LoraSettings
+from genkit.training.lora.settings import LoraSettings
 from genkit.training.lora.task import LoraTask, to_device
 
 

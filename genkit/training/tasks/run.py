@@ -18,9 +18,11 @@ def kinds() -> dict[str, TaskKind]:
     return {module.KIND.name: module.KIND for module in modules if hasattr(module, "KIND")}
 
 
-def main(description: str, arguments: list[str] | None = None) -> int:
-    """The body of ``scripts/train_patch.py``: the first argument names the method."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(description: str, arguments: list[str] | None = None, program: str | None = None) -> int:
+    """The body of ``scripts/train_patch.py`` and ``genkit train weights``: the first argument names the method."""
+    parser = argparse.ArgumentParser(
+        program, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = parser.add_subparsers(dest="method", required=True)
     makings = {name: kind.making() for name, kind in kinds().items()}
     for name, making in makings.items():
