@@ -19,6 +19,7 @@ _EXPORTS = {
     "TokenLayout": "genkit.layout",
     "attn_processors": "genkit.patching",
     "load": "genkit.pipelines.load",
+    "load_lora": "genkit.lora.load",
     "methods": "genkit.attention.registry",
     "patch": "genkit.patching",
     "patches": "genkit.patching",

@@ -26,6 +26,7 @@ from genkit.pipelines.prompts import Prompts, read_prompts, tokenizers_of
 from genkit.pipelines.recipes import recipe_place
 from genkit.pipelines.request import Settings, flag
 from genkit.pipelines.settings import AttentionSettings, GenerationSettings, LoadSettings
+from genkit.pipelines.shares import shares_of
 from genkit.pipelines.task import Task, task_of
 from genkit.pipelines.trained_attention import from_loras, remarks
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     import torch
 
     from genkit.lora.files import Lora
+    from genkit.lora.load import Share
     from genkit.lora.match import Matched
 
 
@@ -48,6 +50,7 @@ class Request:
         prompts: what the model will read, and what of it is cut or unknown.
         attention: method or recipe with its schedule; None for the model's own.
         loras: LoRA files with their strengths.
+        shares: strengths by layer and step, one a LoRA file; empty without any.
         mixing: LoRAs that a router or masks mix token by token; None for none.
         inputs: what the task read beside the settings (a given sound, pictures, ...).
         fingerprints: digests of these inputs, for the record.
@@ -72,6 +75,7 @@ class Request:
     tokenizers: dict[str, Any] = field(default_factory=dict)
     matches: list[Matched] = field(default_factory=list)
     mixing: Mixing | None = None
+    shares: tuple[Share, ...] = ()
 
     def take_matches(self) -> list[Matched]:
         """The LoRA files as they were matched with the model: once, for the weights in them are not kept."""
@@ -121,6 +125,7 @@ class Draft:
             self.named, given.lora_router if loads else None, given.lora_mask if loads else ()
         )
         self.matches: list[Matched] = []
+        self.shares = shares_of(given, len(self.loras), self.mixing is not None) if loads else ()
         location = locate(given.model)
         self.device = resolve_device(given.device if loads else None)
         self.dtype = resolve_dtype(given.dtype if loads else None, self.device)
@@ -150,6 +155,8 @@ class Draft:
                     self.mixing.check(self.model.lora_outline)
                 self.matches = match_loras(self.model.lora_outline, self.loras, given.lora_partial)
                 self.notes += [line for each in self.matches for line in each.told]
+                for found, share in zip(self.matches, self.shares, strict=False):
+                    share.check(found)
 
     def set(self, **changes: Any) -> None:
         """Change settings."""
@@ -209,6 +216,9 @@ class Draft:
         self.model.check_size(*(size or (self.settings.height, self.settings.width)), self.settings.num_frames)
         steps = self.settings.steps if steps is None else steps
         self._close_attention(steps)
+        for share in self.shares:
+            if share.steps is not None and steps is not None:
+                share.steps.at(steps)
         self._store(places)
         settings = self.settings
         output = getattr(settings, "output", None)
@@ -218,7 +228,7 @@ class Draft:
         prompts = read_prompts(tokenizers, settings, self.model.sidecar.limits.get("max_prompt_tokens"))
         return Request(
             settings, self.task, self.model, self.device, self.dtype, prompts, self.attention, self.loras, inputs,
-            fingerprints or {}, steps, tuple(self.notes), tokenizers, self.matches, self.mixing,
+            fingerprints or {}, steps, tuple(self.notes), tokenizers, self.matches, self.mixing, self.shares,
         )  # fmt: skip
 
     def check_sizes(self) -> None:

@@ -137,7 +137,7 @@ class Session:
             options = {name: getattr(given, name) for name in ("offload", "vae_tiling", "vae_slicing")}
         pipeline = load(model.folder, request.dtype, request.device, **options)
         partial = isinstance(given, LoadSettings) and given.lora_partial
-        self.warnings += apply_loras(pipeline, request.loras, partial, request.take_matches())
+        self.warnings += apply_loras(pipeline, request.loras, partial, request.take_matches(), request.shares)
         if request.mixing is not None:
             self.mixture = request.mixing.apply(pipeline)
         if getattr(given, "flow_shift", None) is not None:

@@ -12,7 +12,7 @@ from genkit.pipelines.request import NEVER, WHEN_GIVEN, Settings, option
 from genkit.pipelines.tasks.audio_video.settings import AudioVideoSettings
 from genkit.pipelines.tasks.high_resolution.settings import HighResolutionSettings
 from genkit.pipelines.tasks.references.settings import ReferenceSettings
-from genkit.pipelines.text import as_pairs, as_pairs_text, as_texts
+from genkit.pipelines.text import as_factors, as_pairs, as_pairs_text, as_texts
 from genkit.reading import rate
 from genkit.schema import Rule
 
@@ -137,6 +137,14 @@ class LoadSettings(Settings):
     lora_mask: tuple[str, ...] = option(
         (), "Picture that is white where a LoRA acts, one for each --lora in order. Repeatable.", group="Model",
         parse=as_texts, stored=WHEN_GIVEN,
+    )  # fmt: skip
+    lora_layers: tuple[str, ...] = option(
+        (), "Factors of a LoRA's strength by layer: blocks.1=0.5,attn2=0 (whole names). The first belongs to the first "
+        "--lora and so on; one alone to all. Repeatable.", group="Model", parse=as_factors, stored=WHEN_GIVEN,
+    )  # fmt: skip
+    lora_steps: tuple[str, ...] = option(
+        (), "Steps in which a LoRA acts: 0:10, or with factors 0:10=1,10:=0.3. The first belongs to the first --lora "
+        "and so on; one alone to all. Repeatable.", group="Model", parse=as_texts, stored=WHEN_GIVEN,
     )  # fmt: skip
     lora_partial: bool = option(
         False,

@@ -65,6 +65,12 @@ def as_texts(value: Any, what: str) -> Any:
     return (value,) if isinstance(value, str) else value
 
 
+def as_factors(value: Any, what: str) -> Any:
+    """A mapping of names to numbers as its text, alone or in a list; texts as they are."""
+    several = value if isinstance(value, (list, tuple)) else (value,)
+    return tuple(join_pairs(dict(each)) if isinstance(each, Mapping) else each for each in several)
+
+
 def slug(text: str, length: int = 48) -> str:
     """A file name from a prompt: lower case letters and digits joined by dashes, cut at a word; ``"clip"`` when
     nothing is left."""
