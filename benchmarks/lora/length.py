@@ -76,6 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--loops", default="radial,shifted_groups,dense", help="LoRAs to train and judge")
     parser.add_argument("--prompts", type=int, default=24)
     parser.add_argument("--steps", type=int, default=20, help="of sampling")
+    parser.add_argument("--timed-sides", default="96,192", help="pixels of a side at which steps are timed")
     parser.add_argument("--turns", type=int, default=7, help="of the timing; 0 = no timing")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--output", type=Path, default=RESULTS)
@@ -91,7 +92,9 @@ def run(options: argparse.Namespace) -> int:
         write_clips(options.folder / "clips", options)
     trained = {name: train(name, options) for name in loops}
     rows = judged(options, [row for row in ROWS if row.lora is None or row.lora in loops])
-    costs = timed(options) if options.turns else []
+    costs = []
+    for side in map(int, options.timed_sides.split(",") if options.turns else ()):
+        costs += timed(argparse.Namespace(**{**vars(options), "side": side, "clips": 4}))
     facts = {**environment(), "load average": os.getloadavg()}
     data = {"environment": facts, "options": {k: str(v) for k, v in vars(options).items()}, "training": trained,
             "judged": rows, "cost": costs}  # fmt: skip
@@ -107,7 +110,7 @@ def write_clips(folder: Path, options: argparse.Namespace) -> None:
     from genkit.world.scene import draw_scene, lay_out
 
     rng, side = np.random.default_rng(5), options.side
-    part = folder.with_name("clips.part")
+    part = folder.with_name(f"{folder.name}.part")
     part.mkdir(parents=True, exist_ok=True)
     for index in range(options.clips):
         scene = draw_scene(rng, "train", actors=1)
@@ -238,9 +241,12 @@ def timed(options: argparse.Namespace) -> list[dict[str, object]]:
     from benchmarks.lora.speed import ours
     from genkit.training.lora.settings import LoraSettings
 
+    clips = options.folder / f"timing-{options.side}"
+    if not clips.exists():
+        write_clips(clips, options)
     loops = []
     for name in LOOPS:
-        settings = config(name, options, options.folder / f"timing-{name}")
+        settings = config(name, options, options.folder / f"timing-{options.side}-{name}") | {"data": [str(clips)]}
         settings |= {"max_train_steps": 10**9, "checkpointing_steps": 10**8, "held_out": 0, "validation_steps": None}
         settings |= {"caption_dropout": 0.0, "lr_scheduler": "constant", "lr_warmup_steps": 0}
         settings.pop("checkpoints_total_limit")
@@ -257,6 +263,8 @@ def timed(options: argparse.Namespace) -> list[dict[str, object]]:
     base = statistics.median(loops[0].seconds)
     return [
         {
+            "size": f"{options.frames}x{options.side}x{options.side}",
+            "tokens": tokens_of(options),
             "attention": loop.name.replace("_", " "),
             "pairs executed in its layers": loop.density,
             "attention FLOPs": f"{loop.work:.2f}",
@@ -266,6 +274,11 @@ def timed(options: argparse.Namespace) -> list[dict[str, object]]:
         }
         for loop in loops
     ]
+
+
+def tokens_of(options: argparse.Namespace) -> int:
+    """Latent tokens of a clip."""
+    return (1 + (options.frames - 1) // 4) * (options.side // 16) ** 2
 
 
 def work_of(name: str, options: argparse.Namespace) -> tuple[float, str]:
@@ -290,7 +303,7 @@ def work_of(name: str, options: argparse.Namespace) -> tuple[float, str]:
 
 def text_of(data: dict[str, Any], options: argparse.Namespace) -> str:
     """The report."""
-    tokens = (1 + (options.frames - 1) // 4) * (options.side // 16) ** 2
+    tokens = tokens_of(options)
     losses = [
         {"LoRA trained": name.replace("_", " ")}
         | {f"step {step}": loss for step, loss in found["held-out loss"].items()}

@@ -1,0 +1,95 @@
+"""A method's own weights beside a LoRA: both are trained and saved, and both files make the trained model again."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from memory import load
+from safetensors.torch import load_file
+
+import genkit
+from genkit.errors import UsageError
+from genkit.media.files import write_media
+from genkit.training.lora.run import Run
+from genkit.training.lora.settings import LoraSettings
+
+ARGUMENTS = {"form": "trained", "cell": "1x2x2", "lattice": "1x2x2", "lines": "2x2x2"}
+METHOD = genkit.Agent(form="trained", cell=(1, 2, 2), lattice=(1, 2, 2), lines=(2, 2, 2))
+
+
+@pytest.fixture(scope="module")
+def opened(tiny_wan, tmp_path_factory):
+    """A finished run of four steps through agent attention."""
+    folder = tmp_path_factory.mktemp("agent")
+    (folder / "data").mkdir()
+    frames = np.full((5, 64, 64, 3), 40, np.uint8)
+    frames[:, 16:48, 8:40] = 200
+    write_media(folder / "data" / "0.mp4", frames, 8)
+    (folder / "data" / "0.txt").write_text("a red circle moves right")
+    run = Run.open(settings(tiny_wan, folder))
+    assert run.go().parent == folder / "lora"
+    return run, folder
+
+
+def settings(tiny_wan, folder, **more):
+    given = {
+        "model": str(tiny_wan), "data": str(folder / "data"), "output": str(folder / "lora"), "resolution": "64x64",
+        "num_frames": 5, "max_train_steps": 4, "rank": 2, "learning_rate": 0.01, "checkpointing_steps": 2,
+        "attention": "agent", "attention_args": ARGUMENTS, "train_attention_weights": True, **more,
+    }  # fmt: skip
+    return LoraSettings.from_mappings(("the test", given))
+
+
+def answer(model):
+    draw = torch.Generator().manual_seed(2)
+    latents, text = (torch.randn(shape, generator=draw) for shape in ((1, 4, 2, 8, 8), (1, 5, model.config.text_dim)))
+    with torch.no_grad():
+        return model(latents, torch.tensor([500.0]), text, return_dict=False)[0]
+
+
+def test_both_are_trained_and_saved(opened):
+    run, folder = opened
+    lora, own = (
+        load_file(folder / "lora" / name) for name in ("pytorch_lora_weights.safetensors", "attention.safetensors")
+    )
+    assert all(value.any() for name, value in lora.items() if "lora_B" in name)
+    tables = {name for name, value in own.items() if value.any()}
+    assert {"agent/blocks/0/attn1.taps", "agent/blocks/0/attn1.read.map"} <= tables
+    for number in (2, 4):
+        assert (folder / "lora" / f"checkpoint-{number}" / "attention.safetensors").is_file()
+
+
+def test_both_files_make_the_trained_model_in_a_stock_pipeline(opened, tiny_wan):
+    run, folder = opened
+    trained = answer(run.adapter.model)
+    pipeline = load(tiny_wan)
+    plain = answer(pipeline.transformer)
+    pipeline.load_lora_weights(str(folder / "lora"))
+    file = str(folder / "lora" / "attention.safetensors")
+    with genkit.patch(pipeline, genkit.Agent(**{**METHOD.settings(), "weights": file})):
+        torch.testing.assert_close(answer(pipeline.transformer), trained, atol=1e-5, rtol=1e-4)
+    with genkit.patch(pipeline, METHOD):  # the method's weights at their start: the file matters
+        assert not torch.allclose(answer(pipeline.transformer), trained, atol=1e-4)
+    assert not torch.allclose(plain, trained, atol=1e-4)
+
+
+def test_a_stopped_run_goes_on_with_both(opened, tiny_wan, tmp_path):
+    _, folder = opened
+    (tmp_path / "data").symlink_to(folder / "data")
+    Run.open(settings(tiny_wan, tmp_path, max_train_steps=2)).go()
+    Run.open(settings(tiny_wan, tmp_path, resume_from_checkpoint="latest")).go()
+    for name in ("pytorch_lora_weights.safetensors", "attention.safetensors"):
+        whole, parts = (load_file(each / "lora" / name) for each in (folder, tmp_path))
+        assert all(torch.equal(value, parts[key]) for key, value in whole.items())
+
+
+def test_weights_stay_as_they_are_unless_asked(opened, tiny_wan, tmp_path):
+    _, folder = opened
+    (tmp_path / "data").symlink_to(folder / "data")
+    run = Run.open(settings(tiny_wan, tmp_path, train_attention_weights=False, max_train_steps=1))
+    run.go()
+    assert not any(value.any() for key, value in run.task.named_parameters() if "agent" in key)
+    assert not (tmp_path / "lora" / "attention.safetensors").exists()
+    with pytest.raises(UsageError, match="has no weights of its own"):
+        Run.open(settings(tiny_wan, tmp_path, output=str(tmp_path / "x"), attention="radial", attention_args={}))
