@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.compare import JUDGED
 from benchmarks.environment import RESULTS, environment, machine_line, report, table
 from benchmarks.toy_common import SPLITS, shares, split_counts, tell
 
@@ -181,15 +182,21 @@ def judged(options: argparse.Namespace, rows: list[Row]) -> list[dict[str, objec
     table_rows = []
     for row in rows:
         done = readings[row.name(options.frames)]
-        points = [100 * (one["all"] - other["all"]) for one, other in zip(done["readings"], base, strict=True)]
-        error = np.std(points, ddof=1) / np.sqrt(len(points))
+        pairs = list(zip(done["readings"], base, strict=True))
         table_rows.append(
             {"clips": row.name(options.frames)}
             | shares(accuracy_of(done["readings"], ATTRIBUTES), ATTRIBUTES)
-            | {"all, against dense without LoRA": f"{np.mean(points):+.1f} ± {error:.1f}",
+            | {"all: change": change(pairs, ("all",)), "mean of four: change": change(pairs, JUDGED),
                "s per clip": f"{done['seconds'] / len(prompts):.1f}"}
         )  # fmt: skip
     return table_rows
+
+
+def change(pairs: list[tuple[dict[str, bool], dict[str, bool]]], names: tuple[str, ...]) -> str:
+    """Points by which the share of some attributes differs, prompt by prompt, and the standard error."""
+    points = [100 * (np.mean([one[name] for name in names]) - np.mean([other[name] for name in names]))
+              for one, other in pairs]  # fmt: skip
+    return f"{np.mean(points):+.1f} ± {np.std(points, ddof=1) / np.sqrt(len(points)):.1f}"
 
 
 def prepared(row: Row, options: argparse.Namespace) -> Any:
@@ -320,7 +327,8 @@ def text_of(data: dict[str, Any], options: argparse.Namespace) -> str:
                 "## By the judge",
                 f"{options.prompts} prompts with one object, half of them of combinations seen in training, "
                 f"{options.steps} UniPC steps, guidance 4, the same seeds in every row. Percent with their standard "
-                "error; the last but one column is the difference in `all`, prompt by prompt.",
+                "error. Changes are against dense without LoRA at this length, prompt by prompt: of `all`, and of the "
+                f"mean of {', '.join(JUDGED)}.",
                 table(data["judged"]),
                 "## Held-out loss",
                 table(losses),

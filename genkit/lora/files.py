@@ -6,13 +6,15 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from genkit.errors import ArtifactError
+from genkit.errors import ArtifactError, UsageError
 from genkit.lora.keys import check_names
 from genkit.models.check import check_safetensors
 from genkit.reading.files import place
 from genkit.reading.strength import STRENGTH, path_and_strength, strength_text
 
 NAMED = "pytorch_lora_weights.safetensors"
+#: What the file of a router says it is, see :mod:`genkit.lora.mixture.files`.
+ROUTER_FORMAT = "genkit-lora-router"
 #: Strengths that make pictures; sliders go up to about 10.
 STRONGEST = 100
 _PART = re.compile(r"(.+):([A-Za-z_]\w*)")
@@ -65,5 +67,8 @@ def lora_file(path: Path) -> Path:
         path = (named or files)[0]
     if not path.exists():
         raise ArtifactError(f"LoRA {place(path)} does not exist")
-    check_names(path, [name for name in check_safetensors(path) if name != "__metadata__"])
+    header = check_safetensors(path)
+    if (header.get("__metadata__") or {}).get("format") == ROUTER_FORMAT:
+        raise UsageError(f"LoRA {place(path)} is a router over LoRAs; give it with --lora-router")
+    check_names(path, [name for name in header if name != "__metadata__"])
     return path

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from genkit.errors import ArtifactError
-from genkit.lora.files import Lora
+from genkit.lora.files import ROUTER_FORMAT, Lora
 from genkit.lora.match import EXPERTS, match
 from genkit.lora.mixture.mix import Expert, Mixture, groups_of
 from genkit.media.atomic import Files
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from genkit.lora.mixture.gates import Router
 
 ROUTER = "router.safetensors"
-FORMAT, VERSION = "genkit-lora-router", "1"
+VERSION = "1"
 
 
 @open_keys
@@ -87,22 +87,17 @@ def save_router(
         for lora, expert in zip(loras, experts, strict=True)
     ]  # fmt: skip
     told = {"loras": choices, "none": router.none, "hard": router.hard, **facts}
-    texts = {"format": FORMAT, "version": VERSION, "router": json.dumps(told, sort_keys=True)}
+    texts = {"format": ROUTER_FORMAT, "version": VERSION, "router": json.dumps(told, sort_keys=True)}
     with Files() as files:
         write_tensors(files.new(path), {name: value for name, value in router.tables.items()}, texts)
     return path
 
 
-def is_router(path: Path) -> bool:
-    """Whether a safetensors file is a router."""
-    return (check_safetensors(path).get("__metadata__") or {}).get("format") == FORMAT
-
-
 def read_router(path: Path) -> RouterFacts:
     """What a router's file tells; ArtifactError when it is missing, damaged or no router."""
     facts = check_safetensors(path).get("__metadata__") or {}
-    if facts.get("format") != FORMAT:
-        raise ArtifactError(f"{place(path)} is no router (format {facts.get('format')!r}, expected {FORMAT!r})")
+    if facts.get("format") != ROUTER_FORMAT:
+        raise ArtifactError(f"{place(path)} is no router (format {facts.get('format')!r}, expected {ROUTER_FORMAT!r})")
     if facts.get("version") != VERSION:
         raise ArtifactError(f"{place(path)} has format version {facts.get('version')!r}, this genkit reads {VERSION!r}")
     name = f"{place(path)}, router"
