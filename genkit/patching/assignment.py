@@ -38,6 +38,10 @@ class Assignment:
         """Whether the method's output is added to the attention; not while it makes a call for itself."""
         return self.method.adds and not self.cache.aside
 
+    def follow(self, schedule: Schedule) -> None:
+        """Apply at other steps and branches from now on."""
+        self.schedule, self._steps, self._total = schedule, None, None
+
     def covers(self, moment: Moment) -> bool:
         """Whether the schedule includes a call at this moment. The owner has checked that the schedule fits."""
         if moment.aside:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from genkit.attention.cache import PatchCache
@@ -103,6 +104,7 @@ class PatchHandle:
         self._hook = hook
         self._denoisers = find_denoisers(target)
         self._held: list[Held] = []
+        self._assigned: list[tuple[int, Assignment]] = []  # with the number of its part
         self._models: list[PatchedModel] = []
         self._fittings: list[Any] = []
         self._loop = LoopCheck(part.applied for part in parts)
@@ -149,6 +151,8 @@ class PatchHandle:
         if self._hook and not layer.hooked:
             layer.hook(found.module)
         assignment = Assignment(placement.part.method, placement.part.applied, placement.heads, self.cache)
+        number = next(number for number, part in enumerate(self.parts) if part is placement.part)
+        self._assigned.append((number, assignment))
         layer.assignments.append(assignment)
         self._held.append(Held(placement.denoiser, patched, layer, assignment, found.module))
         self._fit(placement, patched, layer, assignment)
@@ -200,6 +204,25 @@ class PatchHandle:
     def layers(self) -> dict[str, PatchedLayer]:
         """Path of an attention module within its model -> its patched layer."""
         return {each.layer.path: each.layer for each in self._held}
+
+    @contextmanager
+    def scheduled(self, schedules: Sequence[Schedule]) -> Iterator[None]:
+        """Other steps and branches for the time of the block, such as those of sampling while a model is trained.
+        Layers and heads stay those that the patch was put on.
+
+        Args:
+            schedules: one for every part, in their order.
+        """
+        loop, before = self._loop, [assignment.schedule for _, assignment in self._assigned]
+        self._loop = LoopCheck(schedules)
+        for number, assignment in self._assigned:
+            assignment.follow(schedules[number])
+        try:
+            yield
+        finally:
+            self._loop = loop
+            for (_, assignment), schedule in zip(self._assigned, before, strict=True):
+                assignment.follow(schedule)
 
     def restart(self) -> None:
         """Tell a bare denoiser's patch that the next call begins a new sampling run. Pipelines need no such call."""

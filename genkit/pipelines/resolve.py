@@ -106,9 +106,10 @@ class Draft:
 
     Args:
         given: the settings as the user gave them.
+        inputs: arguments of the pipeline's call that the task gives beside them, such as ``image``.
     """
 
-    def __init__(self, given: GenerationSettings):
+    def __init__(self, given: GenerationSettings, inputs: tuple[str, ...] = ()):
         if given.prompt is None:
             raise UsageError('no prompt: give one, or "" for an unconditional run')
         self.task = task_of(given)
@@ -133,7 +134,7 @@ class Draft:
             raise UnsupportedError(f"--offload {given.offload} needs a GPU, and the device is the CPU; leave it out")
         folder = fetch(location)
         self.model = Model.of(folder, str(folder.resolve()) if location.kind == "folder" else given.model)
-        self.model.check_inputs(self.task.command)
+        self.model.check_inputs(self.task.command, inputs)
         if attends and not early:
             self.attention = Attention.of(given, folder)
         if self.attention is not None:

@@ -173,6 +173,12 @@ def _loader() -> type:
                     raise _Refused(f"it holds a number of {len(node.value)} digits")
             return node
 
+    # YAML 1.2's numbers: without this, 1e-4 and 1.5e3 are texts.
+    Loader.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)[eE][-+]?[0-9]+$"),
+        list("-+.0123456789"),
+    )
     return Loader
 
 

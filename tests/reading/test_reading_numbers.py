@@ -8,7 +8,7 @@ from fractions import Fraction
 import pytest
 
 from genkit.errors import UsageError, escaped, explain, shown
-from genkit.reading import rate
+from genkit.reading import rate, read_yaml
 
 WILD = ["1e999999999", "9" * 5000, "1e20", "-1", "nan", "inf", "", " ", "0x10", "1_000", "٣", "1/0", "1//2", "1e1000",
         "3/" + "9" * 5000, None, True, [], 10**5000, float("nan"), float("inf"), "a\x1b[2J"]  # fmt: skip
@@ -51,3 +51,11 @@ def test_control_characters_are_written_out_and_words_are_not():
 
 def test_explain_still_suggests_the_closest_name():
     assert explain("x", "stepz", ["steps", "fps"]) == "x: got 'stepz', allowed: steps, fps; did you mean 'steps'?"
+
+
+@pytest.mark.parametrize("text", ["1e-4", "2E5", "1.5e3", "-.5e2", "+1.e0"])
+def test_numbers_with_an_exponent_are_numbers_in_yaml(text, tmp_path):
+    """As YAML 1.2 and everybody's learning rate have it; YAML 1.1 takes them for texts."""
+    path = tmp_path / "lora.yaml"
+    path.write_text(f"learning_rate: {text}\nprompt: 1e4 dogs\nquoted: '{text}'\n")
+    assert read_yaml(path) == {"learning_rate": float(text), "prompt": "1e4 dogs", "quoted": text}

@@ -38,6 +38,7 @@ class Journal:
         check_tracker(tracker)
         self.path, self.main, self.every, self.title = folder / LOG, main, every, title
         self.smooth: dict[str, float] = {}
+        self._found: dict[str, float] = {}
         self._wanted = tracker
         self._tracker: Any = None
         self._bar: Any = None
@@ -95,7 +96,8 @@ class Journal:
 
     def _show(self, step: int, progress: float) -> None:
         self._shown = time.monotonic()
-        shown = " ".join(f"{name} {value:.4f}" for name, value in self.smooth.items())
+        figures = {**self.smooth, **self._found}
+        shown = " ".join(f"{name} {value:.4f}" for name, value in figures.items())
         self._bar.set_postfix_str(f"step {step} {shown}", refresh=False)
         self._bar.n = min(progress, 1.0)
         self._bar.refresh()
@@ -105,11 +107,13 @@ class Journal:
             file.write(json.dumps(row) + "\n")
 
     def show(self, step: int, found: Mapping[str, Any]) -> None:
-        """What a validation found: numbers, and pictures or clips (uint8, (H, W, 3) or (T, H, W, 3)) by name."""
+        """What a validation found: numbers, and pictures or clips (uint8, (H, W, 3) or (T, H, W, 3)) by name. The
+        numbers stay in the progress line until the next ones come."""
         import numpy as np
 
         frames = {name: value for name, value in found.items() if isinstance(value, np.ndarray)}
         numbers = {name: value for name, value in found.items() if name not in frames}
+        self._found.update({name: value for name, value in numbers.items() if isinstance(value, float)})
         if numbers and self.main:
             self._write({"step": step, **numbers})
         if self._tracker is None:

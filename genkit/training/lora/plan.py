@@ -44,6 +44,7 @@ from genkit.training.lora.data import CACHE, read_data, slots_of
 from genkit.training.lora.estimate import Estimate, Subject, encoded, estimate
 from genkit.training.lora.quantise import check_backend, quantisation
 from genkit.training.lora.router import RouterAdapter
+from genkit.training.lora.samples import SAMPLES, ask
 from genkit.training.lora.settings import LoraSettings
 from genkit.training.lora.task import LoraTask, LossOptions
 
@@ -51,7 +52,6 @@ from genkit.training.lora.task import LoraTask, LossOptions
 DENOISERS = ("transformer", "unet", "transformer_2")
 #: Bytes a trained number takes in a checkpoint: itself, its average, two moments, and the exported file.
 CHECKPOINT_BYTES = 20
-SAMPLES = "samples"
 #: What a run writes into its folder besides checkpoints.
 _OURS = (CACHE, LOG, SAMPLES, NAMED, ROUTER)
 _AUTOCAST = {torch.bfloat16: "bf16", torch.float16: "fp16"}
@@ -131,6 +131,8 @@ class LoraPlan:
         if attention is not None:
             put_in(getattr(pipeline, component), attention, settings.train_attention_weights)[0].remove()
         data = read_data(settings, model, training)
+        if settings.validation_prompts:
+            ask(settings, model, device, data.every)
         batches = data.batches(settings.train_batch_size, settings.seed, process_count())
         loop = loop_config(settings, steps_of(settings, batches), precision)
         plan = cls(

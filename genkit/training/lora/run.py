@@ -23,6 +23,7 @@ from genkit.lora.keys import said
 from genkit.lora.match import match
 from genkit.media.atomic import Files
 from genkit.models.check import fingerprint
+from genkit.patching import PatchHandle
 from genkit.pipelines.load import load
 from genkit.pipelines.model import Model
 from genkit.pipelines.record import PACKAGES, version
@@ -41,6 +42,7 @@ from genkit.training.lora.groups import ACTIVATIONS
 from genkit.training.lora.plan import CHECKPOINT_BYTES, LoraPlan, adapter_on, named_file
 from genkit.training.lora.quantise import check_quantised, quantisation
 from genkit.training.lora.router import RouterTask, router_files
+from genkit.training.lora.samples import ValidationSamples
 from genkit.training.lora.settings import LoraSettings
 from genkit.training.lora.task import LoraTask, to_device
 
@@ -83,6 +85,8 @@ class Run:
         samples: what it is trained on.
         task: the loss.
         weights: of attention methods, when they are trained.
+        handle: of the patch; None for the model's own attention.
+        views: what is sampled on the way; None for nothing.
     """
 
     settings: LoraSettings
@@ -95,6 +99,8 @@ class Run:
     samples: Samples
     task: LoraTask
     weights: PatchWeights | None = None
+    handle: PatchHandle | None = None
+    views: ValidationSamples | None = None
 
     @classmethod
     def open(cls, settings: LoraSettings, told: Callable[[str], None] = warnings.warn) -> Run:
@@ -108,6 +114,10 @@ class Run:
         pipeline = _loaded(plan)
         training = training_of(pipeline, model.sidecar.sound)
         samples = _encoded(settings, samples_of(settings, plan.data, model, pipeline, training))
+        views = None
+        if settings.validation_prompts and process_rank() == 0:
+            views = ValidationSamples(settings, model, pipeline, plan.data.every, told)
+            views.encode()
         network = getattr(pipeline, component)
         for part in pipeline.components.values():
             if isinstance(part, nn.Module):
@@ -115,9 +125,9 @@ class Run:
         adapter = adapter_on(pipeline, component, settings)
         if settings.init_lora is not None:
             _begin(adapter, pipeline, component, settings.init_lora)
-        weights = None
+        handle = weights = None
         if attention is not None:
-            _, weights, lines = put_in(network, attention, settings.train_attention_weights)
+            handle, weights, lines = put_in(network, attention, settings.train_attention_weights)
             for line in lines:
                 told(line)
         given = (pipeline, training, adapter, plan.options, settings.seed, weights, settings.offload == ACTIVATIONS)
@@ -128,11 +138,11 @@ class Run:
             task = RouterTask(*given, balance=settings.mix_balance, certainty=settings.mix_certainty, steps=batches)
         if settings.compile:
             _compile(network)
-        if not settings.validation_prompts:
+        if views is None:
             _let_go(pipeline, component)
         elif settings.offload != "none":
             _wait_in_main_memory(pipeline, component, plan.device)
-        return cls(settings, plan, model, pipeline, training, component, adapter, samples, task, weights)
+        return cls(settings, plan, model, pipeline, training, component, adapter, samples, task, weights, handle, views)
 
     def go(self) -> Path:
         """Train until the budget is used up, and write the result."""
@@ -182,8 +192,15 @@ class Run:
 
     def look(self) -> Validate | None:
         """What is measured on the way; None for nothing."""
-        held = self.samples.held_out()
-        return (lambda task, step: task.held_out(held)) if held else None
+        held, views = self.samples.held_out(), self.views
+        if not held and not self.settings.validation_prompts:
+            return None
+
+        def validate(task: LoraTask, step: int) -> dict[str, Any]:
+            found: dict[str, Any] = dict(task.held_out(held))
+            return found if views is None else found | views.show(step, task, self.handle)
+
+        return validate
 
     def loss(self) -> LossAt:
         """The loss handed to the loop."""
