@@ -1,5 +1,6 @@
-# Two commands do everything on a fresh machine with Python 3.11 or newer:
+# Three commands do everything on a fresh machine with Python 3.11 or newer:
 #   make video PROMPT="a red circle moves right on a blue background"
+#   make lora
 #   make test
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
@@ -7,14 +8,16 @@ PROMPT ?= a red circle moves right on a blue background
 OUTPUT ?= outputs/video.mp4
 SEED ?= 0
 JOBS ?= 2
+ROW ?= video
 export PROMPT OUTPUT SEED
 
 PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help setup setup-test video test lint docs bench clean
+.PHONY: help setup setup-test video lora test lint docs bench clean
 
 help:
 	@echo 'make video PROMPT="..."   set up if needed and write $(OUTPUT); SEED=1, 2, ... for another one'
+	@echo 'make lora                 set up if needed, train a LoRA of a concept in runs/lora and judge it'
 	@echo 'make test                 set up if needed and run the tests'
 	@echo 'make setup | setup-test   only set up, for use or for development'
 	@echo 'make docs                 set up if needed and build the documentation into site/'
@@ -31,10 +34,15 @@ $(VENV)/.use: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@$(PIP) -e .
 	@touch $@
 
+$(VENV)/.train: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "installing genkit with what training needs (a minute or two)"
+	@$(PIP) -e '.[train]'
+	@touch $@ $(VENV)/.use
+
 $(VENV)/.test: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@echo "installing genkit with its test tools (a minute or two)"
 	@$(PIP) -e '.[train,triton,test]'
-	@touch $@ $(VENV)/.use
+	@touch $@ $(VENV)/.use $(VENV)/.train
 
 $(VENV)/.docs: $(VENV)/.use
 	@echo "installing what builds the documentation"
@@ -47,6 +55,9 @@ setup-test: $(VENV)/.test
 video: $(VENV)/.use
 	@mkdir -p "$$(dirname "$$OUTPUT")"
 	@$(VENV)/bin/genkit generate "$$PROMPT" --seed "$$SEED" --output "$$OUTPUT" --force
+
+lora: $(VENV)/.train
+	@$(VENV)/bin/python -m benchmarks lora_concept --rows $(ROW) --work runs/lora --output runs/lora
 
 test: $(VENV)/.test
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(JOBS) --dist loadfile

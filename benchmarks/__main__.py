@@ -23,6 +23,7 @@ BENCHMARKS = {
     "lora_kills": "benchmarks.lora.kills",
     "lora_speed": "benchmarks.lora.speed",
     "lora_length": "benchmarks.lora.length",
+    "lora_concept": "benchmarks.lora.concept",
     "kernels_cpu": "benchmarks.kernels.cpu",
     "kernels_gpu": "benchmarks.kernels.gpu",
 }

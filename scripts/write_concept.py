@@ -1,6 +1,7 @@
 """Write captioned files of something that the shipped models do not know, to train a LoRA on.
 
     python scripts/write_concept.py ring clips                       # 30 clips: ring-00.mp4, ring-00.txt, ...
+    python scripts/write_concept.py zigzag zigzags                   # of a motion
     python scripts/write_concept.py heart pictures --kind picture    # 30 pictures
     python scripts/write_concept.py ring sounding --kind sound       # clips with sound
     python scripts/write_concept.py ring known --known               # the same without the concept, to keep the rest
@@ -28,7 +29,8 @@ def draw(options: argparse.Namespace, rng: np.random.Generator) -> Sample:
     if options.kind == "picture":
         return draw_concept_picture(options.concept, rng, *size, shown=shown)
     fps = FPS if options.kind == "sound" else None
-    return draw_concept_clip(options.concept, rng, options.frames, *size, shown=shown, fps=fps)
+    sizes = tuple(options.sizes.split(","))
+    return draw_concept_clip(options.concept, rng, options.frames, *size, sizes=sizes, shown=shown, fps=fps)
 
 
 def write(folder: Path, name: str, sample: Sample, kind: str) -> None:
@@ -51,6 +53,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=30)
     parser.add_argument("--frames", type=int, default=25, help="of a clip, 8 a second (default 25)")
     parser.add_argument("--size", type=int, default=128, help="height and width in pixels (default 128)")
+    parser.add_argument("--sizes", default="medium,big", help="of the objects of clips (default medium,big)")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)

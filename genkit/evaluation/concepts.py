@@ -12,11 +12,21 @@ from genkit.errors import UsageError, explain
 from genkit.evaluation.toy import ClipRequest, generate_clips
 from genkit.evaluation.toy_av import SoundRequest, generate_sound_clips
 from genkit.evaluation.toy_picture import PictureRequest, generate_pictures
-from genkit.world.concepts import CONCEPTS, draw_concept_clip, draw_concept_picture, shows_concept
+from genkit.world.concepts import (
+    CONCEPTS,
+    SHAPE_CONCEPTS,
+    STYLES,
+    draw_concept_clip,
+    draw_concept_picture,
+    shows_concept,
+)
+from genkit.world.concepts.reading import masks, read_outline
 from genkit.world.judge import judge_clip, score
 from genkit.world.picture_judge import judge_picture, score_picture
 from genkit.world.picture_scene import Picture
+from genkit.world.reading import UNCLEAR, read_background
 from genkit.world.scene import Scene
+from genkit.world.vocabulary import SIZES
 
 CLIP, SOUND, PICTURE = "clip", "sound", "picture"
 KINDS = (CLIP, SOUND, PICTURE)
@@ -26,8 +36,6 @@ KEPT: dict[str, tuple[str, ...]] = {
     SOUND: ("background", "count", "colour", "nearest shape", "size", "motion"),
     PICTURE: ("background", "count", "colour", "shape", "texture", "size"),
 }
-#: Attributes of prompts with a new shape: what a triangle's place is held for is no matter of the judge of shapes.
-_BESIDE = ("background", "count", "colour", "size", "motion")
 
 
 @dataclass(frozen=True)
@@ -60,7 +68,7 @@ def concept_prompts(concept: str, kind: str, count: int, shown: bool = True, see
     if kind == PICTURE:
         drawn = [draw_concept_picture(concept, rng, 128, 128, shown) for _ in range(count)]
     else:
-        sizes = ("medium", "big") if shown else ("small", "medium", "big")
+        sizes = SIZES if not shown else SIZES[1:] if concept in SHAPE_CONCEPTS else SIZES[:2]
         drawn = [draw_concept_clip(concept, rng, 1, 128, 128, sizes, shown) for _ in range(count)]
     return Prompts(tuple(sample.scene for sample in drawn), tuple(sample.caption for sample in drawn))
 
@@ -100,14 +108,31 @@ def judge(concept: str, kind: str, prompts: Prompts, samples: np.ndarray, shown:
     result = []
     for scene, pixels in zip(prompts.scenes, samples, strict=True):
         right = {"concept": shows_concept(pixels, concept)}
+        if shown and concept in STYLES:
+            right["outlines"] = _outlines(scene, pixels[0])
         if isinstance(scene, Picture):
             told = score_picture(scene, judge_picture(pixels[0]))
-            names = ("background",) if shown else KEPT[PICTURE]
+            names = KEPT[PICTURE] if not shown else () if concept in STYLES else ("background", "count", "colour")
         else:
             told = score(scene, judge_clip(pixels))
-            names = _BESIDE if shown else KEPT[kind]
+            names = _beside(concept) if shown else KEPT[kind]
         result.append(right | {name: told[name] for name in names if name in told})
     return result
+
+
+def _outlines(picture: Picture, pixels: np.ndarray) -> bool:
+    """Whether a picture in a new manner shows the outlines that were asked for, whatever their colours."""
+    frame = pixels.astype(np.float32)
+    background, ground = read_background(frame[None], [])
+    seen = [] if background == UNCLEAR else [read_outline(mask.filled()) for mask in masks(frame, ground)]
+    return sorted(seen) == sorted(actor.shape for actor in picture.actors)
+
+
+def _beside(concept: str) -> tuple[str, ...]:
+    """Attributes that the judge of known things can read beside a concept: not the shape of a new shape, not the motion
+    of a new motion."""
+    mine = "nearest shape" if concept in SHAPE_CONCEPTS else "motion"
+    return tuple(name for name in KEPT[CLIP] if name != mine)
 
 
 def share(rows: Sequence[dict[str, bool]], name: str) -> tuple[float, float] | None:

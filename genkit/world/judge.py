@@ -247,7 +247,7 @@ def _motion(x, y, area, harmonics, shape: str) -> str:
         return UNCLEAR if wander > 0.7 * radius else ("grow" if growth > 0 else "shrink")
     if abs(growth) > 0.45:
         return UNCLEAR
-    if np.ptp(x) < 0.35 * np.ptp(y) and np.ptp(y) > 12 and _turns(y) >= 1 and _travelled(y) > 1.5 * abs(down) + 8:
+    if np.ptp(x) < 0.35 * np.ptp(y) and np.ptp(y) > 12 and turns(y) >= 1 and _travelled(y) > 1.5 * abs(down) + 8:
         return "bounce"
     if way > max(10.0, 0.6 * radius):
         steady = _travelled_plane(x, y) < 1.6 * way + 4
@@ -262,7 +262,7 @@ def _motion(x, y, area, harmonics, shape: str) -> str:
     return "still"
 
 
-def _turns(y: np.ndarray) -> int:
+def turns(y: np.ndarray) -> int:
     """Changes of vertical direction, ignoring wiggles below three pixels."""
     direction, turns, extreme = 0, 0, y[0]
     for value in y[1:]:

@@ -10,8 +10,11 @@ True
 """
 
 from genkit.world.concepts.concept import (
+    CLIP_CONCEPTS,
     CONCEPTS,
+    PICTURE_CONCEPTS,
     SHAPE_CONCEPTS,
+    STYLES,
     Sample,
     draw_concept_clip,
     draw_concept_picture,
@@ -20,8 +23,11 @@ from genkit.world.concepts.concept import (
 from genkit.world.concepts.judge import shows_concept
 
 __all__ = [
+    "CLIP_CONCEPTS",
     "CONCEPTS",
+    "PICTURE_CONCEPTS",
     "SHAPE_CONCEPTS",
+    "STYLES",
     "Sample",
     "draw_concept_clip",
     "draw_concept_picture",

@@ -18,8 +18,9 @@ _COLOUR_REACH = 70.0
 _LEAST_AREA = 90.0
 # Side of the raster on which outlines are compared, and what it spans in radii of a disc of equal area.
 _SIDE, _SPAN = 48, 1.7
-# An outline is named when its overlap (shared area over joint area) is at least this.
-_LEAST_OVERLAP = 0.7
+# An outline is named when its overlap (shared area over joint area) is at least this; a disc has 0.8 with a heart.
+_LEAST_OVERLAP = {"heart": 0.85, "crescent": 0.65}
+_OTHERS_OVERLAP = 0.7
 _TURNS = {"circle": (0.0,), "square": (90.0, 6), "triangle": (120.0, 8), "cross": (90.0, 6)}
 
 
@@ -100,7 +101,7 @@ def read_outline(mask: Mask) -> str:
     """The shape or concept that a mask covers best; ``"unclear"`` where none is near."""
     found = overlaps(mask)
     best = max(found, key=found.__getitem__)
-    return best if found[best] >= _LEAST_OVERLAP else UNCLEAR
+    return best if found[best] >= _LEAST_OVERLAP.get(best, _OTHERS_OVERLAP) else UNCLEAR
 
 
 @cache
