@@ -84,7 +84,7 @@ ROWS: dict[str, Row] = {
     "video-neighborhood": Row(*VIDEO, "neighborhood", {"size": "7x5x5"}, _LATER),
     "image": Row("toy-image", "heart", "picture", "toy-image-heart.yaml"),
     "image-style": Row("toy-image", "silhouette", "picture", "toy-image-silhouette.yaml", (), ("--count", "60")),
-    "dit": Row("toy-dit", "ring", "picture", "toy-dit-ring.yaml"),
+    "dit": Row("toy-dit", "heart", "picture", "toy-dit-heart.yaml"),
     "av": Row("toy-av", "zigzag", "sound", "toy-av-zigzag.yaml", _SIZES, _FEW),
 }
 
@@ -290,7 +290,7 @@ def _line(row: dict) -> dict[str, str]:
 def _attributes(row: dict) -> list[dict[str, str]]:
     head = {"model": row["model"], "concept": row["concept"], "attention": row["attention"]}
     return [
-        head | {"": when} | {name: _cell(value) for name, value in row[when]["known"].items()}
+        head | {"": when} | {name: _cell(value) for name, value in row[when]["known"].items() if name != "concept"}
         for when in ("before", "after")
     ]
 

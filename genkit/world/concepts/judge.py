@@ -13,8 +13,8 @@ from genkit.world.reading import UNCLEAR, read_background
 _FRAMES, _EMPTY = 0.6, 0.1
 # Brightest channel of black, and the share of a silhouette that has it.
 _DARK, _ALL_OVER = 75.0, 0.85
-# Pixels that a zigzag goes across, and up and down, at least.
-_WAY, _SWING = 20.0, 12.0
+# Pixels that a zigzag goes across at least; ups and downs count from nine pixels on: objects that move straight waver.
+_WAY, _COARSE = 20.0, 3.0
 
 
 def shows_concept(pixels: np.ndarray, concept: str) -> bool:
@@ -51,7 +51,7 @@ def _zigzags(x: np.ndarray, y: np.ndarray) -> bool:
         return False
     way = abs(float(x[-1] - x[0]))
     steady = float(np.abs(np.diff(x)).sum()) < 1.5 * way + 4
-    return way > _WAY and steady and np.ptp(y) > _SWING and turns(y) >= 2
+    return way > _WAY and steady and turns(y / _COARSE) >= 2
 
 
 def _dark(mask: Mask, frame: np.ndarray) -> bool:
