@@ -31,7 +31,7 @@ def described(plan: LoraPlan, estimate: Estimate) -> dict[str, Any]:
         "files": len({cut.item.path for cut in (*plan.data.cuts, *plan.data.held_out)}),
         "samples": len(plan.data.cuts),
         "held_out": len(plan.data.held_out),
-        "captions": len(plan.data.captions),
+        "captions": len({cut.item.caption for cut in (*plan.data.cuts, *plan.data.held_out)}),
         "buckets": plan.buckets(),
         "batches_per_epoch": plan.batches.per_epoch,
         "steps": plan.loop.steps,

@@ -18,7 +18,7 @@ from torch import nn
 
 from genkit.errors import ArtifactError, UnsupportedError, UsageError, explain
 from genkit.families.lookup import facts_of
-from genkit.families.training.base import Training
+from genkit.families.training.base import AUDIO, Training
 from genkit.families.training.lookup import training_of
 from genkit.lora.files import NAMED, parse_lora
 from genkit.lora.mixture.files import ROUTER
@@ -27,6 +27,7 @@ from genkit.models import locate
 from genkit.pipelines.attention import Attention
 from genkit.pipelines.load import fetch, resolve_device, resolve_dtype
 from genkit.pipelines.model import Model
+from genkit.pipelines.request import flag
 from genkit.pipelines.skeleton import skeleton
 from genkit.reading.files import place
 from genkit.training.data.batch import Batch
@@ -120,6 +121,7 @@ class LoraPlan:
             if isinstance(part, nn.Module):
                 part.requires_grad_(False).eval()
         training = training_of(pipeline, model.sidecar.sound)
+        _check_effects(settings, model, training)
         facts = facts_of(model.class_name)
         seen = training.experts(pipeline) if training.experts is not None else {}
         options = loss_options(settings, facts.objective.of(pipeline.scheduler), seen.get(component, (0.0, 1.0)))
@@ -293,6 +295,14 @@ def _check_output(settings: LoraSettings) -> None:
 def _begun(output: Path) -> bool:
     """Whether a folder holds anything that a run leaves, one that was killed before its first checkpoint too."""
     return any((output / name).exists() for name in _OURS) or bool(Numbered(output).all())
+
+
+def _check_effects(settings: LoraSettings, model: Model, training: Training) -> None:
+    """Refuse settings that have no effect on this model."""
+    if AUDIO not in training.streams:
+        for name in ("audio_weight", "missing_audio"):
+            if settings.asked(name) and getattr(settings, name) != type(settings).__dataclass_fields__[name].default:
+                raise UsageError(f"{flag(name)} has no effect: {model.class_name} makes no sound; leave it out")
 
 
 def _check_login(settings: LoraSettings) -> None:

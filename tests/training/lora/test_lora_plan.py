@@ -1,0 +1,190 @@
+"""A LoRA run before it starts: what a dry run tells, and what is refused without reading weights."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from genkit.cli.main import main
+from genkit.errors import GenkitError
+from genkit.media.files import write_media
+from genkit.pipelines.model import Model
+from genkit.pipelines.skeleton import skeleton
+from genkit.training.lora import plan as planning
+from genkit.training.lora.plan import LoraPlan
+from genkit.training.lora.settings import LoraSettings
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Three clips of 5 frames of 32 x 32 with two captions."""
+    folder = tmp_path_factory.mktemp("data")
+    for index in range(3):
+        write_media(folder / f"{index}.mp4", np.full((5, 32, 32, 3), 60 * index, np.uint8), 8)
+        (folder / f"{index}.txt").write_text(f"a red circle {index % 2}")
+    return folder
+
+
+@pytest.fixture
+def given(tiny_wan, data, tmp_path):
+    """Settings that a plan can be made of."""
+    return {
+        "model": str(tiny_wan), "data": str(data), "output": str(tmp_path / "out"), "resolution": "32x32",
+        "num_frames": 5, "max_train_steps": 6, "rank": 2, "train_batch_size": 2,
+    }  # fmt: skip
+
+
+def plan(given, **more):
+    return LoraPlan.of(LoraSettings.from_mappings(("lora.yaml", {**given, **more})))
+
+
+@pytest.fixture
+def no_weights(monkeypatch):
+    """Nothing may read a tensor from a file."""
+    import safetensors.torch
+    from diffusers.models import model_loading_utils
+
+    def refuse(*args, **more):
+        raise AssertionError("weights were read")
+
+    monkeypatch.setattr(safetensors.torch, "load_file", refuse)
+    monkeypatch.setattr(model_loading_utils, "load_state_dict", refuse)
+
+
+def test_a_plan_tells_sizes_steps_targets_and_parameters_without_weights(given, no_weights, tmp_path):
+    found = plan(given, held_out=1, gradient_accumulation_steps=2)
+    assert list(found.buckets().values()) == [2]
+    assert (found.component, found.loop.steps, found.precision) == ("transformer", 6, "no")
+    assert found.epochs == 6 * 2 / found.batches.per_epoch
+    assert all(path.startswith("blocks.") for path in found.targets)
+    layers = [found.pipeline.transformer.get_submodule(path) for path in found.targets]
+    assert found.trainable == sum(2 * (layer.in_features + layer.out_features) for layer in layers)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_outline_is_the_stock_pipeline_without_values(tiny_wan, no_weights):
+    made = skeleton(Model.of(tiny_wan, "tiny"))
+    assert type(made).__name__ == "WanPipeline"
+    assert {value.device.type for value in made.transformer.parameters()} == {"meta"}
+    assert made.tokenizer("a red circle").input_ids
+
+
+def test_a_dry_run_prints_everything_and_writes_nothing(given, capsys, no_weights, tmp_path):
+    flags = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    more = ["--attention", "neighborhood", "--attention-args", "size=1x3x3", "--dry-run"]
+    assert main(["train", "lora", *flags, *more, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["files"], told["samples"], told["captions"], told["steps"]) == (3, 3, 2, 6)
+    assert told["trained"]["blocks.*.attn1.to_q"] == 2
+    assert 0 < told["attention"]["computed"] < 1
+    memory = told["memory"]
+    assert memory["training"] == pytest.approx(
+        sum(memory[name] for name in ("weights", "adapter", "activations", "overhead"))
+    )
+    assert told["activations"]["with gradient checkpointing"] < told["activations"]["without"]
+    assert told["flops_per_step"] > 0
+    assert not (tmp_path / "out").exists()
+    assert main(["train", "lora", *flags, *more]) == 0
+    text = capsys.readouterr().out
+    for words in ("3 files, 3 samples", "6 steps", "trained:", "neighborhood", "memory (estimated", "arithmetic:"):
+        assert words in text
+
+
+def test_steps_that_were_timed_are_told(given, capsys):
+    flags = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    assert main(["train", "lora", *flags, "--dry-run", "--measure", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)["measured"]
+    assert told["seconds"] == pytest.approx(6 * told["seconds_per_step"]) and told["memory"] > 1e8
+
+
+@pytest.mark.parametrize(
+    "values, words",
+    [
+        ({"model": "toy-vide"}, "did you mean 'toy-video'"),
+        ({"model": "./absent"}, "does not exist"),
+        ({"component": "transformer_2"}, "allowed: transformer"),
+        ({"target_modules": ["to_qq"]}, "names no layer"),
+        ({"target_modules": ["blocks\\.9\\..*"]}, "names no layer"),
+        ({"target_modules": ["to_q"], "exclude_modules": ["to_q"]}, "leaves nothing"),
+        ({"optimizer": "adamv"}, "adamw"),
+        ({"optimizer_args": {"bettas": "0.9"}}, "bettas"),
+        ({"lr_warmup_steps": 6}, "must be below the 6 steps"),
+        ({"resolution": "33x32"}, "multiples of 16"),
+        ({"num_frames": 6}, "num_frames"),
+        ({"attention": "neighbourhood"}, "did you mean 'neighborhood'"),
+        ({"attention": "neighborhood", "attention_args": {"sizes": "3"}}, "size"),
+        ({"attention": "neighborhood", "schedule": "layers=9"}, "layers"),
+        ({"attention": "reference"}, "not for training a LoRA"),
+        ({"attention": "cross_modal_context"}, "audio_to_video"),
+        ({"attention": "neighborhood", "backend": "fast"}, "fast"),
+        ({"recipe": "absent"}, "absent"),
+        ({"mixed_precision": "fp16"}, "fp16 needs a GPU"),
+        ({"dtype": "float16"}, "float16 needs a GPU"),
+        ({"device": "cuda:99"}, "cuda"),
+        ({"offload": "model"}, "needs a GPU"),
+        ({"quantization": "bitsandbytes_4bit"}, "bitsandbytes"),
+        ({"snr_gamma": 5.0}, "snr_gamma"),
+        ({"noise_offset": 0.1}, "noise_offset"),
+        ({"audio_weight": 2.0}, "makes no sound"),
+        ({"missing_audio": "refuse"}, "makes no sound"),
+        ({"resume_from_checkpoint": "absent"}, "absent"),
+        ({"data": "absent"}, "absent"),
+        ({"held_out": 3}, "held_out"),
+        ({"fps": "0"}, "fps"),
+        ({"masks": "absent"}, "absent"),
+    ],
+    ids=lambda value: None if isinstance(value, str) else next(iter(value)) + str(next(iter(value.values())))[:12],
+)
+def test_what_cannot_be_done_is_refused_before_weights_are_read(given, values, words, no_weights):
+    with pytest.raises(GenkitError) as found:
+        plan(given, **values)
+    assert words in str(found.value) and "\n" not in str(found.value)
+
+
+def test_a_folder_of_other_files_is_left_alone(given, tmp_path):
+    output = Path(given["output"])
+    output.mkdir()
+    (output / "thesis.doc").write_text("years of work")
+    with pytest.raises(GenkitError, match="holds other files"):
+        plan(given)
+    output = tmp_path / "file"
+    output.write_text("x")
+    with pytest.raises(GenkitError, match="is a file"):
+        plan({**given, "output": str(output)})
+    assert output.read_text() == "x"
+
+
+def test_a_model_without_a_record_is_refused_with_what_is_missing(given, tiny_wan, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(tiny_wan, other)
+    index = json.loads((other / "model_index.json").read_text())
+    (other / "model_index.json").write_text(json.dumps({**index, "_class_name": "WanVideoToVideoPipeline"}))
+    with pytest.raises(GenkitError, match="WanVideoToVideoPipeline cannot be trained"):
+        plan({**given, "model": str(other)})
+
+
+def test_a_disk_without_room_is_told_before_the_run(given, monkeypatch):
+    monkeypatch.setattr(planning.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 10, 0))
+    with pytest.raises(GenkitError, match="checkpoints need .* MB, and 0 MB are free"):
+        plan(given)
+
+
+def test_the_hub_needs_a_login(given, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    with pytest.raises(GenkitError, match="hf auth login"):
+        plan(given, push_to_hub=True)
+
+
+def test_latest_of_nothing_begins_and_says_so(given):
+    assert any("begins at 0" in line for line in plan(given, resume_from_checkpoint="latest").notes())
+
+
+def test_a_script_refuses_models_of_another_kind(given, capsys):
+    code = main(
+        ["train", "lora", "--kind", "image", "--model", given["model"], "--data", "a", "-o", "b", "--minutes", "1"]
+    )
+    assert code == 2 and "makes video, not image" in capsys.readouterr().err
