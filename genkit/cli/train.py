@@ -14,6 +14,8 @@ from genkit.cli.output import note, print_json, quiet_libraries, say, warn
 from genkit.cli.progress import span
 from genkit.errors import UsageError, explain, shown
 from genkit.pipelines.request import COMMAND_LINE, read_config
+from genkit.reading import read_toml
+from genkit.training.data.source import TOML
 from genkit.training.lora.settings import LoraSettings
 
 KINDS = ("image", "video", "audio-video")
@@ -29,7 +31,7 @@ app = typer.Typer(
 def lora(
     given: dict[str, Any],
     config: Annotated[
-        Path | None, typer.Option("--config", help="YAML or JSON file of settings; flags win over it.")
+        Path | None, typer.Option("--config", help="YAML, JSON or TOML file of settings; flags win over it.")
     ] = None,
     dry_run: Annotated[
         bool,
@@ -96,8 +98,13 @@ def check_kind(model: str, wanted: str) -> None:
 
 def settings_of(given: dict[str, Any], config: Path | None) -> LoraSettings:
     """Settings of a file and of flags, which win."""
-    written = [] if config is None else [(str(config), read_config(config))]
+    written = [] if config is None else [(str(config), _read(config))]
     return LoraSettings.from_mappings(*written, (COMMAND_LINE, given))
+
+
+def _read(config: Path) -> dict[str, Any]:
+    """The names and values of a file; TOML too, which other trainers' configurations are written in."""
+    return read_toml(config) if config.suffix.lower() == TOML else read_config(config)
 
 
 def train(settings: LoraSettings, dry_run: bool, measure: bool, json: bool) -> None:

@@ -107,7 +107,10 @@ def _parse(arguments: list[str]) -> None:
     command = typer.main.get_command(app)
     with command.make_context("genkit", list(arguments)) as context:
         name, chosen, rest = command.resolve_command(context, [*context._protected_args, *context.args])
-        chosen.make_context(name, rest, parent=context)
+        inner = chosen.make_context(name, rest, parent=context)
+        if hasattr(chosen, "resolve_command"):  # a group, such as train
+            name, chosen, rest = chosen.resolve_command(inner, [*inner._protected_args, *inner.args])
+            chosen.make_context(name, rest, parent=inner)
 
 
 @pytest.mark.parametrize("page", pages_with(SHELL), ids=reader.name)
@@ -178,5 +181,9 @@ def test_commands_in_running_text_are_commands(page):
         if name == "COMMAND" or name.startswith("-"):
             continue
         assert name in commands, line
-        flags = {flag for parameter in commands[name].params for flag in parameter.opts} | {"--help", "-h"}
+        command = commands[name]
+        if hasattr(command, "commands") and rest:  # a group, such as train
+            assert rest[0] in command.commands, line
+            command = command.commands[rest[0]]
+        flags = {flag for parameter in command.params for flag in parameter.opts} | {"--help", "-h"}
         assert {word for word in rest if word.startswith("-")} <= flags, line

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import runpy
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -195,10 +197,16 @@ def test_a_wrong_command_line_is_one_line_and_a_code(flags, words, capsys, tmp_p
         ("a: [b\n", 1, "YAML"),
         ("# " + "x" * 300_000, 1, "large"),
         ("", 2, "training needs --model"),
+        ("model: [toml\nx", 1, "TOML"),
+        (
+            "network_dim = 16\n[train]\nsteps = 3\n",
+            2,
+            "'network_dim' is rank here; 'train.steps' is max_train_steps here",
+        ),
     ],
 )
 def test_a_configuration_that_is_none_is_refused(text, code, words, capsys, tmp_path):
-    path = tmp_path / "lora.yaml"
+    path = tmp_path / ("lora.toml" if "=" in text or "toml" in text else "lora.yaml")
     path.write_text(text)
     assert main(["train", "lora", "--config", str(path)]) == code
     assert words in capsys.readouterr().err
@@ -213,3 +221,8 @@ def test_every_setting_has_a_help_and_a_group():
     for field in dataclasses.fields(LoraSettings):
         assert field.metadata["help"].endswith("."), field.name
         assert field.metadata["group"] != "Generation", field.name
+
+
+def test_the_page_of_all_settings_is_the_settings():
+    script = runpy.run_path(str(Path(__file__).resolve().parents[3] / "scripts" / "lora_settings_page.py"))
+    assert script["PAGE"].read_text() == script["page"](), "run python scripts/lora_settings_page.py"
