@@ -147,9 +147,11 @@ def lines_of(found: dict[str, Any]) -> Iterator[str]:
     """The plan as a person reads it."""
     held = f", {found['held_out']} held out" if found["held_out"] else ""
     yield f"{found['pipeline']} {found['model']}: {found['component']} on {found['device']}, {_types(found)}"
-    yield f"data: {found['files']} files, {found['samples']} samples{held}, {found['captions']} captions"
+    captions = f"{found['captions']} captions{_tokens(found)}"
+    yield f"data: {found['files']} files, {found['samples']} samples{held}, {captions}"
     for size, count in found["buckets"].items():
         yield f"  {size}: {count}"
+    yield f"cache: {found['cache']}"
     yield f"length: {_length(found)}"
     yield f"trained: {found['trainable_parameters']:,} parameters on {sum(found['trained'].values())} layers"
     for name, count in found["trained"].items():
@@ -162,6 +164,10 @@ def lines_of(found: dict[str, Any]) -> Iterator[str]:
         yield from _measured_lines(found["measured"])
     for line in found["notes"]:
         yield f"note: {line}"
+
+
+def _tokens(found: dict[str, Any]) -> str:
+    return "" if found["caption_tokens"] is None else f" of up to {found['caption_tokens']} tokens"
 
 
 def _types(found: dict[str, Any]) -> str:

@@ -20,7 +20,7 @@ def described(plan: LoraPlan, estimate: Estimate) -> dict[str, Any]:
         plan: of the run.
         estimate: from :meth:`LoraPlan.estimate`.
     """
-    settings = plan.settings
+    settings, summary = plan.settings, plan.summary()
     return {
         "model": plan.model.name,
         "pipeline": plan.model.class_name,
@@ -31,7 +31,9 @@ def described(plan: LoraPlan, estimate: Estimate) -> dict[str, Any]:
         "files": len({cut.item.path for cut in (*plan.data.cuts, *plan.data.held_out)}),
         "samples": len(plan.data.cuts),
         "held_out": len(plan.data.held_out),
-        "captions": len({cut.item.caption for cut in (*plan.data.cuts, *plan.data.held_out)}),
+        "captions": len({cut.item.caption for cut in plan.data.every}),
+        "caption_tokens": None if summary.captions is None else summary.captions.longest,
+        "cache": str(summary.cache),
         "buckets": plan.buckets(),
         "batches_per_epoch": plan.batches.per_epoch,
         "steps": plan.loop.steps,

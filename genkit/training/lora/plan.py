@@ -34,6 +34,7 @@ from genkit.training.data.batch import Batch
 from genkit.training.data.folder.batches import Batches
 from genkit.training.data.folder.buckets import Bucket
 from genkit.training.data.folder.data import FolderData
+from genkit.training.data.folder.summary import Summary, summarise
 from genkit.training.engine.journal import LOG, check_tracker
 from genkit.training.engine.keep import LATEST, Numbered
 from genkit.training.engine.loop import LoopConfig, process_count, process_rank
@@ -214,8 +215,15 @@ class LoraPlan:
             lines.append(
                 f"--resume-from-checkpoint {LATEST}: {place(settings.output)} holds no checkpoint; this run begins at 0"
             )
-        counted = Counter(line for cut in self.data.cuts for line in cut.told)
-        return lines + [line if count == 1 else f"{line} ({count} samples)" for line, count in counted.items()]
+        return lines + self.summary().notes()
+
+    def summary(self) -> Summary:
+        """What the folders come to, with the lengths of captions and the state of the cache."""
+        settings, parts = self.settings, self.pipeline.components.items()
+        tokenizers = [part for name, part in parts if name.startswith("tokenizer") and part is not None]
+        cache = Path(settings.cache_dir or Path(settings.output) / CACHE).expanduser()
+        slots = slots_of(settings, self.model) or self.training.slots
+        return summarise(self.data, settings.train_batch_size, process_count(), tokenizers, slots, cache)
 
     def _check_room(self) -> None:
         """Refuse a disk that has no room for what a run of this length leaves: checkpoints and result."""

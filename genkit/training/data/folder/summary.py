@@ -50,6 +50,10 @@ class CacheState:
     others: int
     exact: bool
 
+    def __str__(self) -> str:
+        sure = "" if self.exact or not self.ready else ", if they are this model's"
+        return f"{self.ready} entries are there{sure}; {self.missing} must be made; {self.others} are of other runs"
+
 
 @dataclass(frozen=True)
 class Summary:
@@ -89,14 +93,18 @@ class Summary:
             found.append(f"{self.held_out} samples held out")
         if self.captions is not None:
             found.append(f"captions of up to {self.captions.longest} of {self.captions.slots} tokens")
-            if self.captions.cut:
-                short = [repr(place(caption[:60])) for caption in self.captions.cut]
-                found.append(f"{len(short)} captions are longer than that and lose their end: {listed(short)}")
         if self.cache is not None:
-            sure = "" if self.cache.exact else " if they are this model's"
+            found.append(f"cache: {self.cache}")
+        return found + self.notes()
+
+    def notes(self) -> list[str]:
+        """What a user should know beside the numbers, one line each."""
+        found = []
+        if self.captions is not None and self.captions.cut:
+            short = [repr(place(caption[:60])) for caption in self.captions.cut]
             found.append(
-                f"cache: {self.cache.ready} entries are there{sure}, {self.cache.missing} must be made, "
-                f"{self.cache.others} are others'"
+                f"{len(short)} captions are longer than the {self.captions.slots} tokens that are read and lose their "
+                f"end: {listed(short)}"
             )
         if self.unused:
             found.append(f"{len(self.unused)} files are not used: {listed([place(name) for name in self.unused])}")
