@@ -136,10 +136,11 @@ def measure(row: Row, folder: Path, options: argparse.Namespace) -> dict[str, An
     before = _judged(row, None, options)
     after = _judged(row, folder / "lora" / "pytorch_lora_weights.safetensors", options, folder)
     kept = concepts.change(before["known"], after["known"], row.kind)
+    bare = None if row.attention is None else _known_without(row, before["known"], options)
     return {
         "model": row.model, "concept": row.concept, "attention": row.method, "prompts": options.prompts,
         "known": options.known, "sampling_steps": options.steps, "precision": options.precision, **trained,
-        "before": _shares(before), "after": _shares(after), "change": kept,
+        "before": _shares(before), "after": _shares(after), "change": kept, "change_without": bare,
         "minutes": (time.perf_counter() - begun) / 60,
     }  # fmt: skip
 
@@ -189,8 +190,7 @@ def _judged(row: Row, lora: Path | None, options: argparse.Namespace, folder: Pa
     kept = options.work / f"before-{row.model}-{row.concept}-{options.prompts}-{options.known}-{options.steps}.json"
     if lora is None and kept.exists():
         return json.loads(kept.read_text())
-    dtype = "bfloat16" if options.precision == "bf16" else "float32"
-    pipeline = _pipeline(row, lora, dtype)
+    pipeline = _pipeline(row, lora, _dtype(options), attention=lora is not None)
     found = {}
     for name, shown, count, seed in (("new", True, options.prompts, 1000), ("known", False, options.known, 2000)):
         prompts = concepts.concept_prompts(row.concept, row.kind, count, shown)
@@ -205,8 +205,23 @@ def _judged(row: Row, lora: Path | None, options: argparse.Namespace, folder: Pa
     return found
 
 
-def _pipeline(row: Row, lora: Path | None, dtype: str) -> Any:
-    """The model; with a LoRA also the attention that it was trained with."""
+def _known_without(row: Row, before: list, options: argparse.Namespace) -> tuple[float, float]:
+    """What the attention alone changes of prompts without the concept: what the LoRA has to make good."""
+    from genkit.evaluation import concepts
+
+    pipeline = _pipeline(row, None, _dtype(options), attention=True)
+    prompts = concepts.concept_prompts(row.concept, row.kind, options.known, False)
+    samples = concepts.sample(pipeline, row.model, row.kind, prompts.texts, options.steps, 2000)
+    _sheet(samples, prompts.texts, options.work / f"{row.model}-{row.attention}-without.png")
+    return concepts.change(before, concepts.judge(row.concept, row.kind, prompts, samples, False), row.kind)
+
+
+def _dtype(options: argparse.Namespace) -> str:
+    return "bfloat16" if options.precision == "bf16" else "float32"
+
+
+def _pipeline(row: Row, lora: Path | None, dtype: str, attention: bool) -> Any:
+    """The model, with a LoRA and with the attention that it was trained with."""
     import genkit
     from genkit.lora.load import apply_loras
     from genkit.training.lora.settings import LoraSettings
@@ -215,20 +230,20 @@ def _pipeline(row: Row, lora: Path | None, dtype: str) -> Any:
     pipeline.set_progress_bar_config(disable=True)
     if lora is not None:
         apply_loras(pipeline, [str(lora)])
-        if row.attention is not None:
-            from genkit.models import locate
-            from genkit.pipelines.attention import Attention
-            from genkit.pipelines.model import Model
-            from genkit.training.lora.attention import put_in
+    if attention and row.attention is not None:
+        from genkit.models import locate
+        from genkit.pipelines.attention import Attention
+        from genkit.pipelines.model import Model
+        from genkit.training.lora.attention import put_in
 
-            given = {
-                "model": row.model, "data": str(lora.parent), "output": str(lora.parent), "max_train_steps": 1,
-                "attention": row.attention, "attention_args": row.arguments, "schedule": row.schedule,
-            }  # fmt: skip
-            settings = LoraSettings.from_mappings((row.config, given))
-            model = Model.of(locate(row.model).path, row.model)
-            attention = Attention.of(settings, model.folder).settled(model, None)
-            put_in(getattr(pipeline, "unet", None) or pipeline.transformer, attention, False)
+        given = {
+            "model": row.model, "data": ".", "output": ".", "max_train_steps": 1,
+            "attention": row.attention, "attention_args": row.arguments, "schedule": row.schedule,
+        }  # fmt: skip
+        settings = LoraSettings.from_mappings((row.config, given))
+        model = Model.of(locate(row.model).path, row.model)
+        chosen = Attention.of(settings, model.folder).settled(model, None)
+        put_in(getattr(pipeline, "unet", None) or pipeline.transformer, chosen, False)
     return pipeline
 
 
@@ -257,11 +272,12 @@ def _text(facts: dict, rows: dict[str, dict]) -> str:
             "# LoRAs of a concept",
             "",
             machine_line(facts),
-            "30 files of a concept that the model does not know and 30 of known things, `genkit train lora`, then the "
-            "same prompts from the same noise before and after, the latter through the attention that was trained "
-            "with. Shares in percent with their standard error. Known: share of prompts without the concept that show "
-            "it all the same, and the mean change of their attributes in points, prompt by prompt. Minutes: the whole "
-            "row, with the processor shared; CPU: seconds of all cores in training.",
+            "30 files of a concept that the model does not know and some of known things, `genkit train lora`, "
+            "then the same prompts from the same noise before, and after through the attention that was trained "
+            "with. Shares in percent with their standard error. Known: share of prompts without the concept that "
+            "show it all the same, and the mean change of their attributes in points, prompt by prompt, against "
+            "the model before; then what the attention alone changes, without the LoRA. Minutes: with a processor "
+            "that other work shared. CPU: seconds of all cores in training.",
             "",
             table(lines),
             "",
@@ -281,7 +297,8 @@ def _line(row: dict) -> dict[str, str]:
         "after": _cell(row["after"]["new"]["concept"]),
         "beside it": ", ".join(f"{name} {value[0]:.0f}" for name, value in beside.items()),
         "known: concept": _cell(row["after"]["known"]["concept"]),
-        "known: change": f"{row['change'][0]:+.1f} ± {row['change'][1]:.1f}", "steps": str(row["train_steps"]),
+        "known: change": _points(row["change"]), "the same without the LoRA": _points(row.get("change_without")),
+        "steps": str(row["train_steps"]),
         "train min": f"{row['train_minutes']:.1f}", "CPU s": f"{row['train_cpu_seconds']:.0f}",
         "minutes": f"{row['minutes']:.1f}",
     }  # fmt: skip
@@ -293,6 +310,10 @@ def _attributes(row: dict) -> list[dict[str, str]]:
         head | {"": when} | {name: _cell(value) for name, value in row[when]["known"].items() if name != "concept"}
         for when in ("before", "after")
     ]
+
+
+def _points(value: Sequence[float] | None) -> str:
+    return "" if value is None else f"{value[0]:+.1f} ± {value[1]:.1f}"
 
 
 def _cell(value: Sequence[float]) -> str:
