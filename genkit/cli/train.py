@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from genkit.cli.options import Json, with_settings
 from genkit.cli.output import note, print_json, quiet_libraries, say, warn
 from genkit.cli.progress import span
-from genkit.errors import UsageError, explain, shown
+from genkit.errors import UnsupportedError, UsageError, explain, shown
 from genkit.pipelines.request import COMMAND_LINE, read_config
 from genkit.reading import read_toml
 from genkit.training.data.source import TOML
 from genkit.training.lora.settings import LoraSettings
+
+if TYPE_CHECKING:
+    from genkit.training.lora.plan import LoraPlan
 
 KINDS = ("image", "video", "audio-video")
 
@@ -114,15 +117,42 @@ def train(settings: LoraSettings, dry_run: bool, measure: bool, json: bool) -> N
     if dry_run:
         plan_only(settings, measure, json)
         return
-    from genkit.training.lora.run import train_lora
+    from genkit.training.lora.estimate import most_used
+    from genkit.training.lora.plan import LoraPlan
+    from genkit.training.lora.run import Run
 
-    path = train_lora(settings, warn if is_first() else lambda line: None)
+    tell = warn if is_first() else lambda line: None
+    plan = LoraPlan.of(settings)
+    needed = announced(plan, tell) if is_first() else None
+    path = Run.open(settings, tell, plan).go()
     if not is_first():
         return
+    used = most_used(plan.device)
     if json:
-        print_json({"file": str(path)})
+        print_json({"file": str(path), "memory": {"used": used, "estimated": needed}})
         return
     say(path)
+    say(f"  memory: {size(used)} at most" + ("" if needed is None else f", {size(needed)} estimated"))
+
+
+def announced(plan: LoraPlan, tell: Callable[[str], None]) -> float | None:
+    """Bytes that a run will need, told before its weights are read, with a warning when there are fewer; None when
+    they cannot be estimated."""
+    from genkit.training.lora.estimate import there_is
+
+    try:
+        needed = plan.estimate().memory.peak
+    except UnsupportedError as error:
+        tell(str(error))
+        return None
+    free = there_is(plan.device)
+    note(f"memory: about {size(needed)} at most" + ("" if free is None else f", {size(free)} are free"))
+    if free is not None and needed > free:
+        tell(
+            f"this run needs about {size(needed)} of memory and {size(free)} are free; --dry-run shows the parts, and "
+            "--gradient-checkpointing, a smaller --resolution or --train-batch-size, or --quantization makes it less"
+        )
+    return needed
 
 
 def plan_only(settings: LoraSettings, measure: bool, json: bool) -> None:
@@ -131,7 +161,12 @@ def plan_only(settings: LoraSettings, measure: bool, json: bool) -> None:
     from genkit.training.lora.plan import LoraPlan
 
     plan = LoraPlan.of(settings)
-    found = described(plan, plan.estimate())
+    try:
+        estimate = plan.estimate()
+    except UnsupportedError as error:
+        warn(error)
+        estimate = None
+    found = described(plan, estimate)
     if measure:
         from genkit.training.lora.measure import measured
 
@@ -158,8 +193,9 @@ def lines_of(found: dict[str, Any]) -> Iterator[str]:
         yield f"  {name}: {count}"
     if found["attention"] is not None:
         yield f"attention: {_attention(found['attention'])}"
-    yield from _memory_lines(found)
-    yield f"arithmetic: {_flops(found['flops_per_step'])} a step"
+    if found["memory"] is not None:
+        yield from _memory_lines(found)
+        yield f"arithmetic: {_flops(found['flops_per_step'])} a step"
     if "measured" in found:
         yield from _measured_lines(found["measured"])
     for line in found["notes"]:

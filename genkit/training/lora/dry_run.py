@@ -13,12 +13,12 @@ from genkit.training.lora.plan import LoraPlan
 _NUMBER = re.compile(r"(?<![^.])\d+(?=\.)")
 
 
-def described(plan: LoraPlan, estimate: Estimate) -> dict[str, Any]:
+def described(plan: LoraPlan, estimate: Estimate | None) -> dict[str, Any]:
     """A plan and what it needs, ready for JSON.
 
     Args:
         plan: of the run.
-        estimate: from :meth:`LoraPlan.estimate`.
+        estimate: from :meth:`LoraPlan.estimate`; None where it cannot be made.
     """
     settings, summary = plan.settings, plan.summary()
     return {
@@ -42,10 +42,12 @@ def described(plan: LoraPlan, estimate: Estimate) -> dict[str, Any]:
         "trained": grouped(plan.targets),
         "trainable_parameters": plan.trainable,
         "attention": attention_of(plan, estimate),
-        "memory": memory_of(estimate.memory),
-        "activations": {"with gradient checkpointing": estimate.saved, "without": estimate.plain},
-        "largest_size": str(estimate.size),
-        "flops_per_step": estimate.flops * settings.gradient_accumulation_steps,
+        "largest_size": str(plan.largest),
+        "memory": None if estimate is None else memory_of(estimate.memory),
+        "activations": None
+        if estimate is None
+        else {"with gradient checkpointing": estimate.saved, "without": estimate.plain},
+        "flops_per_step": None if estimate is None else estimate.flops * settings.gradient_accumulation_steps,
         "notes": plan.notes(),
     }
 
@@ -61,11 +63,12 @@ def memory_of(memory: Memory) -> dict[str, float]:
     return {**{name: getattr(memory, name) for name in parts}, "caching": memory.caching, "training": memory.training}
 
 
-def attention_of(plan: LoraPlan, estimate: Estimate) -> dict[str, Any] | None:
+def attention_of(plan: LoraPlan, estimate: Estimate | None) -> dict[str, Any] | None:
     """The attention in the loop, and the share of pairs that its calls pay for at the largest size."""
     if plan.attention is None:
         return None
-    found = [density for density in estimate.densities.values() if density is not None]
+    densities = {} if estimate is None else estimate.densities
+    found = [density for density in densities.values() if density is not None]
     return {
         "methods": [part.method.describe() for part in plan.attention.parts],
         "schedule": plan.attention.text,

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from genkit.attention.method import Density
+from genkit.errors import UnsupportedError, escaped, shortened
 from genkit.families.training.base import AUDIO, IMAGE, Media, Tensors, Training
 from genkit.training.data.batch import Batch
 from genkit.training.data.folder.buckets import Bucket
@@ -152,7 +153,22 @@ class Subject:
 
 
 def estimate(subject: Subject) -> Estimate:
-    """Memory and arithmetic of a run; changes nothing that lasts."""
+    """Memory and arithmetic of a run; changes nothing that lasts.
+
+    Raises:
+        UnsupportedError: a model that cannot be run without values.
+    """
+    try:
+        return _estimated(subject)
+    except (RuntimeError, NotImplementedError, TypeError) as error:
+        said = shortened(escaped(str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__))
+        raise UnsupportedError(
+            f"the memory of {type(subject.pipeline).__name__} cannot be estimated: without values it does not run "
+            f"({said})"
+        ) from error
+
+
+def _estimated(subject: Subject) -> Estimate:
     encoding, batch = encoded(subject)
     with _as_computed(subject):
         plain = _whole(subject, batch, False)
@@ -190,6 +206,24 @@ def most_resident() -> float:
     """The most bytes of main memory that this process has had."""
     unit = 1 if sys.platform == "darwin" else 1024
     return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
+
+
+def most_used(device: torch.device) -> float:
+    """The most memory that this process has had, in bytes: of the accelerator, or of main memory."""
+    return float(torch.cuda.max_memory_reserved(device)) if device.type == "cuda" else most_resident()
+
+
+def there_is(device: torch.device) -> float | None:
+    """Bytes of memory that a run on a device may have: what is free and what this process has already; None where
+    the system does not tell."""
+    if device.type == "cuda":
+        return float(torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device))
+    try:
+        with open("/proc/meminfo") as file:
+            found = {line.split(":")[0]: line.split(":")[1].split()[0] for line in file}
+        return 1024.0 * int(found["MemAvailable"]) + resident()
+    except (OSError, KeyError):
+        return None
 
 
 def _weights(subject: Subject) -> tuple[float, float]:

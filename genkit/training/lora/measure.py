@@ -14,7 +14,7 @@ from genkit.pipelines.load import load
 from genkit.training.data.batch import Batch
 from genkit.training.engine.memory import checkpoint_gradients
 from genkit.training.lora.attention import put_in
-from genkit.training.lora.estimate import most_resident
+from genkit.training.lora.estimate import most_used
 from genkit.training.lora.plan import LoraPlan, adapter_on, optimizer_for
 from genkit.training.lora.task import LoraTask
 
@@ -65,9 +65,12 @@ def measured(plan: LoraPlan) -> dict[str, Any]:
             torch.cuda.synchronize(device)
         times.append(time.perf_counter() - begin)
     seconds = sum(times[1:]) / _STEPS
-    memory = float(torch.cuda.max_memory_allocated(device)) if device.type == "cuda" else most_resident()
     steps = plan.loop.steps
-    return {"seconds_per_step": seconds, "memory": memory, "seconds": None if steps is None else steps * seconds}
+    return {
+        "seconds_per_step": seconds,
+        "memory": most_used(device),
+        "seconds": None if steps is None else steps * seconds,
+    }
 
 
 def _drawn(shapes: Batch, device: torch.device) -> Batch:

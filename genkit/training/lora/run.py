@@ -103,11 +103,13 @@ class Run:
     views: ValidationSamples | None = None
 
     @classmethod
-    def open(cls, settings: LoraSettings, told: Callable[[str], None] = warnings.warn) -> Run:
-        """Load and check everything; see :func:`train_lora`."""
+    def open(
+        cls, settings: LoraSettings, told: Callable[[str], None] = warnings.warn, plan: LoraPlan | None = None
+    ) -> Run:
+        """Load and check everything; see :func:`train_lora`. ``plan``: made of the same settings before."""
         if settings.threads:
             torch.set_num_threads(settings.threads)
-        plan = LoraPlan.of(settings)
+        plan = plan or LoraPlan.of(settings)
         for line in plan.notes():
             told(line)
         model, component, attention = plan.model, plan.component, plan.attention

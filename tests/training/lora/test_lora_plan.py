@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +17,7 @@ from genkit.errors import GenkitError
 from genkit.media.files import write_media
 from genkit.pipelines.model import Model
 from genkit.pipelines.skeleton import skeleton
+from genkit.training.lora import estimate as estimating
 from genkit.training.lora import plan as planning
 from genkit.training.lora.plan import LoraPlan
 from genkit.training.lora.settings import LoraSettings
@@ -188,3 +192,28 @@ def test_a_script_refuses_models_of_another_kind(given, capsys):
         ["train", "lora", "--kind", "image", "--model", given["model"], "--data", "a", "-o", "b", "--minutes", "1"]
     )
     assert code == 2 and "makes video, not image" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_run_tells_the_memory_it_took_beside_what_was_estimated(given):
+    flags = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    command = [sys.executable, "-m", "genkit", "train", "lora", *flags, "--json"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    told = json.loads(done.stdout)
+    assert Path(told["file"]).is_file()
+    assert told["memory"]["used"] == pytest.approx(told["memory"]["estimated"], rel=0.2)
+    assert "memory: about" in done.stderr
+
+
+def test_a_model_that_does_not_run_without_values_is_trained_all_the_same(given, monkeypatch, capsys):
+    def refuse(subject):
+        raise NotImplementedError("no meta kernel")
+
+    monkeypatch.setattr(estimating, "_estimated", refuse)
+    flags = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    assert main(["train", "lora", *flags, "--dry-run", "--json"]) == 0
+    caught = capsys.readouterr()
+    assert json.loads(caught.out)["memory"] is None
+    assert "cannot be estimated: without values it does not run (no meta kernel)" in caught.err
