@@ -309,6 +309,7 @@ class _Run:
         for name, times in seen.items():
             if times < count:
                 sums[name] *= count / times
+        sums["loss"] = self.joint(sums["loss"])
         limit = self.config.explosion
         if limit is not None and sums["loss"] > limit * max(self.usual.value, 1.0):
             self.fail(f"the loss rose to {sums['loss']:.4g}")
@@ -332,6 +333,13 @@ class _Run:
             self.module.set_requires_gradient_sync(wanted)
             return nullcontext()
         return nullcontext() if wanted else self.accelerator.no_sync(self.wrapped)
+
+    def joint(self, loss: float) -> float:
+        """The mean loss of all processes: what is told and judged is of the joint batch."""
+        if self.accelerator.num_processes == 1:
+            return loss
+        told = torch.tensor(loss, dtype=torch.float32, device=self.accelerator.device)
+        return float(self.accelerator.reduce(told, "mean"))
 
     def agree(self, seconds: float, asked: bool) -> tuple[float, bool]:
         """The first process's clock and Ctrl-C for all: they must see the same, or they would stop apart."""
