@@ -90,7 +90,9 @@ def _rows(told: dict[str, Any]) -> list[tuple[str, Any]]:
         rows.append(("facts", "none: genkit did not make this file"))
     else:
         rows += [(name.replace("_", " "), _short(value)) for name, value in facts.items() if name != "settings"]
-        rows += [(f"setting {name}", _short(value)) for name, value in facts.get("settings", {}).items()]
+        rows += [
+            (f"setting {name}", _short(value)) for name, value in facts.get("settings", {}).items() if _given(value)
+        ]
     if facts is None:
         rows += [(name, _short(value)) for name, value in told["texts"].items()]
     return rows
@@ -100,6 +102,11 @@ def _counted(counts: dict[str, int]) -> str:
     if len(counts) == 1:
         return next(iter(counts))
     return ", ".join(f"{value} ({count})" for value, count in counts.items())
+
+
+def _given(value: Any) -> bool:
+    """Whether a stored setting says anything; one that was left open is told by ``--json`` alone."""
+    return value is not None and value != [] and value != {}
 
 
 def _short(value: Any) -> str:

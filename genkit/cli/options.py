@@ -89,6 +89,6 @@ def _parameter(field: dataclasses.Field, kind: type) -> inspect.Parameter:
 def _help(field: dataclasses.Field) -> str:
     default = field.default
     text = field.metadata["help"].replace("[", r"\[")  # no markup
-    if default in (None, (), False, "") or default is dataclasses.MISSING:
+    if default is dataclasses.MISSING or default is False or default in (None, (), ""):  # 0 is a default to be told
         return text
     return f"{text} Default: {default}."

@@ -39,11 +39,13 @@ def lora(
     dry_run: Annotated[
         bool,
         typer.Option(
-            "--dry-run", help="Check everything and print files, buckets, steps, memory and time; train nothing."
+            "--dry-run",
+            help="Check everything and print files, buckets, steps, layers, memory and arithmetic; train nothing.",
         ),
     ] = False,
     measure: Annotated[
-        bool, typer.Option("--measure", help="With --dry-run: load the model and time a few steps.")
+        bool,
+        typer.Option("--measure", help="With --dry-run: load the model, time a few steps and tell the time of all."),
     ] = False,
     kind: Annotated[
         str | None, typer.Option("--kind", help="Refuse models that make something else: image, video or audio-video.")

@@ -16,7 +16,7 @@ from genkit.pipelines.attention import Attention
 
 #: Methods that read what only a run of their own task gives them, and how they are trained instead.
 _OWN_TASK = {
-    "reference": "it follows a picture that is recorded for every sample; scripts/train_patch.py reference trains it",
+    "reference": "it follows a picture that is recorded for every sample; genkit train weights reference trains it",
 }
 
 

@@ -403,6 +403,10 @@ class ValidationSettings(Settings):
 class MethodWeightsSettings(AttentionSettings):
     """Attention in the loop."""
 
+    attention: str | None = option(
+        None, "Attention method in the loop, by name (see genkit methods); 'none' for the model's own.",
+        group="Attention",
+    )  # fmt: skip
     train_attention_weights: bool = option(
         False, "Train the method's own weights too (agent, reference, cross_modal_context); saved beside the LoRA.",
         group="Attention",
