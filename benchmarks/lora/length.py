@@ -13,6 +13,7 @@ import os
 import statistics
 import subprocess
 import sys
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -95,7 +96,7 @@ def run(options: argparse.Namespace) -> int:
     rows = judged(options, [row for row in ROWS if row.lora is None or row.lora in loops])
     costs = []
     for side in map(int, options.timed_sides.split(",") if options.turns else ()):
-        costs += timed(argparse.Namespace(**{**vars(options), "side": side, "clips": 4}))
+        costs += timed(argparse.Namespace(**{**vars(options), "side": side, "clips": 1}))
     facts = {**environment(), "load average": os.getloadavg()}
     data = {"environment": facts, "options": {k: str(v) for k, v in vars(options).items()}, "training": trained,
             "judged": rows, "cost": costs}  # fmt: skip
@@ -258,14 +259,14 @@ def timed(options: argparse.Namespace) -> list[dict[str, object]]:
         settings |= {"caption_dropout": 0.0, "lr_scheduler": "constant", "lr_warmup_steps": 0}
         settings.pop("checkpoints_total_limit")
         given = {key: value for key, value in settings.items() if value is not None}
-        loop = Loop(name, ours(LoraSettings.from_mappings(("the benchmark", given))))
+        loop = Loop(name, ours(LoraSettings.from_mappings(("the benchmark", given)), time.process_time))
         loop.work, loop.density = work_of(name, options)
         loops.append(loop)
     for loop in loops:
-        loop.steps(2)  # first calls are slower
+        loop.steps(1)  # the first call is slower
     for turn in range(options.turns):
         for loop in loops:
-            loop.seconds += loop.steps(3)
+            loop.seconds += loop.steps(2)
         tell("turns", turn + 1, options.turns)
     base = statistics.median(loops[0].seconds)
     return [
@@ -275,7 +276,7 @@ def timed(options: argparse.Namespace) -> list[dict[str, object]]:
             "attention": loop.name.replace("_", " "),
             "pairs executed in its layers": loop.density,
             "attention FLOPs": f"{loop.work:.2f}",
-            "s / step": f"{statistics.median(loop.seconds):.3f}",
+            "CPU s / step": f"{statistics.median(loop.seconds):.3f}",
             "fastest": f"{min(loop.seconds):.3f}",
             "relative": f"{statistics.median(loop.seconds) / base:.3f}",
         }
@@ -333,8 +334,8 @@ def text_of(data: dict[str, Any], options: argparse.Namespace) -> str:
                 "## Held-out loss",
                 table(losses),
                 "## Cost of a training step",
-                "Batch 1, latents and text cached; median of all steps, every kind of attention once a turn. Attention "
-                "FLOPs: share of dense self-attention over all layers, the first two of six are dense.",
+                "Batch 1, latents and text cached, one thread; median CPU seconds, every kind of attention once a turn."
+                " Attention FLOPs: share of dense self-attention over all layers, the first two of six are dense.",
                 table(data["cost"]) if data["cost"] else "Not measured.",
             ]
         )

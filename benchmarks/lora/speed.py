@@ -135,14 +135,14 @@ def write_clips(folder: Path, frames: int, height: int, width: int) -> None:
         (folder / f"{index}.txt").write_text(f"a red circle moves right, take {index}")
 
 
-def ours(settings: LoraSettings) -> Callable[[int], list[float]]:
+def ours(settings: LoraSettings, clock: Callable[[], float] = time.perf_counter) -> Callable[[int], list[float]]:
     """Steps of genkit's loop, told apart by the moments at which a loss is asked for."""
     run = Run.open(settings)
     loss, inner = run.loss(), run.loss
     state: dict[str, Any] = {}
 
     def timed(wrapped: Any, number: int, progress: float) -> Any:
-        state["moments"].append(time.perf_counter())
+        state["moments"].append(clock())
         if len(state["moments"]) > state["count"]:
             raise _Enough
         return loss(wrapped, number, progress)
