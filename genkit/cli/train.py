@@ -232,7 +232,7 @@ def _memory_lines(found: dict[str, Any]) -> Iterator[str]:
     memory, both = found["memory"], found["activations"]
     yield f"memory (estimated for {found['largest_size']}): {size(max(memory['caching'], memory['training']))} at most"
     parts = {
-        "frozen denoisers": memory["weights"],
+        "frozen denoiser": memory["weights"],
         "adapter, gradients, average, optimizer": memory["adapter"],
         "activations": memory["activations"],
         "program and libraries": memory["overhead"],
@@ -240,7 +240,7 @@ def _memory_lines(found: dict[str, Any]) -> Iterator[str]:
     yield f"  training {size(memory['training'])}: " + ", ".join(f"{name} {size(part)}" for name, part in parts.items())
     yield (
         f"  caching {size(memory['caching'])}: autoencoders and text encoders {size(memory['encoders'])} and what they "
-        f"need {size(memory['encoding'])}, beside denoisers, program and libraries"
+        f"need {size(memory['encoding'])}, beside denoiser, program and libraries"
     )
     with_it = both["with gradient checkpointing"]
     saved = "is not offered by this model" if with_it is None else f"makes it {size(with_it)}"

@@ -41,8 +41,8 @@ class Memory:
     """Bytes of a run by part.
 
     Args:
-        weights: of the denoisers, frozen.
-        encoders: weights of autoencoders and text encoders.
+        weights: of the denoiser that is trained, frozen.
+        encoders: weights of all other parts: autoencoders, text encoders, a second denoiser.
         adapter: of the adapter, its gradients, its average and the optimizer's state.
         activations: the most that a step needs beside them.
         encoding: the most that encoding a sample or a caption needs beside the weights.
@@ -227,15 +227,15 @@ def there_is(device: torch.device) -> float | None:
 
 
 def _weights(subject: Subject) -> tuple[float, float]:
-    """Bytes of the denoisers and of everything else."""
+    """Bytes of the denoiser that is trained and of everything else."""
     own, other = 0.0, 0.0
-    for name, part in subject.pipeline.components.items():
+    for part in subject.pipeline.components.values():
         if not isinstance(part, nn.Module):
             continue
         trained = {id(value) for value in part.parameters() if value.requires_grad}
         size = sum(_bytes(value) for value in (*part.parameters(), *part.buffers()) if id(value) not in trained)
-        if name.startswith(("transformer", "unet")):
-            if part is subject.adapter.model and subject.quantization is not None:
+        if part is subject.adapter.model:
+            if subject.quantization is not None:
                 linear = [each.weight for each in part.modules() if isinstance(each, nn.Linear)]
                 linear = [value for value in linear if id(value) not in trained]
                 size += sum(QUANTIZED[subject.quantization] * value.numel() - _bytes(value) for value in linear)

@@ -201,7 +201,7 @@ class LoraPlan:
                     optimizer=lambda named: optimizer_for(settings, named),
                     device=self.device.type,
                     quantization=settings.quantization,
-                    encoders_stay=bool(settings.validation_prompts),
+                    encoders_stay=bool(settings.validation_prompts) and settings.offload == "none",
                     checkpointing=settings.gradient_checkpointing,
                 )
             finally:
