@@ -369,7 +369,7 @@ def test_a_seed_is_drawn_of_32_bits_where_none_is_given(monkeypatch):
     monkeypatch.setattr("genkit.pipelines.resolve.secrets.randbelow", lambda bound: bound - 1)
     for given, stored in ((None, 2**32 - 1), (0, 0), (5, 5)):
         made = draft(GenerateSettings(seed=given), stand_in())
-        made.loras, made.device, made.dtype = (), CPU, torch.bfloat16
+        made.named, made.device, made.dtype = (), CPU, torch.bfloat16
         made._store({})
         assert (made.settings.seed, made.settings.dtype, made.settings.device) == (stored, "bfloat16", "cpu")
 
