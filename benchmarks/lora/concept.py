@@ -83,7 +83,7 @@ ROWS: dict[str, Row] = {
     "video-mixture_of_block": Row(*VIDEO, "mixture_of_block", {}, _LATER),
     "video-neighborhood": Row(*VIDEO, "neighborhood", {"size": "7x5x5"}, _LATER),
     "image": Row("toy-image", "heart", "picture", "toy-image-heart.yaml"),
-    "image-style": Row("toy-image", "silhouette", "picture", "toy-image-silhouette.yaml", (), ("--count", "60")),
+    "image-style": Row("toy-image", "silhouette", "picture", "toy-image-silhouette.yaml"),
     "dit": Row("toy-dit", "heart", "picture", "toy-dit-heart.yaml"),
     "av": Row("toy-av", "zigzag", "sound", "toy-av-zigzag.yaml", _SIZES, _FEW),
 }
