@@ -8,7 +8,7 @@ PROMPT ?= a red circle moves right on a blue background
 OUTPUT ?= outputs/video.mp4
 SEED ?= 0
 JOBS ?= 2
-ROW ?= video
+ROW ?= image
 export PROMPT OUTPUT SEED
 
 PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
