@@ -55,13 +55,15 @@ def read_pairs(pipeline: Any, lora: Lora, raw: dict[str, torch.Tensor], facts: M
 
 
 def simplified_tensors(lora: Lora, raw: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], bool]:
-    """Tensors without what peft adds to their names when it saves by itself, and whether any name changed."""
+    """Tensors without what peft adds to their names when it saves by itself, and whether anything changed: numbers of
+    8 bits, which nothing computes with, are given in single precision, exactly."""
     plain: dict[str, torch.Tensor] = {}
     for key, value in raw.items():
         if simplified(key) in plain:
             raise ArtifactError(_twice(lora, simplified(key)))
-        plain[simplified(key)] = value
-    return plain, list(plain) != list(raw)
+        small = value.is_floating_point() and value.dtype.itemsize == 1
+        plain[simplified(key)] = value.float() if small else value
+    return plain, any(plain.get(key) is not value for key, value in raw.items())
 
 
 def take(
@@ -205,7 +207,14 @@ def _add(held: Held, lora: Lora, part: str, key: str, value: torch.Tensor) -> No
     pair = held.pairs.setdefault((part, module), Pair())
     if getattr(pair, field) is not None:
         raise ArtifactError(_twice(lora, f"{part}.{key}"))
-    setattr(pair, field, value)
+    setattr(pair, field, value if field == "alpha" else _floating(lora, f"{part}.{key}", value))
+
+
+def _floating(lora: Lora, key: str, value: torch.Tensor) -> torch.Tensor:
+    if value.is_floating_point():
+        return value
+    kind = str(value.dtype).removeprefix("torch.")
+    raise ArtifactError(f"{place(lora.path)}: {short(key)} is of type {kind}; allowed: floating point")
 
 
 def _twice(lora: Lora, key: str) -> str:
@@ -216,7 +225,8 @@ def _check_pair(lora: Lora, part: str, module: str, pair: Pair) -> None:
     if pair.down is None or pair.up is None:
         missing = "lora_A" if pair.down is None else "lora_B"
         raise ArtifactError(f"{place(lora.path)} has no {missing} for {short(f'{part}.{module}')}; it is incomplete")
-    if min(pair.down.ndim, pair.up.ndim) < 2 or pair.down.shape[0] != pair.up.shape[1]:
+    fit = min(pair.down.ndim, pair.up.ndim) >= 2 and pair.down.shape[0] == pair.up.shape[1]
+    if not fit or not pair.down.numel() or not pair.up.numel():
         shapes = f"{tuple(pair.down.shape)} and {tuple(pair.up.shape)}"
         raise ArtifactError(f"{place(lora.path)}: the halves of {short(f'{part}.{module}')} have shapes {shapes}")
     if pair.alpha is not None and not math.isfinite(pair.alpha):

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file as save_tensors
 
 from genkit.errors import ArtifactError, GenkitError, UsageError
+from genkit.lora.contents import read_lora
 from genkit.lora.files import parse_lora
 from genkit.lora.load import apply_loras
 from genkit.pipelines.load import load
@@ -307,11 +308,17 @@ def faults(halves):
     yield whole | {f"{first}.alpha": torch.ones(3)}, r"has shape \(3,\), allowed: one number"
     yield whole | {key.removeprefix("transformer."): value + 1 for key, value in whole.items()}, "twice, under two"
     yield whole | {f"base_model.model.{key}": value + 1 for key, value in whole.items()}, "twice, under two"
+    yield (
+        whole | {f"{first}.lora_A.weight": torch.ones(0, 32), f"{first}.lora_B.weight": torch.ones(32, 0)},
+        "halves of",
+    )
+    yield whole | {f"{first}.lora_A.weight": torch.ones(2, 32).int()}, "is of type int32; allowed: floating point"
+    yield whole | {f"{first}.lora_B.weight": torch.ones(32, 2) * 1j}, "is of type complex64"
     yield {"weight": torch.ones(2)}, "holds no LoRA weights"
     yield {"lora_unet_nothing_known.lora_down.weight": torch.ones(2, 2)}, "lora_A and no lora_B|cannot be translated"
 
 
-@pytest.mark.parametrize("case", range(14))
+@pytest.mark.parametrize("case", range(17))
 def test_faults_of_files_are_one_line_each(tiny_wan, tmp_path, case):
     pipeline = load(tiny_wan)
     tensors, told = list(faults(pairs(pipeline.transformer)))[case]
@@ -369,6 +376,17 @@ def test_alphas_of_comfyui_files_count(tiny_flux, tmp_path):
     save_file(tensors, tmp_path / "l.safetensors")
     apply_loras(pipeline, [str(tmp_path / "l.safetensors")])
     check_change(pipeline, "transformer", halves, 3 / (3 * RANK))
+
+
+def test_weights_of_eight_bits_are_read_exactly(tiny_wan, tmp_path):
+    pipeline = load(tiny_wan)
+    stored = {key: value.to(torch.float8_e4m3fn) for key, value in peft(pairs(pipeline.transformer)).items()}
+    save_file(stored, tmp_path / "l.safetensors")
+    found = read_lora(tmp_path / "l.safetensors").pairs
+    apply_loras(pipeline, [str(tmp_path / "l.safetensors")])
+    check_change(pipeline, "transformer", {name: (pair.down, pair.up) for (_, name), pair in found.items()})
+    wanted = {key.partition(".")[2]: value.float() for key, value in stored.items()}
+    assert all(torch.equal(found["transformer", key[:-14]].down, wanted[key]) for key in wanted if "lora_A" in key)
 
 
 @pytest.mark.parametrize("broken", [torch.nan, torch.inf])
