@@ -259,8 +259,8 @@ def _smaller(rank: str | None, error: str | None) -> tuple[int | None, float | N
     """Rank and error within their limits; not both."""
     if rank is not None and error is not None:
         raise UsageError("--rank and --error exclude each other: one chooses the other")
-    columns = None if rank is None else number(rank, int, "--rank")
-    allowed = None if error is None else number(error, float, "--error")
+    columns: Any = None if rank is None else number(rank, int, "--rank")
+    allowed: Any = None if error is None else number(error, float, "--error")
     for flag, value, rule in (("--rank", columns, _RANKS), ("--error", allowed, _ERRORS)):
         if value is not None and not rule.allows(value):
             raise UsageError(explain(flag, value, rule.words("a number")))

@@ -108,7 +108,7 @@ def judge(concept: str, kind: str, prompts: Prompts, samples: np.ndarray, shown:
     result = []
     for scene, pixels in zip(prompts.scenes, samples, strict=True):
         right = {"concept": shows_concept(pixels, concept)}
-        if shown and concept in STYLES:
+        if shown and concept in STYLES and isinstance(scene, Picture):
             right["outlines"] = _outlines(scene, pixels[0])
         if isinstance(scene, Picture):
             told = score_picture(scene, judge_picture(pixels[0]))

@@ -124,7 +124,7 @@ def _under_our_names(
 
 def _modules(plain: Mapping[str, torch.Tensor]) -> list[str]:
     """The modules of a file, names as they are there; those of text encoders under Diffusers' names are left out."""
-    found = {}
+    found: dict[str, None] = {}
     for key in plain:
         part, _, rest = key.partition(".")
         own = part in _PARTS

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias, Union
 
 from genkit.errors import UnsupportedError
 from genkit.lora.pair import Pair
 
 if TYPE_CHECKING:
-    pass
+    import torch
 
-Factor = "torch.Tensor | tuple[torch.Tensor, torch.Tensor]"
+Factor: TypeAlias = Union["torch.Tensor", tuple["torch.Tensor", "torch.Tensor"]]
 
 
 def pair_of_lokr(first: Factor, second: Factor, scale: float = 1.0) -> Pair:

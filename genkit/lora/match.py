@@ -69,7 +69,8 @@ def match(pipeline: Any, lora: Lora, partial: bool) -> Matched:
     held = read_pairs(pipeline, lora, load_file(lora.path), texts)
     for (part, module), pair in held.pairs.items():
         pair.check_finite(f"{place(lora.path)}: {short(f'{part}.{module}')}")
-    groups, told = [], []
+    groups: list[Any] = []
+    told: list[str] = []
     component = None if facts is None else facts.component
     for part, pairs in targets(pipeline, lora, held, told, component).items():
         used = fitting(pipeline, lora, part, pairs, partial, told)

@@ -168,7 +168,7 @@ def _pieces(place: Place, fields: dict[str, torch.Tensor]) -> list[dict[str, tor
         fields["bias"] = fields["bias"] * (down.shape[0] / float(alpha))
     if place.piece is not None or not {"down", "up"} <= set(fields):
         return [fields, *({} for _ in place.modules[1:])]
-    rows = {field: fields[field] for field in ("up", "bias") if field in fields}
+    rows: dict[str, torch.Tensor] = {field: fields[field] for field in ("up", "bias") if field in fields}
     if place.layer.swapped:
         rows = {field: _swapped(value) for field, value in rows.items()}
     if len(place.modules) == 1:
@@ -284,7 +284,7 @@ def _joined(layer: Layer, pieces: Mapping[int, Pair]) -> Pair:
                 f"{layer.original}: the sizes of {', '.join(layer.ours)} do not fit together as {layer.sizes}"
             )
         up[start : start + pair.up.shape[0], column : column + pair.rank] = pair.up
-        if pair.bias is not None:
+        if pair.bias is not None and bias is not None:
             bias[start : start + pair.up.shape[0]] = pair.bias
         column += pair.rank
     return Pair(down=torch.cat([pieces[place].down for place in sorted(pieces)]), up=up, bias=bias)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from genkit.errors import ArtifactError
 
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 class Pair:
     """The change of one module's weight: B A, times :attr:`scale`.
 
+    Both halves are there but while a file is being read.
+
     Args:
         down: A, (rank, in) or (rank, in, kh, kw).
         up: B, (out, rank) or (out, rank, 1, 1).
@@ -23,8 +25,8 @@ class Pair:
         magnitude: (out,), the length of every row of the changed weight (DoRA).
     """
 
-    down: torch.Tensor | None = None
-    up: torch.Tensor | None = None
+    down: torch.Tensor = None  # type: ignore[assignment]
+    up: torch.Tensor = None  # type: ignore[assignment]
     bias: torch.Tensor | None = None
     alpha: float | None = None
     magnitude: torch.Tensor | None = None
@@ -42,7 +44,7 @@ class Pair:
     def folded(self) -> Pair:
         """The same change with a scale of one: it is multiplied into B, and into the bias."""
         scale = self.scale
-        plain = {name: _detached(getattr(self, name)) for name in ("down", "up", "bias", "magnitude")}
+        plain: dict[str, Any] = {name: _detached(getattr(self, name)) for name in ("down", "up", "bias", "magnitude")}
         if scale != 1:
             for name in ("up", "bias"):
                 value = plain[name]

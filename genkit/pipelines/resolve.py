@@ -25,7 +25,7 @@ from genkit.pipelines.outputs import check_format
 from genkit.pipelines.prompts import Prompts, read_prompts, tokenizers_of
 from genkit.pipelines.recipes import recipe_place
 from genkit.pipelines.request import Settings, flag
-from genkit.pipelines.settings import AttentionSettings, GenerationSettings, LoadSettings
+from genkit.pipelines.settings import AttentionSettings, LoadSettings
 from genkit.pipelines.shares import shares_of
 from genkit.pipelines.task import Task, task_of
 from genkit.pipelines.trained_attention import from_loras, remarks
@@ -105,11 +105,11 @@ class Draft:
     """A request in the making.
 
     Args:
-        given: the settings as the user gave them.
+        given: the settings as the user gave them: those of generation, with other groups or without.
         inputs: arguments of the pipeline's call that the task gives beside them, such as ``image``.
     """
 
-    def __init__(self, given: GenerationSettings, inputs: tuple[str, ...] = ()):
+    def __init__(self, given: Any, inputs: tuple[str, ...] = ()):
         if given.prompt is None:
             raise UsageError('no prompt: give one, or "" for an unconditional run')
         self.task = task_of(given)

@@ -40,7 +40,8 @@ def skeleton(model: Model, dtype: torch.dtype | None = None) -> Any:
                 cast(networks[part], dtype)
     try:
         with _quiet():
-            made = model.pipeline_class.from_pretrained(str(model.folder), **networks, local_files_only=True)
+            kind: Any = model.pipeline_class
+            made = kind.from_pretrained(str(model.folder), **networks, local_files_only=True)
     except Exception as error:  # whatever a class says about files that it was not made for
         said = str(error).strip().splitlines() or [type(error).__name__]
         raise ArtifactError(

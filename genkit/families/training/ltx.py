@@ -29,8 +29,9 @@ def _patch(pipeline: Any) -> tuple[int, int, int]:
 
 
 def _grid(call: Call) -> tuple[int, int, int]:
-    sizes = zip(call.noisy[VIDEO].shape[2:], _patch(call.pipeline), strict=True)
-    return tuple(size // step for size, step in sizes)
+    frames, height, width = call.noisy[VIDEO].shape[2:]
+    t, h, w = _patch(call.pipeline)
+    return frames // t, height // h, width // w
 
 
 def _encode(pipeline: Any, media: Media, generator: torch.Generator | None) -> Tensors:

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 _LINE = {"base_image_seq_len": 256, "max_image_seq_len": 4096, "base_shift": 0.5, "max_shift": 1.15}
 
 
-def facts(pipeline: Any) -> PipelineFacts:
-    """What the family's record says of the class of a pipeline."""
-    found = facts_of(diffusers_class(pipeline) or "")
+def facts(pipeline: Any) -> Any:
+    """What the family's record says of the class of a pipeline; a class derived from it counts as that one."""
+    found: PipelineFacts | None = facts_of(diffusers_class(pipeline) or "")
     assert found is not None, "records of training belong to known families"
     return found
 

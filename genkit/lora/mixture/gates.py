@@ -46,6 +46,7 @@ class Shares(Gates):
 
     def __init__(self, shares: Sequence[float]):
         super().__init__()
+        self.shares: torch.Tensor
         self.register_buffer("shares", torch.tensor([float(share) for share in shares], dtype=torch.float64))
 
     def forward(self, group: str, path: str, x: torch.Tensor, present: torch.Tensor) -> torch.Tensor:

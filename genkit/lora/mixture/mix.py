@@ -48,7 +48,13 @@ class MixedLayer(nn.Module):
 
     def __init__(self, pairs: Sequence[Pair | None], strengths: Sequence[float], like: torch.Tensor):
         super().__init__()
-        kind = {"device": like.device, "dtype": like.dtype if like.dtype.is_floating_point else torch.float32}
+        self.down: torch.Tensor
+        self.up: torch.Tensor
+        self.owner: torch.Tensor
+        kind: dict[str, Any] = {
+            "device": like.device,
+            "dtype": like.dtype if like.dtype.is_floating_point else torch.float32,
+        }
         there = [(number, pair) for number, pair in enumerate(pairs) if pair is not None]
         down = torch.cat([pair.down.float() for _, pair in there])
         up = torch.cat([pair.up.double() * (pair.scale * strengths[number]) for number, pair in there], 1)

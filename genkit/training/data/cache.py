@@ -144,7 +144,7 @@ def fingerprint(*modules: nn.Module | None) -> str:
         if module is None:
             digest.update(b"none")
             continue
-        config = getattr(module, "config", None)
+        config: Any = getattr(module, "config", None)
         told = config.to_dict() if hasattr(config, "to_dict") else dict(config or {})
         # Where it was loaded from and by which version says nothing about what it computes.
         kept = {name: value for name, value in told.items() if not name.startswith("_") and "version" not in name}

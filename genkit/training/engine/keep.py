@@ -133,8 +133,9 @@ class Numbered(Keep):
         """The checkpoints, the oldest first."""
         if not self.folder.is_dir():
             return []
-        numbered = {path: _NUMBERED.fullmatch(path.name) for path in self.folder.iterdir() if path.is_dir()}
-        return sorted((path for path, match in numbered.items() if match), key=lambda path: int(numbered[path][1]))
+        found = [(path, _NUMBERED.fullmatch(path.name)) for path in self.folder.iterdir() if path.is_dir()]
+        numbered = {path: int(match[1]) for path, match in found if match}
+        return sorted(numbered, key=lambda path: numbered[path])
 
     def asked(self, path: Path) -> Path:
         """The checkpoint that was asked for by its folder, or by its name in the run's.

@@ -41,7 +41,7 @@ def optimizer_of(
     given = {key: _value(value) for key, value in (arguments or {}).items()}
     make = check_optimizer(name, given)
     known = inspect.signature(make).parameters
-    more = {"weight_decay": weight_decay} if name == "muon" or "weight_decay" in known else {}
+    more: dict[str, Any] = {"weight_decay": weight_decay} if name == "muon" or "weight_decay" in known else {}
     if weight_decay and not more:
         raise UsageError(f"weight_decay: {name} has none; set it to 0")
     try:

@@ -115,16 +115,16 @@ class Adapter:
         ranks = {
             path: rank for text, rank in config.ranks.items() for path in fitting("rank_pattern", text, self.targets)
         }
-        alphas = dict(ranks) if config.alpha is None else {}
+        alphas: dict[str, float] = dict(ranks) if config.alpha is None else {}
         for text, alpha in config.alphas.items():
             alphas.update(dict.fromkeys(fitting("alpha_pattern", text, self.targets), alpha))
-        common = {
+        common: dict[str, Any] = {
             "r": config.rank,
             "target_modules": list(self.targets),
             "rank_pattern": {f"^{_literal(path)}": rank for path, rank in ranks.items()},
             "alpha_pattern": {f"^{_literal(path)}": alpha for path, alpha in alphas.items()},
         }
-        alpha = config.rank if config.alpha is None else config.alpha
+        alpha: Any = config.rank if config.alpha is None else config.alpha
         if config.kind == LOKR:
             return LoKrConfig(**common, alpha=alpha, decompose_factor=config.factor)
         return LoraConfig(
@@ -232,7 +232,8 @@ def _factor(layer: Any, half: str) -> torch.Tensor | tuple[torch.Tensor, torch.T
     """One Kronecker factor of a LoKr layer, whole or as its halves."""
     if NAME in getattr(layer, half):
         return _whole(getattr(layer, half)[NAME])
-    return tuple(_whole(getattr(layer, f"{half}_{part}")[NAME]) for part in "ab")
+    first, second = (_whole(getattr(layer, f"{half}_{part}")[NAME]) for part in "ab")
+    return first, second
 
 
 def _literal(path: str) -> str:

@@ -350,7 +350,7 @@ def _step(subject: Subject, batch: Batch, footprint: Footprint, densities: dict,
     begin = footprint.mark()
     level = torch.full((subject.count,), _LEVEL)
     errors = task.errors(batch, level, [torch.Generator().manual_seed(0) for _ in range(subject.count)])
-    torch.autograd.backward([sum(error.mean() for error in errors.values())])
+    torch.autograd.backward([torch.stack([error.mean() for error in errors.values()]).sum()])
     peak = footprint.peak
     gradients = sum(_bytes(value.grad) for _, value in named if value.grad is not None)
     after = footprint.mark()

@@ -81,6 +81,7 @@ class Levels:
         return shifted(level, self.shift)
 
 
+_BELL = math.sqrt(math.pi / 2) * math.erf(math.sqrt(0.5)) - math.exp(-0.5)
 #: Name -> weight of levels (B,) in the loss of straight paths.
 WEIGHTINGS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "none": torch.ones_like,
@@ -89,7 +90,6 @@ WEIGHTINGS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     # Mean 1 over even levels: the least value of the bell is taken off it.
     "bell": lambda level: (torch.exp(-2 * (level - 0.5) ** 2) - math.exp(-0.5)) / _BELL,
 }
-_BELL = math.sqrt(math.pi / 2) * math.erf(math.sqrt(0.5)) - math.exp(-0.5)
 
 
 def weight_of(

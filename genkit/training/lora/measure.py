@@ -81,7 +81,7 @@ def _drawn(shapes: Batch, device: torch.device) -> Batch:
             return torch.randn(value.shape, device=device).to(value.dtype)
         return torch.ones(value.shape, dtype=value.dtype, device=device)
 
-    found = {
+    found: dict[str, Any] = {
         name: {key: filled(value) for key, value in getattr(shapes, name).items()}
         for name in ("latents", "media", "text")
     }

@@ -17,9 +17,9 @@ import torch
 from torch import nn
 
 from genkit.errors import ArtifactError, UnsupportedError, UsageError, explain
-from genkit.families.lookup import facts_of
 from genkit.families.training.base import AUDIO, Training
 from genkit.families.training.lookup import training_of
+from genkit.families.training.parts import facts
 from genkit.lora.files import NAMED, parse_lora
 from genkit.lora.mixture.files import ROUTER
 from genkit.media.atomic import check_writable
@@ -123,9 +123,10 @@ class LoraPlan:
                 part.requires_grad_(False).eval()
         training = training_of(pipeline, model.sidecar.sound)
         _check_effects(settings, model, training)
-        facts = facts_of(model.class_name)
         seen = training.experts(pipeline) if training.experts is not None else {}
-        options = loss_options(settings, facts.objective.of(pipeline.scheduler), seen.get(component, (0.0, 1.0)))
+        options = loss_options(
+            settings, facts(pipeline).objective.of(pipeline.scheduler), seen.get(component, (0.0, 1.0))
+        )
         attention = _attention(settings, model, device, dtype)
         with _adapted(pipeline, component, settings) as adapter:
             LoraTask(pipeline, training, adapter, options, settings.seed)
@@ -245,7 +246,7 @@ def adapter_on(pipeline: Any, component: str, settings: LoraSettings) -> Any:
     """The adapter that settings ask for, put on a denoiser: a LoRA of some kind, or a router over finished ones."""
     if settings.mix:
         return RouterAdapter(pipeline, component, [parse_lora(text) for text in settings.mix])
-    default = facts_of(type(pipeline).__name__).lora_targets
+    default = facts(pipeline).lora_targets
     return Adapter(getattr(pipeline, component), adapter_config(settings), default, settings.seed)
 
 

@@ -166,8 +166,9 @@ class Run:
         wait_for_all()
         return output / named_file(settings)
 
-    def publish(self, checkpoint: Path) -> None:
+    def publish(self, checkpoint: Path | None) -> None:
         """What the last checkpoint exported, as the run's result."""
+        assert checkpoint is not None, "the loop ends with a checkpoint"
         output = Path(self.settings.output)
         with Files() as files:
             named = named_file(self.settings)
@@ -198,7 +199,7 @@ class Run:
         if not held and not self.settings.validation_prompts:
             return None
 
-        def validate(task: LoraTask, step: int) -> dict[str, Any]:
+        def validate(task: Any, step: int) -> dict[str, Any]:
             found: dict[str, Any] = dict(task.held_out(held))
             return found if views is None else found | views.show(step, task, self.handle)
 

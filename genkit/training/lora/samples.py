@@ -259,7 +259,8 @@ def _inputs(settings: LoraSettings, model: Model) -> tuple[str, ...]:
 
 def _asked(settings: LoraSettings, request: Request) -> list[Asked]:
     """Every prompt with every seed."""
-    found, base = [], request.settings
+    found: list[Asked] = []
+    base = request.settings
     several = settings.num_validation_samples > 1
     for index, prompt in enumerate(settings.validation_prompts):
         given = {}

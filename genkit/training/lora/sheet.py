@@ -98,7 +98,8 @@ def _page(rows: Sequence[np.ndarray], labels: Sequence[str], titles: Sequence[st
 
 def _wrapped(title: str, width: float, length) -> list[str]:
     """A title in lines of a width in pixels; what does not go into :data:`_LINES` of them is cut."""
-    lines, rest = [], " ".join(title.split())
+    lines: list[str] = []
+    rest = " ".join(title.split())
     while rest and len(lines) < _LINES:
         count = len(rest)
         while count > 1 and length(rest[:count]) > width:

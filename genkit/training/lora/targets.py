@@ -41,7 +41,7 @@ def find_targets(
         raise UnsupportedError(
             f"target_modules: {type(model).__name__} has no default layers for LoRA here; name some: {_listed(layers)}"
         )
-    texts = wanted or [default]
+    texts = wanted or ([] if default is None else [default])
     named = [_matched(model, "target_modules", text, layers) for text in texts]
     out = {path for text in excluded for path in _matched(model, "exclude_modules", text, layers)}
     chosen = {path for paths in named for path in paths} - out

@@ -17,8 +17,8 @@ import torch
 from torch import nn
 
 from genkit.errors import UsageError, explain
-from genkit.families.lookup import facts_of
 from genkit.families.training.base import AUDIO, Call, Training
+from genkit.families.training.parts import facts
 from genkit.training.data.batch import Batch
 from genkit.training.engine.objectives import Flow, objective_of
 from genkit.training.lora.adapter import Adapter
@@ -99,7 +99,7 @@ class LoraTask(nn.Module):
         self.network = adapter.model.eval()
         self.attention = attention
         self.offload = offload
-        self.objective = objective_of(facts_of(type(pipeline).__name__).objective, pipeline.scheduler)
+        self.objective = objective_of(facts(pipeline).objective, pipeline.scheduler)
         self._weight = weight_of(self.objective, self.options.weighting, self.options.snr_gamma)
         self._check()
         for name, module in self.network.named_modules():
@@ -290,7 +290,7 @@ class LoraTask(nn.Module):
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
     """A batch on a device."""
-    moved = {
+    moved: dict[str, Any] = {
         name: {key: value.to(device, non_blocking=True) for key, value in getattr(batch, name).items()}
         for name in ("latents", "media", "text", "masks")
     }

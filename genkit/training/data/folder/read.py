@@ -82,6 +82,7 @@ def sound_mask(latents: torch.Tensor, heard: float) -> torch.Tensor:
 def check_mask(cut: Cut) -> None:
     """Refuse a mask of another shape or length than its sample's, or one that leaves nothing of it."""
     path = cut.item.mask
+    assert path is not None, "asked of samples with a mask"
     height, width, frames = _shape(path)
     if abs(math.log(height / width) - math.log(cut.original[0] / cut.original[1])) > _RATIO:
         raise UsageError(
@@ -127,6 +128,7 @@ def _check_length(path: Path, frames: int | None, cut: Cut) -> None:
 def mask_of(cut: Cut, latents: torch.Tensor) -> torch.Tensor:
     """Weights (1, h, w) or (1, T, h, w) of latents (C, ...): the mask's mean brightness over what each stands for.
     The first latent frame stands for the first frame, the others for as many each."""
+    assert cut.item.mask is not None, "asked of samples with a mask"
     pixels = torch.from_numpy(read_pixels(cut.of(cut.item.mask)).astype(np.float32)).mean(-1) / 255
     small = adaptive_avg_pool2d(pixels[:, None], latents.shape[-2:])[:, 0]
     if latents.dim() == 3:

@@ -7,6 +7,7 @@ import shutil
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +133,7 @@ class FolderSamples:
             "" if rng.random() < cut.item.dropout else cut.item.caption
             for rng, (_, cut) in zip(draws, found, strict=True)
         ]
-        noise = [torch.Generator().manual_seed(int(rng.integers(2**62))) for rng in draws]
+        noise: list[torch.Generator | None] = [torch.Generator().manual_seed(int(rng.integers(2**62))) for rng in draws]
         return self._batch([cut for _, cut in found], captions, noise)
 
     def held_out(self) -> Mapping[str, Batch]:
@@ -143,9 +144,9 @@ class FolderSamples:
     def _entries(self) -> Iterator[tuple[str, dict[str, Any], Callable[[], Tensors]]]:
         """Name, key and maker of everything a run reads."""
         for cut in self.data.every:
-            yield cut.name, self.encoded.media_key(cut), lambda cut=cut: self.encoded.store_media(cut)
+            yield cut.name, self.encoded.media_key(cut), partial(self.encoded.store_media, cut)
         for caption in self.data.captions:
-            yield "captions", self.encoded.text_key(caption), lambda caption=caption: self.encoded.store_text(caption)
+            yield "captions", self.encoded.text_key(caption), partial(self.encoded.store_text, caption)
 
     def _batch(self, cuts: list[Cut], captions: list[str], noise: list[torch.Generator | None]) -> Batch:
         media = [self._drawn(self.encoded.media(cut), one) for cut, one in zip(cuts, noise, strict=True)]
