@@ -6,14 +6,14 @@ import math
 from pathlib import Path
 from typing import Any
 
-from genkit.errors import UsageError, shown
+from genkit.errors import UsageError, explain, shown
 from genkit.families.facts import FLOW
 from genkit.pipelines.request import flag
 from genkit.schema import number, read
 from genkit.training.data.batch import Samples
 from genkit.training.engine.loop import LoopConfig
 from genkit.training.lora.adapter import DORA, AdapterConfig
-from genkit.training.lora.groups import LOGIT_NORMAL, LORA, UNIFORM
+from genkit.training.lora.groups import LARGEST_RANK, LOGIT_NORMAL, LORA, UNIFORM
 from genkit.training.lora.levels import Levels
 from genkit.training.lora.settings import LoraSettings
 from genkit.training.lora.task import LossOptions
@@ -34,10 +34,17 @@ def adapter_config(settings: LoraSettings) -> AdapterConfig:
         init=settings.init_lora_weights,
         targets=settings.target_modules,
         excluded=settings.exclude_modules,
-        ranks={name: _number("rank_pattern", name, value, int) for name, value in settings.rank_pattern.items()},
+        ranks={name: _rank(name, value) for name, value in settings.rank_pattern.items()},
         alphas={name: _number("alpha_pattern", name, value, float) for name, value in settings.alpha_pattern.items()},
         factor=settings.lokr_factor,
     )
+
+
+def _rank(name: str, value: Any) -> int:
+    found = _number("rank_pattern", name, value, int)
+    if found > LARGEST_RANK:
+        raise UsageError(explain(f"--rank-pattern of {shown(name)}", found, f"at most {LARGEST_RANK}"))
+    return found
 
 
 def _number(setting: str, name: str, value: Any, kind: type) -> Any:

@@ -36,6 +36,7 @@ LR_SCHEDULERS = ("constant", "constant_with_warmup", "linear", "cosine", RESTART
 PRECISIONS = ("no", "bf16", "fp16")
 TRACKERS = ("none", "tensorboard", "wandb")
 LATEST = "latest"
+LARGEST_RANK = 65_536
 #: Value of ``first_frame``: the picture told to the model is the clip's own first frame.
 CLIP = "clip"
 BUDGETS = ("max_train_steps", "num_train_epochs", "minutes")
@@ -92,7 +93,7 @@ class AdapterSettings(Settings):
     """The adapter: its kind, size and place."""
 
     adapter: str = option(LORA, "Kind of adapter: lora or lokr.", group="Adapter", rule=Rule(choices=(LORA, LOKR)))
-    rank: int = option(16, "Rank of the adapter's matrices.", group="Adapter", rule=_count(65_536))
+    rank: int = option(16, "Rank of the adapter's matrices.", group="Adapter", rule=_count(LARGEST_RANK))
     lora_alpha: float | None = option(
         None, "The LoRA is scaled by lora_alpha / rank; the rank when left out.", group="Adapter", rule=_above(1e6)
     )

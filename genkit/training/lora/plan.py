@@ -29,7 +29,7 @@ from genkit.pipelines.load import fetch, resolve_device, resolve_dtype
 from genkit.pipelines.model import Model
 from genkit.pipelines.request import flag
 from genkit.pipelines.skeleton import skeleton
-from genkit.reading.files import place
+from genkit.reading.files import place, user_path
 from genkit.training.data.batch import Batch
 from genkit.training.data.folder.batches import Batches
 from genkit.training.data.folder.buckets import Bucket
@@ -107,6 +107,8 @@ class LoraPlan:
         check_tracker(None if settings.report_to == "none" else settings.report_to)
         _check_output(settings)
         _check_login(settings)
+        if settings.init_lora is not None:
+            parse_lora(settings.init_lora)
         location = locate(settings.model)
         device = _device(settings)
         dtype = resolve_dtype(settings.dtype, device)
@@ -280,6 +282,7 @@ def _existing(folder: Path) -> Path:
 
 def _check_output(settings: LoraSettings) -> None:
     """Refuse an output folder that cannot be written, holds a finished LoRA, or other files than a run leaves."""
+    user_path(settings.output, "--output")  # tells of names that no folder can have
     output = Path(settings.output)
     if output.exists() and not output.is_dir():
         raise UsageError(f"--output {place(output)} is a file; give a folder")
