@@ -51,7 +51,11 @@ class Interrupt:
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
-        print("\nstopping: this step is finished and saved; Ctrl-C again stops at once", file=sys.stderr, flush=True)
+        print(
+            "\ngenkit: stopping: this step is finished and saved; Ctrl-C again stops at once",
+            file=sys.stderr,
+            flush=True,
+        )
         if self._breakable:
             raise _Break
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,8 @@ MOST_LOG = 256 * MIB
 #: Trackers besides the log, and the package that each needs.
 TRACKERS = {"tensorboard": "tensorboard", "wandb": "wandb"}
 _KEPT, _NEW = 0.97, 0.03
-#: Seconds between two progress lines.
-_PAUSE = 1.0
+#: Seconds between two progress lines: on a terminal, where one is drawn over the other, and in a file.
+_PAUSE, _FILE_PAUSE = 1.0, 30.0
 
 
 class Journal:
@@ -43,6 +44,8 @@ class Journal:
         self._tracker: Any = None
         self._bar: Any = None
         self._shown = 0.0
+        self._live = sys.stderr.isatty()
+        self._begun = (0.0, 0.0)
 
     def begin(self, step: int, progress: float, smooth: Mapping[str, float]) -> None:
         """Start or go on at a step: lines of steps that are done again are taken out of the log."""
@@ -51,11 +54,12 @@ class Journal:
         self.smooth = dict(smooth)
         if self.main:
             self._rewind(step)
+        self._begun = (time.monotonic(), progress)
         self._bar = tqdm(
             total=1.0,
             initial=min(progress, 1.0),
             desc=self.title,
-            disable=not self.main,
+            disable=not (self.main and self._live),
             bar_format="{desc} {percentage:3.0f}% {elapsed}<{remaining} {postfix}",
             mininterval=5.0,
         )
@@ -91,16 +95,28 @@ class Journal:
             told = {name: round(value, 5) for name, value in self.smooth.items()}
             self._write({"step": step, "seconds": round(seconds, 1), "lr": rate, **told})
         # A terminal is written to far slower than steps of tiny models are made.
-        if (due and self.every > 1) or time.monotonic() - self._shown > _PAUSE:
+        pause = _PAUSE if self._live else _FILE_PAUSE
+        if (self._live and due and self.every > 1) or time.monotonic() - self._shown > pause:
             self._show(step, progress)
 
     def _show(self, step: int, progress: float) -> None:
         self._shown = time.monotonic()
         figures = {**self.smooth, **self._found}
         shown = " ".join(f"{name} {value:.4f}" for name, value in figures.items())
+        if not self._live:
+            print(f"{self.title} {100 * progress:3.0f}% {self._left(progress)} step {step} {shown}", file=sys.stderr)
+            return
         self._bar.set_postfix_str(f"step {step} {shown}", refresh=False)
         self._bar.n = min(progress, 1.0)
         self._bar.refresh()
+
+    def _left(self, progress: float) -> str:
+        """How long the rest takes at the speed so far."""
+        started, before = self._begun
+        if progress <= before:
+            return "time left unknown,"
+        seconds = (time.monotonic() - started) * (1 - progress) / (progress - before)
+        return f"{max(seconds, 0) / 60:.1f} min left,"
 
     def _write(self, row: Mapping[str, Any]) -> None:
         with open(self.path, "a") as file:
@@ -130,6 +146,30 @@ class Journal:
             self._bar.close()
         if self._tracker is not None:
             self._tracker.finish()
+
+
+def counting(title: str, main: bool = True) -> Callable[[int, int, str], None]:
+    """A function of (done, all, name) that shows how many of something are made.
+
+    A line is drawn over itself on a terminal, a new one is written every half minute elsewhere; nothing is shown where
+    nothing is to be done.
+
+    Args:
+        title: what is made.
+        main: whether this process shows anything.
+    """
+    live, shown = sys.stderr.isatty(), [0.0]
+
+    def show(done: int, count: int, name: str) -> None:
+        now, last = time.monotonic(), done == count
+        if not main or not count or not last and now - shown[0] < (_PAUSE if live else _FILE_PAUSE):
+            return
+        shown[0] = now
+        end = "\n" if last or not live else ""
+        start = "\r\033[K" if live else ""
+        print(f"{start}{title} {done} of {count} {name}".rstrip(), end=end, file=sys.stderr, flush=True)
+
+    return show
 
 
 def check_tracker(name: str | None) -> None:

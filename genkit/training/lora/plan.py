@@ -295,6 +295,12 @@ def _check_output(settings: LoraSettings) -> None:
             f"--output {place(output)} holds {named_file(settings)} already; give another folder, or go on with "
             f"--resume-from-checkpoint {LATEST}"
         )
+    earlier = Numbered(output).all()
+    if settings.resume_from_checkpoint is None and earlier:
+        raise UsageError(
+            f"--output {place(output)} holds {earlier[-1].name} of an earlier run; --resume-from-checkpoint {LATEST} "
+            "goes on with it, another folder begins afresh"
+        )
     names = {path.name for path in output.iterdir()}
     if names and not _begun(output):
         shown = ", ".join(sorted(names)[:3])

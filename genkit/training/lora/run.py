@@ -30,6 +30,7 @@ from genkit.pipelines.record import PACKAGES, version
 from genkit.reading.files import place
 from genkit.training.data.batch import Samples
 from genkit.training.data.folder.samples import FolderSamples
+from genkit.training.engine.journal import counting
 from genkit.training.engine.keep import Export, Numbered
 from genkit.training.engine.loop import LossAt, Validate, process_rank, train, wait_for_all
 from genkit.training.engine.optimizers import optimizer_of
@@ -271,7 +272,8 @@ def _loaded(plan: LoraPlan) -> Any:
 
 def _encoded(settings: LoraSettings, samples: FolderSamples) -> FolderSamples:
     """Samples whose latents and texts are on disk."""
-    samples.prepare(process_rank(), release=not settings.validation_prompts)
+    shown = counting("genkit: encoding media and captions:", process_rank() == 0)
+    samples.prepare(process_rank(), shown, release=not settings.validation_prompts)
     wait_for_all()
     return samples
 

@@ -165,6 +165,12 @@ def test_a_folder_of_other_files_is_left_alone(given, tmp_path):
     assert output.read_text() == "x"
 
 
+def test_checkpoints_of_an_earlier_run_are_told_before_weights_are_read(given, no_weights):
+    (Path(given["output"]) / "checkpoint-3").mkdir(parents=True)
+    with pytest.raises(GenkitError, match="holds checkpoint-3 of an earlier run; --resume-from-checkpoint latest"):
+        plan(given)
+
+
 def test_a_model_without_a_record_is_refused_with_what_is_missing(given, tiny_wan, tmp_path):
     other = tmp_path / "other"
     shutil.copytree(tiny_wan, other)
