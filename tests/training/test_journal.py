@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from genkit.training.engine import journal
@@ -53,3 +54,11 @@ def test_counting_tells_the_first_and_the_last_and_what_comes_half_a_minute_late
 def test_counting_nothing_tells_nothing(capsys):
     counting("encoding")(0, 0, "")
     assert capsys.readouterr().err == ""
+
+
+def test_figures_of_numpy_are_kept_as_plain_numbers(tmp_path):
+    told = Journal(tmp_path, main=True, every=1)
+    told.begin(0, 0.0, {})
+    told.step(1, 1.0, 1e-4, 0.5, {"loss": np.float32(0.5), "share": np.float64(0.25)})
+    told.close()
+    assert {type(value) for value in told.smooth.values()} == {float}

@@ -20,6 +20,14 @@ from genkit.training.engine.keep import STATE, Numbered, differences
 from genkit.training.engine.loop import LoopConfig, rate_at, train
 
 
+@pytest.fixture(autouse=True)
+def heeded():
+    """Ctrl-C as a terminal has it: started in the background, a process ignores it from the start."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def loss_at(module: nn.Module, number: int, progress: float):
     x = torch.randn(8, 4, generator=torch.Generator().manual_seed(number))
     return (module(x) - x.sum(1, keepdim=True)).square().mean(), {}

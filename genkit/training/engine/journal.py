@@ -84,7 +84,8 @@ class Journal:
 
     def step(self, step: int, seconds: float, rate: float, progress: float, figures: Mapping[str, float]) -> None:
         """Take the figures of a step down; written every so many steps."""
-        for name, value in figures.items():
+        for name, given in figures.items():
+            value = float(given)  # checkpoints hold plain values alone, and a task may give NumPy's
             self.smooth[name] = value if name not in self.smooth else _KEPT * self.smooth[name] + _NEW * value
         if self._tracker is not None:
             self._tracker.log({**figures, "lr": rate}, step=step)

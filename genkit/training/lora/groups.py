@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -42,6 +43,11 @@ CLIP = "clip"
 BUDGETS = ("max_train_steps", "num_train_epochs", "minutes")
 
 
+def _as_path(value: Any, what: str) -> Any:
+    """A path with ``~`` as the home folder, as a shell would have it."""
+    return os.path.expanduser(value) if isinstance(value, str) else value
+
+
 def _above(high: float) -> Rule:
     return Rule(low=1e-30, high=high, says=f"a number above 0, at most {high:g}")
 
@@ -67,7 +73,7 @@ class ModelSettings(Settings):
     )  # fmt: skip
     output: str = option(
         "", "Folder for pytorch_lora_weights.safetensors, checkpoints, log and samples.", group="What is trained",
-        stored=NEVER,
+        stored=NEVER, parse=_as_path,
     )  # fmt: skip
     component: str | None = option(
         None, "Denoiser to train of a model with several, such as transformer_2 of Wan 2.2 (noise levels below its "
@@ -218,7 +224,7 @@ class DataSettings(Settings):
     )  # fmt: skip
     cache_dir: str | None = option(
         None, "Folder of encoded media and captions, may be shared between runs; OUTPUT/cache when left out.",
-        group="Data", stored=NEVER,
+        group="Data", stored=NEVER, parse=_as_path,
     )  # fmt: skip
 
 

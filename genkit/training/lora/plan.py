@@ -284,10 +284,15 @@ def _check_output(settings: LoraSettings) -> None:
     """Refuse an output folder that cannot be written, holds a finished LoRA, or other files than a run leaves."""
     user_path(settings.output, "--output")  # tells of names that no folder can have
     output = Path(settings.output)
-    if output.exists() and not output.is_dir():
-        raise UsageError(f"--output {place(output)} is a file; give a folder")
-    if process_rank() == 0:
-        check_writable(output)
+    cache = None if settings.cache_dir is None else Path(settings.cache_dir)
+    for name, folder in (("--output", output), ("--cache-dir", cache)):
+        if folder is None:
+            continue
+        _check_apart(name, folder, settings)
+        if folder.exists() and not folder.is_dir():
+            raise UsageError(f"{name} {place(folder)} is a file; give a folder")
+        if process_rank() == 0:
+            check_writable(folder, name)
     if not output.is_dir():
         return
     if settings.resume_from_checkpoint is None and (output / named_file(settings)).exists():
@@ -330,6 +335,20 @@ def _check_login(settings: LoraSettings) -> None:
 
     if huggingface_hub.get_token() is None:
         raise UsageError("--push-to-hub needs an account: log in with 'hf auth login', or leave it out")
+
+
+def _check_apart(name: str, folder: Path, settings: LoraSettings) -> None:
+    """Refuse a folder inside the data: what a run writes there would be data of the next one."""
+    for source in settings.data:
+        data, given = Path(source.path).expanduser().resolve(), folder.resolve()
+        if not data.is_dir() or not given.is_relative_to(data):
+            continue
+        # Hidden folders are passed over when the data is read.
+        if not any(part.startswith(".") for part in given.relative_to(data).parts):
+            raise UsageError(
+                f"{name} {place(folder)} is in the data folder {place(source.path)}, whose files are trained on; give "
+                "a folder beside it"
+            )
 
 
 def _check_resume(settings: LoraSettings) -> None:

@@ -165,6 +165,24 @@ def test_a_folder_of_other_files_is_left_alone(given, tmp_path):
     assert output.read_text() == "x"
 
 
+@pytest.mark.parametrize("name", ["output", "cache_dir"])
+def test_a_folder_that_a_run_writes_is_never_inside_its_data(given, data, name, no_weights):
+    with pytest.raises(GenkitError, match="is in the data folder .* give a folder beside it"):
+        plan(given, **{name: str(data / "made")})
+
+
+def test_the_cache_must_be_a_folder(given, tmp_path, no_weights):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(GenkitError, match="--cache-dir .* is a file; give a folder"):
+        plan(given, cache_dir=str(tmp_path / "file"))
+
+
+def test_the_home_folder_is_meant_by_its_sign_in_files_too(given, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    settings = LoraSettings.from_mappings(("lora.yaml", {**given, "output": "~/runs", "cache_dir": "~/cache"}))
+    assert (settings.output, settings.cache_dir) == (str(tmp_path / "runs"), str(tmp_path / "cache"))
+
+
 def test_checkpoints_of_an_earlier_run_are_told_before_weights_are_read(given, no_weights):
     (Path(given["output"]) / "checkpoint-3").mkdir(parents=True)
     with pytest.raises(GenkitError, match="holds checkpoint-3 of an earlier run; --resume-from-checkpoint latest"):
