@@ -200,9 +200,7 @@ def resize(
     from genkit.lora.convert import check_output, made_of
     from genkit.lora.merge import resize as resized
 
-    smaller = _smaller(rank, error)
-    if smaller == (None, None):
-        raise UsageError("resizing needs --rank 8, or --error 0.05 to choose the rank of every module by its error")
+    smaller = _smaller(rank, error, "resizing")
     precision = _dtype(dtype)
     source = _plain(file).path
     check_output(output, [source], force)
@@ -230,9 +228,7 @@ def extract(
     from genkit.lora.convert import check_output
     from genkit.lora.extract import extract as extracted
 
-    smaller = _smaller(rank, error)
-    if smaller == (None, None):
-        raise UsageError("extracting needs --rank 16, or --error 0.05 to choose the rank of every layer by its error")
+    smaller = _smaller(rank, error, "extracting")
     precision = _dtype(dtype)
     check_output(output, [], force)
     made, told = extracted(_folder(base), _folder(tuned), *smaller, tuple(part or ()), targets, base)
@@ -255,8 +251,10 @@ def _parsed(text: str) -> Lora:
     return parse_lora(text)
 
 
-def _smaller(rank: str | None, error: str | None) -> tuple[int | None, float | None]:
-    """Rank and error within their limits; not both."""
+def _smaller(rank: str | None, error: str | None, needed_by: str = "") -> tuple[int | None, float | None]:
+    """Rank and error within their limits; not both, and one of them for what is named as needing it."""
+    if needed_by and rank is None and error is None:
+        raise UsageError(f"{needed_by} needs --rank 8, or --error 0.05 to choose the rank of every layer by its error")
     if rank is not None and error is not None:
         raise UsageError("--rank and --error exclude each other: one chooses the other")
     columns: Any = None if rank is None else number(rank, int, "--rank")

@@ -58,6 +58,7 @@ def simplified(key: str) -> str:
 
 
 def is_peft(key: str) -> bool:
+    """Whether a name is one of peft's."""
     return ".lora_A." in key or ".lora_B." in key or key.endswith("lora_magnitude_vector")
 
 
@@ -72,9 +73,11 @@ def peft_name(part: str, key: str) -> str:
 
 
 def short(name: str) -> str:
+    """A name from a file, for messages."""
     return shortened(escaped(name), 120)
 
 
 def said(error: BaseException) -> str:
+    """The first line of what an error says, for messages."""
     lines = str(error).strip().splitlines()
     return shortened(escaped(lines[0]), 300) if lines else type(error).__name__

@@ -18,6 +18,7 @@ from genkit.lora.files import STRONGEST, Lora, lora_file, parse_lora
 from genkit.lora.keys import said, short
 from genkit.lora.match import EXPERTS, Matched, match
 from genkit.lora.pair import Pair
+from genkit.lora.pairs import CONVERTERS_RAISE
 from genkit.lora.save import peft_tensors
 from genkit.lora.strengths import StepFactors, StepStrengths, layer_factors
 from genkit.reading import user_path
@@ -202,7 +203,7 @@ def _load(pipeline: Any, found: Matched, name: str) -> None:
             more["load_into_transformer_2"] = True
         try:
             pipeline.load_lora_weights(given, adapter_name=name, **more)
-        except (ValueError, RuntimeError, KeyError, OSError, NotImplementedError, TypeError, IndexError) as error:
+        except (*CONVERTERS_RAISE, OSError) as error:
             raise ArtifactError(f"{place(path)} does not fit {type(pipeline).__name__}: {said(error)}") from error
         _check_loaded(pipeline, found.lora, name, group.pairs)
 

@@ -142,7 +142,7 @@ def record_of(pipeline: Any) -> Originals | None:
 
 
 #: Converters are not written for files that lack something.
-_CONVERTERS_RAISE = (
+CONVERTERS_RAISE = (
     ValueError, RuntimeError, KeyError, NotImplementedError, TypeError, IndexError, AttributeError, AssertionError,
 )  # fmt: skip
 
@@ -155,7 +155,7 @@ def _translated(
     apart = {key: value.clone() for key, value in plain.items()}  # some are multiplied where they lie
     try:
         found = pipeline.lora_state_dict(apart, return_lora_metadata=True, return_alphas=True, **more)
-    except _CONVERTERS_RAISE as error:
+    except CONVERTERS_RAISE as error:
         raise ArtifactError(
             f"{place(lora.path)} cannot be translated for {type(pipeline).__name__}: {said(error)}; "
             "a module may lack its alpha or one of its halves, or it was made for another model"

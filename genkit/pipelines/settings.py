@@ -29,6 +29,7 @@ LOWEST_FPS, HIGHEST_FPS = Fraction(1, 100), Fraction(1000)
 
 
 def as_dtype(value: Any, what: str) -> Any:
+    """The whole name of a type that was written short, such as ``bf16``."""
     return DTYPES.get(value, value) if isinstance(value, str) else value
 
 

@@ -23,14 +23,16 @@ if TYPE_CHECKING:
     import torch
 
 
-def _patch(pipeline: Any) -> tuple[int, int, int]:
+def patch(pipeline: Any) -> tuple[int, int, int]:
+    """Latent frames, rows and columns of a token, of LTX-Video and LTX-2."""
     side = pipeline.transformer_spatial_patch_size
     return pipeline.transformer_temporal_patch_size, side, side
 
 
-def _grid(call: Call) -> tuple[int, int, int]:
+def grid_of(call: Call) -> tuple[int, int, int]:
+    """Tokens of a clip along time, height and width."""
     frames, height, width = call.noisy[VIDEO].shape[2:]
-    t, h, w = _patch(call.pipeline)
+    t, h, w = patch(call.pipeline)
     return frames // t, height // h, width // w
 
 
@@ -50,8 +52,8 @@ def _text(pipeline: Any, captions: Sequence[str], slots: int) -> list[Tensors]:
 
 def _arguments(call: Call) -> dict[str, Any]:
     pipeline, dtype = call.pipeline, dtype_of(call)
-    time, side, _ = _patch(pipeline)
-    grid = _grid(call)
+    time, side, _ = patch(pipeline)
+    grid = grid_of(call)
     fps = call.fps or float(facts(pipeline).fps)
     pixels = pipeline.vae_spatial_compression_ratio
     return {
@@ -68,18 +70,18 @@ def _arguments(call: Call) -> dict[str, Any]:
 
 
 def _answers(output: Any, call: Call) -> Tensors:
-    time, side, _ = _patch(call.pipeline)
-    return {VIDEO: call.pipeline._unpack_latents(output[0], *_grid(call), side, time)}
+    time, side, _ = patch(call.pipeline)
+    return {VIDEO: call.pipeline._unpack_latents(output[0], *grid_of(call), side, time)}
 
 
 def _shift(pipeline: Any, shapes: Mapping[str, tuple[int, ...]]) -> float:
-    return sampled_shift(pipeline, tokens_of(shapes[VIDEO], _patch(pipeline)))
+    return sampled_shift(pipeline, tokens_of(shapes[VIDEO], patch(pipeline)))
 
 
 def _first_arguments(call: Call) -> dict[str, Any]:
     """The first latent frame is clean, and its tokens are told so."""
-    time, side, _ = _patch(call.pipeline)
-    latents, timestep = with_first(call, math.prod(_grid(call)))
+    time, side, _ = patch(call.pipeline)
+    latents, timestep = with_first(call, math.prod(grid_of(call)))
     tokens = call.pipeline._pack_latents(latents.to(dtype_of(call)), side, time)
     return {**_arguments(call), "hidden_states": tokens, "timestep": timestep}
 

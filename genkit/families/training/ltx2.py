@@ -10,6 +10,7 @@ from genkit.errors import UnsupportedError
 from genkit.families.lookup import unwrap
 from genkit.families.sound_features import SoundFeatures, features_of
 from genkit.families.training.base import AUDIO, VIDEO, Call, Media, Tensors, Training
+from genkit.families.training.ltx import grid_of, patch
 from genkit.families.training.parts import (
     drawn,
     dtype_of,
@@ -31,17 +32,6 @@ def sound_tokens(pipeline: Any, seconds: float) -> int:
     """Tokens of a sound, as the pipeline counts them."""
     ratio = float(pipeline.audio_vae_temporal_compression_ratio)
     return round(seconds * (pipeline.audio_sampling_rate / pipeline.audio_hop_length / ratio))
-
-
-def _patch(pipeline: Any) -> tuple[int, int, int]:
-    side = pipeline.transformer_spatial_patch_size
-    return pipeline.transformer_temporal_patch_size, side, side
-
-
-def _grid(call: Call) -> tuple[int, int, int]:
-    frames, height, width = call.noisy[VIDEO].shape[2:]
-    t, h, w = _patch(call.pipeline)
-    return frames // t, height // h, width // w
 
 
 def _text(pipeline: Any, captions: Sequence[str], slots: int) -> list[Tensors]:
@@ -96,8 +86,8 @@ def _arguments(call: Call) -> dict[str, Any]:
     pipeline, model, dtype = call.pipeline, unwrap(call.model), dtype_of(call)
     video, fps = call.noisy[VIDEO], call.fps or float(facts(pipeline).fps)
     count, frames = len(video), video.shape[2]
-    time, side, _ = _patch(pipeline)
-    grid = _grid(call)
+    time, side, _ = patch(pipeline)
+    grid = grid_of(call)
     if AUDIO in call.noisy:
         audio = pipeline._pack_audio_latents(call.noisy[AUDIO])
     else:
@@ -132,8 +122,8 @@ def _cross_timestep(model: Any) -> bool:
 
 
 def _answers(output: Any, call: Call) -> Tensors:
-    time, side, _ = _patch(call.pipeline)
-    grid = _grid(call)
+    time, side, _ = patch(call.pipeline)
+    grid = grid_of(call)
     found = {VIDEO: call.pipeline._unpack_latents(output[0], *grid, side, time)}
     if AUDIO in call.noisy:
         _, _, length, bins = call.noisy[AUDIO].shape
@@ -142,7 +132,7 @@ def _answers(output: Any, call: Call) -> Tensors:
 
 
 def _shift(pipeline: Any, shapes: Mapping[str, tuple[int, ...]]) -> float:
-    return sampled_shift(pipeline, tokens_of(shapes[VIDEO], _patch(pipeline)))
+    return sampled_shift(pipeline, tokens_of(shapes[VIDEO], patch(pipeline)))
 
 
 def _text_to_video(pipeline: Any, sound: str | None) -> Training:
@@ -156,8 +146,8 @@ def _encode_clip(pipeline: Any, media: Media, generator: torch.Generator | None)
 
 def _first_arguments(call: Call) -> dict[str, Any]:
     """The first latent frame is clean, and its tokens are told so; the sound is as noisy as the rest."""
-    time, side, _ = _patch(call.pipeline)
-    latents, timestep = with_first(call, math.prod(_grid(call)))
+    time, side, _ = patch(call.pipeline)
+    latents, timestep = with_first(call, math.prod(grid_of(call)))
     return {
         **_arguments(call),
         "hidden_states": call.pipeline._pack_latents(latents, side, time).to(dtype_of(call)),

@@ -77,16 +77,17 @@ class RouterTask(LoraTask):
         given: further arguments of :class:`genkit.training.lora.task.LoraTask`.
     """
 
+    adapter: Any  # a RouterAdapter
+
     def __init__(self, *given: Any, balance: float = 0.01, certainty: float = 0.01, steps: int | None = None):
         super().__init__(*given)
-        self.router_adapter: Any = self.adapter
-        self.mixture: nn.Module = self.router_adapter.mixture
+        self.mixture: nn.Module = self.adapter.mixture
         self.balance, self.certainty = balance, certainty
         self.start = 0 if steps is None else int(_START * steps)
 
     def forward(self, batch: Batch, number: int, rank: int = 0) -> tuple[torch.Tensor, dict[str, Any]]:
         """See :meth:`LoraTask.forward`."""
-        router = self.router_adapter.router
+        router = self.adapter.router
         router.seen = []
         try:
             loss, figures = super().forward(batch, number, rank)
