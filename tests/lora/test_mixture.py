@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
+import tiny
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-import tiny  # noqa: E402
-
-from genkit.errors import UnsupportedError, UsageError  # noqa: E402
-from genkit.families.lookup import family_of  # noqa: E402
-from genkit.lora.mixture import Expert, Masks, Mixture, Router, Shares  # noqa: E402
-from genkit.lora.mixture.files import widths_of  # noqa: E402
-from genkit.lora.mixture.gates import balance, entropy, routing_loss  # noqa: E402
-from genkit.lora.mixture.mix import _Held, groups_of  # noqa: E402
-from genkit.lora.pair import Pair  # noqa: E402
+from genkit.errors import UnsupportedError, UsageError
+from genkit.families.lookup import family_of
+from genkit.lora.mixture import Expert, Masks, Mixture, Router, Shares
+from genkit.lora.mixture.files import widths_of
+from genkit.lora.mixture.gates import balance, entropy, routing_loss
+from genkit.lora.mixture.mix import _Held, groups_of
+from genkit.lora.pair import Pair
 
 ALL = torch.ones(2, dtype=torch.bool)
 

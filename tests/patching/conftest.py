@@ -1,20 +1,14 @@
-"""Makes the tiny models importable and builds each of them once."""
+"""Builds each of the tiny models once."""
 
 from __future__ import annotations
 
 import gc
-import sys
-from pathlib import Path
 
 import pytest
+import tiny
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-sys.path.insert(0, str(Path(__file__).parent))
-
-import tiny  # noqa: E402
-
-from genkit.patching import interception  # noqa: E402
+from genkit.patching import interception
 
 torch.set_num_threads(1)
 _BUILT: dict[str, tiny.Tiny] = {}

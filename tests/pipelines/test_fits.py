@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
-from pathlib import Path
 
 import pytest
+from tiny_flux import build_tiny_flux
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from tiny_flux import build_tiny_flux  # noqa: E402
-
-from genkit.errors import ArtifactError  # noqa: E402
-from genkit.models import shipped  # noqa: E402
-from genkit.pipelines.fits import check_fits  # noqa: E402
-from genkit.pipelines.load import load  # noqa: E402
+from genkit.errors import ArtifactError
+from genkit.models import shipped
+from genkit.pipelines.fits import check_fits
+from genkit.pipelines.load import load
 
 
 def change(folder, part, **values):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tiny_sd import build_tiny_sd
 
 from genkit import media
 from genkit.errors import UsageError
@@ -15,8 +14,8 @@ from genkit.pipelines.settings import GenerateSettings
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return build_tiny_sd(tmp_path_factory.mktemp("models") / "tiny-sd")
+def folder(tiny_sd):
+    return tiny_sd
 
 
 def ask(folder, **changes):

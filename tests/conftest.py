@@ -1,15 +1,12 @@
+"""The tiny pipelines as folders, each built once for all rooms. Pytest puts this folder on the path, so tests import
+``tiny``, ``tiny_pipelines`` and the others by name."""
+
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from tiny_flux import build_tiny_flux  # noqa: E402
-from tiny_sd import build_tiny_sd  # noqa: E402
-from tiny_wan import build_tiny_wan  # noqa: E402
+from tiny_flux import build_tiny_flux
+from tiny_sd import build_tiny_sd
+from tiny_wan import build_tiny_wan
 
 
 @pytest.fixture(scope="session")
