@@ -11,7 +11,7 @@ import torch
 from genkit.families.facts import FLOW
 from genkit.families.lookup import diffusers_class, facts_of
 from genkit.families.training.base import Call, Training
-from genkit.training.engine.objectives import objective_of
+from genkit.families.training.objectives import objective_of
 
 CAPTIONS = ("a red circle moves right", "blue")
 #: Arguments that carry nothing of a training step.

@@ -18,8 +18,8 @@ from genkit.families.lookup import _all
 from genkit.families.sound_features import features_of
 from genkit.families.training.base import AUDIO, IMAGE, SPREAD, VIDEO, Media
 from genkit.families.training.lookup import trainable, training_of
+from genkit.families.training.objectives import shifted
 from genkit.families.training.parts import sampled_shift
-from genkit.training.engine.objectives import shifted
 
 
 def _named(name: str):

@@ -8,11 +8,11 @@ import torch
 
 from genkit import world
 from genkit.errors import ArtifactError
+from genkit.families.training.objectives import draw_levels
 from genkit.training.data.pixels import as_tensor
 from genkit.training.data.world.pictures import CELL, FEATURES, PicturePool, PictureSize, draw_mask, picture_features
 from genkit.training.engine.checkpoint import atomic_save
 from genkit.training.engine.curriculum import Stage, batch_for, draw_size
-from genkit.training.engine.objectives import draw_levels
 from genkit.training.engine.warm_start import begin_from
 from genkit.training.toys.dit.model import TEXT_SLOTS, ToyDit
 from genkit.training.toys.image.model import ToyImage

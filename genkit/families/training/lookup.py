@@ -14,7 +14,7 @@ from genkit.families.lookup import diffusers_class, facts_of
 from genkit.families.training.base import Builder, Training
 
 #: Files of this folder that describe no family.
-SHARED = ("base", "lookup", "parts")
+SHARED = ("base", "lookup", "objectives", "parts")
 # What a family's facts must tell, in words.
 _NEEDED = {
     "codec": "how its latents are normalised",

@@ -14,7 +14,7 @@ import torch
 
 from genkit.errors import UsageError, explain
 from genkit.families.facts import EPSILON
-from genkit.training.engine.objectives import Flow, Objective, Table, shifted
+from genkit.families.training.objectives import Flow, Objective, Table, shifted
 
 UNIFORM, LOGIT_NORMAL, MODE = "uniform", "logit_normal", "mode"
 #: Levels nearer to 0 are not trained on straight paths: there is nothing to learn and the answer is all noise.
@@ -32,7 +32,7 @@ class Levels:
             ``mode``, their heavy-tailed one.
         mean, std: of the normal number.
         scale: of ``mode``; above 0 the middle levels come more often.
-        shift: factor of the flow shift, see :func:`genkit.training.engine.objectives.shifted`; 1 for none.
+        shift: factor of the flow shift, see :func:`genkit.families.training.objectives.shifted`; 1 for none.
         low, high: only levels between the two are drawn, with the relative frequency that they have without the bounds.
     """
 

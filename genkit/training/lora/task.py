@@ -18,9 +18,9 @@ from torch import nn
 
 from genkit.errors import UsageError, explain
 from genkit.families.training.base import AUDIO, Call, Training
+from genkit.families.training.objectives import Flow, objective_of
 from genkit.families.training.parts import facts
 from genkit.training.data.batch import Batch
-from genkit.training.engine.objectives import Flow, objective_of
 from genkit.training.lora.adapter import Adapter
 from genkit.training.lora.levels import LOWEST, Levels, weight_of
 

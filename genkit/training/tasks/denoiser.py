@@ -11,7 +11,7 @@ from genkit.errors import UsageError
 from genkit.families.lookup import able, can, facts_of
 from genkit.families.training.base import Call
 from genkit.families.training.lookup import training_of
-from genkit.training.engine.objectives import objective_of
+from genkit.families.training.objectives import objective_of
 
 #: Text slots of models that take them as an argument, as toy-video's sidecar has them.
 SLOTS = 64

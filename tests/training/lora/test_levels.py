@@ -7,7 +7,7 @@ import torch
 
 from genkit.errors import UsageError
 from genkit.families.facts import EPSILON, VELOCITY
-from genkit.training.engine.objectives import Flow, Table
+from genkit.families.training.objectives import Flow, Table
 from genkit.training.lora.levels import Levels, weight_of
 
 

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from genkit.families.training.objectives import Flow, denoising_loss, draw_sigma
 from genkit.training.data.world.features import FEATURES, SOUND_FEATURES
 from genkit.training.engine.curriculum import Stage, batch_for, draw_size
 from genkit.training.engine.loop import process_rank
-from genkit.training.engine.objectives import Flow, denoising_loss, draw_sigma
 from genkit.training.engine.repa import REPAHead
 from genkit.training.toys.av.parts import (
     CONNECTORS,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from genkit.families.training.objectives import Flow, shifted
 from genkit.training.data.world.pictures import FEATURES
-from genkit.training.engine.objectives import Flow, shifted
 from genkit.training.engine.repa import REPAHead
 from genkit.training.toys.shared.picture_text import (
     TEXT_WIDTH,

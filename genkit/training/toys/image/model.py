@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from genkit.families.training.objectives import Table
 from genkit.training.data.world.pictures import FEATURES
-from genkit.training.engine.objectives import Table
 from genkit.training.engine.repa import REPAHead
 from genkit.training.toys.shared.picture_text import TEXT_WIDTH, build_clip_encoder, build_piece_tokenizer
 

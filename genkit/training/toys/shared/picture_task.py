@@ -14,11 +14,11 @@ import torch
 from torch import nn
 
 from genkit.evaluation.toy_picture import ATTRIBUTES
+from genkit.families.training.objectives import denoising_loss, draw_levels
 from genkit.training.data.pool import Sample
 from genkit.training.data.world.pictures import STAGES, PicturePool, PictureSize
 from genkit.training.engine.curriculum import Stage, batch_for, draw_size
 from genkit.training.engine.loop import process_rank
-from genkit.training.engine.objectives import denoising_loss, draw_levels
 from genkit.training.toys.shared.picture_vae import decode_picture
 from genkit.training.toys.video.probe import shares, sheet
 from genkit.world.picture_caption import picture_caption

@@ -6,12 +6,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from genkit.families.training.objectives import Flow, denoising_loss, draw_levels
 from genkit.training.data.pool import Sample
 from genkit.training.data.world.clips import ClipSize, LatentPool
 from genkit.training.data.world.features import FEATURES
 from genkit.training.engine.curriculum import Stage, batch_for, draw_size
 from genkit.training.engine.loop import process_rank
-from genkit.training.engine.objectives import Flow, denoising_loss, draw_levels
 from genkit.training.engine.repa import REPAHead
 from genkit.training.toys.shared.padding import PaddedCrossAttention, padding_bias
 from genkit.training.toys.shared.text import build_text_encoder, build_word_tokenizer

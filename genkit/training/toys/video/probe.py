@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from genkit.families.training.objectives import shifted
 from genkit.training.data.world.clips import ClipSize
-from genkit.training.engine.objectives import shifted
 from genkit.world.caption import caption
 from genkit.world.judge import judge_clip, score
 from genkit.world.scene import Scene, draw_scene

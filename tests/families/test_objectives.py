@@ -8,7 +8,7 @@ import torch
 from genkit.errors import UnsupportedError, UsageError
 from genkit.families.facts import Objective as Told
 from genkit.families.lookup import records
-from genkit.training.engine.objectives import (
+from genkit.families.training.objectives import (
     Flow,
     Table,
     denoising_loss,
