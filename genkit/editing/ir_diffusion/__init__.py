@@ -1,0 +1,1 @@
+"""Several subjects that stay themselves over several pictures."""

@@ -1,0 +1,1 @@
+"""Editing with grounded masks: vision guidance and noise that depends on the place."""
