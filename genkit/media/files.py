@@ -142,8 +142,8 @@ def read_media(path: str | Path) -> Media:
     if kind == "mp4":
         frames, fps, audio, sample_rate, comment = read_mp4(path)
         return Media(frames, fps, audio, sample_rate, _parse(comment, path))
-    frames, fps, comment, _ = read_image(path)
-    return Media(frames, fps, settings=_parse(comment, path))
+    picture = read_image(path)
+    return Media(picture.frames, picture.fps, settings=_parse(picture.comment, path))
 
 
 def read_settings(path: str | Path) -> dict:

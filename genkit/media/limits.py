@@ -17,14 +17,14 @@ BYTES = 1 << 31
 SECONDS = 3600
 
 
-def check_decoded(path: str | Path, frames: int, height: int, width: int) -> None:
-    """Refuse frames (T, H, W, 3) that are more than is decoded into memory.
+def check_decoded(path: str | Path, frames: int, height: int, width: int, pixels: int = PIXELS) -> None:
+    """Refuse frames (T, H, W, 3) that are more than is decoded into memory; ``pixels`` is the limit of one of them.
 
     Raises:
         ArtifactError: the message tells the size and the limit.
     """
-    if height * width > PIXELS:
-        raise ArtifactError(f"{place(path)} has {width}x{height} pixels, allowed: {PIXELS} in all; make it smaller")
+    if height * width > pixels:
+        raise ArtifactError(f"{place(path)} has {width}x{height} pixels, allowed: {pixels} in all; make it smaller")
     if frames > FRAMES or frames * height * width * 3 > BYTES:
         raise ArtifactError(
             f"{place(path)} has at least {frames} frames of {width}x{height}, "

@@ -14,7 +14,7 @@ import numpy as np
 
 from genkit.errors import ArtifactError, UsageError, escaped, shortened
 from genkit.media.images import EXIF_DESCRIPTION, PNG_KEY
-from genkit.media.limits import check_decoded
+from genkit.media.limits import PIXELS, check_decoded
 from genkit.reading import open_file
 from genkit.reading.files import place
 
@@ -37,15 +37,17 @@ class Picture(NamedTuple):
         fps: mean frame rate; None for one frame.
         comment: the text stored in it, or None.
         told: what was chosen in reading it, one line each.
+        opacity: uint8 (T, H, W) of a file with transparent parts, 255 for solid ones; None without any.
     """
 
     frames: np.ndarray
     fps: Fraction | None
     comment: str | None
     told: tuple[str, ...] = ()
+    opacity: np.ndarray | None = None
 
 
-def read_image(path: str | Path, most: int | None = None) -> Picture:
+def read_image(path: str | Path, most: int | None = None, pixels: int = PIXELS) -> Picture:
     """Decode a GIF, WebP, PNG, JPEG, TIFF, ..., turned as its camera says.
 
     16 bits per colour are scaled to 8. Transparent parts are laid on white. Of a file of several pictures that are no
@@ -54,6 +56,7 @@ def read_image(path: str | Path, most: int | None = None) -> Picture:
     Args:
         path: the file.
         most: decode no more frames than this; None for all.
+        pixels: refuse a picture of more, before it is decoded.
 
     Raises:
         ArtifactError: the file is no readable image, holds numbers without a fixed white (float or 32 bits), or is
@@ -61,16 +64,19 @@ def read_image(path: str | Path, most: int | None = None) -> Picture:
     """
     told: list[str] = []
     with _opened(path) as image:
+        check_decoded(path, 1, image.height, image.width, pixels)  # before the text is looked for: that decodes
         comment = _comment(image)
         count = most if image.format in ANIMATED else 1
-        frames, total = [], 0
+        frames, opacities, total = [], [], 0
         while count is None or len(frames) < count:
             try:
                 image.seek(len(frames))
             except EOFError:
                 break
-            check_decoded(path, len(frames) + 1, image.height, image.width)
-            frames.append(_rgb(image, path, told))
+            check_decoded(path, len(frames) + 1, image.height, image.width, pixels)
+            frame, opacity = _rgb(image, path, told)
+            frames.append(frame)
+            opacities.append(opacity)
             total += _milliseconds(image)
         pictures = getattr(image, "n_frames", 1)
         if pictures > 1 and image.format not in ANIMATED:
@@ -80,8 +86,11 @@ def read_image(path: str | Path, most: int | None = None) -> Picture:
         if len({frame.shape for frame in frames}) > 1:
             raise ValueError("its frames differ in size")
         clip = np.stack(frames)
+        opaque = all(each is None for each in opacities)
+        solid = np.full(clip.shape[1:3], 255, np.uint8)
+        opacity = None if opaque else np.stack([solid if each is None else each for each in opacities])
     fps = Fraction(1000 * len(frames), round(total)) if len(frames) > 1 and total else None
-    return Picture(clip, fps, comment, tuple(dict.fromkeys(told)))
+    return Picture(clip, fps, comment, tuple(dict.fromkeys(told)), opacity)
 
 
 def read_comment(path: str | Path) -> str | None:
@@ -125,8 +134,8 @@ def _milliseconds(image: Any) -> float:
     return duration if isinstance(duration, (int, float)) and 0 <= duration < 1e9 else 0
 
 
-def _rgb(image: Any, path: str | Path, told: list[str]) -> np.ndarray:
-    """The current frame as uint8 (H, W, 3)."""
+def _rgb(image: Any, path: str | Path, told: list[str]) -> tuple[np.ndarray, np.ndarray | None]:
+    """The current frame as uint8 (H, W, 3), and its opacity (H, W) where a part of it is transparent."""
     from PIL import Image, ImageOps
 
     name = Path(path).name
@@ -137,9 +146,11 @@ def _rgb(image: Any, path: str | Path, told: list[str]) -> np.ndarray:
     sixteen = turned.mode.startswith("I;16")
     if sixteen:
         turned = _eight_bits(turned)
+    opacity = None
     if turned.has_transparency_data:
         layers = turned.convert("RGBA")
         if layers.getextrema()[3][0] < 255:
+            opacity = layers.getchannel("A")
             told.append(f"the transparent parts of {name} were laid on white")
         turned = Image.alpha_composite(Image.new("RGBA", layers.size, (*BEHIND, 255)), layers)
     turned = turned.convert("RGB")
@@ -147,8 +158,10 @@ def _rgb(image: Any, path: str | Path, told: list[str]) -> np.ndarray:
         if turned.size != image.size:  # turned by a quarter
             stretch = 1 / stretch
         told.append(f"the pixels of {name} are not square; it was widened to the shape they stand for")
-        turned = turned.resize((max(1, round(turned.width * stretch)), turned.height), Image.Resampling.LANCZOS)
-    return np.asarray(turned)
+        size = (max(1, round(turned.width * stretch)), turned.height)
+        turned = turned.resize(size, Image.Resampling.LANCZOS)
+        opacity = None if opacity is None else opacity.resize(size, Image.Resampling.LANCZOS)
+    return np.asarray(turned), None if opacity is None else np.asarray(opacity)
 
 
 def _eight_bits(image: Any) -> Any:
