@@ -16,17 +16,22 @@ import numpy as np
 from genkit.errors import GenkitError, UnsupportedError, UsageError
 from genkit.lora.load import apply_loras
 from genkit.media import enlarge, write_media
+from genkit.pipelines.following import DECODE, STEP, Latents, Progress, Stop, stoppable
 from genkit.pipelines.guidance import argument_names
 from genkit.pipelines.load import load
 from genkit.pipelines.record import build_record, made_with
 from genkit.pipelines.request import Settings, flag
 from genkit.pipelines.resolve import Request, resolve
 from genkit.pipelines.settings import LoadSettings
+from genkit.reading import file_digest
 
-Progress = Callable[[str, int, int], None]
 #: What may differ among the runs of a session.
 VARIES = ("prompt", "negative_prompt", "seed", "num_videos", "truncate_prompt", "output")
-STEP, DECODE = "step", "decode"
+#: Settings that decide what is loaded, beside model, device and dtype.
+LOADED = (
+    "offload", "vae_tiling", "vae_slicing", "lora", "lora_router", "lora_mask", "lora_layers", "lora_steps",
+    "lora_partial", "flow_shift", "steps",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,8 @@ class Run:
         settings: the request's, with the prompt and seed of this output.
         arguments: of the pipeline's call, without the generator.
         progress: called as ``progress("step", done, total)`` and ``progress("decode", 0, 1)``; None for nobody.
+        latents: called with the latents after each step; None for nobody. A task that steps by itself calls
+            :meth:`step`, which tells both.
     """
 
     request: Request
@@ -79,6 +86,19 @@ class Run:
     settings: Any
     arguments: dict[str, Any]
     progress: Progress | None = None
+    latents: Latents | None = None
+
+    def step(self, done: int, total: int, latents: Any = None) -> None:
+        """Tell who follows the run that ``done`` of ``total`` steps are made.
+
+        Args:
+            done, total: denoising steps.
+            latents: as they are after the step, see :data:`genkit.pipelines.following.Latents`; None shows nothing.
+        """
+        if self.latents is not None and latents is not None:
+            self.latents(latents)
+        if self.progress is not None:
+            self.progress(STEP, done, total)
 
     @property
     def fps(self) -> Fraction | None:
@@ -143,19 +163,61 @@ class Session:
         if getattr(given, "flow_shift", None) is not None:
             change = {model.shift_name(): given.flow_shift}
             pipeline.scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config, **change)
-        loras = [lora.path for lora in request.loras] + ([] if request.mixing is None else request.mixing.files)
+        loras = _lora_files(request)
         self.made = made_with(model.folder, model.class_name, str(request.device), loras) | request.fingerprints
         self.pipeline = pipeline
 
-    def run(self, settings: Any = None, progress: Progress | None = None) -> Result:
+    def again(self, request: Request) -> Session | None:
+        """A session of another request that uses the same loaded model, or None when it needs another one.
+
+        Model, device, dtype, LoRAs and everything else that loading decides must be the same; LoRA files are read
+        again when they have changed.
+        """
+        if self.pipeline is None:
+            return None
+        mine, other = self.request, request
+        if (mine.model.folder, mine.device, mine.dtype) != (other.model.folder, other.device, other.dtype):
+            return None
+        loras = bool(mine.loras or mine.mixing)
+        names = [name for name in LOADED if loras or name != "steps"]  # shares by step are set when loading
+        if any(getattr(mine.settings, name, None) != getattr(other.settings, name, None) for name in names):
+            return None
+        if loras and self.made["lora_fingerprints"] != [file_digest(path)[:16] for path in _lora_files(other)]:
+            return None
+        request.take_matches()
+        kept = {name: value for name, value in self.made.items() if name not in mine.fingerprints}
+        return Session(request, [], self.pipeline, self.mixture, kept | request.fingerprints)
+
+    def close(self) -> None:
+        """Give the model's memory back; the next :meth:`run` loads it again."""
+        import gc
+
+        import torch
+
+        self.pipeline = self.mixture = None
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def run(
+        self,
+        settings: Any = None,
+        progress: Progress | None = None,
+        *,
+        latents: Latents | None = None,
+        stop: Stop | None = None,
+    ) -> Result:
         """Generate one output.
 
         Args:
             settings: a variation of the request's settings in prompt or seed; what concerns the model is the same.
             progress: called as ``progress("step", done, total)`` after each denoising step and ``progress("decode",
             ...)``.
+            latents: called with the latents after each denoising step, for previews.
+            stop: asked before every call of a part of the model; the run ends once it returns True.
 
         Raises:
+            Interrupted: ``stop`` returned True; the model serves the next run.
             UsageError: the prompt is too long, the schedule does not fit, or the pipeline refuses an argument.
             UnsupportedError: the method cannot serve this model, or the memory does not suffice.
             ArtifactError: the model returned NaN.
@@ -166,10 +228,10 @@ class Session:
         prompts = request.read(settings)
         self.load()
         self._tell(*request.notes, *prompts.told)
-        arguments = self.arguments(settings, prompts.prompt, prompts.negative, progress)
-        run = Run(request, self.pipeline, settings, arguments, progress)
+        arguments = self.arguments(settings, prompts.prompt, prompts.negative, progress, latents)
+        run = Run(request, self.pipeline, settings, arguments, progress, latents)
         seconds = -time.perf_counter()
-        with _plain_errors(settings):
+        with stoppable(self.pipeline, stop), _plain_errors(settings):
             made = request.task.run(run)
         seconds += time.perf_counter()
         if request.attention is not None:
@@ -195,7 +257,12 @@ class Session:
         self.warnings += [line for line in lines if line not in self.warnings]
 
     def arguments(
-        self, settings: Any, prompt: str | None, negative: str | None, progress: Progress | None
+        self,
+        settings: Any,
+        prompt: str | None,
+        negative: str | None,
+        progress: Progress | None,
+        latents: Latents | None = None,
     ) -> dict[str, Any]:
         """The arguments of the pipeline's call, without the generator."""
         model = self.request.model
@@ -206,13 +273,20 @@ class Session:
             if target is not None and value is not None:
                 values[target] = float(Fraction(value)) if name == "fps" else value
         if progress is not None and "callback_on_step_end" in model.accepted:
-            values["callback_on_step_end"] = _step_callback(progress, settings.steps)
+            values["callback_on_step_end"] = _step_callback(progress, latents, settings.steps)
         return values
 
 
-def _step_callback(progress: Progress, steps: int | None) -> Callable:
+def _lora_files(request: Request) -> list[Path]:
+    """The LoRA files of a request, in the order of the record."""
+    return [lora.path for lora in request.loras] + ([] if request.mixing is None else request.mixing.files)
+
+
+def _step_callback(progress: Progress, latents: Latents | None, steps: int | None) -> Callable:
     def after_step(pipeline: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         total = getattr(pipeline, "num_timesteps", None) or steps or step + 1
+        if latents is not None and tensors.get("latents") is not None:
+            latents(tensors["latents"])
         progress(STEP, step + 1, total)
         if step + 1 >= total:
             progress(DECODE, 0, 1)
