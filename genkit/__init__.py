@@ -30,6 +30,8 @@ _EXPORTS = {
 _ROOMS = (
     "attention",
     "cli",
+    "control",
+    "editing",
     "evaluation",
     "families",  # also the public function: the package can be called
     "kernels",

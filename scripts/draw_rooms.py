@@ -16,6 +16,8 @@ FLOORS = (
     ("cli",),
     ("training", "evaluation"),
     ("pipelines",),
+    ("editing",),
+    ("control",),
     ("lora",),
     ("patching",),
     ("families",),

@@ -19,6 +19,8 @@ FLOORS = [
     {"families"},
     {"patching"},
     {"lora"},
+    {"control"},
+    {"editing"},
     {"pipelines"},
     {"training", "evaluation"},
     {"cli", "__main__"},
