@@ -11,21 +11,27 @@ from typing import Annotated, Any
 import typer
 
 from genkit import schema
-from genkit.errors import shortened
+from genkit.errors import UsageError, shortened
 from genkit.pipelines.request import Settings, flag
 
 SHORT = {"prompt": ("-p",), "output": ("-o",), "model": ("-m",)}
+#: Parameter that holds what was written without a flag.
+_ARGUMENT = "text"
 NUMBERS = {int: "<int>", float: "<float>"}
 
 Json = Annotated[bool, typer.Option("--json", help="Print a machine-readable result on standard output.")]
 Force = Annotated[bool, typer.Option("--force", "-f", help="Replace existing outputs.")]
 
 
-def with_settings(settings: type) -> Callable[[Callable], Callable]:
+def with_settings(settings: type, argument: str | None = None) -> Callable[[Callable], Callable]:
     """Decorator for a Typer command: add one option per field of a settings dataclass.
 
     The command receives them as ``given``, a dict of the options that were really typed; the others keep their place
     in the order default, configuration file, command line.
+
+    Args:
+        settings: the dataclass.
+        argument: the field that may be written without its flag as well.
     """
     fields = {field.name: field for field in dataclasses.fields(settings)}
     kinds = {name: schema.kinds(schema.hints_of(settings)[name])[0] for name in fields}
@@ -37,11 +43,15 @@ def with_settings(settings: type) -> Callable[[Callable], Callable]:
             if parameter.name != "given"
         ]
         added = [_parameter(field, kinds[name]) for name, field in fields.items()]
+        if argument is not None:
+            own.insert(0, _argument(fields[argument]))
 
         @wraps(command)
         def call(**values: Any) -> Any:
             typed = {name: values.pop(name) for name in fields}
             given = {name: value for name, value in typed.items() if value is not None and value != []}
+            if argument is not None:
+                _take(argument, values.pop(_ARGUMENT), given)
             for name in given:
                 if kinds[name] in NUMBERS:
                     given[name] = schema.number(given[name], kinds[name], flag(name))
@@ -67,7 +77,7 @@ def usage_text(error: Any) -> str:
     extra = message.rpartition("(")[2].rstrip(")").split()
     if "genkit" in extra:
         return f"{shortened(message)}; these are two commands, run them one after the other"
-    return f'{shortened(message)}; a prompt of several words needs quotes: genkit generate "a red circle"'
+    return f'{shortened(message)}; a prompt of several words needs quotes, such as "a red circle"'
 
 
 def _parameter(field: dataclasses.Field, kind: type) -> inspect.Parameter:
@@ -84,6 +94,24 @@ def _parameter(field: dataclasses.Field, kind: type) -> inspect.Parameter:
     return inspect.Parameter(
         field.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[annotation, option]
     )
+
+
+def _argument(field: dataclasses.Field) -> inspect.Parameter:
+    """The parameter of a field that may be written without its flag."""
+    said = field.metadata["help"].partition(".")[0].partition(";")[0]
+    shown = typer.Argument(metavar=field.name.upper(), help=f"{said}; the same as {flag(field.name)}.")
+    return inspect.Parameter(
+        _ARGUMENT, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None, annotation=Annotated[str | None, shown]
+    )
+
+
+def _take(name: str, value: str | None, given: dict[str, Any]) -> None:
+    """Put what was written without a flag among the settings that were typed."""
+    if value is None:
+        return
+    if name in given:
+        raise UsageError(f"the {name} is given twice: as an argument and with {flag(name)}")
+    given[name] = value
 
 
 def _help(field: dataclasses.Field) -> str:

@@ -19,7 +19,7 @@ from genkit.pipelines.request import COMMAND_LINE, Settings, read_config
 from genkit.pipelines.task import Task, commands
 
 MORE = (
-    "Without --model the shipped toy-video is used. Sizes, steps and so on that are left open come from the model's "
+    "Without --model the shipped {usual} is used. Sizes, steps and so on that are left open come from the model's "
     "genkit.json or the pipeline's own defaults. Every output carries its settings inside and in a .json beside it."
 )
 
@@ -31,12 +31,9 @@ def task_commands() -> Iterator[tuple[str, Callable]]:
 
 
 def _command(name: str, task: Task) -> Callable:
-    @with_settings(task.settings)
+    @with_settings(task.settings, task.argument)
     def command(
         given: dict[str, Any],
-        text: Annotated[
-            str | None, typer.Argument(metavar="PROMPT", help="What to show; the same as --prompt.")
-        ] = None,
         config: Annotated[
             Path | None, typer.Option("--config", help="YAML or JSON file of settings; flags win over it.")
         ] = None,
@@ -53,11 +50,11 @@ def _command(name: str, task: Task) -> Callable:
         json: Json = False,
     ) -> None:
         note(f"loading {given['model']} ..." if "model" in given else "loading ...")
-        record, prompts, settings = _settings(name, task.settings, given, text, config, source, prompt_file)
+        record, prompts, settings = _settings(name, task.settings, given, config, source, prompt_file)
         _run(settings, prompts, record, force, dry_run, json)
 
     command.__name__ = name
-    command.__doc__ = f"{task.help}\n\n{MORE}"
+    command.__doc__ = f"{task.help}\n\n{MORE.format(usual=task.usual)}"
     return command
 
 
@@ -102,7 +99,6 @@ def _settings(
     command: str,
     kind: type[Settings],
     given: dict[str, Any],
-    text: str | None,
     config: Path | None,
     source: Path | None,
     prompt_file: Path | None,
@@ -112,10 +108,6 @@ def _settings(
     from genkit.pipelines.prompts import read_prompt_file
     from genkit.pipelines.record import followed, read_record
 
-    if text is not None:
-        if "prompt" in given:
-            raise UsageError("the prompt is given twice: as an argument and with --prompt")
-        given["prompt"] = text
     written = [] if config is None else [(str(config), read_config(config))]
     record = stored = None
     if source is not None:

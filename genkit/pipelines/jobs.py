@@ -21,7 +21,7 @@ def expand(request: Request, prompts: list[str]) -> list[tuple[Any, Path]]:
     for index, prompt in enumerate(prompts):
         for offset in range(base.num_videos):
             job = base if count == 1 else base.replace(prompt=prompt, seed=base.seed + offset, num_videos=1)
-            still = kind is IMAGE or job.num_frames == 1
+            still = kind is IMAGE or request.frames == 1
             if base.output is not None:
                 output = numbered(base.output, index * base.num_videos + offset, count, still=still)
             else:

@@ -21,7 +21,7 @@ from genkit.reading.files import place
 from genkit.schema import open_keys, read
 
 #: Settings that name files by their full paths.
-FILES = ("lora", "lora_router", "lora_mask", "recipe", "reference", "audio", "video")
+FILES = ("lora", "lora_router", "lora_mask", "recipe", "reference", "audio", "video", "image", "mask", "style")
 PACKAGES = ("torch", "diffusers", "transformers")
 
 

@@ -25,7 +25,7 @@ from genkit.pipelines.outputs import check_format
 from genkit.pipelines.prompts import Prompts, read_prompts, tokenizers_of
 from genkit.pipelines.recipes import recipe_place
 from genkit.pipelines.request import Settings, flag
-from genkit.pipelines.settings import AttentionSettings, LoadSettings
+from genkit.pipelines.settings import AttentionSettings, LoadSettings, SizeSettings
 from genkit.pipelines.shares import shares_of
 from genkit.pipelines.task import Task, task_of
 from genkit.pipelines.trained_attention import from_loras, remarks
@@ -58,6 +58,7 @@ class Request:
         notes: what the user should know about the request, one line each.
         tokenizers: of the model, for further prompts.
         matches: the LoRA files matched with the model; see :meth:`take_matches`.
+        frames: how many are made; None when only the pipeline knows, or for a picture.
     """
 
     settings: Any
@@ -76,6 +77,7 @@ class Request:
     matches: list[Matched] = field(default_factory=list)
     mixing: Mixing | None = None
     shares: tuple[Share, ...] = ()
+    frames: int | None = None
 
     def take_matches(self) -> list[Matched]:
         """The LoRA files as they were matched with the model: once, for the weights in them are not kept."""
@@ -163,17 +165,27 @@ class Draft:
         """Change settings."""
         self.settings = self.settings.replace(**changes)
 
-    def fill(self) -> None:
+    def _open(self, left: tuple[str, ...]) -> list[tuple[str, tuple[str, ...]]]:
+        """The settings that the pipeline's call takes, with its names for them, but for those ``left`` to the task."""
+        names = set(self.given.field_names()) - set(left)
+        return [(name, targets) for name, targets in guidance.argument_names(self.model).items() if name in names]
+
+    def fill(self, left: tuple[str, ...] = ()) -> None:
         """Open values: from the recipe, from ``genkit.json``, then from the pipeline's own defaults; what the pipeline
-        does not know is refused."""
+        does not know is refused.
+
+        Args:
+            left: settings whose open values the task fills in itself, since the pipeline's call is not made.
+        """
         given, sidecar, known = self.given, self.model.sidecar, self.model.accepted
         recipe = self.attention.recipe if self.attention is not None else None
         advised = {} if recipe is None else recipe.settings
+        advised = {name: value for name, value in advised.items() if name in given.field_names()}
         for name, value in advised.items():
             if getattr(given, name) is None:
                 self.notes.append(f"recipe {recipe.name} sets {flag(name)} {value:g}")
         changes = {name: value for name, value in advised.items() if getattr(given, name) is None}
-        for name, targets in guidance.argument_names(self.model).items():
+        for name, targets in self._open(left):
             target = next((target for target in targets if target in known), None)
             value = getattr(given, name)
             if target is None and name != "fps":
@@ -184,22 +196,28 @@ class Draft:
                 own = sidecar.call.get(target, known[target].default) if target is not None else None
                 value = sidecar.defaults.get(name, own)
                 changes[name] = str(value) if name == "fps" and value is not None else value
-        if self.model.kind is IMAGE:
-            if given.fps is not None:
-                raise UsageError(f"--fps: {self.model.class_name} makes images; leave it out")
-            changes.pop("fps", None)
-        elif given.fps is None and changes.get("fps") is None:
-            changes["fps"] = self.model.fps
+        if isinstance(given, SizeSettings):
+            self._fill_fps(changes)
         self.set(**changes)
         if self.settings.flow_shift is not None:
             self.model.shift_name()
-        self.settings, notes = guidance.settle(self.settings, given, self.model)
-        self.notes += notes
+        if not left:
+            self.settings, notes = guidance.settle(self.settings, given, self.model)
+            self.notes += notes
+
+    def _fill_fps(self, changes: dict[str, Any]) -> None:
+        if self.model.kind is IMAGE:
+            if self.given.fps is not None:
+                raise UsageError(f"--fps: {self.model.class_name} makes images; leave it out")
+            changes.pop("fps", None)
+        elif self.given.fps is None and changes.get("fps") is None:
+            changes["fps"] = self.model.fps
 
     def close(
         self,
         *,
         size: tuple[int, int] | None = None,
+        frames: int | None = None,
         steps: int | None = None,
         inputs: Any = None,
         fingerprints: dict[str, Any] | None = None,
@@ -209,12 +227,17 @@ class Draft:
 
         Args:
             size: height and width of what is made, where they are not the settings'.
+            frames: of what is made, likewise.
             steps: how many steps a schedule can name, where it is not all of them.
             inputs, fingerprints: see :class:`Request`.
             places: settings that name files, as they mean the same from any folder.
         """
-        self.check_sizes()
-        self.model.check_size(*(size or (self.settings.height, self.settings.width)), self.settings.num_frames)
+        if isinstance(self.settings, SizeSettings):
+            self.check_sizes()
+            size = size or (self.settings.height, self.settings.width)
+            frames = self.settings.num_frames if frames is None else frames
+        assert size is not None, "a task whose settings name no size gives it"
+        self.model.check_size(*size, frames)
         steps = self.settings.steps if steps is None else steps
         self._close_attention(steps)
         for share in self.shares:
@@ -224,12 +247,13 @@ class Draft:
         settings = self.settings
         output = getattr(settings, "output", None)
         if output is not None:
-            check_format(output, self.model.kind, settings.num_frames)
+            check_format(output, self.model.kind, frames)
         tokenizers = tokenizers_of(self.model)
         prompts = read_prompts(tokenizers, settings, self.model.sidecar.limits.get("max_prompt_tokens"))
         return Request(
             settings, self.task, self.model, self.device, self.dtype, prompts, self.attention, self.loras, inputs,
             fingerprints or {}, steps, tuple(self.notes), tokenizers, self.matches, self.mixing, self.shares,
+            frames,
         )  # fmt: skip
 
     def check_sizes(self) -> None:

@@ -22,7 +22,7 @@ from genkit.pipelines.load import load
 from genkit.pipelines.record import build_record, made_with
 from genkit.pipelines.request import Settings, flag
 from genkit.pipelines.resolve import Request, resolve
-from genkit.pipelines.settings import LoadSettings
+from genkit.pipelines.settings import LoadSettings, SizeSettings
 from genkit.reading import file_digest
 
 #: What may differ among the runs of a session.
@@ -238,12 +238,14 @@ class Session:
             self._tell(*request.attention.remarks(made.report, request.steps))
         stored = self._stored(settings, made.frames)
         record = build_record(stored, self.made, request.task.command)
-        return Result(made.frames, run.fps, seconds, stored, record, made.report, made.audio, made.sample_rate)
+        return Result(
+            made.frames, made.fps or run.fps, seconds, stored, record, made.report, made.audio, made.sample_rate
+        )
 
     def _stored(self, settings: Any, frames: np.ndarray) -> Any:
         """The settings of one output, with the size that the pipeline chose where nobody said one."""
         sizes = {"height": frames.shape[1], "width": frames.shape[2]}
-        known = self.request.model.accepted
+        known = self.request.model.accepted if isinstance(settings, SizeSettings) else ()
         told = {name: size for name, size in sizes.items() if name in known and getattr(settings, name) is None}
         return settings.replace(num_videos=1, **told)
 
@@ -268,7 +270,7 @@ class Session:
         model = self.request.model
         values: dict[str, Any] = {"prompt": prompt, "output_type": "np", **model.sidecar.call}
         for name, targets in argument_names(model).items():
-            value = negative if name == "negative_prompt" else getattr(settings, name)
+            value = negative if name == "negative_prompt" else getattr(settings, name, None)
             target = next((target for target in targets if target in model.accepted), None)
             if target is not None and value is not None:
                 values[target] = float(Fraction(value)) if name == "fps" else value

@@ -43,9 +43,16 @@ def as_rate(value: Any, what: str) -> Any:
 
 
 @dataclass(frozen=True)
-class GenerationSettings(Settings):
-    """What a pipeline is called with. A None means "what suits the model" (its ``genkit.json``, else the pipeline's own
-    default) and is replaced by the value used before settings are stored."""
+class InputSettings(Settings):
+    """The file that a command works on; on the command line it is the argument."""
+
+    image: str | None = option(None, "Picture or clip to work on; its size is kept.", group="Input")
+
+
+@dataclass(frozen=True)
+class PromptSettings(Settings):
+    """What is asked for, and of which model. A None means "what suits the model" (its ``genkit.json``, else the
+    pipeline's own default) and is replaced by the value used before settings are stored."""
 
     prompt: str | None = option(None, "What to show. An empty text is allowed: the model then runs unconditionally.")
     negative_prompt: str | None = option(None, "What to avoid; needs a guidance scale above 1.")
@@ -54,10 +61,22 @@ class GenerationSettings(Settings):
     guidance_scale: float | None = option(
         None, "How strongly the prompt rules; 1 switches guidance off.", rule=Rule(low=0, high=10_000)
     )
+
+
+@dataclass(frozen=True)
+class SizeSettings(Settings):
+    """The size of what is made from a text alone."""
+
     height: int | None = option(None, "Height in pixels.", rule=Rule(low=1, high=65_536))
     width: int | None = option(None, "Width in pixels.", rule=Rule(low=1, high=65_536))
     num_frames: int | None = option(None, "Frames of a video.", rule=Rule(low=1, high=1_000_000))
     fps: str | None = option(None, "Frames per second of the file, kept exactly: 8, 23.976, 30000/1001.", parse=as_rate)
+
+
+@dataclass(frozen=True)
+class DrawSettings(Settings):
+    """Random numbers, how many outputs, and how the model reads and samples."""
+
     seed: int | None = option(
         None,
         "Start of the random numbers; drawn and printed when not given.",
@@ -72,6 +91,11 @@ class GenerationSettings(Settings):
         None, "Timestep shift of a flow scheduler: larger spends more steps on strong noise. The model's own when left "
         "out.", rule=Rule(low=0.01, high=100), stored=WHEN_GIVEN,
     )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class GenerationSettings(DrawSettings, SizeSettings, PromptSettings):
+    """What a pipeline that starts from a text is called with."""
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import importlib
 import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -30,12 +31,14 @@ class Made:
         audio: float32 samples (S, channels), or None.
         sample_rate: of ``audio``.
         report: what the attention patch really did, as plain values; None without one.
+        fps: exact frames per second, where they are not the settings'.
     """
 
     frames: np.ndarray
     audio: np.ndarray | None = None
     sample_rate: int | None = None
     report: dict[str, Any] | None = None
+    fps: Fraction | None = None
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,8 @@ class Task:
             A command has one task without it, which does what no other is asked for.
         command: the subcommand it belongs to.
         help: what the subcommand makes, one line; of the command's task without ``asked_by``.
+        argument: the setting that is the subcommand's argument: its ``prompt``, or the ``image`` it works on.
+        usual: which model runs when none is named, for ``--help``.
     """
 
     name: str
@@ -60,6 +65,8 @@ class Task:
     asked_by: Callable[[Any], str | None] | None = None
     command: str = GENERATE
     help: str = ""
+    argument: str = "prompt"
+    usual: str = "toy-video"
 
 
 @cache
