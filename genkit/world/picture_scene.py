@@ -205,6 +205,22 @@ def place(picture: Picture, height: int, width: int, rng: np.random.Generator, t
     return None
 
 
+def has_room(picture: Picture, placement: Placement, height: int, width: int) -> bool:
+    """Whether a placement that was drawn for another picture also keeps this one's objects inside, apart and in place.
+
+    Args:
+        picture: with as many actors as the placement.
+        placement: centres and radii.
+        height, width: canvas in pixels.
+    """
+    boxes = np.array([SHAPE_EXTENTS[actor.shape] for actor in picture.actors]) * placement.radius[:, None]
+    x, y = placement.x, placement.y
+    inside = np.minimum(
+        np.minimum(x - boxes[:, 0], width - x - boxes[:, 1]), np.minimum(y - boxes[:, 2], height - y - boxes[:, 3])
+    )
+    return bool(inside.min() >= MARGIN - 1e-3) and _fits(picture, boxes, x, y, height, width)
+
+
 def _spread(rng: np.random.Generator, before: np.ndarray, after: np.ndarray, extent: int) -> np.ndarray | None:
     """Centres along one axis for objects that reach ``before`` and ``after`` their centres; None without room."""
     low, high = before + MARGIN, extent - after - MARGIN

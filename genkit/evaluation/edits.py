@@ -1,0 +1,108 @@
+"""How well edits succeed, by the judge of the world: cases of one kind, and their results in a few numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from genkit.errors import UsageError, explain
+from genkit.world.edits import CLIP_KINDS, PICTURE_KINDS, Edit, draw_clip_edit, draw_picture_edit
+from genkit.world.judge import judge_clip, score
+from genkit.world.picture_judge import judge_picture, score_picture
+from genkit.world.picture_scene import Picture, picture_split
+from genkit.world.scene import Scene, split_of
+
+#: Seed of the cases: no training, validation or other benchmark draws from it.
+SEED = 19000
+#: Decibels from which pixels count as kept.
+KEPT_DB = 28.0
+
+
+def draw_edits(kind: str, count: int, clips: bool = False, seed: int = SEED, split: str = "any") -> list[Edit]:
+    """Cases of one kind, the same for the same seed; the first of a longer list are those of a shorter one.
+
+    Args:
+        kind: of :data:`genkit.world.edits.PICTURE_KINDS`, or of clips :data:`genkit.world.edits.CLIP_KINDS`.
+        count: how many.
+        clips: edits of clips.
+        seed: of the draw.
+        split: of the targets.
+    """
+    kinds = CLIP_KINDS if clips else PICTURE_KINDS
+    if kind not in kinds:
+        raise UsageError(explain("kind of edit", kind, kinds))
+    rng = np.random.default_rng((seed, kinds.index(kind), clips))
+    draw = draw_clip_edit if clips else draw_picture_edit
+    return [draw(kind, rng, split=split) for _ in range(count)]
+
+
+def seen_in_training(scene: Picture | Scene) -> bool:
+    """Whether training shows such things: no held-out pair of colour and shape, no held-out combination."""
+    return (picture_split if isinstance(scene, Picture) else split_of)(scene) == "train"
+
+
+def judge_sample(case: Edit, sample: np.ndarray) -> dict[str, bool]:
+    """Whether a sample of the target prompt alone shows all that it says: the bound that the model sets to editing.
+
+    Returns:
+        ``right``, and of clips ``roughly right``, with the shape by forced choice.
+    """
+    if not case.clip:
+        return {"right": score_picture(case.after, judge_picture(sample))["all"]}
+    told = score(case.after, judge_clip(sample))
+    rough = told.pop("nearest shape")
+    right = told.pop("all")
+    return {"right": right, "roughly right": all((told | {"shape": rough}).values())}
+
+
+@dataclass(frozen=True)
+class Share:
+    """A mean of values in 0..1 or in units of its own, with its standard error.
+
+    Args:
+        mean: of the values.
+        error: standard error.
+        cases: how many.
+    """
+
+    mean: float
+    error: float
+    cases: int
+
+    @property
+    def percent(self) -> str:
+        """As ``85 ± 4``."""
+        return f"{100 * self.mean:.0f} ± {100 * self.error:.0f}"
+
+    def __str__(self) -> str:
+        return f"{self.mean:.1f} ± {self.error:.1f}"
+
+
+def share_of(values: Sequence[bool]) -> Share:
+    """Share of right answers; its error is that of Agresti and Coull, which is not 0 where all or none are right.
+
+    Raises:
+        UsageError: no values.
+    """
+    mean, cases = _mean(values)
+    middle = (cases * mean + 2) / (cases + 4)
+    return Share(mean, float(np.sqrt(middle * (1 - middle) / (cases + 4))), cases)
+
+
+def mean_of(values: Sequence[float]) -> Share:
+    """Mean of numbers with its standard error.
+
+    Raises:
+        UsageError: no values.
+    """
+    mean, cases = _mean(values)
+    spread = float(np.std(np.asarray(values, dtype=np.float64), ddof=1)) if cases > 1 else float("nan")
+    return Share(mean, spread / float(np.sqrt(cases)), cases)
+
+
+def _mean(values: Sequence[float]) -> tuple[float, int]:
+    if not len(values):
+        raise UsageError("there is no mean of no values: give at least one")
+    return float(np.mean(np.asarray(values, dtype=np.float64))), len(values)
