@@ -59,7 +59,7 @@ class Call:
         timestep: (B,) what the objective tells the network of them.
         media: what :attr:`Training.encode` made beside the latents, stacked to (B, ...).
         text: what :attr:`Training.text` made, stacked to (B, ...).
-        guidance: value for models with an embedded guidance scale.
+        guidance: value for models with an embedded guidance scale, one for all or (B,).
         fps: frames per second of the clips.
     """
 
@@ -70,7 +70,7 @@ class Call:
     timestep: torch.Tensor
     media: Tensors
     text: Tensors
-    guidance: float = 1.0
+    guidance: float | torch.Tensor = 1.0
     fps: float | None = None
 
 
@@ -101,6 +101,9 @@ class Training:
         experts: (pipeline) -> component -> (lowest, highest) noise level it sees, of models with several denoisers.
         guidance: default of :attr:`Call.guidance`.
         variant: what ``encode`` and ``text`` depend on beside the parts of the pipeline, for the keys of caches.
+        told: (height, width) in pixels -> what ``arguments`` needs beside the latents of a picture of this size that
+            nobody gave, without a batch axis; None where it needs nothing.
+        untrainable: why this checkpoint cannot be trained, although its denoiser can be called; empty when it can.
     """
 
     streams: tuple[str, ...]
@@ -116,6 +119,8 @@ class Training:
     experts: Callable[[Any], dict[str, tuple[float, float]]] | None = None
     guidance: float = 1.0
     variant: str = ""
+    told: Callable[[int, int], Tensors] | None = None
+    untrainable: str = ""
 
 
 #: From a pipeline, and the kind of spectrogram its sidecar names (None: the usual one), to its record.

@@ -41,7 +41,8 @@ def _arguments(call: Call) -> dict[str, Any]:
     states = call.text["states"].to(dtype)
     guidance = None
     if unwrap(call.model).config.guidance_embeds:
-        guidance = torch.full((len(tokens),), call.guidance, dtype=torch.float32, device=tokens.device)
+        given = torch.as_tensor(call.guidance, dtype=torch.float32, device=tokens.device)
+        guidance = given.expand(len(tokens))
     return {
         "hidden_states": tokens,
         # Rounded before the division, as in sampling: a thousandfold level has other neighbours in bfloat16.

@@ -32,7 +32,7 @@ def _arguments(call: Call) -> dict[str, Any]:
     latents = call.noisy[VIDEO].to(dtype)
     guidance = None
     if unwrap(call.model).config.guidance_embeds:
-        guidance = torch.full((len(latents),), call.guidance, dtype=dtype, device=latents.device) * 1000.0
+        guidance = torch.as_tensor(call.guidance, dtype=dtype, device=latents.device).expand(len(latents)) * 1000.0
     return {
         "hidden_states": latents,
         # In sampling the latents have the model's precision after the first step, and timesteps have the latents'.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import pkgutil
+import re
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,6 +16,8 @@ from genkit.families.training.base import Builder, Training
 
 #: Files of this folder that describe no family.
 SHARED = ("base", "lookup", "objectives", "parts")
+#: What the names of pipelines that start from a picture or repaint a part have more than the one from text.
+_VARIANT = re.compile("Img2Img|Inpaint|VideoToVideo")
 # What a family's facts must tell, in words.
 _NEEDED = {
     "codec": "how its latents are normalised",
@@ -57,7 +60,27 @@ def training_of(pipeline: Any, sound: str | None = None) -> Training:
     build = _builders().get(name)
     if build is None:
         raise UnsupportedError(f"{name} cannot be trained: {_reason(name)}. Trained: {', '.join(trainable())}")
-    return build(pipeline, sound)
+    found = build(pipeline, sound)
+    if found.untrainable:
+        raise UnsupportedError(found.untrainable)
+    return found
+
+
+def called(pipeline: Any) -> Training:
+    """How the denoiser of a pipeline is called, also where training it would make no sense.
+
+    Pipelines of the same denoiser that start from a picture or repaint a part count as the one from text.
+
+    Raises:
+        UnsupportedError: a class without a record, or a checkpoint of it that needs what is not known here.
+    """
+    name = diffusers_class(pipeline) or type(pipeline).__name__
+    alike = {other: plain for file in _files() for other, plain in getattr(file, "ALIKE", {}).items()}
+    plain = alike.get(name, _VARIANT.sub("", name))
+    build = _builders().get(name, _builders().get(plain))
+    if build is None:
+        raise UnsupportedError(f"{name} cannot be used here: {_reason(name)}. Known: {', '.join(trainable())}")
+    return build(pipeline, None)
 
 
 def _reason(name: str) -> str:

@@ -43,6 +43,14 @@ class Objective(ABC):
         """The clean latents that an answer stands for."""
 
     @abstractmethod
+    def noise(self, noisy: torch.Tensor, answer: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
+        """The noise that an answer stands for."""
+
+    @abstractmethod
+    def parts(self, level: torch.Tensor, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Factors of clean latents and of noise at levels (B,), with as many axes as ``like`` has; 1 and 0 at 0."""
+
+    @abstractmethod
     def timesteps(self, level: torch.Tensor) -> torch.Tensor:
         """What the network is told of levels (B,)."""
 
@@ -71,6 +79,15 @@ class Flow(Objective):
     def clean(self, noisy: torch.Tensor, answer: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
         """See :meth:`Objective.clean`."""
         return noisy - _over(level, noisy) * answer
+
+    def noise(self, noisy: torch.Tensor, answer: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
+        """See :meth:`Objective.noise`."""
+        return noisy + (1 - _over(level, noisy)) * answer
+
+    def parts(self, level: torch.Tensor, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """See :meth:`Objective.parts`."""
+        share = _over(level, like).to(like)
+        return 1 - share, share
 
     def timesteps(self, level: torch.Tensor) -> torch.Tensor:
         """See :meth:`Objective.timesteps`."""
@@ -111,6 +128,19 @@ class Table(Objective):
         if self.prediction == EPSILON:
             return (noisy - spread * answer) / signal
         return signal * noisy - spread * answer
+
+    def noise(self, noisy: torch.Tensor, answer: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
+        """See :meth:`Objective.noise`."""
+        if self.prediction == EPSILON:
+            return answer
+        signal, spread = self._parts(level, noisy)
+        return spread * noisy + signal * answer
+
+    def parts(self, level: torch.Tensor, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """See :meth:`Objective.parts`; the table itself ends a little above 0."""
+        signal, spread = self._parts(level, like)
+        ended = _over(level, like) <= 0
+        return torch.where(ended, 1.0, signal), torch.where(ended, 0.0, spread)
 
     def timesteps(self, level: torch.Tensor) -> torch.Tensor:
         """See :meth:`Objective.timesteps`: numbers in the table, int64."""

@@ -138,9 +138,13 @@ def tokens_of(shape: tuple[int, ...], patch: tuple[int, ...]) -> int:
 
 def need_channels(pipeline: Any, model: Any, expected: int) -> None:
     """Refuse a denoiser that wants further channels beside the noisy latents, which its pipeline does not give."""
-    given = model.config.in_channels
-    if given != expected:
-        raise UnsupportedError(
-            f"{type(pipeline).__name__} cannot be trained with this denoiser: it takes {given} channels, the latents "
-            f"have {expected}; the others (a mask, a picture) belong to another pipeline class"
-        )
+    if model.config.in_channels != expected:
+        raise UnsupportedError(foreign_channels(pipeline, model, expected))
+
+
+def foreign_channels(pipeline: Any, model: Any, expected: int) -> str:
+    """Why a denoiser that wants further channels beside the noisy latents cannot be trained."""
+    return (
+        f"{type(pipeline).__name__} cannot be trained with this denoiser: it takes {model.config.in_channels} "
+        f"channels, the latents have {expected}; the others (a mask, a picture) belong to another pipeline class"
+    )

@@ -57,7 +57,7 @@ def _arguments(call: Call) -> dict[str, Any]:
     tokens = type(call.pipeline)._pack_latents(call.noisy[IMAGE].to(dtype), count, channels, height, width)
     guidance = None
     if unwrap(call.model).config.guidance_embeds:
-        guidance = torch.full((count,), call.guidance, dtype=torch.float32, device=tokens.device)
+        guidance = torch.as_tensor(call.guidance, dtype=torch.float32, device=tokens.device).expand(count)
     return {
         "hidden_states": tokens,
         # Rounded before the division, as in sampling: a thousandfold level has other neighbours in bfloat16.

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from genkit.errors import UnsupportedError
 from genkit.families.training.base import IMAGE, Call, Media, Tensors, Training
-from genkit.families.training.parts import dtype_of, encode_image, encode_states, need_channels, rows
+from genkit.families.training.parts import dtype_of, encode_image, encode_states, foreign_channels, rows
 
 if TYPE_CHECKING:
     import torch
@@ -30,18 +29,22 @@ def _answers(output: Any, call: Call) -> Tensors:
     return {IMAGE: output[0]}
 
 
-def _check(pipeline: Any) -> None:
-    need_channels(pipeline, pipeline.unet, pipeline.unet.config.out_channels)
-    if pipeline.unet.config.get("time_cond_proj_dim") is not None:
-        raise UnsupportedError(
+def _untrainable(pipeline: Any) -> str:
+    config = pipeline.unet.config
+    if config.in_channels != config.out_channels:
+        return foreign_channels(pipeline, pipeline.unet, config.out_channels)
+    if config.get("time_cond_proj_dim") is not None:
+        return (
             "this UNet is told a guidance scale (time_cond_proj_dim): it was distilled to few steps, which plain "
             "training undoes; train on the model it was made from"
         )
+    return ""
 
 
 def _stable_diffusion(pipeline: Any, sound: str | None) -> Training:
-    _check(pipeline)
-    return Training((IMAGE,), _encode, encode_states, _arguments, _answers, slots=77)
+    return Training(
+        (IMAGE,), _encode, encode_states, _arguments, _answers, slots=77, untrainable=_untrainable(pipeline)
+    )
 
 
 def _encode_xl(pipeline: Any, media: Media, generator: torch.Generator | None) -> Tensors:
@@ -51,6 +54,13 @@ def _encode_xl(pipeline: Any, media: Media, generator: torch.Generator | None) -
     size = tuple(media.pixels.shape[2:])
     told = torch.tensor([*(media.original or size), *media.crop, *size], dtype=torch.float32)
     return encode_image(pipeline, media.pixels, generator) | {"time_ids": told}
+
+
+def _told_xl(height: int, width: int) -> Tensors:
+    """A whole file of this size."""
+    import torch
+
+    return {"time_ids": torch.tensor([height, width, 0, 0, height, width], dtype=torch.float32)}
 
 
 def _text_xl(pipeline: Any, captions: Sequence[str], slots: int) -> list[Tensors]:
@@ -73,9 +83,20 @@ def _arguments_xl(call: Call) -> dict[str, Any]:
 
 
 def _stable_diffusion_xl(pipeline: Any, sound: str | None) -> Training:
-    _check(pipeline)
     variant = "zeros for an empty caption" if pipeline.config.get("force_zeros_for_empty_prompt") else ""
-    return Training((IMAGE,), _encode_xl, _text_xl, _arguments_xl, _answers, slots=77, variant=variant)
+    return Training(
+        (IMAGE,),
+        _encode_xl,
+        _text_xl,
+        _arguments_xl,
+        _answers,
+        slots=77,
+        variant=variant,
+        told=_told_xl,
+        untrainable=_untrainable(pipeline),
+    )
 
 
 PIPELINES = {"StableDiffusionPipeline": _stable_diffusion, "StableDiffusionXLPipeline": _stable_diffusion_xl}
+#: Of the same denoiser as the class that is named: for calling it, not for training.
+ALIKE = {"LatentConsistencyModelPipeline": "StableDiffusionPipeline"}

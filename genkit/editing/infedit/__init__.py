@@ -1,0 +1,1 @@
+"""Editing with virtual inversion and unified attention control (InfEdit)."""

@@ -1,0 +1,124 @@
+"""The branches of an edit (source, target, ...) as rows of one denoiser call, with guidance and attention control."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from genkit.control.rows import Rows
+from genkit.editing.shared.model import Conditions, EditModel
+
+
+@dataclass(frozen=True)
+class Branch:
+    """One branch of an edit.
+
+    Args:
+        prompt: what it shows.
+        negative: what guidance leads away from.
+        guidance: scale of classifier-free guidance; 1 = none. Of denoisers that take the scale as an input, that input.
+    """
+
+    prompt: str
+    negative: str = ""
+    guidance: float = 1.0
+
+
+class Branches:
+    """Answers for several branches at once.
+
+    Args:
+        model: whose denoiser is called.
+        branches: by role, in the order of the rows.
+        control: attention control; told what the rows are before every call. None = none.
+        together: every branch gets an unconditional row as soon as one has guidance: rules of a control then act on
+            both halves alike. Without it only branches with guidance have one.
+        slots: text tokens, see :meth:`EditModel.texts`.
+    """
+
+    def __init__(
+        self,
+        model: EditModel,
+        branches: Mapping[str, Branch],
+        *,
+        control: Any = None,
+        together: bool = False,
+        slots: int | None = None,
+    ):
+        self.model, self.branches, self.control = model, dict(branches), control
+        embedded = model.embeds_guidance
+        self.guidance = [branch.guidance for branch in self.branches.values()] if embedded else None
+        scales = {role: 1.0 if embedded else branch.guidance for role, branch in self.branches.items()}
+        guided = [role for role, scale in scales.items() if scale != 1]
+        self.scales = scales
+        self.rows = Rows.of(*scales, guided=bool(guided) if together else guided)
+        texts = {row: self._text(row.role, row.conditional) for row in self.rows.entries}
+        unique = list(dict.fromkeys(texts.values()))
+        made = model.texts(unique, slots)
+        self.conditions = made.rows([unique.index(texts[row]) for row in self.rows.entries])
+        self.apart = bool(model.family.branches)
+
+    def _text(self, role: str, conditional: bool) -> str:
+        branch = self.branches[role]
+        return branch.prompt if conditional else branch.negative
+
+    def __call__(
+        self, latents: Mapping[str, torch.Tensor], level: float, step: int, steps: int
+    ) -> dict[str, torch.Tensor]:
+        """Answers by role, after guidance.
+
+        Args:
+            latents: by role, one row (1, ...) each.
+            level: noise level of all of them.
+            step, steps: where the run is.
+        """
+        batch = torch.cat([latents[row.role] for row in self.rows.entries])
+        answers = self._apart(batch, level, step, steps) if self.apart else self._call(
+            self.rows, batch, self.conditions, level, step, steps
+        )  # fmt: skip
+        found = {}
+        for role, scale in self.scales.items():
+            (row,) = self.rows.index(role, conditional=True)
+            answer = answers[row : row + 1]
+            for other in self.rows.index(role, conditional=False) if scale != 1 else ():
+                without = answers[other : other + 1]
+                answer = without + scale * (answer - without)
+            found[role] = answer
+        return found
+
+    def _apart(self, batch: torch.Tensor, level: float, step: int, steps: int) -> torch.Tensor:
+        """One call for each half, as pipelines of this family make them, announced likewise."""
+        parts: dict[int, torch.Tensor] = {}
+        network = self.model.network(level)
+        for conditional, name in ((True, "cond"), (False, "uncond")):
+            numbers = [n for n, row in enumerate(self.rows.entries) if row.conditional is conditional]
+            if not numbers:
+                continue
+            with _announced(network, name, step, level, steps):
+                found = self._call(
+                    self.rows.half(conditional), batch[numbers], self.conditions.rows(numbers), level, step, steps
+                )
+            parts.update(zip(numbers, found, strict=True))
+        return torch.stack([parts[number] for number in sorted(parts)])
+
+    def _call(
+        self, rows: Rows, batch: torch.Tensor, conditions: Conditions, level: float, step: int, steps: int
+    ) -> torch.Tensor:
+        if self.control is not None:
+            self.control.begin(step=step, steps=steps, rows=rows)
+        guidance = None
+        if self.guidance is not None:
+            by_role = dict(zip(self.branches, self.guidance, strict=True))
+            guidance = [by_role[row.role] for row in rows.entries]
+        return self.model.predict(batch, level, conditions, guidance=guidance)
+
+
+def _announced(network: Any, name: str, step: int, level: float, steps: int) -> Any:
+    """The denoiser's own announcement of a branch, where it has one."""
+    if not hasattr(network, "cache_context"):
+        return contextlib.nullcontext()
+    return network.cache_context(name, step_index=step, sigma=level, num_inference_steps=steps)
