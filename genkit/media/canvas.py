@@ -128,6 +128,48 @@ class Canvas:
 
 
 @dataclass(frozen=True)
+class Window:
+    """A part of a picture: what a model is shown of it.
+
+    Args:
+        top, left, height, width: in pixels.
+    """
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+    @classmethod
+    def around(cls, inside: np.ndarray, context: int | None = None, least: tuple[int, int] = (1, 1)) -> Self:
+        """The smallest part of a picture with a mask in its middle, as far as the picture reaches.
+
+        Args:
+            inside: bool (H, W), not empty.
+            context: pixels on each side of the mask's box; None = half of the box's longer side.
+            least: height and width that the part has at least, if the picture has them.
+        """
+        found = []
+        spans = [np.flatnonzero(inside.any(1 - axis))[[0, -1]] + (0, 1) for axis in (0, 1)]
+        usual = -(-max(int(stop - start) for start, stop in spans) // 2)
+        for (start, stop), size, low in zip(spans, inside.shape, least, strict=True):
+            length = min(size, max(int(stop - start) + 2 * (usual if context is None else context), low))
+            found.append((min(max(int(start + stop - length) // 2, 0), size - length), length))
+        (top, height), (left, width) = found
+        return cls(top, left, height, width)
+
+    def cut(self, values: np.ndarray) -> np.ndarray:
+        """The part of a picture (H, W, ...)."""
+        return values[self.top : self.top + self.height, self.left : self.left + self.width]
+
+    def put(self, values: np.ndarray, part: np.ndarray) -> np.ndarray:
+        """A picture (H, W, ...) with this part replaced."""
+        out = values.copy()
+        out[self.top : self.top + self.height, self.left : self.left + self.width] = part
+        return out
+
+
+@dataclass(frozen=True)
 class Mask:
     """Which pixels of a picture are made anew.
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from genkit.errors import ArtifactError, UsageError
-from genkit.media.canvas import Canvas, Mask, paste, read_mask, read_still
+from genkit.media.canvas import Canvas, Mask, Window, paste, read_mask, read_still
 
 
 def noise(height, width, seed=0):
@@ -190,3 +190,25 @@ def test_a_union_marks_what_any_mask_marks():
     assert np.array_equal(both.inside, one.inside | two.inside) and both.feather == 3 and both.told == ("a", "b")
     with pytest.raises(UsageError):
         Mask.union([one, Mask(box(9, 8, 0, 0, 1, 1))])
+
+
+@pytest.mark.parametrize(
+    "where, context, least, wanted",
+    [
+        ((10, 20, 20, 40), 5, (1, 1), (5, 15, 20, 30)),
+        ((10, 20, 20, 40), None, (1, 1), (0, 10, 30, 40)),  # half of 20
+        ((10, 20, 20, 40), 0, (32, 32), (0, 14, 32, 32)),
+        ((0, 0, 4, 4), 2, (8, 8), (0, 0, 8, 8)),  # at the corner: it moves
+        ((46, 56, 50, 60), 2, (8, 8), (42, 52, 8, 8)),
+        ((10, 20, 20, 40), 500, (64, 64), (0, 0, 50, 60)),  # never beyond the picture
+    ],
+)
+def test_a_window_holds_the_mask_and_its_surroundings(where, context, least, wanted):
+    inside = box(50, 60, *where)
+    window = Window.around(inside, context, least)
+    assert (window.top, window.left, window.height, window.width) == wanted
+    assert window.cut(inside).sum() == inside.sum()
+    picture = noise(50, 60)
+    changed = window.put(picture, window.cut(noise(50, 60, 1)))
+    assert np.array_equal(window.cut(changed), window.cut(noise(50, 60, 1)))
+    assert (changed != picture).any(-1).sum() <= window.height * window.width and picture is not changed
