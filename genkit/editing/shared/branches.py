@@ -38,6 +38,7 @@ class Branches:
         together: every branch gets an unconditional row as soon as one has guidance: rules of a control then act on
             both halves alike. Without it only branches with guidance have one.
         slots: text tokens, see :meth:`EditModel.texts`.
+        beside: (1, c, h, w) further channels of every row, see :meth:`EditModel.predict`.
     """
 
     def __init__(
@@ -48,8 +49,9 @@ class Branches:
         control: Any = None,
         together: bool = False,
         slots: int | None = None,
+        beside: torch.Tensor | None = None,
     ):
-        self.model, self.branches, self.control = model, dict(branches), control
+        self.model, self.branches, self.control, self.beside = model, dict(branches), control, beside
         embedded = model.embeds_guidance
         self.guidance = [branch.guidance for branch in self.branches.values()] if embedded else None
         scales = {role: 1.0 if embedded else branch.guidance for role, branch in self.branches.items()}
@@ -114,7 +116,8 @@ class Branches:
         if self.guidance is not None:
             by_role = dict(zip(self.branches, self.guidance, strict=True))
             guidance = [by_role[row.role] for row in rows.entries]
-        return self.model.predict(batch, level, conditions, guidance=guidance)
+        beside = None if self.beside is None else self.beside.expand(len(batch), -1, -1, -1)
+        return self.model.predict(batch, level, conditions, guidance=guidance, beside=beside)
 
 
 def _announced(network: Any, name: str, step: int, level: float, steps: int) -> Any:

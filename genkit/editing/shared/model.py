@@ -137,7 +137,12 @@ class EditModel:
             raise UsageError(explain("frames", (frames.shape, str(frames.dtype)), "uint8 (F, H, W, 3)"))
         if not self.video and len(frames) > 1:
             raise UsageError(f"{type(self.pipe).__name__} makes pictures; got a clip of {len(frames)} frames")
-        pixels = torch.from_numpy(np.ascontiguousarray(frames)).permute(3, 0, 1, 2).float() / 127.5 - 1
+        pixels = torch.from_numpy(np.ascontiguousarray(frames)).permute(3, 0, 1, 2).float()
+        return self.encode_pixels(pixels / 127.5 - 1)
+
+    @torch.no_grad()
+    def encode_pixels(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Latents of one row, likewise, from pixels (3, F, H, W) in -1..1, float32."""
         with self._exact_vae():
             found = self.record.encode(self.pipe, Media(pixels.to(self.device)), None)
         return found[self.stream][None].to(self.device).float()
@@ -182,7 +187,6 @@ class EditModel:
         made = self.record.text(self.pipe, list(prompts), self.record.slots if slots is None else slots)
         return Conditions({name: torch.stack([row[name] for row in made]).to(self.device) for name in made[0]})
 
-    @torch.no_grad()
     def predict(
         self,
         latents: torch.Tensor,
@@ -201,7 +205,20 @@ class EditModel:
             guidance: value for denoisers that take a guidance scale as an input, for all rows or one a row; others
                 ignore it. None = the family's usual one.
             beside: (B, c, h, w) further channels of the first layer (a mask, a masked picture).
+
+        Nothing is kept for gradients unless ``latents`` need them.
         """
+        with torch.set_grad_enabled(torch.is_grad_enabled() and latents.requires_grad):
+            return self._predict(latents, level, conditions, guidance, beside)
+
+    def _predict(
+        self,
+        latents: torch.Tensor,
+        level: float,
+        conditions: Conditions,
+        guidance: float | Sequence[float] | None,
+        beside: torch.Tensor | None,
+    ) -> torch.Tensor:
         network, count = self.network(level), len(latents)
         levels = torch.full((count,), level, dtype=torch.float64, device=latents.device).float()
         media = {}

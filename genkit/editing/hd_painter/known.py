@@ -1,0 +1,71 @@
+"""What is known of the picture, in the forms that a model and its loop need: filled, in latents, in tokens."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as functional
+
+from genkit.editing.shared.model import EditModel
+
+
+def filled(picture: np.ndarray, inside: np.ndarray) -> np.ndarray:
+    """A picture whose unknown part continues the known one smoothly, from the finest level of averages that knows it.
+
+    Latents next to a mask see what is inside it: this keeps what is to be replaced out of them.
+
+    Args:
+        picture: uint8 (H, W, 3).
+        inside: bool (H, W), the unknown part.
+    """
+    levels = [(picture * ~inside[..., None]).astype(np.float64)]
+    counts = [(~inside).astype(np.float64)]
+    while max(counts[-1].shape) > 1:
+        levels.append(_halved(levels[-1]))
+        counts.append(_halved(counts[-1]))
+    found = np.zeros_like(levels[-1])
+    for total, count in zip(reversed(levels), reversed(counts), strict=True):
+        height, width = count.shape
+        coarse = found.repeat(2, 0).repeat(2, 1)[:height, :width]
+        found = np.where(count[..., None] > 0, total / np.maximum(count, 1)[..., None], coarse)
+    return np.where(inside[..., None], np.rint(found).astype(np.uint8), picture)
+
+
+def _halved(values: np.ndarray) -> np.ndarray:
+    """Sums over squares of two by two; a last single row or column counts alone."""
+    height, width = (-(-side // 2) * 2 for side in values.shape[:2])
+    margin = [(0, height - values.shape[0]), (0, width - values.shape[1])] + [(0, 0)] * (values.ndim - 2)
+    padded = np.pad(values, margin)
+    return padded.reshape(height // 2, 2, width // 2, 2, *values.shape[2:]).sum((1, 3))
+
+
+def latent_mask(inside: np.ndarray, size: tuple[int, int], device: torch.device) -> torch.Tensor:
+    """A mask (H, W) as (1, 1, h, w) for latents: 1 for every latent that holds an unknown pixel, else 0."""
+    mask = torch.from_numpy(np.ascontiguousarray(inside)).to(device)[None, None].float()
+    return functional.adaptive_max_pool2d(mask, size)
+
+
+def token_mask(mask: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+    """Bool (h * w,): tokens of which half is unknown; where no token is, those with the largest share.
+
+    Args:
+        mask: (1, 1, H, W) in 0..1.
+        grid: (h, w).
+    """
+    share = functional.adaptive_avg_pool2d(mask, grid).flatten()
+    return share >= (share.max() / 2 if share.max() < 0.5 else 0.5)
+
+
+@torch.no_grad()
+def beside_latents(model: EditModel, picture: np.ndarray, inside: np.ndarray, mask: torch.Tensor) -> torch.Tensor:
+    """The five channels that an inpainting denoiser reads beside the noisy latents: mask, and the picture without its
+    unknown part, which is grey.
+
+    Args:
+        picture: uint8 (H, W, 3) on the canvas.
+        inside: bool (H, W).
+        mask: (1, 1, h, w) from :func:`latent_mask`.
+    """
+    pixels = torch.from_numpy(picture).permute(2, 0, 1)[:, None].float() / 127.5 - 1
+    pixels = pixels * torch.from_numpy(~inside)[None, None]
+    return torch.cat([mask, model.encode_pixels(pixels)], 1)
