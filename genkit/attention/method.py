@@ -50,6 +50,7 @@ class Method:
     trainable: ClassVar[bool] = False
     exact: ClassVar[bool] = False
     by_data: ClassVar[bool] = False  # queries and keys decide what is read; pictures then need :meth:`seen`
+    declines: ClassVar[str] = "the method declined this call"  # what a report says when :meth:`attend` gives None
     weighs: ClassVar[bool] = False  # whether :meth:`seen` gives weights rather than visible or hidden
     source: ClassVar[str] = ""
 

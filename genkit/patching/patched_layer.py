@@ -178,7 +178,7 @@ class PatchedLayer:
                     assignment.counts.method_time.stop(begun)
                     assignment.counts.note_run(site, _pairs(q, k))
                 return out
-            reason = "the method declined this call"
+            reason = assignment.method.declines
         if count:
             assignment.counts.declined[reason] += 1
         return None

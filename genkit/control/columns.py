@@ -1,0 +1,167 @@
+"""Explicit columns of the attention weights, a few at a time: read, written, and the output corrected by what changed.
+
+The weight of a key j is ``exp(scale q.k_j - lse)`` with the log-sum-exp of all keys, so columns of some text tokens
+cost queries x tokens, whatever the number of other keys. A changed column changes the output by ``(p_new - p_old)
+v_j``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from genkit.control.maps import Maps
+from genkit.control.regions import Seen, region_flags, text_columns
+from genkit.control.rules import ReadMaps, Refine, Replace, Reweight
+from genkit.control.shaping import QueryClass
+
+
+def columns_of(rules: Sequence[Any], seen: Seen) -> tuple[int, ...]:
+    """Places of all keys whose weights some rule reads or writes, sorted."""
+    layout = seen.site.key_layout
+    found: set[int] = set()
+    for rule in rules:
+        if isinstance(rule, Refine):
+            for pair in rule.alignment.pairs():
+                found.update(text_columns(layout, pair))
+        else:
+            found.update(text_columns(layout, None if isinstance(rule, Replace) else rule.tokens))
+    return tuple(sorted(found))
+
+
+def givers_of(rule: Any, seen: Seen) -> dict[int, int]:
+    """Row that is written -> row whose maps it takes."""
+    return {taker: giver for giver, taker in seen.rows.pairs(rule.of, rule.into, rule.where.conditional)}
+
+
+@dataclass
+class Columns:
+    """Weights (or scores) of some keys for the picture's queries of some rows.
+
+    Args:
+        places: places of the keys. rows: numbers of the rows.
+        weights: (rows, H, picture queries, keys), wide; as the model made them.
+    """
+
+    places: tuple[int, ...]
+    rows: tuple[int, ...]
+    weights: torch.Tensor
+    written: torch.Tensor = field(init=False)
+    mass: torch.Tensor | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        self.written = self.weights
+
+    @classmethod
+    def of(
+        cls,
+        places: tuple[int, ...],
+        rows: tuple[int, ...],
+        classes: Sequence[Sequence[QueryClass]],
+        seen: Seen,
+        lse: torch.Tensor | None,
+    ) -> Columns:
+        """Weights after softmax, or scaled scores when ``lse`` (rows of the batch, H, queries) is None.
+
+        ``classes``: the query classes of every one of ``rows``.
+        """
+        q, k, site = seen.q, seen.k, seen.site
+        scale = q.shape[-1] ** -0.5 if site.scale is None else site.scale
+        start, stop = site.layout.grid_span
+        columns = torch.tensor(places, device=q.device)
+        found = []
+        for row, own in zip(rows, classes, strict=True):
+            if lse is None or (len(own) == 1 and own[0].queries is None):
+                plain = QueryClass() if lse is None else own[0]
+                found.append(plain.scores(q[row : row + 1, start:stop], k[row : row + 1], columns, scale))
+                continue
+            parts = [
+                one.scores(q[row : row + 1].index_select(1, one.queries), k[row : row + 1], columns, scale)
+                for one in own
+            ]
+            order = torch.argsort(torch.cat([one.queries for one in own]))
+            found.append(torch.cat(parts, 2).index_select(2, order)[:, :, start:stop])
+        scores = torch.cat(found)
+        if lse is None:
+            return cls(places, rows, scores)
+        picked = lse[list(rows)][..., start:stop, None].to(scores.dtype)
+        return cls(places, rows, torch.exp(scores - picked))
+
+    def write(self, rule: Any, seen: Seen) -> None:
+        """Apply a rule that writes maps."""
+        renormalise = seen.site.role == "joint"
+        if isinstance(rule, Reweight):
+            change, renormalise = self._reweighted(rule, seen), False
+        else:
+            renormalise = renormalise if rule.renormalise is None else rule.renormalise
+            change = self._taken(rule, seen)
+        self.written = self.written + change
+        if renormalise:
+            added = change.sum(-1)
+            self.mass = added if self.mass is None else self.mass + added
+
+    def _taken(self, rule: Refine | Replace, seen: Seen) -> torch.Tensor:
+        """What a refine or replace changes (rows, H, queries, keys); other rows' maps as the model made them."""
+        change = torch.zeros_like(self.written)
+        givers = givers_of(rule, seen)
+        layout = seen.site.key_layout
+        for row in rule.concerns(seen.rows):
+            mine, theirs = self.rows.index(row), self.weights[self.rows.index(givers[row])]
+            if isinstance(rule, Refine):
+                pairs = [text_columns(layout, pair) for pair in rule.alignment.pairs()]
+                taken = theirs[..., [self.places.index(source) for source, _ in pairs]]
+                target = [self.places.index(place) for _, place in pairs]
+            else:
+                target = [self.places.index(place) for place in text_columns(layout, None)]
+                matrix = rule.matrix.to(theirs)
+                taken = theirs[..., target] @ matrix
+            if target:
+                change[mine][..., target] = rule.blend * (taken - self.written[mine][..., target])
+        return change
+
+    def _reweighted(self, rule: Reweight, seen: Seen) -> torch.Tensor:
+        change = torch.zeros_like(self.written)
+        layout = seen.site.layout
+        window = torch.ones(layout.grid_length, dtype=torch.bool)
+        if rule.region is not None:
+            window = region_flags(rule.region, layout, seen)
+        window = window.to(change)[:, None]
+        target = [self.places.index(place) for place in text_columns(seen.site.key_layout, rule.tokens)]
+        for row in rule.concerns(seen.rows):
+            mine = self.rows.index(row)
+            now = self.written[mine][..., target]
+            added = rule.weight * torch.ones_like(now) if rule.form == "additive" else (rule.weight - 1) * now
+            change[mine][..., target] = window * added
+        return change
+
+    def correct(self, out: torch.Tensor, seen: Seen) -> torch.Tensor:
+        """The output (B, N, H, D) with what was written."""
+        if self.written is self.weights:
+            return out
+        start, stop = seen.site.layout.grid_span
+        rows = torch.tensor(self.rows, device=out.device)
+        columns = torch.tensor(self.places, device=out.device)
+        values = seen.v.index_select(0, rows).index_select(1, columns).to(self.written.dtype)
+        change = torch.einsum("bhnm,bmhd->bnhd", self.written - self.weights, values)
+        new = out.index_select(0, rows)[:, start:stop].to(change.dtype) + change
+        if self.mass is not None:
+            new = new / (1 + self.mass).transpose(1, 2)[..., None]
+        whole = out.index_select(0, rows)
+        whole = torch.cat([whole[:, :start], new.to(out.dtype), whole[:, stop:]], 1)
+        return out.index_copy(0, rows, whole)
+
+    def read(self, rule: ReadMaps, seen: Seen, maps: Maps) -> None:
+        """Hand the mean over heads of the columns a rule asks for to the maps."""
+        found = self.weights
+        if not rule.before and self.written is not self.weights:
+            found = self.written
+            if self.mass is not None:
+                found = found / (1 + self.mass)[..., None]
+        rows = rule.concerns(seen.rows)
+        target = [self.places.index(place) for place in text_columns(seen.site.key_layout, rule.tokens)]
+        found = found[[self.rows.index(row) for row in rows]][..., target].mean(1)
+        found = found if rule.grad else found.detach()
+        maps.add(rule.name, seen.site.layout.grid, found)
