@@ -12,6 +12,7 @@ import torch
 from genkit.editing.shared.model import EditModel
 from genkit.errors import UsageError, explain
 from genkit.families.lookup import diffusers_class, facts_of
+from genkit.families.sizes import ReadConfig
 from genkit.media.canvas import Canvas
 
 if TYPE_CHECKING:
@@ -119,13 +120,17 @@ def size_rule(pipe: Any) -> tuple[int, int]:
     known = facts_of(diffusers_class(pipe) or type(pipe).__name__)
     if known is None or known.sizes is None:
         return 8, 1
+    rule = known.sizes(config_of(pipe))
+    return rule.multiple, rule.frames_multiple
+
+
+def config_of(pipe: Any) -> ReadConfig:
+    """A reader of the configurations of a pipeline's parts; an absent part reads as empty."""
 
     def config(part: str) -> dict:
-        found = getattr(pipe, part, None)
-        return dict(getattr(found, "config", {}) or {})
+        return dict(getattr(getattr(pipe, part, None), "config", None) or {})
 
-    rule = known.sizes(config)
-    return rule.multiple, rule.frames_multiple
+    return config
 
 
 class EditPipeline:

@@ -1,0 +1,138 @@
+"""Inpainting: a part of a picture is made anew by a prompt, and the rest stays as it is, bit for bit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from genkit.editing.hd_painter.known import beside_latents, filled, latent_mask
+from genkit.editing.hd_painter.place import Place, as_mask, native_side
+from genkit.editing.shared.branches import Branch, Branches
+from genkit.editing.shared.model import EditModel
+from genkit.editing.shared.pipeline import EditOutput, EditPipeline, Input, Progress, as_frames, config_of, size_rule
+from genkit.editing.shared.walk import step
+from genkit.errors import UnsupportedError, UsageError
+from genkit.media.canvas import Mask, paste
+
+#: The branch of the one picture that is made.
+ROLE = "picture"
+
+
+class HDPainterPipeline(EditPipeline):
+    """Inpainting with prompt-aware attention and attention guidance, for models made for inpainting and for others.
+
+    Denoisers with the five further channels of inpainting read mask and picture beside the noisy latents. Others make
+    the unknown part alone: after every step the known part is the picture's, at that step's noise level (Blended Latent
+    Diffusion, Avrahami et al. 2022). Either way pixels outside the mask come back bit for bit.
+
+    Source: HD-Painter (Manukyan et al., 2023), arXiv:2312.14091.
+    """
+
+    def __init__(self, pipe: Any):
+        super().__init__(pipe)
+        self.beside = _further_channels(self.model)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        image: Input,
+        mask: Mask | np.ndarray,
+        prompt: str,
+        *,
+        negative_prompt: str = "",
+        num_inference_steps: int = 50,
+        guidance_scale: float = 7.5,
+        eta: float = 0.0,
+        context: int | None = None,
+        least: tuple[int, int] | None = None,
+        longest: int | None = None,
+        generator: torch.Generator | None = None,
+        max_sequence_length: int | None = None,
+        multiple: int | None = None,
+        progress: Progress | None = None,
+    ) -> EditOutput:
+        """Make a part of a picture anew.
+
+        Args:
+            image: PIL picture or uint8 (H, W, 3).
+            mask: :class:`genkit.media.canvas.Mask`, or bool (H, W): True is made anew.
+            prompt: what appears there, best with its background: "a red circle on a black background".
+            negative_prompt: what guidance leads away from.
+            num_inference_steps: denoising steps.
+            guidance_scale: of classifier-free guidance, 1 = none; the input of models distilled with one.
+            eta: share of DDIM's noise that is drawn anew in every step; 0 draws none.
+            context: pixels around the mask that the model sees; None = half of the longer side of the mask's box. The
+                smaller it is, the larger is the object in what the model makes, and the fewer tokens there are.
+            least: height and width that the model sees at least; None = those it was trained on.
+            longest: a part whose longer side is more is scaled to this and back, and it is said; None = never.
+            generator: of all noise.
+            max_sequence_length: text tokens, for encoders that leave it open.
+            multiple: what height and width must be multiples of; None = the family's rule.
+            progress: called after every step with (done, in all, clean latents as they stand).
+
+        Returns:
+            The picture at its own size. ``details["canvas"]`` is what the model made, before it was pasted.
+
+        Raises:
+            UsageError: a mask of another size or without any pixel; an image that is no picture.
+        """
+        frames = as_frames(image)
+        if len(frames) > 1:
+            raise UsageError(f"inpainting takes one picture, got {len(frames)} frames")
+        picture, mask = frames[0], as_mask(mask, frames[0])
+        model = self.model
+        if least is None:
+            side = native_side(config_of(self.pipe)) or 1
+            # What is smaller than a model was trained on is not blown up by a margin of its mirror image.
+            least = (min(side, picture.shape[0]), min(side, picture.shape[1]))
+        place = Place.of(picture, mask, multiple or size_rule(self.pipe)[0], context, least, longest)
+        padded = place.canvas.padded
+        known = model.encode(padded if self.beside else filled(padded, place.inside))
+        unknown = latent_mask(place.inside, tuple(known.shape[-2:]), known.device)
+        beside = beside_latents(model, padded, place.inside, unknown) if self.beside else None
+        branches = Branches(
+            model,
+            {ROLE: Branch(prompt, negative_prompt, guidance_scale)},
+            together=True,
+            slots=max_sequence_length,
+            beside=beside,
+        )
+        levels = model.levels(num_inference_steps, known)
+        noise = model.draw(known, generator)
+        latents = noise
+        for index, (level, following) in enumerate(zip(levels[:-1], levels[1:], strict=True)):
+            answer = branches({ROLE: latents}, level, index, len(levels) - 1)[ROLE]
+            made = model.clean(latents, answer, level)
+            fresh = model.draw(known, generator) if eta and following > 0 else None
+            latents = step(model, latents, answer, level, following, eta=eta, fresh=fresh)
+            if not self.beside:
+                latents = torch.where(unknown > 0, latents, model.noised(known, noise, following))
+                made = torch.where(unknown > 0, made, known)
+            if progress is not None:
+                progress(index + 1, len(levels) - 1, made)
+        canvas = model.decode(latents)
+        self.pipe.maybe_free_model_hooks()
+        part = place.canvas.crop(canvas)[0]
+        pasted = paste(picture, place.window.put(picture, part), mask)
+        return EditOutput(pasted[None], latents, place.told(picture), {"canvas": canvas[0]})
+
+
+def _further_channels(model: EditModel) -> bool:
+    """Whether a denoiser reads a mask and a masked picture beside its latents.
+
+    Raises:
+        UnsupportedError: it reads something else beside them.
+    """
+    config = model.network(1.0).config
+    channels = getattr(model.pipe.vae.config, "latent_channels", None)
+    unet = getattr(model.pipe, "unet", None) is not None
+    if not unet or channels is None or config.in_channels == channels:
+        return False
+    if config.in_channels == 2 * channels + 1:
+        return True
+    raise UnsupportedError(
+        f"the denoiser of this {type(model.pipe).__name__} reads {config.in_channels} channels; inpainting knows those "
+        f"of {channels} (latents) and of {2 * channels + 1} (with a mask and a masked picture)"
+    )

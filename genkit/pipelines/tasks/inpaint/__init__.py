@@ -1,0 +1,1 @@
+"""Making a part of a picture anew."""

@@ -1,0 +1,91 @@
+"""The picture and the mask of a run, read once before any weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from genkit.editing.hd_painter.place import LARGEST, Place, native_side
+from genkit.errors import UsageError
+from genkit.media.canvas import Mask, read_mask, read_still
+from genkit.reading import file_digest, regular
+
+if TYPE_CHECKING:
+    from genkit.pipelines.model import Model
+    from genkit.pipelines.tasks.inpaint.settings import InpaintSettings
+
+#: Arguments of inpainting pipelines' calls that the task gives.
+INPUTS = ("image", "mask_image")
+#: Pixels of a picture at most. Only the part around the mask goes through the model.
+MOST_PIXELS = 1 << 26
+
+
+@dataclass(frozen=True)
+class Given:
+    """What is worked on.
+
+    Args:
+        picture: uint8 (H, W, 3).
+        mask: what of it is made anew.
+        files: of picture and mask.
+        multiple: what the sides of the working size are multiples of.
+        least: height and width that the model sees at least.
+        longest: longer side of the working size.
+        size: height and width that are worked on.
+        told: what was chosen, one line each.
+    """
+
+    picture: np.ndarray
+    mask: Mask
+    files: tuple[Path, Path]
+    multiple: int
+    least: tuple[int, int]
+    longest: int
+    size: tuple[int, int]
+    told: tuple[str, ...]
+
+    def fingerprints(self) -> dict[str, str]:
+        """Digests of the files, for the record."""
+        digests = [file_digest(path)[:16] for path in self.files]
+        return {"image_fingerprint": digests[0], "mask_fingerprint": digests[1]}
+
+
+def find(settings: InpaintSettings) -> tuple[Path, Path]:
+    """The files of picture and mask.
+
+    Raises:
+        UsageError: one is not given. ArtifactError: it does not exist or is no ordinary file.
+    """
+    if settings.image is None:
+        raise UsageError("nothing to inpaint: give a picture, genkit inpaint IMAGE --mask FILE --prompt ...")
+    if settings.mask is None:
+        raise UsageError("--mask: say with a picture of the same size, white in it, which part is made anew")
+    return regular(Path(settings.image).expanduser(), "--image"), regular(Path(settings.mask).expanduser(), "--mask")
+
+
+def read_given(settings: InpaintSettings, files: tuple[Path, Path], model: Model) -> Given:
+    """Read picture and mask for a model.
+
+    Raises:
+        UsageError: a mask of another size, or one that marks nothing.
+        ArtifactError: a file that cannot be decoded, or has more pixels than are worked on.
+    """
+    still = read_still(files[0], MOST_PIXELS)
+    mask = read_mask(
+        files[1], still.pixels.shape[:2], channel=settings.mask_channel, invert=settings.mask_invert,
+        grow=settings.mask_grow, feather=settings.feather, pixels=MOST_PIXELS,
+    )  # fmt: skip
+    limits = model.sidecar.limits
+    side = native_side(model.config)
+    height, width = still.pixels.shape[:2]
+    least = (limits.get("min_height", min(side or 1, height)), limits.get("min_width", min(side or 1, width)))
+    most = min(limits.get("max_height", 1 << 16), limits.get("max_width", 1 << 16))
+    usual = most if "max_height" in limits or side is None else LARGEST * side
+    longest = settings.longest or usual
+    multiple = 8 if model.rule is None else model.rule.multiple
+    place = Place.of(still.pixels, mask, multiple, settings.context, least, longest)
+    told = (*still.told, *mask.told, *place.told(still.pixels))
+    return Given(still.pixels, mask, files, multiple, least, longest, place.canvas.size, told)
