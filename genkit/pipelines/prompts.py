@@ -14,7 +14,6 @@ from genkit.reading.files import place
 
 if TYPE_CHECKING:
     from genkit.pipelines.model import Model
-    from genkit.pipelines.settings import GenerationSettings
 
 MOST_PROMPTS = 10_000
 UNBOUNDED = 1_000_000
@@ -58,7 +57,9 @@ def tokenizers_of(model: Model) -> dict[str, Any]:
     return found
 
 
-def read_prompts(tokenizers: Mapping[str, Any], settings: GenerationSettings, most: int | None = None) -> Prompts:
+def read_prompts(
+    tokenizers: Mapping[str, Any], settings: Any, most: int | None = None, name: str = "prompt"
+) -> Prompts:
     """The prompts as the model will read them, and warnings about what was cut or is not known to it.
 
     Diffusers pipelines drop the end of a long prompt, some without a word. Here a prompt that no text encoder of the
@@ -66,8 +67,9 @@ def read_prompts(tokenizers: Mapping[str, Any], settings: GenerationSettings, mo
 
     Args:
         tokenizers: the model's, by the name of their part; other parts are passed over.
-        settings: prompt, negative prompt and ``max_sequence_length``.
+        settings: with prompt, negative prompt, ``max_sequence_length`` and ``truncate_prompt``.
         most: fewer tokens than the text encoder reads, when the model was trained on short prompts only.
+        name: of the prompt, for messages.
 
     Raises:
         UsageError: a prompt is too long; the message tells its length and the limit.
@@ -75,10 +77,10 @@ def read_prompts(tokenizers: Mapping[str, Any], settings: GenerationSettings, mo
     readers = _readers(tokenizers, settings.max_sequence_length, most)
     told: list[str] = []
     texts = []
-    for name, text in (("prompt", settings.prompt), ("negative prompt", settings.negative_prompt)):
+    for what, text in ((name, settings.prompt), ("negative prompt", settings.negative_prompt)):
         if text and readers:
-            text = _fit(name, text, readers, settings.truncate_prompt, told)
-            told += _unknown_words(name, text, readers)
+            text = _fit(what, text, readers, settings.truncate_prompt, told)
+            told += _unknown_words(what, text, readers)
         texts.append(text)
     return Prompts(texts[0], texts[1], tuple(told))
 

@@ -1,1 +1,5 @@
-"""Editing with virtual inversion and unified attention control (InfEdit)."""
+"""InfEdit: virtual inversion and unified attention control."""
+
+from genkit.editing.infedit.pipeline import InfEditPipeline
+
+__all__ = ["InfEditPipeline"]

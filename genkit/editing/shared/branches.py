@@ -57,6 +57,7 @@ class Branches:
         scales = {role: 1.0 if embedded else branch.guidance for role, branch in self.branches.items()}
         guided = [role for role, scale in scales.items() if scale != 1]
         self.scales = scales
+        self.slots = slots
         self.rows = Rows.of(*scales, guided=bool(guided) if together else guided)
         texts = {row: self._text(row.role, row.conditional) for row in self.rows.entries}
         unique = list(dict.fromkeys(texts.values()))
@@ -67,6 +68,10 @@ class Branches:
     def _text(self, role: str, conditional: bool) -> str:
         branch = self.branches[role]
         return branch.prompt if conditional else branch.negative
+
+    def states(self, *roles: str) -> tuple[torch.Tensor, ...]:
+        """Text states (tokens, C) of these branches' prompts, as the denoiser reads them."""
+        return tuple(self.conditions.tensors["states"][self.rows.index(role, conditional=True)[0]] for role in roles)
 
     def __call__(
         self, latents: Mapping[str, torch.Tensor], level: float, step: int, steps: int

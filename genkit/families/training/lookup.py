@@ -75,12 +75,21 @@ def called(pipeline: Any) -> Training:
         UnsupportedError: a class without a record, or a checkpoint of it that needs what is not known here.
     """
     name = diffusers_class(pipeline) or type(pipeline).__name__
-    alike = {other: plain for file in _files() for other, plain in getattr(file, "ALIKE", {}).items()}
-    plain = alike.get(name, _VARIANT.sub("", name))
-    build = _builders().get(name, _builders().get(plain))
+    build = _builder(name)
     if build is None:
         raise UnsupportedError(f"{name} cannot be used here: {_reason(name)}. Known: {', '.join(trainable())}")
     return build(pipeline, None)
+
+
+def callable_class(name: str) -> bool:
+    """Whether :func:`called` knows a pipeline class."""
+    return _builder(name) is not None
+
+
+def _builder(name: str) -> Builder | None:
+    alike = {other: plain for file in _files() for other, plain in getattr(file, "ALIKE", {}).items()}
+    plain = alike.get(name, _VARIANT.sub("", name))
+    return _builders().get(name, _builders().get(plain))
 
 
 def _reason(name: str) -> str:

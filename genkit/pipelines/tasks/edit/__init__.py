@@ -1,0 +1,1 @@
+"""Changing a picture or clip by words."""

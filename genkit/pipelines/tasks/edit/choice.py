@@ -1,0 +1,98 @@
+"""Which method edits, and the values of what was left open."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from genkit.errors import UnsupportedError, UsageError
+from genkit.families.facts import FLOW
+from genkit.families.lookup import facts_of
+from genkit.families.training.lookup import callable_class
+from genkit.pipelines.tasks.edit.settings import FLOWEDIT, IMG2IMG, INFEDIT, NONE, P2P, EditSettings
+
+if TYPE_CHECKING:
+    from genkit.pipelines.model import Model
+
+
+@dataclass(frozen=True)
+class Usual:
+    """Values of a method where nobody says.
+
+    Args:
+        steps, guidance_scale, source_guidance_scale, strength, keep, words: as the settings of these names.
+    """
+
+    steps: int
+    guidance_scale: float
+    source_guidance_scale: float | None = None
+    strength: float | None = None
+    keep: float | None = None
+    words: tuple[str, ...] = (NONE,)
+
+
+_DIFFUSION = {
+    INFEDIT: Usual(15, 2.0, 1.0, 1.0, 0.7),
+    P2P: Usual(50, 7.5, 1.0, None, 0.4),
+    IMG2IMG: Usual(50, 7.5, None, 0.7),
+}
+_FLOW = {
+    FLOWEDIT: Usual(28, 5.5, 1.5, 24 / 28),
+    INFEDIT: Usual(28, 5.5, 1.5, 24 / 28, 0.0),
+    P2P: Usual(28, 3.5, 1.0, None, 0.4),
+    IMG2IMG: Usual(28, 3.5, None, 0.7),
+}
+#: What kinds of change set, from the guidance of InfEdit's authors.
+_PRESETS: dict[str, dict[str, Any]] = {
+    "colour": {"keep": 1.0},
+    "material": {"keep": 0.9},
+    "shape": {"keep": 0.3},
+    "background": {"keep": 0.0},
+    "add": {"keep": 0.0},
+    "remove": {"keep": 0.0},
+}
+
+
+def is_flow(model: Model) -> bool:
+    """Whether a model is a flow model; UnsupportedError for one that genkit cannot drive."""
+    name = model.class_name
+    if not callable_class(name):
+        raise UnsupportedError(
+            f"genkit edit cannot drive {name}: genkit does not know how its denoiser is called; see genkit families"
+        )
+    told = facts_of(name).objective
+    return told.kind == FLOW or model.config("scheduler").get("prediction_type") == "flow_prediction"
+
+
+def choose(settings: EditSettings, model: Model) -> EditSettings:
+    """Settings with method and values filled in.
+
+    Raises:
+        UsageError: options that the chosen method does not have.
+        UnsupportedError: a method that the model does not fit.
+    """
+    flow = is_flow(model)
+    table = _FLOW if flow else _DIFFUSION
+    method = settings.method or (FLOWEDIT if flow else INFEDIT)
+    if method not in table:
+        raise UnsupportedError(
+            f"--method {method} takes flow models (Flux, Stable Diffusion 3, Wan), and {model.name} is none; take "
+            f"{', '.join(table)}"
+        )
+    settings = settings.replace(method=method)
+    usual = table[method]
+    advised = {} if settings.preset is None else _PRESETS[settings.preset]
+    changes: dict[str, Any] = {}
+    for name in ("steps", "guidance_scale", "source_guidance_scale", "strength", "keep", "words"):
+        own, given = getattr(usual, name), getattr(settings, name)
+        if own is not None and given in (None, ()):
+            changes[name] = advised.get(name, own)
+    settings = settings.replace(
+        **{name: value for name, value in changes.items() if name != "words" or value != (NONE,)}
+    )
+    if settings.source_prompt is None and method != IMG2IMG:
+        raise UsageError(
+            f"--source-prompt: {method} compares what the picture shows with what it shall show; say in a few words "
+            'what it shows ("" where that is unknown), or take --method img2img'
+        )
+    return settings

@@ -1,0 +1,126 @@
+"""The picture or clip that is edited, read once before any weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from genkit.errors import ArtifactError, UsageError
+from genkit.media import probe_video, read_image, read_mp4
+from genkit.media.canvas import Canvas
+from genkit.reading import file_digest, regular
+
+if TYPE_CHECKING:
+    from genkit.pipelines.model import Model
+
+CLIPS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi")
+#: Pixels of a picture that an image model edits in one piece at most; a model's own limit comes on top.
+MOST_PIXELS = 1 << 24
+
+
+@dataclass(frozen=True)
+class Given:
+    """What is edited.
+
+    Args:
+        frames: uint8 (F, H, W, 3); F is 1 of a picture.
+        source: the file.
+        fps: of a clip.
+        audio: float32 (S, channels) of a clip with sound; it is kept.
+        sample_rate: of it.
+        multiple: what height and width of the working size are multiples of.
+        size: height, width and frames of the working size.
+        source_prompt: what it shows, as the model reads it.
+        told: what was chosen in reading it, one line each.
+    """
+
+    frames: np.ndarray
+    source: Path
+    fps: Fraction | None = None
+    audio: np.ndarray | None = None
+    sample_rate: int | None = None
+    multiple: int = 8
+    size: tuple[int, int, int] = (0, 0, 1)
+    source_prompt: str = ""
+    told: tuple[str, ...] = ()
+
+    def fingerprint(self) -> str:
+        """A short digest of the file."""
+        return file_digest(self.source)[:16]
+
+
+def find(image: str | None) -> Path:
+    """The file that is edited.
+
+    Raises:
+        UsageError: none is given. ArtifactError: it does not exist or is no ordinary file.
+    """
+    if image is None:
+        raise UsageError("nothing to edit: give a picture or clip, genkit edit IMAGE --source-prompt ... --prompt ...")
+    return regular(Path(image), "--image")
+
+
+def is_clip(path: Path) -> bool:
+    """Whether a file is read as a clip, by its name."""
+    return path.suffix.lower() in CLIPS
+
+
+def read_given(path: Path, model: Model, video: bool) -> Given:
+    """Read a picture or clip for a model.
+
+    Args:
+        path: from :func:`find`. model: that edits it. video: whether it makes videos.
+
+    Raises:
+        UsageError: a clip for a model of pictures, or more frames than the model makes.
+        ArtifactError: a file that cannot be decoded, or is larger than is edited.
+    """
+    if is_clip(path):
+        if not video:
+            raise UsageError(
+                f"{model.name} edits pictures, and {path.name} is a clip; take --model toy-video or another"
+            )
+        found = _clip(path, model)
+    else:
+        picture = read_image(path, None if video else 1, MOST_PIXELS)
+        found = Given(picture.frames, path, picture.fps, told=picture.told)
+    rule = model.rule
+    multiple, each = (8, 1) if rule is None else (rule.multiple, rule.frames_multiple)
+    canvas = Canvas.of(found.frames[0], multiple)
+    frames = len(found.frames) + (-(len(found.frames) - 1) % each if video else 0)
+    told = list(canvas.told)
+    if frames > len(found.frames):
+        more = frames - len(found.frames)
+        told.append(f"the clip of {len(found.frames)} frames is worked on with its last one {more} times more, cut off")
+    values = {**vars(found), "multiple": multiple, "size": (*canvas.size, frames), "told": (*found.told, *told)}
+    return Given(**values)
+
+
+def _clip(path: Path, model: Model) -> Given:
+    video = probe_video(path)
+    most = model.sidecar.limits.get("max_frames")
+    count = len(video.starts)
+    if most is not None and count > most:
+        raise UsageError(f"{path.name} has {count} frames, {model.name} goes up to {most}; cut it first")
+    if video.height * video.width > MOST_PIXELS:
+        raise ArtifactError(
+            f"{path.name} has {video.width}x{video.height} pixels a frame, allowed: {MOST_PIXELS} in all"
+        )
+    frames, fps, audio, rate, _ = read_mp4(path)
+    return Given(frames, path, fps, audio, rate, told=video.told)
+
+
+def stored_prompt(path: Path) -> str | None:
+    """The prompt of a picture or clip that genkit made, from the record inside; None for any other file."""
+    from genkit.pipelines.record import read_record
+
+    try:
+        settings: dict[str, Any] = read_record(path).settings
+    except (ArtifactError, UsageError):
+        return None
+    prompt = settings.get("prompt")
+    return prompt if isinstance(prompt, str) else None

@@ -1,0 +1,84 @@
+"""What ``genkit edit`` takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from genkit.errors import UsageError
+from genkit.pipelines.request import WHEN_GIVEN, Settings, option
+from genkit.pipelines.settings import (
+    AttentionSettings,
+    DrawSettings,
+    InputSettings,
+    LoadSettings,
+    OutputSettings,
+    PromptSettings,
+)
+from genkit.pipelines.text import as_texts
+from genkit.schema import Rule
+
+INFEDIT, FLOWEDIT, P2P, IMG2IMG = "infedit", "flowedit", "p2p", "img2img"
+METHODS = (INFEDIT, FLOWEDIT, P2P, IMG2IMG)
+#: Kinds of change with settings of their own.
+PRESETS = ("colour", "material", "shape", "background", "add", "remove")
+#: Value of ``words``: those of the prompt that the source prompt does not have; or no limit to where the change goes.
+AUTO, NONE = "auto", "none"
+
+
+@dataclass(frozen=True)
+class ChangeSettings(Settings):
+    """How a picture is changed."""
+
+    source_prompt: str | None = option(
+        None, "What the picture shows; read from a picture that genkit made when left out.", group="Edit"
+    )
+    method: str | None = option(
+        None, "infedit (diffusion models), flowedit (flow models), p2p (inversion and prompt-to-prompt), or img2img. "
+        "The one that suits the model when left out.", group="Edit", rule=Rule(choices=METHODS),
+    )  # fmt: skip
+    preset: str | None = option(
+        None, "Kind of change, which sets --keep, --words and the like where they are left open: colour, material, "
+        "shape, background, add, remove.", group="Edit", rule=Rule(choices=PRESETS), stored=WHEN_GIVEN,
+    )  # fmt: skip
+    keep: float | None = option(
+        None, "Share of the steps in which the attention of the source rules, 0 to 1: more keeps outlines and places.",
+        group="Edit", rule=Rule(low=0, high=1),
+    )  # fmt: skip
+    words: tuple[str, ...] = option(
+        (), "Change only where these words of the prompt act: a word or several, repeatable; 'auto' = the words the "
+        "source prompt does not have, 'none' = everywhere.", group="Edit", parse=as_texts,
+    )  # fmt: skip
+    strength: float | None = option(
+        None, "Share of the steps that are run, 0 to 1: less stays closer to the picture.", group="Edit",
+        rule=Rule(low=0, high=1),
+    )  # fmt: skip
+    source_guidance_scale: float | None = option(
+        None, "Guidance of the source prompt; 1 for none.", group="Edit", rule=Rule(low=0, high=10_000)
+    )
+
+    def check(self) -> None:
+        super().check()
+        if len(self.words) > 1 and {AUTO, NONE} & set(self.words):
+            raise UsageError(f"--words {AUTO} and {NONE} stand alone; leave the other words out")
+        if self.method in (FLOWEDIT, IMG2IMG):
+            for flag, given in (("--keep", self.keep is not None), ("--words", bool(self.words))):
+                if given and self.words != (NONE,):
+                    raise UsageError(
+                        f"{flag} controls attention, which {self.method} leaves alone; take infedit or p2p"
+                    )
+        if self.method == IMG2IMG and self.source_guidance_scale is not None:
+            raise UsageError(f"--source-guidance-scale: {IMG2IMG} reads no source prompt; leave it out")
+        if self.method == P2P and self.strength is not None:
+            raise UsageError(f"--strength: {P2P} runs all steps; say with --keep how much stays")
+
+
+@dataclass(frozen=True)
+class EditSettings(
+    OutputSettings, LoadSettings, AttentionSettings, ChangeSettings, DrawSettings, PromptSettings, InputSettings
+):
+    """Everything that decides what ``genkit edit`` makes. The last group comes first in ``--help``."""
+
+    model: str | None = option(
+        None, "Shipped name, local Diffusers folder, or hub id owner/name[@revision]. toy-image for a picture and "
+        "toy-video for a clip when left out.",
+    )  # fmt: skip

@@ -1,0 +1,84 @@
+"""Editing a picture or clip: what it shows and what it shall show, by one of several methods."""
+
+from __future__ import annotations
+
+from genkit.pipelines.task import Made, Task
+from genkit.pipelines.tasks.edit.settings import EditSettings
+
+LEFT = ("steps", "guidance_scale")
+
+
+def resolve(settings: EditSettings):
+    """A request whose input is the file, at a size that the model takes."""
+    from dataclasses import replace
+
+    from genkit.errors import UnsupportedError
+    from genkit.pipelines.kinds import AUDIO_VIDEO, VIDEO
+    from genkit.pipelines.prompts import read_prompts
+    from genkit.pipelines.resolve import Draft
+    from genkit.pipelines.tasks.edit.choice import choose
+    from genkit.pipelines.tasks.edit.given import find, is_clip, read_given, stored_prompt
+    from genkit.pipelines.tasks.edit.words import check_words
+
+    path = find(settings.image)
+    told = []
+    if settings.model is None:
+        settings = settings.replace(model="toy-video" if is_clip(path) else "toy-image")
+    if settings.source_prompt is None and settings.method != "img2img":
+        found = stored_prompt(path)
+        if found is not None:
+            settings = settings.replace(source_prompt=found)
+            told.append(f"the source prompt is the one the picture was made with: {found}")
+    draft = Draft(settings)
+    if draft.model.kind is AUDIO_VIDEO:
+        raise UnsupportedError(
+            f"{draft.model.class_name} makes video and sound together, which genkit edit cannot change"
+        )
+    draft.settings = choose(draft.settings, draft.model)
+    draft.fill(LEFT)
+    given = read_given(path, draft.model, draft.model.kind is VIDEO)
+    check_words(draft.settings)
+    draft.notes += [*told, *given.told]
+    height, width, frames = given.size
+    request = draft.close(
+        size=(height, width), frames=len(given.frames), inputs=given,
+        fingerprints={"image_fingerprint": given.fingerprint()}, image=str(path.resolve()),
+    )  # fmt: skip
+    source = request.settings.source_prompt
+    if source is None:
+        return request
+    asked = request.settings.replace(prompt=source, negative_prompt=None)
+    read = read_prompts(
+        request.tokenizers, asked, draft.model.sidecar.limits.get("max_prompt_tokens"), name="source prompt"
+    )
+    given = replace(given, source_prompt=read.prompt)
+    return replace(request, inputs=given, notes=(*request.notes, *read.told))
+
+
+def run(run) -> Made:
+    """Edit with the loaded model."""
+    from genkit.pipelines.attention import report_of
+    from genkit.pipelines.following import DECODE
+    from genkit.pipelines.tasks.edit.methods import edit
+
+    def follow(done: int, total: int, latents) -> None:
+        run.step(done, total, latents)
+        if done == total and run.progress is not None:
+            run.progress(DECODE, 0, 1)
+
+    given = run.request.inputs
+    with run.patched() as handle:
+        output = run.call(edit(run.pipeline, run.settings, given, follow))
+    return Made(output.frames, given.audio, given.sample_rate, report_of(handle), given.fps)
+
+
+TASK = Task(
+    "edit",
+    EditSettings,
+    resolve,
+    run,
+    command="edit",
+    help="Change a picture or clip: say what it shows and what it shall show.",
+    argument="image",
+    usual="toy-image (toy-video for a clip)",
+)
