@@ -49,6 +49,9 @@ def info(
     file: File,
     family: Family = None,
     modules: Annotated[bool, typer.Option("--modules", help="List every module.")] = False,
+    everything: Annotated[
+        bool, typer.Option("--all", help="List settings that are as training has them by default, too.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Tell what a LoRA file is: format, model family, modules, ranks, alphas, size of the change, facts inside."""
@@ -60,7 +63,10 @@ def info(
         print_json(told)
         return
     say(f"{told['file']}: {told['format']} names")
-    print_table(["what", "value"], _rows(told))
+    rows, left = _rows(told, everything)
+    print_table(["what", "value"], rows)
+    if left:
+        say(f"{left} more settings are as training has them by default; --all lists them")
     shown = told["modules"] if modules else sorted(told["modules"], key=lambda each: -each["norm"])[:_SHOWN]
     print_table(
         ["module", "rank", "alpha", "weight", "norm of the change"],
@@ -75,7 +81,8 @@ def _module_row(each: dict[str, Any]) -> tuple[Any, ...]:
     return f"{each['part']}.{each['module']}", each["rank"], f"{each['alpha']:g}", weight, f"{each['norm']:.4g}"
 
 
-def _rows(told: dict[str, Any]) -> list[tuple[str, Any]]:
+def _rows(told: dict[str, Any], everything: bool) -> tuple[list[tuple[str, Any]], int]:
+    """The rows of a summary, and how many settings were left out of it."""
     rows = [
         ("family", ", ".join(told["families"]) or "not known"),
         ("modules", ", ".join(f"{count} in {part}" for part, count in told["parts"].items())),
@@ -90,12 +97,19 @@ def _rows(told: dict[str, Any]) -> list[tuple[str, Any]]:
         rows.append(("facts", "none: genkit did not make this file"))
     else:
         rows += [(name.replace("_", " "), _short(value)) for name, value in facts.items() if name != "settings"]
-        rows += [
-            (f"setting {name}", _short(value)) for name, value in facts.get("settings", {}).items() if _given(value)
-        ]
-    if facts is None:
-        rows += [(name, _short(value)) for name, value in told["texts"].items()]
-    return rows
+        given = {name: value for name, value in facts.get("settings", {}).items() if _given(value)}
+        kept = given if everything else _differing(given)
+        rows += [(f"setting {name}", _short(value)) for name, value in kept.items()]
+        return rows, len(given) - len(kept)
+    return rows + [(name, _short(value)) for name, value in told["texts"].items()], 0
+
+
+def _differing(given: dict[str, Any]) -> dict[str, Any]:
+    """The stored settings that are not as training has them by default."""
+    from genkit.training.lora.settings import LoraSettings
+
+    known = LoraSettings.defaults()
+    return {name: value for name, value in given.items() if name not in known or value != known[name]}
 
 
 def _counted(counts: dict[str, int]) -> str:

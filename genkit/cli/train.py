@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,6 +22,10 @@ from genkit.training.lora.settings import LoraSettings
 if TYPE_CHECKING:
     from genkit.training.lora.plan import LoraPlan
 
+#: New words and kinds of layers that a dry run lists.
+_WORDS, _LAYERS = 12, 12
+#: The path of a layer up to its block: ``down_blocks.*.attentions.*.transformer_blocks.*.``.
+_BLOCK = re.compile(r"^.*s\.\*\.")
 KINDS = ("image", "video", "audio-video")
 
 app = typer.Typer(
@@ -59,7 +64,7 @@ def lora(
     """
     settings = settings_of(given, config)
     if is_first():
-        note("loading ...")
+        note("loading libraries ...")
     quiet_libraries()
     if kind is not None:
         check_kind(settings.model, kind)
@@ -120,14 +125,15 @@ def train(settings: LoraSettings, dry_run: bool, measure: bool, json: bool) -> N
         plan_only(settings, measure, json)
         return
     from genkit.training.lora.estimate import most_used
-    from genkit.training.lora.plan import LoraPlan
     from genkit.training.lora.run import Run
 
-    tell = warn if is_first() else lambda line: None
-    plan = LoraPlan.of(settings)
-    needed = announced(plan, tell) if is_first() else None
-    path = Run.open(settings, tell, plan).go()
-    if not is_first():
+    first = is_first()
+    plan = _planned(settings)
+    needed = announced(plan, warn) if first else None
+    if first:
+        note(f"loading the weights of {plan.model.name} ...")
+    path = Run.open(settings, note if first else lambda line: None, plan).go()
+    if not first:
         return
     used = most_used(plan.device)
     if json:
@@ -137,11 +143,22 @@ def train(settings: LoraSettings, dry_run: bool, measure: bool, json: bool) -> N
     say(f"  memory: {size(used)} at most" + ("" if needed is None else f", {size(needed)} estimated"))
 
 
+def _planned(settings: LoraSettings) -> LoraPlan:
+    """The checked run; how far that is goes to standard error."""
+    from genkit.training.engine.journal import counting
+    from genkit.training.lora.plan import LoraPlan
+
+    if is_first():
+        note("checking settings, model and data ...")
+    return LoraPlan.of(settings, counting("genkit: reading files:", is_first()))
+
+
 def announced(plan: LoraPlan, tell: Callable[[str], None]) -> float | None:
     """Bytes that a run will need, told before its weights are read, with a warning when there are fewer; None when
     they cannot be estimated."""
     from genkit.training.lora.estimate import there_is
 
+    note("estimating memory ...")
     try:
         needed = plan.estimate().memory.peak
     except UnsupportedError as error:
@@ -160,10 +177,10 @@ def announced(plan: LoraPlan, tell: Callable[[str], None]) -> float | None:
 def plan_only(settings: LoraSettings, measure: bool, json: bool) -> None:
     """Tell what would be trained."""
     from genkit.training.lora.dry_run import described
-    from genkit.training.lora.plan import LoraPlan
 
-    plan = LoraPlan.of(settings)
+    plan = _planned(settings)
     try:
+        note("estimating memory and arithmetic ...")
         estimate = plan.estimate()
     except UnsupportedError as error:
         warn(error)
@@ -172,6 +189,7 @@ def plan_only(settings: LoraSettings, measure: bool, json: bool) -> None:
     if measure:
         from genkit.training.lora.measure import measured
 
+        note("loading the weights and timing a few steps ...")
         found["measured"] = measured(plan)
     if json:
         print_json({"dry_run": True, **found})
@@ -188,11 +206,14 @@ def lines_of(found: dict[str, Any]) -> Iterator[str]:
     yield f"data: {found['files']} files, {found['samples']} samples{held}, {captions}"
     for size, count in found["buckets"].items():
         yield f"  {size}: {count}"
+    if found["new_words"]:
+        yield f"new words: {_listed(found['new_words'])}"
     yield f"cache: {found['cache']}"
     yield f"length: {_length(found)}"
+    if found["begins_at"] is not None:
+        yield f"goes on from: {found['begins_at']}"
     yield f"trained: {found['trainable_parameters']:,} parameters on {sum(found['trained'].values())} layers"
-    for name, count in found["trained"].items():
-        yield f"  {name}: {count}"
+    yield from layer_lines(found["trained"])
     if found["attention"] is not None:
         yield f"attention: {_attention(found['attention'])}"
     if found["memory"] is not None:
@@ -202,6 +223,29 @@ def lines_of(found: dict[str, Any]) -> Iterator[str]:
         yield from _measured_lines(found["measured"])
     for line in found["notes"]:
         yield f"note: {line}"
+
+
+def layer_lines(trained: dict[str, int]) -> Iterator[str]:
+    """The layers by their path; by the end of it, with all blocks together, where there are too many kinds to read."""
+    if len(trained) > _LAYERS:
+        ends: dict[str, tuple[int, int]] = {}
+        for name, count in trained.items():
+            end = _BLOCK.sub("", name)
+            layers, places = ends.get(end, (0, 0))
+            ends[end] = (layers + count, places + 1)
+        for end, (layers, places) in list(ends.items())[:_LAYERS]:
+            yield f"  ...{end}: {layers} in {places} kinds of blocks" if places > 1 else f"  ...{end}: {layers}"
+        if len(ends) > _LAYERS:
+            yield f"  and {len(ends) - _LAYERS} more kinds; --json lists all"
+        return
+    for name, count in trained.items():
+        yield f"  {name}: {count}"
+
+
+def _listed(words: list[str]) -> str:
+    """The first words, and how many more there are."""
+    more = f" and {len(words) - _WORDS} more" if len(words) > _WORDS else ""
+    return ", ".join(words[:_WORDS]) + more
 
 
 def _tokens(found: dict[str, Any]) -> str:

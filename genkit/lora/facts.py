@@ -44,6 +44,7 @@ class Facts:
         steps: optimizer steps.
         dataset: digest of the data set.
         trigger_word: what a prompt must say.
+        new_words: words of the captions that the model's tokenizers do not know, in small letters.
         title: what it is, in words.
         settings: all settings of the run.
         versions: packages it was made with.
@@ -69,6 +70,7 @@ class Facts:
     steps: int | None = None
     dataset: str | None = None
     trigger_word: str | None = None
+    new_words: list[str] = field(default_factory=list)
     title: str | None = None
     settings: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)

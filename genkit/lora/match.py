@@ -48,13 +48,14 @@ class Matched:
     facts: Facts | None
 
 
-def match(pipeline: Any, lora: Lora, partial: bool) -> Matched:
+def match(pipeline: Any, lora: Lora, partial: bool | None) -> Matched:
     """Read a file and find the modules of a pipeline, or of its outline, that it changes.
 
     Args:
         pipeline: with or without values.
         lora: the file.
-        partial: use what fits of a file that fits in part, instead of refusing it.
+        partial: use what fits of a file that fits in part, instead of refusing it; None where nobody can ask for that,
+            so that no message advises it.
 
     Raises:
         UsageError: the pipeline has no such part.
@@ -115,7 +116,7 @@ def targets(
 
 
 def fitting(
-    pipeline: Any, lora: Lora, part: str, pairs: dict[tuple[str, str], Pair], partial: bool, told: list[str]
+    pipeline: Any, lora: Lora, part: str, pairs: dict[tuple[str, str], Pair], partial: bool | None, told: list[str]
 ) -> dict[tuple[str, str], Pair]:
     """The pairs that have a module of their shape; all of them, unless ``partial``."""
     reasons = {key: _why_unfit(pipeline, *key, pair) for key, pair in pairs.items()}
@@ -130,7 +131,8 @@ def fitting(
     if not used:
         raise ArtifactError(f"{line}; it does not fit, it was made for another model")
     if not partial:
-        raise ArtifactError(f"{line}; it does not fit this model; --lora-partial loads what fits")
+        advice = "; --lora-partial loads what fits" if partial is False else ""
+        raise ArtifactError(f"{line}; it does not fit this model{advice}")
     told.append(line)
     return used
 

@@ -3,6 +3,8 @@ heavy is read."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,7 +61,8 @@ def load(
     folder = fetch(location)
     index = check_folder(folder)
     check_fits(folder)
-    pipeline = _from_folder(folder, index["_class_name"], kind, quantization)
+    with without_bars():
+        pipeline = _from_folder(folder, index["_class_name"], kind, quantization)
     _check_filled(folder, pipeline)
     pipeline.set_progress_bar_config(disable=True)
     if vae_tiling:
@@ -73,6 +76,23 @@ def load(
     else:
         pipeline.to(where)
     return pipeline
+
+
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """Diffusers and Transformers draw no progress bars within the block: one for every part and file of a folder that
+    is read in a second. Afterwards they do what they did."""
+    from diffusers.utils import logging as of_diffusers
+    from transformers.utils import logging as of_transformers
+
+    libraries = [library for library in (of_diffusers, of_transformers) if library.is_progress_bar_enabled()]
+    for library in libraries:
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for library in libraries:
+            library.enable_progress_bar()
 
 
 def resolve_device(device: torch.device | str | None) -> torch.device:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,7 +58,11 @@ def tokenizers_of(model: Model) -> dict[str, Any]:
 
 
 def read_prompts(
-    tokenizers: Mapping[str, Any], settings: Any, most: int | None = None, name: str = "prompt"
+    tokenizers: Mapping[str, Any],
+    settings: Any,
+    most: int | None = None,
+    name: str = "prompt",
+    taught: Collection[str] = (),
 ) -> Prompts:
     """The prompts as the model will read them, and warnings about what was cut or is not known to it.
 
@@ -70,6 +74,7 @@ def read_prompts(
         settings: with prompt, negative prompt, ``max_sequence_length`` and ``truncate_prompt``.
         most: fewer tokens than the text encoder reads, when the model was trained on short prompts only.
         name: of the prompt, for messages.
+        taught: words that a LoRA or its captions teach, in small letters: they are no slips of the pen.
 
     Raises:
         UsageError: a prompt is too long; the message tells its length and the limit.
@@ -80,26 +85,35 @@ def read_prompts(
     for what, text in ((name, settings.prompt), ("negative prompt", settings.negative_prompt)):
         if text and readers:
             text = _fit(what, text, readers, settings.truncate_prompt, told)
-            told += _unknown_words(what, text, readers)
+            told += _unknown_words(what, text, readers, taught)
         texts.append(text)
     return Prompts(texts[0], texts[1], tuple(told))
 
 
-def _unknown_words(name: str, text: str, readers: list[tuple[Any, int]]) -> list[str]:
+def _unknown_words(name: str, text: str, readers: list[tuple[Any, int]], taught: Collection[str]) -> list[str]:
     """A warning that lists the words which no tokenizer knows, with known ones that are written alike; empty when all
-    are known."""
-    unknown = []
-    for tokenizer, _ in readers:
-        found = _unknown_to(tokenizer, text)
-        if found is None:
-            return []
-        unknown.append(found)
-    words = sorted(set(unknown[0]).intersection(*unknown[1:]))
+    are known or taught."""
+    words = [word for word in _unknown(text, [reader for reader, _ in readers]) if word.lower() not in taught]
     if not words:
         return []
     known = _words(readers[0][0])
     shown = ", ".join(_with_near(word, known) for word in words[:8]) + (", ..." if len(words) > 8 else "")
     return [f"the model does not know these words of the {name}: {shown}"]
+
+
+def new_words(tokenizers: Sequence[Any], texts: Iterable[str]) -> list[str]:
+    """The words of texts, in small letters, that none of a model's tokenizers knows; none where one does not tell."""
+    return sorted({word.lower() for text in texts for word in _unknown(text, tokenizers)}) if tokenizers else []
+
+
+def _unknown(text: str, tokenizers: Sequence[Any]) -> list[str]:
+    unknown = []
+    for tokenizer in tokenizers:
+        found = _unknown_to(tokenizer, text)
+        if found is None:
+            return []
+        unknown.append(found)
+    return sorted(set(unknown[0]).intersection(*unknown[1:]))
 
 
 def _unknown_to(tokenizer: Any, text: str) -> set[str] | None:

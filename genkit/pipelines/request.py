@@ -100,6 +100,12 @@ class Settings:
         return [field.name for field in dataclasses.fields(cls)]
 
     @classmethod
+    def defaults(cls) -> dict[str, Any]:
+        """What :meth:`to_dict` gives for settings that nobody wrote, by name."""
+        found = {field.name: _default(field) for field in dataclasses.fields(cls)}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
+
+    @classmethod
     def from_mappings(
         cls, *sources: tuple[str, Mapping[str, Any]], stored: tuple[str, Mapping[str, Any]] | None = None
     ) -> typing.Self:
@@ -177,6 +183,8 @@ def _from_source(cls: type[Settings], origin: str, values: Mapping[str, Any]) ->
     for key, value in values.items():
         name = str(key).replace("-", "_")
         what = flag(name) if origin == COMMAND_LINE else f"{key} in {origin}"
+        if name in result:
+            raise UsageError(f"{what} is written twice, with '-' and with '_'; leave one out")
         result[name] = _read(cls, fields[name], value, what)
     return result
 

@@ -28,7 +28,7 @@ from genkit.pipelines.request import Settings, flag
 from genkit.pipelines.settings import AttentionSettings, LoadSettings, SizeSettings
 from genkit.pipelines.shares import shares_of
 from genkit.pipelines.task import Task, task_of
-from genkit.pipelines.trained_attention import from_loras, remarks
+from genkit.pipelines.trained_attention import from_loras, remarks, taught_by
 
 if TYPE_CHECKING:
     import torch
@@ -59,6 +59,7 @@ class Request:
         tokenizers: of the model, for further prompts.
         matches: the LoRA files matched with the model; see :meth:`take_matches`.
         frames: how many are made; None when only the pipeline knows, or for a picture.
+        taught: words that LoRAs teach, in small letters: prompts may have them though no tokenizer knows them.
     """
 
     settings: Any
@@ -78,6 +79,7 @@ class Request:
     mixing: Mixing | None = None
     shares: tuple[Share, ...] = ()
     frames: int | None = None
+    taught: frozenset[str] = frozenset()
 
     def take_matches(self) -> list[Matched]:
         """The LoRA files as they were matched with the model: once, for the weights in them are not kept."""
@@ -89,7 +91,7 @@ class Request:
         """The prompts of a variation of the settings, as the model will read them."""
         if settings is self.settings:
             return self.prompts
-        return read_prompts(self.tokenizers, settings, self.model.sidecar.limits.get("max_prompt_tokens"))
+        return read_prompts(self.tokenizers, settings, self.model.sidecar.limits.get("max_prompt_tokens"), self.taught)
 
 
 def resolve(settings: Settings) -> Request:
@@ -118,6 +120,8 @@ class Draft:
         self.notes: list[str] = []
         attends, loads = isinstance(given, AttentionSettings), isinstance(given, LoadSettings)
         self.named = tuple(parse_lora(text) for text in given.lora) if loads else ()
+        #: Words that are no slips of the pen, in small letters.
+        self.taught = taught_by(self.named)
         if attends:
             given, taken = from_loras(given, self.named)
             self.notes += [*taken, *remarks(given, self.named)]
@@ -249,11 +253,12 @@ class Draft:
         if output is not None:
             check_format(output, self.model.kind, frames)
         tokenizers = tokenizers_of(self.model)
-        prompts = read_prompts(tokenizers, settings, self.model.sidecar.limits.get("max_prompt_tokens"))
+        limit = self.model.sidecar.limits.get("max_prompt_tokens")
+        prompts = read_prompts(tokenizers, settings, limit, self.taught)
         return Request(
             settings, self.task, self.model, self.device, self.dtype, prompts, self.attention, self.loras, inputs,
             fingerprints or {}, steps, tuple(self.notes), tokenizers, self.matches, self.mixing, self.shares,
-            frames,
+            frames, frozenset(self.taught),
         )  # fmt: skip
 
     def check_sizes(self) -> None:

@@ -24,6 +24,12 @@ def facts_of(lora: Lora) -> Facts | None:
     return read_facts(check_safetensors(lora.path).get("__metadata__", {}), place(lora.path))
 
 
+def taught_by(loras: Sequence[Lora]) -> set[str]:
+    """The words that LoRA files say they were trained on and their models did not know, in small letters."""
+    told = [facts for facts in map(facts_of, loras) if facts is not None]
+    return {word for facts in told for word in (*facts.new_words, *(facts.trigger_word or "").lower().split())}
+
+
 def from_loras(settings: AttentionSettings, loras: Sequence[Lora]) -> tuple[AttentionSettings, list[str]]:
     """Settings whose ``attention: auto`` is replaced by what the LoRA files were trained through.
 

@@ -99,7 +99,8 @@ def read_yaml(path: str | Path, what: str = "") -> Any:
     """The value in a YAML file (JSON is YAML too); None for an empty one. Only plain values are made.
 
     Raises:
-        ArtifactError: the file cannot be read, is no YAML, or is beyond the limits; one line with the place.
+        ArtifactError: the file cannot be read, is no YAML, has a name twice in one mapping, or is beyond the limits;
+            one line with the place.
     """
     import yaml
 
@@ -168,6 +169,8 @@ def _loader() -> type:
                 raise _Refused(f"it nests deeper than {MOST_DEPTH} levels")
             node = super().compose_node(parent, index)
             self.depth -= 1
+            if isinstance(node, yaml.MappingNode):
+                _check_keys(node)
             if isinstance(node, yaml.ScalarNode) and node.tag.endswith((":int", ":float")):
                 if len(node.value) > MOST_DIGITS:
                     raise _Refused(f"it holds a number of {len(node.value)} digits")
@@ -180,6 +183,19 @@ def _loader() -> type:
         list("-+.0123456789"),
     )
     return Loader
+
+
+def _check_keys(node: Any) -> None:
+    """Refuse a name that stands twice in one mapping: YAML would take the last one without a word."""
+    marks: dict[tuple[str, str], Any] = {}
+    for key, _ in node.value:
+        if not isinstance(key.value, str) or key.tag.endswith(":merge"):
+            continue
+        name = (key.tag, key.value)
+        if name in marks:
+            lines = f"lines {marks[name].line + 1} and {key.start_mark.line + 1}"
+            raise _Refused(f"{shortened(escaped(key.value), 80)} stands in it twice ({lines}); leave one out")
+        marks[name] = key.start_mark
 
 
 def _check_items(value: Any, depth: int, left: list[int]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import torch
@@ -70,6 +71,23 @@ def test_info_tells_ranks_alphas_and_norms(write, capsys):
     for each in found["modules"]:
         assert each["norm"] == pytest.approx(float(wanted[f"transformer.{each['module']}"].norm()))
     assert run("info", path) == 0 and "zorb" in capsys.readouterr().out
+
+
+def test_info_lists_settings_that_differ_from_the_defaults_and_all_when_asked(write, capsys):
+    from genkit.training.lora.settings import LoraSettings
+
+    stored = {**LoraSettings.defaults(), "model": "toy-video", "rank": 3, "learning_rate": 3e-3, "of_later": 1}
+    path = write("a", settings=stored)
+    assert run("info", path) == 0
+    out = capsys.readouterr().out
+    named = {line.split()[1] for line in out.splitlines() if line.strip().startswith("setting ")}
+    assert named == {"model", "rank", "learning_rate", "of_later"}
+    left = int(re.search(r"(\d+) more settings are as training has them by default; --all", out)[1])
+    assert run("info", path, "--all") == 0
+    more = capsys.readouterr().out
+    assert more.count("setting ") == len(named) + left > 40 and "setting caption_dropout" in more
+    assert run("info", path, "--json") == 0
+    assert told(capsys)["facts"]["settings"] == stored
 
 
 @pytest.mark.parametrize("form", ["comfyui", "kohya", "diffsynth"])

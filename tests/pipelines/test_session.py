@@ -401,3 +401,33 @@ def test_outputs_of_other_forms_become_frames_and_sound():
         outputs.to_sound(SimpleNamespace(audio=torch.full((1, 1, 9), float("nan"))), pipe, kinds.AUDIO_VIDEO)
     with pytest.raises(UnsupportedError, match="no frames"):
         outputs.to_frames(SimpleNamespace(), kinds.VIDEO)
+
+
+def test_words_that_a_lora_says_it_was_trained_on_are_no_slips(tiny_wan, tmp_path):
+    from genkit.lora.facts import Facts
+    from genkit.lora.save import save_lora
+
+    rows, columns = load(tiny_wan).transformer.blocks[0].attn1.to_q.weight.shape
+    weights = {"blocks.0.attn1.to_q": (torch.zeros(1, columns), torch.zeros(rows, 1), 1.0)}
+    facts = Facts(family="Wan", new_words=["zorb"], trigger_word="sks Blick")
+    path = save_lora(tmp_path / "zorb.safetensors", {"transformer": weights}, facts)
+    words = "a red Zorb sks blick zebra"
+    for loras, unknown in (((str(path),), "zebra"), ((), "Zorb, blick, sks, zebra")):
+        made = resolve(ask(tiny_wan, prompt=words, lora=loras))
+        assert made.prompts.told == (f"the model does not know these words of the prompt: {unknown}",)
+
+
+def test_loading_draws_no_bars_of_other_libraries_and_leaves_them_as_they_were(tiny_wan, capfd):
+    from diffusers.utils import logging as of_diffusers
+    from transformers.utils import logging as of_transformers
+
+    before = [library.is_progress_bar_enabled() for library in (of_diffusers, of_transformers)]
+    of_diffusers.enable_progress_bar()
+    try:
+        load(tiny_wan)
+        assert of_diffusers.is_progress_bar_enabled()
+        assert "%|" not in "".join(capfd.readouterr())
+    finally:
+        if not before[0]:
+            of_diffusers.disable_progress_bar()
+    assert [library.is_progress_bar_enabled() for library in (of_diffusers, of_transformers)] == before

@@ -175,3 +175,25 @@ def test_toml_is_read_within_limits(tmp_path):
         with pytest.raises(ArtifactError, match=said) as told:
             read_toml(path)
         assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("rank: 2\nseed: 1\nrank: 4\n", "rank stands in it twice (lines 1 and 3)"),
+        ('{"rank": 2,\n "rank": 2}', "rank stands in it twice (lines 1 and 2)"),
+        ("data:\n- path: a\n  path: b\n", "path stands in it twice (lines 2 and 3)"),
+    ],
+)
+def test_a_name_that_stands_twice_in_a_mapping_is_refused(tmp_path, text, words):
+    path = tmp_path / "lora.yaml"
+    path.write_text(text)
+    with pytest.raises(ArtifactError) as found:
+        read_yaml(path)
+    assert words in str(found.value)
+
+
+def test_the_same_name_in_two_mappings_and_what_a_merge_replaces_are_fine(tmp_path):
+    path = tmp_path / "lora.yaml"
+    path.write_text("base: &base\n  a: 1\n  b: 2\nmore:\n  <<: *base\n  b: 3\n1: x\n'1': y\n")
+    assert read_yaml(path) == {"base": {"a": 1, "b": 2}, "more": {"a": 1, "b": 3}, 1: "x", "1": "y"}

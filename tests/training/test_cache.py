@@ -56,6 +56,31 @@ def test_damaged_and_foreign_entries_are_told(tmp_path):
         cache.get(other, counting([]))
 
 
+@pytest.mark.parametrize("change", ["names", "shapes", "types", "untold"])
+def test_other_tensors_under_the_right_key_are_told_and_made_anew(tmp_path, change):
+    from safetensors import safe_open
+    from safetensors.torch import load_file, save_file
+
+    cache = Cache(tmp_path)
+    held = cache.get(KEY, counting([]))
+    path = cache.path_of(KEY)
+    with safe_open(path, "pt") as file:
+        texts = file.metadata()
+    other = {
+        "names": {"latents": held["mean"], "mask": held["mask"]},
+        "shapes": {**held, "mean": torch.zeros(5)},
+        "types": {**held, "mean": held["mean"].half()},
+        "untold": held,
+    }[change]
+    if change == "untold":
+        del texts["genkit_tensors"]
+    save_file({name: value.contiguous() for name, value in other.items()}, path, texts)
+    assert load_file(path).keys() == other.keys() and cache.holds(KEY)
+    with pytest.raises(ArtifactError, match="holds other tensors than were written under its key; delete it"):
+        cache.get(KEY, counting([]))
+    assert "other tensors" in cache.damage(KEY)
+
+
 def test_a_failure_leaves_no_entry(tmp_path, monkeypatch):
     import safetensors.torch
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from fractions import Fraction
 
@@ -11,13 +12,18 @@ import pytest
 from PIL import Image
 
 from genkit.errors import GenkitError, UsageError
+from genkit.families.sizes import SizeRule
 from genkit.media.files import write_media
 from genkit.training.data.folder.cuts import CutRule
 from genkit.training.data.folder.data import FolderData
 from genkit.training.data.folder.items import Wanted, read_folder
 from genkit.training.data.folder.read import read_pixels
-from genkit.training.data.folder.rules import FolderRule
+from genkit.training.data.folder.rules import FolderRule, ModelRule, folder_rules
+from genkit.training.data.source import DataSource
+from genkit.training.lora.settings import LoraSettings
 
+#: Of a model for pictures.
+SIZES = ModelRule(SizeRule(8, 1), None)
 RULE = CutRule(64 * 64, 16, 9, 4, Fraction(8))
 
 
@@ -261,3 +267,39 @@ def test_names_that_would_move_the_terminal_are_written_out(tmp_path):
     with pytest.raises(UsageError) as told:
         read(tmp_path)
     assert "\x1b" not in str(told.value) and "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("character", ["\x1b", "\x07", "\x7f", "\x9b"])
+@pytest.mark.parametrize("place", ["sidecar", "table", "for all"])
+def test_control_characters_in_captions_are_refused_with_their_place(tmp_path, character, place):
+    Image.fromarray(noise(1)[0]).save(tmp_path / "a.png")
+    text, more = f"a red{character}[31m circle", {"caption": None}
+    if place == "sidecar":
+        (tmp_path / "a.txt").write_text(text)
+    elif place == "table":
+        (tmp_path / "metadata.jsonl").write_text(json.dumps({"file_name": "a.png", "text": text}))
+    with pytest.raises(UsageError) as told:
+        if place == "for all":
+            more = DataSource(str(tmp_path), caption=text)
+            given = {"model": "m", "data": (more,), "output": "o", "max_train_steps": 1, "resolution": "64"}
+            folder_rules([more], LoraSettings(**given), SIZES)
+        else:
+            read(tmp_path, **more)
+    where = {"sidecar": "a.txt", "table": "line 1", "for all": "caption:"}[place]
+    assert where in str(told.value) and f"control character U+{ord(character):04X}" in str(told.value)
+    assert character not in str(told.value)
+
+
+def test_lines_and_tabs_in_captions_are_spaces(tmp_path):
+    Image.fromarray(noise(1)[0]).save(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text("a red\tcircle\r\nmoves\u2028right\n")
+    assert read(tmp_path).cuts[0].item.caption == "a red circle moves right"
+
+
+def test_a_model_that_tells_no_usual_size_needs_one(tmp_path):
+    source = DataSource(str(tmp_path))
+    given = {"model": "m", "data": (source,), "output": "o", "max_train_steps": 1}
+    with pytest.raises(UsageError, match="tells no usual size; give one, such as --resolution 512"):
+        folder_rules([source], LoraSettings(**given), SIZES)
+    rules = folder_rules([source], LoraSettings(**given, resolution="64"), SIZES)
+    assert rules[0].cuts[0].area == 64 * 64

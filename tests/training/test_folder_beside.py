@@ -20,6 +20,7 @@ from genkit.training.data.folder.data import FolderData
 from genkit.training.data.folder.read import read_sample, sound_mask
 from genkit.training.data.folder.rules import FolderRule, ModelRule, folder_rules
 from genkit.training.data.folder.samples import FolderSamples
+from genkit.training.data.folder.summary import summarise
 from genkit.training.data.source import DataSource
 from genkit.training.lora.groups import DataSettings
 
@@ -215,3 +216,13 @@ def test_a_piece_after_the_end_of_the_sound_has_none(tmp_path):
     assert [cut.sound for cut in read(tmp_path, pieces[0]).cuts] == ["own", None]
     with pytest.raises(UsageError, match=r"no sound from 1\.125 s on; allowed: missing_audio"):
         read(tmp_path, pieces[1])
+
+
+def test_what_is_done_with_clips_without_sound_is_told_with_their_names(tmp_path):
+    clip(tmp_path / "loud.mp4", frames=9, seconds=1.2)
+    clip(tmp_path / "mute.mp4", frames=9, seconds=None)
+    done = {"video": "the video alone is trained with it", "silence": "silence is trained in its place"}
+    for name, words in done.items():
+        lines = summarise(read(tmp_path, HEARD[name]), 1).notes()
+        assert lines == [f"1 files: there is no sound: {words} (missing_audio): mute.mp4"]
+    assert summarise(read(tmp_path, CutRule(64 * 64, 16, 9, 4, Fraction(8))), 1).notes() == []

@@ -58,7 +58,7 @@ def test_checkpoints_come_every_so_many_steps_and_the_oldest_go(tmp_path):
 
 def test_a_used_folder_is_not_begun_afresh(tmp_path):
     run(tmp_path, 2)
-    with pytest.raises(UsageError, match="holds checkpoint-2 of an earlier run; resume_from_checkpoint latest"):
+    with pytest.raises(UsageError, match="holds checkpoint-2 of an earlier run; --resume-from-checkpoint latest"):
         run(tmp_path, 4, keep=Numbered(tmp_path))
     run(tmp_path, 4)
     with pytest.raises(UsageError, match="checkpoint-4 is newer than checkpoint-2"):
@@ -98,6 +98,49 @@ def test_broken_checkpoints_are_told_and_the_one_before_is_taken(tmp_path):
         (tmp_path / "a" / name / STATE).write_bytes(b"half")
     with pytest.raises(ArtifactError, match="none of the 3 checkpoints"), pytest.warns(UserWarning):
         run(tmp_path / "a", 8)
+
+
+FOREIGN = {
+    "module": {"weight": "text"},
+    "ema": [torch.zeros(1)],
+    "count": 1.5,
+    "optimizer": {"state": {7: {}}, "param_groups": [{"params": [0, 1]}]},
+    "step": "2",
+    "seconds": float("nan"),
+    "random": [{"python": 0}],
+    "smooth": {"loss": "low"},
+    "usual": 3,
+    "fingerprint": {"settings": None},
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_a_readable_checkpoint_with_foreign_values_is_told_by_their_name(tmp_path, name):
+    run(tmp_path, 4, checkpoint_steps=2)
+    path = tmp_path / "checkpoint-4" / STATE
+    torch.save({**load_checkpoint(path), name: FOREIGN[name]}, path)
+    with pytest.raises(ArtifactError, match=f"no checkpoint of a training run: its {name} is .*, allowed: "):
+        run(tmp_path, 6, keep=Numbered(tmp_path, "checkpoint-4"))
+    with pytest.warns(UserWarning, match="checkpoint-4 is broken"):
+        run(tmp_path, 6)
+
+
+def test_values_of_the_right_kind_that_no_run_wrote_are_told(tmp_path):
+    run(tmp_path, 2, keep=Numbered(tmp_path, fingerprint={"settings": {"rank": 2}}))
+    path = tmp_path / "checkpoint-2" / STATE
+    state = load_checkpoint(path)
+    moments = {0: {"step": 1, "exp_avg": torch.zeros(2, 9), "exp_avg_sq": torch.zeros(1, 4)}}
+    broken = {
+        "is of a run with other settings": {"optimizer": {**state["optimizer"], "state": moments}},
+        "no states of random generators": {"random": [{**state["random"][0], "python": (1, (2,), None)}]},
+    }
+    for words, values in broken.items():
+        torch.save({**state, **values}, path)
+        with pytest.raises(ArtifactError, match=words):
+            run(tmp_path, 4, keep=Numbered(tmp_path, "latest", fingerprint={"settings": {"rank": 2}}))
+    torch.save({name: value for name, value in state.items() if name != "fingerprint"}, path)
+    with pytest.raises(ArtifactError, match="does not tell of which run it is"):
+        run(tmp_path, 4, keep=Numbered(tmp_path, "checkpoint-2", fingerprint={"settings": {"rank": 2}}))
 
 
 def test_ctrl_c_finishes_the_step_and_saves_and_the_run_goes_on(tmp_path, capsys):
@@ -223,6 +266,7 @@ except GenkitError as error:
 def test_no_space_left_is_told_and_the_checkpoint_before_stays_whole(tmp_path):
     done = subprocess.run([sys.executable, "-c", FULL, str(tmp_path)], capture_output=True, text=True, timeout=120)
     assert done.stdout.startswith("ArtifactError could not write") and "checkpoint-4" in done.stdout, done.stderr
+    assert "File too large" in done.stdout  # the system's own reason, as "No space left on device" is
     assert names(tmp_path) == ["checkpoint-2"] and load_checkpoint(tmp_path / "checkpoint-2" / STATE)["step"] == 2
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
     with pytest.raises(ArtifactError, match="has room for .* MB, a checkpoint needs"):

@@ -114,7 +114,7 @@ def test_a_half_written_file_never_replaces_a_checkpoint(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patched:
         patched.setattr(torch, "save", full_disk)
-        with pytest.raises(OSError, match="No space"):
+        with pytest.raises(ArtifactError, match="No space"):
             atomic_save({"step": 2}, path)
     assert torch.load(path) == {"step": 1} and list(tmp_path.iterdir()) == [path]
 

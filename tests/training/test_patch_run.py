@@ -7,6 +7,7 @@ import sys
 import typing
 
 import numpy as np
+import pytest
 import torch
 
 import genkit
@@ -198,3 +199,18 @@ def test_what_can_be_trained_is_found_in_its_room():
             and kind.families
             and issubclass(typing.get_type_hints(kind.build, vars(sys.modules[kind.build.__module__]))["return"], Task)
         )
+
+
+@pytest.mark.parametrize(
+    "given, words",
+    [
+        (["nope"], "method: got 'nope', allowed: agent, cross_modal_context, reference"),
+        (["agnet"], "did you mean 'agent'?"),
+        (["agent", "--no-such"], "unrecognized arguments: --no-such"),
+        (["agent", "--seed", "x"], "invalid int value"),
+    ],
+)
+def test_wrong_arguments_are_one_line_as_everywhere(given, words, capsys):
+    assert main("", given, "genkit train weights") == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and words in lines[0] and "usage:" not in lines[0]

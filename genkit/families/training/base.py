@@ -100,6 +100,7 @@ class Training:
         takes: names of what may be given beside.
         experts: (pipeline) -> component -> (lowest, highest) noise level it sees, of models with several denoisers.
         guidance: default of :attr:`Call.guidance`.
+        slots_chosen: whether ``text`` makes as many tokens as it is asked for; otherwise always ``slots``.
         variant: what ``encode`` and ``text`` depend on beside the parts of the pipeline, for the keys of caches.
         told: (height, width) in pixels -> what ``arguments`` needs beside the latents of a picture of this size that
             nobody gave, without a batch axis; None where it needs nothing.
@@ -118,6 +119,7 @@ class Training:
     takes: tuple[str, ...] = ()
     experts: Callable[[Any], dict[str, tuple[float, float]]] | None = None
     guidance: float = 1.0
+    slots_chosen: bool = True
     variant: str = ""
     told: Callable[[int, int], Tensors] | None = None
     untrainable: str = ""

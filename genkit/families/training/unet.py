@@ -43,7 +43,14 @@ def _untrainable(pipeline: Any) -> str:
 
 def _stable_diffusion(pipeline: Any, sound: str | None) -> Training:
     return Training(
-        (IMAGE,), _encode, encode_states, _arguments, _answers, slots=77, untrainable=_untrainable(pipeline)
+        (IMAGE,),
+        _encode,
+        encode_states,
+        _arguments,
+        _answers,
+        slots=77,
+        slots_chosen=False,
+        untrainable=_untrainable(pipeline),
     )
 
 
@@ -91,6 +98,7 @@ def _stable_diffusion_xl(pipeline: Any, sound: str | None) -> Training:
         _arguments_xl,
         _answers,
         slots=77,
+        slots_chosen=False,
         variant=variant,
         told=_told_xl,
         untrainable=_untrainable(pipeline),

@@ -26,7 +26,12 @@ from genkit.reading import parse_json
 from genkit.reading.files import place
 
 Tensors = dict[str, torch.Tensor]
-_KEY = "genkit_key"
+_KEY, _HELD = "genkit_key", "genkit_tensors"
+#: Types as safetensors names them.
+_DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
+    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -89,12 +94,13 @@ class Cache:
     @staticmethod
     def _write(path: Path, key: Mapping[str, Any], tensors: Tensors) -> None:
         with Files() as files:
-            write_tensors(files.new(path), tensors, {_KEY: _text(key)})
+            held = {name: [str(value.dtype), list(value.shape)] for name, value in tensors.items()}
+            write_tensors(files.new(path), tensors, {_KEY: _text(key), _HELD: _text(held)})
 
     @staticmethod
     def _read(path: Path, key: Mapping[str, Any]) -> Tensors:
         with _opened(path) as file:
-            _check_key(file, path, key)
+            _check_head(file, path, key)
             # Copies: what safetensors gives lies in the file, and the process would end if that were cut off later.
             return {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - no mapping
 
@@ -118,18 +124,25 @@ def _head(path: Path, wanted: Mapping[str, Any] | None = None) -> dict[str, Any]
         ArtifactError: the file cannot be read, is none of a cache, or belongs to another key than ``wanted``.
     """
     with _opened(path) as file:
-        told = _check_key(file, path, wanted)
+        told = _check_head(file, path, wanted)
     key = parse_json(told, f"the key in {place(path)}")
     if not isinstance(key, dict):
         raise ArtifactError(f"{place(path)} is not the entry that its name says; delete it")
     return key
 
 
-def _check_key(file: Any, path: Path, wanted: Mapping[str, Any] | None) -> str:
-    """The text of the key in an opened entry."""
-    told = (file.metadata() or {}).get(_KEY)
+def _check_head(file: Any, path: Path, wanted: Mapping[str, Any] | None) -> str:
+    """The text of the key in an opened entry, whose tensors must be those that were written under it."""
+    texts = file.metadata() or {}
+    told, held = texts.get(_KEY), texts.get(_HELD)
     if told is None or (wanted is not None and told != _text(wanted)):
         raise ArtifactError(f"{place(path)} is not the entry that its name says; delete it")
+    found = {}
+    for name in file.keys():  # noqa: SIM118 - no mapping
+        part = file.get_slice(name)
+        found[name] = [str(_DTYPES.get(part.get_dtype(), part.get_dtype())), list(part.get_shape())]
+    if held != _text(found):
+        raise ArtifactError(f"{place(path)} holds other tensors than were written under its key; delete it")
     return told
 
 

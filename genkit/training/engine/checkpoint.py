@@ -6,31 +6,53 @@ resumed by one process or by several. The files hold tensors and plain values on
 
 from __future__ import annotations
 
-import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from genkit.errors import ArtifactError, escaped, shortened
+from genkit.errors import ArtifactError, escaped, shortened, shown
+from genkit.media.atomic import Files
 from genkit.training.engine.ema import EMA, put, trainable
 from genkit.training.engine.shards import gathered, like
+from genkit.training.engine.state import check_state
 
 
 def atomic_save(value: object, path: Path) -> None:
-    """``torch.save`` to a temporary name in the same folder, then rename: a kill leaves the old file whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".part")
+    """``torch.save`` to a temporary name in the same folder, then rename: a kill leaves the old file whole.
+
+    Raises:
+        ArtifactError: it cannot be written, with the system's reason.
+    """
+    with Files() as files:
+        save(value, files.new(path))
+
+
+def save(value: object, path: Path) -> None:
+    """``torch.save``; OSError with the system's reason where the file cannot be written."""
+    # Through Python's file: torch's own writer tells nothing but its position when the disk is full.
+    with told_as_os_error(), open(path, "wb") as file:
+        torch.save(value, file)
+
+
+@contextmanager
+def told_as_os_error() -> Iterator[None]:
+    """What torch and safetensors raise when a file cannot be written, as the OSError that it is."""
     try:
-        with open(temporary, "wb") as file:
-            torch.save(value, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+        yield
+    except OSError:
         raise
+    except Exception as error:
+        text = str(error)
+        if not any(word in text for word in ("inline_container", "PytorchStreamWriter", "Error while serializing")):
+            raise
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, OSError):
+            cause = cause.__context__
+        raise (OSError(text.strip().splitlines()[0][:200]) if cause is None else OSError(*cause.args)) from error
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -42,7 +64,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         (figures as the log shows them), ``usual`` (count and mean of the losses).
 
     Raises:
-        ArtifactError: no file of that kind.
+        ArtifactError: no file of that kind, or values in it that no run wrote.
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -56,6 +78,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     missing = {"module", "ema", "count", "optimizer", "step", "seconds"} - state.keys()
     if missing:
         raise ArtifactError(f"{path} is no checkpoint of a training run: it lacks {', '.join(sorted(missing))}")
+    check_state(state, path)
     return {"random": [], "earlier_seconds": 0.0, "smooth": {}, "usual": [0, 0.0], **state}
 
 
@@ -107,15 +130,24 @@ def load_weights(module: nn.Module, values: dict[str, torch.Tensor], path: Path)
     Raises:
         ArtifactError: a trainable parameter is missing or has another shape, or a name is unknown to the module.
     """
-    wanted = trainable(module)
-    _check(wanted, values, path)
-    unknown = sorted(values.keys() - module.state_dict().keys())
-    if unknown:
-        raise ArtifactError(f"{path} holds {len(unknown)} tensors that this model does not have, such as {unknown[0]}")
-    put(module, {name: like(values[name], parameter) for name, parameter in wanted.items()})
+    check_weights(module, values, path)
+    put(module, {name: like(values[name], parameter) for name, parameter in trainable(module).items()})
     for name, buffer in _buffers(module).items():
         if name in values:
             buffer.copy_(values[name])
+
+
+def check_weights(module: nn.Module, values: dict[str, torch.Tensor], path: Path) -> None:
+    """Refuse weights that :func:`load_weights` could not load; the module may be one without values.
+
+    Raises:
+        ArtifactError: as :func:`load_weights`.
+    """
+    _check(trainable(module), values, path)
+    unknown = sorted(values.keys() - module.state_dict().keys())
+    if unknown:
+        raise ArtifactError(f"{path} holds {len(unknown)} tensors that this model does not have, such as {unknown[0]}")
+    _check(_buffers(module), {**_buffers(module), **values}, path)
 
 
 def load_ema(module: nn.Module, path: Path) -> dict[str, Any]:
@@ -151,7 +183,7 @@ def _whole_tree(value: Any) -> Any:
     return value
 
 
-def _check(wanted: dict[str, nn.Parameter], given: dict[str, torch.Tensor], path: Path) -> None:
+def _check(wanted: Mapping[str, torch.Tensor], given: dict[str, torch.Tensor], path: Path) -> None:
     for name, parameter in wanted.items():
         if name not in given:
             raise ArtifactError(f"{path} lacks {name}, which is trained here: it is of a run with other settings")
@@ -174,6 +206,7 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any], pat
     parts = dict(state["state"])
     for number, parameter in zip(numbers, parameters, strict=True):
         if number in parts:
+            _check_moments(parts[number], parameter, path)
             parts[number] = {
                 name: like(value, parameter)
                 if isinstance(value, torch.Tensor) and value.shape == parameter.shape
@@ -182,4 +215,20 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any], pat
             }
     # What a group is told in this run stays as it is told, but for what older files do not have.
     rows = [{**own, **given} for own, given in zip(groups, state["param_groups"], strict=True)]
-    optimizer.load_state_dict({"state": parts, "param_groups": rows})
+    try:
+        optimizer.load_state_dict({"state": parts, "param_groups": rows})
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ArtifactError(
+            f"{path} has the state of another optimizer than {type(optimizer).__name__}; resume with the same "
+            "settings, or in a new folder"
+        ) from error
+
+
+def _check_moments(moments: dict[str, Any], parameter: torch.Tensor, path: Path) -> None:
+    """Refuse what is kept of a matrix of another size; optimizers also keep vectors and numbers, of any size."""
+    for name, value in moments.items():
+        if isinstance(value, torch.Tensor) and value.ndim == parameter.ndim > 1 and value.shape != parameter.shape:
+            raise ArtifactError(
+                f"{path}: the optimizer's {shown(name)} is {tuple(value.shape)} for weights {tuple(parameter.shape)}: "
+                "it is of a run with other settings"
+            )

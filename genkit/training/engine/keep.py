@@ -11,12 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from genkit.errors import ArtifactError, UsageError, shown
 from genkit.media.atomic import Files, discard
 from genkit.reading.files import place
-from genkit.training.engine.checkpoint import atomic_save, load_checkpoint
+from genkit.training.engine.checkpoint import atomic_save, load_checkpoint, save, told_as_os_error
 
 #: Value of ``resume_from_checkpoint`` that means the newest whole one.
 LATEST = "latest"
@@ -90,6 +88,7 @@ class Numbered(Keep):
         limit: how many to keep; None for all.
         export: see :data:`Exporter`.
         fingerprint: group -> name -> plain value of all that must be the same when a run goes on.
+        told: called with a line for each broken checkpoint that is passed over.
     """
 
     folder: Path
@@ -97,6 +96,7 @@ class Numbered(Keep):
     limit: int | None = None
     export: Exporter | None = None
     fingerprint: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    told: Callable[[str], None] = warnings.warn
     last: Path | None = None
 
     def find(self) -> tuple[dict[str, Any], Path] | None:
@@ -104,13 +104,14 @@ class Numbered(Keep):
 
         Raises:
             UsageError: checkpoints are there and nobody said whether to go on from one, or one is of another run.
-            ArtifactError: the checkpoint that was asked for cannot be read, or none of all can.
+            ArtifactError: the checkpoint that was asked for cannot be read or does not tell its run, or none of all can
+                be read.
         """
         found = self.all()
         if self.resume is None:
             if found:
                 raise UsageError(
-                    f"{place(self.folder)} holds {found[-1].name} of an earlier run; resume_from_checkpoint latest "
+                    f"{place(self.folder)} holds {found[-1].name} of an earlier run; --resume-from-checkpoint latest "
                     "goes on with it, another output folder begins afresh"
                 )
             return None
@@ -122,7 +123,7 @@ class Numbered(Keep):
                 state = load_checkpoint(path / STATE)
             except ArtifactError as error:
                 broken.append(path)
-                warnings.warn(f"{place(path)} is broken, the one before it is taken: {error}", stacklevel=2)
+                self.told(f"{place(path)} is broken, the one before it is taken: {error}")
                 continue
             return self._checked(state, path)
         if broken:
@@ -148,12 +149,13 @@ class Numbered(Keep):
         if not (path / STATE).is_file():
             names = ", ".join(each.name for each in self.all()) or "none"
             raise ArtifactError(
-                f"resume_from_checkpoint: {place(path)} holds no {STATE}; checkpoints in {place(self.folder)}: {names}"
+                f"--resume-from-checkpoint: {place(path)} holds no {STATE}; checkpoints in "
+                f"{place(self.folder)}: {names}"
             )
         newer = [each for each in self.all() if _number(each) > _number(path)] if path.parent == self.folder else []
         if newer:
             raise UsageError(
-                f"resume_from_checkpoint: {newer[-1].name} is newer than {path.name}, and 'latest' would later take "
+                f"--resume-from-checkpoint: {newer[-1].name} is newer than {path.name}, and 'latest' would later take "
                 "it; move the newer ones away, or give another output folder"
             )
         return path
@@ -162,6 +164,8 @@ class Numbered(Keep):
         return self._checked(load_checkpoint(path / STATE), path)
 
     def _checked(self, state: dict[str, Any], path: Path) -> tuple[dict[str, Any], Path]:
+        if self.fingerprint and "fingerprint" not in state:
+            raise ArtifactError(f"{place(path)} does not tell of which run it is; give another output folder")
         differ = differences(state.get("fingerprint", {}), self.fingerprint)
         if differ:
             raise UsageError(
@@ -183,9 +187,9 @@ class Numbered(Keep):
         with Files() as files:
             staged = files.new(path)
             staged.mkdir()
-            with told_as_os_error():
-                torch.save({**state, "fingerprint": _plain(self.fingerprint)}, staged / STATE)
-                if export is not None:
+            save({**state, "fingerprint": _plain(self.fingerprint)}, staged / STATE)
+            if export is not None:
+                with told_as_os_error():
                     export(staged)
         self.last = path
         for old in self.all()[: -self.limit] if self.limit else []:
@@ -210,26 +214,11 @@ class Numbered(Keep):
             )
 
 
-class told_as_os_error:
-    """What torch and safetensors raise when a file cannot be written, as the OSError that it is."""
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if error is None or isinstance(error, OSError):
-            return
-        text = str(error)
-        if "inline_container" in text or "PytorchStreamWriter" in text or "Error while serializing" in text:
-            cause = error.__context__ if isinstance(error.__context__, OSError) else OSError(_last(text))
-            raise OSError(*cause.args) from error
-
-
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What differs between two fingerprints, in words."""
+    """What differs between two fingerprints, in words. Of a group that one of them does not have nothing is known."""
     now = _plain(now)
     found = []
-    for group in {**before, **now}:
+    for group in [name for name in before if name in now]:
         old, new = before.get(group, {}), now.get(group, {})
         for name in {**old, **new}:
             if old.get(name) != new.get(name):
@@ -247,7 +236,3 @@ def _plain(value: Any) -> Any:
 def _number(path: Path) -> int:
     match = _NUMBERED.fullmatch(path.name)
     return int(match[1]) if match else -1
-
-
-def _last(text: str) -> str:
-    return text.strip().splitlines()[0][:200]

@@ -253,7 +253,10 @@ class _Run:
                 stacklevel=2,
             )
         if rank < len(states):
-            set_random_state(states[rank])
+            try:
+                set_random_state(states[rank])
+            except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+                raise ArtifactError(f"{path}: what it holds are no states of random generators") from error
 
     @property
     def progress(self) -> float:

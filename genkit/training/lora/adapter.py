@@ -177,13 +177,8 @@ class Adapter:
         magnitude = _whole(layer.lora_magnitude_vector[NAME].weight) if self.config.kind == DORA else None
         return Pair(down=down, up=up, alpha=layer.scaling[NAME] * down.shape[0], magnitude=magnitude)
 
-    @torch.no_grad()
-    def begin_with(self, pairs: Mapping[str, Pair], name: str) -> None:
-        """Begin with a trained LoRA instead of none.
-
-        Args:
-            pairs: layer -> its halves.
-            name: of the file, for messages.
+    def check_start(self, pairs: Mapping[str, Pair], name: str) -> None:
+        """Refuse what :meth:`begin_with` could not begin with; the model may be one without values.
 
         Raises:
             UsageError: other layers, ranks or kinds than this adapter's.
@@ -200,13 +195,33 @@ class Adapter:
             down, up = layer.lora_A[NAME].weight, layer.lora_B[NAME].weight
             if (pair.magnitude is not None) != (self.config.kind == DORA):
                 raise UsageError(f"--init-lora {name}: use_dora differs between the file and this run")
-            if pair.down.shape != down.shape or pair.up.shape != up.shape:
+            if pair.rank != down.shape[0]:
                 raise UsageError(
                     f"--init-lora {name}: {path} has rank {pair.rank}, here {down.shape[0]}; give the same rank, or "
                     "genkit lora resize the file"
                 )
-            down.copy_(pair.down)
-            up.copy_(pair.up * (pair.scale / layer.scaling[NAME]))
+            if pair.down.shape != down.shape or pair.up.shape != up.shape:
+                there, here = ([tuple(half.shape) for half in halves] for halves in ((pair.down, pair.up), (down, up)))
+                raise UsageError(
+                    f"--init-lora {name}: the halves of {path} are {there}, here {here}; give another file"
+                )
+
+    @torch.no_grad()
+    def begin_with(self, pairs: Mapping[str, Pair], name: str) -> None:
+        """Begin with a trained LoRA instead of none.
+
+        Args:
+            pairs: layer -> its halves.
+            name: of the file, for messages.
+
+        Raises:
+            UsageError: as :meth:`check_start`.
+        """
+        self.check_start(pairs, name)
+        for path, pair in pairs.items():
+            layer = self.model.get_submodule(path)
+            layer.lora_A[NAME].weight.copy_(pair.down)
+            layer.lora_B[NAME].weight.copy_(pair.up * (pair.scale / layer.scaling[NAME]))
             if pair.magnitude is not None:
                 layer.lora_magnitude_vector[NAME].weight.copy_(pair.magnitude)
 

@@ -6,9 +6,9 @@ import math
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,37 +16,40 @@ from typing import Any
 import torch
 from torch import nn
 
-from genkit.errors import ArtifactError, UnsupportedError, UsageError, explain
-from genkit.families.training.base import AUDIO, Training
+from genkit.errors import ArtifactError, UnsupportedError, UsageError, explain, shown
+from genkit.families.training.base import Training
 from genkit.families.training.lookup import training_of
 from genkit.families.training.parts import facts
-from genkit.lora.files import NAMED, parse_lora
-from genkit.lora.mixture.files import ROUTER
-from genkit.media.atomic import check_writable
+from genkit.lora.files import parse_lora
+from genkit.lora.match import match
+from genkit.lora.pair import Pair
 from genkit.models import locate
+from genkit.models.check import fingerprint
 from genkit.pipelines.attention import Attention
 from genkit.pipelines.load import fetch, resolve_device, resolve_dtype
 from genkit.pipelines.model import Model
-from genkit.pipelines.request import flag
+from genkit.pipelines.prompts import new_words
 from genkit.pipelines.skeleton import skeleton
-from genkit.reading.files import place, user_path
+from genkit.reading.files import place
 from genkit.training.data.batch import Batch
 from genkit.training.data.folder.batches import Batches
 from genkit.training.data.folder.buckets import Bucket
 from genkit.training.data.folder.data import FolderData
 from genkit.training.data.folder.summary import Summary, summarise
-from genkit.training.engine.journal import LOG, check_tracker
+from genkit.training.engine.checkpoint import check_weights
+from genkit.training.engine.journal import check_tracker
 from genkit.training.engine.keep import LATEST, Numbered
-from genkit.training.engine.loop import LoopConfig, process_count, process_rank
+from genkit.training.engine.loop import LoopConfig, process_count
 from genkit.training.engine.optimizers import check_optimizer, optimizer_of
 from genkit.training.lora.adapter import Adapter
 from genkit.training.lora.attention import check_trainable, put_in
-from genkit.training.lora.build import adapter_config, loop_config, loss_options, steps_of
+from genkit.training.lora.build import adapter_config, deciding, loop_config, loss_options, steps_of
+from genkit.training.lora.checks import check_effects, check_login, check_output
 from genkit.training.lora.data import CACHE, read_data, slots_of
 from genkit.training.lora.estimate import Estimate, Subject, encoded, estimate
 from genkit.training.lora.quantise import check_backend, quantisation
 from genkit.training.lora.router import RouterAdapter
-from genkit.training.lora.samples import SAMPLES, ask
+from genkit.training.lora.samples import ask
 from genkit.training.lora.settings import LoraSettings
 from genkit.training.lora.task import LoraTask, LossOptions
 
@@ -54,8 +57,6 @@ from genkit.training.lora.task import LoraTask, LossOptions
 DENOISERS = ("transformer", "unet", "transformer_2")
 #: Bytes a trained number takes in a checkpoint: itself, its average, two moments, and the exported file.
 CHECKPOINT_BYTES = 20
-#: What a run writes into its folder besides checkpoints.
-_OURS = (CACHE, LOG, SAMPLES, NAMED, ROUTER)
 _AUTOCAST = {torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
@@ -77,6 +78,8 @@ class LoraPlan:
         trainable: number of trainable numbers, those of attention methods not among them.
         options: how errors count.
         loop: how long and how fast.
+        begins: the checkpoint that the run goes on from; None for a fresh one.
+        broken: lines about newer checkpoints that cannot be read.
     """
 
     settings: LoraSettings
@@ -93,10 +96,16 @@ class LoraPlan:
     trainable: int
     options: LossOptions
     loop: LoopConfig
+    begins: Path | None = None
+    broken: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, settings: LoraSettings) -> LoraPlan:
+    def of(cls, settings: LoraSettings, progress: Callable[[int, int, str], None] | None = None) -> LoraPlan:
         """Check settings against model, data and machine; weights are not read. A hub id is downloaded.
+
+        Args:
+            settings: of the run.
+            progress: called with (done, all, file) as the data's files are read.
 
         Raises:
             UsageError: settings that mean nothing for this model or data.
@@ -105,8 +114,8 @@ class LoraPlan:
         """
         check_optimizer(settings.optimizer, settings.optimizer_args)
         check_tracker(None if settings.report_to == "none" else settings.report_to)
-        _check_output(settings)
-        _check_login(settings)
+        check_output(settings)
+        check_login(settings)
         if settings.init_lora is not None:
             parse_lora(settings.init_lora)
         location = locate(settings.model)
@@ -124,7 +133,7 @@ class LoraPlan:
             if isinstance(part, nn.Module):
                 part.requires_grad_(False).eval()
         training = training_of(pipeline, model.sidecar.sound)
-        _check_effects(settings, model, training)
+        check_effects(settings, model, training, pipeline, component)
         seen = training.experts(pipeline) if training.experts is not None else {}
         options = loss_options(
             settings, facts(pipeline).objective.of(pipeline.scheduler), seen.get(component, (0.0, 1.0))
@@ -132,11 +141,13 @@ class LoraPlan:
         attention = _attention(settings, model, device, dtype)
         with _adapted(pipeline, component, settings) as adapter:
             LoraTask(pipeline, training, adapter, options, settings.seed)
+            if settings.init_lora is not None:
+                adapter.check_start(*starting_pairs(pipeline, component, settings.init_lora))
             optimizer_for(settings, list(adapter.parameters.items()))
             targets, trainable = tuple(getattr(adapter, "targets", ())), adapter.count
         if attention is not None:
             put_in(getattr(pipeline, component), attention, settings.train_attention_weights)[0].remove()
-        data = read_data(settings, model, training)
+        data = read_data(settings, model, training, progress)
         if settings.validation_prompts:
             ask(settings, model, device, data.every)
         batches = data.batches(settings.train_batch_size, settings.seed, process_count())
@@ -145,9 +156,37 @@ class LoraPlan:
             settings, model, pipeline, training, component, device, dtype, precision, attention, data, targets,
             trainable, options, loop,
         )  # fmt: skip
-        _check_resume(settings)
         plan._check_room()
-        return plan
+        return plan.resumed()
+
+    def fingerprint(self) -> dict[str, dict[str, Any]]:
+        """What must be the same when the run goes on from a checkpoint, as far as it is known without weights: group ->
+        name -> value."""
+        base = {"model": self.model.class_name, "model_fingerprint": fingerprint(self.model.folder)}
+        return {
+            "base": base,
+            "files": {"digest of files and captions": self.data.digest()},
+            "settings": deciding(self.settings),
+        }
+
+    def resumed(self) -> LoraPlan:
+        """The plan with the checkpoint that it goes on from.
+
+        Raises:
+            UsageError: it is of a run with other settings, another model or other files.
+            ArtifactError: it cannot be read, or is not there.
+        """
+        settings, lines = self.settings, list[str]()
+        keep = Numbered(
+            Path(settings.output), settings.resume_from_checkpoint, fingerprint=self.fingerprint(), told=lines.append
+        )
+        if settings.resume_from_checkpoint is None:
+            return self
+        state, path = keep.find() or (None, None)
+        if state is not None and not settings.mix:
+            with self._subject() as subject:
+                check_weights(subject.task, state["module"], path)
+        return replace(self, begins=path, broken=tuple(lines))
 
     @cached_property
     def batches(self) -> Batches:
@@ -170,6 +209,15 @@ class LoraPlan:
     def buckets(self) -> dict[str, int]:
         """Samples by size."""
         return dict(Counter(cut.shelf for cut in self.data.cuts))
+
+    @cached_property
+    def new_words(self) -> list[str]:
+        """Words of the captions that the model's tokenizers do not know; empty where they can write any word."""
+        return new_words(self._tokenizers(), self.data.captions)
+
+    def _tokenizers(self) -> list[Any]:
+        parts = self.pipeline.components.items()
+        return [part for name, part in parts if name.startswith("tokenizer") and part is not None]
 
     def estimate(self) -> Estimate:
         """Memory and arithmetic of the run; takes seconds."""
@@ -213,8 +261,8 @@ class LoraPlan:
 
     def notes(self) -> list[str]:
         """What a user should know before the run, one line each."""
-        settings, lines = self.settings, []
-        if settings.resume_from_checkpoint == LATEST and not Numbered(Path(settings.output)).all():
+        settings, lines = self.settings, list(self.broken)
+        if settings.resume_from_checkpoint == LATEST and self.begins is None:
             lines.append(
                 f"--resume-from-checkpoint {LATEST}: {place(settings.output)} holds no checkpoint; this run begins at 0"
             )
@@ -222,11 +270,10 @@ class LoraPlan:
 
     def summary(self) -> Summary:
         """What the folders come to, with the lengths of captions and the state of the cache."""
-        settings, parts = self.settings, self.pipeline.components.items()
-        tokenizers = [part for name, part in parts if name.startswith("tokenizer") and part is not None]
+        settings = self.settings
         cache = Path(settings.cache_dir or Path(settings.output) / CACHE).expanduser()
         slots = slots_of(settings, self.model) or self.training.slots
-        return summarise(self.data, settings.train_batch_size, process_count(), tokenizers, slots, cache)
+        return summarise(self.data, settings.train_batch_size, process_count(), self._tokenizers(), slots, cache)
 
     def _check_room(self) -> None:
         """Refuse a disk that has no room for what a run of this length leaves: checkpoints and result."""
@@ -252,9 +299,18 @@ def adapter_on(pipeline: Any, component: str, settings: LoraSettings) -> Any:
     return Adapter(getattr(pipeline, component), adapter_config(settings), default, settings.seed)
 
 
-def named_file(settings: LoraSettings) -> str:
-    """Name of the file that a run makes."""
-    return ROUTER if settings.mix else NAMED
+def starting_pairs(pipeline: Any, component: str, text: str) -> tuple[dict[str, Pair], str]:
+    """What ``--init-lora`` holds for the part that is trained: layer -> its halves, and the file's name for messages.
+
+    Raises:
+        UsageError: a strength or a part behind the file's name.
+        ArtifactError: it cannot be read, or does not fit the model.
+    """
+    lora = parse_lora(text)
+    if lora.strength != 1 or lora.part not in (None, component):
+        raise UsageError(f"--init-lora {shown(text)}: allowed: a file or folder without strength and part")
+    groups = match(pipeline, replace(lora, part=component), partial=None).groups
+    return {module: pair for group in groups for (_, module), pair in group.pairs.items()}, place(lora.path)
 
 
 @contextmanager
@@ -278,84 +334,6 @@ def _existing(folder: Path) -> Path:
     """The folder, or the nearest one above it that is there."""
     folder = folder.expanduser().absolute()
     return next(each for each in (folder, *folder.parents) if each.exists())
-
-
-def _check_output(settings: LoraSettings) -> None:
-    """Refuse an output folder that cannot be written, holds a finished LoRA, or other files than a run leaves."""
-    user_path(settings.output, "--output")  # tells of names that no folder can have
-    output = Path(settings.output)
-    cache = None if settings.cache_dir is None else Path(settings.cache_dir)
-    for name, folder in (("--output", output), ("--cache-dir", cache)):
-        if folder is None:
-            continue
-        _check_apart(name, folder, settings)
-        if folder.exists() and not folder.is_dir():
-            raise UsageError(f"{name} {place(folder)} is a file; give a folder")
-        if process_rank() == 0:
-            check_writable(folder, name)
-    if not output.is_dir():
-        return
-    if settings.resume_from_checkpoint is None and (output / named_file(settings)).exists():
-        raise UsageError(
-            f"--output {place(output)} holds {named_file(settings)} already; give another folder, or go on with "
-            f"--resume-from-checkpoint {LATEST}"
-        )
-    earlier = Numbered(output).all()
-    if settings.resume_from_checkpoint is None and earlier:
-        raise UsageError(
-            f"--output {place(output)} holds {earlier[-1].name} of an earlier run; --resume-from-checkpoint {LATEST} "
-            "goes on with it, another folder begins afresh"
-        )
-    names = {path.name for path in output.iterdir()}
-    if names and not _begun(output):
-        shown = ", ".join(sorted(names)[:3])
-        raise UsageError(
-            f"--output {place(output)} holds other files ({place(shown)}) and nothing of a LoRA run; give an empty or "
-            "a new folder"
-        )
-
-
-def _begun(output: Path) -> bool:
-    """Whether a folder holds anything that a run leaves, one that was killed before its first checkpoint too."""
-    return any((output / name).exists() for name in _OURS) or bool(Numbered(output).all())
-
-
-def _check_effects(settings: LoraSettings, model: Model, training: Training) -> None:
-    """Refuse settings that have no effect on this model."""
-    if AUDIO not in training.streams:
-        for name in ("audio_weight", "missing_audio"):
-            if settings.asked(name) and getattr(settings, name) != type(settings).__dataclass_fields__[name].default:
-                raise UsageError(f"{flag(name)} has no effect: {model.class_name} makes no sound; leave it out")
-
-
-def _check_login(settings: LoraSettings) -> None:
-    if not settings.push_to_hub:
-        return
-    import huggingface_hub
-
-    if huggingface_hub.get_token() is None:
-        raise UsageError("--push-to-hub needs an account: log in with 'hf auth login', or leave it out")
-
-
-def _check_apart(name: str, folder: Path, settings: LoraSettings) -> None:
-    """Refuse a folder inside the data: what a run writes there would be data of the next one."""
-    for source in settings.data:
-        data, given = Path(source.path).expanduser().resolve(), folder.resolve()
-        if not data.is_dir() or not given.is_relative_to(data):
-            continue
-        # Hidden folders are passed over when the data is read.
-        if not any(part.startswith(".") for part in given.relative_to(data).parts):
-            raise UsageError(
-                f"{name} {place(folder)} is in the data folder {place(source.path)}, whose files are trained on; give "
-                "a folder beside it"
-            )
-
-
-def _check_resume(settings: LoraSettings) -> None:
-    """Refuse to go on from what is not there; whether it is of this run is seen with the weights."""
-    if settings.resume_from_checkpoint not in (None, LATEST):
-        keep = Numbered(Path(settings.output), settings.resume_from_checkpoint)
-        keep.asked(Path(settings.resume_from_checkpoint).expanduser())
 
 
 def _attention(settings: LoraSettings, model: Model, device: torch.device, dtype: torch.dtype) -> Attention | None:

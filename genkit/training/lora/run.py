@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,12 @@ import torch
 from torch import nn
 
 from genkit.attention.weights import PatchWeights
-from genkit.errors import ArtifactError, UsageError, shown
+from genkit.errors import ArtifactError
 from genkit.families.lookup import family_of
 from genkit.families.training.base import Training
 from genkit.families.training.lookup import training_of
 from genkit.lora.facts import Facts
-from genkit.lora.files import parse_lora
 from genkit.lora.keys import said
-from genkit.lora.match import match
 from genkit.media.atomic import Files
 from genkit.models.check import fingerprint
 from genkit.patching import PatchHandle
@@ -34,13 +32,12 @@ from genkit.training.engine.journal import counting
 from genkit.training.engine.keep import Export, Numbered
 from genkit.training.engine.loop import LossAt, Validate, process_rank, train, wait_for_all
 from genkit.training.engine.optimizers import optimizer_of
-from genkit.training.lora.adapter import Adapter
 from genkit.training.lora.attention import put_in
-from genkit.training.lora.build import deciding
+from genkit.training.lora.checks import named_file
 from genkit.training.lora.data import samples_of
 from genkit.training.lora.files import ATTENTION, lora_files
 from genkit.training.lora.groups import ACTIVATIONS
-from genkit.training.lora.plan import CHECKPOINT_BYTES, LoraPlan, adapter_on, named_file
+from genkit.training.lora.plan import CHECKPOINT_BYTES, LoraPlan, adapter_on, starting_pairs
 from genkit.training.lora.quantise import check_quantised, quantisation
 from genkit.training.lora.router import RouterTask, router_files
 from genkit.training.lora.samples import ValidationSamples
@@ -127,7 +124,7 @@ class Run:
                 part.requires_grad_(False).eval()
         adapter = adapter_on(pipeline, component, settings)
         if settings.init_lora is not None:
-            _begin(adapter, pipeline, component, settings.init_lora)
+            adapter.begin_with(*starting_pairs(pipeline, component, settings.init_lora))
         handle = weights = None
         if attention is not None:
             handle, weights, lines = put_in(network, attention, settings.train_attention_weights)
@@ -155,7 +152,12 @@ class Run:
             settings.optimizer, named, settings.learning_rate, settings.weight_decay, settings.optimizer_args
         )
         keep = Numbered(
-            output, settings.resume_from_checkpoint, settings.checkpoints_total_limit, self.export, self.fingerprint()
+            output,
+            settings.resume_from_checkpoint,
+            settings.checkpoints_total_limit,
+            self.export,
+            self.fingerprint(),
+            told=lambda line: None,  # the plan's notes told it
         )
         if process_rank() == 0:
             keep.check_space(CHECKPOINT_BYTES * sum(value.numel() for _, value in named))
@@ -223,8 +225,7 @@ class Run:
 
     def fingerprint(self) -> dict[str, dict[str, Any]]:
         """What must be the same when the run goes on from a checkpoint."""
-        base = {"model": self.model.class_name, "model_fingerprint": fingerprint(self.model.folder)}
-        return {"base": base, "data": {"data": self.samples.digest}, "settings": deciding(self.settings)}
+        return {**self.plan.fingerprint(), "data": {"data": self.samples.digest}}
 
     def export(self, step: int) -> Export:
         """What writes the present weights; see :func:`genkit.training.lora.files.lora_files`."""
@@ -254,6 +255,7 @@ class Run:
             steps=step,
             dataset=self.samples.digest,
             trigger_word=settings.trigger_word,
+            new_words=self.plan.new_words,
             settings=settings.to_dict(),
             versions={package: version(package) for package in (*PACKAGES, "peft", "genkit")},
         )
@@ -293,16 +295,6 @@ def _wait_in_main_memory(pipeline: Any, component: str, device: torch.device) ->
     for name, part in pipeline.components.items():
         if isinstance(part, nn.Module) and name != component:
             _, hook = cpu_offload_with_hook(part, device, prev_module_hook=hook)
-
-
-def _begin(adapter: Adapter, pipeline: Any, component: str, text: str) -> None:
-    """Begin with a LoRA file."""
-    lora = parse_lora(text)
-    if lora.strength != 1 or lora.part not in (None, component):
-        raise UsageError(f"--init-lora {shown(text)}: allowed: a file or folder without strength and part")
-    groups = match(pipeline, replace(lora, part=component), partial=False).groups
-    pairs = {module: pair for group in groups for (_, module), pair in group.pairs.items()}
-    adapter.begin_with(pairs, place(lora.path))
 
 
 def _compile(network: Any) -> None:

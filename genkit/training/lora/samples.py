@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -45,6 +46,7 @@ SAMPLES = "samples"
 PICTURE = "image"
 #: Limits of a model's size, which training may go beyond.
 _SIZES = ("min_height", "max_height", "min_width", "max_width", "max_frames")
+_WORD = re.compile(r"\w+")
 _LESS = "a smaller --validation-resolution or fewer --validation-num-frames, or leave --validation-prompts out"
 
 
@@ -235,6 +237,8 @@ def _request(settings: LoraSettings, model: Model, device: torch.device, cuts: S
         # The size is one that is trained at or asked for: what the untrained model was made for does not bind it.
         limits = {name: value for name, value in model.sidecar.limits.items() if name not in _SIZES}
         draft.model = dataclasses.replace(model, sidecar=dataclasses.replace(model.sidecar, limits=limits))
+        # Words of the captions are what the run teaches, not slips of the pen.
+        draft.taught |= {word.lower() for cut in cuts for word in _WORD.findall(cut.item.caption)}
         draft.fill()
         return draft.close()
     except GenkitError as error:

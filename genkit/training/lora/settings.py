@@ -11,6 +11,7 @@ from typing import Any
 
 from genkit.errors import UsageError, explain
 from genkit.pipelines.request import flag
+from genkit.pipelines.settings import AUTO
 from genkit.training.lora.counterparts import counterpart, foreign, known
 from genkit.training.lora.groups import (
     BUDGETS,
@@ -59,6 +60,11 @@ class LoraSettings(
             raise UsageError(explain("budget", found, f"one of {', '.join(map(flag, BUDGETS))}"))
         if self.train_attention_weights and self.attention is None and self.recipe is None:
             raise UsageError("--train-attention-weights needs --attention NAME or --recipe FILE")
+        if self.attention == AUTO:
+            raise UsageError(
+                "--attention auto takes the method from a LoRA that is used; in training name one (see genkit "
+                "methods), or leave it out"
+            )
         self._check_adapter()
         self._check_effects()
         if self.min_level >= self.max_level:

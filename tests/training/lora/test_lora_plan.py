@@ -13,12 +13,14 @@ import numpy as np
 import pytest
 
 from genkit.cli.main import main
+from genkit.cli.train import layer_lines
 from genkit.errors import GenkitError
 from genkit.media.files import write_media
 from genkit.pipelines.model import Model
 from genkit.pipelines.skeleton import skeleton
 from genkit.training.lora import estimate as estimating
 from genkit.training.lora import plan as planning
+from genkit.training.lora import samples
 from genkit.training.lora.plan import LoraPlan
 from genkit.training.lora.settings import LoraSettings
 
@@ -143,6 +145,8 @@ def test_steps_that_were_timed_are_told(given, capsys):
         ({"held_out": 3}, "held_out"),
         ({"fps": "0"}, "fps"),
         ({"masks": "absent"}, "absent"),
+        ({"guidance": 3.5}, "--guidance has no effect"),
+        ({"max_sequence_length": 10**6}, "allowed: up to 4096; 512 are usual"),
     ],
     ids=lambda value: None if isinstance(value, str) else next(iter(value)) + str(next(iter(value.values())))[:12],
 )
@@ -244,3 +248,105 @@ def test_a_model_that_does_not_run_without_values_is_trained_all_the_same(given,
     caught = capsys.readouterr()
     assert json.loads(caught.out)["memory"] is None
     assert "cannot be estimated: without values it does not run (no meta kernel)" in caught.err
+
+
+def test_text_lengths_and_embedded_guidance_have_no_effect_on_a_unet(given, tiny_sd, tmp_path, no_weights):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    write_media(folder / "a.png", np.zeros((1, 64, 64, 3), np.uint8), None)
+    (folder / "a.txt").write_text("a red circle")
+    more = {"model": str(tiny_sd), "data": str(folder), "resolution": "64", "num_frames": None}
+    assert plan(given, **more).estimate().memory.peak > 0
+    for values, words in (
+        ({"max_sequence_length": 512}, "StableDiffusionPipeline always reads 77 tokens"),
+        ({"guidance": 3.5}, "is told no guidance scale"),
+        ({"resolution": None}, "tells no usual size"),
+    ):
+        with pytest.raises(GenkitError, match=words):
+            plan(given, **{**more, **values})
+
+
+def test_embedded_guidance_is_taken_by_models_that_have_it(given, tmp_path, no_weights):
+    from tiny_flux import build_tiny_flux
+
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    write_media(folder / "a.png", np.zeros((1, 64, 64, 3), np.uint8), None)
+    (folder / "a.txt").write_text("a red circle")
+    more = {"data": str(folder), "resolution": "64", "num_frames": None, "guidance": 3.5}
+    for embeds in (True, False):
+        model = str(build_tiny_flux(tmp_path / f"flux-{embeds}", guidance_embeds=embeds))
+        if embeds:
+            assert plan(given, model=model, **more).options.guidance == 3.5
+        else:
+            with pytest.raises(GenkitError, match="--guidance has no effect"):
+                plan(given, model=model, **more)
+
+
+def test_a_lora_of_another_shape_to_begin_with_is_told_without_advice_that_training_lacks(given, tmp_path):
+    import torch
+
+    from genkit.lora.facts import Facts
+    from genkit.lora.save import save_lora
+
+    found = plan(given)
+    shapes = {path: found.pipeline.transformer.get_submodule(path).weight.shape for path in found.targets}
+
+    def written(name, rank=2, left=(), wider=0):
+        weights = {
+            path: (torch.ones(rank, columns + (wider if number == 0 else 0)), torch.ones(rows, rank), 1.0)
+            for number, (path, (rows, columns)) in enumerate(shapes.items())
+            if path not in left
+        }
+        return str(save_lora(tmp_path / f"{name}.safetensors", {"transformer": weights}, Facts(family="Wan")))
+
+    plan(given, init_lora=written("fitting"))
+    for name, words, changes in (
+        ("rank", "has rank 3, here 2; give the same rank", {"rank": 3}),
+        ("layers", "layers differ from those that are trained", {"left": found.targets[:1]}),
+        ("shape", "it maps", {"wider": 1}),
+    ):
+        with pytest.raises(GenkitError, match=words) as told:
+            plan(given, init_lora=written(name, **changes))
+        assert "--lora-partial" not in str(told.value)
+
+
+def test_words_that_captions_teach_are_told_and_no_slips_of_the_pen(given, data, tmp_path, capsys, no_weights):
+    folder = shutil.copytree(data, tmp_path / "data")
+    (folder / "0.txt").write_text("a red Zorb")  # the others say a 0 or 1, which is no word of the model either
+    given = {**given, "data": str(folder)}
+    flags = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    assert main(["train", "lora", *flags, "--dry-run"]) == 0
+    assert "new words: 0, 1, zorb\n" in capsys.readouterr().out
+    prompts = {"validation_prompts": ["a green zorb", "a zorbb"], "validation_num_inference_steps": 2}
+    settings = LoraSettings.from_mappings(("lora.yaml", {**given, **prompts}))
+    made = LoraPlan.of(settings)
+    request, asked = samples.ask(settings, made.model, made.device, made.data.every)
+    told = [request.read(each.settings).told for each in asked]
+    assert told[0] == () and "zorbb" in told[1][0]
+
+
+def test_long_lists_of_layers_are_summed_up_by_their_ends():
+    kinds = ("down_blocks.*.attentions.*.transformer_blocks.*.", "mid_block.attentions.*.transformer_blocks.*.")
+    ends = ("attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0", "attn2.to_q", "attn2.to_k", "ff.net.*.proj")
+    lines = list(layer_lines({kind + end: 3 for kind in kinds for end in ends}))
+    assert lines[0] == "  ...attn1.to_q: 6 in 2 kinds of blocks" and len(lines) == len(ends)
+    assert lines[-1] == "  ...ff.net.*.proj: 6 in 2 kinds of blocks"
+    assert list(layer_lines({"blocks.*.attn1.to_q": 2})) == ["  blocks.*.attn1.to_q: 2"]
+    assert list(layer_lines({f"blocks.*.part{number}": 1 for number in range(20)}))[-1] == (
+        "  and 8 more kinds; --json lists all"
+    )
+
+
+def test_how_far_the_checks_are_is_told_and_notices_are_no_warnings(given, data, tmp_path, capsys):
+    folder = shutil.copytree(data, tmp_path / "data")
+    (folder / "notes.md").write_text("nothing")
+    given = {**given, "data": str(folder), "max_train_steps": 1}
+    flags = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    assert main(["train", "lora", *flags]) == 0
+    lines = capsys.readouterr().err.splitlines()
+    steps = ("loading libraries", "checking settings", "reading files: 3 of 3", "estimating", "loading the weights")
+    places = [next(number for number, line in enumerate(lines) if f"genkit: {step}" in line) for step in steps]
+    assert places == sorted(places)
+    unused = [line for line in lines if "notes.md" in line]
+    assert unused and not any("warning" in line for line in unused)

@@ -20,6 +20,7 @@ from genkit.errors import ArtifactError, UsageError
 from genkit.lora.files import NAMED
 from genkit.media.files import write_media
 from genkit.training.engine.checkpoint import load_checkpoint
+from genkit.training.lora.plan import LoraPlan
 from genkit.training.lora.run import Run, train_lora
 from genkit.training.lora.settings import LoraSettings
 
@@ -140,8 +141,33 @@ def test_going_on_with_other_settings_or_data_is_refused(trained, tiny_wan, data
     other.mkdir()
     for name in ("0.mp4", "0.txt", "1.mp4", "1.txt"):
         (other / name).write_bytes((data / name).read_bytes())
-    refused("data was", folder=other)
+    refused("digest of files and captions was", folder=other)
     refused("allowed: .*|holds pytorch_lora", resume_from_checkpoint=None)
+
+
+def test_a_dry_run_compares_with_the_checkpoint_that_it_would_go_on_from(trained, tiny_wan, data, cache, tmp_path):
+    import shutil
+
+    output = shutil.copytree(trained[0], tmp_path / "copy")
+
+    def planned(**changes):
+        more = {"use_ema": True, "ema_decay": 0.5, "resume_from_checkpoint": "latest", "max_train_steps": 9}
+        return LoraPlan.of(settings(tiny_wan, data, cache, output, **{**more, **changes}))
+
+    assert planned().begins == output / "checkpoint-4"
+    for changes, words in (({"rank": 8}, "rank was 2 and is 8"), ({"target_modules": ["to_q"]}, "target_modules was")):
+        with pytest.raises(UsageError, match=words):
+            planned(**changes)
+    # Weights that the file's own settings do not tell of.
+    path = output / "checkpoint-4" / "trainer.pt"
+    state = load_checkpoint(path)
+    name = next(iter(state["module"]))
+    torch.save({**state, "module": {**state["module"], name: torch.zeros(3, 3)}}, path)
+    with pytest.raises(ArtifactError, match="has the shape"):
+        planned()
+    path.write_bytes(b"half")
+    found = planned()
+    assert found.begins == output / "checkpoint-2" and any("checkpoint-4 is broken" in line for line in found.notes())
 
 
 def test_a_longer_budget_goes_on_and_few_checkpoints_stay(trained, tiny_wan, data, cache, tmp_path):

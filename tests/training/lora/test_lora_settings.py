@@ -226,3 +226,14 @@ def test_every_setting_has_a_help_and_a_group():
 def test_the_page_of_all_settings_is_the_settings():
     script = runpy.run_path(str(Path(__file__).resolve().parents[3] / "scripts" / "lora_settings_page.py"))
     assert script["PAGE"].read_text() == script["page"](), "run python scripts/lora_settings_page.py"
+
+
+def test_attention_auto_is_for_using_a_lora():
+    with pytest.raises(UsageError, match="--attention auto takes the method from a LoRA that is used"):
+        LoraSettings(model="m", data="d", output="o", max_train_steps=1, attention="auto")
+
+
+def test_one_name_in_two_spellings_is_refused():
+    given = {"model": "m", "data": "d", "output": "o", "max_train_steps": 1, "max-train-steps": 2}
+    with pytest.raises(UsageError, match="max-train-steps in lora.yaml is written twice, with '-' and with '_'"):
+        LoraSettings.from_mappings(("lora.yaml", given))

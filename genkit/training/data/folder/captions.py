@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -101,7 +102,7 @@ def _caption(row: dict[str, Any], where: str) -> str | None:
         return None
     if not isinstance(row[column], str):
         raise UsageError(f"{where}: {column} is {place(repr(row[column]))}, allowed: a text")
-    return tidy(row[column])
+    return tidy(row[column], where)
 
 
 def _columns(row: dict[str, Any]) -> str:
@@ -115,12 +116,23 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 def read_sidecar(path: Path, extension: str = ".txt") -> str | None:
     """The caption in the text file beside a media file; None where there is none."""
     beside = path.with_suffix(extension)
-    return tidy(read_text(beside, _MOST_CAPTION, "the caption")) if beside.is_file() else None
+    return tidy(read_text(beside, _MOST_CAPTION, "the caption"), place(beside)) if beside.is_file() else None
 
 
-def tidy(text: str) -> str:
-    """A caption in one line."""
-    return " ".join(text.split())
+def tidy(text: str, where: str) -> str:
+    """A caption in one line; ``where`` it comes from.
+
+    Raises:
+        UsageError: a control character or half a character in it: no tokenizer was made for these, and a terminal that
+            shows the caption would obey them.
+    """
+    line = " ".join(text.split())
+    for character in line:
+        if unicodedata.category(character) in ("Cc", "Cs"):
+            raise UsageError(
+                f"{where}: the caption holds the control character U+{ord(character):04X} in {shown(line)}; remove it"
+            )
+    return line
 
 
 def _name(row: dict[str, Any], where: str) -> str:

@@ -154,7 +154,8 @@ class CutRule:
             if length == 1:
                 found.append(Cut(item, bucket, frames, told, None, begin, original))
             else:
-                found.append(Cut(item, bucket, frames, told, self.fps, begin, original, sound))
+                more = (*told, *self._told_of_sound(sound, begin))
+                found.append(Cut(item, bucket, frames, more, self.fps, begin, original, sound))
         return found
 
     def _told(self, video: Video, resampled: list[int]) -> tuple[str, ...]:
@@ -172,6 +173,14 @@ class CutRule:
         """Where a clip's sound comes from, and how many seconds it has."""
         seconds = None if self.missing_audio is None else sound_seconds(path)
         return (self._without(), 0.0) if seconds is None else (OWN_SOUND, seconds)
+
+    def _told_of_sound(self, sound: str | None, begin: Fraction) -> tuple[str, ...]:
+        """What is done with a clip that lacks sound, for models with sound."""
+        if self.missing_audio is None or sound == OWN_SOUND:
+            return ()
+        since = f" from {float(begin):.4g} s on" if begin else ""
+        done = "silence is trained in its place" if sound == SILENCE else "the video alone is trained with it"
+        return (f"there is no sound{since}: {done} (missing_audio)",)
 
     def _without(self, begin: Fraction = Fraction(0)) -> str | None:
         if self.missing_audio == REFUSE:

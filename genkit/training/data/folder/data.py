@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -45,13 +45,18 @@ class FolderData:
     told: tuple[str, ...] = ()
 
     @staticmethod
-    def read(rules: Sequence[FolderRule], held_out: float = 0) -> FolderData:
+    def read(
+        rules: Sequence[FolderRule],
+        held_out: float = 0,
+        progress: Callable[[int, int, str], None] | None = None,
+    ) -> FolderData:
         """Read folders: every file's content, sizes and time stamps, no more pixels than needed for that.
 
         Args:
             rules: the folders and how their files become samples.
             held_out: share (below 1) or number of files that are never trained on. They are chosen by their content,
                 so they stay the same when others come, go or are renamed.
+            progress: called with (done, all, file) before each file and at the end.
 
         Raises:
             UsageError: a folder or files that cannot be used; all of them are counted, the first ones named.
@@ -61,16 +66,21 @@ class FolderData:
         cuts: list[tuple[Cut, float]] = []
         wrong: list[str] = []
         told: dict[str, None] = {}
+        count, total = 0, sum(len(folder.items) for folder in folders)
         for rule, folder in zip(rules, folders, strict=True):
             told |= dict.fromkeys((*rule.told, *folder.told))
             for found in folder.items:
+                if progress is not None:
+                    progress(count, total, place(found.path.name))
+                count += 1
                 try:
                     own = _cuts(rule, found, contents, told)
                     cuts += [(cut, rule.times) for cut in own]
                 except (ArtifactError, UsageError) as error:
                     wrong.append(str(error))
+        if progress is not None:
+            progress(total, total, "")
         if wrong:
-            total = sum(len(folder.items) for folder in folders)
             raise UsageError(f"data: {len(wrong)} of {total} files cannot be used: {listed(wrong, '; ')}")
         out = _held_out(cuts, contents, held_out)
         kept = [(cut, times) for cut, times in cuts if contents.digest(cut.item.path) not in out]

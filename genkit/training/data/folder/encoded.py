@@ -20,8 +20,8 @@ from genkit.training.data.folder.cuts import Cut
 from genkit.training.data.folder.read import mask_of, read_sample, sound_mask
 from genkit.training.data.pixels import quick_convolutions
 
-#: Of entries; counted up when what is stored under a key would be other tensors.
-_VERSION = 2
+#: Of entries; counted up when what is stored under a key would be other tensors or told otherwise.
+_VERSION = 3
 #: Bytes of entries that are kept in memory, the ones read last; small data sets are read from the disk once.
 _MEMORY = 1 << 29
 #: Beginning of the name under which the weights of a stream's loss are stored.

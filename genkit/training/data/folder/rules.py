@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from genkit.errors import UsageError, explain
 from genkit.families.sizes import SizeRule
 from genkit.reading import rate
+from genkit.training.data.folder.captions import tidy
 from genkit.training.data.folder.cuts import CutRule
 from genkit.training.data.folder.items import Wanted
 from genkit.training.data.folder.toml import read_dataset_toml
@@ -93,7 +94,7 @@ class ModelRule:
 
     Args:
         sizes: multiples of sides and frames.
-        resolution: used where none is given, a side of a square.
+        resolution: used where none is given, a side of a square; None of a model that tells no usual one.
         num_frames: likewise.
         fps: frames per second it was made for; None of a model for pictures, which takes no clip.
         sound: whether it makes sound.
@@ -102,7 +103,7 @@ class ModelRule:
     """
 
     sizes: SizeRule
-    resolution: int
+    resolution: int | None
     num_frames: int = 1
     fps: Fraction | None = None
     sound: bool = False
@@ -135,6 +136,10 @@ def _folder_rule(source: DataSource, settings: RunSettings, model: ModelRule) ->
     extension = own("caption_extension")
     if not extension.startswith(".") or "/" in extension or "\\" in extension:
         raise UsageError(explain("caption_extension", extension, "a point and letters, such as .txt"))
+    sizes = own("resolution") or (() if model.resolution is None else (str(model.resolution),))
+    if not sizes:
+        raise UsageError("resolution: this model tells no usual size; give one, such as --resolution 512")
+    words = {name: own(name) and tidy(own(name), name) for name in ("caption", "trigger_word")}
     full = own("frame_extraction") == "full"
     lengths = own("num_frames") or ((_ALL_FRAMES,) if full and model.fps is not None else (model.num_frames,))
     if model.fps is None and (settings.fps is not None or any(length > 1 for length in lengths)):
@@ -152,10 +157,10 @@ def _folder_rule(source: DataSource, settings: RunSettings, model: ModelRule) ->
             enlarge=own("upscale"),
             missing_audio=own("missing_audio") if model.sound else None,
         )
-        for size, frames in product(own("resolution") or (str(model.resolution),), lengths)
+        for size, frames in product(sizes, lengths)
     )  # fmt: skip
     return FolderRule(
-        source.path, cuts, own("caption"), extension, own("caption_dropout"), own("trigger_word"),
+        source.path, cuts, words["caption"], extension, own("caption_dropout"), words["trigger_word"],
         own("num_repeats") * source.weight, own("masks"), settings.unmasked_weight, _given(own, model),
         model.needs + model.takes,
     )  # fmt: skip
