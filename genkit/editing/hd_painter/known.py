@@ -7,6 +7,10 @@ import torch
 import torch.nn.functional as functional
 
 from genkit.editing.shared.model import EditModel
+from genkit.media.canvas import Mask
+
+#: Pixels around a mask in which what was made is compared with what was there.
+RIM = 6
 
 
 def filled(picture: np.ndarray, inside: np.ndarray) -> np.ndarray:
@@ -18,17 +22,47 @@ def filled(picture: np.ndarray, inside: np.ndarray) -> np.ndarray:
         picture: uint8 (H, W, 3).
         inside: bool (H, W), the unknown part.
     """
-    levels = [(picture * ~inside[..., None]).astype(np.float64)]
-    counts = [(~inside).astype(np.float64)]
+    found = _continued(picture.astype(np.float64), ~inside)
+    return np.where(inside[..., None], np.rint(found).astype(np.uint8), picture)
+
+
+def matched(made: np.ndarray, picture: np.ndarray, inside: np.ndarray) -> np.ndarray:
+    """What was made, in the colours of the picture around it: the difference of the two outside the mask continues
+    smoothly into it and is taken off, so that no edge shows where they meet.
+
+    Args:
+        made, picture: uint8 (H, W, 3).
+        inside: bool (H, W); the difference is read within :data:`RIM` pixels around it.
+    """
+    rim = Mask(inside).grown(RIM).inside & ~inside
+    if not rim.any():
+        return made
+    difference = picture.astype(np.float64) - made
+    corrected = made + _continued(difference, rim)
+    return np.where(inside[..., None], np.clip(np.rint(corrected), 0, 255).astype(np.uint8), made)
+
+
+def _continued(values: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Values (H, W, C) where they are known, and their smooth continuation elsewhere."""
+    levels, counts = [values * known[..., None]], [known.astype(np.float64)]
     while max(counts[-1].shape) > 1:
         levels.append(_halved(levels[-1]))
         counts.append(_halved(counts[-1]))
     found = np.zeros_like(levels[-1])
     for total, count in zip(reversed(levels), reversed(counts), strict=True):
-        height, width = count.shape
-        coarse = found.repeat(2, 0).repeat(2, 1)[:height, :width]
+        coarse = _doubled(found, count.shape)
         found = np.where(count[..., None] > 0, total / np.maximum(count, 1)[..., None], coarse)
-    return np.where(inside[..., None], np.rint(found).astype(np.uint8), picture)
+    return found
+
+
+def _doubled(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Twice as large, cut to a size; between the centres of cells by straight lines."""
+    for axis in (0, 1):
+        before = np.concatenate([values.take([0], axis), values.take(range(values.shape[axis] - 1), axis)], axis)
+        after = np.concatenate([values.take(range(1, values.shape[axis]), axis), values.take([-1], axis)], axis)
+        pair = np.stack([0.75 * values + 0.25 * before, 0.75 * values + 0.25 * after], axis + 1)
+        values = pair.reshape(*values.shape[:axis], -1, *values.shape[axis + 1 :])
+    return values[: size[0], : size[1]]
 
 
 def _halved(values: np.ndarray) -> np.ndarray:

@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from genkit.editing.hd_painter.known import beside_latents, filled, latent_mask
+from genkit.editing.hd_painter.attention import PromptAttention, frozen
+from genkit.editing.hd_painter.known import beside_latents, filled, latent_mask, matched
 from genkit.editing.hd_painter.place import Place, as_mask, native_side
+from genkit.editing.hd_painter.rasg import mixed
 from genkit.editing.shared.branches import Branch, Branches
 from genkit.editing.shared.model import EditModel
 from genkit.editing.shared.pipeline import EditOutput, EditPipeline, Input, Progress, as_frames, config_of, size_rule
@@ -44,6 +46,8 @@ class HDPainterPipeline(EditPipeline):
         negative_prompt: str = "",
         num_inference_steps: int = 50,
         guidance_scale: float = 7.5,
+        painta: float = 0.5,
+        rasg: float = 0.0,
         eta: float = 0.0,
         context: int | None = None,
         least: tuple[int, int] | None = None,
@@ -62,6 +66,11 @@ class HDPainterPipeline(EditPipeline):
             negative_prompt: what guidance leads away from.
             num_inference_steps: denoising steps.
             guidance_scale: of classifier-free guidance, 1 = none; the input of models distilled with one.
+            painta: share of the steps, from the first on, in which unknown tokens read known ones only as far as those
+                agree with the prompt (PAIntA); 0 leaves it out. Costs the self-attention of two resolutions again.
+            rasg: how far each step is moved so that the prompt's attention covers the mask (RASG), as a share of the
+                deviation of DDIM's noise: the paper's eta. 0 leaves it out. Costs a backward pass in every step, two to
+                three times the time and several times the memory; for UNets of diffusion models only.
             eta: share of DDIM's noise that is drawn anew in every step; 0 draws none.
             context: pixels around the mask that the model sees; None = half of the longer side of the mask's box. The
                 smaller it is, the larger is the object in what the model makes, and the fewer tokens there are.
@@ -92,31 +101,60 @@ class HDPainterPipeline(EditPipeline):
         known = model.encode(padded if self.beside else filled(padded, place.inside))
         unknown = latent_mask(place.inside, tuple(known.shape[-2:]), known.device)
         beside = beside_latents(model, padded, place.inside, unknown) if self.beside else None
+        told = list(place.told(picture))
+        if not prompt.strip() and (painta or rasg):
+            painta = rasg = 0.0
+            told.append("an empty prompt names nothing to attend to: PAIntA and RASG are left out")
+        attention = PromptAttention(model, prompt, unknown, painta, bool(rasg), max_sequence_length)
         branches = Branches(
             model,
             {ROLE: Branch(prompt, negative_prompt, guidance_scale)},
+            control=attention,
             together=True,
             slots=max_sequence_length,
             beside=beside,
         )
         levels = model.levels(num_inference_steps, known)
+        steps = len(levels) - 1
         noise = model.draw(known, generator)
         latents = noise
-        for index, (level, following) in enumerate(zip(levels[:-1], levels[1:], strict=True)):
-            answer = branches({ROLE: latents}, level, index, len(levels) - 1)[ROLE]
-            made = model.clean(latents, answer, level)
-            fresh = model.draw(known, generator) if eta and following > 0 else None
-            latents = step(model, latents, answer, level, following, eta=eta, fresh=fresh)
-            if not self.beside:
-                latents = torch.where(unknown > 0, latents, model.noised(known, noise, following))
-                made = torch.where(unknown > 0, made, known)
-            if progress is not None:
-                progress(index + 1, len(levels) - 1, made)
+        with attention:
+            for index, (level, following) in enumerate(zip(levels[:-1], levels[1:], strict=True)):
+                last = following <= 0
+                answer, gradient = _answer(branches, attention, latents, level, index, steps, bool(rasg) and not last)
+                made = model.clean(latents, answer, level)
+                drawn = model.draw(known, generator) if eta and not last else None
+                share, fresh = mixed(drawn, eta, gradient, rasg)
+                latents = step(model, latents, answer, level, following, eta=share, fresh=fresh)
+                if not self.beside:
+                    latents = torch.where(unknown > 0, latents, model.noised(known, noise, following))
+                    made = torch.where(unknown > 0, made, known)
+                if progress is not None:
+                    progress(index + 1, steps, made)
         canvas = model.decode(latents)
         self.pipe.maybe_free_model_hooks()
-        part = place.canvas.crop(canvas)[0]
+        part = matched(place.canvas.crop(canvas)[0], place.canvas.picture, place.window.cut(mask.inside))
         pasted = paste(picture, place.window.put(picture, part), mask)
-        return EditOutput(pasted[None], latents, place.told(picture), {"canvas": canvas[0]})
+        return EditOutput(pasted[None], latents, tuple(told), {"canvas": canvas[0]})
+
+
+def _answer(
+    branches: Branches,
+    attention: PromptAttention,
+    latents: torch.Tensor,
+    level: float,
+    index: int,
+    steps: int,
+    steered: bool,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The denoiser's answer after guidance, and RASG's gradient where the step is steered."""
+    if not steered:
+        return branches({ROLE: latents}, level, index, steps)[ROLE], None
+    with torch.enable_grad(), frozen(attention.network):
+        latents = latents.detach().requires_grad_(True)
+        answer = branches({ROLE: latents}, level, index, steps)[ROLE]
+        gradient = attention.gradient(latents)
+    return answer.detach(), gradient
 
 
 def _further_channels(model: EditModel) -> bool:

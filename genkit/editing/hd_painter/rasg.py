@@ -6,6 +6,8 @@ a DDIM step where the step has room for noise anyway, so that samples stay where
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as functional
 
@@ -29,3 +31,18 @@ def as_noise(gradient: torch.Tensor) -> torch.Tensor:
     """A gradient (B, ...) scaled to a standard deviation of 1 in each row; its mean is kept. Zero where it vanishes."""
     spread = gradient.flatten(1).std(-1).view(-1, *[1] * (gradient.ndim - 1))
     return torch.where(spread > 0, gradient / spread.clamp(min=torch.finfo(gradient.dtype).tiny), 0.0)
+
+
+def mixed(drawn: torch.Tensor | None, eta: float, gradient: torch.Tensor | None, rasg: float) -> tuple[float, Any]:
+    """The noise of a step, part drawn and part gradient, as a share of DDIM's deviation and something of size 1.
+
+    Args:
+        drawn: normal noise, with its share ``eta``; None without.
+        gradient: of size 1, with its share ``rasg``; None without. It is a direction and not noise, but adds to the
+            deviation likewise: together they are at most 1.
+    """
+    parts = [(share, value) for share, value in ((eta, drawn), (rasg, gradient)) if value is not None and share]
+    whole = sum(share**2 for share, _ in parts) ** 0.5
+    if not whole:
+        return 0.0, None
+    return min(whole, 1.0), sum(share / whole * value for share, value in parts)
