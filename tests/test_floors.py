@@ -23,7 +23,7 @@ FLOORS = [
     {"editing"},
     {"pipelines"},
     {"training", "evaluation"},
-    {"cli", "__main__"},
+    {"cli", "demo", "__main__"},
 ]
 LEAVES = {"world", "media", "models"}
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

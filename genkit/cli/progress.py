@@ -3,59 +3,11 @@
 from __future__ import annotations
 
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from genkit.cli.output import note
-
-
-class Forecast:
-    """The share of a command's work that is done, and the time that the rest takes at the same speed.
-
-    The unit is a denoising step; decoding and writing an output count as one until the first output has shown how long
-    they take.
-
-    Args:
-        outputs: how many are made.
-        clock: seconds from anywhere.
-    """
-
-    def __init__(self, outputs: int, clock: Callable[[], float] = time.monotonic):
-        self.outputs = outputs
-        self.done = 0
-        self.steps, self.total = 0, 1
-        self._after = 1.0
-        self._clock = clock
-        self._begun = self._stepped = clock()
-
-    def begin(self) -> None:
-        """Loading is over, the first output begins."""
-        self._begun = self._stepped = self._clock()
-
-    def step(self, done: int, total: int) -> None:
-        """``done`` of ``total`` steps of the current output are made."""
-        self.steps, self.total = done, total
-        self._stepped = self._clock()
-
-    def finished(self) -> None:
-        """The current output is written."""
-        now = self._clock()
-        stepping = self._stepped - self._begun
-        if self.done == 0 and stepping > 0 and self.steps:
-            self._after = (now - self._stepped) * self.steps / stepping
-        self.done, self.steps = self.done + 1, 0
-
-    @property
-    def share(self) -> float:
-        """From 0 to 1."""
-        return (self.done + self.steps / (self.total + self._after)) / self.outputs
-
-    def left(self) -> float | None:
-        """Seconds until the last output is written; None before the first step is made."""
-        if not self.share:
-            return None
-        return (self._clock() - self._begun) * (1 - self.share) / self.share
+from genkit.pipelines.forecast import Forecast, span
 
 
 class RunProgress:
@@ -111,14 +63,3 @@ class RunProgress:
         state = f"{forecast.done}/{forecast.outputs} done"
         state += "" if left is None or forecast.share >= 1 else f", about {span(left)} left"
         self._bars.update(self._overall, completed=forecast.share, state=state)
-
-
-def span(seconds: float) -> str:
-    """A length of time as people say it: ``"40 s"``, ``"3 min 20 s"``, ``"2 h 5 min"``."""
-    whole = max(0, round(seconds))
-    if whole < 60:
-        return f"{whole} s"
-    minutes, rest = divmod(whole, 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s"
-    return f"{minutes // 60} h {minutes % 60} min"

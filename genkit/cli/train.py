@@ -12,8 +12,8 @@ import typer
 
 from genkit.cli.options import Json, with_settings
 from genkit.cli.output import note, print_json, quiet_libraries, say, warn
-from genkit.cli.progress import span
 from genkit.errors import UnsupportedError, UsageError, explain, shown
+from genkit.pipelines.forecast import span
 from genkit.pipelines.request import COMMAND_LINE, read_config
 from genkit.reading import read_toml
 from genkit.training.data.source import TOML

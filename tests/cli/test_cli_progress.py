@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 
-from genkit.cli.progress import Forecast, RunProgress, span
+from genkit.cli.progress import RunProgress
+from genkit.pipelines.forecast import Forecast, span
 
 
 def test_the_forecast_counts_steps_outputs_and_decoding():

@@ -1,0 +1,1 @@
+"""What happens behind the page: visitors and their files, one worker a device, previews. Knows no Gradio."""

@@ -1,0 +1,223 @@
+"""Where settings become results: one worker a device, which keeps the last model loaded."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from genkit.demo.engine.job import DECODING, DONE, FAILED, LOADING, STEPS, STOPPED, WAITING, Job
+from genkit.demo.engine.messages import for_visitor, told
+from genkit.demo.engine.preview import Preview
+from genkit.demo.engine.visitors import Entry, Visitor
+from genkit.errors import GenkitError
+from genkit.pipelines.following import DECODE, Interrupted
+from genkit.pipelines.forecast import Forecast
+from genkit.pipelines.kinds import IMAGE
+
+if TYPE_CHECKING:
+    from genkit.pipelines.request import Settings
+    from genkit.pipelines.resolve import Request
+    from genkit.pipelines.session import Result, Session
+
+log = logging.getLogger("genkit.demo")
+#: Seconds between two previews; a fast run is not slowed down by pictures that nobody sees.
+BETWEEN = 0.25
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A result that is written.
+
+    Args:
+        path: the file, with its settings inside.
+        result: frames, sound, seconds, report.
+        command: the subcommand that makes such outputs.
+    """
+
+    path: Path
+    result: Result
+    command: str
+
+
+class Worker:
+    """One device: runs one job after the other and keeps the model of the last one."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.session: Session | None = None
+        self.preview: Preview | None = None
+
+    def session_for(self, request: Request) -> Session:
+        """A session whose model is loaded: the last one's when it serves, else a new one after the last is freed."""
+        from genkit.pipelines.session import Session
+
+        found = self.session.again(request) if self.session is not None else None
+        if found is None:
+            self.free()
+            found = Session(request)
+            found.load()
+            self.preview = Preview.fit(found.pipeline, request.model.sidecar.sound)
+        self.session = found
+        return found
+
+    def free(self) -> None:
+        """Give the memory of the last model back."""
+        if self.session is not None:
+            self.session.close()
+        self.session = self.preview = None
+
+
+class Desk:
+    """Takes requests of visitors and makes what they ask for, on a thread of each."""
+
+    def __init__(self) -> None:
+        self._workers: dict[str, Worker] = {}
+        self._lock = threading.Lock()
+
+    def worker(self, device: str) -> Worker:
+        """The worker of a device."""
+        with self._lock:
+            return self._workers.setdefault(device, Worker())
+
+    def start(self, visitor: Visitor, tab: str, wanted: Sequence[Settings]) -> Job:
+        """Begin to make what is wanted, one output for each settings.
+
+        Args:
+            visitor: who asked; results lie in their folder.
+            tab: which tab asked.
+            wanted: settings of any task.
+        """
+        return self.begin(visitor, tab, lambda job: self._make(job, visitor, wanted))
+
+    def begin(self, visitor: Visitor, tab: str, work: Callable[[Job], None]) -> Job:
+        """Begin any work of a visitor, whose earlier one is stopped.
+
+        Args:
+            visitor, tab: who asked, and where.
+            work: gets the job, tells what it is at, and heeds :meth:`Job.stopping`.
+        """
+        if visitor.job is not None:
+            visitor.job.stop()
+        job = visitor.job = Job(tab)
+        threading.Thread(target=_guarded, args=(job, work), name=f"genkit-demo-{tab}", daemon=True).start()
+        return job
+
+    def close(self) -> None:
+        """Free every model."""
+        for worker in self._workers.values():
+            with worker.lock:
+                worker.free()
+
+    def _make(self, job: Job, visitor: Visitor, wanted: Sequence[Settings]) -> None:
+        from genkit.pipelines.resolve import resolve
+
+        requests = [resolve(settings) for settings in wanted]
+        notes = [line for request in requests for line in request.notes]
+        job.tell(runs=len(requests), notes=_unique(notes))
+        worker = self.worker(str(requests[0].device))
+        while not worker.lock.acquire(timeout=0.1):
+            if job.stopping():
+                raise Interrupted("the run was stopped before it began")
+        try:
+            forecast = Forecast(len(requests))
+            made: list[Finished] = []
+            for number, request in enumerate(requests, 1):
+                job.tell(phase=LOADING, run=number, step=0, preview=None)
+                session = worker.session_for(request)
+                if number == 1:
+                    forecast.begin()
+                follower = _Follower(job, forecast, worker.preview, request)
+                result = session.run(progress=follower.progress, latents=follower.latents, stop=job.stopping)
+                made.append(write(visitor, result, request))
+                forecast.finished()
+                notes += session.warnings
+                job.tell(made=tuple(made), notes=_unique(notes), share=forecast.share, left=forecast.left())
+        finally:
+            worker.lock.release()
+
+
+def write(visitor: Visitor, result: Result, request: Request) -> Finished:
+    """Write a result into the visitor's folder, settings inside, and remember it.
+
+    Names of files that lie with the server are cut to their last part: a result may be given to anybody.
+    """
+    kind = request.model.kind
+    still = kind is IMAGE or len(result.frames) == 1
+    path = visitor.new_file(".png" if still else kind.suffix)
+    result.record["settings"] = _without_places(result.record["settings"], visitor.folder.parent)
+    result.write(path)
+    command, settings = request.task.command, result.record["settings"]
+    visitor.keep(Entry(path, caption_of(settings, result.seconds), command, settings))
+    return Finished(path, result, command)
+
+
+def caption_of(settings: dict[str, Any], seconds: float) -> str:
+    """One line about a result for the gallery."""
+    prompt = str(settings.get("prompt") or "")
+    return f"{prompt[:60]}{'…' if len(prompt) > 60 else ''} · seed {settings.get('seed')} · {seconds:.1f} s"
+
+
+def _without_places(settings: dict[str, Any], root: Path) -> dict[str, Any]:
+    """Settings in which paths below ``root`` are the names of their files alone."""
+    begin = str(root.resolve())
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, str) and value.startswith(begin):
+            return Path(value).name
+        return [plain(each) for each in value] if isinstance(value, (list, tuple)) else value
+
+    return {name: plain(value) for name, value in settings.items()}
+
+
+class _Follower:
+    """Tells a job what a session says."""
+
+    def __init__(self, job: Job, forecast: Forecast, preview: Preview | None, request: Request):
+        self.job, self.forecast, self.preview = job, forecast, preview
+        self.picture: Any = None
+        self.last = 0.0
+        settings, model = request.settings, request.model
+        height, width, frames = settings.height, settings.width, settings.num_frames or 1
+        self.grid = None if None in (height, width) else model.grid(frames, height, width)
+
+    def latents(self, latents: Any) -> None:
+        """After a step; the picture is shown together with its number."""
+        now = time.monotonic()
+        if self.preview is not None and now - self.last >= BETWEEN:
+            self.picture = self.preview(latents, self.grid)
+            self.last = time.monotonic()
+
+    def progress(self, phase: str, done: int, total: int) -> None:
+        """The callback that a session calls."""
+        if phase == DECODE:
+            self.job.tell(phase=DECODING)
+            return
+        self.forecast.step(done, total)
+        share, left = self.forecast.share, self.forecast.left()
+        self.job.tell(phase=STEPS, step=done, steps=total, share=share, left=left, preview=self.picture)
+
+
+def _guarded(job: Job, work: Callable[[Job], None]) -> None:
+    """Run the work of a job; whatever happens, the job ends with a state that says what."""
+    try:
+        job.tell(phase=WAITING)
+        work(job)
+    except Interrupted:
+        job.tell(phase=STOPPED, preview=None)
+    except GenkitError as error:
+        job.tell(phase=FAILED, message=told(error), preview=None)
+    except Exception as error:  # a fault of genkit's: the visitor is told so, the server goes on
+        log.error("%s in tab %s: %s", type(error).__name__, job.tab, for_visitor(str(error)))
+        log.debug("the trace of it", exc_info=True)
+        job.tell(phase=FAILED, message=told(error), preview=None)
+    else:
+        job.tell(phase=DONE, share=1.0, left=0.0, preview=None)
+
+
+def _unique(lines: Sequence[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(for_visitor(line) for line in lines))
