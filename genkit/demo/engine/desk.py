@@ -14,7 +14,7 @@ from genkit.demo.engine.job import DECODING, DONE, FAILED, LOADING, STEPS, STOPP
 from genkit.demo.engine.messages import for_visitor, told
 from genkit.demo.engine.preview import Preview
 from genkit.demo.engine.visitors import Entry, Visitor
-from genkit.errors import GenkitError
+from genkit.errors import GenkitError, UsageError
 from genkit.pipelines.following import DECODE, Interrupted
 from genkit.pipelines.forecast import Forecast
 from genkit.pipelines.kinds import IMAGE
@@ -137,6 +137,11 @@ class Desk:
                 forecast.finished()
                 notes += session.warnings
                 job.tell(made=tuple(made), notes=_unique(notes), share=forecast.share, left=forecast.left())
+        except (Interrupted, UsageError):
+            raise
+        except BaseException:
+            worker.free()  # memory that was not enough is given back, and what broke is not used again
+            raise
         finally:
             worker.lock.release()
 
@@ -181,9 +186,9 @@ class _Follower:
         self.job, self.forecast, self.preview = job, forecast, preview
         self.picture: Any = None
         self.last = 0.0
-        settings, model = request.settings, request.model
-        height, width, frames = settings.height, settings.width, settings.num_frames or 1
-        self.grid = None if None in (height, width) else model.grid(frames, height, width)
+        height, width, frames = (getattr(request.settings, name, None) for name in ("height", "width", "num_frames"))
+        known = height is not None and width is not None
+        self.grid = request.model.grid(frames or 1, height, width) if known else None
 
     def latents(self, latents: Any) -> None:
         """After a step; the picture is shown together with its number."""

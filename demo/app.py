@@ -1,0 +1,3 @@
+from genkit.cli.main import main
+
+raise SystemExit(main(["demo"]))

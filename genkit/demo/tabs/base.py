@@ -1,0 +1,207 @@
+"""What every tab shares: a form, a button that runs it, a button that stops it, and the place of the result."""
+
+from __future__ import annotations
+
+import inspect
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+
+from genkit.demo.engine.job import DONE, FAILED, Job, State
+from genkit.demo.engine.messages import told
+from genkit.demo.engine.visitors import Visitor
+from genkit.demo.options import attention_settings
+from genkit.demo.tabs import show
+from genkit.demo.tabs.fields import new_seed
+from genkit.errors import GenkitError, UsageError, explain
+from genkit.pipelines.request import Settings
+
+if TYPE_CHECKING:
+    from genkit.demo.page import Page
+
+#: Seconds between two changes of the page during a run.
+REFRESH = 0.2
+#: Name under which settings of the page appear in messages.
+ORIGIN = "the form"
+#: All runs take turns on the device.
+DEVICE = "device"
+
+
+class Tab(ABC):
+    """One tab. A subclass builds its form in :meth:`build`, and turns its values into settings in :meth:`settings`.
+
+    Args:
+        page: what all tabs share.
+    """
+
+    name: str
+    title: str
+    lead: str
+
+    def __init__(self, page: Page):
+        self.page = page
+        self.form: dict[str, Any] = {}
+        self.outputs: dict[str, Any] = {}
+
+    @abstractmethod
+    def build(self) -> None:
+        """Make the controls (:attr:`form`) and the places of results (:attr:`outputs`), and wire them."""
+
+    @abstractmethod
+    def settings(self, given: Mapping[str, Any], visitor: Visitor) -> list[Settings]:
+        """The settings of the runs that a form asks for.
+
+        Raises:
+            GenkitError: what is wrong with the form.
+        """
+
+    @abstractmethod
+    def shown(self, state: State, job: Job) -> dict[str, Any]:
+        """Changes of :attr:`outputs` for a state, by name."""
+
+    def fill(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Values of the form for stored settings, by name; a tab that restores none gives none."""
+        return {name: gr.update(value=settings[name]) for name in self.form if settings.get(name) is not None}
+
+    # What subclasses use
+
+    def begin_row(self, button: str) -> tuple[gr.Button, gr.Button]:
+        """The buttons that run and stop."""
+        with gr.Row(elem_classes="actions"):
+            go = gr.Button(button, variant="primary", elem_classes="go", elem_id=f"{self.name}-go")
+            halt = gr.Button("Stop", elem_classes="halt", elem_id=f"{self.name}-stop", min_width=84)
+        return go, halt
+
+    def status(self) -> None:
+        """The box that tells what happens."""
+        self.outputs["status"] = gr.HTML(show.IDLE, elem_id=f"{self.name}-status", min_height=48)
+
+    def wire(self, go: gr.Button, halt: gr.Button, *more: Any) -> None:
+        """Let a button, and Enter in ``more``, run the form, and the other button stop it.
+
+        Args:
+            go, halt: the buttons.
+            more: further events that run the form, such as ``prompt.submit``.
+        """
+        page = self.page
+        outputs = [page.visitor, page.gallery, *self.outputs.values()]
+        if "seed" in self.form:
+            outputs.append(self.form["seed"])
+        run = gr.on(
+            [go.click, *more], self._run(), [page.visitor, *self.form.values()], outputs, api_name=self.name,
+            api_description=self.lead, concurrency_id=DEVICE, concurrency_limit=1, trigger_mode="once",
+            show_progress="full", show_progress_on=[self.outputs["status"]],
+        )  # fmt: skip
+        halt.click(
+            self._stop, page.visitor, self.outputs["status"], queue=False, api_visibility="private",
+            show_progress="hidden", cancels=[run],
+        )  # fmt: skip
+
+    def _stop(self, token: str | None) -> str:
+        job = self.page.visitors.of(token).job
+        if job is None or job.state.ended:
+            return show.IDLE
+        job.stop()
+        return show.status(State(phase="stopped"))
+
+    def _run(self) -> Callable[..., Iterator[dict[Any, Any]]]:
+        """The function behind the button; its parameters are named as the controls, for programs that call it."""
+        names = list(self.form)
+
+        def run(token: str | None, *values: Any) -> Iterator[dict[Any, Any]]:
+            given = dict(zip(names, values, strict=True))
+            visitor = self.page.visitors.of(token)
+            yield {self.page.visitor: visitor.token, **self._drawn(given)}
+            try:
+                wanted = self.settings(given, visitor)
+            except GenkitError as error:
+                yield self._placed({"status": show.status(State(FAILED, message=told(error)))})
+                raise _refusal(error) from None
+            job = self.page.desk.start(visitor, self.name, wanted)
+            try:
+                yield from self.follow(job, visitor)
+            finally:
+                if not job.state.ended:  # whoever watched it is gone
+                    job.stop()
+            if job.state.phase == FAILED:
+                raise gr.Error(job.state.message, title="Not made", print_exception=False, duration=12)
+
+        kinds = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in ("token", *names)]
+        run.__signature__ = inspect.Signature(kinds)  # type: ignore[attr-defined]
+        run.__doc__ = self.lead
+        return run
+
+    def _drawn(self, given: dict[str, Any]) -> dict[Any, Any]:
+        """Draw a seed unless it is kept; shows it on the page."""
+        if "seed" not in given:
+            return {}
+        if not given.pop("keep_seed", True) or given["seed"] is None:
+            given["seed"] = new_seed()
+        return {self.form["seed"]: given["seed"]}
+
+    def follow(self, job: Job, visitor: Visitor) -> Iterator[dict[Any, Any]]:
+        """Changes of the page while a job goes on, and at its end."""
+        last = 0.0
+        for state in job.watch():
+            visitor.touched = max(visitor.touched, time.monotonic())
+            wait = REFRESH - (time.monotonic() - last)
+            if wait > 0 and not state.ended:
+                time.sleep(wait)
+                state = job.state
+            last = time.monotonic()
+            changes = self._placed(self.shown(state, job))
+            if state.phase == DONE:
+                changes[self.page.gallery] = self.page.gallery_of(visitor)
+            yield changes
+            if state.ended:
+                return
+
+    def _placed(self, changes: Mapping[str, Any]) -> dict[Any, Any]:
+        return {self.outputs[name]: value for name, value in changes.items()}
+
+    def resume(self, token: str | None) -> Iterator[dict[Any, Any]]:
+        """After a reload: what the visitor's job in this tab is at, until it ends."""
+        visitor = self.page.visitors.of(token)
+        if visitor.job is not None and visitor.job.tab == self.name:
+            yield from self.follow(visitor.job, visitor)
+        else:
+            yield {self.outputs["status"]: gr.skip()}
+
+    def common(self, given: Mapping[str, Any], visitor: Visitor) -> dict[str, Any]:
+        """The settings that tabs share: model, device, LoRAs, attention, and whatever is named as a setting."""
+        offer = self.page.offer
+        found: dict[str, Any] = {"model": offer.check_model(given["model"]), "device": offer.device}
+        if offer.dtype != "auto":
+            found["dtype"] = offer.dtype
+        if "attention" in given:
+            found |= attention_settings(given["attention"], given.get("attention_args"), given.get("schedule"))
+        if given.get("lora"):
+            found["lora"] = self._loras(given["lora"], given.get("lora_strength"), visitor)
+        return found
+
+    def _loras(self, names: Any, strength: Any, visitor: Visitor) -> tuple[str, ...]:
+        known = {**self.page.offer.loras, **visitor.loras}
+        found = []
+        for name in names if isinstance(names, list) else [names]:
+            if name not in known:
+                raise UsageError(explain("LoRA", name, list(known), "train one, or start the server with --lora FILE"))
+            found.append(f"{known[name]}@{1 if strength is None else strength}")
+        return tuple(found)
+
+
+def text_or_none(value: Any) -> Any:
+    """An empty box as nothing."""
+    return None if isinstance(value, str) and not value.strip() else value
+
+
+def path_of(path: Path | None) -> str | None:
+    """A path as components take it."""
+    return None if path is None else str(path)
+
+
+def _refusal(error: GenkitError) -> gr.Error:
+    return gr.Error(told(error), title="Please check", print_exception=False, duration=12)

@@ -1,0 +1,133 @@
+"""The model's own attention against a method, at the same seed: both results, where they differ, time and density."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from html import escape
+from typing import Any
+
+import gradio as gr
+import numpy as np
+
+from genkit.demo.engine.difference import heat, psnr
+from genkit.demo.engine.job import DONE, Job, State
+from genkit.demo.engine.visitors import Visitor
+from genkit.demo.options import OWN, attentions, kind_of_model
+from genkit.demo.tabs import fields, show
+from genkit.demo.tabs.base import ORIGIN, Tab, text_or_none
+from genkit.demo.tabs.generate import EXAMPLES, KINDS
+from genkit.errors import UsageError
+from genkit.pipelines.request import Settings
+from genkit.pipelines.settings import GenerateSettings
+
+
+class Compare(Tab):
+    """The tab."""
+
+    name, title = "compare", "Compare attention"
+    lead = "Run the model as it is and with another attention, from the same seed, and look at what changes."
+
+    def build(self) -> None:
+        offer, kind = self.page.offer, GenerateSettings
+        with gr.Row(elem_classes="work"):
+            with gr.Column(scale=5, min_width=300, elem_classes="left"):
+                gr.HTML(f'<p class="lead">{self.lead}</p>')
+                self.form["prompt"] = fields.text(
+                    kind, "prompt", lines=2, max_lines=5, info=None, value=EXAMPLES[0][0], elem_id="compare-prompt"
+                )
+                self.form["model"] = model = fields.model_choice(offer, KINDS, "toy-image")
+                choices = attentions(str(model.value))
+                first = "neighborhood" if "neighborhood" in choices else choices[1]
+                choice = fields.attention_choice(str(model.value), own=False, value=first)
+                self.form["attention"], self.form["attention_args"], self.form["schedule"] = choice
+                go, halt = self.begin_row("Compare")
+                self.form["seed"], self.form["keep_seed"] = fields.seed_row()
+                with gr.Accordion("More settings", open=False), gr.Row():
+                    for name in ("steps", "width", "height"):
+                        self.form[name] = fields.number(kind, name, info=None, min_width=90)
+            with gr.Column(scale=6, min_width=300, elem_classes="right"):
+                self.status()
+                self.outputs["slider"] = gr.ImageSlider(
+                    label="The model's own  |  the method", format="png", type="filepath", interactive=False,
+                    max_height=460, elem_classes="stage", elem_id="compare-slider", buttons=["fullscreen"],
+                )  # fmt: skip
+                with gr.Row(elem_classes="pair", visible=False) as pair:
+                    self.outputs["before"] = gr.Video(
+                        label="The model's own", interactive=False, loop=True, autoplay=True, buttons=[],
+                        elem_id="compare-before",
+                    )  # fmt: skip
+                    self.outputs["after"] = gr.Video(
+                        label="The method", interactive=False, loop=True, autoplay=True, buttons=[],
+                        elem_id="compare-after",
+                    )  # fmt: skip
+                self.outputs["pair"] = pair
+                self.outputs["table"] = gr.HTML("", elem_id="compare-table")
+                self.outputs["difference"] = gr.Image(
+                    label="Where they differ (bright = much)", format="png", interactive=False, visible=False,
+                    height=260, elem_id="compare-difference", elem_classes="stage", buttons=["fullscreen"],
+                )  # fmt: skip
+        model.change(
+            self._model_changed, model, self.form["attention"], queue=False, api_visibility="private",
+            show_progress="hidden",
+        )  # fmt: skip
+        self.wire(go, halt, self.form["prompt"].submit)
+
+    @staticmethod
+    def _model_changed(model: str) -> Any:
+        choices = attentions(model)[1:]
+        return gr.update(choices=choices, value=choices[0])
+
+    def settings(self, given: Mapping[str, Any], visitor: Visitor) -> list[Settings]:
+        if given["attention"] in (None, "", OWN):
+            raise UsageError("choose an attention to compare with the model's own")
+        values = self.common(given, visitor)
+        for name in ("steps", "width", "height", "seed"):
+            values[name] = text_or_none(given[name])
+        values["prompt"] = given["prompt"] if given["prompt"] is not None else ""
+        if kind_of_model(values["model"]) != "image":
+            values["enlarge"] = 2
+        plain = {name: value for name, value in values.items() if name not in _ATTENTION}
+        return [GenerateSettings.from_mappings((ORIGIN, each)) for each in (plain, values)]
+
+    def shown(self, state: State, job: Job) -> dict[str, Any]:
+        changes: dict[str, Any] = {"status": show.status(state)}
+        if state.phase != DONE:
+            if state.preview is not None:
+                first = str(state.made[0].path) if state.made and state.made[0].path.suffix == ".png" else state.preview
+                changes["slider"] = gr.update(visible=True, value=(first, state.preview))
+                changes["pair"] = gr.update(visible=False)
+            return changes
+        own, other = state.made
+        moving = own.path.suffix != ".png"
+        changes["slider"] = gr.update(visible=not moving, value=None if moving else (str(own.path), str(other.path)))
+        changes["pair"] = gr.update(visible=moving)
+        changes["before"] = str(own.path) if moving else None
+        changes["after"] = str(other.path) if moving else None
+        changes["difference"] = gr.update(visible=True, value=heat(own.result.frames, other.result.frames))
+        changes["table"] = _table(own.result, other.result)
+        return changes
+
+
+_ATTENTION = ("attention", "recipe", "attention_args", "schedule")
+
+
+def _table(own: Any, other: Any) -> str:
+    """Time, pairs of the attention, and how far apart the two are."""
+    name = other.settings.attention or other.settings.recipe
+    report = other.report or {}
+    rows = [("time", f"{own.seconds:.1f} s", f"{other.seconds:.1f} s")]
+    share = show.density(other.report)
+    rows.append(("query-key pairs executed", "100%", share or "depends on the data"))
+    if report:
+        rows.append(("calls that ran it", "–", f"{report['ran']} of {report['calls']}"))
+    rows.append(("PSNR to the model's own", "–", _decibel(psnr(own.frames, other.frames))))
+    body = "".join(
+        f"<tr><td>{escape(what)}</td><td>{escape(first)}</td><td><b>{escape(second)}</b></td></tr>"
+        for what, first, second in rows
+    )
+    header = f"<tr><th></th><th>own attention</th><th>{escape(str(name))}</th></tr>"
+    return f'<table class="versus">{header}{body}</table>'
+
+
+def _decibel(value: float) -> str:
+    return "equal" if np.isinf(value) else f"{value:.1f} dB"

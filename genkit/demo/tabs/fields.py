@@ -1,0 +1,111 @@
+"""The page's controls, built from what settings say of themselves: name, help, smallest and largest value.
+
+Values reach the settings as they were sent: their schema checks them, in one place for the page and for programs.
+"""
+
+from __future__ import annotations
+
+import secrets
+from typing import Any
+
+import gradio as gr
+
+from genkit.demo.engine.messages import label
+from genkit.demo.options import OWN, Offer, attentions
+from genkit.pipelines.request import Settings
+from genkit.schema import RULE, Rule
+
+#: Largest number that is drawn for a seed: it is read off the page and typed again.
+SEEDS = 2**31
+
+
+def raw(component: Any) -> Any:
+    """A control whose value is handed on as it was sent."""
+    component.preprocess = lambda payload: payload
+    return component
+
+
+def upload(component: Any) -> Any:
+    """A control for a picture that gives the path of the upload, of which nothing is decoded."""
+    component.preprocess = lambda payload: None if payload is None else payload.path
+    return component
+
+
+def rule_of(kind: type[Settings], name: str) -> Rule:
+    """The rule of a setting."""
+    return kind.__dataclass_fields__[name].metadata[RULE]
+
+
+def help_of(kind: type[Settings], name: str) -> str:
+    """The one line that explains a setting."""
+    return kind.__dataclass_fields__[name].metadata["help"]
+
+
+def number(kind: type[Settings], name: str, *, whole: bool = True, **more: Any) -> gr.Number:
+    """A number that may be left open: the model's own value is then taken."""
+    rule = rule_of(kind, name)
+    given = {"label": label(name), "info": help_of(kind, name), "value": None, "placeholder": "as the model likes"}
+    return raw(gr.Number(precision=0 if whole else None, minimum=rule.low, maximum=rule.high, **given | more))
+
+
+def slider(kind: type[Settings], name: str, low: float, high: float, step: float, value: float, **more: Any) -> Any:
+    """A number within the range that makes sense; the box beside it takes what the setting allows."""
+    given = {"label": label(name), "info": help_of(kind, name)}
+    return raw(gr.Slider(low, high, value=value, step=step, **given | more))
+
+
+def text(kind: type[Settings], name: str, **more: Any) -> gr.Textbox:
+    """A line of text."""
+    given = {"label": label(name), "info": help_of(kind, name)}
+    return raw(gr.Textbox(**given | more))
+
+
+def model_choice(offer: Offer, kinds: tuple[str, ...], first: str | None = None) -> gr.Dropdown:
+    """The models that make one of these kinds; any other where the server allows it."""
+    names = offer.models_of(*kinds) or list(offer.models)
+    value = first if first in names else names[0]
+    info = "A shipped name, a folder of the server, or owner/name of the hub." if offer.any_model else None
+    return raw(gr.Dropdown(names, value=value, label="Model", info=info, allow_custom_value=offer.any_model))
+
+
+def seed_row() -> tuple[gr.Number, gr.Checkbox]:
+    """Seed, dice and lock. Without the lock every run draws a new seed and shows it."""
+    with gr.Row(elem_classes="seed-row"):
+        seed = raw(gr.Number(value=0, precision=0, minimum=0, label="Seed", min_width=90))
+        dice = gr.Button("⚄", elem_classes="dice", min_width=46, elem_id=None)
+        lock = raw(gr.Checkbox(value=False, label="Keep", container=True, min_width=90, elem_classes="lock"))
+    dice.click(lambda: new_seed(), None, seed, queue=False, api_visibility="private", show_progress="hidden")
+    return seed, lock
+
+
+def new_seed() -> int:
+    """A seed that people can read."""
+    return secrets.randbelow(SEEDS)
+
+
+def attention_choice(model: str, *, own: bool = True, value: str = OWN) -> tuple[gr.Dropdown, gr.Textbox, gr.Textbox]:
+    """The method or recipe, its settings, and where it applies."""
+    names = attentions(model)
+    choice = raw(
+        gr.Dropdown(
+            names if own else names[1:], value=value, label="Attention", elem_classes="attention",
+            info="Which attention the model computes with; a recipe is a method with settings that were measured.",
+        )
+    )  # fmt: skip
+    with gr.Row():
+        args = raw(gr.Textbox(label="Settings of the method", placeholder="window=3x3, dilation=2", min_width=140))
+        where = raw(gr.Textbox(label="Where it applies", placeholder="steps=2:-2,layers=1:", min_width=140))
+    return choice, args, where
+
+
+def lora_choice(offer: Offer) -> tuple[gr.Dropdown, gr.Slider]:
+    """The LoRAs of the server and those that the visitor trained, and their strength."""
+    with gr.Row():
+        names = raw(
+            gr.Dropdown(
+                list(offer.loras), value=[], multiselect=True, label="LoRA", min_width=160,
+                info="Those of the server, and what you train here.",
+            )
+        )  # fmt: skip
+        strength = raw(gr.Slider(0, 2, value=1, step=0.05, label="Strength of the LoRA", min_width=140))
+    return names, strength

@@ -1,0 +1,130 @@
+"""A picture, a video, or a video with sound from a text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import gradio as gr
+
+from genkit.demo.engine.job import DONE, Job, State
+from genkit.demo.engine.visitors import Visitor
+from genkit.demo.options import attentions, defaults_of, kind_of_model
+from genkit.demo.tabs import fields, show
+from genkit.demo.tabs.base import ORIGIN, Tab, path_of, text_or_none
+from genkit.pipelines.request import Settings
+from genkit.pipelines.settings import GenerateSettings
+
+KINDS = ("image", "video", "audio-video")
+#: A prompt for each kind of output, for the shipped models.
+EXAMPLES = [
+    ["a red circle and a blue square on a white background", "toy-image"],
+    ["three striped green triangles on a black background", "toy-image"],
+    ["a dotted yellow star on a purple background", "toy-dit"],
+    ["a red circle moves right on a blue background", "toy-video"],
+    ["a green square bounces on a black background", "toy-av"],
+]
+#: Frames of very small videos are written larger: video files store colour at half their size.
+SMALL, ENLARGED = 256, 2
+
+
+class Generate(Tab):
+    """The tab."""
+
+    name, title = "generate", "Generate"
+    lead = "Make a picture, a video, or a video with sound from a sentence."
+
+    def build(self) -> None:
+        offer = self.page.offer
+        kind = GenerateSettings
+        with gr.Row(elem_classes="work"):
+            with gr.Column(scale=5, min_width=300, elem_classes="left"):
+                gr.HTML(f'<p class="lead">{self.lead}</p>')
+                self.form["prompt"] = fields.text(
+                    kind, "prompt", lines=2, max_lines=5, info=None, autofocus=True, value=EXAMPLES[0][0],
+                    placeholder="a red circle moves right on a blue background", elem_id="generate-prompt",
+                )  # fmt: skip
+                self.form["model"] = model = fields.model_choice(offer, KINDS, "toy-image")
+                go, halt = self.begin_row("Generate")
+                self.form["seed"], self.form["keep_seed"] = fields.seed_row()
+                self.form["variants"] = fields.raw(
+                    gr.Slider(1, 4, value=1, step=1, label="Variants", info="Outputs with seeds in a row.")
+                )
+                with gr.Accordion("More settings", open=False):
+                    self.form["negative_prompt"] = fields.text(kind, "negative_prompt")
+                    with gr.Row():
+                        self.form["steps"] = fields.number(kind, "steps", info=None, min_width=100)
+                        self.form["guidance_scale"] = fields.number(
+                            kind, "guidance_scale", whole=False, info=None, min_width=100
+                        )
+                    with gr.Row():
+                        for name in ("width", "height", "num_frames"):
+                            self.form[name] = fields.number(kind, name, info=None, min_width=90)
+                with gr.Accordion("Attention and LoRA", open=False):
+                    choice = fields.attention_choice(str(model.value))
+                    self.form["attention"], self.form["attention_args"], self.form["schedule"] = choice
+                    self.form["lora"], self.form["lora_strength"] = fields.lora_choice(offer)
+            with gr.Column(scale=6, min_width=300, elem_classes="right"):
+                self.status()
+                self.outputs["image"] = gr.Image(
+                    label="Result", format="png", interactive=False, height=460, elem_classes="stage",
+                    elem_id="generate-image", type="filepath", buttons=["fullscreen"],
+                    placeholder="### Nothing made yet\nYour picture or video appears here, and every step before it.",
+                )  # fmt: skip
+                self.outputs["video"] = gr.Video(
+                    label="Result", interactive=False, height=460, visible=False, loop=True, autoplay=True,
+                    elem_classes="stage", elem_id="generate-video", buttons=[],
+                )  # fmt: skip
+                self.outputs["facts"] = gr.HTML("", elem_id="generate-facts")
+                self.outputs["file"] = gr.DownloadButton(
+                    "Download with settings inside", visible=False, elem_id="generate-file", size="md"
+                )
+        examples = [each for each in EXAMPLES if each[1] in offer.models]
+        if examples:
+            gr.Examples(examples, [self.form["prompt"], model], label="Try one", cache_examples=False)
+        model.change(
+            self._model_changed, model, [self.form[name] for name in _OPEN], queue=False, api_visibility="private",
+            show_progress="hidden",
+        )  # fmt: skip
+        self.wire(go, halt, self.form["prompt"].submit)
+
+    @staticmethod
+    def _model_changed(model: str) -> list[Any]:
+        """Show what the model likes, and offer what suits it."""
+        likes = defaults_of(model)
+        still = kind_of_model(model) == "image"
+        changes = [
+            gr.update(placeholder=str(likes.get(name, "as the model likes")), value=None)
+            for name in ("steps", "guidance_scale", "width", "height")
+        ]
+        frames = gr.update(placeholder=str(likes.get("num_frames", "")), value=None, visible=not still)
+        return [*changes, frames, gr.update(choices=attentions(model), value=attentions(model)[0])]
+
+    def settings(self, given: Mapping[str, Any], visitor: Visitor) -> list[Settings]:
+        values = self.common(given, visitor)
+        for name in ("negative_prompt", "steps", "guidance_scale", "width", "height", "num_frames", "seed"):
+            values[name] = text_or_none(given[name])
+        values["prompt"] = given["prompt"] if given["prompt"] is not None else ""
+        likes = defaults_of(values["model"])
+        if kind_of_model(values["model"]) != "image" and likes.get("width", SMALL) < SMALL:
+            values["enlarge"] = ENLARGED
+        first = GenerateSettings.from_mappings((ORIGIN, values | {"num_videos": given["variants"]}))
+        count = min(first.num_videos, 4)
+        return [first.replace(seed=first.seed + index, num_videos=1) for index in range(count)]
+
+    def shown(self, state: State, job: Job) -> dict[str, Any]:
+        changes: dict[str, Any] = {"status": show.status(state)}
+        if state.made and (state.phase == DONE or state.preview is None):
+            made = state.made[0] if state.phase == DONE else state.made[-1]
+            moving = made.path.suffix != ".png"
+            changes["image"] = gr.update(visible=not moving, value=None if moving else str(made.path))
+            changes["video"] = gr.update(visible=moving, value=str(made.path) if moving else None)
+            changes["facts"] = show.facts(made)
+            changes["file"] = gr.update(visible=True, value=path_of(made.path))
+        elif state.preview is not None:
+            changes["image"] = gr.update(visible=True, value=state.preview)
+            changes["video"] = gr.update(visible=False)
+        return changes
+
+
+_OPEN = ("steps", "guidance_scale", "width", "height", "num_frames", "attention")

@@ -1,0 +1,75 @@
+"""What a run is at and what a result is, as the page's HTML. Everything that is not ours is escaped."""
+
+from __future__ import annotations
+
+from html import escape
+from typing import Any
+
+from genkit.demo.engine.job import DECODING, DONE, FAILED, LOADING, STEPS, STOPPED, State
+from genkit.pipelines.forecast import span
+
+IDLE = '<div class="status idle" role="status"><p>Nothing runs. Press Enter in the prompt to begin.</p></div>'
+
+
+def status(state: State | None) -> str:
+    """One box: what happens, how far it is, how long it takes, or why it failed."""
+    if state is None:
+        return IDLE
+    of = f" · {state.run} of {state.runs}" if state.runs > 1 and not state.ended else ""
+    left = "" if state.left is None or state.ended else f"about {span(state.left)} left"
+    if state.phase == FAILED:
+        return _box("failed", f"<p>{escape(state.message)}</p>", "alert")
+    if state.phase == STOPPED:
+        return _box("idle", "<p>Stopped. Nothing was kept of this run.</p>")
+    if state.phase == DONE:
+        return _box("done", "<p><b>Done</b></p>" + _notes(state))
+    if state.phase == STEPS:
+        told = f"<p><b>Step {state.step} of {state.steps}{of}</b><span>{left}</span></p>"
+        return _box("busy", told + _bar(state.share))
+    words = {LOADING: "Loading the model", DECODING: "Turning latents into pixels"}.get(
+        state.phase, "Checking settings"
+    )
+    return _box("busy", f"<p><b>{words}{of}</b><span>{left}</span></p>{_bar(None)}")
+
+
+def _box(kind: str, inside: str, role: str = "status") -> str:
+    return f'<div class="status {kind}" role="{role}" aria-live="polite">{inside}</div>'
+
+
+def _bar(share: float | None) -> str:
+    if share is None:
+        return '<div class="bar open"><i></i></div>'
+    percent = round(100 * share)
+    return (
+        f'<div class="bar" role="progressbar" aria-valuenow="{percent}" aria-valuemin="0" aria-valuemax="100">'
+        f'<i style="width:{percent}%"></i></div>'
+    )
+
+
+def _notes(state: State) -> str:
+    lines = "".join(f"<li>{escape(line)}</li>" for line in state.notes)
+    return f"<ul>{lines}</ul>" if lines else ""
+
+
+def facts(made: Any) -> str:
+    """Chips about a result: seed, size, time, steps, density."""
+    result, settings = made.result, made.result.settings
+    count, height, width = result.frames.shape[:3]
+    told = {"seed": settings.seed, "size": f"{width} × {height}"}
+    if count > 1:
+        told["frames"] = f"{count} at {float(result.fps):g} fps"
+    if result.audio is not None:
+        told["sound"] = f"{len(result.audio) / result.sample_rate:.1f} s"
+    told["steps"] = getattr(settings, "steps", None)
+    told["time"] = f"{result.seconds:.1f} s"
+    name = getattr(settings, "attention", None) or getattr(settings, "recipe", None)
+    told["attention"] = name
+    told["pairs executed"] = density(result.report)
+    chips = "".join(f"<span>{escape(key)} <b>{escape(str(value))}</b></span>" for key, value in told.items() if value)
+    return f'<div class="facts">{chips}</div>'
+
+
+def density(report: dict[str, Any] | None) -> str | None:
+    """The share of query-key pairs that a patch executed."""
+    found = None if report is None else report["density"]
+    return None if found is None else f"{found['executed']:.0%}"
