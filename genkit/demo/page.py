@@ -49,7 +49,8 @@ class Page:
         )
         self.gallery = gr.Gallery(
             label="Results", show_label=False, columns=6, height="auto", format="png", object_fit="contain",
-            interactive=False, render=False, allow_preview=False, elem_id="shelf-gallery", buttons=[],
+            interactive=False, render=False, allow_preview=False, fit_columns=False, buttons=[],
+            elem_id="shelf-gallery",
         )  # fmt: skip
         self.tabs = []
         with gr.Tabs() as strip:

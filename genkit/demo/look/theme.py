@@ -24,8 +24,8 @@ def theme() -> gr.themes.Base:
     made = gr.themes.Base(
         primary_hue=ACCENT, secondary_hue=GREY, neutral_hue=GREY, text_size=sizes.text_md,
         spacing_size=sizes.spacing_md, radius_size=sizes.radius_lg,
-        font=(fonts.LocalFont("IBM Plex Sans", weights=(400, 600)), "ui-sans-serif", "system-ui", "sans-serif"),
-        font_mono=(fonts.LocalFont("IBM Plex Mono", weights=(400, 600)), "ui-monospace", "monospace"),
+        font=(fonts.LocalFont("IBM Plex Sans", weights=(400, 700)), "ui-sans-serif", "system-ui", "sans-serif"),
+        font_mono=(fonts.LocalFont("IBM Plex Mono", weights=(400, 700)), "ui-monospace", "monospace"),
     )  # fmt: skip
     return made.set(
         body_background_fill="*neutral_50",

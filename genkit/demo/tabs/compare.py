@@ -12,9 +12,9 @@ import numpy as np
 from genkit.demo.engine.difference import heat, psnr
 from genkit.demo.engine.job import DONE, Job, State
 from genkit.demo.engine.visitors import Visitor
-from genkit.demo.options import OWN, attentions, kind_of_model
+from genkit.demo.options import OWN, attentions, defaults_of, kind_of_model
 from genkit.demo.tabs import fields, show
-from genkit.demo.tabs.base import ORIGIN, Tab, text_or_none
+from genkit.demo.tabs.base import ORIGIN, Tab
 from genkit.demo.tabs.generate import EXAMPLES, KINDS
 from genkit.errors import UsageError
 from genkit.pipelines.request import Settings
@@ -29,9 +29,9 @@ class Compare(Tab):
 
     def build(self) -> None:
         offer, kind = self.page.offer, GenerateSettings
+        gr.HTML(f'<p class="lead">{self.lead}</p>')
         with gr.Row(elem_classes="work"):
             with gr.Column(scale=5, min_width=300, elem_classes="left"):
-                gr.HTML(f'<p class="lead">{self.lead}</p>')
                 self.form["prompt"] = fields.text(
                     kind, "prompt", lines=2, max_lines=5, info=None, value=EXAMPLES[0][0], elem_id="compare-prompt"
                 )
@@ -44,7 +44,7 @@ class Compare(Tab):
                 self.form["seed"], self.form["keep_seed"] = fields.seed_row()
                 with gr.Accordion("More settings", open=False), gr.Row():
                     for name in ("steps", "width", "height"):
-                        self.form[name] = fields.number(kind, name, info=None, min_width=90)
+                        self.form[name] = fields.number(name, defaults_of(str(model.value)).get(name))
             with gr.Column(scale=6, min_width=300, elem_classes="right"):
                 self.status()
                 self.outputs["slider"] = gr.ImageSlider(
@@ -67,22 +67,22 @@ class Compare(Tab):
                     height=260, elem_id="compare-difference", elem_classes="stage", buttons=["fullscreen"],
                 )  # fmt: skip
         model.change(
-            self._model_changed, model, self.form["attention"], queue=False, api_visibility="private",
+            self._model_changed, model, [self.form[name] for name in _OPEN], queue=False, api_visibility="private",
             show_progress="hidden",
         )  # fmt: skip
         self.wire(go, halt, self.form["prompt"].submit)
 
     @staticmethod
-    def _model_changed(model: str) -> Any:
-        choices = attentions(model)[1:]
-        return gr.update(choices=choices, value=choices[0])
+    def _model_changed(model: str) -> list[Any]:
+        choices, likes = attentions(model)[1:], defaults_of(model)
+        open_values = [gr.update(placeholder=fields.open_value(likes.get(name)), value="") for name in _OPEN[1:]]
+        return [gr.update(choices=choices, value=choices[0]), *open_values]
 
     def settings(self, given: Mapping[str, Any], visitor: Visitor) -> list[Settings]:
         if given["attention"] in (None, "", OWN):
             raise UsageError("choose an attention to compare with the model's own")
         values = self.common(given, visitor)
-        for name in ("steps", "width", "height", "seed"):
-            values[name] = text_or_none(given[name])
+        values |= fields.written(GenerateSettings, given, "steps", "width", "height", "seed")
         values["prompt"] = given["prompt"] if given["prompt"] is not None else ""
         if kind_of_model(values["model"]) != "image":
             values["enlarge"] = 2
@@ -108,6 +108,7 @@ class Compare(Tab):
         return changes
 
 
+_OPEN = ("attention", "steps", "width", "height")
 _ATTENTION = ("attention", "recipe", "attention_args", "schedule")
 
 

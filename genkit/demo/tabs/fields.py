@@ -6,6 +6,7 @@ Values reach the settings as they were sent: their schema checks them, in one pl
 from __future__ import annotations
 
 import secrets
+from collections.abc import Mapping
 from typing import Any
 
 import gradio as gr
@@ -13,7 +14,8 @@ import gradio as gr
 from genkit.demo.engine.messages import label
 from genkit.demo.options import OWN, Offer, attentions
 from genkit.pipelines.request import Settings
-from genkit.schema import RULE, Rule
+from genkit.schema import RULE, Rule, hints_of, kinds
+from genkit.schema import number as parse_number
 
 #: Largest number that is drawn for a seed: it is read off the page and typed again.
 SEEDS = 2**31
@@ -41,11 +43,33 @@ def help_of(kind: type[Settings], name: str) -> str:
     return kind.__dataclass_fields__[name].metadata["help"]
 
 
-def number(kind: type[Settings], name: str, *, whole: bool = True, **more: Any) -> gr.Number:
-    """A number that may be left open: the model's own value is then taken."""
-    rule = rule_of(kind, name)
-    given = {"label": label(name), "info": help_of(kind, name), "value": None, "placeholder": "as the model likes"}
-    return raw(gr.Number(precision=0 if whole else None, minimum=rule.low, maximum=rule.high, **given | more))
+def number(name: str, value: Any = None, **more: Any) -> gr.Textbox:
+    """A number that may be left open: the model's own value, shown in grey, is then taken.
+
+    It is a line of text, since a field for numbers shows 0 where nothing is written.
+    """
+    return raw(gr.Textbox(label=label(name), placeholder=open_value(value), max_lines=1, **{"min_width": 90} | more))
+
+
+def open_value(value: Any) -> str:
+    """What stands in an empty field."""
+    return "the model's own" if value is None else f"{value:g}" if isinstance(value, (int, float)) else str(value)
+
+
+def written(kind: type[Settings], given: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    """The numbers of fields that were filled in.
+
+    Raises:
+        UsageError: no number.
+    """
+    found = {}
+    for name in names:
+        value = given.get(name)
+        if isinstance(value, str):
+            whole = int in kinds(hints_of(kind)[name])
+            value = parse_number(value, int if whole else float, label(name)) if value.strip() else None
+        found[name] = value
+    return found
 
 
 def slider(kind: type[Settings], name: str, low: float, high: float, step: float, value: float, **more: Any) -> Any:
@@ -71,9 +95,9 @@ def model_choice(offer: Offer, kinds: tuple[str, ...], first: str | None = None)
 def seed_row() -> tuple[gr.Number, gr.Checkbox]:
     """Seed, dice and lock. Without the lock every run draws a new seed and shows it."""
     with gr.Row(elem_classes="seed-row"):
-        seed = raw(gr.Number(value=0, precision=0, minimum=0, label="Seed", min_width=90))
+        seed = raw(gr.Number(value=0, precision=0, minimum=0, label="Seed", min_width=90, elem_classes="seed"))
         dice = gr.Button("⚄", elem_classes="dice", min_width=46, elem_id=None)
-        lock = raw(gr.Checkbox(value=False, label="Keep", container=True, min_width=90, elem_classes="lock"))
+        lock = raw(gr.Checkbox(value=False, label="Keep", container=False, min_width=76, elem_classes="lock"))
     dice.click(lambda: new_seed(), None, seed, queue=False, api_visibility="private", show_progress="hidden")
     return seed, lock
 

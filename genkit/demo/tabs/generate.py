@@ -37,14 +37,15 @@ class Generate(Tab):
     def build(self) -> None:
         offer = self.page.offer
         kind = GenerateSettings
+        gr.HTML(f'<p class="lead">{self.lead}</p>')
         with gr.Row(elem_classes="work"):
             with gr.Column(scale=5, min_width=300, elem_classes="left"):
-                gr.HTML(f'<p class="lead">{self.lead}</p>')
                 self.form["prompt"] = fields.text(
                     kind, "prompt", lines=2, max_lines=5, info=None, autofocus=True, value=EXAMPLES[0][0],
                     placeholder="a red circle moves right on a blue background", elem_id="generate-prompt",
                 )  # fmt: skip
                 self.form["model"] = model = fields.model_choice(offer, KINDS, "toy-image")
+                likes = defaults_of(str(model.value))
                 go, halt = self.begin_row("Generate")
                 self.form["seed"], self.form["keep_seed"] = fields.seed_row()
                 self.form["variants"] = fields.raw(
@@ -53,13 +54,12 @@ class Generate(Tab):
                 with gr.Accordion("More settings", open=False):
                     self.form["negative_prompt"] = fields.text(kind, "negative_prompt")
                     with gr.Row():
-                        self.form["steps"] = fields.number(kind, "steps", info=None, min_width=100)
-                        self.form["guidance_scale"] = fields.number(
-                            kind, "guidance_scale", whole=False, info=None, min_width=100
-                        )
+                        for name in ("steps", "guidance_scale"):
+                            self.form[name] = fields.number(name, likes.get(name))
                     with gr.Row():
                         for name in ("width", "height", "num_frames"):
-                            self.form[name] = fields.number(kind, name, info=None, min_width=90)
+                            self.form[name] = fields.number(name, likes.get(name))
+                        self.form["num_frames"].visible = kind_of_model(str(model.value)) != "image"
                 with gr.Accordion("Attention and LoRA", open=False):
                     choice = fields.attention_choice(str(model.value))
                     self.form["attention"], self.form["attention_args"], self.form["schedule"] = choice
@@ -94,16 +94,18 @@ class Generate(Tab):
         likes = defaults_of(model)
         still = kind_of_model(model) == "image"
         changes = [
-            gr.update(placeholder=str(likes.get(name, "as the model likes")), value=None)
+            gr.update(placeholder=fields.open_value(likes.get(name)), value="")
             for name in ("steps", "guidance_scale", "width", "height")
         ]
-        frames = gr.update(placeholder=str(likes.get("num_frames", "")), value=None, visible=not still)
+        frames = gr.update(placeholder=fields.open_value(likes.get("num_frames")), value="", visible=not still)
         return [*changes, frames, gr.update(choices=attentions(model), value=attentions(model)[0])]
 
     def settings(self, given: Mapping[str, Any], visitor: Visitor) -> list[Settings]:
         values = self.common(given, visitor)
-        for name in ("negative_prompt", "steps", "guidance_scale", "width", "height", "num_frames", "seed"):
-            values[name] = text_or_none(given[name])
+        values |= fields.written(GenerateSettings, given, *_NUMBERS)
+        values["negative_prompt"] = text_or_none(given["negative_prompt"])
+        if kind_of_model(values["model"]) == "image":
+            values["num_frames"] = None  # hidden on the page; what was typed for a video stays there
         values["prompt"] = given["prompt"] if given["prompt"] is not None else ""
         likes = defaults_of(values["model"])
         if kind_of_model(values["model"]) != "image" and likes.get("width", SMALL) < SMALL:
@@ -127,4 +129,5 @@ class Generate(Tab):
         return changes
 
 
+_NUMBERS = ("steps", "guidance_scale", "width", "height", "num_frames", "seed")
 _OPEN = ("steps", "guidance_scale", "width", "height", "num_frames", "attention")
