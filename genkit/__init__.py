@@ -31,6 +31,7 @@ _ROOMS = (
     "attention",
     "cli",
     "control",
+    "demo",
     "editing",
     "evaluation",
     "families",  # also the public function: the package can be called

@@ -14,6 +14,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).resolve().parents[1] / "genkit"
 FLOORS = (
     ("cli",),
+    ("demo",),
     ("training", "evaluation"),
     ("pipelines",),
     ("editing",),

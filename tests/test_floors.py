@@ -23,7 +23,8 @@ FLOORS = [
     {"editing"},
     {"pipelines"},
     {"training", "evaluation"},
-    {"cli", "demo", "__main__"},
+    {"demo"},
+    {"cli", "__main__"},
 ]
 LEAVES = {"world", "media", "models"}
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
