@@ -91,7 +91,9 @@ class Request:
         """The prompts of a variation of the settings, as the model will read them."""
         if settings is self.settings:
             return self.prompts
-        return read_prompts(self.tokenizers, settings, self.model.sidecar.limits.get("max_prompt_tokens"), self.taught)
+        return read_prompts(
+            self.tokenizers, settings, self.model.sidecar.limits.get("max_prompt_tokens"), taught=self.taught
+        )
 
 
 def resolve(settings: Settings) -> Request:
@@ -254,7 +256,7 @@ class Draft:
             check_format(output, self.model.kind, frames)
         tokenizers = tokenizers_of(self.model)
         limit = self.model.sidecar.limits.get("max_prompt_tokens")
-        prompts = read_prompts(tokenizers, settings, limit, self.taught)
+        prompts = read_prompts(tokenizers, settings, limit, taught=self.taught)
         return Request(
             settings, self.task, self.model, self.device, self.dtype, prompts, self.attention, self.loras, inputs,
             fingerprints or {}, steps, tuple(self.notes), tokenizers, self.matches, self.mixing, self.shares,
