@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from genkit.control import Control
-from genkit.editing.infedit.control import unified_control
+from genkit.editing.infedit.control import Plan, unified_control
 from genkit.editing.infedit.sampler import LAYOUT, SOURCE, TARGET, Latents, virtual_inversion
 from genkit.editing.shared.blend import WordMaps, map_grid, rules_of
 from genkit.editing.shared.branches import Branch, Branches
@@ -82,7 +82,8 @@ class InfEditPipeline(EditPipeline):
         Returns:
             The edit; ``details["mask"]`` is where the words acted, bool (1, 1, ..., h, w), where words are given.
 
-        Cost: per step three rows, six with guidance; two and four without attention control.
+        Cost: per step two rows, three with guidance; four with attention control, and six in the late steps where words
+        limit the change.
 
         Raises:
             UsageError: a share outside 0..1, a word that the prompts do not have, an input that is no picture.
@@ -93,7 +94,8 @@ class InfEditPipeline(EditPipeline):
         work, source = self._work(image, multiple)
         levels = model.levels(num_inference_steps, source, spacing)
         steps = len(levels) - 1
-        controlled = bool(keep or keep_self or words or keep_words)
+        chosen = tuple(words), tuple(keep_words)
+        controlled = bool(keep or keep_self or any(chosen))
         branches = {
             SOURCE: Branch(source_prompt, source_negative_prompt, source_guidance_scale),
             TARGET: Branch(prompt, negative_prompt, guidance_scale),
@@ -101,17 +103,23 @@ class InfEditPipeline(EditPipeline):
         if controlled:
             branches[LAYOUT] = branches[SOURCE]
         rows = Branches(model, branches, together=controlled, slots=max_sequence_length)
-        blend, control = None, nullcontext()
+        blend, control, begins = None, nullcontext(), {SOURCE: 0, TARGET: 0}
         if controlled:
             pairs = aligned(self.pipe, source_prompt, prompt, rows.states(SOURCE, TARGET), rows.slots)
-            blend = _Blend.of(self, rows, pairs, source, prompt, words, keep_words, threshold, keep_threshold)
-            rules = unified_control(pairs, steps, cross=keep, self_=keep_self, inject=self_inject_target)
-            control = rows.control = Control(self.pipe, [*rules, *blend.rules])
+            plan = unified_control(
+                pairs, steps, cross=keep, self_=keep_self, inject=self_inject_target, blends=any(chosen)
+            )
+            grid = map_grid(model, source)
+            blend = _Blend.of(self.pipe, rows, plan, pairs, grid, prompt, chosen, (threshold, keep_threshold))
+            rules = [*plan.rules, *blend.rules]
+            begins[LAYOUT] = plan.begins
+            if rules:
+                control = rows.control = Control(self.pipe, rules)
         with control:
             made = virtual_inversion(
-                model, source, rows, tuple(branches), levels, generator=generator, eta=eta,
+                model, source, rows, begins, levels, generator=generator, eta=eta,
                 start=first_step(steps, strength) if strength < 1 else 0, progress=progress,
-                blend=None if blend is None or not blend.rules else blend,
+                blend=blend if blend is not None and blend.rules else None,
             )  # fmt: skip
         details = {} if blend is None or blend.mask is None else {"mask": blend.mask}
         return self._output(work, made, **details)
@@ -139,23 +147,23 @@ class _Blend:
 
     @classmethod
     def of(
-        cls, pipeline: Any, rows: Branches, alignment: Any, latents: torch.Tensor, prompt: str, words: Sequence[str],
-        keep_words: Sequence[str], threshold: float, keep_threshold: float,
+        cls, pipe: Any, rows: Branches, plan: Plan, alignment: Any, grid: tuple[int, int] | None, prompt: str,
+        words: tuple[tuple[str, ...], tuple[str, ...]], thresholds: tuple[float, float],
     ) -> _Blend:  # fmt: skip
-        """The blend of words given as texts."""
-        grid = map_grid(pipeline.model, latents)
-        shared = [word for word in keep_words if word in words]
-        only = [word for word in keep_words if word not in words]
+        """The blend of words given as texts: those to change and those to keep."""
+        change, keep = words
+        shared = tuple(word for word in keep if word in change)
+        only = tuple(word for word in keep if word not in change)
 
-        def maps(chosen: Sequence[str], role: str, name: str) -> WordMaps | None:
+        def maps(chosen: tuple[str, ...], reads: tuple[tuple[str, str | None], ...], name: str) -> WordMaps | None:
             if not chosen:
                 return None
-            places = positions(pipeline.pipe, prompt, tuple(chosen), rows.slots)
-            return WordMaps(places, alignment, role, TARGET, name, grid)
+            places = positions(pipe, prompt, chosen, rows.slots)
+            return WordMaps(places, alignment, reads, TARGET, name, grid)
 
         return cls(
-            rows, maps(words, LAYOUT, "change"), maps(only, SOURCE, "keep"), maps(shared, LAYOUT, "both"),
-            (threshold, keep_threshold),
+            rows, maps(change, plan.reads, "change"), maps(only, ((SOURCE, None),), "keep"),
+            maps(shared, plan.reads, "both"), thresholds,
         )  # fmt: skip
 
     def __call__(self, clean: Latents, step: int, steps: int, level: float) -> Latents:
@@ -163,12 +171,13 @@ class _Blend:
         if step == 0:
             return clean
         maps, target = self.rows.control.maps, clean[TARGET]
+        layout = clean.get(LAYOUT, clean[SOURCE])
         signal, _ = self.rows.model.parts(level)
         change, keep = self.thresholds
         if self.change is not None:
             faint = _FAINT / max(signal, 1e-6)
             self.mask = self.change.read(maps, target) > max(change, faint)
-            target = torch.where(self.mask, target, clean[LAYOUT])
+            target = torch.where(self.mask, target, layout)
         if self.keep is not None:
             target = torch.where(self.keep.read(maps, target) > keep, clean[SOURCE], target)
         if self.both is not None and step == steps - 2:

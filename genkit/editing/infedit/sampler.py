@@ -71,7 +71,7 @@ def virtual_inversion(
     model: EditModel,
     source: torch.Tensor,
     predict: Callable[[Mapping[str, torch.Tensor], float, int, int], Latents],
-    roles: tuple[str, ...],
+    begins: Mapping[str, int],
     levels: tuple[float, ...],
     *,
     generator: torch.Generator | None = None,
@@ -86,7 +86,8 @@ def virtual_inversion(
         model: see :class:`genkit.editing.shared.EditModel`.
         source: (1, ...) latents of the input.
         predict: (latents by role, level, step, steps) -> answers by role; :class:`genkit.editing.shared.Branches`.
-        roles: of the branches, "source" and "target" among them.
+        begins: step from which each branch is computed, by role, "source" and "target" from 0; a branch that joins
+            later is the source until then.
         levels: falling noise levels with 0 at the end.
         generator: of all noise.
         eta: see :func:`renoised`.
@@ -98,9 +99,10 @@ def virtual_inversion(
     steps = len(levels) - 1
     noise = model.draw(source, generator)
     first = noise if start == 0 else model.noised(source, noise, levels[start])
-    noisy = dict.fromkeys(roles, first)
+    noisy = {SOURCE: first, TARGET: first}
     for index in range(start, steps):
         level, following = levels[index], levels[index + 1]
+        noisy |= {role: noisy[SOURCE] for role, step in begins.items() if role not in noisy and index >= step}
         answers = predict(noisy, level, index, steps)
         clean = consistent(model, source, noisy, answers, level)
         made = clean[TARGET]

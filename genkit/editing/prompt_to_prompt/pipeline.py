@@ -89,7 +89,7 @@ class PromptToPromptPipeline(EditPipeline):
         maps = None
         if words:
             places = positions(self.pipe, prompt, tuple(words), max_sequence_length)
-            maps = WordMaps(places, pairs, SOURCE, TARGET, "change", map_grid(model, source))
+            maps = WordMaps(places, pairs, ((SOURCE, None),), TARGET, "change", map_grid(model, source))
         rules = [*_rules(pairs, steps, keep, keep_words_maps), *rules_of((maps,))]
         control = Control(self.pipe, rules) if rules else nullcontext()
         both.control = control if rules else None

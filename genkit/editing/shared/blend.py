@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,18 +24,18 @@ class WordMaps:
     Args:
         tokens: positions of the words in the target prompt.
         alignment: a word with a partner in the source prompt is read there.
-        role: branch where those are read: "layout" or "source".
+        reads: branches where those are read, each with its steps as :class:`genkit.control.Where` takes them.
         target: branch where the others are read.
         name: of the maps, unique in a control.
-        grid: (H, W) or (T, H, W) tokens of the layers that are read.
+        grid: (H, W) tokens of the layers that are read; None = all layers, of models with one grid.
     """
 
     tokens: tuple[int, ...]
     alignment: Alignment
-    role: str
+    reads: tuple[tuple[str, str | None], ...]
     target: str
     name: str
-    grid: tuple[int, ...]
+    grid: tuple[int, int] | None
 
     def _split(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Positions read in ``role`` (of the source prompt) and in ``target``."""
@@ -44,12 +45,14 @@ class WordMaps:
 
     def rules(self) -> list[Rule]:
         """What reads the maps."""
-        where = Where(grids=(self.grid,), conditional=True)
+        grids = None if self.grid is None else (self.grid,)
         shared, own = self._split()
         found: list[Rule] = []
-        if shared:
-            found.append(ReadMaps(name=f"{self.name}-shared", of=self.role, tokens=shared, where=where))
+        for role, steps in self.reads if shared else ():
+            where = Where(grids=grids, steps=steps, conditional=True)
+            found.append(ReadMaps(name=f"{self.name}-shared", of=role, tokens=shared, where=where))
         if own:
+            where = Where(grids=grids, conditional=True)
             found.append(ReadMaps(name=f"{self.name}-own", of=self.target, tokens=own, before=True, where=where))
         return found
 
@@ -66,35 +69,23 @@ class WordMaps:
         return (grown / grown.amax().clamp(min=1e-12)).to(like.device)
 
 
-def map_grid(model: EditModel, latents: torch.Tensor) -> tuple[int, ...]:
-    """The token grid whose cross-attention tells best where words act: of a UNet the one nearest to 16 x 16 tokens, of
-    a transformer its only one.
+def map_grid(model: EditModel, latents: torch.Tensor) -> tuple[int, int] | None:
+    """The token grid whose cross-attention tells best where words act: of a UNet the one nearest to 16 x 16 tokens;
+    None for a transformer, which has one grid.
 
     Args:
         model: see :class:`EditModel`. latents: (1, ...) of a run.
     """
-    network = model.network(1.0)
-    sides = tuple(latents.shape[2:])
-    kinds = network.config.get("down_block_types")
+    kinds = model.network(1.0).config.get("down_block_types")
     if kinds is None:
-        patch = network.config.get("patch_size", 1)
-        steps = tuple(patch) if isinstance(patch, (tuple, list)) else (patch, patch)
-        if model.record.shift is not None and not isinstance(patch, (tuple, list)) and patch == 1:
-            steps = (2, 2)  # families that pack two by two latents into a token before the denoiser
-        if len(steps) < len(sides):
-            steps = (1, *steps)
-        return tuple(side // step for side, step in zip(sides, steps[-len(sides) :], strict=True))
-    grids = []
+        return None
+    (height, width), grids = latents.shape[2:], []
     for kind in kinds:
         if "CrossAttn" in kind:
-            grids.append(sides)
-        sides = tuple(-(-side // 2) for side in sides)
-    return min(grids or [sides], key=lambda grid: abs(torch.tensor(grid).prod().log2() - torch.tensor(_TOKENS).log2()))
-
-
-def inside(found: torch.Tensor, threshold: float) -> torch.Tensor:
-    """Where a map reaches a threshold, bool."""
-    return found > threshold
+            grids.append((height, width))
+        height, width = -(-height // 2), -(-width // 2)
+    # The middle of a UNet attends on the grid of its last level.
+    return min(grids or [(height, width)], key=lambda grid: abs(math.log2(grid[0] * grid[1] / _TOKENS)))
 
 
 def rules_of(maps: Sequence[WordMaps | None]) -> list[Rule]:

@@ -79,36 +79,41 @@ class Branches:
         """Answers by role, after guidance.
 
         Args:
-            latents: by role, one row (1, ...) each.
+            latents: by role, one row (1, ...) each; of all branches or of some, in their order.
             level: noise level of all of them.
             step, steps: where the run is.
         """
-        batch = torch.cat([latents[row.role] for row in self.rows.entries])
-        answers = self._apart(batch, level, step, steps) if self.apart else self._call(
-            self.rows, batch, self.conditions, level, step, steps
-        )  # fmt: skip
+        chosen = [number for number, row in enumerate(self.rows.entries) if row.role in latents]
+        rows, conditions = self.rows, self.conditions
+        if len(chosen) < len(rows):
+            rows = Rows(tuple(self.rows.entries[number] for number in chosen))
+            conditions = self.conditions.rows(chosen)
+        batch = torch.cat([latents[row.role] for row in rows.entries])
+        run = self._apart if self.apart else self._call
+        answers = run(rows, batch, conditions, level, step, steps)
         found = {}
-        for role, scale in self.scales.items():
-            (row,) = self.rows.index(role, conditional=True)
-            answer = answers[row : row + 1]
-            for other in self.rows.index(role, conditional=False) if scale != 1 else ():
+        for role in latents:
+            (row,) = rows.index(role, conditional=True)
+            answer, scale = answers[row : row + 1], self.scales[role]
+            for other in rows.index(role, conditional=False) if scale != 1 else ():
                 without = answers[other : other + 1]
                 answer = without + scale * (answer - without)
             found[role] = answer
         return found
 
-    def _apart(self, batch: torch.Tensor, level: float, step: int, steps: int) -> torch.Tensor:
+    def _apart(
+        self, rows: Rows, batch: torch.Tensor, conditions: Conditions, level: float, step: int, steps: int
+    ) -> torch.Tensor:
         """One call for each half, as pipelines of this family make them, announced likewise."""
         parts: dict[int, torch.Tensor] = {}
         network = self.model.network(level)
         for conditional, name in ((True, "cond"), (False, "uncond")):
-            numbers = [n for n, row in enumerate(self.rows.entries) if row.conditional is conditional]
+            numbers = [number for number, row in enumerate(rows.entries) if row.conditional is conditional]
             if not numbers:
                 continue
             with _announced(network, name, step, level, steps):
-                found = self._call(
-                    self.rows.half(conditional), batch[numbers], self.conditions.rows(numbers), level, step, steps
-                )
+                half = rows.half(conditional)
+                found = self._call(half, batch[numbers], conditions.rows(numbers), level, step, steps)
             parts.update(zip(numbers, found, strict=True))
         return torch.stack([parts[number] for number in sorted(parts)])
 

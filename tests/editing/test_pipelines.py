@@ -1,0 +1,232 @@
+"""Every editing pipeline on a tiny model of every kind, with stock schedulers."""
+
+import functools
+
+import numpy as np
+import pytest
+import tiny
+import tiny_pipelines
+import torch
+
+from genkit.editing.flow_edit import FlowEditPipeline
+from genkit.editing.image_to_image import ImageToImagePipeline
+from genkit.editing.infedit import InfEditPipeline
+from genkit.editing.prompt_to_prompt import PromptToPromptPipeline
+from genkit.editing.shared import EditModel
+from genkit.errors import GenkitError, UnsupportedError, UsageError
+from genkit.pipelines.load import load
+
+SOURCE, TARGET = "a red circle on blue", "a green circle on blue"
+UNETS, FLOWS = ("sd", "sdxl", "lcm"), ("flux", "sd3", "wan")
+
+
+@pytest.fixture(scope="module")
+def pipe_of(tiny_sd, tiny_flux, tiny_wan):
+    """Kind -> pipeline, made once."""
+
+    @functools.cache
+    def made(kind):
+        if kind == "sdxl":
+            pipe = tiny_pipelines.stable_diffusion_xl()
+        elif kind == "sd3":
+            pipe = tiny_pipelines.stable_diffusion_3()
+        elif kind == "lcm":
+            pipe = latent_consistency(tiny_sd)
+        else:
+            pipe = load({"sd": tiny_sd, "flux": tiny_flux, "wan": tiny_wan}[kind], torch.float32, "cpu")
+        pipe.set_progress_bar_config(disable=True)
+        return pipe
+
+    return made
+
+
+def latent_consistency(folder):
+    """A pipeline whose UNet takes a guidance scale, with its scheduler."""
+    from diffusers import LatentConsistencyModelPipeline, LCMScheduler, UNet2DConditionModel
+
+    pipe = load(folder, torch.float32, "cpu")
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        unet = UNet2DConditionModel.from_config({**pipe.unet.config, "time_cond_proj_dim": 8}).eval()
+    parts = {**pipe.components, "unet": unet, "scheduler": LCMScheduler.from_config(pipe.scheduler.config)}
+    parts.pop("image_encoder", None)
+    return LatentConsistencyModelPipeline(**parts, requires_safety_checker=False)
+
+
+def picture(kind, height=20, width=28):
+    """A picture, or a clip of two frames, of a size that no model takes as it is."""
+    frames = np.random.default_rng(0).integers(0, 256, (2 if kind == "wan" else 1, height, width, 3), dtype=np.uint8)
+    return frames if kind == "wan" else frames[0]
+
+
+def reconstruction(pipe, image):
+    """What the autoencoder makes of the padded picture, cut to its size."""
+    from genkit.editing.shared.pipeline import Work
+
+    model = EditModel.of(pipe)
+    work = Work.of(model, image)
+    return work.crop(model.decode(model.encode(work.frames)))
+
+
+def close(one, other):
+    return np.abs(one.astype(int) - other).max() <= 2
+
+
+@pytest.mark.parametrize("kind", UNETS + FLOWS)
+@pytest.mark.parametrize("options", [{"keep": 0}, {"keep": 0.7}], ids=["alone", "with control"])
+def test_infedit_of_one_prompt_is_the_autoencoders_picture(kind, options, pipe_of):
+    pipe, image = pipe_of(kind), picture(kind)
+    call = InfEditPipeline.from_pipe(pipe)
+    made = call(image, SOURCE, SOURCE, num_inference_steps=3, guidance_scale=1.0, **options)
+    assert made.frames.shape == (image if kind == "wan" else image[None]).shape
+    assert close(made.frames, reconstruction(pipe, image))
+
+
+@pytest.mark.parametrize("kind", UNETS + FLOWS)
+def test_infedit_with_control_and_words_changes_the_picture_and_leaves_the_model_as_it_was(kind, pipe_of):
+    pipe, image, steps = pipe_of(kind), picture(kind), []
+    model = EditModel.of(pipe)
+    latents = model.encode(padded(model, image))
+    before = model.predict(latents, 0.5, model.texts([SOURCE]))
+    made = InfEditPipeline.from_pipe(pipe)(
+        image, TARGET, SOURCE, num_inference_steps=4, guidance_scale=3.0, keep=0.5, words=["green"],
+        threshold=0.3, generator=torch.Generator().manual_seed(0), progress=lambda *told: steps.append(told[:2]),
+    )  # fmt: skip
+    assert steps == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert made.details["mask"].shape[2:] == latents.shape[2:]
+    assert not torch.allclose(made.latents, latents, atol=1e-3)
+    assert torch.equal(before, model.predict(latents, 0.5, model.texts([SOURCE])))
+
+
+def padded(model, image):
+    from genkit.editing.shared.pipeline import Work
+
+    return Work.of(model, image).frames
+
+
+@pytest.mark.parametrize("kind", FLOWS)
+def test_flow_edit_of_one_prompt_is_the_autoencoders_picture_and_of_another_is_not(kind, pipe_of):
+    pipe, image = pipe_of(kind), picture(kind)
+    call = FlowEditPipeline.from_pipe(pipe)
+    options = {"num_inference_steps": 3, "guidance_scale": 2.0, "source_guidance_scale": 2.0, "strength": 0.7}
+    kept = call(image, SOURCE, SOURCE, **options)
+    assert close(kept.frames, reconstruction(pipe, image))
+    changed = call(image, TARGET, SOURCE, **options | {"guidance_scale": 9.0}, draws=2, plain_steps=1)
+    assert not close(changed.frames, kept.frames)
+
+
+@pytest.mark.parametrize("kind", UNETS + FLOWS)
+def test_prompt_to_prompt_follows_the_path_of_the_source(kind, pipe_of):
+    pipe, image = pipe_of(kind), picture(kind)
+    call = PromptToPromptPipeline.from_pipe(pipe)
+    made = call(image, SOURCE, SOURCE, num_inference_steps=3, guidance_scale=1.0, exact=True, keep=0, words=["circle"],
+                threshold=2.0)  # fmt: skip
+    # Nothing is inside the mask: all of it is the source's path, which ends in the input.
+    assert close(made.frames, reconstruction(pipe, image))
+    other = call(image, TARGET, SOURCE, num_inference_steps=3, guidance_scale=6.0)
+    assert not close(other.frames, made.frames)
+
+
+@pytest.mark.parametrize("kind", UNETS + FLOWS)
+def test_image_to_image_runs_its_share_of_the_steps(kind, pipe_of):
+    pipe, steps = pipe_of(kind), []
+    call = ImageToImagePipeline.from_pipe(pipe)
+    options = {"strength": 0.5, "eta": 1.0, "progress": lambda *told: steps.append(told[0])}
+    made = call(picture(kind), TARGET, num_inference_steps=4, **options)
+    assert steps == [1, 2] and made.frames.shape[1:3] == (20, 28)
+
+
+def test_image_to_image_from_noise_alone_is_the_stock_pipeline(pipe_of):
+    pipe = pipe_of("sd")
+    noise = torch.Generator().manual_seed(5)
+    wanted = pipe(SOURCE, height=16, width=16, num_inference_steps=3, guidance_scale=2.0, generator=noise,
+                  output_type="np").images[0]  # fmt: skip
+    made = ImageToImagePipeline.from_pipe(pipe)(
+        np.zeros((16, 16, 3), np.uint8), SOURCE, strength=1.0, num_inference_steps=3, guidance_scale=2.0,
+        generator=torch.Generator().manual_seed(5),
+    )  # fmt: skip
+    assert np.abs(made.frames[0] - wanted * 255).max() < 2
+
+
+@pytest.mark.parametrize("kind", UNETS + FLOWS)
+def test_levels_are_those_at_which_the_stock_pipeline_samples(kind, pipe_of, monkeypatch):
+    pipe = pipe_of(kind)
+    model = EditModel.of(pipe)
+    seen = []
+    step = type(pipe.scheduler).step
+
+    def watched(self, answer, timestep, *more, **named):
+        seen.append(float(timestep))
+        return step(self, answer, timestep, *more, **named)
+
+    monkeypatch.setattr(type(pipe.scheduler), "step", watched)
+    size = {"height": 32, "width": 48, "num_frames": 5} if kind == "wan" else {"height": 16, "width": 16}
+    if kind == "wan":
+        size["max_sequence_length"] = 16
+    pipe(SOURCE, num_inference_steps=3, output_type="latent", **size)
+    like = model.encode(np.zeros((5, 32, 48, 3) if kind == "wan" else (16, 16, 3), np.uint8))
+    levels = model.levels(3, like)
+    assert levels[-1] == 0 and len(levels) == 4
+    told = [1000 * level if model.flow else int(level * 1000) for level in levels[:-1]]
+    assert told == pytest.approx(seen, abs=1)
+
+
+def test_a_model_with_an_embedded_guidance_gets_a_value_for_each_row(tmp_path):
+    from tiny_flux import build_tiny_flux
+
+    pipe = load(build_tiny_flux(tmp_path / "guided", guidance_embeds=True), torch.float32, "cpu")
+    seen = []
+    pipe.transformer.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(kwargs["guidance"].tolist()), with_kwargs=True
+    )
+    made = FlowEditPipeline.from_pipe(pipe)(picture("flux"), TARGET, SOURCE, num_inference_steps=2, strength=0.5)
+    assert seen == [[1.5, 5.5]] and made.frames.shape == (1, 20, 28, 3)
+
+
+def test_two_denoisers_are_asked_at_their_levels():
+    pipe = tiny_pipelines.wan(experts=True, boundary_ratio=0.5)
+    model = EditModel.of(pipe)
+    assert model.network(0.9) is pipe.transformer and model.network(0.3) is pipe.transformer_2
+
+
+def test_flow_edit_refuses_a_diffusion_model(pipe_of):
+    with pytest.raises(UnsupportedError, match="flow models .*infedit"):
+        FlowEditPipeline.from_pipe(pipe_of("sd"))
+
+
+def test_a_pipeline_of_sound_or_given_pictures_is_refused():
+    with pytest.raises(GenkitError, match="pictures beside the text"):
+        EditModel.of(tiny_pipelines.flux_kontext())
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"words": ["zebra"]}, "zebra"),
+        ({"keep": 1.5}, "0 to 1"),
+        ({"num_inference_steps": 0}, "1 or more"),
+        ({"spacing": "even"}, "own, lcm"),
+        ({"image": np.zeros((0, 4, 3), np.uint8)}, "allowed"),
+        ({"image": np.zeros((2, 16, 16, 3), np.uint8)}, "clip of 2 frames"),
+        ({"image": "picture.png"}, "a PIL picture"),
+        ({"strength": -0.1}, "0 to 1"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(change, said, pipe_of):
+    options = {"image": picture("sd"), "num_inference_steps": 2, **change}
+    with pytest.raises(UsageError, match=said):
+        InfEditPipeline.from_pipe(pipe_of("sd"))(options.pop("image"), TARGET, SOURCE, **options)
+
+
+def test_rows_of_the_layout_are_those_of_the_source_while_its_early_phase_lasts():
+    """Published form with three branches throughout: what the run saves by leaving the layout out."""
+    from genkit.control import Control, Rows, Take
+
+    unet = tiny.build("unet").model
+    latents, states = torch.randn(1, 4, 8, 8), torch.randn(2, 7, unet.config.cross_attention_dim)
+    text = states[[0, 1, 0]]
+    with torch.no_grad(), Control(unet, [Take("qkv", "source", "layout"), Take("qk", "source", "target")]) as control:
+        control.begin(step=0, steps=3, rows=Rows.of("source", "target", "layout", guided=False))
+        answer = unet(latents.expand(3, -1, -1, -1), 500, encoder_hidden_states=text).sample
+    torch.testing.assert_close(answer[2], answer[0])
+    assert not torch.allclose(answer[1], answer[0])
