@@ -24,6 +24,7 @@ BENCHMARKS = {
     "lora_speed": "benchmarks.lora.speed",
     "lora_length": "benchmarks.lora.length",
     "lora_concept": "benchmarks.lora.concept",
+    "editing": "benchmarks.editing.edit",
     "kernels_cpu": "benchmarks.kernels.cpu",
     "kernels_gpu": "benchmarks.kernels.gpu",
 }

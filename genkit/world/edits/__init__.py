@@ -4,9 +4,9 @@
 >>> from genkit.world import edits
 >>> case = edits.draw_picture_edit("colour", np.random.default_rng(1))
 >>> case.source_prompt
-'a big pink cross on a gray background'
+'a pink square on a purple background'
 >>> case.target_prompt
-'a big yellow cross on a gray background'
+'an orange square on a purple background'
 >>> edits.judge_edit(case, case.target)["right"], edits.judge_edit(case, case.source)["right"]
 (True, False)
 """
