@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -106,15 +107,14 @@ def _shaped(frames: np.ndarray, case: Any) -> np.ndarray:
     return frames if case.clip else frames[0]
 
 
-def _class(name: str, source: bool = True) -> Callable[[Any, str, dict[str, Any]], Run]:
+def _class(path: str, source: bool = True) -> Callable[[Any, str, dict[str, Any]], Run]:
     """Makes runners of an editing pipeline of genkit's."""
 
     def make(pipeline: Any, model: str, settings: dict[str, Any]) -> Run:
         import torch
 
-        import genkit
-
-        editor = getattr(genkit, name).from_pipe(pipeline)
+        module, _, name = path.rpartition(".")
+        editor = getattr(importlib.import_module(f"genkit.editing.{module}"), name).from_pipe(pipeline)
         told = {**_told(model), **settings}
 
         def run(case: Any, number: int) -> np.ndarray:
@@ -147,6 +147,6 @@ EDITORS: dict[str, Editor] = {
     "true target": Editor(_truth, tuned=False),
     "autoencoder": Editor(_autoencoder, tuned=False),
     "generated": Editor(_generated, tuned=False, generates=True),
-    "img2img": Editor(_class("ImageToImagePipeline", source=False)),
-    "flowedit": Editor(_class("FlowEditPipeline"), fits=_flow),
+    "img2img": Editor(_class("image_to_image.ImageToImagePipeline", source=False)),
+    "flowedit": Editor(_class("flow_edit.FlowEditPipeline"), fits=_flow),
 }
