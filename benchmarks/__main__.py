@@ -25,6 +25,7 @@ BENCHMARKS = {
     "lora_length": "benchmarks.lora.length",
     "lora_concept": "benchmarks.lora.concept",
     "editing": "benchmarks.editing.edit",
+    "editing_inpaint": "benchmarks.editing.fill",
     "kernels_cpu": "benchmarks.kernels.cpu",
     "kernels_gpu": "benchmarks.kernels.gpu",
 }

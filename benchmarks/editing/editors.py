@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +11,11 @@ import numpy as np
 
 #: Noise of case ``i`` comes from this seed plus ``i``.
 NOISE = 7000
+#: Kind of edit -> preset of ``genkit edit``.
+PRESET_OF = {
+    "colour": "colour", "shape": "shape", "texture": "material", "background": "background", "add": "add",
+    "remove": "remove",
+}  # fmt: skip
 #: Makes the output of a case from its number.
 Run = Callable[[Any, int], np.ndarray]
 
@@ -45,23 +49,28 @@ class Editor:
 
     Args:
         make: (pipeline, model's name, settings) -> runner of cases.
+        method: of ``genkit edit``, whose values where nobody says it takes; None for the bounds.
+        presets: takes the command's preset for the kind of edit, too.
+        changes: settings of this line in place of those.
         fits: whether a pipeline can be edited so.
-        common: settings for all kinds of edit.
-        by_kind: settings for some.
-        tuned: settings from the command line apply.
         generates: outputs are drawn from the prompt alone: the prompt is judged and nothing kept.
     """
 
     make: Callable[[Any, str, dict[str, Any]], Run]
+    method: str | None = None
+    presets: bool = False
+    changes: Mapping[str, Any] = field(default_factory=dict)
     fits: Callable[[Any], bool] = lambda pipeline: True
-    common: Mapping[str, Any] = field(default_factory=dict)
-    by_kind: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    tuned: bool = True
     generates: bool = False
 
-    def settings(self, kind: str) -> dict[str, Any]:
-        """Settings for one kind of edit."""
-        return {**self.common, **self.by_kind.get(kind, {})}
+    def settings(self, kind: str, pipeline: Any) -> dict[str, Any]:
+        """Settings of ``genkit edit`` for one kind of edit."""
+        from genkit.pipelines.tasks.edit.choice import usual_values
+
+        if self.method is None:
+            return {}
+        preset = PRESET_OF[kind] if self.presets else None
+        return {**usual_values(self.method, _flow(pipeline), preset), **self.changes}
 
     def judge(self, case: Any, output: np.ndarray) -> dict[str, float]:
         """Attributes of an output, flags and decibels."""
@@ -107,24 +116,30 @@ def _shaped(frames: np.ndarray, case: Any) -> np.ndarray:
     return frames if case.clip else frames[0]
 
 
-def _class(path: str, source: bool = True) -> Callable[[Any, str, dict[str, Any]], Run]:
-    """Makes runners of an editing pipeline of genkit's."""
+def _edited(pipeline: Any, model: str, settings: dict[str, Any]) -> Run:
+    """Runs the method that ``settings["method"]`` names, called as the command does."""
+    import torch
 
-    def make(pipeline: Any, model: str, settings: dict[str, Any]) -> Run:
-        import torch
+    from genkit.pipelines.tasks.edit.methods import PIPELINES
+    from genkit.pipelines.tasks.edit.words import differing
 
-        module, _, name = path.rpartition(".")
-        editor = getattr(importlib.import_module(f"genkit.editing.{module}"), name).from_pipe(pipeline)
-        told = {**_told(model), **settings}
+    settings = dict(settings)
+    method = settings.pop("method")
+    editor = PIPELINES[method].from_pipe(pipeline)
+    settings["num_inference_steps"] = settings.pop("steps")
+    words = settings.pop("words", ())
+    told = {**_told(model), **settings}
 
-        def run(case: Any, number: int) -> np.ndarray:
-            prompts = (case.target_prompt, case.source_prompt) if source else (case.target_prompt,)
-            generator = torch.Generator().manual_seed(NOISE + number)
-            return _shaped(editor(case.source, *prompts, generator=generator, **told).frames, case)
+    def run(case: Any, number: int) -> np.ndarray:
+        call = dict(told)
+        if method != "img2img":
+            call["source_prompt"] = case.source_prompt
+        if words:
+            call["words"] = differing(case.source_prompt, case.target_prompt) if words == ("auto",) else words
+        generator = torch.Generator().manual_seed(NOISE + number)
+        return _shaped(editor(case.source, case.target_prompt, generator=generator, **call).frames, case)
 
-        return run
-
-    return make
+    return run
 
 
 def _told(model: str) -> dict[str, Any]:
@@ -142,11 +157,21 @@ def _flow(pipeline: Any) -> bool:
     return EditModel.of(pipeline).flow
 
 
-#: Name -> method, in the order of the tables.
+def _line(method: str, **more: Any) -> Editor:
+    changes = {"method": method, **more.pop("changes", {})}
+    return Editor(_edited, method, changes=changes, **more)
+
+
+#: Name -> method, in the order of the tables. Without presets one setting does for all kinds.
 EDITORS: dict[str, Editor] = {
-    "true target": Editor(_truth, tuned=False),
-    "autoencoder": Editor(_autoencoder, tuned=False),
-    "generated": Editor(_generated, tuned=False, generates=True),
-    "img2img": Editor(_class("image_to_image.ImageToImagePipeline", source=False)),
-    "flowedit": Editor(_class("flow_edit.FlowEditPipeline"), fits=_flow),
+    "true target": Editor(_truth),
+    "autoencoder": Editor(_autoencoder),
+    "generated": Editor(_generated, generates=True),
+    "img2img": _line("img2img"),
+    "inversion + p2p": _line("p2p"),
+    "inversion alone": _line("p2p", changes={"keep": 0.0, "keep_words_maps": 0.0}),
+    "flowedit": _line("flowedit", fits=_flow),
+    "infedit, no control": _line("infedit", changes={"keep": 0.0}),
+    "infedit": _line("infedit"),
+    "infedit, presets": _line("infedit", presets=True),
 }

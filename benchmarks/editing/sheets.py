@@ -29,7 +29,8 @@ def before_after_truth(cases: Sequence[Any], outputs: Mapping[int, np.ndarray], 
         case = cases[number]
         trios.append(np.stack([_still(each) for each in (case.source, output, case.target)]))
         told = [name for name, values in row.cases.items() if values[number] == 0.0 and name != "right"]
-        titles.append(f"{number} {'' if told else 'right '}{case.target_prompt}  {' '.join(told)}")
+        prompt = getattr(case, "target_prompt", None) or case.prompt
+        titles.append(f"{number} {'' if told else 'right '}{prompt}  {' '.join(told)}")
     path.parent.mkdir(parents=True, exist_ok=True)
     save_sheet(contact_sheet(trios, titles, 3, 3), path)
 

@@ -8,7 +8,20 @@ from dataclasses import dataclass
 import numpy as np
 
 from genkit.errors import UsageError, explain
-from genkit.world.edits import CLIP_KINDS, PICTURE_KINDS, Edit, draw_clip_edit, draw_picture_edit
+from genkit.world.edits import (
+    CLIP_KINDS,
+    FILL_KINDS,
+    PICTURE_KINDS,
+    Edit,
+    Fill,
+    StylePair,
+    SubjectSet,
+    draw_clip_edit,
+    draw_fill,
+    draw_picture_edit,
+    draw_style_pair,
+    draw_subject_set,
+)
 from genkit.world.judge import judge_clip, score
 from genkit.world.picture_judge import judge_picture, score_picture
 from genkit.world.picture_scene import Picture, picture_split
@@ -36,6 +49,39 @@ def draw_edits(kind: str, count: int, clips: bool = False, seed: int = SEED, spl
     rng = np.random.default_rng((seed, kinds.index(kind), clips))
     draw = draw_clip_edit if clips else draw_picture_edit
     return [draw(kind, rng, split=split) for _ in range(count)]
+
+
+def draw_fills(kind: str, count: int, seed: int = SEED, split: str = "any") -> list[Fill]:
+    """Parts to be made anew, the same for the same seed.
+
+    Args:
+        kind: of :data:`genkit.world.edits.FILL_KINDS`.
+        count: how many.
+        seed: of the draw.
+        split: of the targets.
+    """
+    if kind not in FILL_KINDS:
+        raise UsageError(explain("kind of repainting", kind, FILL_KINDS))
+    rng = np.random.default_rng((seed, 10 + FILL_KINDS.index(kind)))
+    return [draw_fill(kind, rng, split=split) for _ in range(count)]
+
+
+def draw_style_pairs(count: int, seed: int = SEED) -> list[StylePair]:
+    """Contents and styles, the same for the same seed."""
+    rng = np.random.default_rng((seed, 20))
+    return [draw_style_pair(rng) for _ in range(count)]
+
+
+def draw_subject_sets(count: int, subjects: int = 1, seed: int = SEED) -> list[SubjectSet]:
+    """Prompts of the same subjects, the same for the same seed.
+
+    Args:
+        count: how many sets.
+        subjects: 1 or 2 in every picture.
+        seed: of the draw.
+    """
+    rng = np.random.default_rng((seed, 30 + subjects))
+    return [draw_subject_set(rng, subjects) for _ in range(count)]
 
 
 def seen_in_training(scene: Picture | Scene) -> bool:

@@ -96,3 +96,14 @@ def choose(settings: EditSettings, model: Model) -> EditSettings:
             'what it shows ("" where that is unknown), or take --method img2img'
         )
     return settings
+
+
+def usual_values(method: str, flow: bool, preset: str | None = None) -> dict[str, Any]:
+    """What a method runs with where nobody says, by name of the setting; without those that it does not have.
+
+    Args:
+        method: of ``--method``. flow: whether the model is a flow model. preset: of ``--preset``.
+    """
+    own = vars((_FLOW if flow else _DIFFUSION)[method])
+    advised = {} if preset is None else _PRESETS[preset]
+    return {name: advised.get(name, value) for name, value in own.items() if value not in (None, (NONE,))}

@@ -1,0 +1,135 @@
+"""Parts of pictures made anew: the prompted object appears in the mask, and the rest stays bit for bit. PAIntA and RASG,
+one by one."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from benchmarks.editing import sheets
+from benchmarks.editing.report import add_common, mean, report, save, share
+from benchmarks.editing.store import Store, measure
+from benchmarks.environment import environment
+
+NAME = "editing_inpaint"
+#: Kinds of cases, of the world's and by what the prompt says: the object, or all that is to be seen.
+KINDS = ("fill", "swap")
+_WHOLE = ", whole prompt"
+_TOLD = (
+    "fill: an empty place of a picture; swap: one with another object in it; with none or one object outside the mask. "
+    "The prompt names the object and the background; a whole prompt is the caption of everything. Right: one object "
+    "with the asked colour, shape and texture has its centre in the mask, nothing else came or went, and every pixel "
+    "outside is the picture's. Shares in percent with their standard error. Seconds: of the processor, per picture."
+)
+_PARTS = (
+    ("Right", share("right")),
+    ("The object appears in the mask", share("appears")),
+    ("Colour", share("colour")),
+    ("Shape", share("shape")),
+    ("Texture", share("texture")),
+    ("Outside untouched, bit for bit", share("outside")),
+    ("Seconds", mean("cpu")),
+)
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of the tables.
+
+    Args:
+        settings: of the call; None for the true target.
+        whole: the prompt names everything.
+    """
+
+    settings: dict[str, Any] | None
+    whole: bool = False
+
+
+#: Name -> line.
+LINES: dict[str, Line] = {
+    "true target": Line(None),
+    "blending alone": Line({"painta": 0.0, "rasg": 0.0}),
+    "PAIntA": Line({"painta": 0.5, "rasg": 0.0}),
+    "RASG": Line({"painta": 0.0, "rasg": 0.15}),
+    "PAIntA and RASG": Line({"painta": 0.5, "rasg": 0.15}),
+    f"blending alone{_WHOLE}": Line({"painta": 0.0, "rasg": 0.0}, True),
+    f"PAIntA and RASG{_WHOLE}": Line({"painta": 0.5, "rasg": 0.15}, True),
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of ``python -m benchmarks editing_inpaint``."""
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
+    parser.add_argument("--methods", nargs="+", choices=LINES, default=list(LINES))
+    add_common(parser, 100)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Measure row by row; the report is whole after every ten cases."""
+    import torch
+
+    from benchmarks.editing.editors import given, load
+    from genkit.evaluation.edits import draw_fills
+    from genkit.world.edits import judge_fill
+
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    pipeline, _ = load(options.model, options.dtype)
+    store = Store(options.output / f"{NAME}.json")
+    store.facts = environment()
+    for kind in options.kinds:
+        cases = draw_fills(kind, options.first + options.cases)[options.first :]
+        for name in options.methods:
+            line = LINES[name]
+            chosen = {} if line.settings is None else {**_usual(options.model), **line.settings, **given(options.set)}
+            row = store.row(options.model, kind, name, {**chosen, "dtype": options.dtype, "first": options.first})
+            runner = _runner(pipeline, line, chosen)
+            outputs = measure(row, cases, runner, judge_fill, lambda: save(NAME, store, text(store), options.output))
+            if options.sheets:
+                path = options.sheets / f"{row.key.replace('/', '-').replace(' ', '-')}.png"
+                sheets.before_after_truth(cases, outputs, row, path)
+        print(text(store), flush=True)
+    return 0
+
+
+def text(store: Store) -> str:
+    """The report of all rows."""
+    return report("Parts made anew", store, _TOLD, _PARTS, list(LINES))
+
+
+def _usual(model: str) -> dict[str, Any]:
+    """Steps, guidance and fresh noise of the model's own file, as ``genkit inpaint`` takes them."""
+    from genkit.models.registry import locate
+    from genkit.models.sidecar import read_sidecar
+
+    sidecar = read_sidecar(locate(model).path)
+    names = {
+        "steps": "num_inference_steps",
+        "guidance_scale": "guidance_scale",
+        "max_sequence_length": "max_sequence_length",
+    }
+    found = {call: sidecar.defaults[name] for name, call in names.items() if name in sidecar.defaults}
+    if "eta" in sidecar.call:
+        found["eta"] = sidecar.call["eta"]
+    return found
+
+
+def _runner(pipeline: Any, line: Line, settings: dict[str, Any]) -> Any:
+    if line.settings is None:
+        return lambda case, number: case.target
+    import torch
+
+    from benchmarks.editing.editors import NOISE
+    from genkit.editing.hd_painter import HDPainterPipeline
+
+    painter = HDPainterPipeline.from_pipe(pipeline)
+
+    def run(case: Any, number: int) -> np.ndarray:
+        prompt = case.whole_prompt if line.whole else case.prompt
+        generator = torch.Generator().manual_seed(NOISE + number)
+        return painter(case.source, case.mask, prompt, generator=generator, **settings).frames[0]
+
+    return run

@@ -1,0 +1,104 @@
+"""Tables of rows: methods down, kinds of cases across, one table a figure."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from benchmarks.editing.store import Row, Store
+from benchmarks.environment import RESULTS, machine_line, table, write_results
+
+#: Title of a table, and what stands in a row's cell.
+Part = tuple[str, Callable[[Row], str]]
+
+
+def add_common(parser: argparse.ArgumentParser, cases: int) -> None:
+    """Options that all benchmarks of editing have."""
+    parser.add_argument("--model", default="toy-image")
+    parser.add_argument("--cases", type=int, default=cases, help=f"of every kind (default {cases})")
+    parser.add_argument("--first", type=int, default=0, help="first case, for tuning on other cases than the reported")
+    parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="settings of the methods")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--sheets", type=Path, help="folder for pictures before, after and truth of every row")
+    parser.add_argument("--output", type=Path, default=RESULTS)
+
+
+def save(name: str, store: Store, text: str, folder: Path) -> None:
+    """Write the results whole."""
+    write_results(name, store.data(), text, folder)
+
+
+def report(title: str, store: Store, told: str, parts: Sequence[Part], order: Sequence[str]) -> str:
+    """The text of all rows, model by model.
+
+    Args:
+        title: of the report.
+        store: its rows.
+        told: what was measured.
+        parts: the tables; those without a value are left out.
+        order: of the methods.
+    """
+    lines = [f"# {title}", "", machine_line(store.facts), told, ""]
+    for model in dict.fromkeys(row.model for row in store.rows.values()):
+        rows = [row for row in store.rows.values() if row.model == model and row.count]
+        precision = ", ".join(sorted({str(row.settings.get("dtype")) for row in rows}))
+        lines += [f"## {model}, {precision}", "", *_tables(rows, parts, order)]
+    return "\n".join(lines)
+
+
+def _tables(rows: Sequence[Row], parts: Sequence[Part], order: Sequence[str]) -> list[str]:
+    kinds = list(dict.fromkeys(row.kind for row in rows))
+    places = {name: number for number, name in enumerate(order)}
+    methods = sorted({row.method for row in rows}, key=lambda name: places.get(name, len(places)))
+    found = {(row.method, row.kind): row for row in rows}
+    lines = []
+    for title, cell in parts:
+        body = []
+        for method in methods:
+            cells = {kind: cell(found[method, kind]) if (method, kind) in found else "" for kind in kinds}
+            counts = sorted({found[method, kind].count for kind in kinds if (method, kind) in found})
+            spread = "-".join(str(count) for count in dict.fromkeys((counts[0], counts[-1])))
+            if any(cells.values()):
+                body.append({"method": method, "cases": spread, **cells})
+        if body:
+            lines += [f"### {title}", "", table(body), ""]
+    return lines
+
+
+def share(name: str) -> Callable[[Row], str]:
+    """Cell of a share in percent with its standard error."""
+
+    def cell(row: Row) -> str:
+        from genkit.evaluation.edits import share_of
+
+        values = row.values(name)
+        return share_of(values).percent if values else ""
+
+    return cell
+
+
+def mean(name: str, digits: int = 1) -> Callable[[Row], str]:
+    """Cell of a mean with its standard error."""
+
+    def cell(row: Row) -> str:
+        from genkit.evaluation.edits import mean_of
+
+        values = row.values(name)
+        if not values:
+            return ""
+        found = mean_of(values)
+        return f"{found.mean:.{digits}f} ± {found.error:.{digits}f}"
+
+    return cell
+
+
+def percents(*names: str) -> Callable[[Row], str]:
+    """Cell of several shares in percent."""
+
+    def cell(row: Row) -> str:
+        columns = [row.values(name) for name in names]
+        return " / ".join(f"{100 * sum(each) / len(each):.0f}" for each in columns) if all(columns) else ""
+
+    return cell
