@@ -1,5 +1,4 @@
-"""Parts of pictures made anew: the prompted object appears in the mask, and the rest stays bit for bit. PAIntA and RASG,
-one by one."""
+"""Parts made anew: the object appears in the mask, the rest stays bit for bit. PAIntA and RASG one by one."""
 
 from __future__ import annotations
 
