@@ -90,7 +90,10 @@ def read_given(path: Path, model: Model, video: bool) -> Given:
         found = Given(picture.frames, path, picture.fps, told=picture.told)
     rule = model.rule
     multiple, each = (8, 1) if rule is None else (rule.multiple, rule.frames_multiple)
-    canvas = Canvas.of(found.frames[0], multiple)
+    limits = model.sidecar.limits
+    least = (limits.get("min_height", 1), limits.get("min_width", 1))
+    canvas = Canvas.of(found.frames[0], multiple, least=least)
+    _check_size(path, canvas, model)
     frames = len(found.frames) + (-(len(found.frames) - 1) % each if video else 0)
     told = list(canvas.told)
     if frames > len(found.frames):
@@ -98,6 +101,17 @@ def read_given(path: Path, model: Model, video: bool) -> Given:
         told.append(f"the clip of {len(found.frames)} frames is worked on with its last one {more} times more, cut off")
     values = {**vars(found), "multiple": multiple, "size": (*canvas.size, frames), "told": (*found.told, *told)}
     return Given(**values)
+
+
+def _check_size(path: Path, canvas: Canvas, model: Model) -> None:
+    for side, name in zip(canvas.size, ("height", "width"), strict=True):
+        most = model.sidecar.limits.get(f"max_{name}")
+        if most is not None and side > most:
+            height, width = canvas.picture.shape[:2]
+            raise UsageError(
+                f"{path.name} has {width}x{height} pixels, {model.name} goes up to a {name} of {most}; make it "
+                "smaller, or take another model"
+            )
 
 
 def _clip(path: Path, model: Model) -> Given:

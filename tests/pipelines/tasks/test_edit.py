@@ -1,0 +1,219 @@
+"""``genkit edit``: what is read, what is chosen, what is refused, and that the output has the input's size."""
+
+from __future__ import annotations
+
+import json
+import struct
+import zlib
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from genkit import media
+from genkit.cli.main import main
+from genkit.errors import UsageError
+from genkit.pipelines.resolve import resolve
+from genkit.pipelines.session import Session
+from genkit.pipelines.tasks.edit.settings import METHODS, PRESETS, EditSettings
+from genkit.pipelines.tasks.edit.words import differing
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (19, 26, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def picture(tmp_path):
+    path = tmp_path / "cat.png"
+    Image.fromarray(PIXELS).save(path)
+    return path
+
+
+@pytest.fixture
+def cli(tmp_path, monkeypatch, capsys, tiny_sd):
+    """``genkit edit`` in an empty folder: (exit code, standard output, lines of standard error without progress)."""
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+
+    def call(*arguments, model=tiny_sd):
+        code = main(["edit", *map(str, arguments), *([] if model is None else ["--model", str(model)])])
+        told = capsys.readouterr()
+        lines = [line for line in told.err.splitlines() if "loading" not in line and "output 1/1: step" not in line]
+        return code, told.out, lines
+
+    return call
+
+
+def ask(model, picture, **changes):
+    fixed = {"image": str(picture), "prompt": "a blue circle", "source_prompt": "a red circle", "seed": 1, "steps": 2}
+    return EditSettings(**{**fixed, "model": str(model), **changes})
+
+
+def test_an_edit_has_the_size_of_the_picture_and_its_settings_repeat_it(cli, picture):
+    given = ["--source-prompt", "a red circle", "--prompt", "a blue circle", "--seed", 3, "--steps", 2]
+    code, out, lines = cli(picture, *given, "--words", "blue", "-o", "a.png", "--json")
+    assert code == 0, lines
+    (entry,) = json.loads(out)["outputs"]
+    assert (entry["height"], entry["width"]) == (19, 26)
+    assert "worked on at" in "\n".join(lines)
+    settings = media.read_settings("a.png")
+    assert settings["command"] == "edit" and settings["settings"]["image"] == str(picture.resolve())
+    assert "image_fingerprint" in settings["made_with"]
+    code, _, lines = cli("--from", "a.png", "-o", "b.png", model=None)
+    assert code == 0, lines
+    assert np.array_equal(media.read_media("a.png").frames, media.read_media("b.png").frames)
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "flowedit"])
+def test_every_method_of_a_diffusion_model_runs_and_tells_its_steps(method, picture, tiny_sd):
+    session = Session(resolve(ask(tiny_sd, picture, method=method)))
+    steps, previews = [], []
+    made = session.run(
+        progress=lambda *told: steps.append(told), latents=lambda latents: previews.append(latents.shape)
+    )
+    assert made.frames.shape == (1, 19, 26, 3)
+    assert steps[-1] == ("decode", 0, 1) and steps[0][0] == "step" and steps[0][1] == 1
+    assert len(previews) == len(steps) - 1 and set(previews) == {(1, 4, 12, 16)}
+
+
+def test_a_clip_keeps_its_frames_and_its_rate(tmp_path, tiny_wan):
+    frames = np.random.default_rng(0).integers(0, 256, (4, 32, 48, 3), dtype=np.uint8)
+    media.write_mp4(tmp_path / "clip.mp4", frames, Fraction(24000, 1001))
+    request = resolve(ask(tiny_wan, tmp_path / "clip.mp4", max_sequence_length=16))
+    assert request.settings.method == "flowedit" and any("last one 1 times more" in line for line in request.notes)
+    made = Session(request).run()
+    assert made.frames.shape == frames.shape and made.fps == Fraction(24000, 1001)
+    (tmp_path / "edit.mp4").unlink(missing_ok=True)
+    made.write(tmp_path / "edit.mp4")
+    assert media.read_media(tmp_path / "edit.mp4").fps == Fraction(24000, 1001)
+
+
+def test_a_picture_given_to_a_model_of_videos_comes_back_as_a_picture(picture, tiny_wan, tmp_path):
+    request = resolve(ask(tiny_wan, picture, max_sequence_length=16, output=str(tmp_path / "out.png")))
+    assert request.frames == 1 and request.inputs.size[2] == 1
+
+
+def test_the_source_prompt_is_read_from_a_picture_that_genkit_made(tmp_path, tiny_sd):
+    record = {"command": "generate", "settings": {"prompt": "a red circle"}}
+    media.write_media(tmp_path / "made.png", PIXELS[None], settings=record)
+    request = resolve(ask(tiny_sd, tmp_path / "made.png", source_prompt=None))
+    assert request.settings.source_prompt == "a red circle"
+    assert any("the one the picture was made with: a red circle" in line for line in request.notes)
+
+
+def test_what_is_left_open_is_filled_by_method_and_preset(picture, tiny_sd, tiny_flux):
+    usual = resolve(ask(tiny_sd, picture, steps=None)).settings
+    assert (usual.method, usual.strength, usual.source_guidance_scale) == ("infedit", 1.0, 1.0)
+    assert usual.steps and usual.guidance_scale and usual.keep is not None
+    flow = resolve(ask(tiny_flux, picture, steps=None)).settings
+    assert (flow.method, flow.keep) == ("flowedit", None)
+    keeps = {name: resolve(ask(tiny_sd, picture, preset=name)).settings.keep for name in PRESETS}
+    assert keeps["colour"] > keeps["shape"]
+    assert resolve(ask(tiny_sd, picture, preset="colour", keep=0.2)).settings.keep == 0.2
+    assert "preset" not in usual.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "words"),
+    [
+        ("a red circle on blue", "a striped green circle on blue", ("striped", "green")),
+        ("a red circle", "a red circle", ()),
+        ("", "a circle", ("a", "circle")),
+        ("a red circle, blue background", "a red circle and a square, blue background", ("and", "a", "square")),
+    ],
+)
+def test_words_are_those_without_a_partner(source, target, words):
+    assert differing(source, target) == words
+
+
+def damaged(path: Path, kind: str) -> Path:
+    """A file that is no picture, in one of several ways."""
+    if kind == "text":
+        path.write_text("not a picture")
+    elif kind == "empty":
+        path.write_bytes(b"")
+    elif kind == "cut":
+        Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(path)
+        path.write_bytes(path.read_bytes()[:3000])
+    elif kind == "bomb":
+        head = struct.pack(">IIBBBBB", 20_000, 20_000, 8, 2, 0, 0, 0)
+        chunks = [(b"IHDR", head), (b"IDAT", zlib.compress(b"\0" * 1000)), (b"IEND", b"")]
+        parts = [
+            struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+            for name, data in chunks
+        ]
+        path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+    else:
+        path.mkdir()
+    return path
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("text", "cannot read"),
+        ("empty", "cannot read"),
+        ("cut", "cannot read"),
+        ("bomb", "400000000 pixels"),
+        ("folder", "folder"),
+    ],
+)
+def test_a_file_that_is_no_picture_is_refused_in_one_line(kind, said, cli, tmp_path):
+    code, _, lines = cli(damaged(tmp_path / "bad.png", kind), "--source-prompt", "a", "--prompt", "b")
+    assert code in (1, 2) and len(lines) == 1 and said in lines[0] and "Traceback" not in lines[0]
+    assert list(Path().iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"words": ("zebra",)}, "zebra"),
+        ({"words": ("auto", "red")}, "stand alone"),
+        ({"method": "flowedit"}, "flow models"),
+        ({"method": "flowedit", "keep": 0.5}, "leaves alone"),
+        ({"method": "img2img", "words": ("red",)}, "leaves alone"),
+        ({"method": "img2img", "source_guidance_scale": 2.0}, "reads no source prompt"),
+        ({"method": "p2p", "strength": 0.5}, "--keep"),
+        ({"method": "masactrl"}, "infedit"),
+        ({"preset": "colours"}, "colour"),
+        ({"keep": 1.1}, "1"),
+        ({"source_prompt": None}, "--source-prompt"),
+        ({"prompt": None}, "no prompt"),
+        ({"prompt": "red " * 100}, "tokens, the model reads 77"),
+        ({"source_prompt": "red " * 100}, "the source prompt has"),
+        ({"image": None}, "nothing to edit"),
+        ({"image": "/nowhere/cat.png"}, "does not exist"),
+        ({"image": "cat\0.png"}, "NUL"),
+        ({"output": "out.mp4"}, "single pictures"),
+        ({"steps": 0}, "steps"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(options, said, picture, tiny_sd):
+    from genkit.errors import GenkitError
+
+    with pytest.raises(GenkitError) as error:
+        resolve(ask(tiny_sd, picture, **options))
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_clip_is_refused_by_a_model_of_pictures(tmp_path, tiny_sd):
+    media.write_mp4(tmp_path / "clip.mp4", np.zeros((2, 32, 32, 3), np.uint8), 8)
+    with pytest.raises(UsageError, match="edits pictures"):
+        resolve(ask(tiny_sd, tmp_path / "clip.mp4"))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 40), (65, 3)])
+def test_pictures_of_any_small_size_come_back_at_it(size, tmp_path, tiny_sd):
+    Image.new("RGB", size[::-1], (200, 30, 30)).save(tmp_path / "small.png")
+    made = Session(resolve(ask(tiny_sd, tmp_path / "small.png", steps=1))).run()
+    assert made.frames.shape[1:3] == size
+
+
+def test_a_shipped_model_says_how_large_a_picture_may_be(tmp_path):
+    Image.new("RGB", (600, 200)).save(tmp_path / "large.png")
+    with pytest.raises(UsageError, match="600x200 .* toy-image goes up to a width of 512"):
+        resolve(ask("toy-image", tmp_path / "large.png"))
+    Image.new("RGB", (20, 90)).save(tmp_path / "small.png")
+    assert resolve(ask("toy-image", tmp_path / "small.png")).inputs.size == (96, 64, 1)
