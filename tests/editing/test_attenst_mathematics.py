@@ -48,6 +48,23 @@ def test_asking_again_brings_the_round_trip_closer_every_time(kind):
     assert errors[0] > 0.01 and errors[-1] < 1e-4 * errors[0]
 
 
+def test_an_iteration_that_runs_away_is_not_followed():
+    torch.manual_seed(0)
+    clean, lines = torch.randn(3, 8, dtype=torch.float64), _lines("v_prediction", 4)
+    factor = torch.tensor([[0.0], [-1.0], [-12.0]], dtype=torch.float64)  # the last row's answers overshoot
+
+    def missed(again, guarded):
+        points = invert(
+            clean, lines, lambda point, index: factor * point, again=again, average_below=0, guarded=guarded
+        )
+        steps = [each.step(point, factor * point) for each, point in zip(lines, points, strict=False)]
+        return torch.stack([(step - goal).norm(dim=1) for step, goal in zip(steps, points[1:], strict=True)]).amax(0)
+
+    published, guarded, plain = missed(5, False), missed(5, True), missed(0, True)
+    assert published[2] > 100 * plain[2] and guarded[2] < 2 * plain[2]
+    torch.testing.assert_close(guarded[:2], published[:2])
+
+
 def test_the_mean_of_answers_is_used_below_the_level_only():
     plain, everywhere = _round_trip(5, average_below=0), _round_trip(5, average_below=1)
     assert plain < _round_trip(5, average_below=0.25) < everywhere

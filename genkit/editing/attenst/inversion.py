@@ -17,6 +17,8 @@ from genkit.errors import UsageError, explain
 from genkit.families.facts import EPSILON, FLOW, VELOCITY
 
 Ask = Callable[[torch.Tensor, int], torch.Tensor]
+# An iteration whose misses fall to this share of the one before closes in on its goal.
+_SHRINKS = 0.5
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,7 @@ def invert(
     *,
     again: int = 5,
     average_below: float = 0.25,
+    guarded: bool = True,
     after: Callable[[int], None] | None = None,
 ) -> list[torch.Tensor]:
     """The points of the path that ends in ``clean``, in the order of sampling: the first is the start noise.
@@ -81,7 +84,10 @@ def invert(
         ask: (noisy latents, number of the step in ``lines``) -> the denoiser's answer.
         again: how often the answer is asked for anew at the point it led to, K in the paper; 0 is plain DDIM inversion.
         average_below: noise level below which the step uses the mean of the answers; there the iteration swings
-            around its goal rather than closing in on it. 0 = the last answer everywhere.
+            around its goal rather than closing in on it. 0 = never.
+        guarded: take of all points the one whose own step comes closest to the goal, row by row; the last one only
+            where the iteration closes in. Without it always the last one, as published: where a model reacts strongly
+            to its input the iteration runs away, and the picture comes back with another background.
         after: called with the number of steps done.
 
     Returns:
@@ -92,13 +98,40 @@ def invert(
     points = [clean]
     for index in reversed(range(len(lines))):
         each, goal = lines[index], points[-1]
-        mean = each.level < average_below and again > 0
-        point, total = goal, torch.zeros_like(goal)
-        for _ in range(again if mean else again + 1):
-            answer = ask(point, index)
-            total = total + answer
-            point = each.back(goal, answer)
-        points.append(each.back(goal, total / again) if mean else point)
+        if again and each.level < average_below:
+            points.append(_mean_answer(goal, each, index, ask, again))
+        else:
+            tried = [goal]
+            for _ in range(again + 1):
+                tried.append(each.back(goal, ask(tried[-1], index)))
+            points.append(_closest(tried) if guarded else tried[-1])
         if after is not None:
             after(len(points) - 1)
     return points[::-1]
+
+
+def _mean_answer(goal: torch.Tensor, each: Line, index: int, ask: Ask, count: int) -> torch.Tensor:
+    """The point that the mean of the first ``count`` answers leads back to."""
+    point, total = goal, torch.zeros_like(goal)
+    for _ in range(count):
+        answer = ask(point, index)
+        total = total + answer
+        point = each.back(goal, answer)
+    return each.back(goal, total / count)
+
+
+def _closest(tried: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Of the points of an iteration (B, ...), the first being its goal, the best of every row.
+
+    How far a point's step misses the goal is how far the iteration goes on from it. The last point's miss is not known:
+    it is taken where the misses shrink fast.
+    """
+    misses = torch.stack(
+        [(after - before).flatten(1).norm(dim=1) for before, after in zip(tried, tried[1:], strict=False)]
+    )
+    if len(misses) == 1:
+        return tried[-1]
+    best = misses[1:].argmin(0) + 1
+    shrinks = (misses[-1] <= misses.amin(0)) & (misses[-1] < _SHRINKS * misses[-2])
+    best = torch.where(shrinks, len(tried) - 1, best)
+    return torch.stack(list(tried))[best, torch.arange(len(best), device=best.device)]
