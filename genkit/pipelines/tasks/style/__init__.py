@@ -1,0 +1,1 @@
+"""``genkit style``: a picture in the manner of another one."""

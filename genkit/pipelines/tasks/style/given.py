@@ -1,0 +1,108 @@
+"""The two pictures of a style transfer, read once before any weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from genkit.errors import UnsupportedError, UsageError
+from genkit.families.training.lookup import callable_class
+from genkit.media.canvas import Canvas, read_still
+from genkit.pipelines.kinds import IMAGE
+from genkit.pipelines.prompts import read_prompts
+from genkit.reading import file_digest, regular
+
+if TYPE_CHECKING:
+    from genkit.pipelines.model import Model
+    from genkit.pipelines.resolve import Request
+    from genkit.pipelines.tasks.style.settings import StyleSettings
+
+#: Pixels of each picture at most; a model's own limit comes on top for the content.
+MOST_PIXELS = 1 << 24
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a style transfer works on.
+
+    Args:
+        content, style: uint8 (H, W, 3), of any two sizes.
+        files: of the two.
+        multiple: what height and width of the working size are multiples of.
+        size: height and width of the working size.
+        told: what was chosen in reading them, one line each.
+        source_prompt, style_prompt: their captions, as the model reads them; None = the prompt.
+    """
+
+    content: np.ndarray
+    style: np.ndarray
+    files: tuple[Path, Path]
+    multiple: int
+    size: tuple[int, int]
+    told: tuple[str, ...] = ()
+    source_prompt: str | None = None
+    style_prompt: str = ""
+
+    def fingerprints(self) -> dict[str, str]:
+        """Short digests of the files."""
+        names = ("image_fingerprint", "style_fingerprint")
+        return {name: file_digest(file)[:16] for name, file in zip(names, self.files, strict=True)}
+
+
+def find(settings: StyleSettings) -> tuple[Path, Path]:
+    """The files of content and style.
+
+    Raises:
+        UsageError: one is not given. ArtifactError: one does not exist or is no ordinary file.
+    """
+    if settings.image is None:
+        raise UsageError("no picture: give one, genkit style IMAGE --style FILE")
+    if settings.style is None:
+        raise UsageError("no style: give the picture whose manner is taken, --style FILE")
+    return regular(Path(settings.image), "--image"), regular(Path(settings.style), "--style")
+
+
+def check_model(model: Model) -> None:
+    """Refuse models that make no pictures, and those that genkit cannot call; UnsupportedError."""
+    if model.kind is not IMAGE:
+        raise UnsupportedError(
+            f"{model.name} makes videos, and genkit style works on pictures; take a model of pictures, such as "
+            "--model toy-image"
+        )
+    if not callable_class(model.class_name):
+        raise UnsupportedError(
+            f"genkit style cannot drive {model.class_name}: genkit does not know how its denoiser is called; see "
+            "genkit families"
+        )
+
+
+def read_given(content: Path, style: Path, model: Model) -> Given:
+    """Read both pictures for a model.
+
+    Raises:
+        ArtifactError: no readable picture, or more pixels than allowed.
+    """
+    picture, manner = read_still(content, MOST_PIXELS), read_still(style, MOST_PIXELS)
+    multiple = 8 if model.rule is None else model.rule.multiple
+    canvas = Canvas.of(picture.pixels, multiple)
+    told = (*picture.told, *manner.told, *canvas.told)
+    return Given(picture.pixels, manner.pixels, (content, style), multiple, canvas.size, told)
+
+
+def read_texts(request: Request) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The captions as the model reads them, and what of them is cut or unknown."""
+    texts, told = {}, []
+    for name in ("source_prompt", "style_prompt"):
+        text = getattr(request.settings, name)
+        if text:
+            asked = request.settings.replace(prompt=text, negative_prompt=None)
+            limit = request.model.sidecar.limits.get("max_prompt_tokens")
+            read = read_prompts(request.tokenizers, asked, limit, name=name.replace("_", " "))
+            texts[name] = read.prompt
+            told += read.told
+        else:
+            texts[name] = text
+    return texts, tuple(told)
