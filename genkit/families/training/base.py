@@ -100,6 +100,9 @@ class Training:
         takes: names of what may be given beside.
         experts: (pipeline) -> component -> (lowest, highest) noise level it sees, of models with several denoisers.
         guidance: default of :attr:`Call.guidance`.
+        conditions: names of what ``encode`` makes of told pictures that training may empty or put noise on: latents
+            (C, T, h, w) in the denoiser's own channels, zero where nothing is told.
+        condition_dropout: share of samples whose conditions are emptied, as the family was trained.
         slots_chosen: whether ``text`` makes as many tokens as it is asked for; otherwise always ``slots``.
         variant: what ``encode`` and ``text`` depend on beside the parts of the pipeline, for the keys of caches.
         told: (height, width) in pixels -> what ``arguments`` needs beside the latents of a picture of this size that
@@ -119,6 +122,8 @@ class Training:
     takes: tuple[str, ...] = ()
     experts: Callable[[Any], dict[str, tuple[float, float]]] | None = None
     guidance: float = 1.0
+    conditions: tuple[str, ...] = ()
+    condition_dropout: float = 0.0
     slots_chosen: bool = True
     variant: str = ""
     told: Callable[[int, int], Tensors] | None = None

@@ -84,7 +84,10 @@ def _text_to_video(pipeline: Any, sound: str | None) -> Training:
 
 def _image_to_video(pipeline: Any, sound: str | None) -> Training:
     need_channels(pipeline, pipeline.transformer, 2 * pipeline.transformer.config.out_channels)
-    return Training((VIDEO,), _encode_told, encode_states, _told_arguments, _answers, slots=226, takes=("first_frame",))
+    return Training(
+        (VIDEO,), _encode_told, encode_states, _told_arguments, _answers, slots=226, takes=("first_frame",),
+        conditions=("condition",), condition_dropout=0.05,  # as Diffusers' own script for this model
+    )  # fmt: skip
 
 
 PIPELINES = {"CogVideoXPipeline": _text_to_video, "CogVideoXImageToVideoPipeline": _image_to_video}

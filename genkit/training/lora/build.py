@@ -81,6 +81,8 @@ def loss_options(settings: LoraSettings, objective: str, seen: tuple[float, floa
         noise_offset=settings.noise_offset,
         guidance=settings.guidance,
         audio_weight=settings.audio_weight,
+        condition_dropout=settings.condition_dropout,
+        condition_noise=settings.condition_noise,
     )
 
 
@@ -141,6 +143,7 @@ _DECIDING = (
     "lr_warmup_steps", "lr_num_cycles", "lr_power", "use_ema", "ema_decay", "seed", "mixed_precision",
     "timestep_sampling", "logit_mean", "logit_std", "mode_scale", "flow_shift", "min_level", "max_level",
     "loss_weighting", "loss_type", "huber_delta", "snr_gamma", "noise_offset", "guidance", "audio_weight",
+    "condition_dropout", "condition_noise",
     "attention", "attention_args", "schedule", "backend", "recipe", "train_attention_weights", "mix", "mix_balance",
     "mix_certainty",
 )  # fmt: skip

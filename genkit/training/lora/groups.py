@@ -341,6 +341,14 @@ class LossSettings(Settings):
         "left out.",
         group="Noise and loss", rule=Rule(low=0, high=1000),
     )  # fmt: skip
+    condition_dropout: float | None = option(
+        None, "Share of samples whose told picture is emptied (CogVideoX image-to-video; 0.05 when left out).",
+        group="Noise and loss", rule=_SHARE,
+    )  # fmt: skip
+    condition_noise: float | None = option(
+        None, "Noise on the told picture's latents (CogVideoX image-to-video): of about this strength, drawn anew "
+        "every time; none when left out.", group="Noise and loss", rule=Rule(low=0, high=10),
+    )  # fmt: skip
     audio_weight: float = option(
         1.0, "Weight of the sound's loss beside the video's.", group="Noise and loss", rule=Rule(low=0, high=1000)
     )

@@ -7,6 +7,7 @@ batch of both does.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -30,7 +31,7 @@ RANGES = (0.25, 0.5, 0.75, 1.0)
 #: Levels of the loss on held-out samples.
 HELD_OUT_LEVELS = (0.2, 0.4, 0.6, 0.8, 0.95)
 #: What a generator is for, so that no two draw the same.
-_TRAINING, _HELD_OUT, _DROPOUT = 0, 1, 2
+_TRAINING, _HELD_OUT, _DROPOUT, _CONDITION = 0, 1, 2, 3
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,9 @@ class LossOptions:
         noise_offset: strength of noise that is the same in all places of a channel, for epsilon and v.
         guidance: told to models with an embedded guidance scale; None = the family's.
         audio_weight: of the sound's loss beside the main stream's.
+        condition_dropout: share of samples whose told pictures are emptied; None = the family's.
+        condition_noise: middle strength of noise on told pictures, in their latents' units. Each sample's own is drawn
+            around it: its logarithm is normal, with a deviation of 0.5. None for none.
     """
 
     levels: Levels = field(default_factory=Levels)
@@ -58,6 +62,8 @@ class LossOptions:
     noise_offset: float = 0.0
     guidance: float | None = None
     audio_weight: float = 1.0
+    condition_dropout: float | None = None
+    condition_noise: float | None = None
 
     def __post_init__(self):
         if self.kind not in (MSE, HUBER):
@@ -112,6 +118,8 @@ class LoraTask(nn.Module):
             raise UsageError("noise_offset is for epsilon and v prediction; this is a flow model: leave it out")
         if options.shift is not None and self.training_record.shift is None:
             raise UsageError("flow_shift: the levels of this family are not shifted; leave it out")
+        if (options.condition_noise or options.condition_dropout) and not self.training_record.conditions:
+            raise UsageError("condition_noise and condition_dropout: this model is told no picture that takes them")
 
     def forward(self, batch: Batch, number: int, rank: int = 0) -> tuple[torch.Tensor, dict[str, float]]:
         """The loss of a micro-batch: a mean over its samples.
@@ -129,9 +137,34 @@ class LoraTask(nn.Module):
         count = len(next(iter(batch.latents.values())))
         generators = [self.generator(_TRAINING, number, rank * count + index) for index in range(count)]
         level = torch.cat([levels.draw(1, generator) for generator in generators])
+        batch = self._conditions(batch, number, rank * count)
         with self._dropout(number, rank), self._kept():
             errors = self.errors(batch, level, generators)
         return self._loss(errors, level)
+
+    def _conditions(self, batch: Batch, number: int, first: int) -> Batch:
+        """The batch with told pictures emptied in a share of the samples, and with noise on the others.
+
+        Args:
+            batch: as it was encoded.
+            number: of the micro-batch.
+            first: place of its first sample in the batch of all processes.
+        """
+        record, options = self.training_record, self.options
+        share = record.condition_dropout if options.condition_dropout is None else options.condition_dropout
+        names = [name for name in record.conditions if name in batch.media]
+        if not names or not (share or options.condition_noise):
+            return batch
+        changed = {name: batch.media[name].clone() for name in names}
+        for index in range(len(changed[names[0]])):
+            generator = self.generator(_CONDITION, number, first + index)
+            empty = float(torch.rand((), generator=generator)) < share
+            strength = (options.condition_noise or 0.0) * math.exp(0.5 * float(torch.randn((), generator=generator)))
+            for told in (changed[name][index] for name in names):
+                noise = torch.randn(told.shape, generator=generator).to(told)
+                there = told.any(0, keepdim=True)
+                told.mul_(0.0) if empty else told.add_(strength * noise * there)
+        return replace(batch, media={**batch.media, **changed})
 
     def levels(self, batch: Batch) -> Levels:
         """The distribution of levels for samples of a batch's size."""

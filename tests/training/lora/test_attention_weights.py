@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 import genkit
 from genkit.errors import UsageError
+from genkit.lora.contents import read_lora
 from genkit.media.files import write_media
 from genkit.training.lora.run import Run
 from genkit.training.lora.settings import LoraSettings
@@ -93,3 +94,36 @@ def test_weights_stay_as_they_are_unless_asked(opened, tiny_wan, tmp_path):
     assert not (tmp_path / "lora" / "attention.safetensors").exists()
     with pytest.raises(UsageError, match="has no weights of its own"):
         Run.open(settings(tiny_wan, tmp_path, output=str(tmp_path / "x"), attention="radial", attention_args={}))
+
+
+def test_context_tokens_between_sound_and_picture_train_beside_a_lora_and_are_saved(tmp_path):
+    (tmp_path / "data").mkdir()
+    frames = np.full((9, 64, 64, 3), 40, np.uint8)
+    frames[:, 16:48, 8:40] = 200
+    tone = np.sin(np.arange(16000 * 9 // 8) / 12).astype(np.float32)[:, None] * 0.5
+    write_media(tmp_path / "data" / "0.mp4", frames, 8, audio=tone, sample_rate=16000)
+    (tmp_path / "data" / "0.txt").write_text("a red circle moves right")
+    more = {"num_frames": 9, "max_train_steps": 2, "attention": "cross_modal_context", "target_modules": ["to_q"]}
+    arguments = {"tokens": "2", "beta": "-2"}
+    run = Run.open(settings("toy-av", tmp_path, **more, attention_args=arguments))
+    before = {name: value.detach().clone() for name, value in run.weights.named_parameters()}
+    run.go()
+    stored = load_file(tmp_path / "lora" / "attention.safetensors")
+    moved = [name for name, value in run.weights.named_parameters() if not torch.equal(value, before[name])]
+    assert {part for name in moved for part in ("audio_to_video", "video_to_audio") if part in name} == {
+        "audio_to_video", "video_to_audio"
+    }  # fmt: skip
+    assert len(stored) == len(before) > 0
+    assert sorted(map(tuple, (value.shape for value in stored.values()))) == sorted(
+        map(tuple, (value.shape for value in before.values()))
+    )
+    facts = read_lora(tmp_path / "lora").facts
+    assert (facts.attention, facts.attention_weights) == ("cross_modal_context", "attention.safetensors")
+    # A stock pipeline with both files makes what was trained.
+    pipeline = genkit.load("toy-av", "float32", "cpu")
+    file = str(tmp_path / "lora" / "attention.safetensors")
+    with genkit.patch(pipeline, genkit.CrossModalContext(tokens=2, beta=-2.0, weights=file)) as handle:
+        kept = dict(handle.weights.named_parameters())
+        assert kept.keys() == before.keys()
+        for name, value in run.weights.named_parameters():
+            torch.testing.assert_close(kept[name], value.detach(), atol=1e-6, rtol=1e-6)

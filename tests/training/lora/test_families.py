@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,12 +12,13 @@ import tiny_pipelines
 import torch
 from torch import nn
 
+from genkit.errors import UsageError
 from genkit.families.lookup import diffusers_class, facts_of
 from genkit.families.training.base import SPREAD, VIDEO, Media
 from genkit.families.training.lookup import trainable, training_of
 from genkit.training.data.batch import Batch
 from genkit.training.lora.adapter import Adapter, AdapterConfig
-from genkit.training.lora.task import LoraTask
+from genkit.training.lora.task import LoraTask, LossOptions
 
 #: Pipeline, frames, height and width of a sample, text slots; the shipped models' families are trained elsewhere.
 CASES: dict[str, tuple[Callable[[], Any], int, int, int, int]] = {
@@ -112,3 +114,47 @@ def test_every_class_with_a_record_is_trained_here_or_is_a_shipped_models():
     here = {type(build()).__name__ for build, *_ in CASES.values()}
     shipped = {"WanPipeline", "StableDiffusionPipeline", "FluxPipeline", "LTX2Pipeline", "LTX2ImageToVideoPipeline"}
     assert here | shipped == set(trainable())
+
+
+def test_told_pictures_are_emptied_or_noised_anew_in_every_step(monkeypatch):
+    task, batch = task_and_batch("cogvideox from pictures")
+    told = batch.media["condition"]
+    told[:, :, 0] += 1.0  # the tiny autoencoder may make a zero of it
+
+    def with_options(**options):
+        task.options = replace(task.options, **options)
+        return task
+
+    def changed(number=0, first=0):
+        return task._conditions(batch, number, first).media["condition"]
+
+    with_options(condition_dropout=1.0)
+    assert not changed().any() and told.any()
+    seen = []
+    monkeypatch.setattr(task.network, "forward", lambda **given: seen.append(given["hidden_states"]) or _stop())
+    with pytest.raises(StopIteration):
+        task(batch, 0)
+    assert seen[0].shape[2] == 2 * told.shape[1] and not seen[0][:, :, told.shape[1] :].any()
+    with_options(condition_dropout=0.0, condition_noise=0.05)
+    noised = changed() - told
+    assert 0.01 < float(noised[:, :, 0].std()) < 0.3 and not noised[:, :, 1:].any()
+    assert torch.equal(changed(), changed()) and not torch.equal(changed(0), changed(1))
+    assert torch.equal(changed(0, 2)[0], task._conditions(_turned(batch), 0, 1).media["condition"][1])
+    with_options(condition_dropout=None, condition_noise=None)
+    empty = sum(not row.any() for number in range(300) for row in changed(number))
+    assert 0.02 < empty / 600 < 0.09  # 0.05 as the family was trained
+
+
+def test_models_that_are_told_no_picture_refuse_its_noise():
+    task, _ = task_and_batch("ltx")
+    with pytest.raises(UsageError, match="this model is told no picture that takes them"):
+        LoraTask(task.pipeline, task.training_record, task.adapter, LossOptions(condition_noise=0.1))
+
+
+def _stop():
+    raise StopIteration
+
+
+def _turned(batch):
+    """The same samples in another order."""
+    return replace(batch, media={name: value.flip(0) for name, value in batch.media.items()})

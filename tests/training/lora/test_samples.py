@@ -199,3 +199,36 @@ def test_a_sheet_holds_rows_of_the_same_columns_and_few_of_many(tmp_path):
     assert two - one == row.shape[0] + 8
     many = sheet_of(tmp_path, ["a", "b"], dict.fromkeys(range(1, 201), row)).shape[0]
     assert many - one == (MOST_ROWS - 1) * (row.shape[0] + 8)
+
+
+@pytest.mark.parametrize(("name", "bucket", "ending"), [("sd", (1, 64, 64), ".png"), ("av", (9, 64, 64), ".mp4")])
+def test_pictures_are_png_and_clips_have_their_sound(tiny_sd, tmp_path, name, bucket, ending):
+    from genkit.models import locate
+    from genkit.pipelines.load import fetch
+    from genkit.pipelines.load import load as load_pipeline
+    from genkit.pipelines.model import Model
+    from genkit.training.data.folder.buckets import Bucket
+    from genkit.training.data.folder.cuts import Cut
+    from genkit.training.data.folder.items import Item
+    from genkit.training.lora.settings import LoraSettings
+
+    place = str(tiny_sd) if name == "sd" else "toy-av"
+    given = {
+        "model": place, "data": "x", "output": str(tmp_path), "max_train_steps": 1, "device": "cpu",
+        "validation_prompts": ["a red circle"], "validation_num_inference_steps": 2,
+    }  # fmt: skip
+    model = Model.of(fetch(locate(place)), place)
+    pipeline = load_pipeline(place, "float32", "cpu")
+    given = LoraSettings.from_mappings(("the test", given))
+    views = room.ValidationSamples(
+        given, model, pipeline, [Cut(Item(tmp_path / "x", ""), Bucket(*bucket), (0,))], print
+    )
+    views.encode()
+    with torch.no_grad():
+        views.render(0, None)
+    path = tmp_path / "samples" / "step-0" / f"01-a-red-circle{ending}"
+    if name == "sd":
+        assert read_image(path).frames.shape == (1, 64, 64, 3)
+        return
+    frames, fps, sound, rate, _ = read_mp4(path)
+    assert frames.shape == (9, 64, 64, 3) and abs(len(sound) / rate - 9 / fps) < 0.05
