@@ -328,13 +328,17 @@ def _told(read: Picture, path: str | Path, channel: str) -> tuple[str, ...]:
 
 
 def _scaled(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    if values.dtype != bool:
-        return resized(values[None], *size)[0]
-    from PIL import Image
+    return scaled_mask(values, size) if values.dtype == bool else resized(values[None], *size)[0]
 
-    # A box average; whatever a cell holds of the mask makes it part of the mask, so that nothing of it is lost.
-    grey = Image.fromarray(values.astype(np.uint8) * 255).resize(size[::-1], Image.Resampling.BOX)
-    return np.asarray(grey) > 0
+
+def scaled_mask(inside: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A mask (H, W) at another size; a pixel that holds any of it belongs to it, so that nothing is lost."""
+    rows, columns = (np.linspace(0, now, new + 1) for now, new in zip(inside.shape, size, strict=True))
+    counts = np.pad(inside.astype(np.int64), ((1, 0), (1, 0))).cumsum(0).cumsum(1)
+    top, left = np.floor(rows[:-1] + 1e-9).astype(int), np.floor(columns[:-1] + 1e-9).astype(int)
+    bottom, right = np.ceil(rows[1:] - 1e-9).astype(int), np.ceil(columns[1:] - 1e-9).astype(int)
+    corners = [counts[np.ix_(one, other)] for one in (bottom, top) for other in (right, left)]
+    return corners[0] - corners[1] - corners[2] + corners[3] > 0
 
 
 def _step(mask: np.ndarray, corners: bool) -> np.ndarray:

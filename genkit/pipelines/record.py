@@ -22,6 +22,8 @@ from genkit.schema import open_keys, read
 
 #: Settings that name files by their full paths.
 FILES = ("lora", "lora_router", "lora_mask", "recipe", "reference", "audio", "video", "image", "mask", "style")
+#: Settings that name models, which may be folders or of the hub.
+MODELS = ("model", "upscaler")
 PACKAGES = ("torch", "diffusers", "transformers")
 
 
@@ -105,12 +107,13 @@ def followed(record: Record, origin: str, written: Container[str]) -> tuple[dict
     weights = arguments.get("weights") if isinstance(arguments, dict) else None
     if isinstance(weights, str):
         _check_place(origin, "attention_args weights", weights, True)
-    model = settings.get("model") if "model" not in written else None
-    if isinstance(model, str) and locate(model).kind == "hub":
-        raise UsageError(
-            f"{origin} was made with {shown(model)} of the Hugging Face hub, which would be downloaded; "
-            f"add --model {escaped(model)} if you trust it"
-        )
+    for name in MODELS:
+        model = settings.get(name) if name not in written else None
+        if isinstance(model, str) and locate(model).kind == "hub":
+            raise UsageError(
+                f"{origin} was made with {shown(model)} of the Hugging Face hub, which would be downloaded; "
+                f"add --{name} {escaped(model)} if you trust it"
+            )
     return settings, told
 
 

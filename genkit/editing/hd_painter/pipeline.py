@@ -9,8 +9,9 @@ import torch
 
 from genkit.editing.hd_painter.attention import PromptAttention, frozen
 from genkit.editing.hd_painter.known import beside_latents, filled, latent_mask, matched
-from genkit.editing.hd_painter.place import Place, as_mask, native_side
+from genkit.editing.hd_painter.place import Place, as_mask, native_side, usual_context
 from genkit.editing.hd_painter.rasg import mixed
+from genkit.editing.hd_painter.upscale import factor_of, upscale
 from genkit.editing.shared.branches import Branch, Branches
 from genkit.editing.shared.model import EditModel
 from genkit.editing.shared.pipeline import EditOutput, EditPipeline, Input, Progress, as_frames, config_of, size_rule
@@ -52,6 +53,7 @@ class HDPainterPipeline(EditPipeline):
         context: int | None = None,
         least: tuple[int, int] | None = None,
         longest: int | None = None,
+        upscaler: Any = None,
         generator: torch.Generator | None = None,
         max_sequence_length: int | None = None,
         multiple: int | None = None,
@@ -72,10 +74,12 @@ class HDPainterPipeline(EditPipeline):
                 deviation of DDIM's noise: the paper's eta. 0 leaves it out. Costs a backward pass in every step, two to
                 three times the time and several times the memory; for UNets of diffusion models only.
             eta: share of DDIM's noise that is drawn anew in every step; 0 draws none.
-            context: pixels around the mask that the model sees; None = half of the longer side of the mask's box. The
-                smaller it is, the larger is the object in what the model makes, and the fewer tokens there are.
+            context: pixels around the mask that the model sees; None = :func:`usual_context`. The smaller it is, the
+                larger is the object in what the model makes, and the fewer tokens there are.
             least: height and width that the model sees at least; None = those it was trained on.
             longest: a part whose longer side is more is scaled to this and back, and it is said; None = never.
+            upscaler: a loaded StableDiffusionUpscalePipeline: a part that is larger than ``longest`` is made at a
+                quarter of its size and drawn large by it, with the known part of the large picture (20 steps more).
             generator: of all noise.
             max_sequence_length: text tokens, for encoders that leave it open.
             multiple: what height and width must be multiples of; None = the family's rule.
@@ -96,11 +100,14 @@ class HDPainterPipeline(EditPipeline):
             side = native_side(config_of(self.pipe)) or 1
             # What is smaller than a model was trained on is not blown up by a margin of its mirror image.
             least = (min(side, picture.shape[0]), min(side, picture.shape[1]))
-        place = Place.of(picture, mask, multiple or size_rule(self.pipe)[0], context, least, longest)
-        padded = place.canvas.padded
-        known = model.encode(padded if self.beside else filled(padded, place.inside))
-        unknown = latent_mask(place.inside, tuple(known.shape[-2:]), known.device)
-        beside = beside_latents(model, padded, place.inside, unknown) if self.beside else None
+        if context is None:
+            context = usual_context(mask, self.beside)
+        factor = 1 if upscaler is None else factor_of(upscaler)
+        place = Place.of(picture, mask, multiple or size_rule(self.pipe)[0], context, least, longest, factor)
+        shown, inside = place.working
+        known = model.encode(shown if self.beside else filled(shown, inside))
+        unknown = latent_mask(inside, tuple(known.shape[-2:]), known.device)
+        beside = beside_latents(model, shown, inside, unknown) if self.beside else None
         told = list(place.told(picture))
         if not prompt.strip() and (painta or rasg):
             painta = rasg = 0.0
@@ -131,11 +138,16 @@ class HDPainterPipeline(EditPipeline):
                     made = torch.where(unknown > 0, made, known)
                 if progress is not None:
                     progress(index + 1, steps, made)
-        canvas = model.decode(latents)
+        canvas = model.decode(latents)[0]
         self.pipe.maybe_free_model_hooks()
-        part = matched(place.canvas.crop(canvas)[0], place.canvas.picture, place.window.cut(mask.inside))
+        if place.factor > 1:
+            low = paste(shown, matched(canvas, shown, inside), Mask(inside))
+            canvas = upscale(
+                upscaler, low, *place.large, prompt, negative_prompt=negative_prompt, generator=generator
+            )  # fmt: skip
+        part = matched(place.canvas.crop(canvas), place.canvas.picture, place.mask)
         pasted = paste(picture, place.window.put(picture, part), mask)
-        return EditOutput(pasted[None], latents, tuple(told), {"canvas": canvas[0]})
+        return EditOutput(pasted[None], latents, tuple(told), {"canvas": canvas})
 
 
 def _answer(

@@ -8,10 +8,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from genkit.editing.hd_painter.place import LARGEST, Place, native_side
-from genkit.errors import UsageError
+from genkit.editing.hd_painter.place import LARGEST, Place, native_side, usual_context
+from genkit.editing.hd_painter.upscale import UPSCALER
+from genkit.errors import ArtifactError, UnsupportedError, UsageError
 from genkit.media.canvas import Mask, read_mask, read_still
+from genkit.models import check_folder, locate
+from genkit.models.check import read_part_config
+from genkit.pipelines.load import fetch
 from genkit.reading import file_digest, regular
+from genkit.reading.files import place
 
 if TYPE_CHECKING:
     from genkit.pipelines.model import Model
@@ -19,6 +24,8 @@ if TYPE_CHECKING:
 
 #: Arguments of inpainting pipelines' calls that the task gives.
 INPUTS = ("image", "mask_image")
+#: Channels of UNets that read a mask and a masked picture beside their latents.
+INPAINTING_CHANNELS = 9
 #: Pixels of a picture at most. Only the part around the mask goes through the model.
 MOST_PIXELS = 1 << 26
 
@@ -34,7 +41,10 @@ class Given:
         multiple: what the sides of the working size are multiples of.
         least: height and width that the model sees at least.
         longest: longer side of the working size.
+        context: pixels around the mask that the model sees.
         size: height and width that are worked on.
+        upscaler: folder of the pipeline that draws large parts; None without.
+        factor: how many times larger it draws this one; 1 where it is not needed.
         told: what was chosen, one line each.
     """
 
@@ -44,8 +54,11 @@ class Given:
     multiple: int
     least: tuple[int, int]
     longest: int
+    context: int
     size: tuple[int, int]
     told: tuple[str, ...]
+    upscaler: Path | None = None
+    factor: int = 1
 
     def fingerprints(self) -> dict[str, str]:
         """Digests of the files, for the record."""
@@ -66,8 +79,11 @@ def find(settings: InpaintSettings) -> tuple[Path, Path]:
     return regular(Path(settings.image).expanduser(), "--image"), regular(Path(settings.mask).expanduser(), "--mask")
 
 
-def read_given(settings: InpaintSettings, files: tuple[Path, Path], model: Model) -> Given:
+def read_given(settings: InpaintSettings, files: tuple[Path, Path], model: Model, upscaler: Path | None) -> Given:
     """Read picture and mask for a model.
+
+    Args:
+        settings: filled in. files: from :func:`find`. model: that inpaints. upscaler: from :func:`find_upscaler`.
 
     Raises:
         UsageError: a mask of another size, or one that marks nothing.
@@ -86,6 +102,39 @@ def read_given(settings: InpaintSettings, files: tuple[Path, Path], model: Model
     usual = most if "max_height" in limits or side is None else LARGEST * side
     longest = settings.longest or usual
     multiple = 8 if model.rule is None else model.rule.multiple
-    place = Place.of(still.pixels, mask, multiple, settings.context, least, longest)
-    told = (*still.told, *mask.told, *place.told(still.pixels))
-    return Given(still.pixels, mask, files, multiple, least, longest, place.canvas.size, told)
+    context = settings.context
+    if context is None:
+        context = usual_context(mask, model.config("unet").get("in_channels") == INPAINTING_CHANNELS)
+    factor = 1 if upscaler is None else _factor(upscaler)
+    chosen = Place.of(still.pixels, mask, multiple, context, least, longest, factor)
+    told = [*still.told, *mask.told, *chosen.told(still.pixels)]
+    if factor > 1 and chosen.factor == 1:
+        told.append(f"the upscaler is not needed: the part around the mask is no larger than {longest} pixels")
+    return Given(
+        still.pixels, mask, files, multiple, least, longest, context, chosen.size, tuple(told), upscaler, chosen.factor
+    )
+
+
+def find_upscaler(name: str | None) -> Path | None:
+    """The folder of the upscaler; a hub id is downloaded if the cache does not hold it.
+
+    Raises:
+        UnsupportedError: another kind of pipeline. UsageError, ArtifactError: as for ``--model``.
+    """
+    if name is None:
+        return None
+    folder = fetch(locate(name))
+    kind = check_folder(folder)["_class_name"]
+    if kind != UPSCALER:
+        raise UnsupportedError(f"--upscaler takes a {UPSCALER} (Stable Diffusion x4 upscaler), and {name} is a {kind}")
+    return folder
+
+
+def _factor(upscaler: Path) -> int:
+    """How many times larger an upscaler draws."""
+    levels = read_part_config(upscaler, "vae").get("block_out_channels")
+    if not isinstance(levels, list) or not 1 < len(levels) < 8:
+        raise ArtifactError(
+            f"{place(upscaler / 'vae' / 'config.json')} tells no block_out_channels; get the folder again"
+        )
+    return 2 ** (len(levels) - 1)

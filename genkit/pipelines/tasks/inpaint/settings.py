@@ -42,8 +42,9 @@ class MaskSettings(Settings):
         group="Mask", rule=Rule(low=0, high=WIDEST), stored=WHEN_GIVEN,
     )  # fmt: skip
     context: int | None = option(
-        None, "Pixels around the mask that the model sees; half of the mask's longer side when left out. With a large "
-        "number it sees the whole picture.", group="Mask", rule=Rule(low=0, high=65_536),
+        None, "Pixels around the mask that the model sees; when left out an eighth of the mask's longer side, a half "
+        "for models made for inpainting. With a large number it sees the whole picture.", group="Mask",
+        rule=Rule(low=0, high=65_536),
     )  # fmt: skip
     longest: int | None = option(
         None, "Longer side, in pixels, of what the model works on; a larger part is scaled down and back, which is "
@@ -59,8 +60,34 @@ class MaskSettings(Settings):
 
 
 @dataclass(frozen=True)
+class PainterSettings(Settings):
+    """How the model is made to heed the prompt, and what draws large parts."""
+
+    painta: float | None = option(
+        None, "Share of the steps, from the first on, in which what is made reads the rest of the picture only as far "
+        "as that agrees with the prompt (PAIntA); 0 = never.", group="HD-Painter", rule=Rule(low=0, high=1),
+    )  # fmt: skip
+    rasg: float | None = option(
+        None, "How far each step is moved so that the prompt's attention covers the mask (RASG), as a share of a "
+        "step's noise; 0 = not. Costs two to three times the time; for UNets only.", group="HD-Painter",
+        rule=Rule(low=0, high=1),
+    )  # fmt: skip
+    upscaler: str | None = option(
+        None, "Folder or hub id of a Stable Diffusion x4 upscaler: draws parts that are larger than --longest, which "
+        "are made at a quarter of their size.", group="HD-Painter",
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
 class InpaintSettings(
-    OutputSettings, LoadSettings, AttentionSettings, MaskSettings, DrawSettings, PromptSettings, InputSettings
+    OutputSettings,
+    LoadSettings,
+    AttentionSettings,
+    PainterSettings,
+    MaskSettings,
+    DrawSettings,
+    PromptSettings,
+    InputSettings,
 ):
     """Everything that decides what ``genkit inpaint`` makes. The last group comes first in ``--help``."""
 

@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from genkit.pipelines.task import Made, Task
 from genkit.pipelines.tasks.inpaint.settings import InpaintSettings
 
 
 def resolve(settings: InpaintSettings):
     """A request whose input is the picture with its mask, and the part that is worked on."""
-    from genkit.errors import UnsupportedError
-    from genkit.pipelines.kinds import IMAGE
     from genkit.pipelines.resolve import Draft
-    from genkit.pipelines.tasks.inpaint.given import INPUTS, find, read_given
+    from genkit.pipelines.tasks.inpaint.choice import choose
+    from genkit.pipelines.tasks.inpaint.given import INPUTS, find, find_upscaler, read_given
 
     files = find(settings)
     draft = Draft(settings, INPUTS)
-    if draft.model.kind is not IMAGE:
-        raise UnsupportedError(
-            f"{draft.model.name} makes videos, and genkit inpaint works on pictures; take a model of pictures, such as "
-            "--model toy-image"
-        )
+    draft.settings = choose(draft.settings, draft.model)
+    upscaler = find_upscaler(settings.upscaler)
     draft.fill()
-    given = read_given(draft.settings, files, draft.model)
+    given = read_given(draft.settings, files, draft.model, upscaler)
     draft.notes += given.told
-    return draft.close(
-        size=given.size, inputs=given, fingerprints=given.fingerprints(), image=str(files[0].resolve()),
-        mask=str(files[1].resolve()),
-    )  # fmt: skip
+    places = {"image": str(files[0].resolve()), "mask": str(files[1].resolve())}
+    if upscaler is not None and Path(settings.upscaler).is_dir():
+        places["upscaler"] = str(upscaler.resolve())
+    return draft.close(size=given.size, inputs=given, fingerprints=given.fingerprints(), **places)
 
 
 def run(run) -> Made:
@@ -34,6 +32,7 @@ def run(run) -> Made:
     from genkit.editing.hd_painter import HDPainterPipeline
     from genkit.pipelines.attention import report_of
     from genkit.pipelines.following import DECODE
+    from genkit.pipelines.load import load
 
     given, settings = run.request.inputs, run.settings
 
@@ -45,11 +44,16 @@ def run(run) -> Made:
     def inpaint(*, prompt, generator, negative_prompt=None, eta=0.0, **_):
         return HDPainterPipeline.from_pipe(run.pipeline)(
             given.picture, given.mask, prompt, negative_prompt=negative_prompt or "", generator=generator, eta=eta,
-            num_inference_steps=settings.steps, guidance_scale=settings.guidance_scale, context=settings.context,
-            least=given.least, longest=given.longest, multiple=given.multiple,
-            max_sequence_length=settings.max_sequence_length, progress=follow,
+            num_inference_steps=settings.steps, guidance_scale=settings.guidance_scale, painta=settings.painta,
+            rasg=settings.rasg, context=given.context, least=given.least, longest=given.longest,
+            multiple=given.multiple, upscaler=upscaler, max_sequence_length=settings.max_sequence_length,
+            progress=follow,
         )  # fmt: skip
 
+    request = run.request
+    # A part that fits the model needs no upscaler; its weights are not read then.
+    large = given.upscaler is not None and given.factor > 1
+    upscaler = load(given.upscaler, request.dtype, request.device) if large else None
     with run.patched() as handle:
         output = run.call(inpaint)
     return Made(output.frames, report=report_of(handle))

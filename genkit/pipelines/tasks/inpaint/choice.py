@@ -1,0 +1,47 @@
+"""Values of what was left open, and what does not fit a model, before its weights are read."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from genkit.errors import UnsupportedError
+from genkit.families.facts import FLOW
+from genkit.families.lookup import facts_of
+from genkit.families.training.lookup import callable_class
+from genkit.pipelines.kinds import IMAGE
+
+if TYPE_CHECKING:
+    from genkit.pipelines.model import Model
+    from genkit.pipelines.tasks.inpaint.settings import InpaintSettings
+
+#: Shares of PAIntA and RASG where nobody says.
+PAINTA, RASG = 0.5, 0.0
+
+
+def choose(settings: InpaintSettings, model: Model) -> InpaintSettings:
+    """Settings with the shares of PAIntA and RASG filled in.
+
+    Raises:
+        UnsupportedError: a model that inpainting cannot drive, or RASG for one that it does not fit.
+    """
+    if model.kind is not IMAGE:
+        raise UnsupportedError(
+            f"{model.name} makes videos, and genkit inpaint works on pictures; take a model of pictures, such as "
+            "--model toy-image"
+        )
+    if not callable_class(model.class_name):
+        raise UnsupportedError(
+            f"genkit inpaint cannot drive {model.class_name}: genkit does not know how its denoiser is called; see "
+            "genkit families"
+        )
+    told = facts_of(model.class_name).objective
+    flow = told.kind == FLOW or model.config("scheduler").get("prediction_type") == "flow_prediction"
+    if settings.rasg and (flow or "unet" not in model.parts):
+        raise UnsupportedError(
+            f"--rasg steers by cross-attention and by the noise of a diffusion's steps, and {model.name} is a flow "
+            "model or has joint attention; leave it out (--painta acts there)"
+        )
+    return settings.replace(
+        painta=PAINTA if settings.painta is None else settings.painta,
+        rasg=RASG if settings.rasg is None else settings.rasg,
+    )
