@@ -100,7 +100,7 @@ def text(store: Store) -> str:
 
 
 def _usual(model: str) -> dict[str, Any]:
-    """Steps, guidance and fresh noise of the model's own file, as ``genkit inpaint`` takes them."""
+    """Steps, guidance, fresh noise and sizes of the model's own file, as ``genkit inpaint`` takes them."""
     from genkit.models.registry import locate
     from genkit.models.sidecar import read_sidecar
 
@@ -113,6 +113,11 @@ def _usual(model: str) -> dict[str, Any]:
     found = {call: sidecar.defaults[name] for name, call in names.items() if name in sidecar.defaults}
     if "eta" in sidecar.call:
         found["eta"] = sidecar.call["eta"]
+    limits = sidecar.limits
+    if "min_height" in limits and "min_width" in limits:
+        found["least"] = (limits["min_height"], limits["min_width"])
+    if "multiple" in limits:
+        found["multiple"] = limits["multiple"]
     return found
 
 
