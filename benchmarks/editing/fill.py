@@ -115,7 +115,7 @@ def _usual(model: str) -> dict[str, Any]:
         found["eta"] = sidecar.call["eta"]
     limits = sidecar.limits
     if "min_height" in limits and "min_width" in limits:
-        found["least"] = (limits["min_height"], limits["min_width"])
+        found["least"] = [limits["min_height"], limits["min_width"]]
     if "multiple" in limits:
         found["multiple"] = limits["multiple"]
     return found
