@@ -18,6 +18,7 @@ _EXPORTS = {
     "PatchHandle": "genkit.patching",
     "Schedule": "genkit.patching",
     "TokenLayout": "genkit.layout",
+    "WordWeights": "genkit.control.words",
     "attn_processors": "genkit.patching",
     "load": "genkit.pipelines.load",
     "load_lora": "genkit.lora.load",

@@ -135,6 +135,15 @@ class Control:
         self.remove()
 
 
+def parts_of(target: Any, rules: Sequence[Rule]) -> tuple[Part, ...]:
+    """Where the rules of a control go on a model, as parts of a patch: for checks before there is anything to patch.
+
+    Raises:
+        UnsupportedError: they reach no layer.
+    """
+    return _parts(target, ControlMethod(tuple(rules)))
+
+
 def _parts(target: Any, method: ControlMethod) -> tuple[Part, ...]:
     """The method on every layer some rule can reach, one part per kind of attention."""
     reached: dict[str, set[int]] = {}

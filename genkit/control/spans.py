@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,23 +42,38 @@ def word_tokens(
         >>> word_tokens(pipe.tokenizer, "a large red circle", "red circle")
         (3, 4)
     """
+    places = find_words(prompt, word, occurrence)
+    return span_tokens(tokenizer, prompt, places, length=length, template=template, dropped=dropped)
+
+
+def span_tokens(
+    tokenizer: Any,
+    prompt: str,
+    places: Sequence[Span],
+    *,
+    length: int | None = None,
+    template: str = "{}",
+    dropped: int = 0,
+) -> tuple[int, ...]:
+    """Positions of the tokens of some characters of a prompt, given as (start, end); see :func:`word_tokens`."""
     begin = template.index("{}")
     text = template[:begin] + prompt + template[begin + 2 :]
-    places = [(first + begin, last + begin) for first, last in find_words(prompt, word, occurrence)]
+    shifted = [(first + begin, last + begin) for first, last in places]
+    word = shown(" ".join(prompt[first:last] for first, last in places[:1]))
     offsets = token_offsets(tokenizer, text)
     limit = (length if length is not None else _own_limit(tokenizer)) or len(offsets) + dropped
     found = tuple(
         number - dropped
         for number, offset in enumerate(offsets)
-        if any(_overlap(offset, place, text) for place in places)
+        if any(_overlap(offset, place, text) for place in shifted)
     )
     if not found:
-        raise UsageError(f"word {shown(word)}: {type(tokenizer).__name__} makes no token of it; use another word")
+        raise UsageError(f"word {word}: {type(tokenizer).__name__} makes no token of it; use another word")
     _check_known(tokenizer, text, [position + dropped for position in found], word)
     kept = tuple(position for position in found if 0 <= position < limit)
     if not kept:
         raise UsageError(
-            f"word {shown(word)}: its tokens lie behind the {limit} tokens the model reads; move it forward or shorten "
+            f"word {word}: its tokens lie behind the {limit} tokens the model reads; move it forward or shorten "
             f"the prompt"
         )
     return kept
@@ -101,7 +116,7 @@ def _check_known(tokenizer: Any, text: str, positions: list[int], word: str) -> 
     ids = tokenizer(text)["input_ids"]
     if unknown is not None and unknown != eos and all(ids[position] == unknown for position in positions):
         raise UsageError(
-            f"word {shown(word)}: {type(tokenizer).__name__} does not know it, so the model reads no such word; use "
+            f"word {word}: {type(tokenizer).__name__} does not know it, so the model reads no such word; use "
             f"a word it knows"
         )
 
@@ -135,30 +150,34 @@ class TextPart:
     template: str = "{}"
     dropped: int = 0
 
-    def tokens(self, prompt: str, word: str, occurrence: int | None = None) -> tuple[int, ...]:
-        """Positions of a word among the denoiser's text tokens; see :func:`word_tokens`."""
-        found = word_tokens(
-            self.tokenizer,
-            prompt,
-            word,
-            occurrence=occurrence,
-            length=self.length,
-            template=self.template,
-            dropped=self.dropped,
+    def tokens(self, prompt: str, places: Sequence[Span]) -> tuple[int, ...]:
+        """Positions of some characters of a prompt among the denoiser's text tokens; see :func:`span_tokens`."""
+        found = span_tokens(
+            self.tokenizer, prompt, places, length=self.length, template=self.template, dropped=self.dropped
         )
         return tuple(self.start + position for position in found)
 
+    def end(self, prompt: str) -> tuple[int, ...]:
+        """Position of the token that ends the prompt; empty for tokenizers without one."""
+        mark = getattr(self.tokenizer, "eos_token_id", None)
+        ids = self.tokenizer(self.template.replace("{}", prompt))["input_ids"][self.dropped :]
+        if mark is None or mark not in ids or (self.length is not None and ids.index(mark) >= self.length):
+            return ()
+        return (self.start + ids.index(mark),)
 
-def text_parts(pipe: Any, slots: int | None = None) -> tuple[TextPart, ...]:
+
+def text_parts(pipe: Any, slots: int | None = None, name: str | None = None) -> tuple[TextPart, ...]:
     """How a pipeline's prompts become the denoiser's text tokens.
 
     Args:
-        pipe: a Diffusers pipeline. slots: text tokens of this run (``max_sequence_length``), where they can be chosen.
+        pipe: a Diffusers pipeline, or anything that has its tokenizers as attributes.
+        slots: text tokens of this run (``max_sequence_length``), where they can be chosen.
+        name: class name of the pipeline; default: that of ``pipe``.
 
     Raises:
         UsageError: a pipeline whose way of reading prompts genkit does not know.
     """
-    name = type(pipe).__name__
+    name = name or type(pipe).__name__
     for prefix, build in _READERS.items():
         if name.startswith(prefix):
             return build(pipe, slots)
@@ -174,13 +193,22 @@ def text_tokens(
     """Positions of a word among the denoiser's text tokens, for all text encoders of a pipeline (SD3 reads CLIP's and
     T5's tokens one after the other); arguments as in :func:`word_tokens` and :func:`text_parts`.
 
-    A word that only one of several encoders reads far enough is found there.
+    A word that only one of several encoders reads far enough, or knows, is found there.
+    """
+    return tokens_at(text_parts(pipe, slots), prompt, find_words(prompt, word, occurrence))
+
+
+def tokens_at(parts: Sequence[TextPart], prompt: str, places: Sequence[Span]) -> tuple[int, ...]:
+    """Positions of some characters of a prompt among the denoiser's text tokens; those of every part that has them.
+
+    Raises:
+        UsageError: no part has them; the last part's reason.
     """
     found: list[int] = []
     refusal: UsageError | None = None
-    for part in text_parts(pipe, slots):
+    for part in parts:
         try:
-            found += part.tokens(prompt, word, occurrence)
+            found += part.tokens(prompt, places)
         except UsageError as error:
             refusal = error
     if not found and refusal is not None:
@@ -197,7 +225,7 @@ def _single(name: str, length: int | None, *, own_limit: bool = False) -> Callab
 
 
 def _sd3(pipe: Any, slots: int | None) -> tuple[TextPart, ...]:
-    clip = pipe.tokenizer_max_length
+    clip = pipe.tokenizer.model_max_length
     return (
         TextPart(pipe.tokenizer, length=clip),
         TextPart(pipe.tokenizer_3, start=clip, length=slots or 256),
@@ -206,8 +234,8 @@ def _sd3(pipe: Any, slots: int | None) -> tuple[TextPart, ...]:
 
 def _wrapped(pipe: Any, slots: int | None) -> tuple[TextPart, ...]:
     """Qwen-Image: a chat template around the prompt, whose beginning is cut off."""
-    template, dropped = pipe.prompt_template_encode, pipe.prompt_template_encode_start_idx
-    return (TextPart(pipe.tokenizer, length=slots or pipe.tokenizer_max_length, template=template, dropped=dropped),)
+    length = slots or getattr(pipe, "tokenizer_max_length", 1024)
+    return (TextPart(pipe.tokenizer, length=length, template=_QWEN_TEMPLATE, dropped=_QWEN_DROPPED),)
 
 
 def _hunyuan(pipe: Any, slots: int | None) -> tuple[TextPart, ...]:
@@ -217,6 +245,13 @@ def _hunyuan(pipe: Any, slots: int | None) -> tuple[TextPart, ...]:
     return (TextPart(pipe.tokenizer, length=slots or 256, template=template, dropped=dropped),)
 
 
+#: Of Diffusers' QwenImagePipeline, which makes them when it is loaded.
+_QWEN_TEMPLATE = (
+    "<|im_start|>system\nDescribe the image by detailing the color, shape, size, texture, quantity, text, spatial "
+    "relationships of the objects and background:<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
+)
+_QWEN_DROPPED = 34
+
 _READERS: dict[str, Callable[[Any, int | None], tuple[TextPart, ...]]] = {
     "StableDiffusion3": _sd3,
     "StableDiffusion": _single("tokenizer", 77, own_limit=True),
@@ -225,6 +260,7 @@ _READERS: dict[str, Callable[[Any, int | None], tuple[TextPart, ...]]] = {
     "Wan": _single("tokenizer", 512),
     "CogVideoX": _single("tokenizer", 226),
     "Mochi": _single("tokenizer", 256),
+    "LTX2": _single("tokenizer", 1024),  # padding stands before the prompt, and its connectors move it behind
     "LTXPipeline": _single("tokenizer", 128),
     "LTXImageToVideo": _single("tokenizer", 128),
     "LTXCondition": _single("tokenizer", 256),

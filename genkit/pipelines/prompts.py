@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from genkit.errors import ArtifactError, UsageError
+from genkit.pipelines.words import Words
 from genkit.reading import read_text
 from genkit.reading.files import place
 
 if TYPE_CHECKING:
+    from genkit.control import Reweight
     from genkit.pipelines.model import Model
 
 MOST_PROMPTS = 10_000
@@ -29,11 +31,14 @@ class Prompts:
     Args:
         prompt, negative: the texts; the end may be cut.
         told: what the user should know, one line each.
+        words: the weights that were written into the texts. rules: what they come to for the model.
     """
 
     prompt: str | None
     negative: str | None = None
     told: tuple[str, ...] = ()
+    words: Words = Words()
+    rules: tuple[Reweight, ...] = ()
 
 
 def tokenizers_of(model: Model) -> dict[str, Any]:
@@ -82,12 +87,13 @@ def read_prompts(
     readers = _readers(tokenizers, settings.max_sequence_length, most)
     told: list[str] = []
     texts = []
-    for what, text in ((name, settings.prompt), ("negative prompt", settings.negative_prompt)):
+    words = Words.of(settings)
+    for what, text in words.texts(name):
         if text and readers:
             text = _fit(what, text, readers, settings.truncate_prompt, told)
             told += _unknown_words(what, text, readers, taught)
         texts.append(text)
-    return Prompts(texts[0], texts[1], tuple(told))
+    return Prompts(texts[0], texts[1], tuple(told), words.cut(*texts))
 
 
 def _unknown_words(name: str, text: str, readers: list[tuple[Any, int]], taught: Collection[str]) -> list[str]:

@@ -7,7 +7,8 @@ needs, and closes it to a :class:`Request`.
 from __future__ import annotations
 
 import secrets
-from dataclasses import dataclass, field
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,7 @@ from genkit.pipelines.settings import AttentionSettings, LoadSettings, SizeSetti
 from genkit.pipelines.shares import shares_of
 from genkit.pipelines.task import Task, task_of
 from genkit.pipelines.trained_attention import from_loras, remarks, taught_by
+from genkit.pipelines.words import check_words
 
 if TYPE_CHECKING:
     import torch
@@ -91,9 +93,7 @@ class Request:
         """The prompts of a variation of the settings, as the model will read them."""
         if settings is self.settings:
             return self.prompts
-        return read_prompts(
-            self.tokenizers, settings, self.model.sidecar.limits.get("max_prompt_tokens"), taught=self.taught
-        )
+        return read_words(self.tokenizers, settings, self.model, self.attention, self.taught)
 
 
 def resolve(settings: Settings) -> Request:
@@ -255,8 +255,7 @@ class Draft:
         if output is not None:
             check_format(output, self.model.kind, frames)
         tokenizers = tokenizers_of(self.model)
-        limit = self.model.sidecar.limits.get("max_prompt_tokens")
-        prompts = read_prompts(tokenizers, settings, limit, taught=self.taught)
+        prompts = read_words(tokenizers, settings, self.model, self.attention, self.taught)
         return Request(
             settings, self.task, self.model, self.device, self.dtype, prompts, self.attention, self.loras, inputs,
             fingerprints or {}, steps, tuple(self.notes), tokenizers, self.matches, self.mixing, self.shares,
@@ -293,6 +292,22 @@ class Draft:
             changes["attention_args"] = self.attention.args
             changes["schedule"] = self.attention.text
         self.set(**changes)
+
+
+def read_words(
+    tokenizers: dict[str, Any],
+    settings: Any,
+    model: Model,
+    attention: Attention | None,
+    taught: Collection[str],
+) -> Prompts:
+    """The prompts of settings as a model will read them, with the rules that weigh their words."""
+    prompts = read_prompts(tokenizers, settings, model.sidecar.limits.get("max_prompt_tokens"), taught=taught)
+    if not prompts.words:
+        return prompts
+    rules = prompts.words.rules(settings, model, tokenizers)
+    check_words(rules, model, attention)
+    return replace(prompts, rules=rules)
 
 
 def full_path(name: str | None) -> str | None:

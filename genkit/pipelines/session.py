@@ -23,6 +23,7 @@ from genkit.pipelines.record import build_record, made_with
 from genkit.pipelines.request import Settings, flag
 from genkit.pipelines.resolve import Request, resolve
 from genkit.pipelines.settings import LoadSettings, SizeSettings
+from genkit.pipelines.words import weighed
 from genkit.reading import file_digest
 
 #: What may differ among the runs of a session.
@@ -231,9 +232,11 @@ class Session:
         arguments = self.arguments(settings, prompts.prompt, prompts.negative, progress, latents)
         run = Run(request, self.pipeline, settings, arguments, progress, latents)
         seconds = -time.perf_counter()
-        with stoppable(self.pipeline, stop), _plain_errors(settings):
+        with stoppable(self.pipeline, stop), _plain_errors(settings), weighed(self.pipeline, prompts.rules) as words:
             made = request.task.run(run)
         seconds += time.perf_counter()
+        if words is not None:
+            self._tell(*words.report().remarks)
         if request.attention is not None:
             self._tell(*request.attention.remarks(made.report, request.steps))
         stored = self._stored(settings, made.frames)

@@ -64,6 +64,27 @@ class PromptSettings(Settings):
 
 
 @dataclass(frozen=True)
+class WordSettings(PromptSettings):
+    """How weights act that are written into a prompt: ``(word:1.3)``."""
+
+    word_form: str = option(
+        "renormalised", "How weights such as (red:1.3) in a prompt act: renormalised, multiplicative or additive.",
+        group="Words", rule=Rule(choices=("renormalised", "multiplicative", "additive")), stored=WHEN_GIVEN,
+    )  # fmt: skip
+    word_steps: str | None = option(
+        None, "Share of the steps in which they act: 0:0.5 for the first half.", group="Words", stored=WHEN_GIVEN
+    )
+    word_frames: str | None = option(
+        None, "Share of a clip in which they act: 0.5:1 for the second half; of one word by (word:0@0.5-1).",
+        group="Words", stored=WHEN_GIVEN,
+    )  # fmt: skip
+    word_eos: bool = option(
+        False, "Weigh the token that ends the prompt too, where CLIP keeps a summary.", group="Words",
+        stored=WHEN_GIVEN,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
 class SizeSettings(Settings):
     """The size of what is made from a text alone."""
 
@@ -212,6 +233,7 @@ class GenerateSettings(
     AudioVideoSettings,
     ReferenceSettings,
     AttentionSettings,
+    WordSettings,
     GenerationSettings,
 ):
     """Everything that decides what ``genkit generate`` makes. The last group comes first in ``--help``."""

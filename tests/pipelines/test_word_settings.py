@@ -1,0 +1,64 @@
+"""Word weights in the prompts of `genkit generate`."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from genkit.control.rules import FORMS
+from genkit.errors import UsageError
+from genkit.pipelines.resolve import resolve
+from genkit.pipelines.session import Session
+from genkit.pipelines.settings import GenerateSettings, WordSettings
+
+
+def settings(folder, prompt, **changes):
+    return GenerateSettings(prompt=prompt, model=str(folder), seed=1, steps=2, device="cpu", **changes)
+
+
+def test_forms_are_those_of_the_rules():
+    assert WordSettings.__dataclass_fields__["word_form"].metadata["rule"].choices == FORMS
+
+
+def test_weights_act_and_the_text_is_stored_as_written(tiny_wan):
+    plain = Session(resolve(settings(tiny_wan, "a red circle moves left")))
+    frames = plain.run().frames
+    weighed = plain.again(resolve(settings(tiny_wan, "a (red:9) circle (moves left:0@0.5-1)"))).run()
+    neutral = plain.again(resolve(settings(tiny_wan, "a (red:1) circle moves left"))).run()
+    assert np.array_equal(neutral.frames, frames) and not np.array_equal(weighed.frames, frames)
+    assert weighed.settings.prompt == "a (red:9) circle (moves left:0@0.5-1)"
+    assert "word_form" not in plain.run().record["settings"]
+    assert np.array_equal(plain.run().frames, frames)
+
+
+def test_weights_beside_a_sparse_method(tiny_wan):
+    session = Session(resolve(settings(tiny_wan, "a (red:9) circle", attention="sliding_window")))
+    report = session.run().report
+    assert report["ran"] and not [line for line in session.warnings if "never" in line]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "changes", "message"),
+    [
+        ("a (red:big) circle", {}, "'big' .* is no number"),
+        ("a (red:0@0.5-1) circle", {}, "makes pictures; leave the part out"),
+        ("a (red:2) circle", {"word_frames": "0.5:1"}, "makes pictures"),
+        ("a (red:2) circle", {"word_steps": "half"}, "--word-steps: got 'half'"),
+        ("a (red:2) circle", {"word_form": "loud"}, "--word-form"),
+        ("x" * 90 + " (red:2)", {"truncate_prompt": False}, "tokens, the model reads"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_before_weights_are_read(tiny_sd, prompt, changes, message):
+    with pytest.raises(UsageError, match=message):
+        resolve(settings(tiny_sd, prompt, **changes))
+
+
+def test_the_weight_of_a_word_that_was_cut_off_goes_with_it(tiny_sd):
+    request = resolve(settings(tiny_sd, "(a:2) " + "x" * 90 + " (red:2)", truncate_prompt=True))
+    assert [rule.tokens for rule in request.prompts.rules] == [(1,)]
+
+
+def test_a_method_on_the_same_layers_is_refused(tiny_flux):
+    with pytest.raises(UsageError, match="word weights of the prompt and --attention sliding_window"):
+        resolve(settings(tiny_flux, "a (red:2) circle", attention="sliding_window", height=64, width=64))
+    assert resolve(settings(tiny_flux, "a (red:2) circle", height=64, width=64)).prompts.rules
