@@ -15,13 +15,15 @@ TRANSLATED = (
 )  # fmt: skip
 #: Parts of names that say what kind of adapter a file holds, when it is another one than LoRA.
 _OTHERS = {
-    ".lokr_": "LoKr", ".hada_": "LoHa", ".oft_": "OFT", ".boft_": "BOFT", ".dora_scale": "DoRA in Kohya's form",
+    ".hada_": "LoHa", ".oft_": "OFT", ".boft_": "BOFT", ".dora_scale": "DoRA in Kohya's form",
     ".on_input": "IA3", ".diff": "full differences", ".glora": "GLoRA", ".vera_": "VeRA",
 }  # fmt: skip
 KEY = re.compile(
     r"(?P<module>.+?)\.(?P<half>lora_A|lora_B|lora_down|lora_up|lora\.down|lora\.up|lora_linear_layer\.down"
     r"|lora_linear_layer\.up)(\.(?!weight|bias)\w+)?\.(?P<kind>weight|bias)"
 )
+#: Tensors of LoKr: a module's two Kronecker factors, whole or as halves.
+LOKR = re.compile(r"(?P<module>.+)\.lokr_(?P<factor>w[12](?:_[ab])?|t[12])(?:\.weight)?")
 _OLD = re.compile(r"(.+?)(?:\.processor)?\.to_(q|k|v|out)_lora\.(down|up)\.weight")
 #: The halves that stand first: A.
 DOWN = ("lora_A", "lora_down", "lora.down", "lora_linear_layer.down")
@@ -35,12 +37,13 @@ def check_names(path: Path, names: Sequence[str]) -> None:
             raise ArtifactError(
                 f"{place(path)} holds {kind} ({short(first)}), which genkit does not load; convert it to LoRA"
             )
+    lokr = _check_lokr(path, names)
     halves: dict[str, set[str]] = {}
     for name in names:
         found = KEY.fullmatch(name)
         if found and found["kind"] == "weight":
             halves.setdefault(found["module"], set()).add("A" if found["half"] in DOWN else "B")
-    if not halves and not any("_lora." in name for name in names):
+    if not halves and not lokr and not any("_lora." in name for name in names):
         raise ArtifactError(f"{place(path)} holds no LoRA weights (no tensor name contains 'lora')")
     for half, other in (("A", "B"), ("B", "A")):
         alone = [module for module, found in halves.items() if found == {half}]
@@ -49,6 +52,29 @@ def check_names(path: Path, names: Sequence[str]) -> None:
                 f"{place(path)} has lora_{half} and no lora_{other} for {len(alone)} of {len(halves)} modules, "
                 f"the first is {short(alone[0])}; the file is incomplete"
             )
+
+
+def _check_lokr(path: Path, names: Sequence[str]) -> bool:
+    """Whether a file holds LoKr; refused where no LoRA is equal to it, or where a factor is missing."""
+    factors: dict[str, set[str]] = {}
+    for name in names:
+        found = LOKR.fullmatch(name)
+        if found:
+            factors.setdefault(found["module"], set()).add(found["factor"])
+        elif ".lokr_" in name:
+            raise ArtifactError(f"{place(path)} holds LoKr of an unknown form ({short(name)})")
+    for module, found in factors.items():
+        if found & {"t1", "t2"}:
+            raise ArtifactError(f"{place(path)} holds LoKr of convolutions in three factors ({short(module)})")
+        if "w2" in found:
+            raise ArtifactError(
+                f"{place(path)} holds LoKr whose second factor is a whole matrix ({short(module)}): it has full "
+                "rank, so no LoRA is equal to it; merge it into the model with the program that made it, and take the "
+                "difference with genkit lora extract"
+            )
+        if not {"w2_a", "w2_b"} <= found or not ("w1" in found or {"w1_a", "w1_b"} <= found):
+            raise ArtifactError(f"{place(path)} holds LoKr with a factor missing ({short(module)}); it is incomplete")
+    return bool(factors)
 
 
 def simplified(key: str) -> str:

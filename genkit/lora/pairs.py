@@ -13,6 +13,7 @@ from genkit.families.originals.base import Originals
 from genkit.families.originals.lookup import originals
 from genkit.lora.files import Lora
 from genkit.lora.keys import DOWN, KEY, TRANSLATED, is_peft, peft_name, said, short, simplified
+from genkit.lora.lokr import lora_of_lokr
 from genkit.lora.names import flat_names, to_diffusers
 from genkit.lora.pair import Pair
 from genkit.reading import parse_json, read_json
@@ -63,7 +64,19 @@ def simplified_tensors(lora: Lora, raw: Mapping[str, torch.Tensor]) -> tuple[dic
             raise ArtifactError(_twice(lora, simplified(key)))
         small = value.is_floating_point() and value.dtype.itemsize == 1
         plain[simplified(key)] = value.float() if small else value
-    return plain, any(plain.get(key) is not value for key, value in raw.items())
+    plain = lora_of_lokr(plain, _lokr_alphas(lora), place(lora.path))
+    return plain, len(plain) != len(raw) or any(plain.get(key) is not value for key, value in raw.items())
+
+
+def _lokr_alphas(lora: Lora) -> Callable[[str, int], float | None]:
+    """The alphas of LoKr that peft writes beside a file."""
+    beside = lora.path.with_name("adapter_config.json")
+    if not beside.is_file():
+        return lambda module, rank: None
+    config = read(_Lokr, read_json(beside), place(beside), ArtifactError)
+    return lambda module, rank: next(
+        (float(value) for name, value in config.alpha_pattern.items() if _matches(name, module)), config.alpha
+    )
 
 
 def take(
@@ -238,6 +251,7 @@ def _check_pair(lora: Lora, part: str, module: str, pair: Pair) -> None:
 class _Adapter:
     """What peft stores beside or inside a file about its scale."""
 
+    peft_type: str | None = None
     r: int | None = None
     lora_alpha: int | float | None = None
     rank_pattern: dict[str, int] = field(default_factory=dict)
@@ -250,6 +264,15 @@ class _Adapter:
         if fits is None:
             return None
         return float(fits) * math.sqrt(rank) if self.use_rslora else float(fits)
+
+
+@open_keys
+@dataclass(frozen=True)
+class _Lokr:
+    """What peft stores beside LoKr about its scale."""
+
+    alpha: int | float | None = None
+    alpha_pattern: dict[str, int | float] = field(default_factory=dict)
 
 
 def _matches(pattern: str, module: str) -> bool:
@@ -265,6 +288,8 @@ def _fill_alphas(held: Held, lora: Lora, facts: Mapping[str, str]) -> None:
     config = None
     if not stored and not held.plain and beside.is_file():
         config = read(_Adapter, read_json(beside), place(beside), ArtifactError)
+        if config.peft_type == "LOKR":  # its scale is in the halves
+            config = None
     by_part: dict[str, _Adapter] = {}
     for (part, module), pair in held.pairs.items():
         if part not in by_part:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file as save_tensors
 
+import genkit
 from genkit.errors import ArtifactError, GenkitError, UsageError
 from genkit.lora.contents import read_lora
 from genkit.lora.files import parse_lora
@@ -299,7 +300,12 @@ def faults(halves):
     yield {key: v for key, v in whole.items() if "lora_A" in key}, "has lora_A and no lora_B for 12 of 12 modules"
     yield {key: v for key, v in whole.items() if key != f"{first}.lora_B.weight"}, "no lora_B for 1 of 12"
     yield whole | {f"{first}.alpha": torch.tensor(1.0)}, "an alpha for 1 of 12 modules"
-    yield {f"{first}.lokr_w1": torch.ones(2, 2), f"{first}.lokr_w2": torch.ones(2, 2)}, "holds LoKr"
+    yield {f"{first}.lokr_w1": torch.ones(2, 2), f"{first}.lokr_w2": torch.ones(2, 2)}, "full rank"
+    yield {f"{first}.lokr_w1": torch.ones(2, 2), f"{first}.lokr_w2_a": torch.ones(2, 2)}, "factor missing"
+    lokr = {f"{first}.lokr_{name}": torch.ones(2, 2) for name in ("w1", "w2_a", "w2_b")}
+    yield lokr, "does not tell its alpha"
+    yield lokr | {f"{first}.alpha": torch.tensor(2.0), f"{first}.lokr_w2_b": torch.ones(3, 2)}, "do not fit each other"
+    yield lokr | {f"{first}.lokr_t2": torch.ones(2, 2, 1, 1)}, "in three factors"
     yield {"lora_unet_x.hada_w1_a": torch.ones(2, 2)}, "holds LoHa"
     yield whole | {f"{first}.dora_scale": torch.ones(2)}, "holds DoRA in Kohya's form"
     yield whole | {f"{first}.lora_A.weight": torch.ones(3, 32)}, "halves of"
@@ -441,3 +447,31 @@ def test_a_file_for_the_second_expert_goes_there_by_itself(experts, tmp_path):
     pipeline = experts()
     assert apply_loras(pipeline, [f"{path}:transformer"]) == []
     check_change(pipeline, "transformer", halves)
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_lokr_of_peft_loads_as_the_lora_that_is_equal_to_it(tiny_wan, tmp_path, both):
+    """What peft's own LoKr answers, a stock pipeline answers with the file loaded by genkit."""
+    import peft
+
+    pipe, layers = load(tiny_wan), ["attn1.to_q", "ffn.net.2"]
+    inputs = {name: torch.randn(2, layer.in_features) for name, layer in _layers(pipe, layers).items()}
+    config = peft.LoKrConfig(
+        r=2, alpha=3, alpha_pattern={"ffn.net.2": 5}, target_modules=layers, decompose_both=both, decompose_factor=4,
+        init_weights=False,
+    )  # fmt: skip
+    made = peft.get_peft_model(pipe.transformer, config)
+    wanted = {name: layer(inputs[name]) for name, layer in _layers(pipe, layers).items()}
+    made.save_pretrained(tmp_path)
+    fresh = load(tiny_wan)
+    before = {name: layer(inputs[name]) for name, layer in _layers(fresh, layers).items()}
+    loaded = genkit.load_lora(fresh, tmp_path)
+    assert loaded.modules == len(wanted) == 4
+    for name, layer in _layers(fresh, layers).items():
+        torch.testing.assert_close(layer(inputs[name]), wanted[name], atol=1e-5, rtol=1e-4)
+        assert not torch.allclose(before[name], wanted[name], atol=1e-3)
+
+
+def _layers(pipe, ends):
+    found = {name.replace("base_model.model.", ""): module for name, module in pipe.transformer.named_modules()}
+    return {name: module for name, module in found.items() if name.endswith(tuple(ends))}
