@@ -11,16 +11,23 @@ from genkit.demo.engine.desk import Desk
 from genkit.demo.engine.messages import told
 from genkit.demo.engine.pictures import UPLOAD
 from genkit.demo.engine.visitors import Entry, Visitor, Visitors
+from genkit.demo.examples import draw
 from genkit.demo.options import Offer
 from genkit.demo.tabs.base import Tab
 from genkit.demo.tabs.compare import Compare
+from genkit.demo.tabs.edit import Edit
 from genkit.demo.tabs.generate import Generate
+from genkit.demo.tabs.inpaint import Inpaint
+from genkit.demo.tabs.style import Style
+from genkit.demo.tabs.train import Train
 from genkit.errors import GenkitError, UsageError
 from genkit.media.files import read_settings
 
 #: In their order on the page.
-TABS: tuple[type[Tab], ...] = (Generate, Compare)
+TABS: tuple[type[Tab], ...] = (Generate, Edit, Inpaint, Style, Compare, Train)
 TITLE = "genkit"
+#: Folder, in the server's, where Gradio puts uploads and what it shows.
+UPLOADS = "gradio"
 WAITING = 24
 
 
@@ -35,6 +42,8 @@ class Page:
 
     def __init__(self, offer: Offer, visitors: Visitors, desk: Desk):
         self.offer, self.visitors, self.desk = offer, visitors, desk
+        self.uploads = (offer.root / UPLOADS,)
+        self.examples = draw(offer.root / UPLOADS / "examples")
         self.blocks = gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(600, 3600))
         with self.blocks:
             self._build()
@@ -62,13 +71,13 @@ class Page:
         self.strip = strip
         self._shelf()
         enter = self.blocks.load(
-            self._enter, browser, [browser, self.visitor, self.gallery, strip], api_visibility="private",
-            show_progress="hidden",
+            self._enter, browser, [browser, self.visitor, self.gallery, strip, *self.lora_fields()],
+            api_visibility="private", show_progress="hidden", queue=False,
         )  # fmt: skip
         for tab in self.tabs:
             enter.then(
-                tab.resume, self.visitor, [self.gallery, *tab.outputs.values()], api_visibility="private",
-                show_progress="hidden", concurrency_limit=None,
+                tab.resume, self.visitor, [self.gallery, *tab.outputs.values(), *self.lora_fields()],
+                api_visibility="private", show_progress="hidden", concurrency_limit=None,
             )  # fmt: skip
 
     def _enter(self, token: Any) -> tuple[Any, ...]:
@@ -76,39 +85,85 @@ class Page:
         visitor = self.visitors.of(token)
         job = visitor.job
         selected = gr.update(selected=job.tab) if job is not None and job.tab else gr.skip()
-        return visitor.token, visitor.token, self.gallery_of(visitor), selected
+        return visitor.token, visitor.token, self.gallery_of(visitor), selected, *self.lora_choices(visitor).values()
+
+    def lora_fields(self) -> list[Any]:
+        """The choosers of LoRAs of the tabs that are built."""
+        return [tab.form["lora"] for tab in self.tabs if "lora" in tab.form]
+
+    def lora_choices(self, visitor: Visitor) -> dict[Any, Any]:
+        """Every chooser with the server's LoRAs and the visitor's own."""
+        names = [*self.offer.loras, *visitor.loras]
+        return {field: gr.update(choices=names) for field in self.lora_fields()}
 
     def gallery_of(self, visitor: Visitor) -> Any:
         """The visitor's results, the newest first."""
         return gr.update(value=[(str(each.path), each.caption) for each in reversed(visitor.entries)])
 
     def _shelf(self) -> None:
+        chosen = gr.State(None)
         with gr.Column(elem_classes="shelf"):
             with gr.Row(equal_height=True):
                 gr.HTML(
-                    "<h2>Your results</h2><p>Kept for an hour and seen by nobody else. Choose one to use its settings "
-                    "again; every file you download holds them too.</p>"
+                    "<h2>Your results</h2><p>Kept for an hour and seen by nobody else. Every file you download holds "
+                    "its settings.</p>"
                 )
                 opened = gr.UploadButton(
                     "Settings from a file", file_types=[".png", ".mp4", ".gif", ".webp", ".json"], size="sm",
                     elem_classes="slim", scale=0, min_width=170,
                 )  # fmt: skip
             self.gallery.render()
+            with gr.Row(elem_classes="tools", visible=False) as tools:
+                again = gr.Button("Use its settings", size="sm", elem_classes="slim", elem_id="shelf-settings")
+                edit = gr.Button("Edit it", size="sm", elem_classes="slim", elem_id="shelf-edit")
+                inpaint = gr.Button("Inpaint it", size="sm", elem_classes="slim", elem_id="shelf-inpaint")
+                file = gr.DownloadButton("Download", size="sm", elem_classes="slim", elem_id="shelf-file")
         forms = [component for tab in self.tabs for component in tab.form.values()]
-        chosen = {"api_visibility": "private", "show_progress": "hidden"}
-        self.gallery.select(self._chosen, self.visitor, [self.strip, *forms], **chosen)
-        opened.upload(self._opened, opened, [self.strip, *forms], **chosen)
+        private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "queue": False}
+        self.gallery.select(self._chosen, self.visitor, [chosen, tools, edit, inpaint, file], **private)
+        again.click(self._settings_of, [self.visitor, chosen], [self.strip, *forms], **private)
+        edit.click(self._edit_it, [self.visitor, chosen], [self.strip, *forms], **private)
+        inpaint.click(self._inpaint_it, [self.visitor, chosen], [self.strip, *forms], **private)
+        opened.upload(self._opened, opened, [self.strip, *forms], **private)
 
-    def _chosen(self, token: str | None, event: gr.SelectData) -> dict[Any, Any]:
-        """A result was chosen: its settings go back into the form of its tab."""
-        visitor = self.visitors.of(token)
-        entries = list(reversed(visitor.entries))
+    def _chosen(self, token: str | None, event: gr.SelectData) -> list[Any]:
+        """A result was chosen: what can be done with it."""
+        entries = list(reversed(self.visitors.of(token).entries))
         if not isinstance(event.index, int) or not 0 <= event.index < len(entries):
-            return {self.strip: gr.skip()}
-        return self._restored(entries[event.index])
+            return [None, gr.update(visible=False), gr.skip(), gr.skip(), gr.skip()]
+        path = entries[event.index].path
+        still = gr.update(visible=path.suffix == ".png")
+        return [path.name, gr.update(visible=True), gr.update(visible=True), still, gr.update(value=str(path))]
+
+    def _entry(self, token: str | None, name: Any) -> Entry:
+        """The chosen result of a visitor; nobody else's is found."""
+        for each in self.visitors.of(token).entries:
+            if each.path.name == name:
+                return each
+        raise gr.Error("This result is gone.", title="Expired", print_exception=False)
+
+    def _tab(self, name: str) -> Tab:
+        return next((each for each in self.tabs if each.name == name), self.tabs[0])
+
+    def _settings_of(self, token: str | None, name: Any) -> dict[Any, Any]:
+        return self._restored(self._entry(token, name))
+
+    def _edit_it(self, token: str | None, name: Any) -> dict[Any, Any]:
+        entry, form = self._entry(token, name), self._tab("edit").form
+        moving = entry.path.suffix != ".png"
+        shown = {form["clip" if moving else "image"]: gr.update(value=str(entry.path), visible=True)}
+        hidden = {form["image" if moving else "clip"]: gr.update(visible=False)}
+        model = {form["model"]: entry.settings["model"]} if moving or "model" in entry.settings else {}
+        return {self.strip: gr.update(selected="edit"), **shown, **hidden, **model,
+                form["source_prompt"]: entry.settings.get("prompt")}  # fmt: skip
+
+    def _inpaint_it(self, token: str | None, name: Any) -> dict[Any, Any]:
+        path = str(self._entry(token, name).path)
+        canvas = {"background": path, "layers": [], "composite": path}
+        return {self.strip: gr.update(selected="inpaint"), self._tab("inpaint").form["canvas"]: canvas}
 
     def _restored(self, entry: Entry) -> dict[Any, Any]:
-        tab = next((each for each in self.tabs if each.name == entry.command), self.tabs[0])
+        tab = self._tab(entry.command)
         changes = {tab.form[name]: value for name, value in tab.fill(entry.settings).items()}
         gr.Info(f"The settings of this result are in {tab.title} again.", duration=4)
         return {self.strip: gr.update(selected=tab.name), **changes}

@@ -18,6 +18,7 @@ from genkit.errors import GenkitError, UsageError
 from genkit.pipelines.following import DECODE, Interrupted
 from genkit.pipelines.forecast import Forecast
 from genkit.pipelines.kinds import IMAGE
+from genkit.pipelines.record import FILES
 
 if TYPE_CHECKING:
     from genkit.pipelines.request import Settings
@@ -92,18 +93,19 @@ class Desk:
             tab: which tab asked.
             wanted: settings of any task.
         """
-        return self.begin(visitor, tab, lambda job: self._make(job, visitor, wanted))
+        return self.begin(visitor, tab, lambda job: self._make(job, visitor, wanted), wanted)
 
-    def begin(self, visitor: Visitor, tab: str, work: Callable[[Job], None]) -> Job:
+    def begin(self, visitor: Visitor, tab: str, work: Callable[[Job], None], wanted: Sequence[Any] = ()) -> Job:
         """Begin any work of a visitor, whose earlier one is stopped.
 
         Args:
             visitor, tab: who asked, and where.
             work: gets the job, tells what it is at, and heeds :meth:`Job.stopping`.
+            wanted: what the job remembers of what was asked for.
         """
         if visitor.job is not None:
             visitor.job.stop()
-        job = visitor.job = Job(tab)
+        job = visitor.job = Job(tab, wanted)
         threading.Thread(target=_guarded, args=(job, work), name=f"genkit-demo-{tab}", daemon=True).start()
         return job
 
@@ -154,7 +156,7 @@ def write(visitor: Visitor, result: Result, request: Request) -> Finished:
     kind = request.model.kind
     still = kind is IMAGE or len(result.frames) == 1
     path = visitor.new_file(".png" if still else kind.suffix)
-    result.record["settings"] = _without_places(result.record["settings"], visitor.folder.parent)
+    result.record["settings"] = _without_places(result.record["settings"])
     result.write(path)
     command, settings = request.task.command, result.record["settings"]
     visitor.keep(Entry(path, caption_of(settings, result.seconds), command, settings))
@@ -167,16 +169,18 @@ def caption_of(settings: dict[str, Any], seconds: float) -> str:
     return f"{prompt[:60]}{'…' if len(prompt) > 60 else ''} · seed {settings.get('seed')} · {seconds:.1f} s"
 
 
-def _without_places(settings: dict[str, Any], root: Path) -> dict[str, Any]:
-    """Settings in which paths below ``root`` are the names of their files alone."""
-    begin = str(root.resolve())
+def _without_places(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings in which files are named without their folders."""
 
     def plain(value: Any) -> Any:
-        if isinstance(value, str) and value.startswith(begin):
-            return Path(value).name
-        return [plain(each) for each in value] if isinstance(value, (list, tuple)) else value
+        return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
-    return {name: plain(value) for name, value in settings.items()}
+    names = [name for name in FILES if settings.get(name)]
+    changed = {name: settings[name] for name in names}
+    return settings | {
+        name: [plain(each) for each in value] if isinstance(value, list) else plain(value)
+        for name, value in changed.items()
+    }
 
 
 class _Follower:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -52,10 +52,11 @@ class Job:
 
     Args:
         tab: the tab that asked.
+        wanted: settings of the runs.
     """
 
-    def __init__(self, tab: str = ""):
-        self.tab = tab
+    def __init__(self, tab: str = "", wanted: Sequence[Any] = ()):
+        self.tab, self.wanted = tab, tuple(wanted)
         self._state = State()
         self._version = 0
         self._changed = threading.Condition()

@@ -88,13 +88,13 @@ class Tab(ABC):
             more: further events that run the form, such as ``prompt.submit``.
         """
         page = self.page
-        outputs = [page.visitor, page.gallery, *self.outputs.values()]
-        if "seed" in self.form:
+        outputs = [page.visitor, page.gallery, *self.outputs.values(), *page.lora_fields()]
+        if "keep_seed" in self.form:
             outputs.append(self.form["seed"])
         run = gr.on(
             [go.click, *more], self._run(), [page.visitor, *self.form.values()], outputs, api_name=self.name,
             api_description=self.lead, concurrency_id=DEVICE, concurrency_limit=1, trigger_mode="once",
-            show_progress="full", show_progress_on=[self.outputs["status"]],
+            show_progress="full", show_progress_on=[self.outputs["status"]], scroll_to_output=True,
         )  # fmt: skip
         halt.click(
             self._stop, page.visitor, self.outputs["status"], queue=False, api_visibility="private",
@@ -121,7 +121,7 @@ class Tab(ABC):
             except GenkitError as error:
                 yield self._placed({"status": show.status(State(FAILED, message=told(error)))})
                 raise _refusal(error) from None
-            job = self.page.desk.start(visitor, self.name, wanted)
+            job = self.start(visitor, wanted)
             try:
                 yield from self.follow(job, visitor)
             finally:
@@ -135,11 +135,15 @@ class Tab(ABC):
         run.__doc__ = self.lead
         return run
 
+    def start(self, visitor: Visitor, wanted: list[Any]) -> Job:
+        """Begin to make what :meth:`settings` gave."""
+        return self.page.desk.start(visitor, self.name, wanted)
+
     def _drawn(self, given: dict[str, Any]) -> dict[Any, Any]:
         """Draw a seed unless it is kept; shows it on the page."""
-        if "seed" not in given:
+        if "keep_seed" not in given:
             return {}
-        if not given.pop("keep_seed", True) or given["seed"] is None:
+        if not given.pop("keep_seed") or given["seed"] is None:
             given["seed"] = new_seed()
         return {self.form["seed"]: given["seed"]}
 

@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
+from genkit.demo.engine.job import DONE, Job, State
 from genkit.demo.engine.messages import label
+from genkit.demo.engine.pictures import CLIPS
 from genkit.demo.options import OWN, Offer, attentions
+from genkit.demo.tabs import show
 from genkit.pipelines.request import Settings
 from genkit.schema import RULE, Rule, hints_of, kinds
 from genkit.schema import number as parse_number
@@ -31,6 +35,82 @@ def upload(component: Any) -> Any:
     """A control for a picture that gives the path of the upload, of which nothing is decoded."""
     component.preprocess = lambda payload: None if payload is None else payload.path
     return component
+
+
+def upload_clip(component: Any) -> Any:
+    """As :func:`upload`, for a clip."""
+    component.preprocess = lambda payload: None if payload is None else payload.path
+    return component
+
+
+def upload_files(component: Any) -> Any:
+    """A control for several files that gives the path and the name of each."""
+
+    def preprocess(payload: Any) -> list[tuple[Path, str]]:
+        sent = [] if payload is None else getattr(payload, "root", payload)
+        every = sent if isinstance(sent, list) else [sent]
+        return [(Path(each.path), each.orig_name or Path(each.path).name) for each in every]
+
+    component.preprocess = preprocess
+    return component
+
+
+def painter(component: Any) -> Any:
+    """A canvas that gives its picture and layers as they were sent: bytes or paths, of which nothing is decoded."""
+
+    def preprocess(payload: Any) -> dict[str, Any] | None:
+        if payload is None:
+            return None
+        sent = component.blob_storage.pop(payload.id, None) if payload.id is not None else payload
+        if sent is None:
+            return None
+        background, *layers = (each if isinstance(each, bytes) or each is None else each.path for each in
+                               (sent.background, *(sent.layers or [])))  # fmt: skip
+        return {"background": background, "layers": [layer for layer in layers if layer is not None]}
+
+    component.preprocess = preprocess
+    return component
+
+
+def before_and_after(name: str, both: str, first: str, second: str) -> dict[str, Any]:
+    """Places of a result beside what it was made from: a slider for pictures, two players for clips."""
+    made: dict[str, Any] = {}
+    made["slider"] = gr.ImageSlider(
+        label=both, format="png", type="filepath", interactive=False, max_height=460, elem_classes="stage",
+        elem_id=f"{name}-slider", buttons=["fullscreen"],
+    )  # fmt: skip
+    with gr.Row(elem_classes="pair", visible=False) as made["pair"]:
+        for side, title in (("before", first), ("after", second)):
+            made[side] = gr.Video(
+                label=title, interactive=False, loop=True, autoplay=True, buttons=[], elem_id=f"{name}-{side}"
+            )
+    made["facts"] = gr.HTML("", elem_id=f"{name}-facts")
+    made["file"] = gr.DownloadButton("Download with settings inside", visible=False, elem_id=f"{name}-file", size="md")
+    return made
+
+
+def compared(before: Any, after: Any) -> dict[str, Any]:
+    """Changes of :func:`before_and_after` for two files of the same kind."""
+    moving = str(after).endswith(".mp4")
+    return {
+        "slider": gr.update(visible=not moving, value=None if moving else (str(before), str(after))),
+        "pair": gr.update(visible=moving),
+        "before": str(before) if moving else None,
+        "after": str(after) if moving else None,
+    }
+
+
+def progress_of(state: State, job: Job, status: str) -> dict[str, Any]:
+    """Changes of :func:`before_and_after` while a picture or clip that was given is worked on."""
+    changes: dict[str, Any] = {"status": status}
+    before = job.wanted[0].image if job.wanted else None
+    if state.phase == DONE and state.made:
+        made = state.made[0]
+        changes |= compared(before, made.path)
+        changes |= {"facts": show.facts(made), "file": gr.update(visible=True, value=str(made.path))}
+    elif state.preview is not None and not str(before).lower().endswith(CLIPS):
+        changes["slider"] = gr.update(visible=True, value=(str(before), state.preview))
+    return changes
 
 
 def rule_of(kind: type[Settings], name: str) -> Rule:

@@ -19,8 +19,8 @@ KINDS = ("image", "video", "audio-video")
 #: A prompt for each kind of output, for the shipped models.
 EXAMPLES = [
     ["a red circle and a blue square on a white background", "toy-image"],
-    ["three striped green triangles on a black background", "toy-image"],
-    ["a dotted yellow star on a purple background", "toy-dit"],
+    ["a striped green triangle on a black background", "toy-image"],
+    ["a dotted yellow cross on a purple background", "toy-dit"],
     ["a red circle moves right on a blue background", "toy-video"],
     ["a green square bounces on a black background", "toy-av"],
 ]

@@ -73,3 +73,18 @@ def density(report: dict[str, Any] | None) -> str | None:
     """The share of query-key pairs that a patch executed."""
     found = None if report is None else report["density"]
     return None if found is None else f"{found['executed']:.0%}"
+
+
+def curve(rows: list[tuple[int, float]]) -> str:
+    """The course of a loss as a line, with its first and last value."""
+    width, height = 560, 150
+    low, high = min(loss for _, loss in rows), max(loss for _, loss in rows)
+    last = max(rows[-1][0], 1)
+    points = " ".join(
+        f"{step / last * width:.1f},{height - (loss - low) / ((high - low) or 1) * height:.1f}" for step, loss in rows
+    )
+    told = f"loss {rows[0][1]:.4f} at step {rows[0][0]}, {rows[-1][1]:.4f} at step {rows[-1][0]}"
+    return (
+        f'<figure class="loss"><svg viewBox="-4 -6 {width + 8} {height + 12}" role="img" aria-label="{told}">'
+        f'<polyline points="{points}"/></svg><figcaption>{told}</figcaption></figure>'
+    )

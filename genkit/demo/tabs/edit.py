@@ -1,0 +1,129 @@
+"""A picture or clip changed by words: what it shows, and what it shall show."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import gradio as gr
+
+from genkit.demo.engine.job import Job, State
+from genkit.demo.engine.pictures import take
+from genkit.demo.engine.visitors import Visitor
+from genkit.demo.options import attentions, kind_of_model
+from genkit.demo.tabs import fields, show
+from genkit.demo.tabs.base import ORIGIN, Tab, text_or_none
+from genkit.errors import UsageError
+from genkit.pipelines.request import Settings
+from genkit.pipelines.tasks.edit.settings import METHODS, PRESETS, EditSettings
+
+SUITS = "what suits the model"
+_NUMBERS = ("steps", "guidance_scale", "source_guidance_scale", "strength", "keep", "seed")
+
+
+class Edit(Tab):
+    """The tab."""
+
+    name, title = "edit", "Edit"
+    lead = "Say what a picture shows and what it shall show; the rest stays where it is."
+
+    def build(self) -> None:
+        offer, kind, first = self.page.offer, EditSettings, self.page.examples[0]
+        gr.HTML(f'<p class="lead">{self.lead}</p>')
+        with gr.Row(elem_classes="work"):
+            with gr.Column(scale=5, min_width=300, elem_classes="left"):
+                self.form["image"] = fields.upload(
+                    gr.Image(
+                        label="Picture", sources=["upload", "clipboard"], type="filepath", image_mode=None, height=240,
+                        elem_id="edit-image", format="png", elem_classes="given", buttons=[], value=str(first.path),
+                    )
+                )  # fmt: skip
+                self.form["clip"] = fields.upload_clip(
+                    gr.Video(
+                        label="Clip", sources=["upload"], height=240, visible=False, elem_id="edit-clip", loop=True
+                    )
+                )
+                self.form["source_prompt"] = fields.text(
+                    kind, "source_prompt", lines=1, info=None, placeholder="a red circle on a white background",
+                    elem_id="edit-source", value=first.caption,
+                )  # fmt: skip
+                self.form["prompt"] = fields.text(
+                    kind, "prompt", label="What it shall show", lines=1, info=None, elem_id="edit-prompt",
+                    placeholder="a blue circle on a white background", value=first.prompt,
+                )  # fmt: skip
+                go, halt = self.begin_row("Edit")
+                self.form["preset"] = fields.raw(
+                    gr.Radio(
+                        list(PRESETS), value=PRESETS[0], label="Kind of change",
+                        info="Sets how much of outlines and places is kept.", elem_id="edit-preset",
+                    )
+                )  # fmt: skip
+                self.form["model"] = model = fields.model_choice(offer, ("image", "video"), "toy-image")
+                self.form["seed"], self.form["keep_seed"] = fields.seed_row()
+                with gr.Accordion("More settings", open=False):
+                    self.form["method"] = fields.raw(
+                        gr.Dropdown([SUITS, *METHODS], value=SUITS, label="Method", info=fields.help_of(kind, "method"))
+                    )
+                    with gr.Row():
+                        self.form["keep"] = fields.number("keep", "by the kind of change", info="0 to 1.")
+                        self.form["strength"] = fields.number("strength", "the method's own", info="0 to 1.")
+                    self.form["words"] = fields.raw(
+                        gr.Textbox(
+                            label="Change only where these words act", placeholder="the method's own",
+                            info="Words of the new prompt, with commas; auto: those that are new, none: anywhere.",
+                        )
+                    )  # fmt: skip
+                    with gr.Row():
+                        for name in ("steps", "guidance_scale", "source_guidance_scale"):
+                            self.form[name] = fields.number(name, "own")
+                    self.form["negative_prompt"] = fields.text(kind, "negative_prompt", info=None)
+                with gr.Accordion("Attention and LoRA", open=False):
+                    choice = fields.attention_choice(str(model.value))
+                    self.form["attention"], self.form["attention_args"], self.form["schedule"] = choice
+                    self.form["lora"], self.form["lora_strength"] = fields.lora_choice(offer)
+            with gr.Column(scale=6, min_width=300, elem_classes="right"):
+                self.status()
+                self.outputs |= fields.before_and_after("edit", "Before  |  after", "Before", "After")
+        examples = [
+            [str(each.path), each.caption, each.prompt, each.preset] for each in self.page.examples
+        ]  # fmt: skip
+        if "toy-image" in offer.models:
+            gr.Examples(
+                examples, [self.form[name] for name in ("image", "source_prompt", "prompt", "preset")], label="Try one"
+            )
+        model.change(
+            self._model_changed, model, [self.form[name] for name in ("image", "clip", "attention")], queue=False,
+            api_visibility="private", show_progress="hidden",
+        )  # fmt: skip
+        self.wire(go, halt, self.form["prompt"].submit, self.form["source_prompt"].submit)
+
+    @staticmethod
+    def _model_changed(model: str) -> list[Any]:
+        moving = kind_of_model(model) == "video"
+        choices = attentions(model)
+        return [gr.update(visible=not moving), gr.update(visible=moving), gr.update(choices=choices, value=choices[0])]
+
+    def settings(self, given: Mapping[str, Any], visitor: Visitor) -> list[Settings]:
+        values = self.common(given, visitor)
+        moving = kind_of_model(values["model"]) == "video" and given["clip"] is not None
+        file = given["clip"] if moving else given["image"]
+        if file is None:
+            raise UsageError("give a picture first: drop one, paste one, or take an example")
+        values["image"] = str(take(visitor, file, "Clip" if moving else "Picture", self.page.uploads, clip=moving))
+        values |= fields.written(EditSettings, given, *_NUMBERS)
+        for name in ("source_prompt", "negative_prompt", "preset"):
+            values[name] = text_or_none(given[name])
+        values["prompt"] = given["prompt"] if given["prompt"] is not None else ""
+        values["method"] = None if given["method"] in (SUITS, "", None) else given["method"]
+        if isinstance(given["words"], str) and given["words"].strip():
+            values["words"] = tuple(word.strip() for word in given["words"].split(",") if word.strip())
+        return [EditSettings.from_mappings((ORIGIN, values))]
+
+    def fill(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        found = super().fill({name: value for name, value in settings.items() if name not in ("image", "words")})
+        if settings.get("words"):
+            found["words"] = ", ".join(settings["words"])
+        return found
+
+    def shown(self, state: State, job: Job) -> dict[str, Any]:
+        return fields.progress_of(state, job, show.status(state))

@@ -1,0 +1,99 @@
+"""A picture in the manner of another one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import gradio as gr
+
+from genkit.demo.engine.job import Job, State
+from genkit.demo.engine.pictures import take
+from genkit.demo.engine.visitors import Visitor
+from genkit.demo.options import attentions
+from genkit.demo.tabs import fields, show
+from genkit.demo.tabs.base import ORIGIN, Tab, text_or_none
+from genkit.errors import UsageError
+from genkit.pipelines.request import Settings
+from genkit.pipelines.tasks.style.settings import StyleSettings
+
+_NUMBERS = ("steps", "guidance_scale", "temperature", "seed")
+_DEFAULT = StyleSettings.__dataclass_fields__
+
+
+class Style(Tab):
+    """The tab."""
+
+    name, title = "style", "Style"
+    lead = "Take the colours, textures and light of one picture for another, which keeps its things and places."
+
+    def build(self) -> None:
+        offer, kind, examples = self.page.offer, StyleSettings, self.page.examples
+        gr.HTML(f'<p class="lead">{self.lead}</p>')
+        with gr.Row(elem_classes="work"):
+            with gr.Column(scale=5, min_width=300, elem_classes="left"):
+                with gr.Row():
+                    for name, title, first in (("image", "Picture", examples[0]), ("style", "Style", examples[2])):
+                        self.form[name] = fields.upload(
+                            gr.Image(
+                                label=title, sources=["upload", "clipboard"], type="filepath", image_mode=None,
+                                height=210, elem_id=f"style-{name}", format="png", buttons=[], min_width=140,
+                                value=str(first.path),
+                            )
+                        )  # fmt: skip
+                with gr.Row():
+                    self.form["keep"] = fields.slider(
+                        kind, "keep", 0, 1, 0.05, _DEFAULT["keep"].default, label="Keep structure", min_width=140,
+                        info=None,
+                    )  # fmt: skip
+                    self.form["strength"] = fields.slider(
+                        kind, "strength", 0, 1, 0.05, _DEFAULT["strength"].default, label="Strength of the colours",
+                        min_width=140, info=None,
+                    )  # fmt: skip
+                go, halt = self.begin_row("Transfer the style")
+                self.form["prompt"] = fields.text(
+                    kind, "prompt", lines=1, info="What the result shows. Mostly not needed.", elem_id="style-prompt"
+                )
+                self.form["model"] = model = fields.model_choice(offer, ("image",), "toy-image")
+                self.form["seed"], self.form["keep_seed"] = fields.seed_row()
+                with gr.Accordion("More settings", open=False):
+                    self.form["source_prompt"] = fields.text(kind, "source_prompt")
+                    self.form["style_prompt"] = fields.text(kind, "style_prompt", label="What the style shows")
+                    with gr.Row():
+                        self.form["temperature"] = fields.number("temperature", _DEFAULT["temperature"].default)
+                        for name in ("steps", "guidance_scale"):
+                            self.form[name] = fields.number(name, "own")
+                with gr.Accordion("Attention and LoRA", open=False):
+                    choice = fields.attention_choice(str(model.value))
+                    self.form["attention"], self.form["attention_args"], self.form["schedule"] = choice
+                    self.form["lora"], self.form["lora_strength"] = fields.lora_choice(offer)
+            with gr.Column(scale=6, min_width=300, elem_classes="right"):
+                self.status()
+                self.outputs |= fields.before_and_after("style", "Before  |  after", "Before", "After")
+        gr.Examples(
+            [[str(one.path), str(other.path)] for one, other in (examples[:2], examples[1:3], examples[::2])],
+            [self.form["image"], self.form["style"]], label="Try one",
+        )  # fmt: skip
+        model.change(
+            lambda name: gr.update(choices=attentions(name), value=attentions(name)[0]), model, self.form["attention"],
+            queue=False, api_visibility="private", show_progress="hidden",
+        )  # fmt: skip
+        self.wire(go, halt, self.form["prompt"].submit)
+
+    def settings(self, given: Mapping[str, Any], visitor: Visitor) -> list[Settings]:
+        values = self.common(given, visitor)
+        for name, title in (("image", "Picture"), ("style", "Style")):
+            if given[name] is None:
+                raise UsageError(f"{title}: give a picture first; drop one, paste one, or take an example")
+            values[name] = str(take(visitor, given[name], title, self.page.uploads))
+        values |= fields.written(StyleSettings, given, *_NUMBERS)
+        for name in ("source_prompt", "style_prompt", "prompt"):
+            values[name] = text_or_none(given[name])
+        values |= {name: given[name] for name in ("keep", "strength")}
+        return [StyleSettings.from_mappings((ORIGIN, values))]
+
+    def fill(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        return super().fill({name: value for name, value in settings.items() if name not in ("image", "style")})
+
+    def shown(self, state: State, job: Job) -> dict[str, Any]:
+        return fields.progress_of(state, job, show.status(state))

@@ -1,0 +1,192 @@
+"""The demo as people use it, in headless Chromium: an edit the judge confirms, a painted mask, a stop, a comparison
+and a reload, at two window sizes, without an error in the console.
+
+Needs Playwright and a Chromium of the system (``apt-get install chromium``); skipped elsewhere. Screenshots are kept in
+the folder that DEMO_SCREENSHOTS names.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+CHROMIUM = next((found for name in ("chromium", "chromium-browser") if (found := shutil.which(name))), None)
+sync_api = pytest.importorskip("playwright.sync_api", reason="the browser test needs Playwright (make setup-test)")
+pytest.importorskip("gradio", reason="the demo needs Gradio (make setup-test)")
+if CHROMIUM is None:
+    pytest.skip("no Chromium is installed here (apt-get install chromium)", allow_module_level=True)
+
+WIDE, NARROW = (1280, 900), (400, 860)
+#: Milliseconds until something must have happened, on a machine that does much else.
+LONG = 240_000
+
+
+@pytest.fixture(scope="module")
+def address():
+    from genkit.demo.serve import Address, make_offer, running
+
+    with running(partial(make_offer, device="cpu"), Address(port=0)) as blocks:
+        yield blocks.local_url
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_api.sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+class Visit:
+    """One window, and what its console says."""
+
+    def __init__(self, browser, address, size, **options):
+        self.context = browser.new_context(
+            viewport=dict(zip(("width", "height"), size, strict=True)), accept_downloads=True, **options
+        )
+        self.page = self.context.new_page()
+        self.page.set_default_timeout(LONG)
+        self.errors: list[str] = []
+        self.page.on("console", lambda line: self.errors.append(line.text) if line.type == "error" else None)
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.goto(address)
+        self.page.wait_for_selector("#generate-go")
+
+    def tab(self, title):
+        self.page.get_by_role("tab", name=title).click()
+
+    def panel(self, name):
+        return self.page.locator(f"#{name}-go").locator("xpath=ancestor::*[@role='tabpanel'][1]")
+
+    def open_more(self, name):
+        self.panel(name).get_by_role("button", name="More settings").click()
+
+    def ends(self, name, word="Done"):
+        self.page.wait_for_function(
+            "([name, word]) => document.querySelector(`#${name}-status`).innerText.includes(word)", arg=[name, word]
+        )
+
+    def download(self, name, folder):
+        with self.page.expect_download() as kept:
+            self.page.click(f"#{name}-file")
+        path = folder / kept.value.suggested_filename
+        kept.value.save_as(path)
+        return path
+
+    def picture(self, name):
+        folder = os.environ.get("DEMO_SCREENSHOTS")
+        if folder:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            self.page.screenshot(path=Path(folder) / f"{name}.png", full_page=True)
+
+    def close(self):
+        self.context.close()
+        assert self.errors == []
+
+
+@pytest.fixture
+def visit(browser, address, request):
+    made = Visit(browser, address, getattr(request, "param", WIDE))
+    yield made
+    made.close()
+
+
+def test_an_edit_gives_a_picture_that_the_judge_confirms(visit, tmp_path):
+    from genkit.media.files import read_settings
+    from genkit.world.picture_judge import judge_picture
+
+    visit.tab("Edit")
+    visit.page.click("#edit-go")  # the first example is there already
+    visit.ends("edit")
+    visit.picture("edit")
+    made = visit.download("edit", tmp_path)
+    seen = judge_picture(np.asarray(Image.open(made).convert("RGB")))
+    assert [(each.colour, each.shape) for each in seen.actors] == [("blue", "circle")]
+    assert seen.background == "white"
+    record = read_settings(made)
+    assert record["command"] == "edit" and record["settings"]["prompt"] == "a big blue circle on a white background"
+
+
+@pytest.mark.parametrize("visit", [NARROW], indirect=True)
+def test_a_mask_painted_with_the_mouse_is_made_anew_and_the_rest_stays_bit_for_bit(visit, tmp_path):
+    page = visit.page
+    visit.tab("Inpaint")
+    visit.open_more("inpaint")
+    visit.panel("inpaint").get_by_label("Steps").fill("3")
+    canvas = page.locator("#inpaint-canvas canvas").first
+    canvas.scroll_into_view_if_needed()
+    time.sleep(1)
+    box = canvas.bounding_box()
+    left, top = box["x"] + box["width"] * 0.4, box["y"] + box["height"] * 0.45
+    page.mouse.move(left, top)
+    page.mouse.down()
+    for step in range(12):
+        page.mouse.move(left + step * box["width"] * 0.015, top + (step % 3) * 3)
+    page.mouse.up()
+    time.sleep(0.5)
+    visit.picture("inpaint-painted")
+    page.click("#inpaint-go")
+    visit.ends("inpaint")
+    visit.picture("inpaint-narrow")
+    made = np.asarray(Image.open(visit.download("inpaint", tmp_path)).convert("RGB")).astype(int)
+    given = next(Path(os.environ["GRADIO_TEMP_DIR"]).glob("examples/red-circle-white.png"))
+    before = np.asarray(Image.open(given).convert("RGB")).astype(int)
+    assert made.shape == before.shape
+    changed = np.abs(made - before).max(-1) > 0
+    assert 20 < changed.sum() < 0.35 * changed.size
+    rows, columns = np.nonzero(changed)
+    assert rows.min() > 10 and columns.min() > 10  # far from where nothing was painted
+
+
+def test_a_stop_ends_a_long_run_within_a_step(visit):
+    page = visit.page
+    visit.open_more("generate")
+    visit.panel("generate").get_by_label("Steps").fill("500")
+    for side in ("Width", "Height"):
+        visit.panel("generate").get_by_label(side).fill("64")
+    page.click("#generate-go")
+    visit.ends("generate", "Step 3 of")
+    page.click("#generate-stop")
+    visit.ends("generate", "Stopped")
+    told = page.inner_text("#generate-status")
+    time.sleep(1)
+    assert page.inner_text("#generate-status") == told
+
+
+def test_two_attentions_are_compared_with_difference_time_and_density(visit):
+    visit.tab("Compare attention")
+    visit.open_more("compare")
+    for side, value in (("Steps", "2"), ("Width", "64"), ("Height", "64")):
+        visit.panel("compare").get_by_label(side, exact=True).fill(value)
+    visit.page.click("#compare-go")
+    visit.ends("compare")
+    table = visit.page.inner_text("#compare-table")
+    assert "query-key pairs executed" in table and "dB" in table
+    visit.page.wait_for_selector("#compare-difference img")
+    visit.picture("compare")
+
+
+def test_after_a_reload_the_run_is_still_there_and_nobody_else_sees_it(visit, browser, address):
+    page = visit.page
+    visit.open_more("generate")
+    for side, value in (("Steps", "40"), ("Width", "64"), ("Height", "64")):
+        visit.panel("generate").get_by_label(side).fill(value)
+    page.click("#generate-go")
+    visit.ends("generate", "Step 2 of")
+    page.reload()
+    page.wait_for_selector("#generate-go")
+    visit.ends("generate", "of 40")
+    visit.ends("generate")
+    page.wait_for_selector("#shelf-gallery img")
+    other = Visit(browser, address, NARROW, color_scheme="dark")
+    time.sleep(1)
+    assert other.page.locator("#shelf-gallery img").count() == 0
+    other.picture("generate-narrow-dark")
+    other.close()
