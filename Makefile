@@ -1,5 +1,6 @@
-# Three commands do everything on a fresh machine with Python 3.11 or newer:
+# Four commands do everything on a fresh machine with Python 3.11 or newer:
 #   make video PROMPT="a red circle moves right on a blue background"
+#   make demo
 #   make lora
 #   make test
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -9,15 +10,17 @@ OUTPUT ?= outputs/video.mp4
 SEED ?= 0
 JOBS ?= 2
 ROW ?= image
+PORT ?= 7860
 export PROMPT OUTPUT SEED
 
 PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help setup setup-test video lora test lint docs bench clean
+.PHONY: help setup setup-test video lora demo test lint docs bench clean
 
 help:
 	@echo 'make video PROMPT="..."   set up if needed and write $(OUTPUT); SEED=1, 2, ... for another one'
 	@echo 'make lora                 set up if needed, train a LoRA of a concept in runs/lora and judge it'
+	@echo 'make demo                 set up if needed and open the demo at http://127.0.0.1:$(PORT)'
 	@echo 'make test                 set up if needed and run the tests'
 	@echo 'make setup | setup-test   only set up, for use or for development'
 	@echo 'make docs                 set up if needed and build the documentation into site/'
@@ -39,10 +42,15 @@ $(VENV)/.train: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@$(PIP) -e '.[train]'
 	@touch $@ $(VENV)/.use
 
+$(VENV)/.demo: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "installing genkit with what the demo needs (a minute or two)"
+	@$(PIP) -e '.[demo,train]'
+	@touch $@ $(VENV)/.use $(VENV)/.train
+
 $(VENV)/.test: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@echo "installing genkit with its test tools (a minute or two)"
-	@$(PIP) -e '.[train,triton,test]'
-	@touch $@ $(VENV)/.use $(VENV)/.train
+	@$(PIP) -e '.[demo,train,triton,test]'
+	@touch $@ $(VENV)/.use $(VENV)/.train $(VENV)/.demo
 
 $(VENV)/.docs: $(VENV)/.use
 	@echo "installing what builds the documentation"
@@ -58,6 +66,9 @@ video: $(VENV)/.use
 
 lora: $(VENV)/.train
 	@$(VENV)/bin/python -m benchmarks lora_concept --rows $(ROW) --work runs/lora --output runs/lora
+
+demo: $(VENV)/.demo
+	@$(VENV)/bin/genkit demo --port $(PORT)
 
 test: $(VENV)/.test
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(JOBS) --dist loadfile

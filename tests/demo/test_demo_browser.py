@@ -26,6 +26,8 @@ if CHROMIUM is None:
 WIDE, NARROW = (1280, 900), (400, 860)
 #: Milliseconds until something must have happened, on a machine that does much else.
 LONG = 240_000
+#: What Gradio's own client says when a page is left in the middle of a run.
+ABORTED = ("BodyStreamBuffer was aborted", "Connection errored out")
 
 
 @pytest.fixture(scope="module")
@@ -181,6 +183,7 @@ def test_after_a_reload_the_run_is_still_there_and_nobody_else_sees_it(visit, br
     page.click("#generate-go")
     visit.ends("generate", "Step 2 of")
     page.reload()
+    visit.errors[:] = [each for each in visit.errors if not any(known in each for known in ABORTED)]
     page.wait_for_selector("#generate-go")
     visit.ends("generate", "of 40")
     visit.ends("generate")

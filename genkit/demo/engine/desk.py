@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from genkit.demo.engine.job import DECODING, DONE, FAILED, LOADING, STEPS, STOPPED, WAITING, Job
+from genkit.demo.engine.job import DECODING, DONE, FAILED, LOADING, QUEUED, STEPS, STOPPED, WAITING, Job
 from genkit.demo.engine.messages import for_visitor, told
 from genkit.demo.engine.preview import Preview
 from genkit.demo.engine.visitors import Entry, Visitor
@@ -52,6 +52,18 @@ class Worker:
         self.lock = threading.Lock()
         self.session: Session | None = None
         self.preview: Preview | None = None
+
+    def wait(self, job: Job) -> None:
+        """Take the device for a job, whose turn comes when the one before has ended.
+
+        Raises:
+            Interrupted: the job was stopped before.
+        """
+        while not self.lock.acquire(timeout=0.1):
+            if job.state.phase != QUEUED:
+                job.tell(phase=QUEUED)
+            if job.stopping():
+                raise Interrupted("the run was stopped before it began")
 
     def session_for(self, request: Request) -> Session:
         """A session whose model is loaded: the last one's when it serves, else a new one after the last is freed."""
@@ -122,9 +134,7 @@ class Desk:
         notes = [line for request in requests for line in request.notes]
         job.tell(runs=len(requests), notes=_unique(notes))
         worker = self.worker(str(requests[0].device))
-        while not worker.lock.acquire(timeout=0.1):
-            if job.stopping():
-                raise Interrupted("the run was stopped before it began")
+        worker.wait(job)
         try:
             forecast = Forecast(len(requests))
             made: list[Finished] = []

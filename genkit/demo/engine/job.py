@@ -7,10 +7,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-WAITING, LOADING, STEPS, DECODING, DONE, FAILED, STOPPED = (
-    "waiting", "loading", "steps", "decoding", "done", "failed", "stopped",
+WAITING, QUEUED, LOADING, STEPS, DECODING, DONE, FAILED, STOPPED = (
+    "waiting", "queued", "loading", "steps", "decoding", "done", "failed", "stopped",
 )  # fmt: skip
 ENDS = (DONE, FAILED, STOPPED)
+#: Seconds that a run goes on with nobody watching.
+GRACE = 20.0
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ class Job:
         self._version = 0
         self._changed = threading.Condition()
         self._stop = threading.Event()
+        self._watchers = 0
 
     @property
     def state(self) -> State:
@@ -82,6 +85,19 @@ class Job:
         """Whether the end was asked for."""
         return self._stop.is_set()
 
+    def left(self, grace: float = GRACE) -> None:
+        """A watcher left before the end. Unless somebody watches after ``grace`` seconds, nobody wants the result: a
+        page that is loaded again comes back sooner."""
+
+        def end() -> None:
+            if not self._watchers:
+                self.stop()
+
+        if not self.state.ended:
+            timer = threading.Timer(grace, end)
+            timer.daemon = True
+            timer.start()
+
     def watch(self, every: float = 10.0) -> Iterator[State]:
         """The state now and after every change until the end; slow watchers see the newest only.
 
@@ -89,10 +105,14 @@ class Job:
             every: seconds after which an unchanged state is given again, so that a watcher can leave.
         """
         seen = -1
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._version != seen, every)  # noqa: B023
-                seen, state = self._version, self._state
-            yield state
-            if state.ended:
-                return
+        self._watchers += 1
+        try:
+            while True:
+                with self._changed:
+                    self._changed.wait_for(lambda: self._version != seen, every)  # noqa: B023
+                    seen, state = self._version, self._state
+                yield state
+                if state.ended:
+                    return
+        finally:
+            self._watchers -= 1

@@ -86,9 +86,7 @@ def train(job: Job, visitor: Visitor, worker: Worker, name: str, settings: Mappi
     Raises:
         ArtifactError: the training failed, with its last message. Interrupted: it was stopped.
     """
-    while not worker.lock.acquire(timeout=0.1):
-        if job.stopping():
-            raise Interrupted("the training was stopped before it began")
+    worker.wait(job)
     try:
         worker.free()
         job.tell(phase=LOADING)

@@ -125,8 +125,7 @@ class Tab(ABC):
             try:
                 yield from self.follow(job, visitor)
             finally:
-                if not job.state.ended:  # whoever watched it is gone
-                    job.stop()
+                job.left()
             if job.state.phase == FAILED:
                 raise gr.Error(job.state.message, title="Not made", print_exception=False, duration=12)
 
@@ -171,7 +170,10 @@ class Tab(ABC):
         """After a reload: what the visitor's job in this tab is at, until it ends."""
         visitor = self.page.visitors.of(token)
         if visitor.job is not None and visitor.job.tab == self.name:
-            yield from self.follow(visitor.job, visitor)
+            try:
+                yield from self.follow(visitor.job, visitor)
+            finally:
+                visitor.job.left()
         else:
             yield {self.outputs["status"]: gr.skip()}
 

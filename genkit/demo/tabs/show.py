@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 from typing import Any
 
-from genkit.demo.engine.job import DECODING, DONE, FAILED, LOADING, STEPS, STOPPED, State
+from genkit.demo.engine.job import DECODING, DONE, FAILED, LOADING, QUEUED, STEPS, STOPPED, State
 from genkit.pipelines.forecast import span
 
 IDLE = '<div class="status idle" role="status"><p>Nothing runs. Press Enter in the prompt to begin.</p></div>'
@@ -26,9 +26,11 @@ def status(state: State | None) -> str:
     if state.phase == STEPS:
         told = f"<p><b>Step {state.step} of {state.steps}{of}</b><span>{left}</span></p>"
         return _box("busy", told + _bar(state.share))
-    words = {LOADING: "Loading the model", DECODING: "Turning latents into pixels"}.get(
-        state.phase, "Checking settings"
-    )
+    words = {
+        QUEUED: "Waiting for the run before it",
+        LOADING: "Loading the model",
+        DECODING: "Turning latents into pixels",
+    }.get(state.phase, "Checking settings")
     return _box("busy", f"<p><b>{words}{of}</b><span>{left}</span></p>{_bar(None)}")
 
 
