@@ -25,6 +25,8 @@ BENCHMARKS = {
     "lora_length": "benchmarks.lora.length",
     "lora_concept": "benchmarks.lora.concept",
     "editing": "benchmarks.editing.edit",
+    "editing_consistent": "benchmarks.editing.subjects",
+    "editing_style": "benchmarks.editing.style",
     "editing_inpaint": "benchmarks.editing.fill",
     "kernels_cpu": "benchmarks.kernels.cpu",
     "kernels_gpu": "benchmarks.kernels.gpu",

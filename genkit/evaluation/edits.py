@@ -12,8 +12,10 @@ from genkit.world.edits import (
     CLIP_KINDS,
     FILL_KINDS,
     PICTURE_KINDS,
+    ClipEdit,
     Edit,
     Fill,
+    PictureEdit,
     StylePair,
     SubjectSet,
     draw_clip_edit,
@@ -86,7 +88,7 @@ def draw_subject_sets(count: int, subjects: int = 1, seed: int = SEED) -> list[S
 
 def seen_in_training(scene: Picture | Scene) -> bool:
     """Whether training shows such things: no held-out pair of colour and shape, no held-out combination."""
-    return (picture_split if isinstance(scene, Picture) else split_of)(scene) == "train"
+    return (picture_split(scene) if isinstance(scene, Picture) else split_of(scene)) == "train"
 
 
 def judge_sample(case: Edit, sample: np.ndarray) -> dict[str, bool]:
@@ -95,8 +97,9 @@ def judge_sample(case: Edit, sample: np.ndarray) -> dict[str, bool]:
     Returns:
         ``right``, and of clips ``roughly right``, with the shape by forced choice.
     """
-    if not case.clip:
+    if isinstance(case, PictureEdit):
         return {"right": score_picture(case.after, judge_picture(sample))["all"]}
+    assert isinstance(case, ClipEdit)
     told = score(case.after, judge_clip(sample))
     rough = told.pop("nearest shape")
     right = told.pop("all")

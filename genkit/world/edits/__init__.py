@@ -11,7 +11,7 @@
 (True, False)
 """
 
-from genkit.world.edits.case import CLIP_KINDS, PICTURE_KINDS, Edit
+from genkit.world.edits.case import CLIP_KINDS, PICTURE_KINDS, ClipEdit, Edit, PictureEdit
 from genkit.world.edits.clips import draw_clip_edit
 from genkit.world.edits.fills import FILL_KINDS, Fill, draw_fill, judge_fill
 from genkit.world.edits.judge import judge_edit, psnr_of_stay
@@ -21,6 +21,8 @@ from genkit.world.edits.subjects import SubjectSet, draw_subject_set, judge_subj
 
 __all__ = [
     "CLIP_KINDS",
+    "ClipEdit",
+    "PictureEdit",
     "FILL_KINDS",
     "PICTURE_KINDS",
     "Edit",

@@ -50,3 +50,21 @@ class Edit:
     def clip(self) -> bool:
         """Whether source and target have frames."""
         return self.source.ndim == 4
+
+
+@dataclass(frozen=True)
+class PictureEdit(Edit):
+    """An edit of a picture."""
+
+    before: Picture
+    after: Picture
+    placement: Placement
+
+
+@dataclass(frozen=True)
+class ClipEdit(Edit):
+    """An edit of a clip."""
+
+    before: Scene
+    after: Scene
+    placement: Tracks

@@ -8,7 +8,7 @@ import numpy as np
 
 from genkit.errors import UsageError, explain
 from genkit.world.caption import caption
-from genkit.world.edits.case import BACKGROUND, CLIP_KINDS, COLOUR, RIM, Edit
+from genkit.world.edits.case import BACKGROUND, CLIP_KINDS, COLOUR, RIM, ClipEdit
 from genkit.world.edits.regions import covers
 from genkit.world.reading import dilate, erode
 from genkit.world.render import render_clip
@@ -21,7 +21,7 @@ _BY_REACH = ("circle", "cross", "square", "triangle")
 
 def draw_clip_edit(
     kind: str, rng: np.random.Generator, frames: int = 25, height: int = 128, width: int = 128, split: str = "any"
-) -> Edit:
+) -> ClipEdit:
     """Draw an edit of a clip with one object, whose motion stays.
 
     Args:
@@ -49,15 +49,16 @@ def draw_clip_edit(
             return _edit(kind, before, after, rng, (frames, height, width))
 
 
-def _edit(kind: str, before: Scene, after: Scene, rng: np.random.Generator, size: tuple[int, int, int]) -> Edit:
+def _edit(kind: str, before: Scene, after: Scene, rng: np.random.Generator, size: tuple[int, int, int]) -> ClipEdit:
     frames, height, width = size
     wider = max(before, after, key=lambda scene: _BY_REACH.index(scene.actors[0].shape))
     tracks = lay_out(wider, frames, height, width, rng)
     covered = [covers(scene, tracks, 0, height, width) for scene in (before, after)]
+    actor: int | None
     if kind == BACKGROUND:
         stay, actor, phrase = erode(covered[0] > 0.999, 2), None, f"{after.background} background"
     else:
         stay, actor = ~dilate((covered[0] > 0) | (covered[1] > 0), RIM), 0
         phrase = f"{after.actors[0].colour} {after.actors[0].shape}"
-    pixels = [render_clip(scene, tracks, height, width) for scene in (before, after)]
-    return Edit(kind, *pixels, caption(before), caption(after), stay, before, after, tracks, actor, phrase)
+    source, target = (render_clip(scene, tracks, height, width) for scene in (before, after))
+    return ClipEdit(kind, source, target, caption(before), caption(after), stay, before, after, tracks, actor, phrase)

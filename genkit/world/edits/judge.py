@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from genkit.errors import UsageError
-from genkit.world.edits.case import ADD, BACKGROUND, REMOVE, Edit
+from genkit.world.edits.case import ADD, BACKGROUND, REMOVE, ClipEdit, Edit, PictureEdit
 from genkit.world.judge import SeenActor, judge_clip, score
 from genkit.world.picture_judge import PictureVerdict, SeenPart, judge_picture, seen_relation
 
@@ -35,7 +35,10 @@ def judge_edit(edit: Edit, output: np.ndarray) -> dict[str, bool]:
         raise UsageError(
             f"an edit's output must be uint8 of shape {edit.source.shape}, got {output.dtype} {output.shape}"
         )
-    return _judge_clip(edit, output) if edit.clip else _judge_picture(edit, judge_picture(output))
+    if isinstance(edit, ClipEdit):
+        return _judge_clip(edit, output)
+    assert isinstance(edit, PictureEdit)
+    return _judge_picture(edit, judge_picture(output))
 
 
 def psnr_of_stay(edit: Edit, output: np.ndarray) -> float:
@@ -48,7 +51,7 @@ def _psnr(one: np.ndarray, other: np.ndarray) -> float:
     return _CAP if error == 0 else min(_CAP, 10 * float(np.log10(255.0**2 / error)))
 
 
-def _judge_picture(edit: Edit, verdict: PictureVerdict) -> dict[str, bool]:
+def _judge_picture(edit: PictureEdit, verdict: PictureVerdict) -> dict[str, bool]:
     actors = edit.after.actors
     added = edit.actor if edit.kind == ADD else None
     seen = _by_place(edit, verdict.actors, added)
@@ -59,10 +62,10 @@ def _judge_picture(edit: Edit, verdict: PictureVerdict) -> dict[str, bool]:
         asked = ground
     elif edit.kind == REMOVE:
         asked = count
-    elif edit.kind == ADD:
-        asked = single[edit.actor]
     else:
-        asked = {edit.kind: single[edit.actor][edit.kind]}
+        assert edit.actor is not None
+        changed = single[edit.actor]
+        asked = changed if edit.kind == ADD else {edit.kind: changed[edit.kind]}
     rest = [value for told in (ground, count) if told is not asked for value in told.values()]
     for i, found in enumerate(single):
         rest += [value for name, value in found.items() if not (i == edit.actor and name in asked)]
@@ -74,9 +77,10 @@ def _verdict(reached: bool, kept: bool) -> dict[str, bool]:
     return {"reached": bool(reached), "kept": bool(kept), "right": bool(reached and kept)}
 
 
-def _by_place(edit: Edit, parts: Sequence[SeenPart], added: int | None) -> list[SeenPart | None]:
+def _by_place(edit: PictureEdit, parts: Sequence[SeenPart], added: int | None) -> list[SeenPart | None]:
     """Of every actor the seen object at its place, nearest pairs first; the added one gets what is left."""
-    free, found = list(parts), [None] * len(edit.after.actors)
+    free = list(parts)
+    found: list[SeenPart | None] = [None] * len(edit.after.actors)
     wanting = [i for i in range(len(found)) if i != added]
     while free and wanting:
         far = {(i, j): _away(edit, i, part) for i in wanting for j, part in enumerate(free)}
@@ -88,13 +92,13 @@ def _by_place(edit: Edit, parts: Sequence[SeenPart], added: int | None) -> list[
     return found
 
 
-def _away(edit: Edit, actor: int, part: SeenPart) -> float:
+def _away(edit: PictureEdit, actor: int, part: SeenPart) -> float:
     """Distance of a seen object from an actor's true centre, in units of the actor's radius."""
     place = edit.placement
     return float(np.hypot(part.x - place.x[actor], part.y - place.y[actor]) / place.radius[actor])
 
 
-def _compare(edit: Edit, actor: int, seen: Sequence[SeenPart | None]) -> dict[str, bool]:
+def _compare(edit: PictureEdit, actor: int, seen: Sequence[SeenPart | None]) -> dict[str, bool]:
     """Attribute -> whether an actor has it; the place of an added one is the side that the caption names."""
     asked, part = edit.after.actors[actor], seen[actor]
     if part is None:
@@ -103,13 +107,13 @@ def _compare(edit: Edit, actor: int, seen: Sequence[SeenPart | None]) -> dict[st
     if edit.kind == ADD and actor == edit.actor:
         (_, relation, second), other = edit.after.relations[0], seen[1 - actor]
         one, two = (other, part) if actor == second else (part, other)
-        result["place"] = other is not None and seen_relation(one, two) == relation
+        result["place"] = one is not None and two is not None and seen_relation(one, two) == relation
     else:
         result["place"] = _away(edit, actor, part) <= MOVED
     return result
 
 
-def _judge_clip(edit: Edit, output: np.ndarray) -> dict[str, bool]:
+def _judge_clip(edit: ClipEdit, output: np.ndarray) -> dict[str, bool]:
     verdict = judge_clip(output)
     told = score(edit.after, verdict)
     told["place"] = bool(verdict.actors) and _follows(edit, verdict.actors[0])
@@ -123,7 +127,7 @@ def _judge_clip(edit: Edit, output: np.ndarray) -> dict[str, bool]:
     return _verdict(told[asked], kept) | told | {"nearest shape": rough, "roughly right": roughly}
 
 
-def _follows(edit: Edit, seen: SeenActor) -> bool:
+def _follows(edit: ClipEdit, seen: SeenActor) -> bool:
     """Whether an object's centre is near the true one in the mean over the frames."""
     track = edit.placement
     away = np.hypot(seen.x - track.x[0], seen.y - track.y[0]) / track.radius[0]

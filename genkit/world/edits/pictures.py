@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from genkit.errors import UsageError, explain
-from genkit.world.edits.case import ADD, BACKGROUND, COLOUR, PICTURE_KINDS, REMOVE, RIM, SHAPE, Edit
+from genkit.world.edits.case import ADD, BACKGROUND, COLOUR, PICTURE_KINDS, REMOVE, RIM, SHAPE, PictureEdit
 from genkit.world.edits.regions import covers
 from genkit.world.picture_caption import picture_caption
 from genkit.world.picture_render import render_picture
@@ -29,7 +29,7 @@ def draw_picture_edit(
     width: int = 128,
     split: str = "any",
     actors: int | None = None,
-) -> Edit:
+) -> PictureEdit:
     """Draw an edit of a picture; what finds no room is drawn again.
 
     Args:
@@ -55,7 +55,7 @@ def draw_picture_edit(
 
 def _change(
     kind: str, before: Picture, placement: Placement, rng: np.random.Generator, height: int, width: int
-) -> Edit | None:
+) -> PictureEdit | None:
     """One attribute of one object, or the background, becomes another; None where that is impossible."""
     if kind == BACKGROUND:
         return _change_ground(before, placement, rng, height, width)
@@ -75,7 +75,7 @@ def _change(
 
 def _change_ground(
     before: Picture, placement: Placement, rng: np.random.Generator, height: int, width: int
-) -> Edit | None:
+) -> PictureEdit | None:
     taken = {actor.colour for actor in before.actors} | {before.background}
     free = [name for name in FIRST_BACKGROUNDS if name not in taken]
     if any(actor.texture != "plain" for actor in before.actors):
@@ -91,7 +91,7 @@ def _change_ground(
 
 def _come_or_go(
     kind: str, both: Picture, placement: Placement, rng: np.random.Generator, height: int, width: int
-) -> Edit | None:
+) -> PictureEdit | None:
     """The second object is added to the first, or one of the two is taken away; None where no words say where."""
     if not both.relations:
         return None
@@ -122,7 +122,8 @@ def _edit(
     stay: np.ndarray,
     actor: int | None,
     phrase: str,
-) -> Edit:
-    pixels = [render_picture(*drawn, *stay.shape) for drawn in (before, after)]
-    captions = [picture_caption(drawn[0]) for drawn in (before, after)]
-    return Edit(kind, *pixels, *captions, stay, before[0], after[0], after[1], actor, phrase)
+) -> PictureEdit:
+    height, width = stay.shape
+    source, target = (render_picture(*drawn, height, width) for drawn in (before, after))
+    says, shall_say = (picture_caption(drawn[0]) for drawn in (before, after))
+    return PictureEdit(kind, source, target, says, shall_say, stay, before[0], after[0], after[1], actor, phrase)
