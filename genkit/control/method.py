@@ -13,9 +13,21 @@ from genkit.attention.method import Density, Method
 from genkit.attention.site import ROLES, Site
 from genkit.control.columns import Columns, columns_of, givers_of
 from genkit.control.maps import Maps
-from genkit.control.regions import Seen
+from genkit.control.regions import Seen, as_tokens
 from genkit.control.rows import Rows
-from genkit.control.rules import Extra, Forbid, KeepPairs, ReadMaps, Refine, Replace, Reweight, Rule, ScaleKeys, Take
+from genkit.control.rules import (
+    Extra,
+    Forbid,
+    KeepPairs,
+    Mix,
+    ReadMaps,
+    Refine,
+    Replace,
+    Reweight,
+    Rule,
+    ScaleKeys,
+    Take,
+)
 from genkit.control.shaping import QueryClass, attend_class, query_classes
 from genkit.errors import UsageError
 
@@ -174,6 +186,19 @@ def taken(
     return new["q"], new["k"], new["v"]
 
 
+def mixed(rule: Mix, out: torch.Tensor, seen: Seen) -> torch.Tensor:
+    """The output (B, N, H, D) with what a mix adds; a copy."""
+    queries = as_tokens(rule.queries, "mix.queries").flags(seen.site.layout, seen).nonzero().flatten().to(out.device)
+    out = out.clone()
+    for giver, taker in seen.rows.pairs(rule.of, rule.into, rule.where.conditional):
+        q, k, v = (x[None].transpose(1, 2) for x in (seen.q[taker, queries], seen.k[giver], seen.v[giver]))
+        mask = None if seen.site.key_mask is None else seen.site.key_mask[giver][None, None, None].to(out.device)
+        theirs = torch.nn.functional.scaled_dot_product_attention(q, k, v, mask, scale=seen.site.scale)
+        theirs = theirs.transpose(1, 2)[0].to(out)
+        out[taker, queries] = rule.share * theirs + (1 - rule.share) * out[taker, queries]
+    return out
+
+
 def _span(rule: Take, letter: str, site: Site) -> slice:
     layout = site.layout if letter == "q" else site.key_layout
     if rule.tokens == "all" or not layout.has_grid:
@@ -212,7 +237,8 @@ class _Run:
         weights = [rule for rule in self.reading if rule.kind == "weights"]
         explicit = [*self.writing, *weights]
         wanted = self._rows_with_columns(explicit)
-        changes = bool(self.shaping or self.writing) or any(isinstance(rule, Take) for rule in self.rules)
+        mixing = [rule for rule in self.rules if isinstance(rule, Mix)]
+        changes = bool(self.shaping or self.writing or mixing) or any(isinstance(rule, Take) for rule in self.rules)
         if not changes and not explicit:
             return None
         out, lse = self._attention(wanted, wanted if not changes else range(len(self.seen.rows)))
@@ -225,6 +251,8 @@ class _Run:
             for rule in weights:
                 columns.read(rule, self.seen, self.maps)
             out = columns.correct(out, self.seen)
+        for rule in mixing:
+            out = mixed(rule, out, self.seen)
         return out if changes else None
 
     def _read_logits(self) -> None:

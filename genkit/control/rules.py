@@ -194,6 +194,37 @@ class ScaleKeys(_Into):
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
+class Mix(Rule):
+    """Rows read another row's keys and values as well, in a softmax of its own, and mix the two answers.
+
+    Args:
+        of, into: role whose keys and values are read, role that reads them.
+        share: of the answer from there, 0..1; the own one's is ``1 - share``.
+        queries: tokens that read them; None = all of the picture.
+
+    In cross-attention a region of one prompt's picture so follows another prompt. Cost: attention of the reading
+    queries to the other row's keys.
+    """
+
+    of: str
+    into: str
+    share: float
+    queries: Tokens | Region | None = None
+    usual: ClassVar[tuple[str, ...]] = ("cross",)
+
+    def check(self) -> None:
+        if not 0 <= self.share <= 1:
+            raise UsageError(explain("mix.share", self.share, "a number from 0 to 1"))
+        as_tokens(self.queries, "mix.queries")
+
+    def concerns(self, rows: Rows) -> tuple[int, ...]:
+        return tuple(taker for _, taker in rows.pairs(self.of, self.into, self.where.conditional))
+
+    def __str__(self) -> str:
+        return f"mix {self.of}->{self.into}"
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Refine(Rule):
     """Maps of words that both prompts share are those of another row; new words keep their own (prompt-to-prompt).
 
