@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 # Public name -> the module that defines it.
 _EXPORTS = {
     "AttenSTPipeline": "genkit.editing.attenst",
+    "IRDiffusionPipeline": "genkit.editing.ir_diffusion",
     "Part": "genkit.patching",
     "PatchHandle": "genkit.patching",
     "Schedule": "genkit.patching",

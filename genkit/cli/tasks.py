@@ -50,7 +50,7 @@ def _command(name: str, task: Task) -> Callable:
         json: Json = False,
     ) -> None:
         note(f"loading {given['model']} ..." if "model" in given else "loading ...")
-        record, prompts, settings = _settings(name, task.settings, given, config, source, prompt_file)
+        record, prompts, settings = _settings(name, task, given, config, source, prompt_file)
         _run(settings, prompts, record, force, dry_run, json)
 
     command.__name__ = name
@@ -97,7 +97,7 @@ def _run(settings: Settings, prompts: list[str], record: Any, force: bool, dry_r
 
 def _settings(
     command: str,
-    kind: type[Settings],
+    task: Task,
     given: dict[str, Any],
     config: Path | None,
     source: Path | None,
@@ -119,7 +119,11 @@ def _settings(
         for line in told:
             warn(line)
         stored = (str(source), values)
-    settings = kind.from_mappings(*written, (COMMAND_LINE, given), stored=stored)
+    settings = task.settings.from_mappings(*written, (COMMAND_LINE, given), stored=stored)
+    listed = list(getattr(settings, task.several)) if task.several is not None else []
+    if prompt_file is None and listed:
+        prompts = [settings.prompt, *listed] if settings.asked("prompt") else listed
+        return record, prompts, settings.replace(prompt=prompts[0])
     if prompt_file is None:
         return record, [settings.prompt], settings
     if "prompt" in given:

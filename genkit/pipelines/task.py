@@ -56,6 +56,7 @@ class Task:
         help: what the subcommand makes, one line; of the command's task without ``asked_by``.
         argument: the setting that is the subcommand's argument: its ``prompt``, or the ``image`` it works on.
         usual: which model runs when none is named, for ``--help``.
+        several: the setting that lists further prompts, one output each; None where the prompt is the only one.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Task:
     help: str = ""
     argument: str = "prompt"
     usual: str = "toy-video"
+    several: str | None = None
 
 
 @cache

@@ -9,7 +9,7 @@ import torch
 import genkit
 from genkit.control import Control, Mix, Rows, Tokens
 from genkit.editing.ir_diffusion import IRDiffusionPipeline
-from genkit.editing.ir_diffusion.subjects import keyword_of
+from genkit.editing.ir_diffusion.cast import keyword_of
 from genkit.errors import UnsupportedError, UsageError
 
 USUAL = {"height": 16, "width": 16, "num_inference_steps": 2, "guidance_scale": 3.0}
@@ -58,7 +58,9 @@ def test_the_same_seed_gives_the_same_pictures_and_boxes_count_from_the_scene(ti
 def test_joint_attention_keeps_subjects_apart_too(tiny_flux):
     flux = IRDiffusionPipeline.from_pipe(genkit.load(tiny_flux))
     boxes = {(None, 0): (0, 0, 0.5, 1), (None, 1): (0.5, 0, 1, 1)}
-    made = _make(flux, TWO, [SCENE], boxes=boxes, height=32, width=32, guidance_scale=1.0)
+    made = _make(
+        flux, ["a circle", "a square"], ["a circle and a square"], boxes=boxes, height=32, width=32, guidance_scale=1.0
+    )
     assert made.frames.shape == (1, 32, 32, 3) and not np.array_equal(made.frames, made.rehearsal)
 
 

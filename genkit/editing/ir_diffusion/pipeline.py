@@ -11,17 +11,14 @@ import numpy as np
 import torch
 
 from genkit.control import Control, Rule
-from genkit.editing.ir_diffusion.masks import box_mask
+from genkit.editing.ir_diffusion.cast import Box, Cast, Place
 from genkit.editing.ir_diffusion.rules import Strengths, rules_of_scene
-from genkit.editing.ir_diffusion.subjects import Finder, Place, check_keyword, disjoint_rows, keyword_of
+from genkit.editing.ir_diffusion.subjects import Finder, disjoint_rows
 from genkit.editing.shared.blend import map_grid
 from genkit.editing.shared.branches import Branch, Branches
 from genkit.editing.shared.pipeline import EditPipeline, Progress, share
 from genkit.editing.shared.walk import step
-from genkit.errors import UnsupportedError, UsageError, explain
-
-#: left, top, right, bottom as shares of the canvas
-Box = Sequence[float]
+from genkit.errors import UnsupportedError
 
 
 @dataclass
@@ -94,7 +91,7 @@ class IRDiffusionPipeline(EditPipeline):
 
         Args:
             subjects: prompt of every subject's portrait, such as "a red circle".
-            scenes: prompts of the pictures.
+            scenes: prompts of the pictures. Of several subjects a scene may leave some out, which is told.
             keywords: of every subject the words by which it is looked for in the prompts; None or left out = its
                 prompt without an article.
             boxes: (number of a scene or None for all, number of a subject) -> its box in the scene; what no box tells
@@ -128,7 +125,7 @@ class IRDiffusionPipeline(EditPipeline):
             isolation, reposition, share(first_layer, "first_layer"), share(start, "start"), share(dropout, "dropout"),
             bonus, share(text_share, "text_share"),
         )  # fmt: skip
-        cast = _Cast.of(subjects, scenes, keywords, dict(boxes or {}))
+        cast = Cast.of(subjects, scenes, keywords, dict(boxes or {}))
         model = self.model
         like = model.encode(np.zeros((height, width, 3), np.uint8))
         levels = model.levels(num_inference_steps, like)
@@ -181,13 +178,13 @@ class IRDiffusionPipeline(EditPipeline):
         output = ConsistentOutput(
             self._decoded(made, cast.scenes), self._decoded(rehearsed, cast.scenes),
             self._decoded(made, cast.portraits),
-            {(numbers.get(role), number): mask for (role, number), mask in masks.items()}, cast.told(masks),
+            {(numbers.get(role), number): mask for (role, number), mask in masks.items()}, cast.told(),
         )  # fmt: skip
         self.pipe.maybe_free_model_hooks()
         return output
 
     def _rules(
-        self, scene: str, cast: _Cast, masks: Mapping[Place, torch.Tensor], strengths: Strengths,
+        self, scene: str, cast: Cast, masks: Mapping[Place, torch.Tensor], strengths: Strengths,
         layers: Mapping[str, int], seed: int, slots: int | None,
     ) -> list[Rule]:  # fmt: skip
         roles = list(cast.portraits)
@@ -208,100 +205,3 @@ class _Nothing:
 
     def __exit__(self, *_: object) -> None:
         return None
-
-
-@dataclass(frozen=True)
-class _Cast:
-    """Subjects and scenes with their names in a batch.
-
-    Args:
-        portraits, scenes: role -> prompt.
-        keywords: of every subject.
-        boxes: (role of a scene, number of a subject) -> box.
-    """
-
-    portraits: dict[str, str]
-    scenes: dict[str, str]
-    keywords: list[str]
-    boxes: dict[Place, Box]
-
-    @classmethod
-    def of(
-        cls, subjects: Sequence[str], scenes: Sequence[str], keywords: Sequence[str | None],
-        boxes: Mapping[tuple[int | None, int], Box],
-    ) -> _Cast:  # fmt: skip
-        for what, texts in (("subjects", subjects), ("scenes", scenes)):
-            if isinstance(texts, str) or not texts or not all(isinstance(text, str) and text.strip() for text in texts):
-                raise UsageError(explain(what, texts, "a list of one text or more"))
-        if len(keywords) > len(subjects):
-            raise UsageError(f"{len(keywords)} keywords for {len(subjects)} subjects; give one for each, or fewer")
-        given = [*keywords, *[None] * (len(subjects) - len(keywords))]
-        words = [word or keyword_of(text) for word, text in zip(given, subjects, strict=True)]
-        roles = {f"scene-{number + 1}": text for number, text in enumerate(scenes)}
-        placed: dict[Place, Box] = {}
-        for (scene, number), box in sorted(boxes.items(), key=lambda item: item[0][0] is not None):
-            check_box(box)
-            if not 0 <= number < len(subjects):
-                raise UsageError(explain("subject of a box", number + 1, f"1 to {len(subjects)}"))
-            if scene is not None and not 0 <= scene < len(scenes):
-                raise UsageError(explain("scene of a box", scene + 1, f"1 to {len(scenes)}"))
-            chosen = roles if scene is None else [f"scene-{scene + 1}"]
-            placed.update({(role, number): tuple(box) for role in chosen})
-        found = cls({f"subject-{n + 1}": text for n, text in enumerate(subjects)}, roles, words, placed)
-        for number, text in enumerate(subjects):
-            check_keyword(words[number], text, f"subject {text!r}")
-        for role, text in roles.items():
-            for number, word in enumerate(words):
-                if (role, number) not in placed and not found.absent(text, number):
-                    check_keyword(word, text, f"scene {text!r}")
-        return found
-
-    @property
-    def first(self) -> str:
-        """Role of the first scene."""
-        return next(iter(self.scenes))
-
-    def absent(self, text: str, number: int) -> bool:
-        """Whether a scene leaves a subject out: of several subjects a scene may show some."""
-        return len(self.keywords) > 1 and self.keywords[number].lower() not in text.lower()
-
-    def wanted(self) -> dict[Place, tuple[str, str]]:
-        """What is looked for in the rehearsal: the row's prompt and the words."""
-        found: dict[Place, tuple[str, str]] = {}
-        for number, (role, text) in enumerate(self.portraits.items()):
-            found[role, number] = (text, self.keywords[number])
-        for role, text in self.scenes.items():
-            for number, word in enumerate(self.keywords):
-                if (role, number) not in self.boxes and not self.absent(text, number):
-                    found[role, number] = (text, word)
-        return found
-
-    def boxed(self, size: tuple[int, int]) -> dict[Place, torch.Tensor]:
-        """Masks of the boxes."""
-        return {place: box_mask(box, size) for place, box in self.boxes.items()}
-
-    def words(self, pipe: Any, scene: str, number: int, slots: int | None) -> tuple[int, ...]:
-        """Positions of a subject's words in a scene's text; none where it does not name them."""
-        from genkit.control.spans import text_tokens
-
-        text, word = self.scenes[scene], self.keywords[number]
-        return text_tokens(pipe, text, word, slots=slots) if word.lower() in text.lower() else ()
-
-    def told(self, masks: Mapping[Place, torch.Tensor]) -> tuple[str, ...]:
-        """Scenes that leave subjects out."""
-        lines = []
-        for role, text in self.scenes.items():
-            for number, word in enumerate(self.keywords):
-                if (role, number) not in masks:
-                    lines.append(f"the scene {text!r} does not name {word!r}, so that subject is left out of it")
-                elif not bool(masks[role, number].any()):
-                    lines.append(f"nothing of {word!r} is left in the scene {text!r} beside the other subjects")
-        return tuple(lines)
-
-
-def check_box(box: Box) -> None:
-    """Refuse what is no box inside the canvas; UsageError."""
-    numbers = list(box) if isinstance(box, (list, tuple)) else []
-    fine = len(numbers) == 4 and all(isinstance(n, (int, float)) and not isinstance(n, bool) for n in numbers)
-    if not fine or not (0 <= numbers[0] < numbers[2] <= 1 and 0 <= numbers[1] < numbers[3] <= 1):
-        raise UsageError(explain("box", box, "left, top, right, bottom from 0 to 1, left < right and top < bottom"))

@@ -9,34 +9,13 @@ from typing import Any
 import torch
 
 from genkit.control import Control, KeepPairs, ReadMaps, Rule, Where
-from genkit.control.spans import find_words, text_tokens
-from genkit.editing.ir_diffusion.masks import largest_part, otsu
-from genkit.errors import UsageError
+from genkit.control.spans import text_tokens
+from genkit.editing.ir_diffusion.cast import Place
+from genkit.editing.ir_diffusion.masks import disjoint, largest_part, otsu
 
 #: How often a word's map is spread along self-attention; the mean of all rounds is taken (DreamStory).
 ROUNDS = 4
-_ARTICLES = ("a ", "an ", "the ")
 _EPSILON = 1e-12
-
-#: (role of a row, number of a subject)
-Place = tuple[str, int]
-
-
-def keyword_of(subject: str) -> str:
-    """The words by which a subject is looked for: its description without an article."""
-    text = " ".join(subject.split())
-    return next((text[len(each) :] for each in _ARTICLES if text.lower().startswith(each)), text)
-
-
-def check_keyword(keyword: str, prompt: str, what: str) -> None:
-    """Refuse a prompt that does not have the words by which a subject is looked for; UsageError says what to do."""
-    try:
-        find_words(prompt, keyword)
-    except UsageError as error:
-        raise UsageError(
-            f"{what} does not name {keyword!r}, by which the subject is looked for; say it there in the same words, "
-            f"give the words it has as the subject's keyword, or a box for it"
-        ) from error
 
 
 @dataclass
@@ -107,8 +86,6 @@ def _scaled(found: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
 
 def disjoint_rows(masks: Mapping[Place, torch.Tensor], roles: Sequence[str]) -> dict[Place, torch.Tensor]:
     """Masks of which no two of one row overlap; see :func:`genkit.editing.ir_diffusion.masks.disjoint`."""
-    from genkit.editing.ir_diffusion.masks import disjoint
-
     found = {}
     for role in roles:
         places = [place for place in masks if place[0] == role]

@@ -65,16 +65,16 @@ def find(settings: StyleSettings) -> tuple[Path, Path]:
     return regular(Path(settings.image), "--image"), regular(Path(settings.style), "--style")
 
 
-def check_model(model: Model) -> None:
-    """Refuse models that make no pictures, and those that genkit cannot call; UnsupportedError."""
+def check_model(model: Model, command: str = "style") -> None:
+    """Refuse models that make no pictures, and those that genkit cannot call; UnsupportedError names the command."""
     if model.kind is not IMAGE:
         raise UnsupportedError(
-            f"{model.name} makes videos, and genkit style works on pictures; take a model of pictures, such as "
+            f"{model.name} makes videos, and genkit {command} makes pictures; take a model of pictures, such as "
             "--model toy-image"
         )
     if not callable_class(model.class_name):
         raise UnsupportedError(
-            f"genkit style cannot drive {model.class_name}: genkit does not know how its denoiser is called; see "
+            f"genkit {command} cannot drive {model.class_name}: genkit does not know how its denoiser is called; see "
             "genkit families"
         )
 

@@ -1,0 +1,1 @@
+"""``genkit consistent``: the same subjects in several pictures."""
