@@ -15,6 +15,7 @@ __version__ = "0.1.0"
 _EXPORTS = {
     "AttenSTPipeline": "genkit.editing.attenst",
     "IRDiffusionPipeline": "genkit.editing.ir_diffusion",
+    "ViMAEditPipeline": "genkit.editing.vimaedit",
     "Part": "genkit.patching",
     "PatchHandle": "genkit.patching",
     "Schedule": "genkit.patching",

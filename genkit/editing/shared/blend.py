@@ -69,12 +69,13 @@ class WordMaps:
         return (grown / grown.amax().clamp(min=1e-12)).to(like.device)
 
 
-def map_grid(model: EditModel, latents: torch.Tensor) -> tuple[int, int] | None:
+def map_grid(model: EditModel, latents: torch.Tensor, tokens: int = _TOKENS) -> tuple[int, int] | None:
     """The token grid whose cross-attention tells best where words act: of a UNet the one nearest to 16 x 16 tokens;
     None for a transformer, which has one grid.
 
     Args:
         model: see :class:`EditModel`. latents: (1, ...) of a run.
+        tokens: that a UNet's grid should have, about.
     """
     kinds = model.network(1.0).config.get("down_block_types")
     if kinds is None:
@@ -85,7 +86,7 @@ def map_grid(model: EditModel, latents: torch.Tensor) -> tuple[int, int] | None:
             grids.append((height, width))
         height, width = -(-height // 2), -(-width // 2)
     # The middle of a UNet attends on the grid of its last level.
-    return min(grids or [(height, width)], key=lambda grid: abs(math.log2(grid[0] * grid[1] / _TOKENS)))
+    return min(grids or [(height, width)], key=lambda grid: abs(math.log2(grid[0] * grid[1] / tokens)))
 
 
 def rules_of(maps: Sequence[WordMaps | None]) -> list[Rule]:

@@ -9,7 +9,7 @@ from genkit.errors import UnsupportedError, UsageError
 from genkit.families.facts import FLOW
 from genkit.families.lookup import facts_of
 from genkit.families.training.lookup import callable_class
-from genkit.pipelines.tasks.edit.settings import FLOWEDIT, IMG2IMG, INFEDIT, NONE, P2P, EditSettings
+from genkit.pipelines.tasks.edit.settings import AUTO, FLOWEDIT, IMG2IMG, INFEDIT, NONE, P2P, VIMAEDIT, EditSettings
 
 if TYPE_CHECKING:
     from genkit.pipelines.model import Model
@@ -35,12 +35,14 @@ _DIFFUSION = {
     INFEDIT: Usual(15, 2.0, 1.0, 1.0, 0.7),
     P2P: Usual(50, 7.5, 1.0, None, 0.4),
     IMG2IMG: Usual(50, 7.5, None, 0.7),
+    VIMAEDIT: Usual(50, 7.5, 1.0, None, 0.6, (AUTO,)),
 }
 _FLOW = {
     FLOWEDIT: Usual(28, 5.5, 1.5, 24 / 28),
     INFEDIT: Usual(28, 5.5, 1.5, 24 / 28, 0.0),
     P2P: Usual(28, 3.5, 1.0, None, 0.4),
     IMG2IMG: Usual(28, 3.5, None, 0.7),
+    VIMAEDIT: Usual(28, 3.5, 1.0, None, 0.6, (AUTO,)),
 }
 #: What kinds of change set, from the guidance of InfEdit's authors.
 _PRESETS: dict[str, dict[str, Any]] = {

@@ -12,15 +12,17 @@ from genkit.editing.image_to_image import ImageToImagePipeline
 from genkit.editing.infedit import InfEditPipeline
 from genkit.editing.prompt_to_prompt import PromptToPromptPipeline
 from genkit.editing.shared.pipeline import EditOutput, Progress
+from genkit.editing.vimaedit import ViMAEditPipeline
 from genkit.pipelines.tasks.edit.given import Given
-from genkit.pipelines.tasks.edit.settings import FLOWEDIT, IMG2IMG, INFEDIT, P2P, EditSettings
-from genkit.pipelines.tasks.edit.words import chosen
+from genkit.pipelines.tasks.edit.settings import FLOWEDIT, IMG2IMG, INFEDIT, P2P, VIMAEDIT, EditSettings
+from genkit.pipelines.tasks.edit.words import chosen, replaced
 
 PIPELINES = {
     INFEDIT: InfEditPipeline,
     FLOWEDIT: FlowEditPipeline,
     P2P: PromptToPromptPipeline,
     IMG2IMG: ImageToImagePipeline,
+    VIMAEDIT: ViMAEditPipeline,
 }
 
 
@@ -44,8 +46,10 @@ def edit(pipe: Any, settings: EditSettings, given: Given, progress: Progress) ->
                 "source_prompt": given.source_prompt,
                 "source_guidance_scale": settings.source_guidance_scale,
             }
-        if settings.method in (INFEDIT, P2P):
+        if settings.method in (INFEDIT, P2P, VIMAEDIT):
             options |= {"keep": settings.keep, "words": chosen(settings)}
+        if settings.method == VIMAEDIT:
+            options["source_words"] = replaced(settings) if options["words"] else ()
         if settings.method == IMG2IMG and "eta" in more:  # as the model's genkit.json samples
             options["eta"] = more["eta"]
         return PIPELINES[settings.method].from_pipe(pipe)(given.frames, prompt, **options)

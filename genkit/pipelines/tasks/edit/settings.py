@@ -17,8 +17,8 @@ from genkit.pipelines.settings import (
 from genkit.pipelines.text import as_texts
 from genkit.schema import Rule
 
-INFEDIT, FLOWEDIT, P2P, IMG2IMG = "infedit", "flowedit", "p2p", "img2img"
-METHODS = (INFEDIT, FLOWEDIT, P2P, IMG2IMG)
+INFEDIT, FLOWEDIT, P2P, IMG2IMG, VIMAEDIT = "infedit", "flowedit", "p2p", "img2img", "vimaedit"
+METHODS = (INFEDIT, FLOWEDIT, P2P, IMG2IMG, VIMAEDIT)
 #: Kinds of change with settings of their own.
 PRESETS = ("colour", "material", "shape", "background", "add", "remove")
 #: Value of ``words``: those of the prompt that the source prompt does not have; or no limit to where the change goes.
@@ -33,8 +33,9 @@ class ChangeSettings(Settings):
         None, "What the picture shows; read from a picture that genkit made when left out.", group="Edit"
     )
     method: str | None = option(
-        None, "infedit (diffusion models), flowedit (flow models), p2p (inversion and prompt-to-prompt), or img2img. "
-        "The one that suits the model when left out.", group="Edit", rule=Rule(choices=METHODS),
+        None, "infedit (diffusion models), flowedit (flow models), p2p (inversion and prompt-to-prompt), img2img, or "
+        "vimaedit (finds its own region). The one that suits the model when left out.", group="Edit",
+        rule=Rule(choices=METHODS),
     )  # fmt: skip
     preset: str | None = option(
         None, "Kind of change, which sets --keep, --words and the like where they are left open: colour, material, "
@@ -68,8 +69,8 @@ class ChangeSettings(Settings):
                     )
         if self.method == IMG2IMG and self.source_guidance_scale is not None:
             raise UsageError(f"--source-guidance-scale: {IMG2IMG} reads no source prompt; leave it out")
-        if self.method == P2P and self.strength is not None:
-            raise UsageError(f"--strength: {P2P} runs all steps; say with --keep how much stays")
+        if self.method in (P2P, VIMAEDIT) and self.strength is not None:
+            raise UsageError(f"--strength: {self.method} runs all steps; say with --keep how much stays")
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,11 @@ def chosen(settings: EditSettings) -> tuple[str, ...]:
     return settings.words
 
 
+def replaced(settings: EditSettings) -> tuple[str, ...]:
+    """The words of the source prompt that the prompt does not have."""
+    return differing(settings.prompt or "", settings.source_prompt or "")
+
+
 def differing(source: str, target: str) -> tuple[str, ...]:
     """The words of the target prompt without a partner in the source prompt, in order.
 
