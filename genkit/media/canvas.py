@@ -141,19 +141,23 @@ class Window:
     width: int
 
     @classmethod
-    def around(cls, inside: np.ndarray, context: int | None = None, least: tuple[int, int] = (1, 1)) -> Self:
+    def around(
+        cls, inside: np.ndarray, context: int | None = None, least: tuple[int, int] = (1, 1), multiple: int = 1
+    ) -> Self:
         """The smallest part of a picture with a mask in its middle, as far as the picture reaches.
 
         Args:
             inside: bool (H, W), not empty.
             context: pixels on each side of the mask's box; None = half of the box's longer side.
             least: height and width that the part has at least, if the picture has them.
+            multiple: what height and width are multiples of, likewise.
         """
         found = []
         spans = [np.flatnonzero(inside.any(1 - axis))[[0, -1]] + (0, 1) for axis in (0, 1)]
         usual = -(-max(int(stop - start) for start, stop in spans) // 2)
         for (start, stop), size, low in zip(spans, inside.shape, least, strict=True):
-            length = min(size, max(int(stop - start) + 2 * (usual if context is None else context), low))
+            wanted = max(int(stop - start) + 2 * (usual if context is None else context), low)
+            length = min(size, -(-wanted // multiple) * multiple)
             found.append((min(max(int(start + stop - length) // 2, 0), size - length), length))
         (top, height), (left, width) = found
         return cls(top, left, height, width)

@@ -209,6 +209,8 @@ def test_a_window_holds_the_mask_and_its_surroundings(where, context, least, wan
     assert (window.top, window.left, window.height, window.width) == wanted
     assert window.cut(inside).sum() == inside.sum()
     picture = noise(50, 60)
+    even = Window.around(inside, context, least, multiple=16)
+    assert even.cut(inside).sum() == inside.sum() and even.height in (16, 32, 48, 50) and even.width in (16, 32, 48, 60)
     changed = window.put(picture, window.cut(noise(50, 60, 1)))
     assert np.array_equal(window.cut(changed), window.cut(noise(50, 60, 1)))
     assert (changed != picture).any(-1).sum() <= window.height * window.width and picture is not changed

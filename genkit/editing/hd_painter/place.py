@@ -51,7 +51,7 @@ class Place:
         Raises:
             UsageError: with an upscaler, a part that is too large for it as well.
         """
-        window = Window.around(mask.inside, context, least)
+        window = Window.around(mask.inside, context, least, multiple)
         part, inside = window.cut(picture), window.cut(mask.inside)
         side = max(part.shape[:2])
         if factor == 1 or longest is None or side <= longest:

@@ -177,9 +177,9 @@ def test_only_the_surroundings_of_the_mask_go_through_the_model(pipe):
     picture, inside = noise(200, 300), box(200, 300, 50, 60, 62, 72)
     output = run(pipe, picture, inside, context=4, least=(16, 16))
     assert output.details["canvas"].shape == (24, 24, 3)
-    assert any("20x20 pixels around the mask, from column 56 and row 46" in line for line in output.told)
+    assert any("24x24 pixels around the mask, from column 54 and row 44" in line for line in output.told)
     assert np.array_equal(output.frames[0][~inside], picture[~inside])
-    scaled = run(pipe, picture, inside, context=4, least=(8, 8), longest=16)
+    scaled = run(pipe, picture, inside, context=4, least=(8, 8), longest=16)  # 24 pixels
     assert scaled.details["canvas"].shape == (16, 16, 3) and any("scaled to 16x16" in line for line in scaled.told)
     assert np.array_equal(scaled.frames[0][~inside], picture[~inside])
 
