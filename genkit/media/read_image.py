@@ -67,7 +67,9 @@ def read_image(path: str | Path, most: int | None = None, pixels: int = PIXELS) 
         check_decoded(path, 1, image.height, image.width, pixels)  # before the text is looked for: that decodes
         comment = _comment(image)
         count = most if image.format in ANIMATED else 1
-        frames, opacities, total = [], [], 0
+        frames: list[np.ndarray] = []
+        opacities: list[np.ndarray | None] = []
+        total = 0.0
         while count is None or len(frames) < count:
             try:
                 image.seek(len(frames))

@@ -44,6 +44,7 @@ def folder(tmp_path, monkeypatch):
     ramp = np.linspace(0, 255, 9 * 64 * 64 * 3).astype(np.uint8).reshape(9, 64, 64, 3)
     for name in ("square.png", "picture.png"):
         Image.fromarray(ramp[0]).save(name)
+    Image.fromarray(np.pad(np.full((32, 32), 255, np.uint8), 16)).save("mask.png")
     for name in ("silent.mp4", "clip.mp4"):
         media.write_mp4(name, ramp, 8)
     for name in ("knocks.wav", "tones.wav"):

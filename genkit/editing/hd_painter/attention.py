@@ -48,14 +48,14 @@ class PromptAttention:
                 f"RASG steers by cross-attention and by the noise of a diffusion's steps; {type(model.pipe).__name__} "
                 "has joint attention or is a flow model; leave RASG out"
             )
-        self.grids = () if self.joint else unet_grids(tuple(unknown.shape[-2:]), self.network.config)
-        self.rasg_grid = self.grids[-1] if self.grids else None
+        size = (unknown.shape[-2], unknown.shape[-1])
+        self.grids = () if self.joint else unet_grids(size, self.network.config)
         self.scores: BlockScores | None = None
         rules: list[Any] = []
         if painta:
             rules.append(self._painta())
         if rasg:
-            where = Where(roles="cross", grids=(self.rasg_grid,), conditional=True, keys="text")
+            where = Where(roles="cross", grids=self.grids[-1:], conditional=True, keys="text")
             rules.append(ReadMaps(name=PROMPT, tokens=self.tokens, kind="logits", grad=True, where=where))
         self.rules = rules
         self.control: Control | None = None
@@ -83,6 +83,7 @@ class PromptAttention:
     def _joint_factor(self, seen: Seen) -> torch.Tensor:
         """Of joint attention: from the picture's queries and the text's keys of the same call, rows with the prompt."""
         layout = seen.site.layout
+        assert layout.text_span is not None, "joint attention has text"
         (first, last), (start, stop) = layout.text_span, layout.grid_span
         _, height, width = layout.grid
         rows = list(seen.rows.index(seen.rows.roles[0], conditional=True))
@@ -100,9 +101,9 @@ class PromptAttention:
 
     def gradient(self, latents: torch.Tensor) -> torch.Tensor:
         """Where latents must move for the prompt to look at the mask, of the size of noise; after a call with them."""
-        assert self.control is not None and self.rasg_grid is not None
+        assert self.control is not None
         maps = self.control.maps.latest(PROMPT).flatten(1, 3)  # (rows, tokens of the picture, tokens of the prompt)
-        score = attention_score(maps, token_mask(self.unknown, self.rasg_grid))
+        score = attention_score(maps, token_mask(self.unknown, self.grids[-1]))
         (found,) = torch.autograd.grad(score, latents)
         return as_noise(found)
 
@@ -137,7 +138,7 @@ def unet_grids(size: Grid, config: Any) -> tuple[Grid, ...]:
     for _ in kinds[1:]:
         height, width = grids[-1]
         grids.append(((height + 1) // 2, (width + 1) // 2))
-    chosen = [level for level in (1, 2) if level in attends] or [max(attends)]
+    chosen = sorted(attends & {1, 2}) or [max(attends)]
     return tuple(grids[level] for level in chosen)
 
 

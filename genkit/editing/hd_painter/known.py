@@ -79,6 +79,13 @@ def latent_mask(inside: np.ndarray, size: tuple[int, int], device: torch.device)
     return functional.adaptive_max_pool2d(mask, size)
 
 
+def without_border(mask: torch.Tensor) -> torch.Tensor:
+    """A mask (1, 1, h, w) without the latents at its border; as it is where nothing would be left. The edge of the
+    picture is no border."""
+    core = 1 - functional.max_pool2d(1 - mask, 3, 1, 1)
+    return core if bool(core.any()) else mask
+
+
 def token_mask(mask: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
     """Bool (h * w,): tokens of which half is unknown; where no token is, those with the largest share.
 

@@ -121,7 +121,8 @@ def _is_block(module: Any) -> bool:
 def _plain(attention: Any, states: torch.Tensor) -> torch.Tensor:
     """The module's own self-attention; outside of it, so that no method on its calls sees this one."""
     q, k, v = (_heads(attention, layer(states)) for layer in (attention.to_q, attention.to_k, attention.to_v))
-    out = functional.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v)), scale=attention.scale)
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    out = functional.scaled_dot_product_attention(q, k, v, scale=attention.scale)
     return attention.to_out[0](out.transpose(1, 2).flatten(2)) / attention.rescale_output_factor
 
 

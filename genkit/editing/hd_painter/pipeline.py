@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from genkit.editing.hd_painter.attention import PromptAttention, frozen
-from genkit.editing.hd_painter.known import beside_latents, filled, latent_mask, matched
+from genkit.editing.hd_painter.known import beside_latents, filled, latent_mask, matched, without_border
 from genkit.editing.hd_painter.place import Place, as_mask, native_side, usual_context
 from genkit.editing.hd_painter.rasg import mixed
 from genkit.editing.hd_painter.upscale import factor_of, upscale
@@ -49,6 +49,7 @@ class HDPainterPipeline(EditPipeline):
         guidance_scale: float = 7.5,
         painta: float = 0.5,
         rasg: float = 0.0,
+        inset: float = 0.5,
         eta: float = 0.0,
         context: int | None = None,
         least: tuple[int, int] | None = None,
@@ -73,6 +74,9 @@ class HDPainterPipeline(EditPipeline):
             rasg: how far each step is moved so that the prompt's attention covers the mask (RASG), as a share of the
                 deviation of DDIM's noise: the paper's eta. 0 leaves it out. Costs a backward pass in every step, two to
                 three times the time and several times the memory; for UNets of diffusion models only.
+            inset: share of the steps, from the first on, in which latents at the mask's border count as known, so that
+                an object is begun inside the mask and not cut off by it; 0 for none. Not for denoisers that were
+                trained to inpaint.
             eta: share of DDIM's noise that is drawn anew in every step; 0 draws none.
             context: pixels around the mask that the model sees; None = :func:`usual_context`. The smaller it is, the
                 larger is the object in what the model makes, and the fewer tokens there are.
@@ -106,8 +110,9 @@ class HDPainterPipeline(EditPipeline):
         place = Place.of(picture, mask, multiple or size_rule(self.pipe)[0], context, least, longest, factor)
         shown, inside = place.working
         known = model.encode(shown if self.beside else filled(shown, inside))
-        unknown = latent_mask(inside, tuple(known.shape[-2:]), known.device)
+        unknown = latent_mask(inside, (known.shape[-2], known.shape[-1]), known.device)
         beside = beside_latents(model, shown, inside, unknown) if self.beside else None
+        core = without_border(unknown)
         told = list(place.told(picture))
         if not prompt.strip() and (painta or rasg):
             painta = rasg = 0.0
@@ -134,8 +139,9 @@ class HDPainterPipeline(EditPipeline):
                 share, fresh = mixed(drawn, eta, gradient, rasg)
                 latents = step(model, latents, answer, level, following, eta=share, fresh=fresh)
                 if not self.beside:
-                    latents = torch.where(unknown > 0, latents, model.noised(known, noise, following))
-                    made = torch.where(unknown > 0, made, known)
+                    free = core if index < inset * steps else unknown
+                    latents = torch.where(free > 0, latents, model.noised(known, noise, following))
+                    made = torch.where(free > 0, made, known)
                 if progress is not None:
                     progress(index + 1, steps, made)
         canvas = model.decode(latents)[0]

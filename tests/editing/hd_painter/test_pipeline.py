@@ -11,7 +11,7 @@ import genkit
 from genkit.control import Control, ReadMaps, Rows, Where
 from genkit.editing.hd_painter import HDPainterPipeline
 from genkit.editing.hd_painter.attention import PromptAttention, prompt_tokens, unet_grids
-from genkit.editing.hd_painter.known import beside_latents, filled, latent_mask, matched, token_mask
+from genkit.editing.hd_painter.known import beside_latents, filled, latent_mask, matched, token_mask, without_border
 from genkit.editing.hd_painter.painta import BlockScores
 from genkit.editing.hd_painter.rasg import attention_score, mixed
 from genkit.errors import UnsupportedError, UsageError
@@ -122,7 +122,7 @@ def test_the_gradient_is_that_of_the_score(pipe):
     def score(at):
         branches({"picture": at}, 0.5, 0, 2)
         maps = attention.control.maps.latest("prompt").flatten(1, 3)
-        return attention_score(maps, token_mask(unknown, attention.rasg_grid))
+        return attention_score(maps, token_mask(unknown, attention.grids[-1]))
 
     with attention:
         leaf = latents.clone().requires_grad_(True)
@@ -196,6 +196,27 @@ def test_unknown_parts_are_filled_smoothly_and_colours_are_matched():
     assert np.abs(matched(shifted, ramp, inside)[inside].astype(int) - ramp[inside]).max() <= 1
     full = np.ones((41, 60), bool)
     assert np.array_equal(matched(shifted, ramp, full), shifted) and filled(ramp, full).shape == ramp.shape
+
+
+def test_objects_are_begun_inside_the_masks_border():
+    mask = torch.zeros(1, 1, 6, 6)
+    mask[..., 1:5, 0:4] = 1
+    wanted = torch.zeros(6, 6)
+    wanted[2:4, 0:3] = 1  # the left edge of the picture is no border
+    assert torch.equal(without_border(mask)[0, 0], wanted)
+    line = torch.zeros(1, 1, 6, 6)
+    line[..., 2, :] = 1
+    assert torch.equal(without_border(line), line)
+
+
+def test_the_border_is_known_at_first_and_made_at_last(pipe):
+    picture, inside = noise(16, 16), box(16, 16, 4, 4, 12, 12)
+    seen = []
+    options = {"num_inference_steps": 4, "painta": 0.0, "progress": lambda done, steps, made: seen.append(made)}
+    run(pipe, picture, inside, inset=0.5, **options)
+    fresh = [(made != seen[0]).flatten(1).any() for made in seen]
+    border = [made[0, :, 2, 2] for made in seen]
+    assert torch.equal(border[0], border[1]) and not torch.equal(border[1], border[2]) and fresh[1]
 
 
 def test_tokens_of_a_mask_are_never_none():

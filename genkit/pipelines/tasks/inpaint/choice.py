@@ -34,8 +34,11 @@ def choose(settings: InpaintSettings, model: Model) -> InpaintSettings:
             f"genkit inpaint cannot drive {model.class_name}: genkit does not know how its denoiser is called; see "
             "genkit families"
         )
-    told = facts_of(model.class_name).objective
-    flow = told.kind == FLOW or model.config("scheduler").get("prediction_type") == "flow_prediction"
+    facts = facts_of(model.class_name)
+    told = None if facts is None else facts.objective
+    flow = (told is not None and told.kind == FLOW) or model.config("scheduler").get(
+        "prediction_type"
+    ) == "flow_prediction"
     if settings.rasg and (flow or "unet" not in model.parts):
         raise UnsupportedError(
             f"--rasg steers by cross-attention and by the noise of a diffusion's steps, and {model.name} is a flow "

@@ -10,7 +10,7 @@ from genkit.pipelines.tasks.inpaint.settings import InpaintSettings
 
 def resolve(settings: InpaintSettings):
     """A request whose input is the picture with its mask, and the part that is worked on."""
-    from genkit.pipelines.resolve import Draft
+    from genkit.pipelines.resolve import Draft, full_path
     from genkit.pipelines.tasks.inpaint.choice import choose
     from genkit.pipelines.tasks.inpaint.given import INPUTS, find, find_upscaler, read_given
 
@@ -21,10 +21,13 @@ def resolve(settings: InpaintSettings):
     draft.fill()
     given = read_given(draft.settings, files, draft.model, upscaler)
     draft.notes += given.told
-    places = {"image": str(files[0].resolve()), "mask": str(files[1].resolve())}
-    if upscaler is not None and Path(settings.upscaler).is_dir():
-        places["upscaler"] = str(upscaler.resolve())
-    return draft.close(size=given.size, inputs=given, fingerprints=given.fingerprints(), **places)
+    named = settings.upscaler
+    if named is not None and Path(named).is_dir():
+        named = full_path(named)
+    return draft.close(
+        size=given.size, inputs=given, fingerprints=given.fingerprints(), image=str(files[0].resolve()),
+        mask=str(files[1].resolve()), upscaler=named,
+    )  # fmt: skip
 
 
 def run(run) -> Made:
