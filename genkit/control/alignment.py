@@ -137,7 +137,7 @@ def replacement(source_words: Sequence[Sequence[int]], target_words: Sequence[Se
         raise UsageError(f"replacement: {len(source_words)} source words for {len(target_words)} target words")
     table = torch.zeros(length, length)
     i = j = 0
-    for mine, theirs in sorted(zip(source_words, target_words, strict=True), key=lambda pair: pair[0]):
+    for mine, theirs in sorted(zip(source_words, target_words, strict=True), key=lambda pair: tuple(pair[0])):
         if not mine or not theirs or mine[0] - i != theirs[0] - j or mine[0] < i:
             raise UsageError(
                 "replacement: the two prompts must be equal word for word outside of the swapped words; use refine for "

@@ -78,12 +78,12 @@ class Columns:
                 plain = QueryClass() if lse is None else own[0]
                 found.append(plain.scores(q[row : row + 1, start:stop], k[row : row + 1], columns, scale))
                 continue
+            places_of = [one.places(q.shape[1], q.device) for one in own]
             parts = [
-                one.scores(q[row : row + 1].index_select(1, one.queries), k[row : row + 1], columns, scale)
-                for one in own
+                one.scores(q[row : row + 1].index_select(1, asking), k[row : row + 1], columns, scale)
+                for one, asking in zip(own, places_of, strict=True)
             ]
-            order = torch.argsort(torch.cat([one.queries for one in own]))
-            found.append(torch.cat(parts, 2).index_select(2, order)[:, :, start:stop])
+            found.append(torch.cat(parts, 2).index_select(2, torch.argsort(torch.cat(places_of)))[:, :, start:stop])
         scores = torch.cat(found)
         if lse is None:
             return cls(places, rows, scores)

@@ -248,8 +248,8 @@ class _Run:
             columns = Columns.of(places, tuple(wanted), classes, self.seen, lse)
             for rule in self.writing:
                 columns.write(rule, self.seen)
-            for rule in weights:
-                columns.read(rule, self.seen, self.maps)
+            for reading in weights:
+                columns.read(reading, self.seen, self.maps)
             out = columns.correct(out, self.seen)
         for rule in mixing:
             out = mixed(rule, out, self.seen)
@@ -324,6 +324,7 @@ class _Run:
         ]
         if len(parts) == 1:
             return parts[0]
-        order = torch.argsort(torch.cat([one.queries for one in classes]))
+        order = torch.argsort(torch.cat([one.places(q.shape[1], q.device) for one in classes]))
         out = torch.cat([part for part, _ in parts], 1).index_select(1, order)
-        return out, torch.cat([part for _, part in parts], 2).index_select(2, order) if lse else None
+        found = [part for _, part in parts if part is not None]
+        return out, torch.cat(found, 2).index_select(2, order) if lse else None

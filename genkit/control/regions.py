@@ -115,6 +115,8 @@ def region_tokens(region: Region, layout: TokenLayout, seen: Seen | None) -> tor
     if isinstance(region, torch.Tensor):
         mask = region.detach().float().cpu()
         return grid_mask(mask[None] if mask.dim() == 2 else mask, layout.grid)[0] >= 0.5
+    if seen is None:
+        raise UsageError("a region that is a function can only be asked in an attention call")
     found = region(seen).detach().cpu()
     if found.dtype == torch.bool and tuple(found.shape) == (layout.grid_length,):
         return found

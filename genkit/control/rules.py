@@ -165,11 +165,13 @@ class Forbid(_Into):
         Args:
             regions: masks (H, W) or (T, H, W); where they overlap a token belongs to each.
         """
+        import torch
+
         rules = []
         for number, own in enumerate(regions):
-            others = [other for place, other in enumerate(regions) if place != number]
+            others = [other.float() for place, other in enumerate(regions) if place != number]
             if others:
-                union = sum(other.float() for other in others).clamp(max=1)
+                union = torch.stack(others).sum(0).clamp(max=1)
                 rules.append(Forbid(queries=own, keys=union, into=into, where=where or Where()))
         return rules
 
@@ -295,7 +297,7 @@ class Reweight(_Into):
 
     tokens: tuple[int, ...]
     weight: float
-    form: Literal["renormalised", "multiplicative", "additive"] = "renormalised"
+    form: str = "renormalised"
     region: Region | None = None
     usual: ClassVar[tuple[str, ...]] = ("cross", "joint")
     needs_text: ClassVar[bool] = True

@@ -45,6 +45,10 @@ class QueryClass:
     bias: torch.Tensor | None = None
     extra: list[tuple[torch.Tensor, torch.Tensor, float]] = field(default_factory=list)
 
+    def places(self, count: int, device: torch.device) -> torch.Tensor:
+        """Places of the queries among ``count``."""
+        return torch.arange(count, device=device) if self.queries is None else self.queries
+
     def scores(self, q: torch.Tensor, k: torch.Tensor, columns: torch.Tensor, scale: float) -> torch.Tensor:
         """Scores of this class's queries (rows, n, H, D) and some keys: (rows, H, n, columns), wide."""
         wide = torch.promote_types(q.dtype, torch.float32)
@@ -74,7 +78,7 @@ def query_classes(
     if not rules:
         return [QueryClass(bias=own)]
     flags = [_asking(rule, seen) for rule in rules]
-    codes = sum(flag.long() << number for number, flag in enumerate(flags))
+    codes = torch.stack([flag.long() << number for number, flag in enumerate(flags)]).sum(0)
     found = []
     for code in codes.unique().tolist():
         queries = (codes == code).nonzero().flatten()
@@ -148,13 +152,13 @@ def _extra(rule: Extra, rows: Sequence[int], seen: Seen) -> tuple[torch.Tensor, 
     concerned = rule.concerns(seen.rows)
     if callable(rule.of):
         keys, values = rule.of(seen)
-        places = [concerned.index(row) for row in rows]
+        own = [concerned.index(row) for row in rows]
         if keys.shape[0] != len(concerned) or keys.shape[:3] != values.shape[:3]:
             raise UsageError(
                 f"layer {seen.site.name}: an extra segment needs keys and values of {len(concerned)} rows, got "
                 f"{tuple(keys.shape)} and {tuple(values.shape)}"
             )
-        return keys[places].to(seen.k), values[places].to(seen.v), bias
+        return keys[own].to(seen.k), values[own].to(seen.v), bias
     pairs = {taker: giver for giver, taker in seen.rows.pairs(rule.of, rule.into, rule.where.conditional)}
     givers = [pairs[row] for row in rows]
     layout = seen.site.key_layout

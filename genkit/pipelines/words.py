@@ -56,7 +56,7 @@ class Words:
     def __bool__(self) -> bool:
         return any(text is not None and text.words for text in (self.prompt, self.negative))
 
-    def rules(self, settings: WordSettings, model: Model, tokenizers: Mapping[str, Any]) -> tuple[Reweight, ...]:
+    def rules(self, settings: Any, model: Model, tokenizers: Mapping[str, Any]) -> tuple[Reweight, ...]:
         """The rules of a control; empty where nothing is weighed.
 
         Raises:

@@ -120,7 +120,9 @@ def word_rules(
     check_frames(frames, "the part of the clip for word weights")
     rules = []
     for text, conditional in ((prompt, True), (negative, False)):
-        for word in () if text is None else text.words:
+        if text is None:
+            continue
+        for word in text.words:
             if word.weight == 1:
                 continue
             tokens = tokens_at(parts, text.text, [(word.start, word.stop)])
