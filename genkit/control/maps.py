@@ -88,6 +88,11 @@ class Maps:
             return now
         return (before.total + now) / (before.count + 1)
 
+    def timeline(self, name: str, grid: Grid | None = None) -> torch.Tensor:
+        """When words act in a clip: the latest call's map as (rows, T), mean over the picture and the tokens
+        (MotionCLR's grounding: peaks tell when and how often)."""
+        return self.latest(name, grid).mean((2, 3, 4))
+
     def clear(self) -> None:
         """Forget everything: a new run begins."""
         self._now.clear()

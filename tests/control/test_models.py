@@ -90,6 +90,20 @@ def test_rows_that_no_rule_touches_stay_what_they_are(model):
     assert not torch.allclose(found[1], plain[1], atol=1e-3)
 
 
+def test_with_the_control_off_rows_do_not_know_each_other(model):
+    """Exact: whatever the source row is given, the target row's answer is the same, bit for bit."""
+    halves = lambda: model.run(**{name: given}).view(batch(model), -1)  # noqa: E731
+    name = "hidden_states" if "hidden_states" in model.args else "sample"
+    given = model.args[name].clone()
+    if model.run().numel() % batch(model):
+        pytest.skip("several answers in one vector")
+    with Control(model.model, everything(Where(start=0.5))) as control:
+        control.begin(step=0, steps=10, rows=ROWS)
+        before = halves()[1]
+        given[0] += 1
+        assert torch.equal(halves()[1], before)
+
+
 def test_a_control_and_a_sparse_method_share_a_model_and_a_report():
     found = _BUILT.get("wan") or tiny.build("wan")
     plain = found.run()

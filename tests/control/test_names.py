@@ -124,6 +124,7 @@ def test_maps_are_means_over_layers_and_over_calls():
     maps.add("m", (1, 2, 2), torch.ones(1, 4, 1))
     with pytest.raises(UsageError, match="say which"):
         maps.latest("m")
+    assert maps.timeline("m", (1, 2, 2)).tolist() == [[1]] and maps.timeline("m", grid).shape == (1, 1)
     assert maps.latest("m", (2, 2)).shape == (1, 1, 2, 2, 1) and maps.latest("m", (1, 2)).flatten().tolist() == [5, 5]
     with pytest.raises(UsageError, match="allowed: m"):
         maps.latest("n")

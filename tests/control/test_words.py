@@ -171,3 +171,34 @@ def test_weights_given_by_word_are_checked(pipe):
             WordWeights(pipe, "a red circle", given)
     with pytest.raises(UsageError, match="genkit does not know how int reads prompts"):
         WordWeights(1, "a (red:2) circle")
+
+
+@pytest.mark.parametrize("build", ["stable_diffusion_xl", "stable_diffusion_3", "flux", "wan"])
+def test_stock_pipelines_run_with_word_weights(build, request):
+    """Rows are told from each pipeline's calls: both halves in one call, one call per half, announced or not."""
+    import tiny_pipelines
+    from diffusers import FluxPipeline
+
+    if build == "flux":
+        pipe = FluxPipeline.from_pretrained(request.getfixturevalue("tiny_flux"))
+    else:
+        pipe = getattr(tiny_pipelines, build)()
+    kinds: list = []
+
+    def rows(batch, branch):
+        found = Rows.of_call(batch, branch, 1)
+        kinds.append(tuple(row.conditional for row in found.entries))
+        return found
+
+    with WordWeights(pipe, "a (red:3) circle", slots=16 if build in ("flux", "wan") else None) as words:
+        words.control.begin()
+        words.control.state.rows = rows
+        call = {"num_inference_steps": 1, "output_type": "latent", "guidance_scale": 2.0, "height": 32, "width": 32}
+        if build == "wan":
+            call |= {"num_frames": 5, "max_sequence_length": 16, "negative_prompt": ""}
+        if build == "flux":
+            call |= {"max_sequence_length": 16, "true_cfg_scale": 2.0, "negative_prompt": ""}
+        pipe(words.prompt, **call)
+        assert words.report().remarks == () and any(site.ran for site in words.report().sites)
+    one, each = {(False, True)}, {(True,), (False,)}
+    assert set(kinds) == (one if "stable" in build else each)
