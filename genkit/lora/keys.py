@@ -63,16 +63,16 @@ def _check_lokr(path: Path, names: Sequence[str]) -> bool:
             factors.setdefault(found["module"], set()).add(found["factor"])
         elif ".lokr_" in name:
             raise ArtifactError(f"{place(path)} holds LoKr of an unknown form ({short(name)})")
-    for module, found in factors.items():
-        if found & {"t1", "t2"}:
+    for module, there in factors.items():
+        if there & {"t1", "t2"}:
             raise ArtifactError(f"{place(path)} holds LoKr of convolutions in three factors ({short(module)})")
-        if "w2" in found:
+        if "w2" in there:
             raise ArtifactError(
                 f"{place(path)} holds LoKr whose second factor is a whole matrix ({short(module)}): it has full "
                 "rank, so no LoRA is equal to it; merge it into the model with the program that made it, and take the "
                 "difference with genkit lora extract"
             )
-        if not {"w2_a", "w2_b"} <= found or not ("w1" in found or {"w1_a", "w1_b"} <= found):
+        if not {"w2_a", "w2_b"} <= there or not ("w1" in there or {"w1_a", "w1_b"} <= there):
             raise ArtifactError(f"{place(path)} holds LoKr with a factor missing ({short(module)}); it is incomplete")
     return bool(factors)
 
