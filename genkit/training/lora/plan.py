@@ -182,8 +182,11 @@ class LoraPlan:
         )
         if settings.resume_from_checkpoint is None:
             return self
-        state, path = keep.find() or (None, None)
-        if state is not None and not settings.mix:
+        found = keep.find()
+        if found is None:
+            return replace(self, broken=tuple(lines))
+        state, path = found
+        if not settings.mix:  # a router's weights are compared when it is on the model
             with self._subject() as subject:
                 check_weights(subject.task, state["module"], path)
         return replace(self, begins=path, broken=tuple(lines))
