@@ -64,6 +64,25 @@ def test_a_weight_without_meaning_is_refused(prompt, message):
         parse_weights(prompt)
 
 
+@pytest.mark.parametrize("prompt", ["(" * 50_000 + ")" * 50_000, "(" + "a:" * 50_000 + " b)", "((a:2)" * 101])
+def test_prompts_of_any_shape_are_read_at_once(prompt):
+    import time
+
+    begun = time.process_time()
+    if "2" in prompt:
+        with pytest.raises(UsageError, match="more than 100 weights"):
+            parse_weights(prompt)
+    else:
+        assert parse_weights(prompt).text == prompt
+    assert time.process_time() - begun < 2
+
+
+def test_a_long_phrase_can_be_weighed():
+    phrase = "word " * 60
+    found = parse_weights(f"a ({phrase}:2) b")
+    assert found.text == f"a {phrase} b" and found.named(found.words[0]) == phrase
+
+
 def test_examples_of_the_syntax():
     import doctest
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from genkit.errors import UsageError, shown
 
 MOST = 10.0
+MOST_WORDS = 100
+_TAIL = 80  # characters before a closing bracket in which a weight is looked for
 _NUMBER = r"(?:\d+\.?\d*|\.\d+)"
 _WEIGHT = re.compile(rf":\s*({_NUMBER})\s*(?:@\s*({_NUMBER})\s*-\s*({_NUMBER})\s*)?$")
 _MEANT = re.compile(r":(\S+)$|:\s*([-+]?[\d.][^\s]*)$|:()$")
@@ -81,20 +83,25 @@ def parse_weights(prompt: str) -> Weighted:
             opened.append((len(out), len(words)))
         if character == ")" and opened:
             begin, before = opened.pop()
-            inside = "".join(out[begin + 1 :])
-            found = _weight(inside)
+            first = max(begin + 1, len(out) - _TAIL)
+            found = _weight("".join(out[first:]), first == begin + 1)
             if found is not None:
                 end, weight, frames = found
-                out[begin:] = inside[:end]
+                del out[first + end :], out[begin]
                 inner = [_moved(word, -1) for word in words[before:]]
-                words[before:] = [Emphasis(begin, begin + end, weight, frames), *inner]
+                words[before:] = [Emphasis(begin, len(out), weight, frames), *inner]
+                if len(words) > MOST_WORDS:
+                    raise UsageError(f"prompt: more than {MOST_WORDS} weights; weigh whole phrases, or leave some out")
                 continue
         out.append(character)
     return Weighted("".join(out), tuple(words))
 
 
-def _weight(inside: str) -> tuple[int, float, tuple[float, float]] | None:
-    """Where the words end, their weight and frames; None for brackets that are text."""
+def _weight(inside: str, whole: bool) -> tuple[int, float, tuple[float, float]] | None:
+    """Where the words end, their weight and frames; None for brackets that are text.
+
+    ``inside``: what the brackets hold, or its end when it is not ``whole``.
+    """
     match = _WEIGHT.search(inside)
     if match is None:
         meant = _MEANT.search(inside)
@@ -102,7 +109,7 @@ def _weight(inside: str) -> tuple[int, float, tuple[float, float]] | None:
             given = next(group for group in meant.groups() if group is not None)
             raise UsageError(f"prompt: the weight {shown(given)} in {shown(f'({inside})')} is no number; {_HOW}")
         return None
-    if not inside[: match.start()].strip():
+    if whole and not inside[: match.start()].strip():
         raise UsageError(f"prompt: {shown(f'({inside})')} weighs no word; {_HOW}")
     weight = float(match[1])
     if weight > MOST:
