@@ -14,13 +14,17 @@ __version__ = "0.1.0"
 # Public name -> the module that defines it.
 _EXPORTS = {
     "AttenSTPipeline": "genkit.editing.attenst",
+    "FlowEditPipeline": "genkit.editing.flow_edit",
     "HDPainterPipeline": "genkit.editing.hd_painter",
     "IRDiffusionPipeline": "genkit.editing.ir_diffusion",
-    "ViMAEditPipeline": "genkit.editing.vimaedit",
+    "ImageToImagePipeline": "genkit.editing.image_to_image",
+    "InfEditPipeline": "genkit.editing.infedit",
     "Part": "genkit.patching",
     "PatchHandle": "genkit.patching",
+    "PromptToPromptPipeline": "genkit.editing.prompt_to_prompt",
     "Schedule": "genkit.patching",
     "TokenLayout": "genkit.layout",
+    "ViMAEditPipeline": "genkit.editing.vimaedit",
     "WordWeights": "genkit.control.words",
     "attn_processors": "genkit.patching",
     "load": "genkit.pipelines.load",
