@@ -36,9 +36,8 @@ class Codec:
         autoencoder that gives no normal distribution. ``mode + deviation * noise`` draws from the posterior."""
         import torch
 
-        parameter = next(vae.parameters())
         with torch.no_grad():
-            encoded = vae.encode(pixels.to(parameter.device, parameter.dtype))
+            encoded = vae.encode(pixels.to(device_of(vae), next(vae.parameters()).dtype))
             mode = self.normalise(vae, _mode(encoded).float())
             deviation = getattr(getattr(encoded, "latent_dist", None), "std", None)
             if deviation is None:
@@ -51,10 +50,20 @@ class Codec:
         """Pixels of normalised latents, in the autoencoder's own dtype."""
         import torch
 
-        parameter = next(vae.parameters())
         with torch.no_grad():
-            found = self.denormalise(vae, latents.to(parameter.device).float())
-            return vae.decode(found.to(parameter.dtype), return_dict=False)[0]
+            found = self.denormalise(vae, latents.to(device_of(vae)).float())
+            return vae.decode(found.to(next(vae.parameters()).dtype), return_dict=False)[0]
+
+
+def device_of(vae: Any) -> torch.device:
+    """Where an autoencoder computes: where its parameters are, or where an offloading hook brings them when called."""
+    hooks = (getattr(module, "_hf_hook", None) for module in vae.modules())
+    told = next((hook.execution_device for hook in hooks if getattr(hook, "execution_device", None) is not None), None)
+    if told is None:
+        return next(vae.parameters()).device
+    import torch
+
+    return torch.device(told)
 
 
 def _mode(encoded: Any) -> torch.Tensor:

@@ -230,3 +230,14 @@ def test_rows_of_the_layout_are_those_of_the_source_while_its_early_phase_lasts(
         answer = unet(latents.expand(3, -1, -1, -1), 500, encoder_hidden_states=text).sample
     torch.testing.assert_close(answer[2], answer[0])
     assert not torch.allclose(answer[1], answer[0])
+
+
+def test_an_offloaded_autoencoder_is_given_pixels_where_it_computes():
+    from accelerate import cpu_offload_with_hook
+
+    from genkit.families.codec import device_of
+
+    vae = tiny_pipelines.picture_vae()
+    assert device_of(vae) == torch.device("cpu")
+    cpu_offload_with_hook(vae, torch.device("meta"))
+    assert next(vae.parameters()).device == torch.device("cpu") and device_of(vae) == torch.device("meta")
