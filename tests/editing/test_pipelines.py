@@ -189,6 +189,17 @@ def test_two_denoisers_are_asked_at_their_levels():
     assert model.network(0.9) is pipe.transformer and model.network(0.3) is pipe.transformer_2
 
 
+@pytest.mark.parametrize("kind", ["qwen_image", "ltx"])
+def test_further_families_give_the_autoencoders_picture_for_one_prompt(kind):
+    pipe = getattr(tiny_pipelines, kind)()
+    image = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
+    made = InfEditPipeline.from_pipe(pipe)(
+        image, SOURCE, SOURCE, num_inference_steps=2, guidance_scale=1.0, keep=0, max_sequence_length=16
+    )  # fmt: skip
+    assert made.frames.shape == (1, 64, 96, 3)
+    assert close(made.frames, reconstruction(pipe, image))
+
+
 def test_flow_edit_refuses_a_diffusion_model(pipe_of):
     with pytest.raises(UnsupportedError, match="flow models .*infedit"):
         FlowEditPipeline.from_pipe(pipe_of("sd"))

@@ -155,10 +155,11 @@ class EditModel:
             ArtifactError: values that are NaN or infinite.
         """
         with self._exact_vae():
-            pixels = self.codec.decode(self.pipe.vae, latents).float()
+            given = latents[:, :, None] if not self.video and _of_clips(self.pipe.vae) else latents
+            pixels = self.codec.decode(self.pipe.vae, given).float()
         if not bool(torch.isfinite(pixels).all()):
             raise ArtifactError("the model returned NaN or infinite pixels; try --dtype float32 or other weights")
-        pixels = pixels[0] if self.video else pixels[0][:, None]
+        pixels = pixels[0] if pixels.ndim == 5 else pixels[0][:, None]
         values = ((pixels + 1) * 127.5).round().clamp(0, 255).byte()
         return values.permute(1, 2, 3, 0).cpu().numpy()
 
@@ -272,3 +273,8 @@ class EditModel:
         from diffusers.utils.torch_utils import randn_tensor
 
         return randn_tensor(like.shape, generator=generator, device=like.device, dtype=torch.float32)
+
+
+def _of_clips(vae: Any) -> bool:
+    """Whether an autoencoder takes clips, also where the model makes pictures (Qwen-Image): its layers tell."""
+    return any(isinstance(layer, torch.nn.Conv3d) for layer in vae.modules())
