@@ -169,7 +169,7 @@ EDITORS: dict[str, Editor] = {
     "generated": Editor(_generated, generates=True),
     "img2img": _line("img2img"),
     "inversion + p2p": _line("p2p"),
-    "inversion alone": _line("p2p", changes={"keep": 0.0, "keep_words_maps": 0.0}),
+    "inversion alone": _line("p2p", changes={"keep": 0.0, "keep_maps": 0.0}),
     "flowedit": _line("flowedit", fits=_flow),
     "infedit, no control": _line("infedit", changes={"keep": 0.0}),
     "infedit": _line("infedit"),

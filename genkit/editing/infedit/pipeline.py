@@ -40,7 +40,7 @@ class InfEditPipeline(EditPipeline):
         guidance_scale: float = 2.0,
         source_guidance_scale: float = 1.0,
         keep: float = 0.7,
-        keep_self: float | None = None,
+        keep_maps: float | None = None,
         self_inject_target: bool = True,
         words: Sequence[str] = (),
         keep_words: Sequence[str] = (),
@@ -63,10 +63,11 @@ class InfEditPipeline(EditPipeline):
             negative_prompt, source_negative_prompt: what guidance leads away from.
             num_inference_steps: 8 for easy edits, 15 usual, 25 for styles and removal, 50 for hard ones.
             guidance_scale, source_guidance_scale: of both prompts, 1 = none.
-            keep: share of the steps in which maps of shared words are kept, 0..1. The authors advise 1 for colours, 0.9
-                for materials, 0.7 for other objects and styles, 0.3 for shapes and poses, 0 to add, remove or change
-                the background.
-            keep_self: share of the steps in which self-attention follows the source; None = as ``keep``.
+            keep: share of the steps in which self-attention follows the source, 0..1. The authors advise 1 for colours,
+                0.9 for materials, 0.7 for other objects and styles, 0.3 for shapes and poses, 0 to add, remove or
+                change the background.
+            keep_maps: share of the steps in which words that both prompts have act where they do in the source; None =
+                as ``keep``.
             self_inject_target: whether the target's self-attention follows too.
             words: words of the prompt; only where they act the picture changes. None given: everywhere.
             keep_words: words of both prompts; where they act the picture stays.
@@ -89,13 +90,13 @@ class InfEditPipeline(EditPipeline):
             UsageError: a share outside 0..1, a word that the prompts do not have, an input that is no picture.
         """
         model = self.model
-        share(keep, "keep"), share(eta, "eta")
-        keep_self = keep if keep_self is None else keep_self
+        keep_maps = keep if keep_maps is None else keep_maps
+        share(keep, "keep"), share(keep_maps, "keep_maps"), share(eta, "eta")
         work, source = self._work(image, multiple)
         levels = model.levels(num_inference_steps, source, spacing)
         steps = len(levels) - 1
         chosen = tuple(words), tuple(keep_words)
-        controlled = bool(keep or keep_self or any(chosen))
+        controlled = bool(keep or keep_maps or any(chosen))
         branches = {
             SOURCE: Branch(source_prompt, source_negative_prompt, source_guidance_scale),
             TARGET: Branch(prompt, negative_prompt, guidance_scale),
@@ -103,11 +104,13 @@ class InfEditPipeline(EditPipeline):
         if controlled:
             branches[LAYOUT] = branches[SOURCE]
         rows = Branches(model, branches, together=controlled, slots=max_sequence_length)
-        blend, control, begins = None, nullcontext(), {SOURCE: 0, TARGET: 0}
+        blend: _Blend | None = None
+        control: Control | None = None
+        begins = {SOURCE: 0, TARGET: 0}
         if controlled:
-            pairs = aligned(self.pipe, source_prompt, prompt, rows.states(SOURCE, TARGET), rows.slots)
+            pairs = aligned(self.pipe, source_prompt, prompt, (rows.states(SOURCE), rows.states(TARGET)), rows.slots)
             plan = unified_control(
-                pairs, steps, cross=keep, self_=keep_self, inject=self_inject_target, blends=any(chosen)
+                pairs, steps, cross=keep_maps, self_=keep, inject=self_inject_target, blends=any(chosen)
             )
             grid = map_grid(model, source)
             blend = _Blend.of(self.pipe, rows, plan, pairs, grid, prompt, chosen, (threshold, keep_threshold))
@@ -115,14 +118,14 @@ class InfEditPipeline(EditPipeline):
             begins[LAYOUT] = plan.begins
             if rules:
                 control = rows.control = Control(self.pipe, rules)
-        with control:
+        with control or nullcontext():
             made = virtual_inversion(
                 model, source, rows, begins, levels, generator=generator, eta=eta,
                 start=first_step(steps, strength) if strength < 1 else 0, progress=progress,
                 blend=blend if blend is not None and blend.rules else None,
             )  # fmt: skip
         details = {} if blend is None or blend.mask is None else {"mask": blend.mask}
-        return self._output(work, made, **details)
+        return self._output(work, made, (), **details)
 
 
 class _Blend:

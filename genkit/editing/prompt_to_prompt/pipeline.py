@@ -40,7 +40,7 @@ class PromptToPromptPipeline(EditPipeline):
         guidance_scale: float = 7.5,
         source_guidance_scale: float = 1.0,
         keep: float = 0.4,
-        keep_words_maps: float = 0.8,
+        keep_maps: float = 0.8,
         words: Sequence[str] = (),
         threshold: float = 0.3,
         exact: bool = False,
@@ -59,7 +59,7 @@ class PromptToPromptPipeline(EditPipeline):
             guidance_scale: of the target.
             source_guidance_scale: of the source in inversion and denoising: above 1 it no longer finds its way back.
             keep: share of the steps in which the target takes the source's self-attention maps, 0..1.
-            keep_words_maps: share of the steps in which it takes the cross-attention maps of shared words.
+            keep_maps: share of the steps in which it takes the cross-attention maps of shared words.
             words: words of the prompt; only where they act the picture changes. None given: everywhere.
             threshold: of their maps, as a share of the largest value.
             exact: the source's row is set to the inverted latents before every step, so that it comes back exactly.
@@ -74,7 +74,7 @@ class PromptToPromptPipeline(EditPipeline):
             UsageError: a share outside 0..1, a word that the prompt does not have, an input that is no picture.
         """
         model = self.model
-        share(keep, "keep"), share(keep_words_maps, "keep_words_maps")
+        share(keep, "keep"), share(keep_maps, "keep_maps")
         work, source = self._work(image, multiple)
         levels = model.levels(num_inference_steps, source)
         steps = len(levels) - 1
@@ -90,7 +90,7 @@ class PromptToPromptPipeline(EditPipeline):
         if words:
             places = positions(self.pipe, prompt, tuple(words), max_sequence_length)
             maps = WordMaps(places, pairs, ((SOURCE, None),), TARGET, "change", map_grid(model, source))
-        rules = [*_rules(pairs, steps, keep, keep_words_maps), *rules_of((maps,))]
+        rules = [*_rules(pairs, steps, keep, keep_maps), *rules_of((maps,))]
         control = Control(self.pipe, rules) if rules else nullcontext()
         both.control = control if rules else None
         latents, mask = {SOURCE: path[0], TARGET: path[0]}, None
@@ -110,7 +110,7 @@ class PromptToPromptPipeline(EditPipeline):
                     latents[TARGET] = torch.where(mask, latents[TARGET], kept)
                 if progress is not None:
                     progress(steps + index + 1, 2 * steps, made)
-        return self._output(work, latents[TARGET], **({} if mask is None else {"mask": mask}))
+        return self._output(work, latents[TARGET], (), **({} if mask is None else {"mask": mask}))
 
     def _inverted(
         self, source: torch.Tensor, branches: Branches, levels: tuple[float, ...], progress: Progress | None

@@ -69,9 +69,9 @@ class Branches:
         branch = self.branches[role]
         return branch.prompt if conditional else branch.negative
 
-    def states(self, *roles: str) -> tuple[torch.Tensor, ...]:
-        """Text states (tokens, C) of these branches' prompts, as the denoiser reads them."""
-        return tuple(self.conditions.tensors["states"][self.rows.index(role, conditional=True)[0]] for role in roles)
+    def states(self, role: str) -> torch.Tensor:
+        """Text states (tokens, C) of a branch's prompt, as the denoiser reads them."""
+        return self.conditions.tensors["states"][self.rows.index(role, conditional=True)[0]]
 
     def __call__(
         self, latents: Mapping[str, torch.Tensor], level: float, step: int, steps: int

@@ -17,7 +17,7 @@ from genkit.pipelines.tasks.edit.given import Given
 from genkit.pipelines.tasks.edit.settings import FLOWEDIT, IMG2IMG, INFEDIT, P2P, VIMAEDIT, EditSettings
 from genkit.pipelines.tasks.edit.words import chosen, replaced
 
-PIPELINES = {
+PIPELINES: dict[str, Any] = {
     INFEDIT: InfEditPipeline,
     FLOWEDIT: FlowEditPipeline,
     P2P: PromptToPromptPipeline,
@@ -30,7 +30,7 @@ def edit(pipe: Any, settings: EditSettings, given: Given, progress: Progress) ->
     """A function that edits with a loaded pipeline; it takes the prompts and the generator of a run."""
 
     def run(*, prompt: str, generator: torch.Generator, negative_prompt: str | None = None, **more: Any) -> EditOutput:
-        options = {
+        options: dict[str, Any] = {
             "negative_prompt": negative_prompt or "",
             "num_inference_steps": settings.steps,
             "guidance_scale": settings.guidance_scale,
@@ -48,10 +48,12 @@ def edit(pipe: Any, settings: EditSettings, given: Given, progress: Progress) ->
             }
         if settings.method in (INFEDIT, P2P, VIMAEDIT):
             options |= {"keep": settings.keep, "words": chosen(settings)}
+        if settings.method in (INFEDIT, P2P):
+            options["keep_maps"] = settings.keep_maps
         if settings.method == VIMAEDIT:
             options["source_words"] = replaced(settings) if options["words"] else ()
         if settings.method == IMG2IMG and "eta" in more:  # as the model's genkit.json samples
             options["eta"] = more["eta"]
-        return PIPELINES[settings.method].from_pipe(pipe)(given.frames, prompt, **options)
+        return PIPELINES[str(settings.method)].from_pipe(pipe)(given.frames, prompt, **options)
 
     return run

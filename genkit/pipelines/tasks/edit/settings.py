@@ -45,6 +45,10 @@ class ChangeSettings(Settings):
         None, "Share of the steps in which the attention of the source rules, 0 to 1: more keeps outlines and places.",
         group="Edit", rule=Rule(low=0, high=1),
     )  # fmt: skip
+    keep_maps: float | None = option(
+        None, "The same of where the words that both prompts have act; as --keep with infedit when left out.",
+        group="Edit", rule=Rule(low=0, high=1),
+    )  # fmt: skip
     words: tuple[str, ...] = option(
         (), "Change only where these words of the prompt act: a word or several, repeatable; 'auto' = the words the "
         "source prompt does not have, 'none' = everywhere.", group="Edit", parse=as_texts,
@@ -62,7 +66,8 @@ class ChangeSettings(Settings):
         if len(self.words) > 1 and {AUTO, NONE} & set(self.words):
             raise UsageError(f"--words {AUTO} and {NONE} stand alone; leave the other words out")
         if self.method in (FLOWEDIT, IMG2IMG):
-            for flag, given in (("--keep", self.keep is not None), ("--words", bool(self.words))):
+            kept = self.keep is not None or self.keep_maps is not None
+            for flag, given in (("--keep", kept), ("--words", bool(self.words))):
                 if given and self.words != (NONE,):
                     raise UsageError(
                         f"{flag} controls attention, which {self.method} leaves alone; take infedit or p2p"
@@ -79,7 +84,7 @@ class EditSettings(
 ):
     """Everything that decides what ``genkit edit`` makes. The last group comes first in ``--help``."""
 
-    model: str | None = option(
+    model: str | None = option(  # type: ignore[assignment]
         None, "Shipped name, local Diffusers folder, or hub id owner/name[@revision]. toy-image for a picture and "
         "toy-video for a clip when left out.",
     )  # fmt: skip

@@ -51,7 +51,7 @@ def resolve(settings: EditSettings):
     read = read_prompts(
         request.tokenizers, asked, draft.model.sidecar.limits.get("max_prompt_tokens"), name="source prompt"
     )
-    given = replace(given, source_prompt=read.prompt)
+    given = replace(given, source_prompt=read.prompt or "")
     return replace(request, inputs=given, notes=(*request.notes, *read.told))
 
 
