@@ -40,7 +40,7 @@ def prompt_layers(network: Any) -> tuple[str, str]:
     """
     names = [name for name, _ in network.named_modules() if _UNET_PART.fullmatch(name)]
     content = [name for name in names if name.startswith("down")][-1:]
-    first = next((_UNET_PART.fullmatch(name)[1] for name in names if name.startswith("up")), "")
+    first = next((name.partition(".attentions")[0] for name in names if name.startswith("up")), "")
     style = [name for name in names if first and name.startswith(first + ".")]
     return _any_of(content), _any_of(style[1:] or style)
 

@@ -151,9 +151,9 @@ class AttenSTPipeline(EditPipeline):
     def _dual(self, work: Work, style: np.ndarray, loaded: int, content_scale: float, style_scale: float) -> Any:
         """Cross-attention to both pictures beside the text's, or to the style alone with a single adapter."""
         where = prompt_layers(self.pipe.unet)
-        pictures = [(style, {where[1]: style_scale})]
+        pictures: list[tuple[np.ndarray, dict[str, float]]] = [(style, {where[1]: style_scale})]
         if loaded > 1:
-            silent = [(style, {})] * (loaded - 2)
+            silent: list[tuple[np.ndarray, dict[str, float]]] = [(style, {})] * (loaded - 2)
             pictures = [(work.frames, {where[0]: content_scale}), *silent, *pictures]
         embeds = [embedding(self.pipe, self._picture(frames), n) for n, (frames, _) in enumerate(pictures)]
         return image_prompts(self.pipe, embeds, [scales for _, scales in pictures])

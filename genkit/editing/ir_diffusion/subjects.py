@@ -86,7 +86,7 @@ def _scaled(found: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
 
 def disjoint_rows(masks: Mapping[Place, torch.Tensor], roles: Sequence[str]) -> dict[Place, torch.Tensor]:
     """Masks of which no two of one row overlap; see :func:`genkit.editing.ir_diffusion.masks.disjoint`."""
-    found = {}
+    found: dict[Place, torch.Tensor] = {}
     for role in roles:
         places = [place for place in masks if place[0] == role]
         found.update(zip(places, disjoint([masks[place] for place in places]), strict=True))

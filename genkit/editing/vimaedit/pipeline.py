@@ -164,7 +164,7 @@ class ViMAEditPipeline(EditPipeline):
                     latents[TARGET] = latents[SOURCE] + blend * (latents[TARGET] - latents[SOURCE])
                 if progress is not None:
                     progress(index + 1, steps, clean[TARGET])
-        details = {"mask": blend, "critical": core} if blend is not None else {}
+        details: dict[str, Any] = {} if blend is None else {"mask": blend, "critical": core}
         return self._output(work, latents[TARGET], **details)
 
     def _step(

@@ -28,7 +28,8 @@ def resolve(settings: ConsistentSettings):
     draft.fill()
     draft.notes += cast.told()
     request = draft.close()
-    subjects, told = [], []
+    subjects: list[str] = []
+    told: list[str] = []
     for text in settings.subject:
         asked = request.settings.replace(prompt=text, negative_prompt=None)
         limit = draft.model.sidecar.limits.get("max_prompt_tokens")

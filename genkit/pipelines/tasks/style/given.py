@@ -94,7 +94,8 @@ def read_given(content: Path, style: Path, model: Model) -> Given:
 
 def read_texts(request: Request) -> tuple[dict[str, Any], tuple[str, ...]]:
     """The captions as the model reads them, and what of them is cut or unknown."""
-    texts, told = {}, []
+    texts: dict[str, Any] = {}
+    told: list[str] = []
     for name in ("source_prompt", "style_prompt"):
         text = getattr(request.settings, name)
         if text:
