@@ -51,7 +51,7 @@ class AttenSTPipeline(EditPipeline):
         temperature: float = 2.25,
         layers: str | None = None,
         resample: int = 5,
-        average_below: float = 0.25,
+        average_below: float = 0.0,
         num_inference_steps: int = 40,
         guidance_scale: float = 1.0,
         content_scale: float = 1.2,
@@ -77,7 +77,8 @@ class AttenSTPipeline(EditPipeline):
             layers: regular expression of the layers that take the style's keys and values; None = the model's usual
                 ones, see :func:`genkit.editing.attenst.layers.style_layers`.
             resample: how often inversion asks anew at the point it found (K).
-            average_below: see :func:`genkit.editing.attenst.inversion.invert`.
+            average_below: noise level below which a step uses the mean of the answers, see
+                :func:`genkit.editing.attenst.inversion.invert`; published 0.25.
             num_inference_steps: of the inversion and of the result.
             guidance_scale: of classifier-free guidance; 1 = none, as published.
             content_scale, style_scale: of image prompt adapters, where they are loaded: the first of two reads the

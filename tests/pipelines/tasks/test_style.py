@@ -10,7 +10,7 @@ from PIL import Image
 
 from genkit import media
 from genkit.cli.main import main
-from genkit.errors import GenkitError, UnsupportedError
+from genkit.errors import GenkitError, UnsupportedError, UsageError
 from genkit.pipelines.resolve import resolve
 from genkit.pipelines.session import Session
 from genkit.pipelines.tasks.style.settings import StyleSettings
@@ -65,6 +65,13 @@ def test_what_is_left_open_is_filled_and_a_dry_run_makes_nothing(cli, pictures, 
     assert (filled.steps, filled.guidance_scale, filled.prompt) == (40, 1.0, "")
     code, out, _ = cli(pictures[0], "--style", pictures[1], "--model", tiny_sd, "--dry-run", "--json")
     assert code == 0 and json.loads(out)["dry_run"] and not list((tmp_path / "work").iterdir())
+
+
+def test_a_shipped_model_gives_small_pictures_a_margin_and_refuses_large_ones(pictures, tmp_path):
+    assert resolve(ask("toy-image", pictures)).inputs.canvas.size == (64, 64)
+    Image.new("RGB", (600, 200)).save(tmp_path / "large.png")
+    with pytest.raises(UsageError, match="goes up to a width of 512"):
+        resolve(ask("toy-image", (tmp_path / "large.png", pictures[1])))
 
 
 def test_hostile_inputs_are_refused_in_one_line(cli, pictures, tiny_sd, tmp_path):

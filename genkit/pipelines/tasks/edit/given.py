@@ -93,7 +93,7 @@ def read_given(path: Path, model: Model, video: bool) -> Given:
     limits = model.sidecar.limits
     least = (limits.get("min_height", 1), limits.get("min_width", 1))
     canvas = Canvas.of(found.frames[0], multiple, least=least)
-    _check_size(path, canvas, model)
+    check_size(path, canvas, model)
     frames = len(found.frames) + (-(len(found.frames) - 1) % each if video else 0)
     told = list(canvas.told)
     if frames > len(found.frames):
@@ -103,7 +103,8 @@ def read_given(path: Path, model: Model, video: bool) -> Given:
     return Given(**values)
 
 
-def _check_size(path: Path, canvas: Canvas, model: Model) -> None:
+def check_size(path: Path, canvas: Canvas, model: Model) -> None:
+    """Refuse a picture that is larger than a model's own limit; UsageError."""
     for side, name in zip(canvas.size, ("height", "width"), strict=True):
         most = model.sidecar.limits.get(f"max_{name}")
         if most is not None and side > most:

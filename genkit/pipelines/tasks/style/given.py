@@ -13,6 +13,7 @@ from genkit.families.training.lookup import callable_class
 from genkit.media.canvas import Canvas, read_still
 from genkit.pipelines.kinds import IMAGE
 from genkit.pipelines.prompts import read_prompts
+from genkit.pipelines.tasks.edit.given import check_size
 from genkit.reading import file_digest, regular
 
 if TYPE_CHECKING:
@@ -29,19 +30,16 @@ class Given:
     """What a style transfer works on.
 
     Args:
-        content, style: uint8 (H, W, 3), of any two sizes.
+        canvas: the content at a size that the model takes.
+        style: uint8 (H, W, 3), of any size.
         files: of the two.
-        multiple: what height and width of the working size are multiples of.
-        size: height and width of the working size.
         told: what was chosen in reading them, one line each.
         source_prompt, style_prompt: their captions, as the model reads them; None = the prompt.
     """
 
-    content: np.ndarray
+    canvas: Canvas
     style: np.ndarray
     files: tuple[Path, Path]
-    multiple: int
-    size: tuple[int, int]
     told: tuple[str, ...] = ()
     source_prompt: str | None = None
     style_prompt: str = ""
@@ -84,12 +82,14 @@ def read_given(content: Path, style: Path, model: Model) -> Given:
 
     Raises:
         ArtifactError: no readable picture, or more pixels than allowed.
+        UsageError: a content larger than the model's own limit.
     """
     picture, manner = read_still(content, MOST_PIXELS), read_still(style, MOST_PIXELS)
     multiple = 8 if model.rule is None else model.rule.multiple
-    canvas = Canvas.of(picture.pixels, multiple)
-    told = (*picture.told, *manner.told, *canvas.told)
-    return Given(picture.pixels, manner.pixels, (content, style), multiple, canvas.size, told)
+    limits = model.sidecar.limits
+    canvas = Canvas.of(picture.pixels, multiple, least=(limits.get("min_height", 1), limits.get("min_width", 1)))
+    check_size(content, canvas, model)
+    return Given(canvas, manner.pixels, (content, style), (*picture.told, *manner.told, *canvas.told))
 
 
 def read_texts(request: Request) -> tuple[dict[str, Any], tuple[str, ...]]:

@@ -46,7 +46,7 @@ class MannerSettings(Settings):
         "out.", group="Style", stored=WHEN_GIVEN,
     )  # fmt: skip
     resample: int = option(
-        2, "How often each step of the way to the noise is corrected; 0 is plain DDIM inversion. Costs as many calls "
+        3, "How often each step of the way to the noise is corrected; 0 is plain DDIM inversion. Costs as many calls "
         "more.", group="Style", rule=Rule(low=0, high=50),
     )  # fmt: skip
 

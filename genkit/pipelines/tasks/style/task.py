@@ -29,7 +29,7 @@ def resolve(settings: StyleSettings):
     given = read_given(content, style, draft.model)
     draft.notes += given.told
     request = draft.close(
-        size=given.size, inputs=given, fingerprints=given.fingerprints(), image=str(content.resolve()),
+        size=given.canvas.size, inputs=given, fingerprints=given.fingerprints(), image=str(content.resolve()),
         style=str(style.resolve()),
     )  # fmt: skip
     texts, told = read_texts(request)
@@ -51,16 +51,16 @@ def run(run) -> Made:
 
     def restyle(*, prompt, generator, negative_prompt=None, **_):
         return AttenSTPipeline.from_pipe(run.pipeline)(
-            given.content, given.style, prompt=prompt, source_prompt=given.source_prompt,
+            given.canvas.padded, given.style, prompt=prompt, source_prompt=given.source_prompt,
             style_prompt=given.style_prompt, negative_prompt=negative_prompt or "", keep=settings.keep,
             strength=settings.strength, temperature=settings.temperature, layers=settings.style_layers,
             resample=settings.resample, num_inference_steps=settings.steps, guidance_scale=settings.guidance_scale,
-            max_sequence_length=settings.max_sequence_length, multiple=given.multiple, progress=follow,
+            max_sequence_length=settings.max_sequence_length, progress=follow,
         )  # fmt: skip
 
     with run.patched() as handle:
         output = run.call(restyle)
-    return Made(output.frames, report=report_of(handle))
+    return Made(given.canvas.crop(output.frames), report=report_of(handle))
 
 
 TASK = Task(
