@@ -42,7 +42,7 @@ def folder(tmp_path, monkeypatch):
     """An empty working folder with the files that examples read."""
     monkeypatch.chdir(tmp_path)
     ramp = np.linspace(0, 255, 9 * 64 * 64 * 3).astype(np.uint8).reshape(9, 64, 64, 3)
-    for name in ("square.png", "picture.png"):
+    for name in ("square.png", "picture.png", "style.png"):
         Image.fromarray(ramp[0]).save(name)
     Image.fromarray(np.pad(np.full((32, 32), 255, np.uint8), 16)).save("mask.png")
     for name in ("silent.mp4", "clip.mp4"):
@@ -92,6 +92,8 @@ def test_yaml_examples_are_yaml(page):
 
 def _made_small(arguments: list[str]) -> list[str]:
     """A `genkit generate` line with fewer steps and smaller frames. A repeat takes what it repeats."""
+    if arguments[0] in ("style", "consistent"):
+        return [*arguments, "--force", "--steps", SMALL["steps"]]
     if arguments[0] != "generate" or "--from" in arguments:
         return [*arguments, "--force"] if arguments[0] == "generate" else arguments
     pictures = any(name in arguments for name in ("toy-image", "toy-dit"))
