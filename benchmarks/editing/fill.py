@@ -52,10 +52,10 @@ LINES: dict[str, Line] = {
     "true target": Line(None),
     "blending alone": Line({"painta": 0.0, "rasg": 0.0}),
     "PAIntA": Line({"painta": 0.5, "rasg": 0.0}),
-    "RASG": Line({"painta": 0.0, "rasg": 0.15}),
-    "PAIntA and RASG": Line({"painta": 0.5, "rasg": 0.15}),
+    "RASG": Line({"painta": 0.0, "rasg": 0.01}),
+    "PAIntA and RASG": Line({"painta": 0.5, "rasg": 0.01}),
     f"blending alone{_WHOLE}": Line({"painta": 0.0, "rasg": 0.0}, True),
-    f"PAIntA and RASG{_WHOLE}": Line({"painta": 0.5, "rasg": 0.15}, True),
+    f"PAIntA and RASG{_WHOLE}": Line({"painta": 0.5, "rasg": 0.01}, True),
 }
 
 

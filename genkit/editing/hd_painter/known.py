@@ -11,6 +11,8 @@ from genkit.media.canvas import Mask
 
 #: Pixels around a mask in which what was made is compared with what was there.
 RIM = 6
+#: Largest difference, of 255, that counts as a shift of colour.
+SHIFT = 16
 
 
 def filled(picture: np.ndarray, inside: np.ndarray) -> np.ndarray:
@@ -32,12 +34,13 @@ def matched(made: np.ndarray, picture: np.ndarray, inside: np.ndarray) -> np.nda
 
     Args:
         made, picture: uint8 (H, W, 3).
-        inside: bool (H, W); the difference is read within :data:`RIM` pixels around it.
+        inside: bool (H, W); the difference is read within :data:`RIM` pixels around it, where it is a shift of colour
+            (at most :data:`SHIFT`) and not an object that only one of the two shows.
     """
-    rim = Mask(inside).grown(RIM).inside & ~inside
+    difference = picture.astype(np.float64) - made
+    rim = Mask(inside).grown(RIM).inside & ~inside & (np.abs(difference).max(-1) <= SHIFT)
     if not rim.any():
         return made
-    difference = picture.astype(np.float64) - made
     corrected = made + _continued(difference, rim)
     return np.where(inside[..., None], np.clip(np.rint(corrected), 0, 255).astype(np.uint8), made)
 

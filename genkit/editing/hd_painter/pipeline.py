@@ -72,7 +72,8 @@ class HDPainterPipeline(EditPipeline):
             painta: share of the steps, from the first on, in which unknown tokens read known ones only as far as those
                 agree with the prompt (PAIntA); 0 leaves it out. Costs the self-attention of two resolutions again.
             rasg: how far each step is moved so that the prompt's attention covers the mask (RASG), as a share of the
-                deviation of DDIM's noise: the paper's eta. 0 leaves it out. Costs a backward pass in every step, two to
+                deviation of DDIM's noise; the paper's eta of 0.1 counts in other units and is about 0.01 of these.
+                0 leaves it out. Costs a backward pass in every step, two to
                 three times the time and several times the memory; for UNets of diffusion models only.
             inset: share of the steps, from the first on, in which latents at the mask's border count as known, so that
                 an object is begun inside the mask and not cut off by it; 0 for none. Not for denoisers that were

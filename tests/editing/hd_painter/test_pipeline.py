@@ -195,6 +195,9 @@ def test_unknown_parts_are_filled_smoothly_and_colours_are_matched():
     shifted = np.clip(ramp.astype(int) + (10, -5, 3), 0, 255).astype(np.uint8)
     assert np.abs(matched(shifted, ramp, inside)[inside].astype(int) - ramp[inside]).max() <= 1
     full = np.ones((41, 60), bool)
+    object_beside = ramp.copy()
+    object_beside[8:10, 20:40] = (255, 0, 0)  # shown by one of the two only: no shift of colour
+    assert np.abs(matched(object_beside, ramp, inside)[inside].astype(int) - ramp[inside]).max() <= 1
     assert np.array_equal(matched(shifted, ramp, full), shifted) and filled(ramp, full).shape == ramp.shape
 
 

@@ -69,7 +69,7 @@ class PainterSettings(Settings):
     )  # fmt: skip
     rasg: float | None = option(
         None, "How far each step is moved so that the prompt's attention covers the mask (RASG), as a share of a "
-        "step's noise; 0 = not. Costs two to three times the time; for UNets only.", group="HD-Painter",
+        "step's noise, about 0.01; 0 = not. Costs two to three times the time; for UNets only.", group="HD-Painter",
         rule=Rule(low=0, high=1),
     )  # fmt: skip
     upscaler: str | None = option(
