@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from genkit.control.maps import Maps
-from genkit.control.regions import Seen, region_flags, text_columns
+from genkit.control.regions import Seen, asking_span, region_flags, text_columns
 from genkit.control.rules import ReadMaps, Refine, Replace, Reweight
 from genkit.control.shaping import QueryClass
 
@@ -70,7 +70,7 @@ class Columns:
         """
         q, k, site = seen.q, seen.k, seen.site
         scale = q.shape[-1] ** -0.5 if site.scale is None else site.scale
-        start, stop = site.layout.grid_span
+        start, stop = asking_span(site.layout)
         columns = torch.tensor(places, device=q.device)
         found = []
         for row, own in zip(rows, classes, strict=True):
@@ -125,7 +125,7 @@ class Columns:
     def _reweighted(self, rule: Reweight, seen: Seen) -> torch.Tensor:
         change = torch.zeros_like(self.written)
         layout = seen.site.layout
-        window = torch.ones(layout.grid_length, dtype=torch.bool)
+        window = torch.ones(asking_span(layout)[1] - asking_span(layout)[0], dtype=torch.bool)
         if rule.region is not None:
             window = region_flags(rule.region, layout, seen)
         window = window.to(change)[:, None]
@@ -141,7 +141,7 @@ class Columns:
         """The output (B, N, H, D) with what was written."""
         if self.written is self.weights:
             return out
-        start, stop = seen.site.layout.grid_span
+        start, stop = asking_span(seen.site.layout)
         rows = torch.tensor(self.rows, device=out.device)
         columns = torch.tensor(self.places, device=out.device)
         values = seen.v.index_select(0, rows).index_select(1, columns).to(self.written.dtype)
@@ -164,4 +164,5 @@ class Columns:
         target = [self.places.index(place) for place in text_columns(seen.site.key_layout, rule.tokens)]
         found = found[[self.rows.index(row) for row in rows]][..., target].mean(1)
         found = found if rule.grad else found.detach()
-        maps.add(rule.name, seen.site.layout.grid, found)
+        layout = seen.site.layout
+        maps.add(rule.name, layout.grid if layout.has_grid else (layout.length, 1, 1), found)

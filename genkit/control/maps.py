@@ -33,7 +33,8 @@ class Maps:
     """The maps of a control.
 
     ``latest(name)`` is the mean over heads and layers of the latest denoiser call that read the name, ``mean(name)``
-    the mean over all calls since ``clear()``. Shapes: (rows, T, H, W, tokens), rows in the order of the batch.
+    the mean over all calls since ``clear()``. Shapes: (rows, T, H, W, tokens), rows in the order of the
+    batch; of sound (rows, tokens of sound, 1, 1, tokens).
     """
 
     def __init__(self) -> None:

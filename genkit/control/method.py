@@ -251,8 +251,8 @@ class _Run:
             for reading in weights:
                 columns.read(reading, self.seen, self.maps)
             out = columns.correct(out, self.seen)
-        for rule in mixing:
-            out = mixed(rule, out, self.seen)
+        for mix in mixing:
+            out = mixed(mix, out, self.seen)
         return out if changes else None
 
     def _read_logits(self) -> None:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
     from genkit.control.rows import Rows
 
+Span = tuple[int, int]
+
 
 @dataclass(frozen=True)
 class Seen:
@@ -72,7 +74,7 @@ class Tokens:
             return torch.ones(layout.length, dtype=torch.bool)
         found = torch.zeros(layout.length, dtype=torch.bool)
         if self.region is not None:
-            start, stop = layout.grid_span
+            start, stop = asking_span(layout)
             found[start:stop] = region_flags(self.region, layout, seen)
         if self.text:
             found[list(text_columns(layout, self.text))] = True
@@ -92,14 +94,19 @@ def as_tokens(given: Any, what: str) -> Tokens:
     raise UsageError(explain(what, given, "genkit.control.Tokens, a mask (H, W) or (T, H, W), a function, or None"))
 
 
+def asking_span(layout: TokenLayout) -> Span:
+    """The tokens that read the text: the picture's, or all of a sequence without a picture (sound)."""
+    return layout.grid_span if layout.has_grid else (0, layout.length)
+
+
 def region_flags(region: Region, layout: TokenLayout, seen: Seen | None) -> torch.Tensor:
-    """bool (grid tokens,) of a region, on the CPU."""
+    """bool (grid tokens,) of a region, on the CPU; (tokens,) of a sequence without a grid."""
     import torch
 
     found = region_tokens(region, layout, seen)
     if found.dtype == torch.bool:
         return found
-    flags = torch.zeros(layout.grid_length, dtype=torch.bool)
+    flags = torch.zeros(_count(layout), dtype=torch.bool)
     flags[found] = True
     return flags
 
@@ -110,27 +117,32 @@ def region_tokens(region: Region, layout: TokenLayout, seen: Seen | None) -> tor
 
     from genkit.attention.reference.masks import grid_mask
 
-    if not layout.has_grid:
-        raise UsageError(f"a region needs a token grid, this sequence of {layout.length} tokens has none")
     if isinstance(region, torch.Tensor):
+        if not layout.has_grid:
+            raise UsageError(f"a mask needs a token grid, this sequence of {layout.length} tokens has none")
         mask = region.detach().float().cpu()
         return grid_mask(mask[None] if mask.dim() == 2 else mask, layout.grid)[0] >= 0.5
     if seen is None:
         raise UsageError("a region that is a function can only be asked in an attention call")
-    found = region(seen).detach().cpu()
-    if found.dtype == torch.bool and tuple(found.shape) == (layout.grid_length,):
+    found, count = region(seen).detach().cpu(), _count(layout)
+    if found.dtype == torch.bool and tuple(found.shape) == (count,):
         return found
     if found.dtype == torch.int64 and found.dim() == 1:
-        if len(found) and not 0 <= int(found.min()) <= int(found.max()) < layout.grid_length:
-            raise UsageError(f"region: token numbers must lie from 0 to {layout.grid_length - 1}")
+        if len(found) and not 0 <= int(found.min()) <= int(found.max()) < count:
+            raise UsageError(f"region: token numbers must lie from 0 to {count - 1}")
         return found
     raise UsageError(
         explain(
             "what a region's function gives",
             f"{tuple(found.shape)} {found.dtype}",
-            f"bool ({layout.grid_length},), or int64 (any,) numbers of tokens",
+            f"bool ({count},), or int64 (any,) numbers of tokens",
         )
     )
+
+
+def _count(layout: TokenLayout) -> int:
+    start, stop = asking_span(layout)
+    return stop - start
 
 
 def text_columns(layout: TokenLayout, positions: tuple[int, ...] | None) -> tuple[int, ...]:

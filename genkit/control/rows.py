@@ -71,7 +71,8 @@ class Rows:
             batch: rows of the call.
             branch: what the pipeline announces: ``"cond"``, ``"uncond"``, ... or None.
             prompts: rows of one half: prompts times pictures per prompt. A call of twice as many rows has the
-                unconditional half first; a call of as many rows is conditional unless it is announced otherwise.
+                unconditional half first; a call of as many rows is conditional unless it is announced as "uncond"
+                (calls for perturbed guidance, "uncond_stg", read the prompt).
 
         Raises:
             UsageError: any other number of rows.
@@ -79,7 +80,7 @@ class Rows:
         if batch == 2 * prompts and branch in (None, "cond_uncond"):
             return cls((*[Row(role, False)] * prompts, *[Row(role)] * prompts))
         if batch == prompts:
-            return cls(tuple([Row(role, branch is None or not branch.startswith("uncond"))] * prompts))
+            return cls(tuple([Row(role, branch != "uncond")] * prompts))
         raise UsageError(
             f"a denoiser call of {batch} rows (announced as {branch}) does not fit {prompts} prompts: expected "
             f"{prompts}, or {2 * prompts} with the unconditional half first; say what the rows are by control.begin"

@@ -15,7 +15,7 @@ import torch
 
 from genkit.attention.cache import PatchCache
 from genkit.attention.keep import kept
-from genkit.control.regions import Seen, as_tokens, region_tokens, text_columns
+from genkit.control.regions import Seen, as_tokens, asking_span, region_tokens, text_columns
 from genkit.control.rules import Extra, Forbid, Reweight, ScaleKeys
 from genkit.errors import UsageError
 from genkit.kernels import BlockPlan, block_sparse_attention
@@ -95,7 +95,7 @@ def _asking(rule: Any, seen: Seen) -> torch.Tensor:
     given = rule.region if isinstance(rule, Reweight) else rule.queries
     flags = as_tokens(given, str(rule)).flags(layout, seen)
     if given is None and isinstance(rule, (Extra, Reweight)):  # the picture reads, the text does not
-        start, stop = layout.grid_span
+        start, stop = asking_span(layout)
         flags[:start], flags[stop:] = False, False
     return flags
 

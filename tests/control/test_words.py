@@ -221,3 +221,22 @@ def test_stock_pipelines_run_with_word_weights(build, request):
         assert words.report().remarks == () and any(site.ran for site in words.report().sites)
     one, each = {(False, True)}, {(True,), (False,)}
     assert set(kinds) == (one if "stable" in build else each)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_sound_hears_the_weights_too(form):
+    """LTX-2: cross-attention of the sound tokens, the second half of the clip only."""
+    found = tiny.build("ltx2")
+    rules = word_rules([TextPart(tiny_clip()[1], length=77)], parse_weights("(a:4@0.5-1)"), form=form)
+    layer = dict(found.model.named_modules())["transformer_blocks.0.audio_attn2"]
+    seen = []
+    hook = layer.register_forward_hook(lambda module, args, output: seen.append(output))
+    found.run()
+    with Control(found.model, rules) as control:
+        control.begin(rows=Rows.of("image", "image", guided=False))
+        found.run()
+        assert {site.role for site in control.report().sites if site.ran} == {"cross", "audio_cross"}
+    hook.remove()
+    first = round(0.5 * seen[0].shape[1])
+    torch.testing.assert_close(seen[1][:, :first], seen[0][:, :first], rtol=1e-5, atol=1e-5)
+    assert (seen[1][:, first:] - seen[0][:, first:]).abs().amax(-1).min() > 0

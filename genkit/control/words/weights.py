@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import torch
 
 EVERYWHERE = (0.0, 1.0)
+_ROLES = ("cross", "joint", "audio_cross")  # who reads the prompt: the picture, and sound
 
 
 class WordWeights:
@@ -135,7 +136,7 @@ def word_rules(
                     weight=word.weight - 1 if form == "additive" else word.weight,
                     form=form,
                     region=None if window == EVERYWHERE else _frames(window),
-                    where=Where(start=start, stop=stop, conditional=conditional),
+                    where=Where(roles=_ROLES, start=start, stop=stop, conditional=conditional),
                 )
             )
     return rules
@@ -154,17 +155,18 @@ def _named(text: str, weights: Mapping[str, Any]) -> list[Emphasis]:
 
 
 def _frames(window: tuple[float, float]) -> Callable[[Seen], torch.Tensor]:
-    """The picture tokens of a share of a clip, as a region of a rule; at least one frame."""
+    """The picture tokens, or those of sound, of a share of a clip, as a region of a rule; at least one frame."""
 
     def region(seen: Seen) -> torch.Tensor:
         import torch
 
-        count, height, width = seen.site.layout.grid
-        if count == 1:
+        layout = seen.site.layout
+        count, area = (layout.grid[0], layout.frame_tokens) if layout.has_grid else (layout.length, 1)
+        if count == 1 and layout.has_grid:
             raise UsageError("a word is weighed in a part of the clip only, and this is a picture; leave the part out")
         first = min(round(window[0] * count), count - 1)
         last = max(round(window[1] * count), first + 1)
-        flags = torch.zeros(count, height * width, dtype=torch.bool)
+        flags = torch.zeros(count, area, dtype=torch.bool)
         flags[first:last] = True
         return flags.flatten()
 
