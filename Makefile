@@ -9,7 +9,7 @@ PROMPT ?= a red circle moves right on a blue background
 OUTPUT ?= outputs/video.mp4
 SEED ?= 0
 JOBS ?= 2
-ROW ?= image
+ROW ?= video
 PORT ?= 7860
 export PROMPT OUTPUT SEED
 
@@ -65,7 +65,7 @@ video: $(VENV)/.use
 	@$(VENV)/bin/genkit generate "$$PROMPT" --seed "$$SEED" --output "$$OUTPUT" --force
 
 lora: $(VENV)/.train
-	@$(VENV)/bin/python -m benchmarks lora_concept --rows $(ROW) --work runs/lora --output runs/lora
+	@$(VENV)/bin/python -m benchmarks lora_concept --rows $(ROW) --steps 12 --work runs/lora --output runs/lora
 
 demo: $(VENV)/.demo
 	@$(VENV)/bin/genkit demo --port $(PORT)

@@ -71,8 +71,8 @@ class Row:
         return flags
 
 
-_SIZES = ("--sizes", "small,medium")
-_FEW = ("--count", "15", "--sizes", "small,medium,big")
+_SIZES = ("--sizes", "small,medium,big")
+_FEW = ("--count", "30", *_SIZES)
 VIDEO = ("toy-video", "zigzag", "clip", "toy-video-zigzag.yaml", _SIZES, _FEW)
 # As after training in the methods' papers, the first layers stay dense.
 _LATER = {"layers": "2:"}

@@ -73,8 +73,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         "judged; a second call goes on where the first stopped")  # fmt: skip
     parser.add_argument("--frames", type=int, default=97, help="of a clip; toy-video was trained on at most 25")
     parser.add_argument("--side", type=int, default=96, help="pixels of a side")
-    parser.add_argument("--clips", type=int, default=96, help="training clips")
-    parser.add_argument("--train-steps", type=int, default=600)
+    parser.add_argument("--clips", type=int, default=256, help="training clips")
+    parser.add_argument("--train-steps", type=int, default=900)
     parser.add_argument("--loops", default="radial,shifted_groups,dense", help="LoRAs to train and judge")
     parser.add_argument("--prompts", type=int, default=24)
     parser.add_argument("--steps", type=int, default=20, help="of sampling")

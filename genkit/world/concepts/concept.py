@@ -45,8 +45,9 @@ MOTIONS: tuple[str, ...] = (
     "down_right",
     "bounce",
 )
-# A zigzag goes up and down by this many pixels, once in this many frames.
-_SWING, _PERIOD = (24.0, 34.0), (11.0, 14.0)
+# A zigzag goes up and down by this many pixels, once in this many frames, from its lowest point on: one motion, which
+# thirty clips can teach, not a family of motions. Its middle may be off the canvas's by so many pixels.
+_SWING, _PERIOD, _OFF = (36.0, 42.0), 16.0, 8.0
 
 
 @dataclass(frozen=True)
@@ -111,12 +112,12 @@ def zigzag(tracks: Tracks, height: int, rng: np.random.Generator) -> Tracks:
     Args:
         tracks: of an actor that moves to the left or right.
         height: of the canvas in pixels.
-        rng: draws height, period, phase and place.
+        rng: draws how far it goes up and down, and around which height.
     """
-    swing, period = rng.uniform(*_SWING), rng.uniform(*_PERIOD)
-    turn = np.mod(np.arange(tracks.y.shape[1]) / period + rng.random(), 1.0)
-    reach = MARGIN + 1.3 * float(tracks.radius.max())
-    middle = rng.uniform(reach + swing / 2, max(height - reach - swing / 2, reach + swing / 2))
+    swing = rng.uniform(*_SWING)
+    turn = np.mod(np.arange(tracks.y.shape[1]) / _PERIOD, 1.0)
+    room = max(height / 2 - swing / 2 - MARGIN - 1.3 * float(tracks.radius.max()), 0.0)
+    middle = height / 2 + rng.uniform(-1, 1) * min(_OFF, room)
     y = middle + swing * (2 * np.abs(turn - 0.5) - 0.5)
     return replace(tracks, y=y[None].astype(np.float32))
 
