@@ -61,7 +61,7 @@ def run(options: argparse.Namespace) -> int:
             editor = EDITORS[name]
             if not editor.fits(pipeline):
                 continue
-            chosen = editor.settings(kind, pipeline)
+            chosen = editor.settings(kind, pipeline, options.model)
             chosen |= arguments if editor.method else {}
             row = store.row(options.model, kind, name, {**chosen, "dtype": options.dtype, "first": options.first})
             edit = editor.make(pipeline, options.model, chosen)

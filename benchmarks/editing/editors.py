@@ -50,6 +50,7 @@ class Editor:
     Args:
         make: (pipeline, model's name, settings) -> runner of cases.
         method: of ``genkit edit``, whose values where nobody says it takes; None for the bounds.
+        own: steps and guidance are those of the model's own file, as of a baseline that knows no better ones.
         presets: takes the command's preset for the kind of edit, too.
         changes: settings of this line in place of those.
         fits: whether a pipeline can be edited so.
@@ -58,19 +59,21 @@ class Editor:
 
     make: Callable[[Any, str, dict[str, Any]], Run]
     method: str | None = None
+    own: bool = False
     presets: bool = False
     changes: Mapping[str, Any] = field(default_factory=dict)
     fits: Callable[[Any], bool] = lambda pipeline: True
     generates: bool = False
 
-    def settings(self, kind: str, pipeline: Any) -> dict[str, Any]:
+    def settings(self, kind: str, pipeline: Any, model: str) -> dict[str, Any]:
         """Settings of ``genkit edit`` for one kind of edit."""
         from genkit.pipelines.tasks.edit.choice import usual_values
 
         if self.method is None:
             return {}
         preset = PRESET_OF[kind] if self.presets else None
-        return {**usual_values(self.method, _flow(pipeline), preset), **self.changes}
+        usual = usual_values(self.method, _flow(pipeline), preset)
+        return {**usual, **(_own(model) if self.own else {}), **self.changes}
 
     def judge(self, case: Any, output: np.ndarray) -> dict[str, float]:
         """Attributes of an output, flags and decibels."""
@@ -128,7 +131,7 @@ def _edited(pipeline: Any, model: str, settings: dict[str, Any]) -> Run:
     editor = PIPELINES[method].from_pipe(pipeline)
     settings["num_inference_steps"] = settings.pop("steps")
     words = settings.pop("words", ())
-    told = {**_told(model), **settings}
+    told = {**_told(model, method), **settings}
 
     def run(case: Any, number: int) -> np.ndarray:
         call = dict(told)
@@ -136,19 +139,31 @@ def _edited(pipeline: Any, model: str, settings: dict[str, Any]) -> Run:
             call["source_prompt"] = case.source_prompt
         if words:
             call["words"] = differing(case.source_prompt, case.target_prompt) if words == ("auto",) else words
+        if words and method == "vimaedit":
+            call["source_words"] = differing(case.target_prompt, case.source_prompt)
         generator = torch.Generator().manual_seed(NOISE + number)
         return _shaped(editor(case.source, case.target_prompt, generator=generator, **call).frames, case)
 
     return run
 
 
-def _told(model: str) -> dict[str, Any]:
+def _told(model: str, method: str) -> dict[str, Any]:
     """Arguments of every call that the model's own file names."""
     from genkit.models.registry import locate
     from genkit.models.sidecar import read_sidecar
 
+    sidecar = read_sidecar(locate(model).path)
+    found = {name: sidecar.defaults[name] for name in ("max_sequence_length",) if name in sidecar.defaults}
+    return found | ({"eta": sidecar.call["eta"]} if method == "img2img" and "eta" in sidecar.call else {})
+
+
+def _own(model: str) -> dict[str, Any]:
+    """Steps and guidance of the model's own file."""
+    from genkit.models.registry import locate
+    from genkit.models.sidecar import read_sidecar
+
     defaults = read_sidecar(locate(model).path).defaults
-    return {name: defaults[name] for name in ("max_sequence_length",) if name in defaults}
+    return {name: defaults[name] for name in ("steps", "guidance_scale") if name in defaults}
 
 
 def _flow(pipeline: Any) -> bool:
@@ -167,11 +182,12 @@ EDITORS: dict[str, Editor] = {
     "true target": Editor(_truth),
     "autoencoder": Editor(_autoencoder),
     "generated": Editor(_generated, generates=True),
-    "img2img": _line("img2img"),
-    "inversion + p2p": _line("p2p"),
-    "inversion alone": _line("p2p", changes={"keep": 0.0, "keep_maps": 0.0}),
+    "img2img": _line("img2img", own=True),
+    "inversion + p2p": _line("p2p", own=True),
+    "inversion alone": _line("p2p", own=True, changes={"keep": 0.0, "keep_maps": 0.0}),
     "flowedit": _line("flowedit", fits=_flow),
-    "infedit, no control": _line("infedit", changes={"keep": 0.0}),
+    "infedit, no control": _line("infedit", changes={"keep": 0.0, "keep_maps": 0.0}),
     "infedit": _line("infedit"),
     "infedit, presets": _line("infedit", presets=True),
+    "vimaedit": _line("vimaedit"),
 }

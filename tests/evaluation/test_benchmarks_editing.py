@@ -93,9 +93,11 @@ def test_lines_without_control_say_so_and_presets_change_the_kinds_they_are_for(
     before = editors._flow
     editors._flow = lambda pipeline: False
     try:
-        none = EDITORS["infedit, no control"].settings("colour", Diffusion())
-        usual = EDITORS["infedit"].settings("colour", Diffusion())
-        presets = {kind: EDITORS["infedit, presets"].settings(kind, Diffusion()) for kind in ("colour", "add")}
+        none = EDITORS["infedit, no control"].settings("colour", Diffusion(), "toy-image")
+        usual = EDITORS["infedit"].settings("colour", Diffusion(), "toy-image")
+        presets = {
+            kind: EDITORS["infedit, presets"].settings(kind, Diffusion(), "toy-image") for kind in ("colour", "add")
+        }
     finally:
         editors._flow = before
     assert none["keep"] == 0.0 and usual["keep"] > 0.0
