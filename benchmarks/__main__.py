@@ -24,6 +24,7 @@ BENCHMARKS = {
     "lora_speed": "benchmarks.lora.speed",
     "lora_length": "benchmarks.lora.length",
     "lora_concept": "benchmarks.lora.concept",
+    "demo": "benchmarks.demo",
     "editing": "benchmarks.editing.edit",
     "editing_consistent": "benchmarks.editing.subjects",
     "editing_style": "benchmarks.editing.style",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from genkit.errors import GenkitError, UsageError, explain
 
@@ -41,7 +42,7 @@ class Offer:
             UsageError: none of the list, and other models are not allowed.
         """
         if not isinstance(name, str) or (name not in self.models and not self.any_model):
-            do = "start the server with --model or --allow-any-model for others"
+            do = "only who runs the server can offer others"
             raise UsageError(explain("model", name, self.models, do))
         return name
 
@@ -118,24 +119,27 @@ def _recipes_of(model: str) -> tuple[str, ...]:
     return tuple(name for name, each in found.items() if each.why_not(denoisers, model, kind) is None)
 
 
-def attention_settings(choice: str | None, args: str | None, where: str | None) -> dict[str, str]:
+def attention_settings(choice: Any, args: Any, where: Any, model: str | None = None) -> dict[str, str]:
     """The settings of attention behind a choice; empty for the model's own.
 
     Args:
         choice: one of :func:`attentions`.
         args: settings of the method as ``key=value,key=value``.
         where: schedule, or empty.
+        model: whose choices a message lists; None for all.
 
     Raises:
         UsageError: a choice that does not exist, or settings that name a file.
     """
     from genkit.pipelines.text import parse_pairs
 
+    for name, value in (("attention", choice), ("settings of the method", args), ("where it applies", where)):
+        if not isinstance(value, str | None):
+            raise UsageError(explain(name, value, "a text"))
     if not choice or choice == OWN:
         return {}
-    known = attentions()
-    if choice not in known:
-        raise UsageError(explain("attention", choice, known))
+    if choice not in attentions():
+        raise UsageError(explain("attention", choice, attentions(model)))
     found = {}
     if choice.startswith(RECIPE):
         found["recipe"] = choice.removeprefix(RECIPE)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from genkit.demo.engine.messages import FOLDER
 from genkit.errors import UnsupportedError, UsageError, explain
 
 LOCAL = "127.0.0.1"
@@ -91,7 +92,7 @@ def running(
         expires: seconds after which a visitor's files are deleted.
     """
     _need_gradio()
-    root = Path(tempfile.mkdtemp(prefix="genkit-demo-"))
+    root = Path(tempfile.mkdtemp(prefix=FOLDER))
     before = {name: os.environ.get(name) for name in _ENVIRONMENT}
     os.environ.update({"GRADIO_TEMP_DIR": str(root / "gradio"), "GRADIO_ANALYTICS_ENABLED": "False"})
     (root / "gradio").mkdir(mode=0o700)

@@ -201,8 +201,8 @@ class _Follower:
         self.picture: Any = None
         self.last = 0.0
         height, width, frames = (getattr(request.settings, name, None) for name in ("height", "width", "num_frames"))
-        known = height is not None and width is not None
-        self.grid = request.model.grid(frames or 1, height, width) if known else None
+        unknown = height is None or width is None
+        self.grid = None if unknown else request.model.grid(frames or 1, int(height or 0), int(width or 0))
 
     def latents(self, latents: Any) -> None:
         """After a step; the picture is shown together with its number."""

@@ -8,13 +8,19 @@ from genkit.errors import GenkitError, escaped, shortened
 
 #: Characters of a message.
 LONGEST = 400
+#: Where values of the page come from, in messages.
+ORIGIN = "the form"
+_FIELD = re.compile(rf"^([a-z][a-z_]*) in {ORIGIN}")
+#: Folders of the server's files begin so; where they lie is nobody's business.
+FOLDER = "genkit-demo-"
+_PLACE = re.compile(rf"/[^\s'\"]*{FOLDER}[^\s'\"]*/")
 _FLAG = re.compile(r"--([a-z][a-z-]*)(?![\w-])")
 #: What the page calls settings by.
 LABELS = {
     "prompt": "Prompt", "negative-prompt": "What to avoid", "steps": "Steps", "guidance-scale": "Guidance",
     "attention": "Attention", "attention-args": "Settings of the method", "schedule": "Where it applies",
     "lora": "LoRA", "model": "Model", "image": "Picture", "mask": "Mask", "style": "Style picture",
-    "num-frames": "Frames", "source-prompt": "What the picture shows", "output": "Output",
+    "num-frames": "Frames", "num-videos": "Variants", "source-prompt": "What the picture shows", "output": "Output",
 }  # fmt: skip
 
 
@@ -26,7 +32,9 @@ def label(name: str) -> str:
 
 def for_visitor(text: str) -> str:
     """A message with the page's names for settings in place of flags, short enough for a box."""
-    plain = _FLAG.sub(lambda found: f"“{label(found[1])}”", escaped(text))
+    text = _PLACE.sub("", text)
+    plain = _FIELD.sub(lambda found: label(found[1]), escaped(text))
+    plain = _FLAG.sub(lambda found: f"“{label(found[1])}”", plain)
     return shortened(plain[:1].upper() + plain[1:], LONGEST)
 
 

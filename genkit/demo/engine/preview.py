@@ -55,7 +55,7 @@ class Preview:
                     pixels = torch.from_numpy(pattern(index, FITTED)).permute(2, 0, 1)
                     found = record.encode(pipeline, Media((pixels * 2 - 1)[:, None]), None)[record.streams[0]]
                     latents = found.float().cpu().flatten(1, -3) if found.dim() > 3 else found.float().cpu()
-                    shape = latents.shape[-2:]
+                    shape = (latents.shape[-2], latents.shape[-1])
                     rows.append(latents.reshape(latents.shape[0], -1).T)
                     small = torch.nn.functional.adaptive_avg_pool2d(pixels[None], shape)[0]
                     colours.append(small.reshape(3, -1).T)

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
 #: Seconds between two changes of the page during a run.
 REFRESH = 0.2
-#: Name under which settings of the page appear in messages.
-ORIGIN = "the form"
 #: All runs take turns on the device.
 DEVICE = "device"
 
@@ -88,7 +86,8 @@ class Tab(ABC):
             more: further events that run the form, such as ``prompt.submit``.
         """
         page = self.page
-        outputs = [page.visitor, page.gallery, *self.outputs.values(), *page.lora_fields()]
+        results = [each for name, each in self.outputs.items() if name != "status"]  # programs get the result first
+        outputs = [page.visitor, *results, self.outputs["status"], page.gallery, *page.lora_fields()]
         if "keep_seed" in self.form:
             outputs.append(self.form["seed"])
         run = gr.on(
@@ -129,8 +128,10 @@ class Tab(ABC):
             if job.state.phase == FAILED:
                 raise gr.Error(job.state.message, title="Not made", print_exception=False, duration=12)
 
-        kinds = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in ("token", *names)]
-        run.__signature__ = inspect.Signature(kinds)  # type: ignore[attr-defined]
+        usual = {"token": None, **{name: getattr(self.form[name], "value", None) for name in names}}
+        kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+        parameters = [inspect.Parameter(name, kind, default=value) for name, value in usual.items()]
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         run.__doc__ = self.lead
         return run
 
@@ -184,7 +185,9 @@ class Tab(ABC):
         if offer.dtype != "auto":
             found["dtype"] = offer.dtype
         if "attention" in given:
-            found |= attention_settings(given["attention"], given.get("attention_args"), given.get("schedule"))
+            found |= attention_settings(
+                given["attention"], given.get("attention_args"), given.get("schedule"), found["model"]
+            )
         if given.get("lora"):
             found["lora"] = self._loras(given["lora"], given.get("lora_strength"), visitor)
         return found
@@ -193,8 +196,8 @@ class Tab(ABC):
         known = {**self.page.offer.loras, **visitor.loras}
         found = []
         for name in names if isinstance(names, list) else [names]:
-            if name not in known:
-                raise UsageError(explain("LoRA", name, list(known), "train one, or start the server with --lora FILE"))
+            if not isinstance(name, str) or name not in known:
+                raise UsageError(explain("LoRA", name, list(known), "train one in the last tab"))
             found.append(f"{known[name]}@{1 if strength is None else strength}")
         return tuple(found)
 

@@ -11,10 +11,11 @@ import numpy as np
 
 from genkit.demo.engine.difference import heat, psnr
 from genkit.demo.engine.job import DONE, Job, State
+from genkit.demo.engine.messages import ORIGIN
 from genkit.demo.engine.visitors import Visitor
 from genkit.demo.options import OWN, attentions, defaults_of, kind_of_model
 from genkit.demo.tabs import fields, show
-from genkit.demo.tabs.base import ORIGIN, Tab
+from genkit.demo.tabs.base import Tab
 from genkit.demo.tabs.generate import EXAMPLES, KINDS
 from genkit.errors import UsageError
 from genkit.pipelines.request import Settings

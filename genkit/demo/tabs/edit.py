@@ -8,11 +8,12 @@ from typing import Any
 import gradio as gr
 
 from genkit.demo.engine.job import Job, State
+from genkit.demo.engine.messages import ORIGIN
 from genkit.demo.engine.pictures import take
 from genkit.demo.engine.visitors import Visitor
 from genkit.demo.options import attentions, kind_of_model
 from genkit.demo.tabs import fields, show
-from genkit.demo.tabs.base import ORIGIN, Tab, text_or_none
+from genkit.demo.tabs.base import Tab, text_or_none
 from genkit.errors import UsageError
 from genkit.pipelines.request import Settings
 from genkit.pipelines.tasks.edit.settings import METHODS, PRESETS, EditSettings
@@ -38,7 +39,7 @@ class Edit(Tab):
                         elem_id="edit-image", format="png", elem_classes="given", buttons=[], value=str(first.path),
                     )
                 )  # fmt: skip
-                self.form["clip"] = fields.upload_clip(
+                self.form["clip"] = fields.upload(
                     gr.Video(
                         label="Clip", sources=["upload"], height=240, visible=False, elem_id="edit-clip", loop=True
                     )

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -17,6 +16,7 @@ from genkit.demo.engine.messages import label
 from genkit.demo.engine.pictures import CLIPS
 from genkit.demo.options import OWN, Offer, attentions
 from genkit.demo.tabs import show
+from genkit.demo.tabs.sent import sent_by
 from genkit.pipelines.request import Settings
 from genkit.schema import RULE, Rule, hints_of, kinds
 from genkit.schema import number as parse_number
@@ -27,49 +27,22 @@ SEEDS = 2**31
 
 def raw(component: Any) -> Any:
     """A control whose value is handed on as it was sent."""
-    component.preprocess = lambda payload: payload
-    return component
+    return sent_by(component, "sent-as-it-is")
 
 
 def upload(component: Any) -> Any:
-    """A control for a picture that gives the path of the upload, of which nothing is decoded."""
-    component.preprocess = lambda payload: None if payload is None else payload.path
-    return component
-
-
-def upload_clip(component: Any) -> Any:
-    """As :func:`upload`, for a clip."""
-    component.preprocess = lambda payload: None if payload is None else payload.path
-    return component
+    """A control for a picture or clip that gives the path of the upload, of which nothing is decoded."""
+    return sent_by(component, "sent-as-path")
 
 
 def upload_files(component: Any) -> Any:
     """A control for several files that gives the path and the name of each."""
-
-    def preprocess(payload: Any) -> list[tuple[Path, str]]:
-        sent = [] if payload is None else getattr(payload, "root", payload)
-        every = sent if isinstance(sent, list) else [sent]
-        return [(Path(each.path), each.orig_name or Path(each.path).name) for each in every]
-
-    component.preprocess = preprocess
-    return component
+    return sent_by(component, "sent-as-files")
 
 
 def painter(component: Any) -> Any:
     """A canvas that gives its picture and layers as they were sent: bytes or paths, of which nothing is decoded."""
-
-    def preprocess(payload: Any) -> dict[str, Any] | None:
-        if payload is None:
-            return None
-        sent = component.blob_storage.pop(payload.id, None) if payload.id is not None else payload
-        if sent is None:
-            return None
-        background, *layers = (each if isinstance(each, bytes) or each is None else each.path for each in
-                               (sent.background, *(sent.layers or [])))  # fmt: skip
-        return {"background": background, "layers": [layer for layer in layers if layer is not None]}
-
-    component.preprocess = preprocess
-    return component
+    return sent_by(component, "sent-as-layers")
 
 
 def before_and_after(name: str, both: str, first: str, second: str) -> dict[str, Any]:
@@ -146,7 +119,7 @@ def written(kind: type[Settings], given: Mapping[str, Any], *names: str) -> dict
     for name in names:
         value = given.get(name)
         if isinstance(value, str):
-            whole = int in kinds(hints_of(kind)[name])
+            whole = int in kinds(hints_of(kind)[name])  # type: ignore[arg-type]
             value = parse_number(value, int if whole else float, label(name)) if value.strip() else None
         found[name] = value
     return found

@@ -8,10 +8,12 @@ from typing import Any
 import gradio as gr
 
 from genkit.demo.engine.job import DONE, Job, State
+from genkit.demo.engine.messages import ORIGIN
 from genkit.demo.engine.visitors import Visitor
 from genkit.demo.options import attentions, defaults_of, kind_of_model
 from genkit.demo.tabs import fields, show
-from genkit.demo.tabs.base import ORIGIN, Tab, path_of, text_or_none
+from genkit.demo.tabs.base import Tab, path_of, text_or_none
+from genkit.errors import UsageError
 from genkit.pipelines.request import Settings
 from genkit.pipelines.settings import GenerateSettings
 
@@ -26,6 +28,8 @@ EXAMPLES = [
 ]
 #: Frames of very small videos are written larger: video files store colour at half their size.
 SMALL, ENLARGED = 256, 2
+#: Variants at a time.
+MOST = 4
 
 
 class Generate(Tab):
@@ -49,7 +53,7 @@ class Generate(Tab):
                 go, halt = self.begin_row("Generate")
                 self.form["seed"], self.form["keep_seed"] = fields.seed_row()
                 self.form["variants"] = fields.raw(
-                    gr.Slider(1, 4, value=1, step=1, label="Variants", info="Outputs with seeds in a row.")
+                    gr.Slider(1, MOST, value=1, step=1, label="Variants", info="Outputs with seeds in a row.")
                 )
                 with gr.Accordion("More settings", open=False):
                     self.form["negative_prompt"] = fields.text(kind, "negative_prompt")
@@ -111,8 +115,10 @@ class Generate(Tab):
         if kind_of_model(values["model"]) != "image" and likes.get("width", SMALL) < SMALL:
             values["enlarge"] = ENLARGED
         first = GenerateSettings.from_mappings((ORIGIN, values | {"num_videos": given["variants"]}))
-        count = min(first.num_videos, 4)
-        return [first.replace(seed=first.seed + index, num_videos=1) for index in range(count)]
+        if first.num_videos > MOST:
+            raise UsageError(f"Variants: got {first.num_videos}, allowed: 1 to {MOST}")
+        seed = first.seed or 0
+        return [first.replace(seed=seed + index, num_videos=1) for index in range(first.num_videos)]
 
     def shown(self, state: State, job: Job) -> dict[str, Any]:
         changes: dict[str, Any] = {"status": show.status(state)}

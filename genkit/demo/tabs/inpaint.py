@@ -9,17 +9,18 @@ from typing import Any
 import gradio as gr
 
 from genkit.demo.engine.job import Job, State
+from genkit.demo.engine.messages import ORIGIN
 from genkit.demo.engine.pictures import read, sent, store_mask, take, union
 from genkit.demo.engine.visitors import Visitor
 from genkit.demo.options import attentions
 from genkit.demo.tabs import fields, show
-from genkit.demo.tabs.base import ORIGIN, Tab, text_or_none
+from genkit.demo.tabs.base import Tab, text_or_none
 from genkit.errors import UsageError
 from genkit.pipelines.request import Settings
 from genkit.pipelines.tasks.inpaint.settings import InpaintSettings
 
-#: The mask on the canvas: the accent colour, half transparent.
-PAINT = "rgba(34, 151, 127, 0.75)"
+#: The mask on the canvas: a colour that is seen on most pictures, nearly opaque.
+PAINT = "rgba(245, 197, 24, 0.9)"
 _NUMBERS = ("steps", "guidance_scale", "seed", "mask_grow", "feather", "context")
 
 
@@ -87,7 +88,7 @@ class Inpaint(Tab):
         self.wire(go, halt, self.form["prompt"].submit)
 
     @staticmethod
-    def _value(picture: str | None) -> dict[str, Any] | None:
+    def _value(picture: Any) -> Any:
         """A canvas with a picture and nothing painted."""
         return None if picture is None else {"background": picture, "layers": [], "composite": picture}
 

@@ -8,17 +8,18 @@ from typing import Any
 import gradio as gr
 
 from genkit.demo.engine.job import Job, State
+from genkit.demo.engine.messages import ORIGIN
 from genkit.demo.engine.pictures import take
 from genkit.demo.engine.visitors import Visitor
 from genkit.demo.options import attentions
 from genkit.demo.tabs import fields, show
-from genkit.demo.tabs.base import ORIGIN, Tab, text_or_none
+from genkit.demo.tabs.base import Tab, text_or_none
 from genkit.errors import UsageError
 from genkit.pipelines.request import Settings
 from genkit.pipelines.tasks.style.settings import StyleSettings
 
 _NUMBERS = ("steps", "guidance_scale", "temperature", "seed")
-_DEFAULT = StyleSettings.__dataclass_fields__
+_USUAL = StyleSettings()
 
 
 class Style(Tab):
@@ -43,11 +44,11 @@ class Style(Tab):
                         )  # fmt: skip
                 with gr.Row():
                     self.form["keep"] = fields.slider(
-                        kind, "keep", 0, 1, 0.05, _DEFAULT["keep"].default, label="Keep structure", min_width=140,
+                        kind, "keep", 0, 1, 0.05, _USUAL.keep, label="Keep structure", min_width=140,
                         info=None,
                     )  # fmt: skip
                     self.form["strength"] = fields.slider(
-                        kind, "strength", 0, 1, 0.05, _DEFAULT["strength"].default, label="Strength of the colours",
+                        kind, "strength", 0, 1, 0.05, _USUAL.strength, label="Strength of the colours",
                         min_width=140, info=None,
                     )  # fmt: skip
                 go, halt = self.begin_row("Transfer the style")
@@ -60,7 +61,7 @@ class Style(Tab):
                     self.form["source_prompt"] = fields.text(kind, "source_prompt")
                     self.form["style_prompt"] = fields.text(kind, "style_prompt", label="What the style shows")
                     with gr.Row():
-                        self.form["temperature"] = fields.number("temperature", _DEFAULT["temperature"].default)
+                        self.form["temperature"] = fields.number("temperature", _USUAL.temperature)
                         for name in ("steps", "guidance_scale"):
                             self.form[name] = fields.number(name, "own")
                 with gr.Accordion("Attention and LoRA", open=False):

@@ -9,11 +9,12 @@ from typing import Any
 import gradio as gr
 
 from genkit.demo.engine.job import Job, State
+from genkit.demo.engine.messages import ORIGIN
 from genkit.demo.engine.pictures import CLIPS
 from genkit.demo.engine.training import CAPTION, PICTURES, check_name, gather, losses, train
 from genkit.demo.engine.visitors import Visitor
 from genkit.demo.tabs import fields, show
-from genkit.demo.tabs.base import ORIGIN, Tab, text_or_none
+from genkit.demo.tabs.base import Tab, text_or_none
 from genkit.errors import UsageError
 from genkit.pipelines.load import resolve_device
 from genkit.training.lora.settings import LoraSettings
