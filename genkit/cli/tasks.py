@@ -67,7 +67,7 @@ def _run(settings: Settings, prompts: list[str], record: Any, force: bool, dry_r
 
     request = resolve(settings)
     jobs = expand(request, prompts)
-    check_outputs([output for _, output in jobs], force=force)
+    check_outputs(jobs, force=force)
     told = list(request.notes)
     for job, _ in jobs:  # a prompt that is too long must not stop a batch half way
         told += [line for line in request.read(job).told if line not in told]
@@ -128,6 +128,8 @@ def _settings(
         return record, [settings.prompt], settings
     if "prompt" in given:
         raise UsageError("give a prompt or --prompt-file, not both")
+    if task.several is not None and settings.asked(task.several):
+        raise UsageError(f"give --{task.several} or --prompt-file, not both")
     prompts = read_prompt_file(prompt_file)
     return record, prompts, settings.replace(prompt=prompts[0])
 

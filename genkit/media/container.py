@@ -27,5 +27,7 @@ def opened(path: str | Path) -> Iterator[Any]:
             yield container
     except (av.error.FFmpegError, OSError, ValueError, TypeError, ArithmeticError, AttributeError, LookupError,
             RuntimeError, MemoryError) as error:  # fmt: skip
+        if isinstance(error, PermissionError):  # the file can be read, see above: its kind is none of those allowed
+            raise ArtifactError(f"cannot read {place(path)} as video or sound: it is none of a known kind") from error
         said = shortened(escaped(getattr(error, "strerror", None) or str(error) or type(error).__name__))
         raise ArtifactError(f"cannot read {place(path)} as video or sound: {said}") from error

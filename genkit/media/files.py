@@ -155,9 +155,7 @@ def read_settings(path: str | Path) -> dict:
     path = Path(path)
     record = _record(path)
     if record is None:
-        raise ArtifactError(
-            f"{path} carries no genkit settings; --from needs a file that genkit generate wrote, or its .json"
-        )
+        raise ArtifactError(f"{path} carries no genkit settings; --from needs a file that genkit wrote, or its .json")
     return {name: value for name, value in record.items() if name != "notes"}
 
 

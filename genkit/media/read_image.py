@@ -126,7 +126,11 @@ def _opened(path: str | Path) -> Iterator[Any]:
                 yield image
         except UnidentifiedImageError as error:
             raise ArtifactError(f"cannot read {place(path)} as an image: it is none that is known") from error
-        except (Image.DecompressionBombError, *_RAISED) as error:
+        except Image.DecompressionBombError as error:
+            raise ArtifactError(
+                f"{place(path)} has more pixels than are decoded, allowed: {PIXELS} in all; make it smaller"
+            ) from error
+        except _RAISED as error:
             said = shortened(escaped(str(error) or type(error).__name__))
             raise ArtifactError(f"cannot read {place(path)} as an image: {said}") from error
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 from genkit.errors import UsageError
 from genkit.media import check_output, numbered
+from genkit.media.formats import existing
 from genkit.pipelines.kinds import IMAGE
+from genkit.pipelines.record import FILES
+from genkit.pipelines.request import flag
 from genkit.pipelines.resolve import Request
 from genkit.pipelines.text import slug
+from genkit.reading.files import place
 
 
 def expand(request: Request, prompts: list[str]) -> list[tuple[Any, Path]]:
@@ -35,7 +40,24 @@ def expand(request: Request, prompts: list[str]) -> list[tuple[Any, Path]]:
     return jobs
 
 
-def check_outputs(outputs: list[Path], *, force: bool) -> None:
-    """Refuse a batch before it starts when any of its outputs exists or cannot be written."""
-    for output in outputs:
+def check_outputs(jobs: list[tuple[Any, Path]], *, force: bool) -> None:
+    """Refuse a batch before it starts when any of its outputs exists, cannot be written, or is what is worked on."""
+    for settings, output in jobs:
+        _check_inputs_kept(settings, output)
         check_output(output, force=force)
+
+
+def _check_inputs_kept(settings: Any, output: Path) -> None:
+    """Refuse to write over a file that the settings name; also with --force: the run could not be repeated."""
+    for name in FILES:
+        values = getattr(settings, name, None)
+        for value in values if isinstance(values, tuple) else [values]:
+            if not isinstance(value, str) or not os.path.isfile(value):
+                continue
+            for replaced in existing(output):
+                folder = replaced.is_dir() and replaced.resolve() in Path(value).resolve().parents
+                if folder or (replaced.exists() and replaced.samefile(value)):
+                    raise UsageError(
+                        f"--output {place(output)} would replace what the run reads ({flag(name)} {place(value)}); "
+                        "choose another --output"
+                    )

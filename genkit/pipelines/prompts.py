@@ -88,6 +88,7 @@ def read_prompts(
     told: list[str] = []
     texts = []
     words = Words.of(settings)
+    told += words.told(settings, name)
     for what, text in words.texts(name):
         if text and readers:
             text = _fit(what, text, readers, settings.truncate_prompt, told)

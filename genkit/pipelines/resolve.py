@@ -91,6 +91,8 @@ class Request:
 
     def read(self, settings: Any) -> Prompts:
         """The prompts of a variation of the settings, as the model will read them."""
+        if self.task.check is not None:
+            self.task.check(settings)
         if settings is self.settings:
             return self.prompts
         return read_words(self.tokenizers, settings, self.model, self.attention, self.taught)

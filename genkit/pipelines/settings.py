@@ -12,7 +12,7 @@ from genkit.pipelines.request import NEVER, WHEN_GIVEN, Settings, option
 from genkit.pipelines.tasks.audio_video.settings import AudioVideoSettings
 from genkit.pipelines.tasks.high_resolution.settings import HighResolutionSettings
 from genkit.pipelines.tasks.references.settings import ReferenceSettings
-from genkit.pipelines.text import as_factors, as_pairs, as_pairs_text, as_texts
+from genkit.pipelines.text import as_factors, as_pairs, as_pairs_text, as_texts, shares
 from genkit.reading import rate
 from genkit.schema import Rule
 
@@ -82,6 +82,11 @@ class WordSettings(PromptSettings):
         False, "Weigh the token that ends the prompt too, where CLIP keeps a summary.", group="Words",
         stored=WHEN_GIVEN,
     )  # fmt: skip
+
+    def check(self) -> None:
+        super().check()
+        for name in ("word_steps", "word_frames"):
+            shares(getattr(self, name), f"--{name.replace('_', '-')}")
 
 
 @dataclass(frozen=True)

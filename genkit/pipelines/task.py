@@ -56,6 +56,8 @@ class Task:
         help: what the subcommand makes, one line; of the command's task without ``asked_by``.
         argument: the setting that is the subcommand's argument: its ``prompt``, or the ``image`` it works on.
         usual: which model runs when none is named, for ``--help``.
+        check: refuses a prompt that does not go with the other settings (:class:`UsageError`); asked for every output
+            before the first is made.
         several: the setting that lists further prompts, one output each; None where the prompt is the only one.
     """
 
@@ -69,6 +71,7 @@ class Task:
     argument: str = "prompt"
     usual: str = "toy-video"
     several: str | None = None
+    check: Callable[[Any], None] | None = None
 
 
 @cache

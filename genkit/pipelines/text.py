@@ -81,3 +81,17 @@ def slug(text: str, length: int = 48) -> str:
             break
         name = f"{name}-{word}" if name else word
     return name or "clip"
+
+
+def shares(text: str | None, what: str) -> tuple[float, float]:
+    """``"0.5:1"`` as two shares; either end may be left out."""
+    if text is None:
+        return 0.0, 1.0
+    begin, sign, end = text.partition(":")
+    try:
+        found = float(begin or 0), float(end or 1)
+    except ValueError:
+        found = (1.0, 0.0)
+    if not sign or not 0 <= found[0] < found[1] <= 1:
+        raise UsageError(f"{what}: got {text!r}, allowed: two shares from 0 to 1 such as 0.5:1, the first below")
+    return found

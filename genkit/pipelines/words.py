@@ -10,13 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 from genkit.errors import UsageError
 from genkit.pipelines.kinds import IMAGE
+from genkit.pipelines.request import flag
 from genkit.pipelines.settings import WordSettings
+from genkit.pipelines.text import shares
 
 if TYPE_CHECKING:
     from genkit.control.rules import Reweight
     from genkit.control.words import Weighted
     from genkit.pipelines.attention import Attention
     from genkit.pipelines.model import Model
+
+
+#: How weights act: settings that mean nothing without a weight in a prompt.
+_HOW = ("word_form", "word_steps", "word_frames", "word_eos")
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,19 @@ class Words:
         pairs = ((name, self.prompt), ("negative prompt", self.negative))
         return [(name, None if found is None else found.text) for name, found in pairs]
 
+    def told(self, settings: Any, name: str = "prompt") -> tuple[str, ...]:
+        """What of the texts or of the settings does nothing, one line each; ``name`` as in :meth:`texts`."""
+        if isinstance(settings, WordSettings):
+            fields = WordSettings.__dataclass_fields__
+            given = [flag(key) for key in _HOW if getattr(settings, key) != fields[key].default] if not self else []
+            return (
+                (f"{', '.join(given)}: no effect, since the prompt weighs no word, as in (red:1.3)",) if given else ()
+            )
+        plain = [what for what, text in self.texts(name) if text and _weighs(text)]
+        return tuple(
+            f"weights such as (red:1.3) are read by genkit generate; in this {what} they are text" for what in plain
+        )
+
     def cut(self, *texts: str | None) -> Words:
         """The same with texts of which the end was dropped; weights of what was dropped go with it."""
         pairs = zip((self.prompt, self.negative), texts, strict=True)
@@ -68,8 +87,8 @@ class Words:
         from genkit.control.words.weights import word_rules
 
         parts = text_parts(SimpleNamespace(**tokenizers), settings.max_sequence_length, model.class_name)
-        start, stop = _shares(settings.word_steps, "--word-steps")
-        frames = _shares(settings.word_frames, "--word-frames")
+        start, stop = shares(settings.word_steps, "--word-steps")
+        frames = shares(settings.word_frames, "--word-frames")
         timed = frames != (0, 1) or any(
             word.frames != (0, 1) for text in (self.prompt, self.negative) if text is not None for word in text.words
         )
@@ -115,6 +134,16 @@ def check_words(rules: Sequence[Reweight], model: Model, attention: Attention | 
         ) from error
 
 
+def _weighs(text: str) -> bool:
+    """Whether genkit generate would read weights in a text."""
+    from genkit.control.words import parse_weights
+
+    try:
+        return bool(parse_weights(text).words)
+    except UsageError:
+        return False
+
+
 @contextmanager
 def weighed(pipeline: Any, rules: Sequence[Reweight]) -> Iterator[Any]:
     """The pipeline with word weights for the time of the ``with``; yields the control, or None without rules."""
@@ -125,17 +154,3 @@ def weighed(pipeline: Any, rules: Sequence[Reweight]) -> Iterator[Any]:
 
     with Control(pipeline, rules, rows=lambda batch, branch: Rows.of_call(batch, branch, 1)) as control:
         yield control
-
-
-def _shares(text: str | None, what: str) -> tuple[float, float]:
-    """``"0.5:1"`` as two shares; either end may be left out."""
-    if text is None:
-        return 0.0, 1.0
-    begin, sign, end = text.partition(":")
-    try:
-        found = float(begin or 0), float(end or 1)
-    except ValueError:
-        found = (1.0, 0.0)
-    if not sign or not 0 <= found[0] < found[1] <= 1:
-        raise UsageError(f"{what}: got {text!r}, allowed: two shares from 0 to 1 such as 0.5:1, the first below")
-    return found

@@ -20,6 +20,10 @@ def resolve(settings: ConsistentSettings):
         raise UsageError('no subject: say who appears in all pictures, --subject "a red circle"')
     if settings.prompt is None:
         raise UsageError('no scene: say what the pictures show, --scene "a red circle on a blue background"')
+    if settings.asked("dropout") and not settings.reposition:
+        raise UsageError(
+            "--dropout says how much of a portrait is read, which --no-reposition switches off; leave one out"
+        )
     scenes = tuple(dict.fromkeys((settings.prompt, *settings.scene)))
     cast = Cast.of(settings.subject, scenes, settings.keyword, settings.boxes)
     # A scene's record is its own: it repeats that scene.
@@ -37,6 +41,13 @@ def resolve(settings: ConsistentSettings):
         subjects.append(read.prompt)
         told += read.told
     return replace(request, inputs=tuple(subjects), notes=(*request.notes, *told))
+
+
+def check(settings: ConsistentSettings) -> None:
+    """Refuse a scene that does not name its subjects; UsageError."""
+    from genkit.editing.ir_diffusion.cast import Cast
+
+    Cast.of(settings.subject, [settings.prompt], settings.keyword, settings.boxes)
 
 
 def run(run) -> Made:
@@ -72,4 +83,5 @@ TASK = Task(
     help="Make several pictures in which the same subjects appear and stay themselves.",
     usual="toy-image",
     several="scene",
+    check=check,
 )

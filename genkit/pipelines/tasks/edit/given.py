@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from genkit.errors import ArtifactError, UsageError
-from genkit.media import probe_video, read_image, read_mp4
+from genkit.errors import ArtifactError, UsageError, explain
+from genkit.media import format_of, probe_video, read_image, read_mp4
 from genkit.media.canvas import Canvas
 from genkit.reading import file_digest, regular
+from genkit.reading.files import user_path
 
 if TYPE_CHECKING:
     from genkit.pipelines.model import Model
+    from genkit.pipelines.tasks.edit.settings import EditSettings
 
 CLIPS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi")
 #: Pixels of a picture that an image model edits in one piece at most; a model's own limit comes on top.
@@ -61,7 +63,7 @@ def find(image: str | None) -> Path:
     """
     if image is None:
         raise UsageError("nothing to edit: give a picture or clip, genkit edit IMAGE --source-prompt ... --prompt ...")
-    return regular(Path(image), "--image")
+    return regular(user_path(image, "--image"), "--image")
 
 
 def is_clip(path: Path) -> bool:
@@ -69,11 +71,12 @@ def is_clip(path: Path) -> bool:
     return path.suffix.lower() in CLIPS
 
 
-def read_given(path: Path, model: Model, video: bool) -> Given:
+def read_given(path: Path, model: Model, video: bool, moving: bool = False) -> Given:
     """Read a picture or clip for a model.
 
     Args:
-        path: from :func:`find`. model: that edits it. video: whether it makes videos.
+        path: from :func:`find`. model: that edits it. video: whether it makes videos. moving: whether the output is a
+            clip even of one frame.
 
     Raises:
         UsageError: a clip for a model of pictures, or more frames than the model makes.
@@ -87,7 +90,11 @@ def read_given(path: Path, model: Model, video: bool) -> Given:
         found = _clip(path, model)
     else:
         picture = read_image(path, None if video else 1, MOST_PIXELS)
-        found = Given(picture.frames, path, picture.fps, told=picture.told)
+        rate, told_of = picture.fps, list(picture.told)
+        if video and rate is None and (len(picture.frames) > 1 or moving):
+            rate = Fraction(model.fps)
+            told_of.append(f"{path.name} tells no frame rate; {model.fps} of {model.name} was taken")
+        found = Given(picture.frames, path, rate, told=tuple(told_of))
     rule = model.rule
     multiple, each = (8, 1) if rule is None else (rule.multiple, rule.frames_multiple)
     limits = model.sidecar.limits
@@ -101,6 +108,29 @@ def read_given(path: Path, model: Model, video: bool) -> Given:
         told.append(f"the clip of {len(found.frames)} frames is worked on with its last one {more} times more, cut off")
     values = {**vars(found), "multiple": multiple, "size": (*canvas.size, frames), "told": (*found.told, *told)}
     return Given(**values)
+
+
+def check_held(settings: EditSettings, given: Given) -> None:
+    """Refuse a kind of output that cannot hold what will be made, before it is made.
+
+    Raises:
+        UsageError: sound, or an odd size in .mp4.
+    """
+    still = given.fps is None and len(given.frames) == 1
+    form = format_of(settings.output) if settings.output is not None else "png" if still else "mp4"
+    name = given.source.name
+    if given.audio is not None and form != "mp4":
+        raise UsageError(
+            f"--output {settings.output}: {name} has sound, which only .mp4 holds; choose a name ending in .mp4"
+        )
+    height, width = (side * settings.enlarge for side in given.frames.shape[1:3])
+    if form == "mp4" and (height % 2 or width % 2):
+        raise UsageError(
+            explain(
+                f"size of {name}", f"{width}x{height}", "even width and height for .mp4",
+                "choose an --output ending in .gif or .webp, or --enlarge 2",
+            )
+        )  # fmt: skip
 
 
 def check_size(path: Path, canvas: Canvas, model: Model) -> None:

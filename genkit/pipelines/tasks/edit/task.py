@@ -13,12 +13,13 @@ def resolve(settings: EditSettings):
     from dataclasses import replace
 
     from genkit.errors import UnsupportedError
+    from genkit.media import format_of
     from genkit.pipelines.kinds import AUDIO_VIDEO, VIDEO
     from genkit.pipelines.prompts import read_prompts
     from genkit.pipelines.resolve import Draft
     from genkit.pipelines.tasks.edit.choice import choose
-    from genkit.pipelines.tasks.edit.given import find, is_clip, read_given, stored_prompt
-    from genkit.pipelines.tasks.edit.words import check_words
+    from genkit.pipelines.tasks.edit.given import check_held, find, is_clip, read_given, stored_prompt
+    from genkit.pipelines.tasks.edit.words import idle
 
     path = find(settings.image)
     told = []
@@ -36,9 +37,11 @@ def resolve(settings: EditSettings):
         )
     draft.settings = choose(draft.settings, draft.model)
     draft.fill(LEFT)
-    given = read_given(path, draft.model, draft.model.kind is VIDEO)
-    check_words(draft.settings)
-    draft.notes += [*told, *given.told]
+    moving = settings.output is not None and format_of(settings.output) in ("mp4", "gif", "webp")
+    given = read_given(path, draft.model, draft.model.kind is VIDEO, moving)
+    check(draft.settings)
+    check_held(draft.settings, given)
+    draft.notes += [*told, *given.told, *idle(draft.settings)]
     height, width, frames = given.size
     request = draft.close(
         size=(height, width), frames=len(given.frames), inputs=given,
@@ -53,6 +56,13 @@ def resolve(settings: EditSettings):
     )
     given = replace(given, source_prompt=read.prompt or "")
     return replace(request, inputs=given, notes=(*request.notes, *read.told))
+
+
+def check(settings: EditSettings) -> None:
+    """Refuse words that the prompt does not have; UsageError."""
+    from genkit.pipelines.tasks.edit.words import check_words
+
+    check_words(settings)
 
 
 def run(run) -> Made:
@@ -81,4 +91,5 @@ TASK = Task(
     help="Change a picture or clip: say what it shows and what it shall show.",
     argument="image",
     usual="toy-image (toy-video for a clip)",
+    check=check,
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from genkit.control.alignment import align
 from genkit.control.spans import find_words
-from genkit.pipelines.tasks.edit.settings import AUTO, NONE, EditSettings
+from genkit.pipelines.tasks.edit.settings import AUTO, IMG2IMG, NONE, EditSettings
 
 
 def check_words(settings: EditSettings) -> None:
@@ -12,6 +12,19 @@ def check_words(settings: EditSettings) -> None:
     for word in settings.words:
         if word not in (AUTO, NONE):
             find_words(settings.prompt or "", word)
+
+
+def idle(settings: EditSettings) -> tuple[str, ...]:
+    """What of the settings does nothing in this run, one line each."""
+    told = []
+    if settings.method == IMG2IMG and settings.source_prompt is not None:
+        told.append(f"--source-prompt has no effect: {IMG2IMG} reads none")
+    if settings.words == (AUTO,) and not chosen(settings):
+        told.append(
+            f"--words {AUTO}: the prompt has no word that the source prompt does not have, so the change is limited to "
+            "no place; name words of the prompt"
+        )
+    return tuple(told)
 
 
 def chosen(settings: EditSettings) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from genkit.models import check_folder, locate
 from genkit.models.check import read_part_config
 from genkit.pipelines.load import fetch
 from genkit.reading import file_digest, regular
-from genkit.reading.files import place
+from genkit.reading.files import place, user_path
 
 if TYPE_CHECKING:
     from genkit.pipelines.model import Model
@@ -76,7 +76,8 @@ def find(settings: InpaintSettings) -> tuple[Path, Path]:
         raise UsageError("nothing to inpaint: give a picture, genkit inpaint IMAGE --mask FILE --prompt ...")
     if settings.mask is None:
         raise UsageError("--mask: say with a picture of the same size, white in it, which part is made anew")
-    return regular(Path(settings.image).expanduser(), "--image"), regular(Path(settings.mask).expanduser(), "--mask")
+    picture, mask = user_path(settings.image, "--image"), user_path(settings.mask, "--mask")
+    return regular(picture, "--image"), regular(mask, "--mask")
 
 
 def read_given(settings: InpaintSettings, files: tuple[Path, Path], model: Model, upscaler: Path | None) -> Given:

@@ -15,6 +15,7 @@ from genkit.pipelines.kinds import IMAGE
 from genkit.pipelines.prompts import read_prompts
 from genkit.pipelines.tasks.edit.given import check_size
 from genkit.reading import file_digest, regular
+from genkit.reading.files import user_path
 
 if TYPE_CHECKING:
     from genkit.pipelines.model import Model
@@ -60,7 +61,8 @@ def find(settings: StyleSettings) -> tuple[Path, Path]:
         raise UsageError("no picture: give one, genkit style IMAGE --style FILE")
     if settings.style is None:
         raise UsageError("no style: give the picture whose manner is taken, --style FILE")
-    return regular(Path(settings.image), "--image"), regular(Path(settings.style), "--style")
+    content, style = user_path(settings.image, "--image"), user_path(settings.style, "--style")
+    return regular(content, "--image"), regular(style, "--style")
 
 
 def check_model(model: Model, command: str = "style") -> None:

@@ -1,0 +1,136 @@
+"""Commands that change pictures: what would do nothing is said or refused, and what is read is never written over."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from genkit import media
+from genkit.cli.main import main
+from genkit.errors import ArtifactError, UsageError
+from genkit.pipelines.resolve import resolve
+from genkit.pipelines.settings import GenerateSettings
+from genkit.pipelines.tasks.consistent.settings import ConsistentSettings
+from genkit.pipelines.tasks.edit.settings import EditSettings
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (4, 19, 25, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def picture(tmp_path):
+    Image.fromarray(PIXELS[0]).save(tmp_path / "cat.png")
+    return tmp_path / "cat.png"
+
+
+def ask(model, picture, **changes):
+    fixed = {"image": str(picture), "prompt": "a blue circle", "source_prompt": "a red circle", "seed": 1, "steps": 2}
+    return EditSettings(**{**fixed, "model": str(model), **changes})
+
+
+def notes(settings):
+    return "\n".join((request := resolve(settings)).notes + request.prompts.told)
+
+
+def test_what_has_no_effect_is_said(tiny_sd, picture):
+    assert "--source-prompt has no effect" in notes(ask(tiny_sd, picture, method="img2img"))
+    assert "--words auto: the prompt has no word" in notes(ask(tiny_sd, picture, prompt="red circle", words=("auto",)))
+    assert "--words auto" not in notes(ask(tiny_sd, picture, words=("auto",)))
+    assert "weights such as (red:1.3)" in notes(ask(tiny_sd, picture, prompt="a (blue:2) circle"))
+    assert "weights such as" not in notes(ask(tiny_sd, picture, prompt="a (blue) circle, note: (a:b)"))
+    made = GenerateSettings(prompt="a red circle", model=str(tiny_sd), word_eos=True, word_steps="0:0.5")
+    assert "--word-steps, --word-eos: no effect" in notes(made)
+    assert "no effect" not in notes(made.replace(prompt="a (red:2) circle"))
+
+
+@pytest.mark.parametrize("method", ["img2img", None])
+def test_a_preset_that_sets_nothing_is_refused(tiny_sd, tiny_flux, picture, method):
+    with pytest.raises(UsageError, match="--preset colour sets --keep, which .* does not have; .* --method infedit or"):
+        resolve(ask(tiny_sd if method else tiny_flux, picture, method=method, preset="colour"))
+
+
+def test_the_share_of_a_portrait_that_is_not_read_is_refused(tiny_sd):
+    asked = ConsistentSettings(
+        prompt="a red circle", subject=("a red circle",), model=str(tiny_sd), dropout=0.2, reposition=False
+    )
+    with pytest.raises(UsageError, match="--no-reposition switches off"):
+        resolve(asked)
+
+
+@pytest.mark.parametrize("name", ["word_steps", "word_frames"])
+def test_shares_of_word_weights_are_checked_without_weights(name):
+    with pytest.raises(UsageError, match=f"--{name.replace('_', '-')}: got 'junk'"):
+        GenerateSettings(prompt="a red circle", **{name: "junk"})
+
+
+def refused(capsys, *arguments):
+    code = main([*map(str, arguments), "--dry-run"])
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    assert code in (1, 2) and "unexpected" not in line
+    return line
+
+
+def test_what_is_read_is_not_written_over(tiny_sd, picture, tmp_path, capsys):
+    mask, folder = tmp_path / "mask.png", tmp_path / "frames"
+    Image.fromarray(np.full((19, 25), 255, np.uint8)).save(mask)
+    media.write_media(folder, PIXELS, settings={"command": "generate", "settings": {}})
+    prompts = ["--source-prompt", "a", "-p", "b", "--model", tiny_sd, "--force"]
+    assert "would replace what the run reads (--image" in refused(capsys, "edit", picture, *prompts, "-o", picture)
+    frame = folder / "frame-0000.png"
+    assert "would replace" in refused(capsys, "edit", frame, *prompts, "-o", folder)
+    painted = refused(capsys, "inpaint", picture, "--mask", mask, *prompts[2:], "-o", mask)
+    assert "would replace what the run reads (--mask" in painted
+
+
+def test_every_prompt_of_a_file_is_checked_before_the_first_output(tiny_sd, picture, tmp_path, capsys):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a blue circle\na green circle\n")
+    given = ["--prompt-file", prompts, "--model", tiny_sd, "-o", tmp_path / "o.png"]
+    assert "'blue'" in refused(capsys, "edit", picture, "--source-prompt", "a circle", "--words", "blue", *given)
+    assert "does not name 'blue circle'" in refused(capsys, "consistent", "--subject", "a blue circle", *given)
+    assert "not both" in refused(capsys, "consistent", "--subject", "a circle", "--scene", "a circle", *given)
+
+
+@pytest.mark.parametrize("command", ["edit", "inpaint", "style"])
+def test_paths_that_nobody_can_have(command, capsys):
+    other = {"inpaint": ["--mask", "x.png"], "style": ["--style", "x.png"]}.get(command, [])
+    assert "--image" in refused(capsys, command, "~nobody-here/x.png", *other, "-p", "a")
+
+
+def test_an_output_that_cannot_hold_the_edit_is_refused_before_it_is_made(tiny_wan, tmp_path):
+    pictures = [Image.fromarray(frame) for frame in PIXELS]
+    pictures[0].save(tmp_path / "odd.gif", save_all=True, append_images=pictures[1:], duration=100)
+    ask_odd = ask(tiny_wan, tmp_path / "odd.gif", max_sequence_length=16)
+    for output in (str(tmp_path / "o.mp4"), None):
+        with pytest.raises(UsageError, match="even width and height for .mp4"):
+            resolve(ask_odd.replace(output=output))
+    assert resolve(ask_odd.replace(output=str(tmp_path / "o.mp4"), enlarge=2))
+    frames = np.zeros((5, 32, 48, 3), np.uint8)
+    media.write_mp4(tmp_path / "loud.mp4", frames, 8, audio=np.zeros(10_000, np.float32), sample_rate=16_000)
+    with pytest.raises(UsageError, match="has sound, which only .mp4 holds"):
+        resolve(ask(tiny_wan, tmp_path / "loud.mp4", max_sequence_length=16, output=str(tmp_path / "o.gif")))
+
+
+def test_a_picture_that_becomes_a_clip_gets_the_rate_of_the_model(tiny_wan, picture, tmp_path):
+    request = resolve(ask(tiny_wan, picture, max_sequence_length=16, output=str(tmp_path / "o.gif")))
+    assert request.inputs.fps is not None and "tells no frame rate" in "\n".join(request.notes)
+
+
+def test_a_picture_out_of_all_proportion_says_what_is_allowed(tmp_path):
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 20_000, 20_000, 8, 2, 0, 0, 0))
+    (tmp_path / "huge.png").write_bytes(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", b"") + chunk(b"IEND", b""))
+    with pytest.raises(ArtifactError, match="more pixels than are decoded, allowed: .* make it smaller"):
+        media.read_image(tmp_path / "huge.png")
+
+
+def test_the_beginning_of_a_picture_named_like_a_clip(tmp_path):
+    Image.fromarray(PIXELS[0]).save(tmp_path / "x.png")
+    (tmp_path / "x.mp4").write_bytes((tmp_path / "x.png").read_bytes()[:100])
+    with pytest.raises(ArtifactError, match="as video or sound: (?!Operation not permitted)"):
+        media.probe_video(tmp_path / "x.mp4")
