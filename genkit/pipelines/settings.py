@@ -157,6 +157,21 @@ class AttentionSettings(Settings):
                 if given:
                     raise UsageError(f"{flag} needs --attention NAME or --recipe FILE")
 
+    def check_free(self, who: str, do: str = "") -> None:
+        """Refuse a method of attention on layers that somebody else controls; with a schedule the layers may differ.
+
+        Args:
+            who: the other one. do: how to be without it.
+
+        Raises:
+            UsageError: a method without a schedule.
+        """
+        if self.attention is not None and self.schedule is None:
+            raise UsageError(
+                f"--attention {self.attention}: {who} works on the same layers; leave --attention out{do}, or keep the "
+                "two apart by --schedule (other layers or steps)"
+            )
+
     @classmethod
     def merge(cls, before: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
         """Naming ``attention`` replaces an earlier recipe and what belonged to the earlier method (and the other way

@@ -6,21 +6,30 @@ import math
 import re
 from typing import Any
 
-from genkit.errors import UnsupportedError
+from genkit.errors import UnsupportedError, UsageError, explain
 
 _UNET_PART = re.compile(r"((?:down|up)_blocks\.\d+)\.attentions\.\d+")
 
 
-def style_layers(family: Any, network: Any) -> str:
+def style_layers(family: Any, network: Any, asked: str | None = None) -> str:
     """Regular expression of the layers that take keys and values of the style.
 
     The last third of a UNet decoder's transformers, rounded up: of SDXL's six the last two, as published. Of a
     transformer the last third of its layers with self- or joint attention: structure is settled in the earlier ones.
 
+    Args:
+        asked: a regular expression of the user, taken as it is.
+
     Raises:
+        UsageError: ``asked`` is found in no layer.
         UnsupportedError: a model without such layers.
     """
     sites = [site.path for site in family.find_sites(network) if site.role in ("self", "joint")]
+    if asked is not None:
+        if not any(re.search(asked, path) for path in sites):
+            known = f"a regular expression found in a layer with self- or joint attention, such as {sites[-1]}"
+            raise UsageError(explain("layers of the style", asked, known if sites else "nothing: the model has none"))
+        return asked
     parts = list(dict.fromkeys(match[0] for path in sites if (match := _UNET_PART.match(path))))
     decoder = [part for part in parts if part.startswith("up_blocks")]
     chosen = decoder or ([] if parts else sites)

@@ -102,6 +102,8 @@ class AttenSTPipeline(EditPipeline):
             raise UsageError(explain("temperature", temperature, "a number above 0"))
         if resample < 0:
             raise UsageError(explain("resample", resample, "0 or more"))
+        network = model.network(1.0)
+        names = style_layers(model.family, network, layers)
         work, content = self._work(image, multiple)
         fitted, told = _covering(style, work)
         both = torch.cat([content, model.encode(fitted)])
@@ -124,8 +126,6 @@ class AttenSTPipeline(EditPipeline):
                 after=progress and (lambda done: progress(done, 2 * steps, content)),
             )  # fmt: skip
         latents = mix_statistics(points[0][:1], points[0][1:], strength)
-        network = model.network(1.0)
-        names = layers or style_layers(model.family, network)
         rules = [
             Take("q", of=CONTENT, into=RESULT, blend=keep, temperature=temperature, where=Where(names=names)),
             Take("kv", of=STYLE, into=RESULT, where=Where(names=names)),

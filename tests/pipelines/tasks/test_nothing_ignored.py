@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,9 +14,12 @@ from genkit import media
 from genkit.cli.main import main
 from genkit.errors import ArtifactError, UsageError
 from genkit.pipelines.resolve import resolve
+from genkit.pipelines.session import Session
 from genkit.pipelines.settings import GenerateSettings
 from genkit.pipelines.tasks.consistent.settings import ConsistentSettings
 from genkit.pipelines.tasks.edit.settings import EditSettings
+from genkit.pipelines.tasks.inpaint.settings import InpaintSettings
+from genkit.pipelines.tasks.style.settings import StyleSettings
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (4, 19, 25, 3), dtype=np.uint8)
 
@@ -134,3 +138,39 @@ def test_the_beginning_of_a_picture_named_like_a_clip(tmp_path):
     (tmp_path / "x.mp4").write_bytes((tmp_path / "x.png").read_bytes()[:100])
     with pytest.raises(ArtifactError, match="as video or sound: (?!Operation not permitted)"):
         media.probe_video(tmp_path / "x.mp4")
+
+
+def test_a_method_of_attention_on_layers_that_the_command_controls(tiny_sd, picture, tmp_path):
+    same = "--attention sliding_window: .* works on the same layers; leave --attention out"
+    for method in ("infedit", "p2p", "vimaedit"):
+        with pytest.raises(UsageError, match=f"{same}, or take --method img2img"):
+            resolve(ask(tiny_sd, picture, method=method, attention="sliding_window"))
+    assert resolve(ask(tiny_sd, picture, method="img2img", attention="sliding_window"))
+    style = StyleSettings(image=str(picture), style=str(picture), model=str(tiny_sd), attention="sliding_window")
+    with pytest.raises(UsageError, match=same):
+        resolve(style)
+    paint = InpaintSettings(
+        image=str(picture), mask=str(picture), prompt="a", model=str(tiny_sd), attention="sliding_window"
+    )
+    with pytest.raises(UsageError, match=f"{same} or take --painta 0"):
+        resolve(paint)
+    assert resolve(paint.replace(painta=0.0))
+
+
+def test_layers_of_the_style_that_the_model_does_not_have(tiny_sd, picture):
+    asked = StyleSettings(image=str(picture), style=str(picture), model=str(tiny_sd), steps=1, style_layers="nothing")
+    with pytest.raises(UsageError, match="layers of the style: got 'nothing', allowed: .* such as .*attn1"):
+        Session(resolve(asked)).run()
+
+
+def test_a_picture_below_the_smallest_size_is_edited_at_that_size(tiny_sd, picture):
+    request = resolve(ask(tiny_sd, picture, method="img2img"))
+    given = request.inputs
+    height, width, _ = given.size
+    assert given.padded.shape == (1, height, width, 3) and np.array_equal(given.padded[:, :19, :25], PIXELS[:1])
+    small = replace(given, canvas=replace(given.canvas, size=(height + 16, width + 16)))
+    shapes = []
+    session = Session(replace(request, inputs=small))
+    made = session.run(latents=lambda latents: shapes.append(latents.shape[-2:]))
+    assert made.frames.shape == (1, 19, 25, 3)
+    assert set(shapes) == {((height + 16) // 2, (width + 16) // 2)}  # tiny_sd's latents have half the pixels' sides

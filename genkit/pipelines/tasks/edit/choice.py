@@ -111,6 +111,8 @@ def choose(settings: EditSettings, model: Model) -> EditSettings:
             f"--source-prompt: {method} compares what the picture shows with what it shall show; say in a few words "
             'what it shows ("" where that is unknown), or take --method img2img'
         )
+    if settings.keep and method in (INFEDIT, P2P, VIMAEDIT):
+        settings.check_free(f"--method {method}", f", or take --method {FLOWEDIT if flow else IMG2IMG}")
     return settings
 
 

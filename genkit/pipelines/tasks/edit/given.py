@@ -30,6 +30,7 @@ class Given:
 
     Args:
         frames: uint8 (F, H, W, 3); F is 1 of a picture.
+        canvas: its first frame at a size that the model takes.
         source: the file.
         fps: of a clip.
         audio: float32 (S, channels) of a clip with sound; it is kept.
@@ -42,6 +43,7 @@ class Given:
 
     frames: np.ndarray
     source: Path
+    canvas: Canvas
     fps: Fraction | None = None
     audio: np.ndarray | None = None
     sample_rate: int | None = None
@@ -49,6 +51,11 @@ class Given:
     size: tuple[int, int, int] = (0, 0, 1)
     source_prompt: str = ""
     told: tuple[str, ...] = ()
+
+    @property
+    def padded(self) -> np.ndarray:
+        """The frames at the working size, uint8 (F, height, width, 3)."""
+        return np.moveaxis(self.canvas.pad(np.moveaxis(self.frames, 0, 2)), 2, 0)
 
     def fingerprint(self) -> str:
         """A short digest of the file."""
@@ -94,7 +101,7 @@ def read_given(path: Path, model: Model, video: bool, moving: bool = False) -> G
         if video and rate is None and (len(picture.frames) > 1 or moving):
             rate = Fraction(model.fps)
             told_of.append(f"{path.name} tells no frame rate; {model.fps} of {model.name} was taken")
-        found = Given(picture.frames, path, rate, told=tuple(told_of))
+        found = Given(picture.frames, path, Canvas.of(picture.frames[0], 1), rate, told=tuple(told_of))
     rule = model.rule
     multiple, each = (8, 1) if rule is None else (rule.multiple, rule.frames_multiple)
     limits = model.sidecar.limits
@@ -106,7 +113,13 @@ def read_given(path: Path, model: Model, video: bool, moving: bool = False) -> G
     if frames > len(found.frames):
         more = frames - len(found.frames)
         told.append(f"the clip of {len(found.frames)} frames is worked on with its last one {more} times more, cut off")
-    values = {**vars(found), "multiple": multiple, "size": (*canvas.size, frames), "told": (*found.told, *told)}
+    values = {
+        **vars(found),
+        "canvas": canvas,
+        "multiple": multiple,
+        "size": (*canvas.size, frames),
+        "told": (*found.told, *told),
+    }
     return Given(**values)
 
 
@@ -156,7 +169,7 @@ def _clip(path: Path, model: Model) -> Given:
             f"{path.name} has {video.width}x{video.height} pixels a frame, allowed: {MOST_PIXELS} in all"
         )
     frames, fps, audio, rate, _ = read_mp4(path)
-    return Given(frames, path, fps, audio, rate, told=video.told)
+    return Given(frames, path, Canvas.of(frames[0], 1), fps, audio, rate, told=video.told)
 
 
 def stored_prompt(path: Path) -> str | None:

@@ -54,6 +54,6 @@ def edit(pipe: Any, settings: EditSettings, given: Given, progress: Progress) ->
             options["source_words"] = replaced(settings) if options["words"] else ()
         if settings.method == IMG2IMG and "eta" in more:  # as the model's genkit.json samples
             options["eta"] = more["eta"]
-        return PIPELINES[str(settings.method)].from_pipe(pipe)(given.frames, prompt, **options)
+        return PIPELINES[str(settings.method)].from_pipe(pipe)(given.padded, prompt, **options)
 
     return run

@@ -79,7 +79,7 @@ def run(run) -> Made:
     given = run.request.inputs
     with run.patched() as handle:
         output = run.call(edit(run.pipeline, run.settings, given, follow))
-    return Made(output.frames, given.audio, given.sample_rate, report_of(handle), given.fps)
+    return Made(given.canvas.crop(output.frames), given.audio, given.sample_rate, report_of(handle), given.fps)
 
 
 TASK = Task(

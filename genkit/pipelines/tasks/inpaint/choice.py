@@ -44,6 +44,8 @@ def choose(settings: InpaintSettings, model: Model) -> InpaintSettings:
             f"--rasg steers by cross-attention and by the noise of a diffusion's steps, and {model.name} is a flow "
             "model or has joint attention; leave it out (--painta acts there)"
         )
+    if settings.painta is None or settings.painta > 0:
+        settings.check_free("--painta", " or take --painta 0")
     return settings.replace(
         painta=PAINTA if settings.painta is None else settings.painta,
         rasg=RASG if settings.rasg is None else settings.rasg,

@@ -20,6 +20,7 @@ def resolve(settings: StyleSettings):
     content, style = find(settings)
     draft = Draft(settings)
     check_model(draft.model)
+    settings.check_free("the style")
     sidecar = draft.model.sidecar.defaults
     draft.set(
         steps=sidecar.get("steps", STEPS) if settings.steps is None else settings.steps,
