@@ -132,6 +132,7 @@ def _launched(offer: Any, visitors: Any, desk: Any, address: Address, mcp: bool,
         prevent_thread_lock=True, share=False, inbrowser=False, max_file_size=UPLOAD, theme=theme(), css=css(),
         head=head(), mcp_server=mcp, run_history=history, ssr_mode=False, enable_monitoring=False,
         blocked_paths=[str(Path.cwd())], footer_links=["api", "runs", "settings"] if history else ["api", "settings"],
+        _frontend=False,  # no second look whether the server answers: it gives up after three seconds, on busy machines
     )  # fmt: skip
     return blocks
 

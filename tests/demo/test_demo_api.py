@@ -81,3 +81,9 @@ def test_a_password_is_asked_for_and_others_are_told_when_the_network_is_let_in(
         with pytest.raises(UsageError, match="NAME:PASSWORD") as told:
             Address.of("127.0.0.1", 1, wrong)
         assert "secret" not in str(told.value)
+
+
+def test_a_machine_too_busy_for_gradios_own_look_at_the_page_still_serves_it(monkeypatch):
+    monkeypatch.setattr("gradio.networking.url_ok", lambda url: False)  # what it says after three seconds
+    with running(partial(make_offer, device="cpu"), Address(port=0)) as blocks:
+        assert blocks.local_url.startswith("http://127.0.0.1:")
