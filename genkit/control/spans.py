@@ -79,15 +79,19 @@ def span_tokens(
     return kept
 
 
-def find_words(prompt: str, word: str, occurrence: int | None = None) -> list[Span]:
-    """Character spans of a word in a prompt, whole words, upper and lower case alike; see :func:`word_tokens`."""
+def find_words(prompt: str, word: str, occurrence: int | None = None, what: str = "word") -> list[Span]:
+    """Character spans of a word in a prompt, whole words, upper and lower case alike; see :func:`word_tokens`.
+
+    ``what`` names the word in errors.
+    """
     if not isinstance(word, str) or not word.strip():
-        raise UsageError(explain("word", word, "one or several words of the prompt"))
+        raise UsageError(explain(what, word, "one or several words of the prompt"))
     pieces = [re.escape(piece) for piece in word.split()]
     pattern = r"(?<!\w)" * word.strip()[0].isalnum() + r"\s+".join(pieces) + r"(?!\w)" * word.strip()[-1].isalnum()
     found = [match.span() for match in re.finditer(pattern, prompt, re.IGNORECASE)]
     if not found:
-        raise UsageError(explain("word", word, prompt.split(), None if prompt.strip() else "the prompt is empty"))
+        known = list(dict.fromkeys(prompt.split()))
+        raise UsageError(explain(what, word, known, None if prompt.strip() else "the prompt is empty"))
     if occurrence is None:
         return found
     if isinstance(occurrence, bool) or not isinstance(occurrence, int) or not 0 <= occurrence < len(found):

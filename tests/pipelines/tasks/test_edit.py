@@ -169,7 +169,7 @@ def test_a_file_that_is_no_picture_is_refused_in_one_line(kind, said, cli, tmp_p
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"words": ("zebra",)}, "zebra"),
+        ({"words": ("zebra",)}, "--words: got 'zebra', allowed: a, blue, circle"),
         ({"words": ("auto", "red")}, "stand alone"),
         ({"method": "flowedit"}, "flow models"),
         ({"method": "flowedit", "keep": 0.5}, "leaves alone"),

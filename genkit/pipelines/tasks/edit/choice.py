@@ -88,12 +88,6 @@ def choose(settings: EditSettings, model: Model) -> EditSettings:
     settings = settings.replace(method=method)
     usual = table[method]
     advised = {} if settings.preset is None else _PRESETS[settings.preset]
-    if settings.preset is not None and usual.keep is None:
-        takers = [name for name, each in table.items() if each.keep is not None]
-        raise UsageError(
-            f"--preset {settings.preset} sets --keep, which {method} does not have; leave it out, or take --method "
-            f"{' or '.join(takers)}"
-        )
     changes: dict[str, Any] = {}
     for name in ("steps", "guidance_scale", "source_guidance_scale", "strength", "keep", "keep_maps", "words"):
         own, given = getattr(usual, name), getattr(settings, name)

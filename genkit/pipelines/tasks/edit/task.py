@@ -36,6 +36,8 @@ def resolve(settings: EditSettings):
             f"{draft.model.class_name} makes video and sound together, which genkit edit cannot change"
         )
     draft.settings = choose(draft.settings, draft.model)
+    if settings.preset is not None and draft.settings.keep is None:
+        told.append(f"--preset {settings.preset} changes nothing: {draft.settings.method} leaves attention alone")
     draft.fill(LEFT)
     moving = settings.output is not None and format_of(settings.output) in ("mp4", "gif", "webp")
     given = read_given(path, draft.model, draft.model.kind is VIDEO, moving)

@@ -11,7 +11,7 @@ def check_words(settings: EditSettings) -> None:
     """UsageError for words that the prompt does not have."""
     for word in settings.words:
         if word not in (AUTO, NONE):
-            find_words(settings.prompt or "", word)
+            find_words(settings.prompt or "", word, what="--words")
 
 
 def idle(settings: EditSettings) -> tuple[str, ...]:
