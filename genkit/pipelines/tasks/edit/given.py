@@ -137,7 +137,7 @@ def check_held(settings: EditSettings, given: Given) -> None:
             f"--output {settings.output}: {name} has sound, which only .mp4 holds; choose a name ending in .mp4"
         )
     height, width = (side * settings.enlarge for side in given.frames.shape[1:3])
-    if form == "mp4" and (height % 2 or width % 2):
+    if form == "mp4" and not still and (height % 2 or width % 2):
         raise UsageError(
             explain(
                 f"size of {name}", f"{width}x{height}", "even width and height for .mp4",
