@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from genkit.errors import UsageError, explain, shown
+from genkit.families.prompts import KNOWN, Reading, readings_of
 
 Span = tuple[int, int]
 
@@ -182,13 +183,13 @@ def text_parts(pipe: Any, slots: int | None = None, name: str | None = None) -> 
         UsageError: a pipeline whose way of reading prompts genkit does not know.
     """
     name = name or type(pipe).__name__
-    for prefix, build in _READERS.items():
-        if name.startswith(prefix):
-            return build(pipe, slots)
-    raise UsageError(
-        f"genkit does not know how {name} reads prompts, so words cannot be found among its text tokens; known: "
-        f"pipelines whose names begin with {', '.join(_READERS)}"
-    )
+    readings = readings_of(name)
+    if readings is None:
+        raise UsageError(
+            f"genkit does not know how {name} reads prompts, so words cannot be found among its text tokens; known: "
+            f"pipelines whose names begin with {', '.join(KNOWN)}"
+        )
+    return tuple(_part(pipe, reading, slots) for reading in readings)
 
 
 def text_tokens(
@@ -220,54 +221,12 @@ def tokens_at(parts: Sequence[TextPart], prompt: str, places: Sequence[Span]) ->
     return tuple(found)
 
 
-def _single(name: str, length: int | None, *, own_limit: bool = False) -> Callable[[Any, int | None], tuple]:
-    def build(pipe: Any, slots: int | None) -> tuple[TextPart, ...]:
-        kept = _own_limit(getattr(pipe, name)) if own_limit else (slots or length)
-        return (TextPart(getattr(pipe, name), length=kept),)
-
-    return build
-
-
-def _sd3(pipe: Any, slots: int | None) -> tuple[TextPart, ...]:
-    clip = pipe.tokenizer.model_max_length
-    return (
-        TextPart(pipe.tokenizer, length=clip),
-        TextPart(pipe.tokenizer_3, start=clip, length=slots or 256),
-    )
-
-
-def _wrapped(pipe: Any, slots: int | None) -> tuple[TextPart, ...]:
-    """Qwen-Image: a chat template around the prompt, whose beginning is cut off."""
-    length = slots or getattr(pipe, "tokenizer_max_length", 1024)
-    return (TextPart(pipe.tokenizer, length=length, template=_QWEN_TEMPLATE, dropped=_QWEN_DROPPED),)
-
-
-def _hunyuan(pipe: Any, slots: int | None) -> tuple[TextPart, ...]:
-    from diffusers.pipelines.hunyuan_video.pipeline_hunyuan_video import DEFAULT_PROMPT_TEMPLATE
-
-    template, dropped = DEFAULT_PROMPT_TEMPLATE["template"], DEFAULT_PROMPT_TEMPLATE["crop_start"]
-    return (TextPart(pipe.tokenizer, length=slots or 256, template=template, dropped=dropped),)
-
-
-#: Of Diffusers' QwenImagePipeline, which makes them when it is loaded.
-_QWEN_TEMPLATE = (
-    "<|im_start|>system\nDescribe the image by detailing the color, shape, size, texture, quantity, text, spatial "
-    "relationships of the objects and background:<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
-)
-_QWEN_DROPPED = 34
-
-_READERS: dict[str, Callable[[Any, int | None], tuple[TextPart, ...]]] = {
-    "StableDiffusion3": _sd3,
-    "StableDiffusion": _single("tokenizer", 77, own_limit=True),
-    "LatentConsistency": _single("tokenizer", 77, own_limit=True),
-    "Flux": _single("tokenizer_2", 512),
-    "Wan": _single("tokenizer", 512),
-    "CogVideoX": _single("tokenizer", 226),
-    "Mochi": _single("tokenizer", 256),
-    "LTX2": _single("tokenizer", 1024),  # padding stands before the prompt, and its connectors move it behind
-    "LTXPipeline": _single("tokenizer", 128),
-    "LTXImageToVideo": _single("tokenizer", 128),
-    "LTXCondition": _single("tokenizer", 256),
-    "QwenImagePipeline": _wrapped,
-    "HunyuanVideo": _hunyuan,
-}
+def _part(pipe: Any, reading: Reading, slots: int | None) -> TextPart:
+    tokenizer = getattr(pipe, reading.tokenizer)
+    start = 0 if reading.after is None else getattr(pipe, reading.after).model_max_length
+    if reading.length is None:
+        length = _own_limit(tokenizer)
+    else:
+        usual = reading.length if reading.attribute is None else getattr(pipe, reading.attribute, reading.length)
+        length = slots or usual
+    return TextPart(tokenizer, start, length, reading.template, reading.dropped)

@@ -15,7 +15,7 @@ from genkit.families.base import Family
 from genkit.families.facts import PipelineFacts
 
 #: Files of this folder that are not records.
-SHARED = ("base", "codec", "facts", "lookup", "originals", "sizes", "sound_features", "training")
+SHARED = ("base", "codec", "facts", "lookup", "originals", "prompts", "sizes", "sound_features", "training")
 
 
 @functools.cache

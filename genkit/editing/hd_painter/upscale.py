@@ -13,10 +13,9 @@ import torch
 import torch.nn.functional as functional
 
 from genkit.errors import UnsupportedError, UsageError
+from genkit.families.prompts import UPSCALER
 from genkit.media.canvas import Mask
 
-#: The pipeline class that upscales.
-UPSCALER = "StableDiffusionUpscalePipeline"
 #: Of the published code: denoising steps, guidance, how noisy the small picture is made, and how far the mask grows.
 STEPS, GUIDANCE, NOISE_LEVEL, GROWTH = 20, 7.5, 20, 19
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from genkit.editing.hd_painter.place import LARGEST, Place, native_side, usual_context
-from genkit.editing.hd_painter.upscale import UPSCALER
 from genkit.errors import ArtifactError, UnsupportedError, UsageError
+from genkit.families.prompts import UPSCALER
 from genkit.media.canvas import Mask, read_mask, read_still
 from genkit.models import check_folder, locate
 from genkit.models.check import read_part_config
