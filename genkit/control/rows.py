@@ -101,9 +101,9 @@ class Rows:
             role: the name. conditional: only this half; None = both.
 
         Raises:
-            UsageError: a role that no row has.
+            UsageError: a role that no row has; not of a call of the other half alone, which may lack roles.
         """
-        if role not in self.roles:
+        if role not in self.roles and any(conditional in (None, row.conditional) for row in self.entries):
             raise UsageError(explain("role of a row", role, list(self.roles)))
         return tuple(
             number

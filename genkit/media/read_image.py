@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 import zlib
 from collections.abc import Iterator
@@ -127,9 +128,9 @@ def _opened(path: str | Path) -> Iterator[Any]:
         except UnidentifiedImageError as error:
             raise ArtifactError(f"cannot read {place(path)} as an image: it is none that is known") from error
         except Image.DecompressionBombError as error:
-            raise ArtifactError(
-                f"{place(path)} has more pixels than are decoded, allowed: {PIXELS} in all; make it smaller"
-            ) from error
+            found = re.search(r"\d+ pixels", str(error))
+            many = found[0] if found else "more pixels than are decoded"
+            raise ArtifactError(f"{place(path)} has {many}, allowed: {PIXELS} in all; make it smaller") from error
         except _RAISED as error:
             said = shortened(escaped(str(error) or type(error).__name__))
             raise ArtifactError(f"cannot read {place(path)} as an image: {said}") from error

@@ -327,7 +327,7 @@ def _plain_errors(settings: Any) -> Iterator[None]:
     except MemoryError as error:
         raise UnsupportedError("the main memory does not suffice; try fewer frames or a smaller size") from error
     except (ValueError, TypeError) as error:
-        if not _from_check_inputs(error):
+        if not _from_checks(error):
             raise
         raise UsageError(f"the pipeline refuses an argument: {str(error).strip().splitlines()[0]}") from error
     except RuntimeError as error:
@@ -336,11 +336,12 @@ def _plain_errors(settings: Any) -> Iterator[None]:
         raise UnsupportedError("the main memory does not suffice; try fewer frames or a smaller size") from error
 
 
-def _from_check_inputs(error: BaseException) -> bool:
-    """Whether an exception was raised by a pipeline's own argument check rather than by a fault inside it."""
+def _from_checks(error: BaseException) -> bool:
+    """Whether an exception was raised by a pipeline's own argument check, or by its scheduler's of the number of steps,
+    rather than by a fault inside it."""
     trace = error.__traceback__
     while trace is not None:
-        if trace.tb_frame.f_code.co_name == "check_inputs":
+        if trace.tb_frame.f_code.co_name in ("check_inputs", "set_timesteps"):
             return True
         trace = trace.tb_next
     return False

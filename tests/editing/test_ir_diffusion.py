@@ -55,11 +55,18 @@ def test_the_same_seed_gives_the_same_pictures_and_boxes_count_from_the_scene(ti
     assert one.masks[0, 0][4:].all() and not one.masks[0, 0][:4].any()
 
 
-def test_joint_attention_keeps_subjects_apart_too(tiny_flux):
+@pytest.mark.parametrize(("scale", "boxed"), [(1.0, True), (3.0, False)])
+def test_joint_attention_keeps_subjects_apart_too(tiny_flux, scale, boxed):
     flux = IRDiffusionPipeline.from_pipe(genkit.load(tiny_flux))
-    boxes = {(None, 0): (0, 0, 0.5, 1), (None, 1): (0.5, 0, 1, 1)}
+    boxes = {(None, 0): (0, 0, 0.5, 1), (None, 1): (0.5, 0, 1, 1)} if boxed else {}
     made = _make(
-        flux, ["a circle", "a square"], ["a circle and a square"], boxes=boxes, height=32, width=32, guidance_scale=1.0
+        flux,
+        ["a circle", "a square"],
+        ["a circle and a square"],
+        boxes=boxes,
+        height=32,
+        width=32,
+        guidance_scale=scale,
     )
     assert made.frames.shape == (1, 32, 32, 3) and not np.array_equal(made.frames, made.rehearsal)
 

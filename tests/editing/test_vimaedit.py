@@ -51,10 +51,11 @@ def test_outside_the_region_of_the_words_the_source_stays(tiny):
     assert not torch.equal(made.latents, _edit(tiny, "a dog", "a cat", words=["dog"], eta=0.0).latents)
 
 
-def test_joint_attention_and_flows_find_the_region_too(tiny_flux):
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_joint_attention_and_flows_find_the_region_too(tiny_flux, scale):
     flux = ViMAEditPipeline.from_pipe(genkit.load(tiny_flux))
     made = _edit(
-        flux, "a red circle", "a blue circle", words=["red"], source_words=["blue"], size=32, guidance_scale=1.0
+        flux, "a red circle", "a blue circle", words=["red"], source_words=["blue"], size=32, guidance_scale=scale
     )
     assert made.frames.shape == (1, 32, 32, 3) and 0 < float(made.details["mask"].mean()) < 1
 

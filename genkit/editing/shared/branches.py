@@ -107,7 +107,8 @@ class Branches:
         """One call for each half, as pipelines of this family make them, announced likewise."""
         parts: dict[int, torch.Tensor] = {}
         network = self.model.network(level)
-        for conditional, name in ((True, "cond"), (False, "uncond")):
+        # The conditional half comes last: what a control kept of the latest call is read of its rows.
+        for conditional, name in ((False, "uncond"), (True, "cond")):
             numbers = [number for number, row in enumerate(rows.entries) if row.conditional is conditional]
             if not numbers:
                 continue

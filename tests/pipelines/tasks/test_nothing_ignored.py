@@ -12,7 +12,7 @@ from PIL import Image
 
 from genkit import media
 from genkit.cli.main import main
-from genkit.errors import ArtifactError, UsageError
+from genkit.errors import ArtifactError, UnsupportedError, UsageError
 from genkit.pipelines.resolve import resolve
 from genkit.pipelines.session import Session
 from genkit.pipelines.settings import GenerateSettings
@@ -130,7 +130,7 @@ def test_a_picture_out_of_all_proportion_says_what_is_allowed(tmp_path):
 
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", 20_000, 20_000, 8, 2, 0, 0, 0))
     (tmp_path / "huge.png").write_bytes(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", b"") + chunk(b"IEND", b""))
-    with pytest.raises(ArtifactError, match="more pixels than are decoded, allowed: .* make it smaller"):
+    with pytest.raises(ArtifactError, match="has 400000000 pixels, allowed: .* make it smaller"):
         media.read_image(tmp_path / "huge.png")
 
 
@@ -175,3 +175,13 @@ def test_a_picture_below_the_smallest_size_is_edited_at_that_size(tiny_sd, pictu
     made = session.run(latents=lambda latents: shapes.append(latents.shape[-2:]))
     assert made.frames.shape == (1, 19, 25, 3)
     assert set(shapes) == {((height + 16) // 2, (width + 16) // 2)}  # tiny_sd's latents have half the pixels' sides
+
+
+def test_more_steps_than_the_model_was_trained_with(tiny_sd, picture):
+    with pytest.raises(UsageError, match="refuses an argument: .*1001 cannot be larger"):
+        Session(resolve(ask(tiny_sd, picture, method="img2img", steps=1001, strength=0.001))).run()
+
+
+def test_vimaedit_of_a_clip_is_refused_before_weights_are_read(tiny_wan, picture):
+    with pytest.raises(UnsupportedError, match="--method vimaedit takes models of pictures"):
+        resolve(ask(tiny_wan, picture, method="vimaedit", max_sequence_length=16))

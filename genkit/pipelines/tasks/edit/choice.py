@@ -9,6 +9,7 @@ from genkit.errors import UnsupportedError, UsageError
 from genkit.families.facts import FLOW
 from genkit.families.lookup import facts_of
 from genkit.families.training.lookup import callable_class
+from genkit.pipelines.kinds import IMAGE
 from genkit.pipelines.tasks.edit.settings import AUTO, FLOWEDIT, IMG2IMG, INFEDIT, NONE, P2P, VIMAEDIT, EditSettings
 
 if TYPE_CHECKING:
@@ -84,6 +85,11 @@ def choose(settings: EditSettings, model: Model) -> EditSettings:
         raise UnsupportedError(
             f"--method {method} takes flow models (Flux, Stable Diffusion 3, Wan), and {model.name} is none; take "
             f"{', '.join(table)}"
+        )
+    if method == VIMAEDIT and model.kind is not IMAGE:
+        other = FLOWEDIT if flow else P2P
+        raise UnsupportedError(
+            f"--method {method} takes models of pictures, and {model.name} makes videos; take {other}"
         )
     settings = settings.replace(method=method)
     usual = table[method]

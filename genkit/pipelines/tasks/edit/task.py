@@ -42,7 +42,8 @@ def resolve(settings: EditSettings):
     moving = settings.output is not None and format_of(settings.output) in ("mp4", "gif", "webp")
     given = read_given(path, draft.model, draft.model.kind is VIDEO, moving)
     check(draft.settings)
-    check_held(draft.settings, given)
+    if draft.model.kind is VIDEO:
+        check_held(draft.settings, given)
     draft.notes += [*told, *given.told, *idle(draft.settings)]
     height, width, frames = given.size
     request = draft.close(
