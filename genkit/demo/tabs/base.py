@@ -159,10 +159,14 @@ class Tab(ABC):
             last = time.monotonic()
             changes = self._placed(self.shown(state, job))
             if state.phase == DONE:
-                changes[self.page.gallery] = self.page.gallery_of(visitor)
+                changes |= self.at_end(visitor)
             yield changes
             if state.ended:
                 return
+
+    def at_end(self, visitor: Visitor) -> dict[Any, Any]:
+        """What of the page changes besides when a job is done."""
+        return {self.page.gallery: self.page.gallery_of(visitor)}
 
     def _placed(self, changes: Mapping[str, Any]) -> dict[Any, Any]:
         return {self.outputs[name]: value for name, value in changes.items()}

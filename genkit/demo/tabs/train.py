@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +99,5 @@ class Train(Tab):
             changes["file"] = gr.update(visible=True, value=str(state.made[0]))
         return changes
 
-    def follow(self, job: Job, visitor: Visitor) -> Iterator[dict[Any, Any]]:
-        yield from super().follow(job, visitor)
-        yield self.page.lora_choices(visitor)
+    def at_end(self, visitor: Visitor) -> dict[Any, Any]:
+        return self.page.lora_choices(visitor)
