@@ -153,7 +153,7 @@ def test_flux_reads_texts_in_all_lengths():
 def test_inpainting_begins_where_the_plain_model_ended(tmp_path):
     plain, wide = ToyImage(), ToyImage(inpaint=True)
     source, target = tmp_path / "checkpoint.pt", tmp_path / "new" / "checkpoint.pt"
-    state = {"module": {}, "optimizer": {}, "count": 1, "seconds": 1.0, "step": 3}
+    state = {"module": {}, "optimizer": {"state": {}, "param_groups": []}, "count": 1, "seconds": 1.0, "step": 3}
     atomic_save({**state, "average": plain.state_dict()}, source)  # as earlier versions wrote it
     begin_from(source, wide, target)
     ids = wide.read(["a red circle"], torch.device("cpu"))[0]

@@ -143,3 +143,10 @@ def test_a_record_does_not_make_models_be_downloaded(tmp_path):
     with pytest.raises(UsageError, match="add --upscaler somebody/upscaler"):
         followed(record, "out.png", {})
     assert followed(record, "out.png", {"upscaler"})[0]["upscaler"] == "somebody/upscaler"
+
+
+def test_settings_allow_what_masks_know():
+    from genkit.media import canvas
+    from genkit.pipelines.tasks.inpaint import settings
+
+    assert (settings.CHANNELS, settings.WIDEST) == (canvas.CHANNELS, canvas.WIDEST)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from genkit.errors import UsageError
-from genkit.media.canvas import CHANNELS, WIDEST
 from genkit.pipelines.request import WHEN_GIVEN, Settings, option
 from genkit.pipelines.settings import (
     AttentionSettings,
@@ -16,6 +15,9 @@ from genkit.pipelines.settings import (
     PromptSettings,
 )
 from genkit.schema import Rule
+
+# Those of genkit.media.canvas, which is too heavy for --help: a test compares them.
+CHANNELS, WIDEST = ("auto", "brightness", "alpha"), 1024
 
 
 @dataclass(frozen=True)
