@@ -62,7 +62,7 @@ def test_an_iteration_that_runs_away_is_not_followed():
 
     published, guarded, plain = missed(5, False), missed(5, True), missed(0, True)
     assert published[2] > 100 * plain[2] and guarded[2] < 2 * plain[2]
-    torch.testing.assert_close(guarded[:2], published[:2])
+    assert torch.all(guarded[:2] <= plain[:2] + 1e-9)  # where it converges the guard is no worse than no correction
 
 
 def test_the_mean_of_answers_is_used_below_the_level_only():

@@ -151,9 +151,9 @@ def test_words_that_no_tokenizer_knows_are_told_with_near_ones():
     (told,) = _unknown_words("prompt", "red green squre circel", [(one, 9), (two, 9)], ())
     assert told.endswith("of the prompt: circel (it knows circle), squre")
     assert _unknown_words("prompt", "red circle", [(one, 9), (two, 9)], ()) == []
-    assert _unknown_words("prompt", "green", [(one, 9), (Tokenizer(["red"]), 9)]) == []
+    assert _unknown_words("prompt", "green", [(one, 9), (Tokenizer(["red"]), 9)], ()) == []
     for count, more in ((8, False), (9, True)):
-        (told,) = _unknown_words("prompt", " ".join(f"q{chr(97 + index)}x" for index in range(count)), [(one, 99)])
+        (told,) = _unknown_words("prompt", " ".join(f"q{chr(97 + index)}x" for index in range(count)), [(one, 99)], ())
         assert told.endswith(", ...") is more and told.count("q") == 8
 
 
