@@ -225,9 +225,12 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any], pat
 
 
 def _check_moments(moments: dict[str, Any], parameter: torch.Tensor, path: Path) -> None:
-    """Refuse what is kept of a matrix of another size; optimizers also keep vectors and numbers, of any size."""
+    """Refuse what is kept of a matrix of another size; optimizers also keep vectors and numbers, of any size, and
+    Adafactor's rows and columns, of length 1 along what they sum over."""
     for name, value in moments.items():
-        if isinstance(value, torch.Tensor) and value.ndim == parameter.ndim > 1 and value.shape != parameter.shape:
+        if not isinstance(value, torch.Tensor) or not value.ndim == parameter.ndim > 1:
+            continue
+        if any(kept not in (1, size) for kept, size in zip(value.shape, parameter.shape, strict=True)):
             raise ArtifactError(
                 f"{path}: the optimizer's {shown(name)} is {tuple(value.shape)} for weights {tuple(parameter.shape)}: "
                 "it is of a run with other settings"
