@@ -227,22 +227,20 @@ class Mix(Rule):
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Refine(Rule):
-    """Maps of words that both prompts share are those of another row; new words keep their own (prompt-to-prompt).
+class _Maps(Rule):
+    """A rule that writes maps of words with those of another row.
 
     Args:
         of, into: role whose maps are taken, role whose maps are written.
-        alignment: pairs of the two prompts' tokens, in positions among the text tokens.
         blend: 1 = theirs, 0 = one's own.
         renormalise: whether a query's weights are made to sum to 1 again; None = in joint attention only, where one
             softmax covers text and picture.
 
-    Cost: the explicit weights of the paired columns.
+    Cost: the explicit weights of the columns that are written.
     """
 
     of: str
     into: str
-    alignment: Alignment
     blend: float = 1.0
     renormalise: bool | None = None
     usual: ClassVar[tuple[str, ...]] = ("cross", "joint")
@@ -252,32 +250,32 @@ class Refine(Rule):
         return tuple(taker for _, taker in rows.pairs(self.of, self.into, self.where.conditional))
 
     def __str__(self) -> str:
-        return f"refine {self.of}->{self.into}"
+        return f"{type(self).__name__.lower()} {self.of}->{self.into}"
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Replace(Rule):
+class Refine(_Maps):
+    """Maps of words that both prompts share are those of another row; new words keep their own (prompt-to-prompt).
+
+    Args:
+        of, into, blend, renormalise: role whose maps are taken, role whose maps are written, share of theirs (1),
+            whether weights sum to 1 again (None = in joint attention).
+        alignment: pairs of the two prompts' tokens, in positions among the text tokens.
+    """
+
+    alignment: Alignment
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Replace(_Maps):
     """Maps of all words are those of another row, moved by a matrix: a word takes the map of the one it replaces.
 
     Args:
-        of, into: role whose maps are taken, role whose maps are written.
+        of, into, blend, renormalise: see :class:`Refine`.
         matrix: (source tokens, target tokens) over the whole text; see :func:`genkit.control.replacement`.
-        blend, renormalise: see :class:`Refine`.
     """
 
-    of: str
-    into: str
     matrix: torch.Tensor
-    blend: float = 1.0
-    renormalise: bool | None = None
-    usual: ClassVar[tuple[str, ...]] = ("cross", "joint")
-    needs_text: ClassVar[bool] = True
-
-    def concerns(self, rows: Rows) -> tuple[int, ...]:
-        return tuple(taker for _, taker in rows.pairs(self.of, self.into, self.where.conditional))
-
-    def __str__(self) -> str:
-        return f"replace {self.of}->{self.into}"
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

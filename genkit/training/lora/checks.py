@@ -87,6 +87,7 @@ def _check_apart(name: str, folder: Path, settings: LoraSettings) -> None:
 
 
 def check_login(settings: LoraSettings) -> None:
+    """Refuse a push to the hub without an account, before anything is trained."""
     if not settings.push_to_hub:
         return
     import huggingface_hub
