@@ -154,7 +154,7 @@ def test_a_stop_ends_a_long_run_within_a_step(visit):
     for side in ("Width", "Height"):
         visit.panel("generate").get_by_label(side).fill("64")
     page.click("#generate-go")
-    visit.ends("generate", "Step 3 of")
+    visit.ends("generate", "of 500")  # any step: on a quick machine no single one is surely seen
     page.click("#generate-stop")
     visit.ends("generate", "Stopped")
     told = page.inner_text("#generate-status")
@@ -178,14 +178,14 @@ def test_two_attentions_are_compared_with_difference_time_and_density(visit):
 def test_after_a_reload_the_run_is_still_there_and_nobody_else_sees_it(visit, browser, address):
     page = visit.page
     visit.open_more("generate")
-    for side, value in (("Steps", "40"), ("Width", "64"), ("Height", "64")):
+    for side, value in (("Steps", "150"), ("Width", "64"), ("Height", "64")):
         visit.panel("generate").get_by_label(side).fill(value)
     page.click("#generate-go")
-    visit.ends("generate", "Step 2 of")
+    visit.ends("generate", "of 150")
     page.reload()
     visit.errors[:] = [each for each in visit.errors if not any(known in each for known in ABORTED)]
     page.wait_for_selector("#generate-go")
-    visit.ends("generate", "of 40")
+    visit.ends("generate", "of 150")
     visit.ends("generate")
     page.wait_for_selector("#shelf-gallery img")
     other = Visit(browser, address, NARROW, color_scheme="dark")
