@@ -9,9 +9,8 @@ from __future__ import annotations
 import argparse
 
 from benchmarks.editing import sheets
-from benchmarks.editing.report import add_common, mean, percents, report, save, share
-from benchmarks.editing.store import Store, measure
-from benchmarks.environment import environment
+from benchmarks.editing.report import add_common, begun, mean, measured, percents, report, share
+from benchmarks.editing.store import Store
 
 NAME = "editing"
 _TOLD = (
@@ -43,17 +42,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Measure row by row; the report is whole after every ten cases."""
-    import torch
-
-    from benchmarks.editing.editors import EDITORS, given, load
+    from benchmarks.editing.editors import EDITORS, given
     from genkit.evaluation.edits import draw_edits
     from genkit.world.edits import CLIP_KINDS, PICTURE_KINDS
 
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    pipeline, clips = load(options.model, options.dtype)
-    store = Store(options.output / f"{NAME}.json")
-    store.facts = environment()
+    pipeline, clips, store = begun(options, NAME)
     arguments = given(options.set)
     for kind in options.kinds or (CLIP_KINDS if clips else PICTURE_KINDS):
         cases = draw_edits(kind, options.first + options.cases, clips)[options.first :]
@@ -63,12 +56,9 @@ def run(options: argparse.Namespace) -> int:
                 continue
             chosen = editor.settings(kind, pipeline, options.model)
             chosen |= arguments if editor.method else {}
-            row = store.row(options.model, kind, name, {**chosen, "dtype": options.dtype, "first": options.first})
             edit = editor.make(pipeline, options.model, chosen)
-            outputs = measure(row, cases, edit, editor.judge, lambda: save(NAME, store, text(store), options.output))
-            if options.sheets:
-                path = options.sheets / f"{row.key.replace('/', '-')}.png"
-                sheets.before_after_truth(cases, outputs, row, path)
+            method = (kind, name, chosen)
+            measured(options, NAME, store, text, method, cases, edit, editor.judge, sheets.before_after_truth)
         print(text(store), flush=True)
     return 0
 

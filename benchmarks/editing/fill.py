@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.editing import sheets
-from benchmarks.editing.report import add_common, mean, report, save, share
-from benchmarks.editing.store import Store, measure
-from benchmarks.environment import environment
+from benchmarks.editing.report import add_common, begun, mean, measured, report, share
+from benchmarks.editing.store import Store
 
 NAME = "editing_inpaint"
 #: Kinds of cases, of the world's and by what the prompt says: the object, or all that is to be seen.
@@ -68,28 +67,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Measure row by row; the report is whole after every ten cases."""
-    import torch
-
-    from benchmarks.editing.editors import given, load
+    from benchmarks.editing.editors import given
     from genkit.evaluation.edits import draw_fills
     from genkit.world.edits import judge_fill
 
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    pipeline, _ = load(options.model, options.dtype)
-    store = Store(options.output / f"{NAME}.json")
-    store.facts = environment()
+    pipeline, _, store = begun(options, NAME)
     for kind in options.kinds:
         cases = draw_fills(kind, options.first + options.cases)[options.first :]
         for name in options.methods:
             line = LINES[name]
             chosen = {} if line.settings is None else {**_usual(options.model), **line.settings, **given(options.set)}
-            row = store.row(options.model, kind, name, {**chosen, "dtype": options.dtype, "first": options.first})
-            runner = _runner(pipeline, line, chosen)
-            outputs = measure(row, cases, runner, judge_fill, lambda: save(NAME, store, text(store), options.output))
-            if options.sheets:
-                path = options.sheets / f"{row.key.replace('/', '-').replace(' ', '-')}.png"
-                sheets.before_after_truth(cases, outputs, row, path)
+            runner, method = _runner(pipeline, line, chosen), (kind, name, chosen)
+            measured(options, NAME, store, text, method, cases, runner, judge_fill, sheets.before_after_truth)
         print(text(store), flush=True)
     return 0
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
-from benchmarks.editing.store import Row, Store
-from benchmarks.environment import RESULTS, machine_line, table, write_results
+from benchmarks.editing.store import Row, Store, measure
+from benchmarks.environment import RESULTS, environment, machine_line, table, write_results
 
 #: Title of a table, and what stands in a row's cell.
 Part = tuple[str, Callable[[Row], str]]
@@ -23,6 +24,47 @@ def add_common(parser: argparse.ArgumentParser, cases: int) -> None:
     parser.add_argument("--threads", type=int)
     parser.add_argument("--sheets", type=Path, help="folder for pictures before, after and truth of every row")
     parser.add_argument("--output", type=Path, default=RESULTS)
+
+
+def begun(options: argparse.Namespace, name: str) -> tuple[Any, bool, Store]:
+    """The model loaded as the options say, whether it makes clips, and the results so far."""
+    import torch
+
+    from benchmarks.editing.editors import load
+
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    pipeline, clips = load(options.model, options.dtype)
+    store = Store(options.output / f"{name}.json")
+    store.facts = environment()
+    return pipeline, clips, store
+
+
+def measured(
+    options: argparse.Namespace,
+    name: str,
+    store: Store,
+    text: Callable[[Store], str],
+    method: tuple[str, str, dict[str, Any]],
+    cases: Sequence[Any],
+    run: Callable[[Any, int], Any],
+    judge: Callable[[Any, Any], dict[str, float]],
+    sheet: Callable[[Any, dict[int, Any], Row, Path], None],
+) -> None:
+    """Measure one row, saved as it grows, and draw its sheet where one is asked for.
+
+    Args:
+        options, name: of the benchmark.
+        store, text: the results, and the report of them.
+        method: kind of the cases, name of the row, its settings.
+        cases, run, judge: see :func:`benchmarks.editing.store.measure`.
+        sheet: draws (cases, outputs, row, path).
+    """
+    kind, title, settings = method
+    row = store.row(options.model, kind, title, {**settings, "dtype": options.dtype, "first": options.first})
+    outputs = measure(row, cases, run, judge, lambda: save(name, store, text(store), options.output))
+    if options.sheets:
+        sheet(cases, outputs, row, options.sheets / f"{row.key.replace('/', '-').replace(' ', '-')}.png")
 
 
 def save(name: str, store: Store, text: str, folder: Path) -> None:

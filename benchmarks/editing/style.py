@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.editing import sheets
-from benchmarks.editing.report import add_common, mean, report, save, share
-from benchmarks.editing.store import Store, measure
-from benchmarks.environment import environment
+from benchmarks.editing.report import add_common, begun, mean, measured, report, share
+from benchmarks.editing.store import Store
 
 NAME = "editing_style"
 KIND = "style"
@@ -78,27 +77,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Measure row by row; the report is whole after every ten cases."""
-    import torch
-
-    from benchmarks.editing.editors import given, load
+    from benchmarks.editing.editors import given
     from genkit.evaluation.edits import draw_style_pairs
     from genkit.world.edits import judge_style
 
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    pipeline, _ = load(options.model, options.dtype)
-    store = Store(options.output / f"{NAME}.json")
-    store.facts = environment()
+    pipeline, _, store = begun(options, NAME)
     cases = draw_style_pairs(options.first + options.cases)[options.first :]
     for name in options.methods:
         make, settings = LINES[name]
         chosen = {**settings, **(given(options.set) if make is _attenst else {})}
-        row = store.row(options.model, KIND, name, {**chosen, "dtype": options.dtype, "first": options.first})
-        made = make(pipeline, chosen)
-        outputs = measure(row, cases, made, judge_style, lambda: save(NAME, store, text(store), options.output))
-        if options.sheets:
-            path = options.sheets / f"{row.key.replace('/', '-').replace(' ', '-')}.png"
-            sheets.with_style(cases, outputs, row, path)
+        made, method = make(pipeline, chosen), (KIND, name, chosen)
+        measured(options, NAME, store, text, method, cases, made, judge_style, sheets.with_style)
     print(text(store), flush=True)
     return 0
 

@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.editing.report import add_common, mean, report, save
-from benchmarks.editing.store import Store, measure
-from benchmarks.environment import environment
+from benchmarks.editing.report import add_common, begun, mean, measured, report
+from benchmarks.editing.store import Row, Store
 
 NAME = "editing_consistent"
 KINDS = ("1 subject", "2 subjects")
@@ -84,28 +83,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Measure row by row; the report is whole after every ten sets."""
-    import torch
-
-    from benchmarks.editing.editors import given, load
+    from benchmarks.editing.editors import given
     from genkit.evaluation.edits import draw_subject_sets
     from genkit.world.edits import judge_subjects
 
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    pipeline, _ = load(options.model, options.dtype)
-    store = Store(options.output / f"{NAME}.json")
-    store.facts = environment()
+    pipeline, _, store = begun(options, NAME)
     for kind in options.kinds:
         cases = draw_subject_sets(options.first + options.cases, int(kind[0]))[options.first :]
         for name in options.methods:
             make, settings = LINES[name]
             chosen = {**_usual(options.model, make is _ir_diffusion), **settings}
             chosen |= given(options.set) if make is _ir_diffusion else {}
-            row = store.row(options.model, kind, name, {**chosen, "dtype": options.dtype, "first": options.first})
-            made = make(pipeline, options.model, chosen)
-            outputs = measure(row, cases, made, judge_subjects, lambda: save(NAME, store, text(store), options.output))
-            if options.sheets:
-                _sheet(cases, outputs, options.sheets / f"{row.key.replace('/', '-').replace(' ', '-')}.png")
+            made, method = make(pipeline, options.model, chosen), (kind, name, chosen)
+            measured(options, NAME, store, text, method, cases, made, judge_subjects, _sheet)
         print(text(store), flush=True)
     return 0
 
@@ -129,7 +119,7 @@ def _usual(model: str, guided: bool) -> dict[str, Any]:
     return found
 
 
-def _sheet(cases: Any, outputs: dict[int, np.ndarray], path: Path) -> None:
+def _sheet(cases: Any, outputs: dict[int, np.ndarray], row: Row, path: Path) -> None:
     from genkit.evaluation.sheet import contact_sheet, save_sheet
 
     if outputs:

@@ -63,7 +63,7 @@ def test_the_report_of_edits_has_bounds_and_methods_with_errors(tmp_path, capsys
     told = (tmp_path / "editing.md").read_text()
     assert "| true target | 2 | 100 ± " in told and "| img2img | 2 | " in told
     assert sorted(path.name for path in (tmp_path / "sheets").iterdir()) == [
-        "toy-image-colour-img2img.png", "toy-image-colour-true target.png",
+        "toy-image-colour-img2img.png", "toy-image-colour-true-target.png",
     ]  # fmt: skip
     store = Store(tmp_path / "editing.json")
     row = store.rows["toy-image/colour/img2img"]

@@ -170,7 +170,7 @@ def attention_choice(model: str, *, own: bool = True, value: str = OWN) -> tuple
         )
     )  # fmt: skip
     with gr.Row():
-        args = raw(gr.Textbox(label="Settings of the method", placeholder="window=3x3, dilation=2", min_width=140))
+        args = raw(gr.Textbox(label="Settings of the method", placeholder="size=5x5", min_width=140))
         where = raw(gr.Textbox(label="Where it applies", placeholder="steps=2:-2,layers=1:", min_width=140))
     return choice, args, where
 
