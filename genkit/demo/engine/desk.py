@@ -59,11 +59,12 @@ class Worker:
         Raises:
             Interrupted: the job was stopped before.
         """
-        while not self.lock.acquire(timeout=0.1):
+        while not job.stopping():
+            if self.lock.acquire(timeout=0.1):
+                return
             if job.state.phase != QUEUED:
                 job.tell(phase=QUEUED)
-            if job.stopping():
-                raise Interrupted("the run was stopped before it began")
+        raise Interrupted("the run was stopped before it began")
 
     def session_for(self, request: Request) -> Session:
         """A session whose model is loaded: the last one's when it serves, else a new one after the last is freed."""
