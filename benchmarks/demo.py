@@ -8,24 +8,33 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
-import logging
+import os
+import re
 import struct
+import subprocess
+import sys
 import tempfile
 import threading
 import time
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from getpass import getuser
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
+from benchmarks.environment import RESULTS, environment, machine_line, report, table
+
 SIDE = 64
+
+
+#: Requests that the client would not send so begin with these words.
+RAW = ("path ", "malformed ")
 
 
 class Bad(NamedTuple):
@@ -137,6 +146,12 @@ def bad_requests(folder: Path) -> Iterator[Bad]:
         "C:\\x",
     ):
         yield Bad(f"path {path}", "/edit", {"image": upload(path)})
+    for value in ("a text", 7, ["a"], {"a": 1}, True):
+        yield Bad(f"malformed picture {value!r}", "/edit", {"image": value})
+        yield Bad(f"malformed canvas {value!r}", "/inpaint", {"canvas": value})
+        yield Bad(f"malformed files {value!r}", "/train", {"files": value})
+    for value in ({"id": "0"}, {"id": 5}, {"background": None, "layers": "x"}):
+        yield Bad(f"malformed canvas {value!r}", "/inpaint", {"canvas": value})
     yield Bad("nothing to edit", "/edit", {"image": None})
     yield Bad("no source prompt", "/edit", {"image": picture, "source_prompt": ""})
     yield Bad("a word that is not in the prompt", "/edit", {"image": picture, "words": "zebra"})
@@ -150,7 +165,11 @@ def bad_requests(folder: Path) -> Iterator[Bad]:
     yield Bad("no picture to paint on", "/inpaint", {"canvas": None})
     wide = handle_file(str(good_picture(folder, 96)))
     yield Bad("a mask of another size", "/inpaint", {"mask": wide})
-    yield Bad("feather beyond the limit", "/inpaint", {"feather": "100000"})
+    white = folder / "white.png"
+    Image.new("RGB", (128, 128), "white").save(white)
+    for name in ("feather", "mask_grow", "context"):
+        for value in ("100000", "-100000", "x"):
+            yield Bad(f"{name} {value}", "/inpaint", {name: value, "mask": handle_file(str(white))})
     black = folder / "black.png"
     Image.new("RGB", (128, 128)).save(black)
     yield Bad("an empty mask", "/inpaint", {"mask": handle_file(str(black))})
@@ -183,7 +202,7 @@ def refused_raw(client: Any, bad: Bad) -> str | None:
 
 def refused(client: Any, bad: Bad) -> str | None:
     """The message a bad request was refused with; None when it was taken."""
-    if any(isinstance(value, dict) and value.get("meta") for value in bad.values.values()) and "path" in bad.what:
+    if bad.what.startswith(RAW):
         return refused_raw(client, bad)
     usual = {} if bad.api == "/train" else {"steps": "1"}  # one that is taken is at least a short one
     if bad.api in ("/generate", "/compare"):
@@ -195,15 +214,16 @@ def refused(client: Any, bad: Bad) -> str | None:
     return None
 
 
-def fuzz(url: str, root: Path) -> dict[str, Any]:
-    """Send every bad request; what was taken, what was refused without saying why, what lies outside the folder."""
+def fuzz(server: Server) -> dict[str, Any]:
+    """Send every bad request; what was taken, what was refused without saying why, what lies outside the folder, and
+    after which requests a traceback stood in the log."""
     from gradio_client import Client
 
-    taken, mute, seconds = [], [], time.perf_counter()
+    taken, mute, traced, seconds = [], [], {}, time.perf_counter()
     with tempfile.TemporaryDirectory() as made:
         requests = list(bad_requests(Path(made)))
-        before = sorted(path.name for path in root.parent.iterdir() if path.name.startswith("genkit-"))
-        client = Client(url, verbose=False)
+        before = {path.name for path in server.folder.iterdir()} | {"torchinductor_" + getuser()}  # PyTorch's own
+        client = Client(server.url, verbose=False, download_files=made)
         for bad in requests:
             message = refused(client, bad)
             if message is None:
@@ -211,104 +231,182 @@ def fuzz(url: str, root: Path) -> dict[str, Any]:
             elif len(message) < 8 or "Traceback" in message:
                 mute.append(f"{bad.what}: {message}")
             print(f"{bad.api} {bad.what}: {message or 'TAKEN'}", flush=True)
-        after = sorted(path.name for path in root.parent.iterdir() if path.name.startswith("genkit-"))
+            if found := server.tracebacks():
+                traced[bad.what] = found
+        after = {path.name for path in server.folder.iterdir()}
         alive = refused(client, Bad("a good one", "/generate", {"prompt": "a red circle"})) is None
     return {
-        "requests": len(requests), "taken": taken, "without a message": mute, "alive": alive,
-        "written outside": sorted(set(after) - set(before)), "seconds": round(time.perf_counter() - seconds, 1),
+        "requests": len(requests), "taken": taken, "without a message": mute, "alive": alive, "tracebacks": traced,
+        "written outside": sorted(after - before), "seconds": round(time.perf_counter() - seconds, 1),
     }  # fmt: skip
 
 
 def load(
-    url: str, clients: int, requests: int, steps: int, model: str = "toy-image", side: int = SIDE
-) -> dict[str, Any]:
-    """Many clients at once, each with prompts and seeds of its own.
+    url: str, clients: int, requests: int, steps: int, model: str = "toy-image", side: int = SIDE, rounds: int = 1,
+    memory: Callable[[], int] | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Many clients at once, each with prompts and seeds of its own, in rounds.
+
+    Args:
+        url: of the server.
+        clients, requests: how many, and how many requests all of them send in a round.
+        steps, model, side: of every request.
+        rounds: one after the other, by the same clients.
+        memory: tells the server's memory in MiB.
 
     Returns:
-        how many were answered and refused, whose answer was not its own, and the memory before and after in MiB.
+        how many were answered and refused, whose answer was not its own, and the memory before and after each round.
     """
     from gradio_client import Client
 
     from genkit.media.files import read_settings
 
-    opened = [Client(url, verbose=False, download_files=tempfile.mkdtemp(prefix="demo-load-")) for _ in range(clients)]
     size = {"width": str(side), "height": str(side)}
     asked = {"model": model, "steps": str(steps), "keep_seed": True, "variants": 1, **size}
-    opened[0].predict(api_name="/generate", prompt="warm", seed=0, **asked)
-    lock, told, mixed = threading.Lock(), Counter(), []
-    before, started = memory(), time.perf_counter()
+    lock, mixed, rows = threading.Lock(), [], []
+    with tempfile.TemporaryDirectory(prefix="demo-load-") as kept:
+        opened = [Client(url, verbose=False, download_files=kept) for _ in range(clients)]
 
-    def ask(number: int) -> None:
-        prompt = f"a red circle number {number}"
-        try:
-            image = opened[number % clients].predict(api_name="/generate", prompt=prompt, seed=number, **asked)[0]
-            path = image["value"] if isinstance(image, dict) else image
-            stored = read_settings(Path(path))["settings"]
-            right = (stored["prompt"], stored["seed"]) == (prompt, number)
-        except Exception as error:  # the queue's message, or a fault
-            with lock:
-                told[f"refused: {str(error)[:90]}"] += 1
-            return
-        with lock:
-            told["answered"] += 1
-            if not right:
-                mixed.append({"asked": [prompt, number], "got": [stored["prompt"], stored["seed"]]})
+        def ask(number: int) -> str:
+            prompt = f"a red circle number {number}"
+            try:
+                image = opened[number % clients].predict(api_name="/generate", prompt=prompt, seed=number, **asked)[0]
+                stored = read_settings(Path(image["value"] if isinstance(image, dict) else image))["settings"]
+            except Exception as error:  # the queue's message, or a fault
+                return f"refused: {str(error)[:90]}"
+            if (stored["prompt"], stored["seed"]) != (prompt, number):
+                with lock:
+                    mixed.append({"asked": [prompt, number], "got": [stored["prompt"], stored["seed"]]})
+            return "answered"
 
-    with ThreadPoolExecutor(clients) as pool:
-        list(pool.map(ask, range(1, requests + 1)))
+        ask(0)
+        before = memory() if memory is not None else None
+        for index in range(rounds):
+            started = time.perf_counter()
+            with ThreadPoolExecutor(clients) as pool:
+                told = Counter(pool.map(ask, range(index * requests + 1, (index + 1) * requests + 1)))
+            row = {"round": index + 1, **told, "seconds": round(time.perf_counter() - started, 1)}
+            rows.append(row | ({"MiB after": memory()} if memory is not None else {}))
     return {
-        "clients": clients, "requests": requests, "answers": dict(told), "mixed up": mixed,
-        "seconds": round(time.perf_counter() - started, 1), "MiB before": before, "MiB after": memory(),
+        "clients": clients, "requests": requests, "rounds": rows, "mixed up": mixed, "MiB before": before,
     }  # fmt: skip
 
 
-def memory() -> int:
-    """Resident memory of this process, which the server shares, in MiB."""
-    fields = Path("/proc/self/statm").read_text().split()
-    return int(fields[1]) * 4096 >> 20
+class Server:
+    """``genkit demo`` in a process and a temporary folder of its own, as users start it.
 
+    Args:
+        folder: its temporary folder.
+        options: further ones of ``genkit demo``.
+    """
 
-class _Tracebacks(logging.Handler):
-    """Counts log lines that hold a traceback."""
+    def __init__(self, folder: Path, *options: str):
+        self.folder = folder
+        self._log, self._read = folder.parent / "server.log", 0
+        self._log.touch()
+        command = [sys.executable, "-m", "genkit", "demo", "--port", "0", "--device", "cpu", *options]
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=os.environ | {"TMPDIR": str(folder)}
+            )
+        self.url = self._address()
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: list[str] = []
+    def _address(self, seconds: float = 180.0) -> str:
+        limit = time.monotonic() + seconds
+        while time.monotonic() < limit and self._process.poll() is None:
+            if found := re.search(r"http://[^\s]+", self.log()):
+                return found[0].rstrip("/")
+            time.sleep(0.2)
+        self.end()
+        raise RuntimeError(f"the demo did not start:\n{self.log()}")
 
-    def emit(self, record: logging.LogRecord) -> None:
-        if record.exc_info or "Traceback" in record.getMessage():
-            self.found.append(record.getMessage())
+    def log(self) -> str:
+        """All it has written to its output and its standard error."""
+        return self._log.read_text(encoding="utf-8", errors="replace")
+
+    def tracebacks(self) -> list[str]:
+        """Tracebacks written since the last call."""
+        new = self.log()[self._read :]
+        self._read += len(new)
+        return [part.strip()[-3000:] for part in new.split("Traceback (most recent call last):")[1:]]
+
+    def memory(self) -> int:
+        """Its resident memory in MiB."""
+        fields = Path(f"/proc/{self._process.pid}/statm").read_text().split()
+        return int(fields[1]) * os.sysconf("SC_PAGE_SIZE") >> 20
+
+    def end(self) -> int | None:
+        """End it as what stops services does; its exit status, negative when it had to be killed."""
+        if self._process.poll() is None:
+            self._process.terminate()
+            try:
+                self._process.wait(60)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+        return self._process.returncode
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
     parser.add_argument("--clients", type=int, default=8, help="clients at once")
-    parser.add_argument("--requests", type=int, default=50, help="requests of all of them together")
+    parser.add_argument("--requests", type=int, default=50, help="requests of all of them together, in every round")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of requests to one server")
     parser.add_argument("--steps", type=int, default=2, help="denoising steps of each")
     parser.add_argument("--only", choices=("fuzz", "load"), help="one of the two")
-    parser.add_argument("--output", help="JSON file for the results")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder for demo.json and demo.md")
 
 
 def run(options: argparse.Namespace) -> int:
     """Start a server, fuzz it, load it, and tell."""
-    from contextlib import redirect_stderr
+    found: dict[str, Any] = {"environment": environment() | {"gradio": version("gradio")}}
+    with tempfile.TemporaryDirectory(prefix="demo-benchmark-") as made:
+        folder = Path(made, "tmp")
+        folder.mkdir()
+        server = Server(folder)
+        try:
+            if options.only != "load":
+                found["fuzz"] = fuzz(server)
+            if options.only != "fuzz":
+                found["load"] = load(
+                    server.url, options.clients, options.requests, options.steps, rounds=options.rounds,
+                    memory=server.memory,
+                )  # fmt: skip
+                found["load"]["tracebacks"] = server.tracebacks()
+        finally:
+            found["exit status"] = server.end()
+            found["files left behind"] = sorted(each.name for each in folder.glob("genkit-*"))
+    report("demo", found, markdown(found, options), options.output)
+    return int(bool(faults(found)))
 
-    from genkit.demo.serve import Address, make_offer, running
 
-    watch, errors = _Tracebacks(), io.StringIO()
-    logging.getLogger().addHandler(watch)
-    found: dict[str, Any] = {}
-    with redirect_stderr(errors), running(partial(make_offer, device="cpu"), Address(port=0)) as blocks:
-        root = Path(blocks.GRADIO_CACHE).parent
-        if options.only != "load":
-            found["fuzz"] = fuzz(blocks.local_url, root)
-        if options.only != "fuzz":
-            found["load"] = load(blocks.local_url, options.clients, options.requests, options.steps)
-    found["tracebacks"] = len(watch.found) + errors.getvalue().count("Traceback")
-    if found["tracebacks"]:
-        print(errors.getvalue()[-4000:], *watch.found, sep="\n")
-    print(json.dumps(found, indent=2))
-    if options.output:
-        Path(options.output).write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-    bad = found.get("fuzz", {})
-    return int(bool(bad.get("taken") or bad.get("without a message") or found["tracebacks"]))
+def faults(found: dict[str, Any]) -> list[str]:
+    """What of the results must not be."""
+    fuzzed, loaded = found.get("fuzz", {}), found.get("load", {})
+    names = ("taken", "without a message", "written outside", "tracebacks")
+    told = [f"{name}: {fuzzed[name]}" for name in names if fuzzed.get(name)]
+    told += [f"{name}: {loaded[name]}" for name in ("mixed up", "tracebacks") if loaded.get(name)]
+    told += ["the server answers no more"] if fuzzed and not fuzzed["alive"] else []
+    return told + ([f"files left behind: {found['files left behind']}"] if found["files left behind"] else [])
+
+
+def markdown(found: dict[str, Any], options: argparse.Namespace) -> str:
+    """The report."""
+    facts = found["environment"]
+    lines = ["# The demo under bad requests and under load", "", machine_line(facts), f"gradio {facts['gradio']}.", ""]
+    if fuzzed := found.get("fuzz"):
+        lines += [
+            f"{fuzzed['requests']} bad requests, one after the other, in {fuzzed['seconds']} s: "
+            f"{len(fuzzed['taken'])} taken, {len(fuzzed['without a message'])} refused without a message, "
+            f"{len(fuzzed['tracebacks'])} with a traceback in the server's log, {len(fuzzed['written outside'])} files "
+            f"outside the server's folder; afterwards it {'serves' if fuzzed['alive'] else 'is dead'}.", "",
+        ]  # fmt: skip
+    if loaded := found.get("load"):
+        lines += [
+            f"{loaded['requests']} requests a round from {loaded['clients']} clients (toy-image, {SIDE}x{SIDE}, "
+            f"{options.steps} steps), rounds one after the other to one server; {len(loaded['mixed up'])} answers were "
+            f"another's. Resident memory of the server: {loaded['MiB before']} MiB before (after one request).",
+            "", table(loaded["rounds"]), "",
+        ]  # fmt: skip
+    wrong = faults(found)
+    return "\n".join([*lines, *(["Must not be:", "", *(f"- {each}" for each in wrong), ""] if wrong else [])])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import signal
+import sys
 from typing import Annotated
 
 import typer
@@ -50,6 +52,8 @@ def demo(
     offer_of = partial(
         make_offer, models=model or (), loras=lora or (), any_model=allow_any_model, device=device, dtype=dtype
     )
+    # What stops services ends the demo as Ctrl+C does: visitors' files are deleted.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     with running(offer_of, address, mcp=mcp, history=history) as blocks:
         say(f"the demo runs at {blocks.local_url}  (Ctrl+C ends it)")
         blocks.block_thread()

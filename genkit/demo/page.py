@@ -7,6 +7,7 @@ from typing import Any
 
 import gradio as gr
 
+from genkit.demo.blocks import Blocks
 from genkit.demo.engine.desk import Desk
 from genkit.demo.engine.messages import told
 from genkit.demo.engine.pictures import UPLOAD
@@ -44,7 +45,7 @@ class Page:
         self.offer, self.visitors, self.desk = offer, visitors, desk
         self.uploads = (offer.root / UPLOADS,)
         self.examples = draw(offer.root / UPLOADS / "examples")
-        self.blocks = gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(600, 3600))
+        self.blocks = Blocks(title=TITLE, analytics_enabled=False, delete_cache=(600, 3600))
         with self.blocks:
             self._build()
         self.blocks.queue(max_size=WAITING, default_concurrency_limit=16)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
 import tempfile
 import threading
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +18,6 @@ from genkit.errors import UnsupportedError, UsageError, explain
 
 LOCAL = "127.0.0.1"
 PORT = 7860
-log = logging.getLogger("genkit.demo")
 
 
 @dataclass(frozen=True)
@@ -97,6 +96,7 @@ def running(
     os.environ.update({"GRADIO_TEMP_DIR": str(root / "gradio"), "GRADIO_ANALYTICS_ENABLED": "False"})
     (root / "gradio").mkdir(mode=0o700)
     from genkit.demo.engine.desk import Desk
+    from genkit.demo.engine.pictures import PIXELS
     from genkit.demo.engine.visitors import Visitors
 
     visitors, desk, ended = Visitors(root, expires), Desk(), threading.Event()
@@ -104,7 +104,8 @@ def running(
         blocks = _launched(offer_of(root), visitors, desk, address, mcp, history)
         threading.Thread(target=_sweep, args=(visitors, ended), daemon=True).start()
         try:
-            yield blocks
+            with _refusing_bombs(PIXELS):
+                yield blocks
         finally:
             ended.set()
             blocks.close(verbose=False)
@@ -120,12 +121,10 @@ _ENVIRONMENT = ("GRADIO_TEMP_DIR", "GRADIO_ANALYTICS_ENABLED")
 
 
 def _launched(offer: Any, visitors: Any, desk: Any, address: Address, mcp: bool, history: bool) -> Any:
-    from genkit.demo.engine.pictures import PIXELS, UPLOAD
+    from genkit.demo.engine.pictures import UPLOAD
     from genkit.demo.look.theme import css, head, theme
     from genkit.demo.page import Page
 
-    _refuse_bombs(PIXELS)
-    _one_line_each()
     blocks = Page(offer, visitors, desk).blocks
     blocks.launch(
         server_name=address.host, server_port=address.port or None, auth=address.auth, show_error=True, quiet=True,
@@ -137,37 +136,18 @@ def _launched(offer: Any, visitors: Any, desk: Any, address: Address, mcp: bool,
     return blocks
 
 
-def _refuse_bombs(pixels: int) -> None:
+@contextmanager
+def _refusing_bombs(pixels: int) -> Iterator[None]:
     """Pillow refuses what Gradio opens by itself beyond the same number of pixels, before it is decoded."""
-    import warnings
-
     from PIL import Image
 
+    usual = Image.MAX_IMAGE_PIXELS
     Image.MAX_IMAGE_PIXELS = pixels // 2  # it warns from there on and raises beyond twice as many
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-
-
-def _one_line_each() -> None:
-    """What a malformed request raises inside Gradio becomes one line of the log instead of a traceback."""
-    import gradio.queueing
-    import gradio.routes
-
-    for module in (gradio.queueing, gradio.routes):
-        module.traceback = _Lines  # type: ignore[attr-defined]
-
-
-class _Lines:
-    """In place of the module ``traceback``."""
-
-    @staticmethod
-    def print_exc(*ignored: Any, **also: Any) -> None:
-        import sys
-
-        from genkit.demo.engine.messages import for_visitor
-
-        kind, error, _ = sys.exc_info()
-        text = str(error).strip().splitlines()
-        log.warning("refused: %s: %s", getattr(kind, "__name__", "error"), for_visitor(text[0] if text else ""))
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = usual
 
 
 def _sweep(visitors: Any, ended: threading.Event) -> None:

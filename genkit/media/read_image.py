@@ -130,7 +130,8 @@ def _opened(path: str | Path) -> Iterator[Any]:
         except Image.DecompressionBombError as error:
             found = re.search(r"\d+ pixels", str(error))
             many = found[0] if found else "more pixels than are decoded"
-            raise ArtifactError(f"{place(path)} has {many}, allowed: {PIXELS} in all; make it smaller") from error
+            most = min(PIXELS, 2 * (Image.MAX_IMAGE_PIXELS or PIXELS))  # beyond twice as many it raises
+            raise ArtifactError(f"{place(path)} has {many}, allowed: {most} in all; make it smaller") from error
         except _RAISED as error:
             said = shortened(escaped(str(error) or type(error).__name__))
             raise ArtifactError(f"cannot read {place(path)} as an image: {said}") from error

@@ -22,6 +22,7 @@ SOME = (
     "method settings weights=/etc/passwd", "schedule steps=99:", "LoRA ['/etc/passwd']", "prompt '5'", "variants 0",
     "larger-bomb to edit", "cut-png as a style", "text as a mask", "path /etc/passwd", "no source prompt",
     "a word that is not in the prompt", "nothing painted", "an empty mask", "a mask of another size", "style keep -1",
+    "malformed picture 'a text'", "malformed files {'a': 1}", "malformed canvas {'id': '0'}", "malformed canvas True",
     "nothing to compare with", "a name with a path", "a kind of file that is not trained on",
 )  # fmt: skip
 
@@ -38,10 +39,10 @@ def server(tiny_sd):
 
 
 @pytest.fixture(scope="module")
-def client(server):
+def client(server, tmp_path_factory):
     from gradio_client import Client
 
-    return Client(server[0].local_url, verbose=False)
+    return Client(server[0].local_url, verbose=False, download_files=str(tmp_path_factory.mktemp("answers")))
 
 
 def test_bad_requests_are_refused_with_a_message_and_no_traceback(server, client, tmp_path, capfd):
@@ -51,14 +52,23 @@ def test_bad_requests_are_refused_with_a_message_and_no_traceback(server, client
     assert [what for what, message in answers.items() if message is None or len(message) < 8] == []
     assert "“" not in answers["steps 'nan'"] and answers["width 63"].startswith("“Width”")
     assert "60000x60000" in answers["larger-bomb to edit"] or "pixels" in answers["larger-bomb to edit"]
-    assert "root:" not in str(answers)
+    assert "root:" not in str(answers) and str(Path.cwd()) not in str(answers)
     assert "Traceback" not in capfd.readouterr().err
     assert not any(record.exc_info for record in server[1])
 
 
+def test_what_gradio_cannot_read_is_one_line_of_the_log(server, client, capfd):
+    bad = script.Bad("malformed picture", "/edit", {"image": "a text"})
+    begun = len(server[1])
+    assert "Input should be" in script.refused(client, bad)
+    lines = [record for record in server[1][begun:] if record.name == "genkit.demo"]
+    assert [(record.levelname, record.exc_info) for record in lines] == [("WARNING", None)]
+    assert lines[0].getMessage().startswith("refused: ") and capfd.readouterr().err.count("\n") <= 1
+
+
 def test_everybody_gets_their_own_picture(server, tiny_sd):
     found = script.load(server[0].local_url, clients=3, requests=6, steps=1, model=str(tiny_sd), side=32)
-    assert found["answers"] == {"answered": 6} and found["mixed up"] == []
+    assert found["rounds"][0]["answered"] == 6 and found["mixed up"] == []
 
 
 def test_functions_are_named_and_their_parameters_too(client):

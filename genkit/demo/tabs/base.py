@@ -17,6 +17,7 @@ from genkit.demo.engine.visitors import Visitor
 from genkit.demo.options import attention_settings
 from genkit.demo.tabs import show
 from genkit.demo.tabs.fields import new_seed
+from genkit.demo.tabs.sent import received
 from genkit.errors import GenkitError, UsageError, explain
 from genkit.pipelines.request import Settings
 
@@ -93,7 +94,7 @@ class Tab(ABC):
         run = gr.on(
             [go.click, *more], self._run(), [page.visitor, *self.form.values()], outputs, api_name=self.name,
             api_description=self.lead, concurrency_id=DEVICE, concurrency_limit=1, trigger_mode="once",
-            show_progress="full", show_progress_on=[self.outputs["status"]], scroll_to_output=True,
+            show_progress="full", show_progress_on=[self.outputs["status"]], scroll_to_output=True, preprocess=False,
         )  # fmt: skip
         halt.click(
             self._stop, page.visitor, self.outputs["status"], queue=False, api_visibility="private",
@@ -109,10 +110,10 @@ class Tab(ABC):
 
     def _run(self) -> Callable[..., Iterator[dict[Any, Any]]]:
         """The function behind the button; its parameters are named as the controls, for programs that call it."""
-        names = list(self.form)
 
-        def run(token: str | None, *values: Any) -> Iterator[dict[Any, Any]]:
-            given = dict(zip(names, values, strict=True))
+        def run(request: gr.Request, token: str | None, *values: Any) -> Iterator[dict[Any, Any]]:
+            sent = zip(self.form.items(), values, strict=True)
+            given = {name: received(component, value, request) for (name, component), value in sent}
             visitor = self.page.visitors.of(token)
             yield {self.page.visitor: visitor.token, **self._drawn(given)}
             try:
@@ -128,10 +129,12 @@ class Tab(ABC):
             if job.state.phase == FAILED:
                 raise gr.Error(job.state.message, title="Not made", print_exception=False, duration=12)
 
-        usual = {"token": None, **{name: getattr(self.form[name], "value", None) for name in names}}
+        usual = {"token": None, **{name: getattr(each, "value", None) for name, each in self.form.items()}}
         kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
         parameters = [inspect.Parameter(name, kind, default=value) for name, value in usual.items()]
+        parameters.insert(0, inspect.Parameter("request", kind))
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {"request": gr.Request}
         run.__doc__ = self.lead
         return run
 
@@ -140,11 +143,10 @@ class Tab(ABC):
         return self.page.desk.start(visitor, self.name, wanted)
 
     def _drawn(self, given: dict[str, Any]) -> dict[Any, Any]:
-        """Draw a seed unless it is kept; shows it on the page."""
-        if "keep_seed" not in given:
+        """Draw a seed unless it is kept; shows it on the page. What was sent is not shown: nobody checked it yet."""
+        if "keep_seed" not in given or (given.pop("keep_seed") and given["seed"] is not None):
             return {}
-        if not given.pop("keep_seed") or given["seed"] is None:
-            given["seed"] = new_seed()
+        given["seed"] = new_seed()
         return {self.form["seed"]: given["seed"]}
 
     def follow(self, job: Job, visitor: Visitor) -> Iterator[dict[Any, Any]]:

@@ -33,16 +33,12 @@ class Edit(Tab):
         gr.HTML(f'<p class="lead">{self.lead}</p>')
         with gr.Row(elem_classes="work"):
             with gr.Column(scale=5, min_width=300, elem_classes="left"):
-                self.form["image"] = fields.upload(
-                    gr.Image(
-                        label="Picture", sources=["upload", "clipboard"], type="filepath", image_mode=None, height=240,
-                        elem_id="edit-image", format="png", elem_classes="given", buttons=[], value=str(first.path),
-                    )
+                self.form["image"] = gr.Image(
+                    label="Picture", sources=["upload", "clipboard"], type="filepath", image_mode=None, height=240,
+                    elem_id="edit-image", format="png", elem_classes="given", buttons=[], value=str(first.path),
                 )  # fmt: skip
-                self.form["clip"] = fields.upload(
-                    gr.Video(
-                        label="Clip", sources=["upload"], height=240, visible=False, elem_id="edit-clip", loop=True
-                    )
+                self.form["clip"] = gr.Video(
+                    label="Clip", sources=["upload"], height=240, visible=False, elem_id="edit-clip", loop=True
                 )
                 self.form["source_prompt"] = fields.text(
                     kind, "source_prompt", lines=1, info=None, placeholder="a red circle on a white background",
@@ -53,26 +49,22 @@ class Edit(Tab):
                     placeholder="a blue circle on a white background", value=first.prompt,
                 )  # fmt: skip
                 go, halt = self.begin_row("Edit")
-                self.form["preset"] = fields.raw(
-                    gr.Radio(
-                        list(PRESETS), value=PRESETS[0], label="Kind of change",
-                        info="Sets how much of outlines and places is kept.", elem_id="edit-preset",
-                    )
+                self.form["preset"] = gr.Radio(
+                    list(PRESETS), value=PRESETS[0], label="Kind of change",
+                    info="Sets how much of outlines and places is kept.", elem_id="edit-preset",
                 )  # fmt: skip
                 self.form["model"] = model = fields.model_choice(offer, ("image", "video"), "toy-image")
                 self.form["seed"], self.form["keep_seed"] = fields.seed_row()
                 with gr.Accordion("More settings", open=False):
-                    self.form["method"] = fields.raw(
-                        gr.Dropdown([SUITS, *METHODS], value=SUITS, label="Method", info=fields.help_of(kind, "method"))
+                    self.form["method"] = gr.Dropdown(
+                        [SUITS, *METHODS], value=SUITS, label="Method", info=fields.help_of(kind, "method")
                     )
                     with gr.Row():
                         self.form["keep"] = fields.number("keep", "by the kind of change", info="0 to 1.")
                         self.form["strength"] = fields.number("strength", "the method's own", info="0 to 1.")
-                    self.form["words"] = fields.raw(
-                        gr.Textbox(
-                            label="Change only where these words act", placeholder="the method's own",
-                            info="Words of the new prompt, with commas; auto: those that are new, none: anywhere.",
-                        )
+                    self.form["words"] = gr.Textbox(
+                        label="Change only where these words act", placeholder="the method's own",
+                        info="Words of the new prompt, with commas; auto: those that are new, none: anywhere.",
                     )  # fmt: skip
                     with gr.Row():
                         for name in ("steps", "guidance_scale", "source_guidance_scale"):

@@ -16,33 +16,12 @@ from genkit.demo.engine.messages import label
 from genkit.demo.engine.pictures import CLIPS
 from genkit.demo.options import OWN, Offer, attentions
 from genkit.demo.tabs import show
-from genkit.demo.tabs.sent import sent_by
 from genkit.pipelines.request import Settings
 from genkit.schema import RULE, Rule, hints_of, kinds
 from genkit.schema import number as parse_number
 
 #: Largest number that is drawn for a seed: it is read off the page and typed again.
 SEEDS = 2**31
-
-
-def raw(component: Any) -> Any:
-    """A control whose value is handed on as it was sent."""
-    return sent_by(component, "sent-as-it-is")
-
-
-def upload(component: Any) -> Any:
-    """A control for a picture or clip that gives the path of the upload, of which nothing is decoded."""
-    return sent_by(component, "sent-as-path")
-
-
-def upload_files(component: Any) -> Any:
-    """A control for several files that gives the path and the name of each."""
-    return sent_by(component, "sent-as-files")
-
-
-def painter(component: Any) -> Any:
-    """A canvas that gives its picture and layers as they were sent: bytes or paths, of which nothing is decoded."""
-    return sent_by(component, "sent-as-layers")
 
 
 def before_and_after(name: str, both: str, first: str, second: str) -> dict[str, Any]:
@@ -101,7 +80,7 @@ def number(name: str, value: Any = None, **more: Any) -> gr.Textbox:
 
     It is a line of text, since a field for numbers shows 0 where nothing is written.
     """
-    return raw(gr.Textbox(label=label(name), placeholder=open_value(value), max_lines=1, **{"min_width": 90} | more))
+    return gr.Textbox(label=label(name), placeholder=open_value(value), max_lines=1, **{"min_width": 90} | more)
 
 
 def open_value(value: Any) -> str:
@@ -128,13 +107,13 @@ def written(kind: type[Settings], given: Mapping[str, Any], *names: str) -> dict
 def slider(kind: type[Settings], name: str, low: float, high: float, step: float, value: float, **more: Any) -> Any:
     """A number within the range that makes sense; the box beside it takes what the setting allows."""
     given = {"label": label(name), "info": help_of(kind, name)}
-    return raw(gr.Slider(low, high, value=value, step=step, **given | more))
+    return gr.Slider(low, high, value=value, step=step, **given | more)
 
 
 def text(kind: type[Settings], name: str, **more: Any) -> gr.Textbox:
     """A line of text."""
     given = {"label": label(name), "info": help_of(kind, name)}
-    return raw(gr.Textbox(**given | more))
+    return gr.Textbox(**given | more)
 
 
 def model_choice(offer: Offer, kinds: tuple[str, ...], first: str | None = None) -> gr.Dropdown:
@@ -142,15 +121,15 @@ def model_choice(offer: Offer, kinds: tuple[str, ...], first: str | None = None)
     names = offer.models_of(*kinds) or list(offer.models)
     value = first if first in names else names[0]
     info = "A shipped name, a folder of the server, or owner/name of the hub." if offer.any_model else None
-    return raw(gr.Dropdown(names, value=value, label="Model", info=info, allow_custom_value=offer.any_model))
+    return gr.Dropdown(names, value=value, label="Model", info=info, allow_custom_value=offer.any_model)
 
 
 def seed_row() -> tuple[gr.Number, gr.Checkbox]:
     """Seed, dice and lock. Without the lock every run draws a new seed and shows it."""
     with gr.Row(elem_classes="seed-row"):
-        seed = raw(gr.Number(value=0, precision=0, minimum=0, label="Seed", min_width=90, elem_classes="seed"))
+        seed = gr.Number(value=0, precision=0, minimum=0, label="Seed", min_width=90, elem_classes="seed")
         dice = gr.Button("⚄", elem_classes="dice", min_width=46, elem_id=None)
-        lock = raw(gr.Checkbox(value=False, label="Keep", container=False, min_width=76, elem_classes="lock"))
+        lock = gr.Checkbox(value=False, label="Keep", container=False, min_width=76, elem_classes="lock")
     dice.click(lambda: new_seed(), None, seed, queue=False, api_visibility="private", show_progress="hidden")
     return seed, lock
 
@@ -163,26 +142,22 @@ def new_seed() -> int:
 def attention_choice(model: str, *, own: bool = True, value: str = OWN) -> tuple[gr.Dropdown, gr.Textbox, gr.Textbox]:
     """The method or recipe, its settings, and where it applies."""
     names = attentions(model)
-    choice = raw(
-        gr.Dropdown(
-            names if own else names[1:], value=value, label="Attention", elem_classes="attention",
-            info="Which attention the model computes with; a recipe is a method with settings that were measured.",
-        )
+    choice = gr.Dropdown(
+        names if own else names[1:], value=value, label="Attention", elem_classes="attention",
+        info="Which attention the model computes with; a recipe is a method with settings that were measured.",
     )  # fmt: skip
     with gr.Row():
-        args = raw(gr.Textbox(label="Settings of the method", placeholder="size=5x5", min_width=140))
-        where = raw(gr.Textbox(label="Where it applies", placeholder="steps=2:-2,layers=1:", min_width=140))
+        args = gr.Textbox(label="Settings of the method", placeholder="size=5x5", min_width=140)
+        where = gr.Textbox(label="Where it applies", placeholder="steps=2:-2,layers=1:", min_width=140)
     return choice, args, where
 
 
 def lora_choice(offer: Offer) -> tuple[gr.Dropdown, gr.Slider]:
     """The LoRAs of the server and those that the visitor trained, and their strength."""
     with gr.Row():
-        names = raw(
-            gr.Dropdown(
-                list(offer.loras), value=[], multiselect=True, label="LoRA", min_width=160,
-                info="Those of the server, and what you train here.",
-            )
+        names = gr.Dropdown(
+            list(offer.loras), value=[], multiselect=True, label="LoRA", min_width=160,
+            info="Those of the server, and what you train here.",
         )  # fmt: skip
-        strength = raw(gr.Slider(0, 2, value=1, step=0.05, label="Strength of the LoRA", min_width=140))
+        strength = gr.Slider(0, 2, value=1, step=0.05, label="Strength of the LoRA", min_width=140)
     return names, strength

@@ -52,8 +52,8 @@ class Generate(Tab):
                 likes = defaults_of(str(model.value))
                 go, halt = self.begin_row("Generate")
                 self.form["seed"], self.form["keep_seed"] = fields.seed_row()
-                self.form["variants"] = fields.raw(
-                    gr.Slider(1, MOST, value=1, step=1, label="Variants", info="Outputs with seeds in a row.")
+                self.form["variants"] = gr.Slider(
+                    1, MOST, value=1, step=1, label="Variants", info="Outputs with seeds in a row."
                 )
                 with gr.Accordion("More settings", open=False):
                     self.form["negative_prompt"] = fields.text(kind, "negative_prompt")

@@ -15,6 +15,7 @@ from genkit.demo.engine.visitors import Visitor
 from genkit.demo.options import attentions
 from genkit.demo.tabs import fields, show
 from genkit.demo.tabs.base import Tab, text_or_none
+from genkit.demo.tabs.sent import received
 from genkit.errors import UsageError
 from genkit.pipelines.request import Settings
 from genkit.pipelines.tasks.inpaint.settings import InpaintSettings
@@ -35,20 +36,18 @@ class Inpaint(Tab):
         gr.HTML(f'<p class="lead">{self.lead}</p>')
         with gr.Row(elem_classes="work"):
             with gr.Column(scale=5, min_width=300, elem_classes="left"):
-                self.form["canvas"] = canvas = fields.painter(
-                    gr.ImageEditor(
-                        label="Picture; paint over what is made anew", sources=["upload", "clipboard"],
-                        transforms=(), format="png", image_mode="RGBA", type="pil", fixed_canvas=False, height=430,
-                        layers=gr.LayerOptions(allow_additional_layers=False, layers=["mask"]),
-                        brush=gr.Brush(default_size=18, colors=[PAINT], default_color=PAINT, color_mode="fixed"),
-                        eraser=gr.Eraser(default_size=18), elem_id="inpaint-canvas", buttons=[],
-                        value=self._value(str(self.page.examples[0].path)),
-                    )
+                self.form["canvas"] = canvas = gr.ImageEditor(
+                    label="Picture; paint over what is made anew", sources=["upload", "clipboard"],
+                    transforms=(), format="png", image_mode="RGBA", type="pil", fixed_canvas=False, height=430,
+                    layers=gr.LayerOptions(allow_additional_layers=False, layers=["mask"]),
+                    brush=gr.Brush(default_size=18, colors=[PAINT], default_color=PAINT, color_mode="fixed"),
+                    eraser=gr.Eraser(default_size=18), elem_id="inpaint-canvas", buttons=[],
+                    value=self._value(str(self.page.examples[0].path)),
                 )  # fmt: skip
                 with gr.Row(elem_classes="tools"):
                     clear = gr.Button("Clear mask", elem_classes="slim", min_width=110, size="sm")
-                    self.form["mask_invert"] = fields.raw(
-                        gr.Checkbox(label="Swap inside and outside", container=False, min_width=150)
+                    self.form["mask_invert"] = gr.Checkbox(
+                        label="Swap inside and outside", container=False, min_width=150
                     )
                 self.form["prompt"] = fields.text(
                     kind, "prompt", label="What appears there", lines=1, info=None, elem_id="inpaint-prompt",
@@ -58,11 +57,9 @@ class Inpaint(Tab):
                 self.form["model"] = model = fields.model_choice(offer, ("image",), "toy-image")
                 self.form["seed"], self.form["keep_seed"] = fields.seed_row()
                 with gr.Accordion("A mask from a file", open=False):
-                    self.form["mask"] = fields.upload(
-                        gr.Image(
-                            label="Mask: white is made anew", sources=["upload", "clipboard"], type="filepath",
-                            image_mode=None, height=180, format="png", elem_id="inpaint-mask", buttons=[],
-                        )
+                    self.form["mask"] = gr.Image(
+                        label="Mask: white is made anew", sources=["upload", "clipboard"], type="filepath",
+                        image_mode=None, height=180, format="png", elem_id="inpaint-mask", buttons=[],
                     )  # fmt: skip
                 with gr.Accordion("More settings", open=False):
                     with gr.Row():
@@ -80,7 +77,10 @@ class Inpaint(Tab):
             with gr.Column(scale=6, min_width=300, elem_classes="right"):
                 self.status()
                 self.outputs |= fields.before_and_after("inpaint", "Before  |  after", "Before", "After")
-        clear.click(self._cleared, canvas, canvas, queue=False, api_visibility="private", show_progress="hidden")
+        clear.click(
+            self._cleared, canvas, canvas, queue=False, api_visibility="private", show_progress="hidden",
+            preprocess=False,
+        )  # fmt: skip
         model.change(
             lambda name: gr.update(choices=attentions(name), value=attentions(name)[0]), model, self.form["attention"],
             queue=False, api_visibility="private", show_progress="hidden",
@@ -92,8 +92,9 @@ class Inpaint(Tab):
         """A canvas with a picture and nothing painted."""
         return None if picture is None else {"background": picture, "layers": [], "composite": picture}
 
-    def _cleared(self, painted: dict[str, Any] | None) -> Any:
+    def _cleared(self, value: Any, request: gr.Request) -> Any:
         """The canvas without what was painted on it."""
+        painted = received(self.form["canvas"], value, request)
         background = None if painted is None else painted["background"]
         if isinstance(background, bytes):
             from io import BytesIO

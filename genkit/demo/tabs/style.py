@@ -35,12 +35,10 @@ class Style(Tab):
             with gr.Column(scale=5, min_width=300, elem_classes="left"):
                 with gr.Row():
                     for name, title, first in (("image", "Picture", examples[0]), ("style", "Style", examples[2])):
-                        self.form[name] = fields.upload(
-                            gr.Image(
-                                label=title, sources=["upload", "clipboard"], type="filepath", image_mode=None,
-                                height=210, elem_id=f"style-{name}", format="png", buttons=[], min_width=140,
-                                value=str(first.path),
-                            )
+                        self.form[name] = gr.Image(
+                            label=title, sources=["upload", "clipboard"], type="filepath", image_mode=None,
+                            height=210, elem_id=f"style-{name}", format="png", buttons=[], min_width=140,
+                            value=str(first.path),
                         )  # fmt: skip
                 with gr.Row():
                     self.form["keep"] = fields.slider(

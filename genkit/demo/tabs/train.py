@@ -36,19 +36,17 @@ class Train(Tab):
         gr.HTML(f'<p class="lead">{self.lead}</p>')
         with gr.Row(elem_classes="work"):
             with gr.Column(scale=5, min_width=300, elem_classes="left"):
-                self.form["files"] = fields.upload_files(
-                    gr.File(
-                        label="Pictures or clips, and a .txt with the caption of each where they differ",
-                        file_count="multiple", file_types=[*PICTURES, *CLIPS, CAPTION], height=190,
-                        elem_id="train-files",
-                    )
+                self.form["files"] = gr.File(
+                    label="Pictures or clips, and a .txt with the caption of each where they differ",
+                    file_count="multiple", file_types=[*PICTURES, *CLIPS, CAPTION], height=190,
+                    elem_id="train-files",
                 )  # fmt: skip
                 self.form["caption"] = fields.text(
                     kind, "caption", label="Caption of all that have no own one", lines=1, info=None,
                     placeholder="a red heart on a white background", elem_id="train-caption",
                 )  # fmt: skip
-                self.form["lora_name"] = fields.raw(
-                    gr.Textbox(label="Name of the LoRA", value="my LoRA", max_lines=1, elem_id="train-name")
+                self.form["lora_name"] = gr.Textbox(
+                    label="Name of the LoRA", value="my LoRA", max_lines=1, elem_id="train-name"
                 )
                 self.form["model"] = fields.model_choice(offer, ("image", "video"), "toy-image")
                 go, halt = self.begin_row("Train")
