@@ -22,7 +22,8 @@ class Sample:
         latents: normalised, (C, T, H, W) of a clip or (C, H, W) of a picture, float16.
         scene: what it shows.
         features: for the alignment read-out.
-        extra: further input of the denoiser, such as a mask and what it leaves, (channels, H, W).
+        extra: further input of the denoiser: of a picture a mask and what it leaves, (channels, H, W); of a clip its
+            last frame, encoded alone, (C, 1, H, W).
     """
 
     latents: torch.Tensor

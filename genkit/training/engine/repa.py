@@ -34,7 +34,11 @@ class REPAHead(nn.Module):
         self._seen = seen.flatten(2).transpose(1, 2) if seen.ndim == 4 else seen
 
     def loss(self, features: torch.Tensor) -> torch.Tensor:
-        """Mean squared error against features (B, ..., C), one set per token, of the last forward pass."""
-        guess = self.read(self.norm(self._seen.float()))
+        """Mean squared error against features (B, ..., C), one set per token, of the last forward pass.
+
+        Tokens behind those that have features, such as a picture's behind a clip's, count nothing.
+        """
+        told = features.flatten(1, -2)
+        guess = self.read(self.norm(self._seen[:, : told.shape[1]].float()))
         self._seen = None
-        return torch.nn.functional.mse_loss(guess, features.flatten(1, -2).to(guess))
+        return torch.nn.functional.mse_loss(guess, told.to(guess))

@@ -47,10 +47,12 @@ class LatentPool(Pool):
     Args:
         two_share: share of scenes with two objects, where the canvas holds them.
         backgrounds: names to draw backgrounds from.
+        ends: give every clip ``extra``, its last frame encoded alone, (C, 1, h, w).
     """
 
     two_share: float = 0.5
     backgrounds: Sequence[str] = FIRST_BACKGROUNDS
+    ends: bool = False
 
     def __post_init__(self):
         use_onednn(self.vae)
@@ -64,7 +66,10 @@ class LatentPool(Pool):
             clips.append(render_clip(scene, tracks, size.height, size.width))
             features.append(torch.from_numpy(scene_features(scene, tracks, size.height, size.width)))
         latents = encode_clips(self.vae, np.stack(clips))
-        return [Sample(*row) for row in zip(latents, scenes, features, strict=True)]
+        last: Sequence[torch.Tensor | None] = [None] * count
+        if self.ends and size.frames > 1:
+            last = list(encode_clips(self.vae, np.stack([clip[-1:] for clip in clips])))
+        return [Sample(*row) for row in zip(latents, scenes, features, last, strict=True)]
 
 
 def draw_apart(

@@ -15,6 +15,7 @@ from genkit.training.engine.loop import process_rank
 from genkit.training.engine.repa import REPAHead
 from genkit.training.toys.shared.padding import PaddedCrossAttention, padding_bias
 from genkit.training.toys.shared.text import build_text_encoder, build_word_tokenizer
+from genkit.training.toys.video.given import draw_kind, with_given
 from genkit.world.caption import caption
 
 TEXT_WIDTH = 128
@@ -63,12 +64,15 @@ class ToyVideo(nn.Module):
 
         Args:
             noisy: (B, C, T, H, W) latents at noise level ``sigma``.
-            sigma: (B,) in 0..1.
+            sigma: (B,) in 0..1, or (B, T) where latent frames have levels of their own.
             ids, mask: (B, slots) token numbers and their validity; at least one padding slot per row.
             full: text slots the padding stands for.
         """
         states = self.text_encoder(ids, mask).last_hidden_state * mask[..., None]
         self.padded.bias = padding_bias(mask.sum(1), ids.shape[1], full)
+        if sigma.ndim == 2:
+            _, rows, columns = TRANSFORMER["patch_size"]
+            sigma = sigma.repeat_interleave(noisy.shape[3] // rows * (noisy.shape[4] // columns), 1)
         return self.transformer(noisy, OBJECTIVE.timesteps(sigma), states, return_dict=False)[0]
 
 
@@ -124,7 +128,7 @@ def diffusion_loss(
     """The loss function handed to the training loop.
 
     Args:
-        pool: where samples come from.
+        pool: where samples come from, with their last pictures.
         model: the unwrapped module, for its tokenizer.
         seed: of captions, sizes and noise.
         tokens: latent tokens per step; the batch is as large as they allow, at least 4.
@@ -146,9 +150,17 @@ def diffusion_loss(
         sigma = draw_levels(count, shift, generator, EVEN_LEVELS).to(device)
         noise = torch.randn(latents.shape, generator=generator).to(device)
         noisy, target = OBJECTIVE.noised(latents, noise, sigma)
+        levels, weights = sigma, None
+        frames = latents.shape[2]
+        kind = draw_kind(frames, shared)
+        if kind is not None:
+            last = torch.stack([sample.extra for sample in samples]).to(device).float()
+            given = with_given(kind, latents, noisy, sigma, last, int(shared.integers(1, frames)))
+            noisy, levels, weights = given.latents, given.levels, given.free.float().view(1, 1, -1, 1, 1)
         full = int(rng.choice(FULL_LENGTHS))
-        loss, error = denoising_loss(wrapped(noisy, sigma, ids, mask, full), target, sigma)
-        figures = {"velocity": error.mean().item()}
+        answer = wrapped(noisy, levels, ids, mask, full)[:, :, :frames]
+        loss, error = denoising_loss(answer, target, sigma, weights)
+        figures = {"velocity" if kind is None else "given": error.mean().item()}
         # Computed even at weight zero: in a distributed run every parameter must take part in every step.
         features = torch.stack([sample.features for sample in samples]).to(device)
         aligned = model.alignment.loss(features)

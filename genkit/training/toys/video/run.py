@@ -16,6 +16,7 @@ from genkit.training.toys.shared.run import AutoencoderStage, Parts, Toy
 from genkit.training.toys.shared.starts import add_text_steps, teach_text
 from genkit.training.toys.shared.swap_gaps import CLIP_KINDS, clip_errors, swap_gaps
 from genkit.training.toys.shared.text_order import clip_question
+from genkit.training.toys.video.given import given_gains
 from genkit.training.toys.video.model import ToyVideo, diffusion_loss
 from genkit.training.toys.video.probe import probe
 from genkit.training.toys.video.vae import VideoVae, build_video_vae, measure_latents, vae_loss
@@ -92,14 +93,16 @@ def _standardise(vae: Any) -> None:
 
 
 def _pool(options: Options, parts: Parts, rng: np.random.Generator) -> LatentPool:
-    return LatentPool(parts["vae"], rng, fresh=0.3, two_share=0.6, backgrounds=tuple(BACKGROUNDS))
+    return LatentPool(parts["vae"], rng, fresh=0.3, two_share=0.6, backgrounds=tuple(BACKGROUNDS), ends=True)
 
 
 def _look(model: nn.Module, options: Options, parts: Parts, folder: Path, step: int) -> dict[str, float]:
     right = probe(model, parts["vae"], folder, step, ClipSize(17, 128, 128))
     pairs = LatentPool(parts["vae"], np.random.default_rng(1), two_share=1.0)
     gaps = swap_gaps(pairs, ClipSize(9, 96, 96), clip_errors(model), CLIP_KINDS, count=32)
-    return right | {f"swap {name}": value for name, value in gaps.items()}
+    ended = LatentPool(parts["vae"], np.random.default_rng(2), ends=True)
+    gains = given_gains(model, ended, ClipSize(17, 96, 96))
+    return right | {f"swap {name}": value for name, value in gaps.items()} | {f"given {k}": v for k, v in gains.items()}
 
 
 def _teach(options: Options, model: ToyVideo) -> None:
