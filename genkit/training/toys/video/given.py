@@ -7,6 +7,7 @@ clip's own last latent frame holds four frames of motion, which nobody has who b
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +15,11 @@ import numpy as np
 import torch
 
 from genkit.errors import UsageError, explain
+from genkit.training.data.pool import Sample
 from genkit.training.data.world.clips import ClipSize, LatentPool
 from genkit.training.toys.shared.swap_gaps import LEVEL, noise_like
 from genkit.world.caption import caption
+from genkit.world.scene import Scene
 
 FIRST, LAST, BOTH, START = "first", "last", "both", "start"
 #: What is given -> share of the training batches; in the others nothing is.
@@ -93,6 +96,11 @@ def with_given(
     return Given(latents, levels, free)
 
 
+def last_pictures(samples: Sequence[Sample]) -> torch.Tensor:
+    """(B, C, 1, h, w) float32: the last frames of clips, encoded alone."""
+    return torch.stack([sample.extra for sample in samples if sample.extra is not None]).float()
+
+
 @torch.no_grad()
 def given_gains(
     model: Any, pool: LatentPool, size: ClipSize, count: int = 32, level: float = LEVEL
@@ -114,15 +122,16 @@ def given_gains(
     samples = pool.encode(size, count)
     device = next(model.parameters()).device
     latents = torch.stack([sample.latents for sample in samples]).to(device).float()
-    last = torch.stack([sample.extra for sample in samples]).to(device).float()
-    batch = model.tokenizer([caption(sample.scene) for sample in samples], padding=True, return_tensors="pt")
+    last = last_pictures(samples).to(device)
+    scenes = [sample.scene for sample in samples if isinstance(sample.scene, Scene)]
+    batch = model.tokenizer([caption(scene) for scene in scenes], padding=True, return_tensors="pt")
     ids, mask = (torch.nn.functional.pad(part, (0, 1)).to(device) for part in (batch.input_ids, batch.attention_mask))
     sigma = torch.full((count,), level, device=device)
     noise = noise_like(latents, 0)
     noisy, target = (1 - level) * latents + level * noise, noise - latents
     frames = latents.shape[2]
     without = model(noisy, sigma, ids, mask, 64)
-    found = {}
+    found: dict[str, float] = {}
     for kind in SHARES:
         given = with_given(kind, latents, noisy, sigma, last, begun=max(1, frames // 2))
         answer = model(given.latents, given.levels, ids, mask, 64)[:, :, :frames]

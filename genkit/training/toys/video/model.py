@@ -15,12 +15,13 @@ from genkit.training.engine.loop import process_rank
 from genkit.training.engine.repa import REPAHead
 from genkit.training.toys.shared.padding import PaddedCrossAttention, padding_bias
 from genkit.training.toys.shared.text import build_text_encoder, build_word_tokenizer
-from genkit.training.toys.video.given import draw_kind, with_given
+from genkit.training.toys.video.given import draw_kind, last_pictures, with_given
 from genkit.world.caption import caption
 
 TEXT_WIDTH = 128
+PATCH = 2
 TRANSFORMER = {
-    "patch_size": [1, 2, 2],
+    "patch_size": [1, PATCH, PATCH],
     "num_attention_heads": 4,
     "attention_head_dim": 64,
     "text_dim": TEXT_WIDTH,
@@ -71,8 +72,7 @@ class ToyVideo(nn.Module):
         states = self.text_encoder(ids, mask).last_hidden_state * mask[..., None]
         self.padded.bias = padding_bias(mask.sum(1), ids.shape[1], full)
         if sigma.ndim == 2:
-            _, rows, columns = TRANSFORMER["patch_size"]
-            sigma = sigma.repeat_interleave(noisy.shape[3] // rows * (noisy.shape[4] // columns), 1)
+            sigma = sigma.repeat_interleave(noisy[0, 0, 0].numel() // (PATCH * PATCH), 1)
         return self.transformer(noisy, OBJECTIVE.timesteps(sigma), states, return_dict=False)[0]
 
 
@@ -154,7 +154,7 @@ def diffusion_loss(
         frames = latents.shape[2]
         kind = draw_kind(frames, shared)
         if kind is not None:
-            last = torch.stack([sample.extra for sample in samples]).to(device).float()
+            last = last_pictures(samples).to(device)
             given = with_given(kind, latents, noisy, sigma, last, int(shared.integers(1, frames)))
             noisy, levels, weights = given.latents, given.levels, given.free.float().view(1, 1, -1, 1, 1)
         full = int(rng.choice(FULL_LENGTHS))
