@@ -23,10 +23,11 @@ Run = Callable[[Any, int], np.ndarray]
 def load(model: str, dtype: str) -> tuple[Any, bool]:
     """A model's pipeline and whether it makes clips."""
     import genkit
+    from genkit.editing.shared import EditModel
 
     pipeline = genkit.load(model, dtype=dtype, device="cpu")
     pipeline.set_progress_bar_config(disable=True)
-    return pipeline, "Wan" in type(pipeline).__name__
+    return pipeline, EditModel.of(pipeline).video
 
 
 def given(pairs: Sequence[str]) -> dict[str, Any]:

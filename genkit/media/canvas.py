@@ -14,13 +14,10 @@ from genkit.media.images import resized
 from genkit.media.limits import PIXELS
 from genkit.media.read_image import Picture, read_image
 from genkit.reading.files import place
+from genkit.reading.masks import CHANNELS, WIDEST
 
-#: How a mask's file is read: opacity of files with transparent parts and brightness of others, or one of both.
-CHANNELS = ("auto", "brightness", "alpha")
 #: Values of a mask's file from here on belong to the mask.
 THRESHOLD = 128
-#: Largest growth and feather in pixels.
-WIDEST = 1024
 
 
 class Still(NamedTuple):
@@ -257,8 +254,8 @@ def read_mask(
         path: a picture of the size of the one to be changed. White marks what is made anew; of a file with transparent
             parts, what is not transparent.
         size: height and width of the picture to be changed.
-        channel: one of :data:`CHANNELS`. Brightness is the largest of red, green and blue, so that any bright colour
-            marks. Values from :data:`THRESHOLD` on do.
+        channel: one of :data:`genkit.reading.masks.CHANNELS`. Brightness is the largest of red, green and blue, so that
+            any bright colour marks. Values from :data:`THRESHOLD` on do.
         invert: make anew what is not marked.
         grow: enlarge what is marked by so many pixels, after inverting; negative numbers shrink it.
         feather: see :class:`Mask`.

@@ -45,8 +45,11 @@ def shipped(root: Path = ROOT) -> dict[str, Path]:
     return {folder.name: folder for folder in folders if NAME.fullmatch(folder.name)}
 
 
-def locate(model: str) -> Location:
+def locate(model: str, what: str = "model") -> Location:
     """Resolve a model name. A shipped name wins over a folder of the same name; write ``./name`` for the folder.
+
+    Args:
+        model: the name. what: it is to the user, for messages.
 
     Raises:
         UsageError: a name that is neither shipped nor a folder nor of the form ``owner/name``.
@@ -55,20 +58,20 @@ def locate(model: str) -> Location:
     models = shipped()
     if model in models:
         return Location("shipped", model, models[model])
-    path = user_path(model, "model")
+    path = user_path(model, what)
     if path.is_dir():
         return Location("folder", model, path)
     if path.is_file():
-        raise ArtifactError(f"model {place(model)} is a file; genkit loads Diffusers folders (with model_index.json)")
+        raise ArtifactError(f"{what} {place(model)} is a file; genkit loads Diffusers folders (with model_index.json)")
     if model.startswith((".", "/", "~")) or model.endswith("/") or model.count("/") > 1:
-        raise ArtifactError(f"model folder {place(model)} does not exist")
+        raise ArtifactError(f"{what} folder {place(model)} does not exist")
     if HUB_ID.fullmatch(model):
         name, _, revision = model.partition("@")
         return Location("hub", name, revision=revision or None)
     allowed = f"{', '.join(models) or 'no model is shipped here'}; a local Diffusers folder; a hub id owner/name"
-    hint = explain("model", model, list(models))
+    hint = explain(what, model, list(models))
     suggestion = hint.partition("; ")[2]
-    raise UsageError(explain("model", model, allowed, suggestion or None))
+    raise UsageError(explain(what, model, allowed, suggestion or None))
 
 
 def write_checksums(folder: Path) -> Path:

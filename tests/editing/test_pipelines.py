@@ -221,6 +221,7 @@ def test_a_pipeline_of_sound_or_given_pictures_is_refused():
         ({"image": np.zeros((2, 16, 16, 3), np.uint8)}, "clip of 2 frames"),
         ({"image": "picture.png"}, "a PIL picture"),
         ({"strength": -0.1}, "0 to 1"),
+        ({"strength": 0.0}, "leaves no step to run"),
     ],
 )
 def test_what_makes_no_sense_is_refused(change, said, pipe_of):

@@ -61,7 +61,7 @@ class Edit(Tab):
                     )
                     with gr.Row():
                         self.form["keep"] = fields.number("keep", "by the kind of change", info="0 to 1.")
-                        self.form["strength"] = fields.number("strength", "the method's own", info="0 to 1.")
+                        self.form["strength"] = fields.number("strength", "the method's own", info="Above 0, up to 1.")
                     self.form["words"] = gr.Textbox(
                         label="Change only where these words act", placeholder="the method's own",
                         info="Words of the new prompt, with commas; auto: those that are new, none: anywhere.",

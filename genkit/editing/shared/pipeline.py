@@ -176,6 +176,13 @@ def share(value: float, name: str) -> float:
 
 
 def first_step(steps: int, strength: float) -> int:
-    """How many of ``steps`` are skipped so that ``strength`` of them are run, at least one."""
+    """How many of ``steps`` are skipped so that ``strength`` of them are run.
+
+    Raises:
+        UsageError: a strength outside of 0..1, or so small that no step is left, which would change nothing.
+    """
     share(strength, "strength")
-    return steps - max(1, round(steps * strength))
+    run = round(steps * strength)
+    if not run:
+        raise UsageError(f"strength {strength:g} of {steps} steps leaves no step to run; take more of either")
+    return steps - run

@@ -105,3 +105,14 @@ def _edit(pipeline: Any, sound: str | None) -> Training:
 
 
 PIPELINES = {"FluxPipeline": _text_to_image, "FluxKontextPipeline": _edit}
+
+_PACKED = (
+    "its denoiser reads {} packed into the channels of every token, which genkit does not make; take FluxPipeline or "
+    "FluxInpaintPipeline with FLUX.1-dev or -schnell"
+)
+REFUSED = {
+    "FluxFillPipeline": _PACKED.format("a mask and a masked picture"),
+    "FluxControlPipeline": _PACKED.format("a control picture"),
+    "FluxControlImg2ImgPipeline": _PACKED.format("a control picture"),
+    "FluxControlInpaintPipeline": _PACKED.format("a control picture, and a mask and a masked picture"),
+}

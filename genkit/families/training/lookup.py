@@ -81,9 +81,9 @@ def called(pipeline: Any) -> Training:
     return build(pipeline, None)
 
 
-def callable_class(name: str) -> bool:
-    """Whether :func:`called` knows a pipeline class."""
-    return _builder(name) is not None
+def why_not_called(name: str) -> str | None:
+    """Why :func:`called` refuses a pipeline class; None for one that it knows."""
+    return None if _builder(name) is not None else _reason(name)
 
 
 def _builder(name: str) -> Builder | None:
@@ -98,4 +98,4 @@ def _reason(name: str) -> str:
             return file.REFUSED[name]
     facts = facts_of(name)
     parts = [words for field, words in _NEEDED.items() if facts is None or getattr(facts, field) is None]
-    return f"genkit does not know {', '.join([*parts, 'how its denoiser is called in training'])}"
+    return f"genkit does not know {', '.join([*parts, 'how its denoiser is called'])}"

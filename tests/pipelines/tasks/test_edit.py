@@ -176,6 +176,7 @@ def test_a_file_that_is_no_picture_is_refused_in_one_line(kind, said, cli, tmp_p
         ({"method": "img2img", "words": ("red",)}, "leaves alone"),
         ({"method": "img2img", "source_guidance_scale": 2.0}, "reads no source prompt"),
         ({"method": "p2p", "strength": 0.5}, "--keep"),
+        ({"method": "img2img", "strength": 0.0}, "leaves no step to run"),
         ({"method": "masactrl"}, "infedit"),
         ({"preset": "colours"}, "colour"),
         ({"keep": 1.1}, "1"),

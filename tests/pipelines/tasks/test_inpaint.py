@@ -115,12 +115,15 @@ def test_bad_pictures_and_masks_are_refused_in_one_line(cli, tiny_wan, tiny_flux
         (("picture.png", "--mask", "bomb.png"), 1, "pixels"),
         (("text.png", "--mask", "mask.png"), 1, "as an image"),
         (("picture.png", "--mask", "cut.png"), 1, "as an image"),
-        (("missing.png", "--mask", "mask.png"), 1, "missing.png"),
+        (("missing.png", "--mask", "mask.png"), 1, "IMAGE missing.png"),
+        (("picture.png", "--mask", "missing.png"), 1, "--mask missing.png"),
         (("folder.png", "--mask", "mask.png"), 1, "folder.png"),
         (("picture.png", "--mask", "mask.png", "--painta", "2"), 2, "--painta"),
         (("picture.png", "--mask", "mask.png", "--mask-grow", "-8"), 2, "nothing is left"),
         (("picture.png", "--mask", "mask.png", "--mask-channel", "green"), 2, "--mask-channel"),
         (("picture.png", "--mask", "mask.png", "--upscaler", "toy-image"), 1, "StableDiffusionUpscalePipeline"),
+        (("picture.png", "--mask", "mask.png", "--upscaler", "nope"), 2, "--upscaler: got 'nope'"),
+        (("picture.png", "--mask", "mask.png", "--upscaler", "./nope"), 1, "--upscaler folder ./nope"),
     ):
         found, out, errors = cli("-p", "a cat", *arguments, "-o", "out.png")
         assert found == code and said in errors[-1] and out == "", (arguments, errors)
@@ -143,10 +146,3 @@ def test_a_record_does_not_make_models_be_downloaded(tmp_path):
     with pytest.raises(UsageError, match="add --upscaler somebody/upscaler"):
         followed(record, "out.png", {})
     assert followed(record, "out.png", {"upscaler"})[0]["upscaler"] == "somebody/upscaler"
-
-
-def test_settings_allow_what_masks_know():
-    from genkit.media import canvas
-    from genkit.pipelines.tasks.inpaint import settings
-
-    assert (settings.CHANNELS, settings.WIDEST) == (canvas.CHANNELS, canvas.WIDEST)

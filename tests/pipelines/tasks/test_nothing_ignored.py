@@ -53,8 +53,15 @@ def test_what_has_no_effect_is_said(tiny_sd, picture):
 @pytest.mark.parametrize("method", ["img2img", None])
 def test_a_preset_that_sets_nothing_is_said(tiny_sd, tiny_flux, picture, method):
     """Said, not refused: the demo's form always names a kind of change."""
-    notes = resolve(ask(tiny_sd if method else tiny_flux, picture, method=method, preset="colour")).notes
-    assert any("--preset colour changes nothing" in line for line in notes)
+    request = resolve(ask(tiny_sd if method else tiny_flux, picture, method=method, preset="colour"))
+    assert any("--preset colour changes nothing" in line for line in request.notes)
+    assert not any("--preset" in line for line in resolve(request.settings).notes)
+
+
+def test_who_repeats_a_run_is_not_told_again_what_it_did_not_read(tiny_sd, picture):
+    request = resolve(ask(tiny_sd, picture, method="img2img"))
+    assert any("--source-prompt" in line for line in request.notes) and request.settings.source_prompt is None
+    assert not any("--source-prompt" in line for line in resolve(request.settings).notes)
 
 
 def test_the_share_of_a_portrait_that_is_not_read_is_refused(tiny_sd):
@@ -102,7 +109,7 @@ def test_every_prompt_of_a_file_is_checked_before_the_first_output(tiny_sd, pict
 @pytest.mark.parametrize("command", ["edit", "inpaint", "style"])
 def test_paths_that_nobody_can_have(command, capsys):
     other = {"inpaint": ["--mask", "x.png"], "style": ["--style", "x.png"]}.get(command, [])
-    assert "--image" in refused(capsys, command, "~nobody-here/x.png", *other, "-p", "a")
+    assert "IMAGE" in refused(capsys, command, "~nobody-here/x.png", *other, "-p", "a")
 
 
 def test_an_output_that_cannot_hold_the_edit_is_refused_before_it_is_made(tiny_wan, tmp_path):

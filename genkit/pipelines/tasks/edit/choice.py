@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from genkit.errors import UnsupportedError, UsageError
 from genkit.families.facts import FLOW
 from genkit.families.lookup import facts_of
-from genkit.families.training.lookup import callable_class
+from genkit.families.training.lookup import why_not_called
 from genkit.pipelines.kinds import IMAGE
 from genkit.pipelines.tasks.edit.settings import AUTO, FLOWEDIT, IMG2IMG, INFEDIT, NONE, P2P, VIMAEDIT, EditSettings
 
@@ -63,10 +63,9 @@ _PRESETS: dict[str, dict[str, Any]] = {
 def is_flow(model: Model) -> bool:
     """Whether a model is a flow model; UnsupportedError for one that genkit cannot drive."""
     name = model.class_name
-    if not callable_class(name):
-        raise UnsupportedError(
-            f"genkit edit cannot drive {name}: genkit does not know how its denoiser is called; see genkit families"
-        )
+    reason = why_not_called(name)
+    if reason is not None:
+        raise UnsupportedError(f"genkit edit cannot drive {name}: {reason}; see genkit families")
     known = facts_of(name)
     assert known is not None and known.objective is not None, "what can be called is known"
     return known.objective.kind == FLOW or model.config("scheduler").get("prediction_type") == "flow_prediction"
@@ -76,7 +75,7 @@ def choose(settings: EditSettings, model: Model) -> EditSettings:
     """Settings with method and values filled in.
 
     Raises:
-        UsageError: options that the chosen method does not have.
+        UsageError: options that the chosen method does not have, a strength that leaves no step.
         UnsupportedError: a method that the model does not fit.
     """
     flow = is_flow(model)
@@ -112,6 +111,11 @@ def choose(settings: EditSettings, model: Model) -> EditSettings:
             f"--source-prompt: {method} compares what the picture shows with what it shall show; say in a few words "
             'what it shows ("" where that is unknown), or take --method img2img'
         )
+    if settings.strength is not None:
+        from genkit.editing.shared.pipeline import first_step
+
+        assert settings.steps is not None, "every method has a usual number"
+        first_step(settings.steps, settings.strength)  # UsageError where no step is left
     if settings.keep and method in (INFEDIT, P2P, VIMAEDIT):
         settings.check_free(f"--method {method}", f", or take --method {FLOWEDIT if flow else IMG2IMG}")
     return settings

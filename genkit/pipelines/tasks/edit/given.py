@@ -70,7 +70,7 @@ def find(image: str | None) -> Path:
     """
     if image is None:
         raise UsageError("nothing to edit: give a picture or clip, genkit edit IMAGE --source-prompt ... --prompt ...")
-    return regular(user_path(image, "--image"), "--image")
+    return regular(user_path(image, "IMAGE"), "IMAGE")
 
 
 def is_clip(path: Path) -> bool:

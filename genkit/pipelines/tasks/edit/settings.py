@@ -54,7 +54,7 @@ class ChangeSettings(Settings):
         "source prompt does not have, 'none' = everywhere.", group="Edit", parse=as_texts,
     )  # fmt: skip
     strength: float | None = option(
-        None, "Share of the steps that are run, 0 to 1: less stays closer to the picture.", group="Edit",
+        None, "Share of the steps that are run, above 0 and up to 1: less stays closer to the picture.", group="Edit",
         rule=Rule(low=0, high=1),
     )  # fmt: skip
     source_guidance_scale: float | None = option(

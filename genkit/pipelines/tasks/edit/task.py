@@ -19,7 +19,7 @@ def resolve(settings: EditSettings):
     from genkit.pipelines.resolve import Draft
     from genkit.pipelines.tasks.edit.choice import choose
     from genkit.pipelines.tasks.edit.given import check_held, find, is_clip, read_given, stored_prompt
-    from genkit.pipelines.tasks.edit.words import idle
+    from genkit.pipelines.tasks.edit.words import without_idle
 
     path = find(settings.image)
     told = []
@@ -36,15 +36,15 @@ def resolve(settings: EditSettings):
             f"{draft.model.class_name} makes video and sound together, which genkit edit cannot change"
         )
     draft.settings = choose(draft.settings, draft.model)
-    if settings.preset is not None and draft.settings.keep is None:
-        told.append(f"--preset {settings.preset} changes nothing: {draft.settings.method} leaves attention alone")
+    draft.settings, idle = without_idle(draft.settings)
+    told += idle
     draft.fill(LEFT)
     moving = settings.output is not None and format_of(settings.output) in ("mp4", "gif", "webp")
     given = read_given(path, draft.model, draft.model.kind is VIDEO, moving)
     check(draft.settings)
     if draft.model.kind is VIDEO:
         check_held(draft.settings, given)
-    draft.notes += [*told, *given.told, *idle(draft.settings)]
+    draft.notes += [*told, *given.told]
     height, width, frames = given.size
     request = draft.close(
         size=(height, width), frames=len(given.frames), inputs=given,

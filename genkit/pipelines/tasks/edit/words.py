@@ -1,4 +1,4 @@
-"""The words of a prompt that limit a change to where they act."""
+"""The words of a prompt that limit a change to where they act, and what of the settings does nothing."""
 
 from __future__ import annotations
 
@@ -14,17 +14,27 @@ def check_words(settings: EditSettings) -> None:
             find_words(settings.prompt or "", word, what="--words")
 
 
-def idle(settings: EditSettings) -> tuple[str, ...]:
-    """What of the settings does nothing in this run, one line each."""
+def without_idle(settings: EditSettings) -> tuple[EditSettings, tuple[str, ...]]:
+    """Settings without those that the method does not read, and what does nothing in this run, one line each.
+
+    What is left out is not recorded: who repeats the run is not told again.
+
+    Args:
+        settings: with the method and its values.
+    """
     told = []
     if settings.method == IMG2IMG and settings.source_prompt is not None:
         told.append(f"--source-prompt has no effect: {IMG2IMG} reads none")
+        settings = settings.replace(source_prompt=None)
+    if settings.preset is not None and settings.keep is None:
+        told.append(f"--preset {settings.preset} changes nothing: {settings.method} leaves attention alone")
+        settings = settings.replace(preset=None)
     if settings.words == (AUTO,) and not chosen(settings):
         told.append(
             f"--words {AUTO}: the prompt has no word that the source prompt does not have, so the change is limited to "
             "no place; name words of the prompt"
         )
-    return tuple(told)
+    return settings, tuple(told)
 
 
 def chosen(settings: EditSettings) -> tuple[str, ...]:

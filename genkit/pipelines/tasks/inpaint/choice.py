@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from genkit.errors import UnsupportedError
 from genkit.families.facts import FLOW
 from genkit.families.lookup import facts_of
-from genkit.families.training.lookup import callable_class
+from genkit.families.training.lookup import why_not_called
 from genkit.pipelines.kinds import IMAGE
 
 if TYPE_CHECKING:
@@ -29,11 +29,9 @@ def choose(settings: InpaintSettings, model: Model) -> InpaintSettings:
             f"{model.name} makes videos, and genkit inpaint works on pictures; take a model of pictures, such as "
             "--model toy-image"
         )
-    if not callable_class(model.class_name):
-        raise UnsupportedError(
-            f"genkit inpaint cannot drive {model.class_name}: genkit does not know how its denoiser is called; see "
-            "genkit families"
-        )
+    reason = why_not_called(model.class_name)
+    if reason is not None:
+        raise UnsupportedError(f"genkit inpaint cannot drive {model.class_name}: {reason}; see genkit families")
     facts = facts_of(model.class_name)
     told = None if facts is None else facts.objective
     flow = (told is not None and told.kind == FLOW) or model.config("scheduler").get(

@@ -76,8 +76,8 @@ def find(settings: InpaintSettings) -> tuple[Path, Path]:
         raise UsageError("nothing to inpaint: give a picture, genkit inpaint IMAGE --mask FILE --prompt ...")
     if settings.mask is None:
         raise UsageError("--mask: say with a picture of the same size, white in it, which part is made anew")
-    picture, mask = user_path(settings.image, "--image"), user_path(settings.mask, "--mask")
-    return regular(picture, "--image"), regular(mask, "--mask")
+    picture, mask = user_path(settings.image, "IMAGE"), user_path(settings.mask, "--mask")
+    return regular(picture, "IMAGE"), regular(mask, "--mask")
 
 
 def read_given(settings: InpaintSettings, files: tuple[Path, Path], model: Model, upscaler: Path | None) -> Given:
@@ -124,7 +124,7 @@ def find_upscaler(name: str | None) -> Path | None:
     """
     if name is None:
         return None
-    folder = fetch(locate(name))
+    folder = fetch(locate(name, "--upscaler"))
     kind = check_folder(folder)["_class_name"]
     if kind != UPSCALER:
         raise UnsupportedError(f"--upscaler takes a {UPSCALER} (Stable Diffusion x4 upscaler), and {name} is a {kind}")

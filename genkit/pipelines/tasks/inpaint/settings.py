@@ -14,10 +14,8 @@ from genkit.pipelines.settings import (
     OutputSettings,
     PromptSettings,
 )
+from genkit.reading.masks import CHANNELS, WIDEST
 from genkit.schema import Rule
-
-# Those of genkit.media.canvas, which is too heavy for --help: a test compares them.
-CHANNELS, WIDEST = ("auto", "brightness", "alpha"), 1024
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from genkit.errors import UnsupportedError, UsageError
-from genkit.families.training.lookup import callable_class
+from genkit.families.training.lookup import why_not_called
 from genkit.media.canvas import Canvas, read_still
 from genkit.pipelines.kinds import IMAGE
 from genkit.pipelines.prompts import read_prompts
@@ -61,8 +61,8 @@ def find(settings: StyleSettings) -> tuple[Path, Path]:
         raise UsageError("no picture: give one, genkit style IMAGE --style FILE")
     if settings.style is None:
         raise UsageError("no style: give the picture whose manner is taken, --style FILE")
-    content, style = user_path(settings.image, "--image"), user_path(settings.style, "--style")
-    return regular(content, "--image"), regular(style, "--style")
+    content, style = user_path(settings.image, "IMAGE"), user_path(settings.style, "--style")
+    return regular(content, "IMAGE"), regular(style, "--style")
 
 
 def check_model(model: Model, command: str = "style") -> None:
@@ -72,11 +72,9 @@ def check_model(model: Model, command: str = "style") -> None:
             f"{model.name} makes videos, and genkit {command} makes pictures; take a model of pictures, such as "
             "--model toy-image"
         )
-    if not callable_class(model.class_name):
-        raise UnsupportedError(
-            f"genkit {command} cannot drive {model.class_name}: genkit does not know how its denoiser is called; see "
-            "genkit families"
-        )
+    reason = why_not_called(model.class_name)
+    if reason is not None:
+        raise UnsupportedError(f"genkit {command} cannot drive {model.class_name}: {reason}; see genkit families")
 
 
 def read_given(content: Path, style: Path, model: Model) -> Given:
