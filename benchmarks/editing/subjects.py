@@ -15,17 +15,18 @@ from benchmarks.editing.store import Row, Store
 NAME = "editing_consistent"
 KINDS = ("1 subject", "2 subjects")
 _TOLD = (
-    "Four prompts that name the same subjects on four backgrounds and leave texture and size open, of half of the "
-    "single subjects the colour, too. Same: pairs of the four pictures whose subjects agree in colour, shape, texture "
-    "and size, as read from the pixels. As asked: pictures with background, number of objects and what is named of "
-    "them as prompted. Shares of 1 with their standard error over sets. One noise: the four pictures start from the "
-    "same noise, as those of IR-Diffusion do. Seconds: of the processor, per set of four."
+    "Subjects that are described once (a striped red circle) in four pictures on four backgrounds, whose prompts name "
+    "them in short (a red circle). Look: subjects of the four pictures with colour, shape and texture as described. "
+    "Pairs: of the four pictures, alike in colour, shape, texture and size; nothing says the size. As asked: pictures "
+    "with background, number of objects and what the prompt names of them as prompted. Shares of 1 with their standard "
+    "error over sets. One noise: the four pictures start from the same noise, as those of IR-Diffusion do. All said: "
+    "every prompt has the whole description, the bound that the model sets. Seconds: of the processor, per set of four."
 )
 _PARTS = (
-    ("Same subject: pairs alike in all", mean("same", 2)),
-    ("Colour", mean("colour", 2)),
-    ("Texture", mean("texture", 2)),
-    ("Size", mean("size", 2)),
+    ("Look: subjects as described", mean("look", 2)),
+    ("Pairs alike in colour, shape, texture and size", mean("same", 2)),
+    ("Texture: pairs", mean("texture", 2)),
+    ("Size: pairs", mean("size", 2)),
     ("Pictures as asked", mean("asked", 2)),
     ("Seconds", mean("cpu")),
 )
@@ -36,13 +37,15 @@ def _independent(pipeline: Any, model: str, settings: dict[str, Any]) -> Run:
     from benchmarks.editing.editors import NOISE
     from genkit.evaluation.toy_picture import PictureRequest, generate_pictures
 
-    request = PictureRequest.of_model(model, 128, 128, settings["num_inference_steps"])
+    side = settings["size"]
+    request = PictureRequest.of_model(model, side, side, settings["num_inference_steps"])
 
     def run(case: Any, number: int) -> np.ndarray:
         first = NOISE + len(case.prompts) * number
+        prompts = list(case.said if settings["said"] else case.prompts)
         if not settings["one_noise"]:
-            return generate_pictures(pipeline, case.prompts, request, first)[0]
-        return np.concatenate([generate_pictures(pipeline, [text], request, first)[0] for text in case.prompts])
+            return generate_pictures(pipeline, prompts, request, first)[0]
+        return np.concatenate([generate_pictures(pipeline, [text], request, first)[0] for text in prompts])
 
     return run
 
@@ -55,21 +58,29 @@ def _ir_diffusion(pipeline: Any, model: str, settings: dict[str, Any]) -> Run:
     from genkit.world.caption import article
 
     painter = IRDiffusionPipeline.from_pipe(pipeline)
+    settings = dict(settings)
+    side = settings.pop("size")
 
     def run(case: Any, number: int) -> np.ndarray:
-        subjects = [f"{article(name.split()[0])} {name}" for name in case.subjects]
+        subjects = [f"{article(name.split()[0])} {name}" for name in case.looks]
         generator = torch.Generator().manual_seed(NOISE + len(case.prompts) * number)
-        return painter(subjects, case.prompts, height=128, width=128, generator=generator, **settings).frames
+        output = painter(
+            subjects, case.prompts, keywords=case.subjects, height=side, width=side, generator=generator, **settings
+        )
+        return output.frames
 
     return run
 
 
 #: Name -> (what makes its runner, settings).
 LINES: dict[str, tuple[Callable[[Any, str, dict[str, Any]], Run], dict[str, Any]]] = {
-    "independent": (_independent, {"one_noise": False}),
-    "independent, one noise": (_independent, {"one_noise": True}),
-    "isolation alone": (_ir_diffusion, {"reposition": False}),
-    "reposition alone": (_ir_diffusion, {"isolation": False}),
+    "independent": (_independent, {"one_noise": False, "said": False}),
+    "independent, one noise": (_independent, {"one_noise": True, "said": False}),
+    "independent, all said": (_independent, {"one_noise": False, "said": True}),
+    "isolation alone": (_ir_diffusion, {"reposition": False, "text_share": 0.0}),
+    "reposition alone": (_ir_diffusion, {"isolation": False, "text_share": 0.0}),
+    "text alone": (_ir_diffusion, {"isolation": False, "reposition": False}),
+    "IR-Diffusion without text": (_ir_diffusion, {"text_share": 0.0}),
     "IR-Diffusion": (_ir_diffusion, {}),
 }
 
@@ -78,6 +89,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of ``python -m benchmarks editing_consistent``."""
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
     parser.add_argument("--methods", nargs="+", choices=LINES, default=list(LINES))
+    parser.add_argument("--size", type=int, default=128, help="height and width of the pictures (default 128)")
+    parser.add_argument("--steps", type=int, help="denoising steps; those of the model's own file when left out")
     add_common(parser, 25)
 
 
@@ -92,7 +105,8 @@ def run(options: argparse.Namespace) -> int:
         cases = draw_subject_sets(options.first + options.cases, int(kind[0]))[options.first :]
         for name in options.methods:
             make, settings = LINES[name]
-            chosen = {**_usual(options.model, make is _ir_diffusion), **settings}
+            chosen = {**_usual(options.model, make is _ir_diffusion), **settings, "size": options.size}
+            chosen |= {} if options.steps is None else {"num_inference_steps": options.steps}
             chosen |= given(options.set) if make is _ir_diffusion else {}
             made, method = make(pipeline, options.model, chosen), (kind, name, chosen)
             measured(options, NAME, store, text, method, cases, made, judge_subjects, _sheet)

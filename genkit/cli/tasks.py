@@ -5,7 +5,7 @@ All of them take their settings as flags, from a file and from an earlier output
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -49,8 +49,12 @@ def _command(name: str, task: Task) -> Callable:
         ] = False,
         json: Json = False,
     ) -> None:
-        note(f"loading {given['model']} ..." if "model" in given else "loading ...")
+        read = config is not None or source is not None  # a file may name the model; otherwise it is said at once
+        if not read:
+            note(f"loading {task.model_of(given)} ...")
         record, prompts, settings = _settings(name, task, given, config, source, prompt_file)
+        if read:
+            note(f"loading {task.model_of(settings.to_dict())} ...")
         _run(settings, prompts, record, force, dry_run, json)
 
     command.__name__ = name
@@ -69,10 +73,13 @@ def _run(settings: Settings, prompts: list[str], record: Any, force: bool, dry_r
     jobs = expand(request, prompts)
     check_outputs(jobs, force=force)
     told = list(request.notes)
-    for job, _ in jobs:  # a prompt that is too long must not stop a batch half way
-        told += [line for line in request.read(job).told if line not in told]
     for line in told:
-        warn(line)
+        note(f"note: {line}")
+    for job, _ in jobs:  # a prompt that is too long must not stop a batch half way
+        for line in request.read(job).told:
+            if line not in told:
+                told.append(line)
+                warn(line)
     if dry_run:
         _print_plan(jobs, json)
         return
@@ -92,7 +99,7 @@ def _run(settings: Settings, prompts: list[str], record: Any, force: bool, dry_r
     for line in session.warnings:
         if line not in told:
             warn(line)
-    _print_outputs(outputs, session.warnings, json)
+    _print_outputs(outputs, request.notes, [line for line in session.warnings if line not in request.notes], json)
 
 
 def _settings(
@@ -174,9 +181,9 @@ def _print_plan(jobs: list, json: bool) -> None:
             say(f"  {name}: {value}")
 
 
-def _print_outputs(outputs: list[dict[str, Any]], warnings: list[str], json: bool) -> None:
+def _print_outputs(outputs: list[dict[str, Any]], notes: Sequence[str], warnings: list[str], json: bool) -> None:
     if json:
-        print_json({"outputs": outputs, "warnings": warnings})
+        print_json({"outputs": outputs, "notes": list(notes), "warnings": warnings})
         return
     for entry in outputs:
         shape = f"{entry['width']}x{entry['height']}"
@@ -185,7 +192,8 @@ def _print_outputs(outputs: list[dict[str, Any]], warnings: list[str], json: boo
         if entry["sound"]:
             sound = entry["sound"]
             shape += f", {sound['samples'] / sound['sample_rate']:.3f} s of sound at {sound['sample_rate']} Hz"
-        say(f"{entry['file']}  ({shape}, seed {entry['settings']['seed']}, {entry['seconds']:.1f} s)")
+        seed = f"seed {entry['settings']['seed']}, " if "seed" in entry["settings"] else ""
+        say(f"{entry['file']}  ({shape}, {seed}{entry['seconds']:.1f} s)")
         if entry["attention"]:
             say(f"  {_attention_line(entry)}")
 

@@ -13,6 +13,7 @@ from genkit.pipelines.kinds import IMAGE
 from genkit.pipelines.record import FILES
 from genkit.pipelines.request import flag
 from genkit.pipelines.resolve import Request
+from genkit.pipelines.settings import DrawSettings
 from genkit.pipelines.text import slug
 from genkit.reading.files import place
 
@@ -21,16 +22,20 @@ def expand(request: Request, prompts: list[str]) -> list[tuple[Any, Path]]:
     """All runs of a request with their output names: every prompt with ``num_videos`` seeds, numbered when there are
     several."""
     base, kind = request.settings, request.model.kind
-    count = len(prompts) * base.num_videos
+    drawn = isinstance(base, DrawSettings)  # whether outputs differ by their seed
+    each = base.num_videos if drawn else 1
+    count = len(prompts) * each
     jobs = []
     for index, prompt in enumerate(prompts):
-        for offset in range(base.num_videos):
-            job = base if count == 1 else base.replace(prompt=prompt, seed=base.seed + offset, num_videos=1)
+        for offset in range(each):
+            changes = {"seed": base.seed + offset, "num_videos": 1} if drawn else {}
+            job = base if count == 1 else base.replace(prompt=prompt, **changes)
             still = kind is IMAGE or request.frames == 1
             if base.output is not None:
-                output = numbered(base.output, index * base.num_videos + offset, count, still=still)
+                output = numbered(base.output, index * each + offset, count, still=still)
             else:
-                output = Path(f"{slug(prompt)}-{job.seed}{'.png' if still else kind.suffix}")
+                seed = f"-{job.seed}" if drawn else ""
+                output = Path(f"{slug(prompt)}{seed}{'.png' if still else kind.suffix}")
             jobs.append((job, output))
     seen: set[Path] = set()
     for _, output in jobs:

@@ -26,7 +26,7 @@ from genkit.pipelines.outputs import check_format
 from genkit.pipelines.prompts import Prompts, read_prompts, tokenizers_of
 from genkit.pipelines.recipes import recipe_place
 from genkit.pipelines.request import Settings, flag
-from genkit.pipelines.settings import AttentionSettings, LoadSettings, SizeSettings
+from genkit.pipelines.settings import AttentionSettings, DrawSettings, LoadSettings, SizeSettings
 from genkit.pipelines.shares import shares_of
 from genkit.pipelines.task import Task, task_of
 from genkit.pipelines.trained_attention import from_loras, remarks, taught_by
@@ -281,9 +281,10 @@ class Draft:
         given = self.given
         changes: dict[str, Any] = {
             "model": self.model.name,
-            "seed": given.seed if given.seed is not None else secrets.randbelow(2**32),
             **places,
         }
+        if isinstance(given, DrawSettings):
+            changes["seed"] = given.seed if given.seed is not None else secrets.randbelow(2**32)
         if isinstance(given, LoadSettings):
             changes["lora"] = tuple(map(str, self.named))
             changes["lora_router"] = full_path(given.lora_router)

@@ -22,7 +22,7 @@ from genkit.pipelines.load import load
 from genkit.pipelines.record import build_record, made_with
 from genkit.pipelines.request import Settings, flag
 from genkit.pipelines.resolve import Request, resolve
-from genkit.pipelines.settings import LoadSettings, SizeSettings
+from genkit.pipelines.settings import DrawSettings, LoadSettings, SizeSettings
 from genkit.pipelines.words import weighed
 from genkit.reading import file_digest
 
@@ -124,10 +124,11 @@ class Run:
         dropped = [key for key, value in changes.items() if value is None]
         arguments = {key: value for key, value in (self.arguments | changes).items() if key not in dropped}
         # Schedulers and methods may draw from the global generator; it is seeded here and left as it was.
+        seed = getattr(self.settings, "seed", 0)
         with torch.random.fork_rng(), warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # casting NaN frames: refused below with a reason
-            torch.manual_seed(self.settings.seed)
-            return function(**arguments, generator=torch.Generator("cpu").manual_seed(self.settings.seed))
+            torch.manual_seed(seed)
+            return function(**arguments, generator=torch.Generator("cpu").manual_seed(seed))
 
 
 @dataclass
@@ -250,7 +251,8 @@ class Session:
         sizes = {"height": frames.shape[1], "width": frames.shape[2]}
         known = self.request.model.accepted if isinstance(settings, SizeSettings) else ()
         told = {name: size for name, size in sizes.items() if name in known and getattr(settings, name) is None}
-        return settings.replace(num_videos=1, **told)
+        single = {"num_videos": 1} if isinstance(settings, DrawSettings) else {}
+        return settings.replace(**single, **told)
 
     def _check_variation(self, settings: Any) -> None:
         """Refuse settings that another request would have to be resolved for."""

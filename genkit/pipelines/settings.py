@@ -100,8 +100,20 @@ class SizeSettings(Settings):
 
 
 @dataclass(frozen=True)
-class DrawSettings(Settings):
-    """Random numbers, how many outputs, and how the model reads and samples."""
+class ReadSettings(Settings):
+    """How the model reads and samples."""
+
+    max_sequence_length: int | None = option(None, "Text tokens the model reads.", rule=Rule(low=1, high=1_000_000))
+    truncate_prompt: bool = option(False, "Cut a prompt that is too long instead of refusing it.", one_way=True)
+    flow_shift: float | None = option(
+        None, "Timestep shift of a flow scheduler: larger spends more steps on strong noise. The model's own when left "
+        "out.", rule=Rule(low=0.01, high=100), stored=WHEN_GIVEN,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class DrawSettings(ReadSettings):
+    """Random numbers and how many outputs, and how the model reads and samples."""
 
     seed: int | None = option(
         None,
@@ -110,12 +122,6 @@ class DrawSettings(Settings):
     )
     num_videos: int = option(
         1, "Outputs per prompt, with seeds seed, seed+1, ...", rule=Rule(low=1, high=10_000)
-    )  # fmt: skip
-    max_sequence_length: int | None = option(None, "Text tokens the model reads.", rule=Rule(low=1, high=1_000_000))
-    truncate_prompt: bool = option(False, "Cut a prompt that is too long instead of refusing it.", one_way=True)
-    flow_shift: float | None = option(
-        None, "Timestep shift of a flow scheduler: larger spends more steps on strong noise. The model's own when left "
-        "out.", rule=Rule(low=0.01, high=100), stored=WHEN_GIVEN,
     )  # fmt: skip
 
 

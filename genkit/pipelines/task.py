@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
@@ -58,6 +58,8 @@ class Task:
         usual: which model runs when none is named, for ``--help``.
         check: refuses a prompt that does not go with the other settings (:class:`UsageError`); asked for every output
             before the first is made.
+        named: from the file that is worked on to the model, where none is named; None where the settings' own default
+            is it.
         several: the setting that lists further prompts, one output each; None where the prompt is the only one.
     """
 
@@ -72,6 +74,12 @@ class Task:
     usual: str = "toy-video"
     several: str | None = None
     check: Callable[[Any], None] | None = None
+    named: Callable[[str | None], str] | None = None
+
+    def model_of(self, given: Mapping[str, Any]) -> str:
+        """The model that settings ask for, all of them or those that were given."""
+        usual = self.settings.__dataclass_fields__["model"].default
+        return given.get("model") or usual or ("" if self.named is None else self.named(given.get("image")))
 
 
 @cache

@@ -304,7 +304,7 @@ def test_loading_is_said_before_anything_heavy_is_imported(tmp_path, tiny_wan):
     command = [sys.executable, "-X", "importtime", "-m", "genkit", "generate", "a", "--steps", "0"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment(), timeout=300)
     lines = done.stderr.splitlines()
-    said = lines.index("genkit: loading ...")
+    said = lines.index("genkit: loading toy-video ...")
     before = {line.rpartition("|")[2].strip() for line in lines[:said]}
     assert not before & {"torch", "diffusers", "transformers", "numpy", "av", "PIL"}
     assert "--steps: got 0" in lines[-1]

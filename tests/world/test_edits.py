@@ -164,21 +164,21 @@ def test_style_distance_knows_texture_from_colour():
 
 def test_subjects_agree_with_themselves_and_not_with_others():
     rng = np.random.default_rng(2)
-    case = next(case for case in (edits.draw_subject_set(rng) for _ in range(20)) if "colour" not in case.asked[0])
-    shape = case.asked[0]["shape"]
-    alike, unlike = [], []
+    case = edits.draw_subject_set(rng)
+    look = case.asked[0]
+    assert case.looks[0] in case.said[0] and case.subjects[0] in case.prompts[0]
+    assert look["texture"] in case.looks[0] and look["texture"] not in case.prompts[0]
+    drawn = replace(edits.draw_picture_edit("colour", np.random.default_rng(9), actors=1).after, background="white")
+    sets = {"described": [], "plain": [], "others": []}
     for number, ground in enumerate(case.backgrounds):
-        colours = ["red", "yellow", "orange", "pink"]
-        for chosen, list_ in (("red", alike), (colours[number], unlike)):
-            drawn = replace(
-                edits.draw_picture_edit("colour", np.random.default_rng(9), actors=1).after, background="white"
-            )
-            actor = replace(drawn.actors[0], colour=chosen, shape=shape, size="medium", texture="plain")
-            scene = replace(drawn, actors=(actor,), background=ground, cell=None)
-            list_.append(_render(scene))
-    same, other = edits.judge_subjects(case, alike), edits.judge_subjects(case, unlike)
-    assert same["same"] == 1.0 and same["asked"] == 1.0
-    assert other["colour"] == 0.0 and other["same"] == 0.0 and other["shape"] == 1.0 and other["asked"] == 1.0
+        other = next(name for name in ["red", "yellow", "orange", "pink"][number:] if name != look["colour"])
+        for name, changes in (("described", {}), ("plain", {"texture": "plain"}), ("others", {"colour": other})):
+            actor = replace(drawn.actors[0], **{**look, "size": "medium", **changes})
+            sets[name].append(_render(replace(drawn, actors=(actor,), background=ground, cell=None)))
+    described, plain, others = (edits.judge_subjects(case, outputs) for outputs in sets.values())
+    assert described["look"] == described["same"] == described["asked"] == 1.0
+    assert plain["look"] == 0.0 and plain["same"] == 1.0 and plain["asked"] == 1.0
+    assert others["look"] == 0.0 and others["shape"] == 1.0 and others["asked"] == 0.0 and others["same"] < 1.0
 
 
 def _render(scene):

@@ -177,7 +177,9 @@ def write(visitor: Visitor, result: Result, request: Request) -> Finished:
 def caption_of(settings: dict[str, Any], seconds: float) -> str:
     """One line about a result for the gallery."""
     prompt = str(settings.get("prompt") or "")
-    return f"{prompt[:60]}{'…' if len(prompt) > 60 else ''} · seed {settings.get('seed')} · {seconds:.1f} s"
+    told = [f"{prompt[:60]}{'…' if len(prompt) > 60 else ''}"] if prompt else []
+    told += [f"seed {settings['seed']}"] if settings.get("seed") is not None else []
+    return " · ".join([*told, f"{seconds:.1f} s"])
 
 
 def _without_places(settings: dict[str, Any]) -> dict[str, Any]:

@@ -57,7 +57,7 @@ def facts(made: Any) -> str:
     """Chips about a result: seed, size, time, steps, density."""
     result, settings = made.result, made.result.settings
     count, height, width = result.frames.shape[:3]
-    told = {"seed": settings.seed, "size": f"{width} × {height}"}
+    told = {"seed": getattr(settings, "seed", None), "size": f"{width} × {height}"}
     if count > 1:
         told["frames"] = f"{count} at {float(result.fps):g} fps"
     if result.audio is not None:
@@ -67,7 +67,7 @@ def facts(made: Any) -> str:
     name = getattr(settings, "attention", None) or getattr(settings, "recipe", None)
     told["attention"] = name
     told["pairs executed"] = density(result.report)
-    chips = "".join(f"<span>{escape(key)} <b>{escape(str(value))}</b></span>" for key, value in told.items() if value)
+    chips = "".join(f"<span>{escape(key)} <b>{escape(str(value))}</b></span>" for key, value in told.items() if value not in (None, ""))
     return f'<div class="facts">{chips}</div>'
 
 

@@ -18,7 +18,7 @@ from genkit.errors import UsageError
 from genkit.pipelines.request import Settings
 from genkit.pipelines.tasks.style.settings import StyleSettings
 
-_NUMBERS = ("steps", "guidance_scale", "temperature", "seed")
+_NUMBERS = ("steps", "guidance_scale", "temperature")
 _USUAL = StyleSettings()
 
 
@@ -54,7 +54,6 @@ class Style(Tab):
                     kind, "prompt", lines=1, info="What the result shows. Mostly not needed.", elem_id="style-prompt"
                 )
                 self.form["model"] = model = fields.model_choice(offer, ("image",), "toy-image")
-                self.form["seed"], self.form["keep_seed"] = fields.seed_row()
                 with gr.Accordion("More settings", open=False):
                     self.form["source_prompt"] = fields.text(kind, "source_prompt")
                     self.form["style_prompt"] = fields.text(kind, "style_prompt", label="What the style shows")

@@ -108,6 +108,29 @@ class Cast:
 
         return {place: box_mask(box, size) for place, box in self.boxes.items()}
 
+    def named(self, masks: Mapping[tuple[int | None, int], torch.Tensor], size: tuple[int, int]) -> dict[Place, torch.Tensor]:
+        """Masks of an earlier output by the names of their rows.
+
+        Args:
+            masks: (number of a scene or None for a portrait, number of a subject) -> bool (H, W).
+            size: that they must have.
+
+        Raises:
+            UsageError: a subject or scene that is not there, a portrait without a mask, or a mask of another size.
+        """
+        scenes, found = list(self.scenes), {}
+        for (scene, number), mask in masks.items():
+            if not 0 <= number < len(self.keywords) or (scene is not None and not 0 <= scene < len(scenes)):
+                allowed = f"scenes None or 0 to {len(scenes) - 1}, subjects 0 to {len(self.keywords) - 1}"
+                raise UsageError(explain("place of a mask", (scene, number), allowed))
+            if tuple(mask.shape) != size:
+                raise UsageError(explain("size of a mask", tuple(mask.shape), f"{size}, the latents' grid"))
+            found[f"subject-{number + 1}" if scene is None else scenes[scene], number] = mask.bool()
+        for number, role in enumerate(self.portraits):
+            if (role, number) not in found:
+                raise UsageError(f"no mask of the portrait {self.portraits[role]!r}: give masks[None, {number}]")
+        return found
+
     def words(self, pipe: Any, scene: str, number: int, slots: int | None) -> tuple[int, ...]:
         """Positions of a subject's words in a scene's text; none where it does not name them."""
         text, word = self.scenes[scene], self.keywords[number]

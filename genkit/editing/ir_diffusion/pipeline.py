@@ -27,14 +27,14 @@ class ConsistentOutput:
 
     Args:
         frames: uint8 (scenes, H, W, 3).
-        rehearsal: the same scenes without control, uint8 (scenes, H, W, 3); empty where boxes told everything.
+        rehearsal: the same scenes without control, uint8 (scenes, H, W, 3); None where masks were given.
         portraits: the subjects' own pictures, uint8 (subjects, H, W, 3).
         masks: (number of the scene or None for a portrait, number of the subject) -> bool (h, w) on the latents' grid.
         told: what the user should know, one line each.
     """
 
     frames: np.ndarray
-    rehearsal: np.ndarray
+    rehearsal: np.ndarray | None
     portraits: np.ndarray
     masks: dict[tuple[int | None, int], torch.Tensor] = field(default_factory=dict)
     told: tuple[str, ...] = ()
@@ -70,6 +70,7 @@ class IRDiffusionPipeline(EditPipeline):
         *,
         keywords: Sequence[str | None] = (),
         boxes: Mapping[tuple[int | None, int], Box] | None = None,
+        masks: Mapping[tuple[int | None, int], torch.Tensor] | None = None,
         height: int = 512,
         width: int = 512,
         negative_prompt: str = "",
@@ -96,6 +97,8 @@ class IRDiffusionPipeline(EditPipeline):
                 prompt without an article.
             boxes: (number of a scene or None for all, number of a subject) -> its box in the scene; what no box tells
                 is read from the rehearsal.
+            masks: of an earlier run's output with the same seed, size, subjects and scenes, in place of a rehearsal:
+                other settings are tried at half the cost. Boxes come before masks.
             height, width: of the pictures, multiples of what the family says.
             negative_prompt: what guidance leads away from.
             num_inference_steps: of the rehearsal and of the run.
@@ -115,7 +118,7 @@ class IRDiffusionPipeline(EditPipeline):
             max_sequence_length: text tokens, for encoders that leave it open.
             progress: called after every step of both passes with (done, in all, clean latents of the first scene).
 
-        Cost: two runs of ``subjects + scenes`` rows, twice that with guidance.
+        Cost: two runs of ``subjects + scenes`` rows, one with ``masks``; twice that with guidance.
 
         Raises:
             UsageError: no subject or scene, a share outside 0..1, a box outside the canvas, or a scene that names a
@@ -130,6 +133,7 @@ class IRDiffusionPipeline(EditPipeline):
         like = model.encode(np.zeros((height, width, 3), np.uint8))
         levels = model.levels(num_inference_steps, like)
         steps = len(levels) - 1
+        total = steps if masks is not None else 2 * steps
         if eta is None:
             eta = 1.0 if self.pipe.scheduler.config.get("stochastic_sampling") else 0.0
         rows = {
@@ -158,27 +162,31 @@ class IRDiffusionPipeline(EditPipeline):
                         for role, noisy in latents.items()
                     }
                     if progress is not None:
-                        progress(done + index + 1, 2 * steps, clean)
+                        progress(done + index + 1, total, clean)
             return latents
 
         size = (int(like.shape[-2]), int(like.shape[-1]))
-        finder = Finder.of(self.pipe, cast.wanted(), map_grid(model, like), max_sequence_length)
-        rehearsed = make(finder.rules(), finder.take, 0)
-        masks = {**finder.masks(size), **cast.boxed(size)}
-        masks = disjoint_rows(masks, [*cast.portraits, *cast.scenes])
+        rehearsed: dict[str, torch.Tensor] = {}
+        if masks is None:
+            finder = Finder.of(self.pipe, cast.wanted(), map_grid(model, like), max_sequence_length)
+            rehearsed = make(finder.rules(), finder.take, 0)
+            found = finder.masks(size)
+        else:
+            found = cast.named(masks, size)
+        found = disjoint_rows({**found, **cast.boxed(size)}, [*cast.portraits, *cast.scenes])
         layers = Counter(site.role for site in model.family.find_sites(model.network(1.0)))
         seed = generator.initial_seed() % 2**31
         rules = [
             rule
             for scene in cast.scenes
-            for rule in self._rules(scene, cast, masks, strengths, layers, seed, max_sequence_length)
+            for rule in self._rules(scene, cast, found, strengths, layers, seed, max_sequence_length)
         ]
-        made = make(rules, None, steps)
+        made = make(rules, None, total - steps)
         numbers = {role: number for number, role in enumerate(cast.scenes)}
         output = ConsistentOutput(
-            self._decoded(made, cast.scenes), self._decoded(rehearsed, cast.scenes),
+            self._decoded(made, cast.scenes), self._decoded(rehearsed, cast.scenes) if rehearsed else None,
             self._decoded(made, cast.portraits),
-            {(numbers.get(role), number): mask for (role, number), mask in masks.items()}, cast.told(),
+            {(numbers.get(role), number): mask for (role, number), mask in found.items()}, cast.told(),
         )  # fmt: skip
         self.pipe.maybe_free_model_hooks()
         return output

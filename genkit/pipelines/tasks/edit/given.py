@@ -12,6 +12,7 @@ import numpy as np
 from genkit.errors import ArtifactError, UsageError, explain
 from genkit.media import format_of, probe_video, read_image, read_mp4
 from genkit.media.canvas import Canvas
+from genkit.pipelines.tasks.edit.settings import is_clip
 from genkit.reading import file_digest, regular
 from genkit.reading.files import user_path
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from genkit.pipelines.model import Model
     from genkit.pipelines.tasks.edit.settings import EditSettings
 
-CLIPS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi")
 #: Pixels of a picture that an image model edits in one piece at most; a model's own limit comes on top.
 MOST_PIXELS = 1 << 24
 
@@ -71,11 +71,6 @@ def find(image: str | None) -> Path:
     if image is None:
         raise UsageError("nothing to edit: give a picture or clip, genkit edit IMAGE --source-prompt ... --prompt ...")
     return regular(user_path(image, "IMAGE"), "IMAGE")
-
-
-def is_clip(path: Path) -> bool:
-    """Whether a file is read as a clip, by its name."""
-    return path.suffix.lower() in CLIPS
 
 
 def read_given(path: Path, model: Model, video: bool, moving: bool = False) -> Given:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from genkit.errors import UsageError
 from genkit.pipelines.request import WHEN_GIVEN, Settings, option
@@ -19,10 +20,16 @@ from genkit.schema import Rule
 
 INFEDIT, FLOWEDIT, P2P, IMG2IMG, VIMAEDIT = "infedit", "flowedit", "p2p", "img2img", "vimaedit"
 METHODS = (INFEDIT, FLOWEDIT, P2P, IMG2IMG, VIMAEDIT)
+CLIPS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi")
 #: Kinds of change with settings of their own.
 PRESETS = ("colour", "material", "shape", "background", "add", "remove")
 #: Value of ``words``: those of the prompt that the source prompt does not have; or no limit to where the change goes.
 AUTO, NONE = "auto", "none"
+
+
+def is_clip(path: Path) -> bool:
+    """Whether a file is read as a clip, by its name."""
+    return path.suffix.lower() in CLIPS
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from genkit.pipelines.task import Made, Task
-from genkit.pipelines.tasks.edit.settings import EditSettings
+from genkit.pipelines.tasks.edit.settings import EditSettings, is_clip
 
 LEFT = ("steps", "guidance_scale")
 
@@ -18,13 +20,13 @@ def resolve(settings: EditSettings):
     from genkit.pipelines.prompts import read_prompts
     from genkit.pipelines.resolve import Draft
     from genkit.pipelines.tasks.edit.choice import choose
-    from genkit.pipelines.tasks.edit.given import check_held, find, is_clip, read_given, stored_prompt
+    from genkit.pipelines.tasks.edit.given import check_held, find, read_given, stored_prompt
     from genkit.pipelines.tasks.edit.words import without_idle
 
     path = find(settings.image)
     told = []
     if settings.model is None:
-        settings = settings.replace(model="toy-video" if is_clip(path) else "toy-image")
+        settings = settings.replace(model=named(settings.image))
     if settings.source_prompt is None and settings.method != "img2img":
         found = stored_prompt(path)
         if found is not None:
@@ -61,6 +63,11 @@ def resolve(settings: EditSettings):
     return replace(request, inputs=given, notes=(*request.notes, *read.told))
 
 
+def named(image: str | None) -> str:
+    """The shipped model for a picture or clip, where none is named."""
+    return "toy-video" if image is not None and is_clip(Path(image)) else "toy-image"
+
+
 def check(settings: EditSettings) -> None:
     """Refuse words that the prompt does not have; UsageError."""
     from genkit.pipelines.tasks.edit.words import check_words
@@ -95,4 +102,5 @@ TASK = Task(
     argument="image",
     usual="toy-image (toy-video for a clip)",
     check=check,
+    named=named,
 )

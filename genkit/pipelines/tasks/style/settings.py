@@ -9,11 +9,11 @@ from genkit.errors import UsageError, explain
 from genkit.pipelines.request import WHEN_GIVEN, Settings, option
 from genkit.pipelines.settings import (
     AttentionSettings,
-    DrawSettings,
     InputSettings,
     LoadSettings,
     OutputSettings,
     PromptSettings,
+    ReadSettings,
 )
 from genkit.schema import Rule
 
@@ -62,9 +62,12 @@ class MannerSettings(Settings):
 
 @dataclass(frozen=True)
 class StyleSettings(
-    OutputSettings, LoadSettings, AttentionSettings, MannerSettings, DrawSettings, PromptSettings, InputSettings
+    OutputSettings, LoadSettings, AttentionSettings, MannerSettings, ReadSettings, PromptSettings, InputSettings
 ):
-    """Everything that decides what ``genkit style`` makes. The last group comes first in ``--help``."""
+    """Everything that decides what ``genkit style`` makes: nothing is drawn at random, so there is no seed.
+
+    The last group comes first in ``--help``.
+    """
 
     prompt: str | None = option("", "What the result shows. Mostly not needed.")
     model: str = option("toy-image", "Shipped name, local Diffusers folder, or hub id owner/name[@revision].")
