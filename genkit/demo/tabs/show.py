@@ -67,7 +67,11 @@ def facts(made: Any) -> str:
     name = getattr(settings, "attention", None) or getattr(settings, "recipe", None)
     told["attention"] = name
     told["pairs executed"] = density(result.report)
-    chips = "".join(f"<span>{escape(key)} <b>{escape(str(value))}</b></span>" for key, value in told.items() if value not in (None, ""))
+    chips = "".join(
+        f"<span>{escape(key)} <b>{escape(str(value))}</b></span>"
+        for key, value in told.items()
+        if value not in (None, "")
+    )
     return f'<div class="facts">{chips}</div>'
 
 

@@ -108,7 +108,9 @@ class Cast:
 
         return {place: box_mask(box, size) for place, box in self.boxes.items()}
 
-    def named(self, masks: Mapping[tuple[int | None, int], torch.Tensor], size: tuple[int, int]) -> dict[Place, torch.Tensor]:
+    def named(
+        self, masks: Mapping[tuple[int | None, int], torch.Tensor], size: tuple[int, int]
+    ) -> dict[Place, torch.Tensor]:
         """Masks of an earlier output by the names of their rows.
 
         Args:
