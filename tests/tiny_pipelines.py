@@ -97,6 +97,18 @@ def stable_diffusion_xl() -> Any:
 
 
 @_seeded
+def latent_consistency(folder: Any) -> Any:
+    """A pipeline whose UNet takes a guidance scale, with its scheduler, from the folder of a tiny Stable Diffusion."""
+    from diffusers import LatentConsistencyModelPipeline, LCMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+
+    pipe = StableDiffusionPipeline.from_pretrained(folder)
+    unet = UNet2DConditionModel.from_config({**pipe.unet.config, "time_cond_proj_dim": 8}).eval()
+    parts = {**pipe.components, "unet": unet, "scheduler": LCMScheduler.from_config(pipe.scheduler.config)}
+    parts.pop("image_encoder", None)
+    return LatentConsistencyModelPipeline(**parts, requires_safety_checker=False)
+
+
+@_seeded
 def stable_diffusion_3() -> Any:
     from diffusers import StableDiffusion3Pipeline
 

@@ -1,7 +1,5 @@
 """Every editing pipeline on a tiny model of every kind, with stock schedulers."""
 
-import functools
-
 import numpy as np
 import pytest
 import tiny
@@ -18,39 +16,6 @@ from genkit.pipelines.load import load
 
 SOURCE, TARGET = "a red circle on blue", "a green circle on blue"
 UNETS, FLOWS = ("sd", "sdxl", "lcm"), ("flux", "sd3", "wan")
-
-
-@pytest.fixture(scope="module")
-def pipe_of(tiny_sd, tiny_flux, tiny_wan):
-    """Kind -> pipeline, made once."""
-
-    @functools.cache
-    def made(kind):
-        if kind == "sdxl":
-            pipe = tiny_pipelines.stable_diffusion_xl()
-        elif kind == "sd3":
-            pipe = tiny_pipelines.stable_diffusion_3()
-        elif kind == "lcm":
-            pipe = latent_consistency(tiny_sd)
-        else:
-            pipe = load({"sd": tiny_sd, "flux": tiny_flux, "wan": tiny_wan}[kind], torch.float32, "cpu")
-        pipe.set_progress_bar_config(disable=True)
-        return pipe
-
-    return made
-
-
-def latent_consistency(folder):
-    """A pipeline whose UNet takes a guidance scale, with its scheduler."""
-    from diffusers import LatentConsistencyModelPipeline, LCMScheduler, UNet2DConditionModel
-
-    pipe = load(folder, torch.float32, "cpu")
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        unet = UNet2DConditionModel.from_config({**pipe.unet.config, "time_cond_proj_dim": 8}).eval()
-    parts = {**pipe.components, "unet": unet, "scheduler": LCMScheduler.from_config(pipe.scheduler.config)}
-    parts.pop("image_encoder", None)
-    return LatentConsistencyModelPipeline(**parts, requires_safety_checker=False)
 
 
 def picture(kind, height=20, width=28):

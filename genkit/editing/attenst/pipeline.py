@@ -184,4 +184,4 @@ def _covering(style: Input, work: Work) -> tuple[np.ndarray, tuple[str, ...]]:
         return frame, ()
     fitted = ImageOps.fit(Image.fromarray(frame), (width, height), Image.Resampling.LANCZOS)
     line = f"the style of {frame.shape[1]}x{frame.shape[0]} is scaled and cut to the working size of {width}x{height}"
-    return np.asarray(fitted), (line,)
+    return np.array(fitted), (line,)

@@ -35,6 +35,8 @@ class HDPainterPipeline(EditPipeline):
 
     def __init__(self, pipe: Any):
         super().__init__(pipe)
+        if self.model.video:
+            raise UnsupportedError(f"{type(pipe).__name__} makes videos; inpainting takes models of pictures")
         self.beside = _further_channels(self.model)
 
     @torch.no_grad()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+import weakref
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -15,9 +16,44 @@ from genkit.errors import UnsupportedError
 def adapters(pipe: Any) -> int:
     """How many image prompt adapters a pipeline has loaded; 0 for pipelines that take none."""
     network = getattr(pipe, "unet", None)
-    if network is None or network.config.get("encoder_hid_dim_type") != "ip_image_proj":
+    # Loading an adapter sets an attribute of the configuration, which its keys do not show.
+    if network is None or getattr(network.config, "encoder_hid_dim_type", None) != "ip_image_proj":
         return 0
     return len(network.encoder_hid_proj.image_projection_layers)
+
+
+#: Denoisers that are told image prompts at present.
+_TOLD: weakref.WeakSet[Any] = weakref.WeakSet()
+#: What projects an image's embedding, or the tokens of the image encoder, to text tokens.
+_OF_EMBEDDINGS = ("ImageProjection", "MultiIPAdapterImageProjection")
+_OF_TOKENS = ("IPAdapterFullImageProjection", "IPAdapterPlusImageProjection")
+
+
+def silenced(pipe: Any) -> AbstractContextManager[None]:
+    """A context in which image prompt adapters do not act, unless somebody tells them pictures meanwhile.
+
+    A UNet with adapters cannot be called without image prompts; methods that have none to give call it in here.
+
+    Raises:
+        UnsupportedError: an adapter that is told something else than a picture.
+    """
+    count = adapters(pipe)
+    if not count or pipe.unet in _TOLD:
+        return nullcontext()
+    return image_prompts(pipe, [_nothing(pipe, number) for number in range(count)], [{}] * count)
+
+
+def _nothing(pipe: Any, adapter: int) -> torch.Tensor:
+    """Zeros in place of :func:`embedding`."""
+    layer = pipe.unet.encoder_hid_proj.image_projection_layers[adapter]
+    kind = type(layer).__name__
+    width = next((part.in_features for part in layer.modules() if isinstance(part, torch.nn.Linear)), None)
+    if width is None or kind not in (*_OF_EMBEDDINGS, *_OF_TOKENS):
+        raise UnsupportedError(
+            f"{type(pipe).__name__} has an image prompt adapter of the kind {kind}, which is told more than a picture; "
+            "call pipe.unload_ip_adapter() first"
+        )
+    return torch.zeros(1, 1, width) if kind in _OF_EMBEDDINGS else torch.zeros(1, 1, 1, width)
 
 
 def embedding(pipe: Any, image: Any, adapter: int = 0) -> torch.Tensor:
@@ -35,7 +71,7 @@ def embedding(pipe: Any, image: Any, adapter: int = 0) -> torch.Tensor:
             "encoder that the adapter was trained with"
         )
     layer = pipe.unet.encoder_hid_proj.image_projection_layers[adapter]
-    states = type(layer).__name__ not in ("ImageProjection", "MultiIPAdapterImageProjection")
+    states = type(layer).__name__ not in _OF_EMBEDDINGS
     found, _ = pipe.encode_image(image, pipe._execution_device, 1, states)
     return found[:, None]
 
@@ -50,6 +86,8 @@ def image_prompts(pipe: Any, embeds: Sequence[torch.Tensor], scales: Sequence[di
         scales: of every adapter: regular expression of cross-attention layers -> scale; 0 elsewhere.
     """
     network = pipe.unet
+    outer = network in _TOLD
+    _TOLD.add(network)
     before: list[tuple[Any, Any]] = []
     for name, processor in network.attn_processors.items():
         if hasattr(processor, "scale"):
@@ -72,5 +110,7 @@ def image_prompts(pipe: Any, embeds: Sequence[torch.Tensor], scales: Sequence[di
         yield
     finally:
         hook.remove()
+        if not outer:
+            _TOLD.discard(network)
         for processor, scale in before:
             processor.scale = scale

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from genkit.editing.shared.image_prompt import silenced
 from genkit.editing.shared.levels import levels_of
 from genkit.errors import ArtifactError, UnsupportedError, UsageError, explain
 from genkit.families.base import Family
@@ -237,7 +238,8 @@ class EditModel:
         arguments = self.record.arguments(call)
         if beside is not None:
             arguments["sample"] = torch.cat([arguments["sample"], beside.to(arguments["sample"])], 1)
-        return self.record.answers(network(**arguments), call)[self.stream].float()
+        with silenced(self.pipe):
+            return self.record.answers(network(**arguments), call)[self.stream].float()
 
     def parts(self, level: float) -> tuple[float, float]:
         """``signal`` and ``spread`` of a noise level; 1 and 0 at level 0."""
