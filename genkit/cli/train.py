@@ -212,6 +212,8 @@ def lines_of(found: dict[str, Any]) -> Iterator[str]:
     yield f"length: {_length(found)}"
     if found["begins_at"] is not None:
         yield f"goes on from: {found['begins_at']}"
+    if found["words"] is not None:
+        yield from _word_lines(found["words"])
     yield f"trained: {found['trainable_parameters']:,} parameters on {sum(found['trained'].values())} layers"
     yield from layer_lines(found["trained"])
     if found["attention"] is not None:
@@ -240,6 +242,15 @@ def layer_lines(trained: dict[str, int]) -> Iterator[str]:
         return
     for name, count in trained.items():
         yield f"  {name}: {count}"
+
+
+def _word_lines(words: dict[str, Any]) -> Iterator[str]:
+    """The words that are learned, and what the steps' prompts are."""
+    learned = ", ".join(f"{word} (begins as {start})" for word, start in words["learned"].items())
+    yield f"words learned: {learned}: {words['parameters']:,} parameters in {words['encoder']}"
+    prompts = words["prompts"]
+    yield f"  prompts, {words['sampling']}: {_listed([repr(prompt) for prompt in prompts])}"
+    yield f"  prior: {words['prior_images']} pictures" if words["prior_images"] else "  no prior"
 
 
 def _listed(words: list[str]) -> str:

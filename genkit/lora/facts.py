@@ -45,6 +45,7 @@ class Facts:
         dataset: digest of the data set.
         trigger_word: what a prompt must say.
         new_words: words of the captions that the model's tokenizers do not know, in small letters.
+        words: words whose embeddings were learned and lie beside the LoRA, and the text encoder that takes them.
         title: what it is, in words.
         settings: all settings of the run.
         versions: packages it was made with.
@@ -71,6 +72,7 @@ class Facts:
     dataset: str | None = None
     trigger_word: str | None = None
     new_words: list[str] = field(default_factory=list)
+    words: dict[str, str] = field(default_factory=dict)
     title: str | None = None
     settings: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)

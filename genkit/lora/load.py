@@ -21,6 +21,7 @@ from genkit.lora.pair import Pair
 from genkit.lora.pairs import CONVERTERS_RAISE
 from genkit.lora.save import peft_tensors
 from genkit.lora.strengths import StepFactors, StepStrengths, layer_factors
+from genkit.lora.words import load_words
 from genkit.reading import user_path
 from genkit.reading.files import place
 
@@ -206,6 +207,7 @@ def _load(pipeline: Any, found: Matched, name: str) -> None:
         except (*CONVERTERS_RAISE, OSError) as error:
             raise ArtifactError(f"{place(path)} does not fit {type(pipeline).__name__}: {said(error)}") from error
         _check_loaded(pipeline, found.lora, name, group.pairs)
+    load_words(pipeline, path, found.facts)
 
 
 def as_diffusers(pairs: Mapping[tuple[str, str], Pair]) -> dict[str, torch.Tensor]:

@@ -75,6 +75,26 @@ class Call:
 
 
 @dataclass(frozen=True)
+class Words:
+    """How a family learns new words.
+
+    Args:
+        part: text encoder that takes their embeddings; ``tokenizer`` in place of ``text_encoder`` is its tokenizer.
+        encode: (pipeline, captions, slots) -> what :attr:`Training.text` makes of the captions, stacked to (B, ...),
+            through which gradients flow.
+        targets: regular expression for the whole paths of the layers that make keys and values of the text.
+        role: kind of attention in which the picture reads the text: "cross" or "joint".
+        start: whether the text's first token says nothing of the prompt, so that what looks at it is background.
+    """
+
+    part: str
+    encode: Callable[[Any, Sequence[str], int], Tensors]
+    targets: str
+    role: str
+    start: bool
+
+
+@dataclass(frozen=True)
 class Training:
     """A family's record for trainers.
 
@@ -107,6 +127,7 @@ class Training:
         variant: what ``encode`` and ``text`` depend on beside the parts of the pipeline, for the keys of caches.
         told: (height, width) in pixels -> what ``arguments`` needs beside the latents of a picture of this size that
             nobody gave, without a batch axis; None where it needs nothing.
+        words: how new words are learned; None where that is not known.
         untrainable: why this checkpoint cannot be trained, although its denoiser can be called; empty when it can.
     """
 
@@ -127,6 +148,7 @@ class Training:
     slots_chosen: bool = True
     variant: str = ""
     told: Callable[[int, int], Tensors] | None = None
+    words: Words | None = None
     untrainable: str = ""
 
 

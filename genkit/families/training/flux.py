@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from genkit.families.lookup import unwrap
-from genkit.families.training.base import IMAGE, Call, Media, Tensors, Training
+from genkit.families.training.base import IMAGE, Call, Media, Tensors, Training, Words
 from genkit.families.training.parts import dtype_of, encode_image, need_channels, rows, sampled_shift, tokens_of
 
 if TYPE_CHECKING:
@@ -17,12 +17,26 @@ def _encode(pipeline: Any, media: Media, generator: torch.Generator | None) -> T
     return encode_image(pipeline, media.pixels, generator)
 
 
+def _read(pipeline: Any, captions: Sequence[str], slots: int) -> Tensors:
+    states, pooled, _ = pipeline.encode_prompt(list(captions), None, max_sequence_length=slots)
+    return {"states": states, "pooled": pooled}
+
+
 def _text(pipeline: Any, captions: Sequence[str], slots: int) -> list[Tensors]:
     import torch
 
     with torch.no_grad():
-        states, pooled, _ = pipeline.encode_prompt(list(captions), None, max_sequence_length=slots)
-    return rows({"states": states, "pooled": pooled})
+        return rows(_read(pipeline, captions, slots))
+
+
+#: T5's states are what the picture reads, so the words are its; CLIP's summary knows them by their letters alone.
+_WORDS = Words(
+    part="text_encoder_2",
+    encode=_read,
+    targets=r"transformer_blocks\.\d+\.attn\.add_[kv]_proj",
+    role="joint",
+    start=False,
+)
 
 
 def _packed(call: Call, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -69,7 +83,7 @@ def _shift(pipeline: Any, shapes: Mapping[str, tuple[int, ...]]) -> float:
 def _text_to_image(pipeline: Any, sound: str | None) -> Training:
     model = pipeline.transformer
     need_channels(pipeline, model, model.config.out_channels or model.config.in_channels)
-    return Training((IMAGE,), _encode, _text, _arguments, _answers, slots=512, shift=_shift)
+    return Training((IMAGE,), _encode, _text, _arguments, _answers, slots=512, shift=_shift, words=_WORDS)
 
 
 def _encode_edit(pipeline: Any, media: Media, generator: torch.Generator | None) -> Tensors:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from genkit.families.training.base import IMAGE, Call, Media, Tensors, Training
-from genkit.families.training.parts import dtype_of, encode_image, encode_states, foreign_channels, rows
+from genkit.families.training.base import IMAGE, Call, Media, Tensors, Training, Words
+from genkit.families.training.parts import dtype_of, encode_image, encode_states, facts, foreign_channels, rows
 
 if TYPE_CHECKING:
     import torch
@@ -41,6 +41,19 @@ def _untrainable(pipeline: Any) -> str:
     return ""
 
 
+def _states(pipeline: Any, captions: Sequence[str], slots: int) -> Tensors:
+    return {"states": facts(pipeline).text.states(pipeline, list(captions), slots)}
+
+
+_WORDS = Words(
+    part="text_encoder",
+    encode=_states,
+    targets=r".+\.attentions\.\d+\.transformer_blocks\.\d+\.attn2\.to_[kv]",
+    role="cross",
+    start=True,
+)
+
+
 def _stable_diffusion(pipeline: Any, sound: str | None) -> Training:
     return Training(
         (IMAGE,),
@@ -50,6 +63,7 @@ def _stable_diffusion(pipeline: Any, sound: str | None) -> Training:
         _answers,
         slots=77,
         slots_chosen=False,
+        words=_WORDS,
         untrainable=_untrainable(pipeline),
     )
 

@@ -23,9 +23,14 @@ _OWN = ("params", "lr", "weight_decay", "foreach", "fused", "capturable", "diffe
 
 
 def optimizer_of(
-    name: str, named: Named, lr: float, weight_decay: float = 0.0, arguments: Mapping[str, Any] | None = None
+    name: str,
+    named: Named,
+    lr: float,
+    weight_decay: float = 0.0,
+    arguments: Mapping[str, Any] | None = None,
+    factors: Mapping[str, float] | None = None,
 ) -> torch.optim.Optimizer:
-    """An optimizer over parameters, all of one learning rate.
+    """An optimizer over parameters.
 
     Args:
         name: one of :data:`NAMES`, or a class of torch such as ``SGD`` or ``torch.optim.SGD``.
@@ -33,6 +38,7 @@ def optimizer_of(
         lr: peak learning rate; prodigy finds its own and takes 1 as its measure.
         weight_decay: decoupled, as far as the class has it.
         arguments: further ones; texts are read as Python writes numbers, tuples, truth values and None.
+        factors: part of a parameter's name -> multiple of the learning rate that the loop gives it.
 
     Raises:
         UsageError: an unknown name or argument, or a value that the class refuses.
@@ -46,10 +52,20 @@ def optimizer_of(
         raise UsageError(f"weight_decay: {name} has none; set it to 0")
     try:
         if name == "muon":
-            return muon_adamw(named, lr=lr, **more, **given)
-        return make([parameter for _, parameter in named], lr=lr, **more, **given)
+            return muon_adamw(named, lr=lr, factors=factors, **more, **given)
+        return make(_groups(named, factors or {}), lr=lr, **more, **given)
     except (TypeError, ValueError) as error:
         raise UsageError(f"optimizer_args: {name} refuses them: {shown(str(error))}") from error
+
+
+def _groups(named: Named, factors: Mapping[str, float]) -> list[Any]:
+    """The parameters, or groups of them where some have a factor."""
+    own = {part: [value for name, value in named if part in name] for part in factors}
+    taken = {id(value) for values in own.values() for value in values}
+    rest = [value for _, value in named if id(value) not in taken]
+    if not taken:
+        return rest
+    return [{"params": rest}, *({"params": values, "factor": factors[part]} for part, values in own.items() if values)]
 
 
 def check_optimizer(name: str, arguments: Mapping[str, Any]) -> Callable[..., torch.optim.Optimizer]:

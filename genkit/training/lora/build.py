@@ -147,9 +147,16 @@ _DECIDING = (
     "attention", "attention_args", "schedule", "backend", "recipe", "train_attention_weights", "mix", "mix_balance",
     "mix_certainty",
 )  # fmt: skip
+#: The same of a run that learns words.
+_DECIDING_WORDS = (
+    "learn_words", "word_sampling", "word_learning_rate", "attention_loss_weight",
+    "attention_threshold", "mask_update_steps", "mask_ssim_threshold", "prior_prompts", "num_prior_images",
+    "prior_weight",
+)  # fmt: skip
 
 
 def deciding(settings: LoraSettings) -> dict[str, object]:
     """The settings that must be the same when a run goes on, as plain values."""
     told = settings.to_dict()
-    return {name: told[name] for name in _DECIDING if name in told}
+    names = (*_DECIDING, *_DECIDING_WORDS) if settings.learn_words else _DECIDING
+    return {name: told[name] for name in names if name in told}

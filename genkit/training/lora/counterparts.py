@@ -35,6 +35,7 @@ NAMES: dict[str, str] = {
     "target_modules": "network_args lora_layers peft_lora_target_modules only_if_contains layer_filter lora_target "
     "lora_target_modules include_patterns network.network_kwargs.only_if_contains flux_lora_target lora_base_model",
     "exclude_modules": "ignore_if_contains exclude_patterns exclude adapter.exclude_linear_modules",
+    "learn_words": "placeholder_token initializer_token modifier_token placeholder_tokens initializer_tokens",
     "init_lora": "network_weights init_from_existing lora_path lora_checkpoint pretrained_lora_path lora_model_name",
     "resolution": "resolutions resolution_type height width max_bucket_reso min_bucket_reso video_reshape_mode "
     "max_pixels num_height num_width id_token_resolution",

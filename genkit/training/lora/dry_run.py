@@ -9,6 +9,7 @@ from typing import Any
 from genkit.attention.method import Density
 from genkit.training.lora.estimate import Estimate, Memory
 from genkit.training.lora.plan import LoraPlan
+from genkit.training.lora.words.subjects import Subjects
 
 _NUMBER = re.compile(r"(?<![^.])\d+(?=\.)")
 
@@ -41,6 +42,7 @@ def described(plan: LoraPlan, estimate: Estimate | None) -> dict[str, Any]:
         "steps": plan.loop.steps,
         "minutes": settings.minutes,
         "epochs": None if plan.epochs is None else round(plan.epochs, 2),
+        "words": None if plan.subjects is None else words_of(plan, plan.subjects),
         "trained": grouped(plan.targets),
         "trainable_parameters": plan.trainable,
         "attention": attention_of(plan, estimate),
@@ -57,6 +59,19 @@ def described(plan: LoraPlan, estimate: Estimate | None) -> dict[str, Any]:
 def grouped(paths: tuple[str, ...]) -> dict[str, int]:
     """Layers by their path with ``*`` for the numbers of blocks, and how many there are of each."""
     return dict(Counter(_NUMBER.sub("*", path) for path in paths))
+
+
+def words_of(plan: LoraPlan, subjects: Subjects) -> dict[str, Any]:
+    """The words that are learned, with what they begin with, and the prompts of the steps."""
+    settings = plan.settings
+    return {
+        "learned": dict(zip(subjects.words, subjects.starts, strict=True)),
+        "encoder": next(iter(plan.words.values())),
+        "parameters": plan.word_parameters,
+        "prompts": [subjects.prompt(order) for order in subjects.orders],
+        "sampling": settings.word_sampling,
+        "prior_images": settings.num_prior_images if settings.prior_weight else 0,
+    }
 
 
 def memory_of(memory: Memory) -> dict[str, float]:

@@ -5,17 +5,26 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
+
 from genkit.attention.weights import PatchWeights
 from genkit.lora.facts import Facts
 from genkit.lora.pair import Pair
 from genkit.lora.save import save_lora
+from genkit.lora.words import save_words
 from genkit.training.engine.keep import Export
 from genkit.training.lora.adapter import Adapter
 
 ATTENTION = "attention.safetensors"
 
 
-def lora_files(component: str, adapter: Adapter, facts: Facts, weights: PatchWeights | None = None) -> Export:
+def lora_files(
+    component: str,
+    adapter: Adapter,
+    facts: Facts,
+    weights: PatchWeights | None = None,
+    words: Mapping[str, torch.Tensor] | None = None,
+) -> Export:
     """What writes the present weights into a folder; every process must call this, for shards are gathered here.
 
     Args:
@@ -23,6 +32,7 @@ def lora_files(component: str, adapter: Adapter, facts: Facts, weights: PatchWei
         adapter: on it.
         facts: what the LoRA file says about itself.
         weights: of attention methods that were trained too; None for none.
+        words: embeddings of words that were learned too.
     """
     pairs: Mapping[str, Pair] = {path: pair.folded() for path, pair in adapter.pairs().items()}
 
@@ -30,5 +40,7 @@ def lora_files(component: str, adapter: Adapter, facts: Facts, weights: PatchWei
         save_lora(folder, {component: pairs}, facts)
         if weights is not None:
             weights.save(folder / ATTENTION)
+        if words:
+            save_words(folder, words)
 
     return write

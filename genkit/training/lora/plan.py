@@ -52,6 +52,8 @@ from genkit.training.lora.router import RouterAdapter
 from genkit.training.lora.samples import ask
 from genkit.training.lora.settings import LoraSettings
 from genkit.training.lora.task import LoraTask, LossOptions
+from genkit.training.lora.words.build import subjects_of, word_factors, word_task
+from genkit.training.lora.words.subjects import Subjects, words_record
 
 #: Denoisers as pipelines name them, the one that is trained when nobody says first.
 DENOISERS = ("transformer", "unet", "transformer_2")
@@ -78,6 +80,7 @@ class LoraPlan:
         trainable: number of trainable numbers, those of attention methods not among them.
         options: how errors count.
         loop: how long and how fast.
+        subjects: whose words are learned; None for a LoRA alone.
         begins: the checkpoint that the run goes on from; None for a fresh one.
         broken: lines about newer checkpoints that cannot be read.
     """
@@ -96,6 +99,7 @@ class LoraPlan:
     trainable: int
     options: LossOptions
     loop: LoopConfig
+    subjects: Subjects | None = None
     begins: Path | None = None
     broken: tuple[str, ...] = ()
 
@@ -148,13 +152,14 @@ class LoraPlan:
         if attention is not None:
             put_in(getattr(pipeline, component), attention, settings.train_attention_weights)[0].remove()
         data = read_data(settings, model, training, progress)
+        subjects = subjects_of(settings, model, pipeline, training, data, device)
         if settings.validation_prompts:
             ask(settings, model, device, data.every)
         batches = data.batches(settings.train_batch_size, settings.seed, process_count())
         loop = loop_config(settings, steps_of(settings, batches), precision)
         plan = cls(
             settings, model, pipeline, training, component, device, dtype, precision, attention, data, targets,
-            trainable, options, loop,
+            trainable, options, loop, subjects,
         )  # fmt: skip
         plan._check_room()
         return plan.resumed()
@@ -188,7 +193,8 @@ class LoraPlan:
         state, path = found
         if not settings.mix:  # a router's weights are compared when it is on the model
             with self._subject() as subject:
-                check_weights(subject.task, state["module"], path)
+                task = subject.task if self.subjects is None else word_task(self, self.pipeline, subject.adapter)
+                check_weights(task, state["module"], path)
         return replace(self, begins=path, broken=tuple(lines))
 
     @cached_property
@@ -212,6 +218,21 @@ class LoraPlan:
     def buckets(self) -> dict[str, int]:
         """Samples by size."""
         return dict(Counter(cut.shelf for cut in self.data.cuts))
+
+    @property
+    def words(self) -> dict[str, str]:
+        """Words whose embeddings are learned, and the text encoder that takes them."""
+        if self.subjects is None or self.training.words is None:
+            return {}
+        return dict.fromkeys(self.subjects.words, self.training.words.part)
+
+    @property
+    def word_parameters(self) -> int:
+        """Trainable numbers of the words' embeddings."""
+        if self.subjects is None or self.training.words is None:
+            return 0
+        encoder = getattr(self.pipeline, self.training.words.part)
+        return len(self.subjects.words) * encoder.get_input_embeddings().weight.shape[1]
 
     @cached_property
     def new_words(self) -> list[str]:
@@ -247,7 +268,7 @@ class LoraPlan:
                     training=self.training,
                     task=LoraTask(self.pipeline, self.training, adapter, self.options, settings.seed, weights),
                     size=self.largest,
-                    count=min(settings.train_batch_size, max(self.batches.shelves.values())),
+                    count=self._rows(),
                     fps=None if shelf.fps is None else float(shelf.fps),
                     slots=slots_of(settings, self.model) or self.training.slots,
                     precision=self.precision,
@@ -255,12 +276,20 @@ class LoraPlan:
                     optimizer=lambda named: optimizer_for(settings, named),
                     device=self.device.type,
                     quantization=settings.quantization,
-                    encoders_stay=bool(settings.validation_prompts) and settings.offload == "none",
+                    encoders_stay=bool(settings.validation_prompts or settings.learn_words)
+                    and settings.offload == "none",
                     checkpointing=settings.gradient_checkpointing,
                 )
             finally:
                 if handle is not None:
                     handle.remove()
+
+    def _rows(self) -> int:
+        """Samples that the denoiser is called with; for words the picture and one of the prior."""
+        settings = self.settings
+        if self.subjects is not None:
+            return 2 if settings.prior_weight else 1
+        return min(settings.train_batch_size, max(self.batches.shelves.values()))
 
     def notes(self) -> list[str]:
         """What a user should know before the run, one line each."""
@@ -299,6 +328,8 @@ def adapter_on(pipeline: Any, component: str, settings: LoraSettings) -> Any:
     if settings.mix:
         return RouterAdapter(pipeline, component, [parse_lora(text) for text in settings.mix])
     default = facts(pipeline).lora_targets
+    if settings.learn_words:
+        default = words_record(training_of(pipeline), type(pipeline).__name__).targets
     return Adapter(getattr(pipeline, component), adapter_config(settings), default, settings.seed)
 
 
@@ -329,8 +360,9 @@ def _adapted(pipeline: Any, component: str, settings: LoraSettings) -> Iterator[
 def optimizer_for(settings: LoraSettings, named: Sequence[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
     """The optimizer that settings ask for, of named parameters."""
     return optimizer_of(
-        settings.optimizer, named, settings.learning_rate, settings.weight_decay, settings.optimizer_args
-    )
+        settings.optimizer, named, settings.learning_rate, settings.weight_decay, settings.optimizer_args,
+        word_factors(settings),
+    )  # fmt: skip
 
 
 def _existing(folder: Path) -> Path:

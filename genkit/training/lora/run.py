@@ -19,6 +19,7 @@ from genkit.families.training.base import Training
 from genkit.families.training.lookup import training_of
 from genkit.lora.facts import Facts
 from genkit.lora.keys import said
+from genkit.lora.words import WORDS, name_of
 from genkit.media.atomic import Files
 from genkit.models.check import fingerprint
 from genkit.patching import PatchHandle
@@ -31,18 +32,19 @@ from genkit.training.data.folder.samples import FolderSamples
 from genkit.training.engine.journal import counting
 from genkit.training.engine.keep import Export, Numbered
 from genkit.training.engine.loop import LossAt, Validate, process_rank, train, wait_for_all
-from genkit.training.engine.optimizers import optimizer_of
 from genkit.training.lora.attention import put_in
 from genkit.training.lora.checks import named_file
 from genkit.training.lora.data import samples_of
 from genkit.training.lora.files import ATTENTION, lora_files
 from genkit.training.lora.groups import ACTIVATIONS
-from genkit.training.lora.plan import CHECKPOINT_BYTES, LoraPlan, adapter_on, starting_pairs
+from genkit.training.lora.plan import CHECKPOINT_BYTES, LoraPlan, adapter_on, optimizer_for, starting_pairs
 from genkit.training.lora.quantise import check_quantised, quantisation
 from genkit.training.lora.router import RouterTask, router_files
 from genkit.training.lora.samples import ValidationSamples
 from genkit.training.lora.settings import LoraSettings
 from genkit.training.lora.task import LoraTask, to_device
+from genkit.training.lora.words.build import made_before, put_words, word_task
+from genkit.training.lora.words.task import WordTask
 
 
 def train_lora(settings: LoraSettings, told: Callable[[str], None] = warnings.warn) -> Path:
@@ -114,9 +116,12 @@ class Run:
         pipeline = _loaded(plan)
         training = training_of(pipeline, model.sidecar.sound)
         samples = _encoded(settings, samples_of(settings, plan.data, model, pipeline, training))
-        views = None
+        views = prior = table = None
+        if plan.subjects is not None:
+            prior = made_before(plan, pipeline)
+            table = put_words(plan, pipeline)
         if settings.validation_prompts and process_rank() == 0:
-            views = ValidationSamples(settings, model, pipeline, plan.data.every, told)
+            views = ValidationSamples(settings, model, pipeline, plan.data.every, told, live=table is not None)
             views.encode()
         network = getattr(pipeline, component)
         for part in pipeline.components.values():
@@ -136,10 +141,12 @@ class Run:
             steps = plan.loop.steps
             batches = None if steps is None else steps * settings.gradient_accumulation_steps
             task = RouterTask(*given, balance=settings.mix_balance, certainty=settings.mix_certainty, steps=batches)
+        if table is not None:
+            task = word_task(plan, pipeline, adapter, table, prior)
         if settings.compile:
             _compile(network)
         if views is None:
-            _let_go(pipeline, component)
+            _let_go(pipeline, component, encoders=table is None)
         elif settings.offload != "none":
             _wait_in_main_memory(pipeline, component, plan.device)
         return cls(settings, plan, model, pipeline, training, component, adapter, samples, task, weights, handle, views)
@@ -148,9 +155,7 @@ class Run:
         """Train until the budget is used up, and write the result."""
         settings, output = self.settings, Path(self.settings.output)
         named = [(name, value) for name, value in self.task.named_parameters() if value.requires_grad]
-        optimizer = optimizer_of(
-            settings.optimizer, named, settings.learning_rate, settings.weight_decay, settings.optimizer_args
-        )
+        optimizer = optimizer_for(settings, named)
         keep = Numbered(
             output,
             settings.resume_from_checkpoint,
@@ -174,9 +179,14 @@ class Run:
         assert checkpoint is not None, "the loop ends with a checkpoint"
         output = Path(self.settings.output)
         with Files() as files:
-            named = named_file(self.settings)
-            for name in (named, ATTENTION) if self.weights is not None else (named,):
+            for name in self.made:
                 shutil.copyfile(checkpoint / name, files.new(output / name))
+
+    @property
+    def made(self) -> list[str]:
+        """The files of the result, from its folder."""
+        words = [] if self.plan.subjects is None else [f"{WORDS}/{name_of(word)}" for word in self.plan.subjects.words]
+        return [named_file(self.settings), *([ATTENTION] if self.weights is not None else []), *words]
 
     def push(self) -> None:
         """Upload the result to the Hugging Face hub; checkpoints, samples and caches stay here."""
@@ -188,7 +198,7 @@ class Run:
             name = self.settings.hub_model_id or f"{hub.whoami()['name']}/{output.resolve().name}"
             hub.create_repo(name, exist_ok=True)
             hub.upload_folder(
-                repo_id=name, folder_path=output, allow_patterns=[named_file(self.settings), ATTENTION],
+                repo_id=name, folder_path=output, allow_patterns=self.made,
                 commit_message=f"LoRA of {self.model.name}",
             )  # fmt: skip
         except (HfHubHTTPError, OSError, ValueError) as error:
@@ -232,7 +242,10 @@ class Run:
         if self.settings.mix:
             home = Path(self.settings.output)
             return router_files(self.adapter, home, component=self.component, base_model=self.model.name, steps=step)
-        return lora_files(self.component, self.adapter, self.facts(step), self.weights)
+        words = {}
+        if isinstance(self.task, WordTask):
+            words = self.task.table.embeddings(self.task.taught.subjects.words)
+        return lora_files(self.component, self.adapter, self.facts(step), self.weights, words)
 
     def facts(self, step: int) -> Facts:
         """What the file says about itself."""
@@ -256,6 +269,7 @@ class Run:
             dataset=self.samples.digest,
             trigger_word=settings.trigger_word,
             new_words=self.plan.new_words,
+            words=self.plan.words,
             settings=settings.to_dict(),
             versions={package: version(package) for package in (*PACKAGES, "peft", "genkit")},
         )
@@ -280,10 +294,11 @@ def _encoded(settings: LoraSettings, samples: FolderSamples) -> FolderSamples:
     return samples
 
 
-def _let_go(pipeline: Any, component: str) -> None:
-    """Take out what training needs no more: encoders, and denoisers that are not trained."""
+def _let_go(pipeline: Any, component: str, encoders: bool = True) -> None:
+    """Take out what training needs no more: text encoders if asked, and denoisers that are not trained."""
     for name, part in pipeline.components.items():
-        if isinstance(part, nn.Module) and name != component:
+        kept = name == component or (name.startswith("text_encoder") and not encoders)
+        if isinstance(part, nn.Module) and not kept:
             setattr(pipeline, name, None)
 
 

@@ -76,6 +76,7 @@ class ValidationSamples:
         pipeline: with weights, before the adapter and the patch are in.
         cuts: the run's samples of data; the largest one tells size and frame rate where settings do not.
         told: called with what the user should know, one line each.
+        live: whether prompts are encoded anew every time, as words in them are learned.
 
     Raises:
         UsageError, UnsupportedError: what ``genkit generate`` would refuse, before anything is trained.
@@ -88,6 +89,7 @@ class ValidationSamples:
         pipeline: Any,
         cuts: Sequence[Cut],
         told: Callable[[str], None],
+        live: bool = False,
     ):
         self.folder = Path(settings.output) / SAMPLES
         self.told, self.pipeline = told, pipeline
@@ -97,7 +99,7 @@ class ValidationSamples:
                 told(f"validation samples: {line}")
         task = dataclasses.replace(request.task, run=self._made)
         self.session = Session(dataclasses.replace(request, task=task), pipeline=pipeline)
-        self.texts = Texts(pipeline)
+        self.texts = Texts(pipeline, live)
         self._given: dict[str, Any] = {}
 
     def encode(self) -> None:

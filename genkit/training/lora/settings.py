@@ -32,6 +32,7 @@ from genkit.training.lora.groups import (
     OptimizationSettings,
     ValidationSettings,
 )
+from genkit.training.lora.words.settings import WordSettings, check_words
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class LoraSettings(
     LossSettings,
     OptimizationSettings,
     DataSettings,
+    WordSettings,
     MixSettings,
     AdapterSettings,
     ModelSettings,
@@ -67,6 +69,7 @@ class LoraSettings(
             )
         self._check_adapter()
         self._check_effects()
+        check_words(self)
         if self.min_level >= self.max_level:
             raise UsageError(f"--min-level {self.min_level:g} must be below --max-level {self.max_level:g}")
         if self.validation_images and len(self.validation_images) != len(self.validation_prompts):

@@ -23,10 +23,12 @@ class Texts:
 
     Args:
         pipeline: with its text encoders, before anything is patched.
+        live: nothing is kept, as the text encoders learn.
     """
 
-    def __init__(self, pipeline: Any):
+    def __init__(self, pipeline: Any, live: bool = False):
         self.pipeline = pipeline
+        self._live = live
         self._known: dict[str, Any] = {}
         self._whole = True
 
@@ -34,7 +36,7 @@ class Texts:
     def kept(self) -> Iterator[None]:
         """Within the block the pipeline's ``encode_prompt`` answers from what it has returned before."""
         own = getattr(self.pipeline, ENCODE, None)
-        if own is None:
+        if own is None or self._live:
             self._whole = False
             yield
             return
