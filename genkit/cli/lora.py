@@ -146,11 +146,13 @@ def convert(
     from genkit.lora.contents import read_lora
     from genkit.lora.convert import check_output
     from genkit.lora.convert import convert as written
+    from genkit.lora.words import copy_words
 
     precision = _dtype(dtype)
     source = _plain(file).path
     check_output(output, [source], force)
     found = read_lora(source, family)
+    copy_words([(found.path, found.facts)], output)
     written(found, to, output, precision)
     _tell(output, {"from": found.form, "to": to, "modules": len(found.pairs)}, json)
 
@@ -187,6 +189,7 @@ def merge(
         return
     from genkit.lora.convert import check_output
     from genkit.lora.merge import merge as merged
+    from genkit.lora.words import copy_words
 
     smaller = _smaller(rank, error)
     precision = _dtype(dtype)
@@ -194,7 +197,9 @@ def merge(
     if named is not None:
         raise UsageError(f"{named.path.name}:{named.part}: a part is named with --into only")
     check_output(output, [lora.path for lora in loras], force)
-    made = merged([(read_lora(lora.path, family), lora.strength) for lora in loras], *smaller, different_bases)
+    read = [(read_lora(lora.path, family), lora.strength) for lora in loras]
+    made = merged(read, *smaller, different_bases)
+    copy_words([(contents.path, contents.facts) for contents, _ in read], output)
     _write(made, output, precision, json)
 
 
@@ -213,12 +218,16 @@ def resize(
     from genkit.lora.contents import read_lora
     from genkit.lora.convert import check_output, made_of
     from genkit.lora.merge import resize as resized
+    from genkit.lora.words import copy_words
 
     smaller = _smaller(rank, error, "resizing")
     precision = _dtype(dtype)
     source = _plain(file).path
     check_output(output, [source], force)
-    _write(resized(made_of(read_lora(source, family), "resize"), *smaller), output, precision, json)
+    found = read_lora(source, family)
+    made = resized(made_of(found, "resize"), *smaller)
+    copy_words([(found.path, found.facts)], output)
+    _write(made, output, precision, json)
 
 
 @app.command("extract")

@@ -46,6 +46,11 @@ def fold(files: Sequence[tuple[Contents, float, str | None]], folder: Path, outp
     changes: dict[str, Changes] = {}
     biases: dict[str, Changes] = {}
     for contents, strength, part in files:
+        if contents.facts is not None and contents.facts.words:
+            raise UnsupportedError(
+                f"{place(contents.path)} brings words of its own ({', '.join(contents.facts.words)}), which a model's "
+                "weights have no place for; load it as a LoRA instead"
+            )
         for target, module, pair in _placed(contents, part, parts):
             key = _key(contents, parts[target], module, pair, "weight")
             changes.setdefault(target, {}).setdefault(key, []).append((pair, strength))

@@ -13,6 +13,7 @@ from genkit.lora.info import source_of
 from genkit.lora.keys import short
 from genkit.lora.lowrank import Cut, cut, norm, relative
 from genkit.lora.pair import Pair
+from genkit.lora.words import words_of
 from genkit.reading.files import place
 
 Pairs = dict[tuple[str, str], Pair]
@@ -169,6 +170,7 @@ def _merged_facts(files: Sequence[tuple[Contents, float]], families: tuple[str, 
         alike["attention_known"] = False
     return Facts(
         made_by="merge",
+        words=words_of([(contents.path, contents.facts) for contents, _ in files]),
         family=families[0] if len(families) == 1 else None,
         sources=[source_of(contents.path, strength) for contents, strength in files],
         **alike,

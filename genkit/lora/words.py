@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +55,35 @@ def word_files(lora: Path, facts: Facts | None) -> dict[str, Path]:
             raise ArtifactError(f"{place(path)} is not the embedding of {shown(word)} that {place(lora)} tells of")
         found[word] = path
     return found
+
+
+def words_of(files: Sequence[tuple[Path, Facts | None]]) -> dict[str, str]:
+    """The words of several LoRAs with their text encoders, for one file that is made of them.
+
+    Raises:
+        ArtifactError: two of them bring one word.
+    """
+    found: dict[str, str] = {}
+    for path, facts in files:
+        for word, part in ({} if facts is None else facts.words).items():
+            if word in found:
+                raise ArtifactError(f"{place(path)} brings the word {shown(word)}, as another of the files does")
+            found[word] = part
+    return found
+
+
+def copy_words(files: Sequence[tuple[Path, Facts | None]], output: Path) -> None:
+    """Put the words of LoRAs beside a file that is made of them.
+
+    Raises:
+        ArtifactError: a word's file that is not there.
+    """
+    with Files() as pending:
+        for path, facts in files:
+            for source in word_files(path, facts).values():
+                target = output.parent / WORDS / source.name
+                if target.resolve() != source.resolve():
+                    shutil.copyfile(source, pending.new(target))
 
 
 def load_words(pipeline: Any, lora: Path, facts: Facts | None) -> None:

@@ -293,3 +293,37 @@ def test_options_begin_as_the_settings_do():
     assert (options.threshold, options.ssim, options.update_steps) == (
         fields["attention_threshold"], fields["mask_ssim_threshold"], fields["mask_update_steps"],
     )  # fmt: skip
+
+
+def test_a_transformer_with_joint_attention_learns_words_of_its_t5(tiny_flux, data, cache, tmp_path):
+    """Without a first token that says nothing, the background is what no word looks at, and has no loss."""
+    given = {"caption_extension": ".none", "caption": "a <p> and a <q> on red", "prior_prompts": ["red"]}
+    given["learn_words"] = {"a <p>": "circle", "a <q>": "square"}
+    run = Run.open(settings(tiny_flux, data, cache, tmp_path / "flux", max_train_steps=2, **given), lambda line: None)
+    assert all("add_" in path for path in run.adapter.targets)
+    before = run.task.table.rows.detach().clone()
+    run.go()
+    assert run.task.masks.any() and not torch.equal(run.task.table.rows, before)
+    pipe = genkit.load(str(tiny_flux), "float32", "cpu")
+    genkit.load_lora(pipe, tmp_path / "flux")
+    number = pipe.tokenizer_2.convert_tokens_to_ids("<q>")
+    assert torch.equal(pipe.text_encoder_2.get_input_embeddings().weight[number], run.task.table.rows[1])
+
+
+def test_files_made_of_a_lora_keep_its_words(trained, tiny_sd, tmp_path):
+    from genkit.cli.lora import convert, merge, resize
+    from genkit.lora.contents import read_lora
+    from genkit.lora.fold import fold
+
+    output, _ = trained
+    source = output / NAMED
+    resize(str(source), tmp_path / "small" / "lora.safetensors", rank="1")
+    convert(str(source), "kohya", tmp_path / "other" / "lora.safetensors")
+    for name in ("small", "other"):
+        pipe = genkit.load(str(tiny_sd), "float32", "cpu")
+        genkit.load_lora(pipe, tmp_path / name / "lora.safetensors")
+        assert {"<p>", "<q>"} <= pipe.tokenizer.get_vocab().keys()
+    with pytest.raises(ArtifactError, match="another of the files"):
+        merge([str(source), str(source)], tmp_path / "both.safetensors")
+    with pytest.raises(UnsupportedError, match="load it as a LoRA"):
+        fold([(read_lora(source), 1.0, None)], tiny_sd, tmp_path / "model")

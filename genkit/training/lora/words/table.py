@@ -35,7 +35,14 @@ class WordTable(nn.Module):
         tokenizer.add_tokens(list(words))
         self._ids = tuple(int(number) for number in tokenizer.convert_tokens_to_ids(list(words)))
         known = dict(zip(self._ids, starts, strict=True))
-        layer: nn.Module = encoder.get_input_embeddings()
+        weight = encoder.get_input_embeddings().weight
+        for layer in encoder.modules():
+            # T5 reads through a second layer that shares the table.
+            if isinstance(layer, nn.Embedding) and layer.weight is weight:
+                self._put_on(layer, known)
+
+    def _put_on(self, layer: nn.Module, known: dict[int, int]) -> None:
+        """Answer for one layer; ``known``: number of a new word -> that of the word it begins with."""
         asked: list[torch.Tensor] = []
 
         def with_known(module: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
