@@ -27,7 +27,11 @@ def facts_of(lora: Lora) -> Facts | None:
 def taught_by(loras: Sequence[Lora]) -> set[str]:
     """The words that LoRA files say they were trained on and their models did not know, in small letters."""
     told = [facts for facts in map(facts_of, loras) if facts is not None]
-    return {word for facts in told for word in (*facts.new_words, *(facts.trigger_word or "").lower().split())}
+    return {
+        word
+        for facts in told
+        for word in (*facts.new_words, *map(str.lower, facts.words), *(facts.trigger_word or "").lower().split())
+    }
 
 
 def from_loras(settings: AttentionSettings, loras: Sequence[Lora]) -> tuple[AttentionSettings, list[str]]:
