@@ -8,12 +8,18 @@ from pathlib import Path
 import numpy as np
 
 from genkit.media.images import write_png
+from genkit.media.video import write_mp4
+from genkit.world.caption import caption
 from genkit.world.picture_caption import picture_caption
 from genkit.world.picture_render import render_picture
 from genkit.world.picture_scene import Picture, PictureActor, Placement
+from genkit.world.render import render_clip
+from genkit.world.scene import Actor, Scene, lay_out
 
 #: Pixels along a side; the shipped models of pictures were trained at it.
 SIDE = 128
+#: Of the clip.
+FRAMES, FPS = 25, 8
 
 
 @dataclass(frozen=True)
@@ -57,11 +63,11 @@ def draw(folder: Path) -> list[Example]:
     return found
 
 
-def draw_mask(folder: Path) -> Path:
-    """A mask that covers the middle of an example."""
-    mask = np.zeros((SIDE, SIDE, 3), np.uint8)
-    margin = SIDE // 6
-    mask[margin:-margin, margin:-margin] = 255
-    path = folder / "mask-middle.png"
-    write_png(path, mask)
-    return path
+def draw_clip(folder: Path) -> Example:
+    """Draw a clip with a change of its colour; the shipped model of videos knows what it shows."""
+    scenes = [Scene((Actor(colour, "circle", motion="right"),), "white") for colour in ("red", "blue")]
+    tracks = lay_out(scenes[0], FRAMES, SIDE, SIDE, np.random.default_rng(0))
+    path = folder / "red-circle-moves-right.mp4"
+    write_mp4(path, render_clip(scenes[0], tracks, SIDE, SIDE), FPS)
+    before, after = map(caption, scenes)
+    return Example(path, before, after, "colour")

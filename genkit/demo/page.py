@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +13,22 @@ from genkit.demo.engine.desk import Desk
 from genkit.demo.engine.messages import told
 from genkit.demo.engine.pictures import UPLOAD
 from genkit.demo.engine.visitors import Entry, Visitor, Visitors
-from genkit.demo.examples import draw
+from genkit.demo.examples import draw, draw_clip
 from genkit.demo.options import Offer
 from genkit.demo.tabs.base import Tab
 from genkit.demo.tabs.compare import Compare
+from genkit.demo.tabs.consistent import Consistent
 from genkit.demo.tabs.edit import Edit
 from genkit.demo.tabs.generate import Generate
 from genkit.demo.tabs.inpaint import Inpaint
+from genkit.demo.tabs.stage import QUEUED
 from genkit.demo.tabs.style import Style
 from genkit.demo.tabs.train import Train
 from genkit.errors import GenkitError, UsageError
 from genkit.media.files import read_settings
 
 #: In their order on the page.
-TABS: tuple[type[Tab], ...] = (Generate, Edit, Inpaint, Style, Compare, Train)
+TABS: tuple[type[Tab], ...] = (Generate, Edit, Inpaint, Style, Consistent, Compare, Train)
 TITLE = "genkit"
 #: Folder, in the server's, where Gradio puts uploads and what it shows.
 UPLOADS = "gradio"
@@ -45,6 +48,7 @@ class Page:
         self.offer, self.visitors, self.desk = offer, visitors, desk
         self.uploads = (offer.root / UPLOADS,)
         self.examples = draw(offer.root / UPLOADS / "examples")
+        self.clip = draw_clip(offer.root / UPLOADS / "examples")
         self.blocks = Blocks(title=TITLE, analytics_enabled=False, delete_cache=(600, 3600))
         with self.blocks:
             self._build()
@@ -88,6 +92,12 @@ class Page:
         selected = gr.update(selected=job.tab) if job is not None and job.tab else gr.skip()
         return visitor.token, visitor.token, self.gallery_of(visitor), selected, *self.lora_choices(visitor).values()
 
+    def visitor_of(self, token: str | None, request: gr.Request) -> Visitor:
+        """Who asks: the name that the page knows, or else the session of a program. Those who come through the server
+        for language models share one session, and are strangers every time."""
+        shared = request.headers.get("x-gradio-user") == "mcp"
+        return self.visitors.of(token or (None if shared else self.visitors.name_of(request.session_hash)))
+
     def lora_fields(self) -> list[Any]:
         """The choosers of LoRAs of the tabs that are built."""
         return [tab.form["lora"] for tab in self.tabs if "lora" in tab.form]
@@ -122,10 +132,11 @@ class Page:
         forms = [component for tab in self.tabs for component in tab.form.values()]
         private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "queue": False}
         self.gallery.select(self._chosen, self.visitor, [chosen, tools, edit, inpaint, file], **private)
-        again.click(self._settings_of, [self.visitor, chosen], [self.strip, *forms], **private)
-        edit.click(self._edit_it, [self.visitor, chosen], [self.strip, *forms], **private)
-        inpaint.click(self._inpaint_it, [self.visitor, chosen], [self.strip, *forms], **private)
-        opened.upload(self._opened, opened, [self.strip, *forms], **private)
+        told = private | QUEUED
+        again.click(self._settings_of, [self.visitor, chosen], [self.strip, *forms], **told)
+        edit.click(self._taken("edit"), [self.visitor, chosen], [self.strip, *forms], **told)
+        inpaint.click(self._taken("inpaint"), [self.visitor, chosen], [self.strip, *forms], **told)
+        opened.upload(self._opened, opened, [self.strip, *forms], **told)
 
     def _chosen(self, token: str | None, event: gr.SelectData) -> list[Any]:
         """A result was chosen: what can be done with it."""
@@ -149,19 +160,14 @@ class Page:
     def _settings_of(self, token: str | None, name: Any) -> dict[Any, Any]:
         return self._restored(self._entry(token, name))
 
-    def _edit_it(self, token: str | None, name: Any) -> dict[Any, Any]:
-        entry, form = self._entry(token, name), self._tab("edit").form
-        moving = entry.path.suffix != ".png"
-        shown = {form["clip" if moving else "image"]: gr.update(value=str(entry.path), visible=True)}
-        hidden = {form["image" if moving else "clip"]: gr.update(visible=False)}
-        model = {form["model"]: entry.settings["model"]} if moving or "model" in entry.settings else {}
-        return {self.strip: gr.update(selected="edit"), **shown, **hidden, **model,
-                form["source_prompt"]: entry.settings.get("prompt")}  # fmt: skip
+    def _taken(self, tab: str) -> Callable[[str | None, Any], dict[Any, Any]]:
+        """Open a tab with a chosen result as its input."""
 
-    def _inpaint_it(self, token: str | None, name: Any) -> dict[Any, Any]:
-        path = str(self._entry(token, name).path)
-        canvas = {"background": path, "layers": [], "composite": path}
-        return {self.strip: gr.update(selected="inpaint"), self._tab("inpaint").form["canvas"]: canvas}
+        def taken(token: str | None, name: Any) -> dict[Any, Any]:
+            entry, to = self._entry(token, name), self._tab(tab)
+            return {self.strip: gr.update(selected=tab), **to.take_in(entry.path, entry.settings)}
+
+        return taken
 
     def _restored(self, entry: Entry) -> dict[Any, Any]:
         tab = self._tab(entry.command)

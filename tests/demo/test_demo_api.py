@@ -28,12 +28,12 @@ SOME = (
 
 
 @pytest.fixture(scope="module")
-def server(tiny_sd):
+def server(tiny_sd, tiny_wan):
     lines = []
     handler = logging.Handler()
     handler.emit = lambda record: lines.append(record)
     logging.getLogger().addHandler(handler)
-    with running(partial(make_offer, models=[str(tiny_sd)], device="cpu"), Address(port=0)) as blocks:
+    with running(partial(make_offer, models=[str(tiny_sd), str(tiny_wan)], device="cpu"), Address(port=0)) as blocks:
         yield blocks, lines
     logging.getLogger().removeHandler(handler)
 
@@ -71,9 +71,39 @@ def test_everybody_gets_their_own_picture(server, tiny_sd):
     assert found["rounds"][0]["answered"] == 6 and found["mixed up"] == []
 
 
+def test_a_video_is_generated_and_edited(client, tiny_wan):
+    from gradio_client import handle_file
+
+    short = {"model": str(tiny_wan), "steps": "1"}
+    made = client.predict(api_name="/generate", prompt="a", width="32", height="32", num_frames="5", **short)
+    video = next(each for each in made if str(_file(each)).endswith(".mp4"))
+    edited = client.predict(api_name="/edit", clip=handle_file(_file(video)), source_prompt="a", prompt="b", **short)
+    assert [str(_file(each)).endswith(".mp4") for each in edited].count(True) >= 2  # before and after
+    assert any("like the input, all pixels" in str(each) or "every pixel equal" in str(each) for each in edited)
+
+
+def _file(answer):
+    value = answer.get("value", answer.get("video", answer)) if isinstance(answer, dict) else answer
+    return value.get("video", value.get("path", "")) if isinstance(value, dict) else value
+
+
+def test_scenes_and_variants_are_answered_all_together(client, tiny_sd):
+    short = {"model": str(tiny_sd), "steps": "1", "width": "32", "height": "32"}
+    scenes = "a red circle on blue\na red circle on black"
+    made = client.predict(api_name="/consistent", subjects="a red circle", scenes=scenes, **short)
+    assert ["a red circle on blue", "a red circle on black"] in [_captions(each) for each in made]
+    made = client.predict(api_name="/generate", prompt="a", variants=2, seed=4, keep_seed=True, **short)
+    assert ["seed 4", "seed 5"] in [_captions(each) for each in made]
+
+
+def _captions(answer):
+    value = answer.get("value") if isinstance(answer, dict) else answer
+    return [each.get("caption") for each in value] if isinstance(value, list) and value else None
+
+
 def test_functions_are_named_and_their_parameters_too(client):
     told = client.view_api(return_format="dict")["named_endpoints"]
-    assert set(told) == {"/generate", "/edit", "/inpaint", "/style", "/compare", "/train"}
+    assert set(told) == {"/generate", "/edit", "/inpaint", "/style", "/consistent", "/compare", "/train"}
     names = [each["parameter_name"] for each in told["/edit"]["parameters"]]
     assert names[:5] == ["image", "clip", "source_prompt", "prompt", "preset"] and "token" not in names
 
@@ -91,6 +121,44 @@ def test_a_password_is_asked_for_and_others_are_told_when_the_network_is_let_in(
         with pytest.raises(UsageError, match="NAME:PASSWORD") as told:
             Address.of("127.0.0.1", 1, wrong)
         assert "secret" not in str(told.value)
+
+
+def test_nobody_gets_in_without_the_password():
+    import httpx
+    from gradio_client import Client
+
+    with running(partial(make_offer, device="cpu"), Address(port=0, auth=("me", "secret"))) as blocks:
+        for route in ("config", "gradio_api/info", "gradio_api/call/generate"):
+            assert httpx.get(blocks.local_url + route).status_code in (401, 405), route
+        asked = httpx.post(f"{blocks.local_url}gradio_api/call/generate", json={"data": []})
+        assert asked.status_code == 401
+        with pytest.raises(Exception, match="[Ii]ncorrect credentials|401|[Ll]ogin"):
+            Client(blocks.local_url, auth=("me", "wrong"), verbose=False)
+        told = Client(blocks.local_url, auth=("me", "secret"), verbose=False).view_api(return_format="dict")
+        assert "/generate" in told["named_endpoints"]
+
+
+def test_language_models_are_served_the_tabs_as_tools(tiny_sd):
+    pytest.importorskip("mcp", reason='serving language models needs pip install "gradio[mcp]"')
+    import asyncio
+
+    from mcp import ClientSession
+    from mcp.client.streamable_http import streamablehttp_client
+
+    async def ask(url):
+        async with streamablehttp_client(url) as (read, write, _), ClientSession(read, write) as session:
+            await session.initialize()
+            tools = (await session.list_tools()).tools
+            given = {"prompt": "a", "model": str(tiny_sd), "width": "32", "height": "32", "variants": 1}
+            right = await session.call_tool("generate", given | {"steps": "1"})
+            wrong = await session.call_tool("generate", given | {"steps": "nan"})
+            return {each.name for each in tools}, right, wrong
+
+    with running(partial(make_offer, models=[str(tiny_sd)], device="cpu"), Address(port=0), mcp=True) as blocks:
+        names, right, wrong = asyncio.run(ask(f"{blocks.local_url}gradio_api/mcp/"))
+    assert names == {"generate", "edit", "inpaint", "style", "consistent", "compare", "train"}
+    assert not right.isError and "gradio_api/file=" in str(right.content) and ".png" in str(right.content)
+    assert wrong.isError and "Steps" in str(wrong.content)
 
 
 def test_a_machine_too_busy_for_gradios_own_look_at_the_page_still_serves_it(monkeypatch):

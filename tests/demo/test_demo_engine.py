@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,13 +12,16 @@ from PIL import Image
 
 from genkit.demo.engine import desk as desk_module
 from genkit.demo.engine.desk import Desk
-from genkit.demo.engine.difference import heat, psnr
+from genkit.demo.engine.difference import heat
 from genkit.demo.engine.job import Job
+from genkit.demo.engine.kept import kept
 from genkit.demo.engine.messages import for_visitor, told
-from genkit.demo.engine.pictures import take
+from genkit.demo.engine.pictures import marked, take
 from genkit.demo.engine.preview import Preview, pattern
 from genkit.demo.engine.visitors import KEPT, Entry, Visitors
 from genkit.errors import ArtifactError, UsageError
+from genkit.evaluation.metrics import psnr, ssim
+from genkit.media.canvas import Mask
 from genkit.media.files import read_settings
 from genkit.pipelines.load import load
 from genkit.pipelines.settings import GenerateSettings
@@ -52,6 +56,10 @@ def test_a_visitor_is_known_by_a_secret_name_and_nobody_by_a_wrong_one(visitors)
     for wrong in ("", "0" * 32, first.token.upper() + "x", "../" + first.token, 7, None):
         assert visitors.of(wrong) is not first
     assert first.folder.stat().st_mode & 0o077 == 0
+    program = visitors.name_of("a session")
+    assert visitors.of(program) is visitors.of(visitors.name_of("a session")) is not first
+    assert visitors.of(program).token == program != visitors.name_of("another")
+    assert program != Visitors(visitors.root).name_of("a session")  # nobody computes it elsewhere
 
 
 def test_a_visitor_expires_with_all_files_unless_something_is_being_made(tmp_path):
@@ -130,6 +138,7 @@ def test_watchers_see_every_state_or_the_newest_and_the_end():
 
 def test_messages_name_what_the_page_shows_and_never_a_fault_inside():
     assert for_visitor("--guidance-scale: got 0, allowed: 1 to 2") == "“Guidance”: got 0, allowed: 1 to 2"
+    assert for_visitor("the mask genkit-46d62d45744c03cf.png has 9 pixels") == "The mask has 9 pixels"
     assert "secret" not in told(RuntimeError("secret"))
     assert len(told(UsageError("x" * 5000))) < 500
 
@@ -226,10 +235,35 @@ def test_a_second_request_of_a_visitor_stops_the_first_wherever_it_is(desk, visi
     assert len(visitor.entries) == 1
 
 
-def test_the_difference_is_dark_where_nothing_changed_and_infinite_for_equal_frames():
+def test_what_stayed_is_counted_outside_the_mask_and_measured_on_all_pixels_without_one():
+    before = np.random.default_rng(0).integers(0, 256, (1, 16, 16, 3), np.uint8)
+    after, inside = before.copy(), np.zeros((16, 16), bool)
+    inside[:4] = True
+    after[0, :4] ^= 255
+    painted = SimpleNamespace(picture=before[0], mask=Mask(inside))
+    assert kept(painted, after) == {"outside the mask": "all 192 pixels equal"}
+    after[0, 9, 9, 1] ^= 1
+    assert kept(painted, after) == {"outside the mask": "1 of 192 pixels differ"}
+    edited = SimpleNamespace(frames=before)
+    measured = kept(edited, after)["like the input, all pixels"]
+    assert measured == f"PSNR {psnr(before, after):.1f} dB, SSIM {ssim(before, after):.2f}"
+    assert kept(edited, before) == {"like the input": "every pixel equal"}
+    assert kept(edited, after[:, :8]) == kept(None, after) == {}
+
+
+def test_the_mask_is_shown_in_the_colour_of_the_brush_and_the_rest_grey():
+    picture = np.full((8, 8, 3), (220, 30, 30), np.uint8)
+    inside = np.zeros((8, 8), bool)
+    inside[:, :4] = True
+    shown = marked(picture, Mask(inside)).astype(int)
+    assert np.ptp(shown[0, 7]) < 30 < np.ptp(shown[0, 0])
+    between = marked(picture, Mask(inside, feather=3)).astype(int)
+    assert np.array_equal(between[0, 7], shown[0, 7]) and not np.array_equal(between[0, 3], shown[0, 3])
+
+
+def test_the_difference_is_dark_where_nothing_changed():
     frames = np.zeros((2, 4, 4, 3), np.uint8)
     other = frames.copy()
     other[:, 1, 1] = 255
     shown = heat(frames, other)
     assert shown[1, 1].sum() > 600 and shown[0, 0].sum() < 60
-    assert np.isinf(psnr(frames, frames)) and 0 < psnr(frames, other) < 20

@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from genkit.demo.engine.job import DECODING, DONE, FAILED, LOADING, QUEUED, STEPS, STOPPED, WAITING, Job
+from genkit.demo.engine.kept import kept
 from genkit.demo.engine.messages import for_visitor, told
 from genkit.demo.engine.preview import Preview
 from genkit.demo.engine.visitors import Entry, Visitor
@@ -38,11 +39,13 @@ class Finished:
         path: the file, with its settings inside.
         result: frames, sound, seconds, report.
         command: the subcommand that makes such outputs.
+        kept: how much of its input is still there, see :func:`genkit.demo.engine.kept.kept`.
     """
 
     path: Path
     result: Result
     command: str
+    kept: Mapping[str, str] = field(default_factory=dict)
 
 
 class Worker:
@@ -171,7 +174,7 @@ def write(visitor: Visitor, result: Result, request: Request) -> Finished:
     result.write(path)
     command, settings = request.task.command, result.record["settings"]
     visitor.keep(Entry(path, caption_of(settings, result.seconds), command, settings))
-    return Finished(path, result, command)
+    return Finished(path, result, command, kept(request.inputs, result.frames))
 
 
 def caption_of(settings: dict[str, Any], seconds: float) -> str:

@@ -17,9 +17,3 @@ def heat(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     low = np.minimum(level.astype(int), len(_RAMP) - 2)
     share = (level - low)[..., None]
     return (_RAMP[low] * (1 - share) + _RAMP[low + 1] * share).round().astype(np.uint8)
-
-
-def psnr(first: np.ndarray, second: np.ndarray) -> float:
-    """Peak signal-to-noise ratio of two results (T, H, W, 3) uint8, in dB; infinite for equal ones."""
-    error = np.mean((first.astype(np.float64) - second.astype(np.float64)) ** 2)
-    return float("inf") if error == 0 else float(10 * np.log10(255.0**2 / error))

@@ -14,13 +14,18 @@ _FIELD = re.compile(rf"^([a-z][a-z_]*) in {ORIGIN}")
 #: Folders of the server's files begin so; where they lie is nobody's business.
 FOLDER = "genkit-demo-"
 _PLACE = re.compile(rf"/[^\s'\"]*{FOLDER}[^\s'\"]*/")
+#: Names of files that the server gave, which say nothing to a visitor.
+_NAMED = re.compile(r"\b(mask|picture|clip|image) genkit-[0-9a-f]{16}\.\w+")
+_MADE = re.compile(r"genkit-[0-9a-f]{16}\.\w+")
 _FLAG = re.compile(r"--([a-z][a-z-]*)(?![\w-])")
 #: What the page calls settings by.
 LABELS = {
     "prompt": "Prompt", "negative-prompt": "What to avoid", "steps": "Steps", "guidance-scale": "Guidance",
     "attention": "Attention", "attention-args": "Settings of the method", "schedule": "Where it applies",
     "lora": "LoRA", "model": "Model", "image": "Picture", "mask": "Mask", "style": "Style picture",
-    "num-frames": "Frames", "num-videos": "Variants", "source-prompt": "What the picture shows", "output": "Output",
+    "num-frames": "Frames", "num-videos": "Variants", "source-prompt": "What the picture shows",
+    "preset": "Kind of change", "subject": "Who appears", "scene": "Scenes", "box": "Where they are",
+    "mask-grow": "Grow the mask", "mask-invert": "Swap inside and outside", "output": "Output",
 }  # fmt: skip
 
 
@@ -32,7 +37,7 @@ def label(name: str) -> str:
 
 def for_visitor(text: str) -> str:
     """A message with the page's names for settings in place of flags, short enough for a box."""
-    text = _PLACE.sub("", text)
+    text = _MADE.sub("the file", _NAMED.sub(r"\1", _PLACE.sub("", text)))
     plain = _FIELD.sub(lambda found: label(found[1]), escaped(text))
     plain = _FLAG.sub(lambda found: f"“{label(found[1])}”", plain)
     return shortened(plain[:1].upper() + plain[1:], LONGEST)

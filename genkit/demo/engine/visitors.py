@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import re
 import secrets
 import shutil
@@ -49,6 +50,7 @@ class Visitor:
         entries: what it made, the newest last.
         job: what is being made for it, or was last.
         loras: files that it trained, by the name it gave them.
+        picks: of every tab the results of its last run, and which of them is shown.
         touched: when it was last heard of.
     """
 
@@ -57,6 +59,7 @@ class Visitor:
     entries: list[Entry] = field(default_factory=list)
     job: Job | None = None
     loras: dict[str, Path] = field(default_factory=dict)
+    picks: dict[str, dict[str, Any]] = field(default_factory=dict)
     touched: float = 0.0
 
     def new_file(self, suffix: str) -> Path:
@@ -98,24 +101,32 @@ class Visitors:
     ):
         self.root, self.expires, self.most = root, expires, most
         self._clock = clock
+        self._secret = secrets.token_bytes(32)
         self._known: dict[str, Visitor] = {}
         self._lock = threading.Lock()
 
     def of(self, token: str | None) -> Visitor:
-        """The visitor of a secret name; a new one for a name that is unknown, expired or malformed."""
+        """The visitor of a secret name; a new one of that name where it is unknown or expired, of another name where it
+        is malformed."""
         with self._lock:
             self._forget_expired()
-            found = self._known.get(token) if isinstance(token, str) and _TOKEN.fullmatch(token) else None
+            named = isinstance(token, str) and _TOKEN.fullmatch(token)
+            found = self._known.get(token) if named else None  # type: ignore[arg-type]
             if found is None:
-                found = self._new()
+                found = self._new(token if named else secrets.token_hex(16))  # type: ignore[arg-type]
             found.touched = self._clock()
             return found
 
-    def _new(self) -> Visitor:
+    def name_of(self, session: str | None) -> str | None:
+        """The secret name of a session of programs, which keep none themselves; None for None."""
+        if session is None:
+            return None
+        return hmac.digest(self._secret, session.encode("utf-8", "replace"), "sha256").hex()[:32]
+
+    def _new(self, token: str) -> Visitor:
         idle = [each for each in self._known.values() if not _busy(each)]
         if len(self._known) >= self.most and idle:
             self._forget(min(idle, key=lambda each: each.touched))
-        token = secrets.token_hex(16)
         folder = self.root / f"visitor-{secrets.token_hex(16)}"
         folder.mkdir(mode=0o700)
         self._known[token] = Visitor(token, folder)

@@ -81,5 +81,6 @@ def css() -> str:
 
 @cache
 def head() -> str:
-    """What goes into the page's head: its script."""
-    return f"<script>\n{(_HERE / 'page.js').read_text(encoding='utf-8')}\n</script>"
+    """What goes into the page's head: its script, and the frame's style sheet."""
+    script, frame = ((_HERE / name).read_text(encoding="utf-8") for name in ("page.js", "frame.css"))
+    return f"<script>\n{script}\n</script>\n<style>\n{frame}\n</style>"

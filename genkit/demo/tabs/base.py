@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from genkit.demo.engine.job import DONE, FAILED, Job, State
-from genkit.demo.engine.messages import told
+from genkit.demo.engine.messages import ORIGIN, told
 from genkit.demo.engine.visitors import Visitor
 from genkit.demo.options import attention_settings
 from genkit.demo.tabs import show
-from genkit.demo.tabs.fields import new_seed
+from genkit.demo.tabs.fields import MOST, new_seed
 from genkit.demo.tabs.sent import received
+from genkit.demo.tabs.stage import Stage, TakeIn
 from genkit.errors import GenkitError, UsageError, explain
 from genkit.pipelines.request import Settings
 
@@ -40,11 +41,14 @@ class Tab(ABC):
     name: str
     title: str
     lead: str
+    #: How a run begins.
+    hint = "Press Enter in the prompt to begin."
 
     def __init__(self, page: Page):
         self.page = page
         self.form: dict[str, Any] = {}
         self.outputs: dict[str, Any] = {}
+        self.stage: Stage | None = None
 
     @abstractmethod
     def build(self) -> None:
@@ -58,13 +62,18 @@ class Tab(ABC):
             GenkitError: what is wrong with the form.
         """
 
-    @abstractmethod
     def shown(self, state: State, job: Job) -> dict[str, Any]:
         """Changes of :attr:`outputs` for a state, by name."""
+        stage = {} if self.stage is None else self.stage.shown(state, job)
+        return {"status": show.status(state), **stage}
 
     def fill(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """Values of the form for stored settings, by name; a tab that restores none gives none."""
         return {name: gr.update(value=settings[name]) for name in self.form if settings.get(name) is not None}
+
+    def take_in(self, path: Path, settings: Mapping[str, Any]) -> dict[Any, Any]:
+        """Changes of the form that make a result of a visitor its input; a tab without inputs changes nothing."""
+        return {}
 
     # What subclasses use
 
@@ -77,7 +86,13 @@ class Tab(ABC):
 
     def status(self) -> None:
         """The box that tells what happens."""
-        self.outputs["status"] = gr.HTML(show.IDLE, elem_id=f"{self.name}-status", min_height=48)
+        self.outputs["status"] = gr.HTML(show.idle(self.hint), elem_id=f"{self.name}-status", min_height=48)
+
+    def place(self, labels: tuple[str, str] | None = None, take_in: TakeIn | None = None) -> None:
+        """The box that tells what happens, and the place of results; see :class:`Stage`."""
+        self.status()
+        self.stage = Stage(self, labels, take_in)
+        self.outputs |= self.stage.build()
 
     def wire(self, go: gr.Button, halt: gr.Button, *more: Any) -> None:
         """Let a button, and Enter in ``more``, run the form, and the other button stop it.
@@ -87,8 +102,10 @@ class Tab(ABC):
             more: further events that run the form, such as ``prompt.submit``.
         """
         page = self.page
+        if self.stage is not None:
+            self.stage.wire()
         results = [each for name, each in self.outputs.items() if name != "status"]  # programs get the result first
-        outputs = [page.visitor, *results, self.outputs["status"], page.gallery, *page.lora_fields()]
+        outputs = [*results, self.outputs["status"], page.gallery, *page.lora_fields()]
         if "keep_seed" in self.form:
             outputs.append(self.form["seed"])
         run = gr.on(
@@ -104,7 +121,7 @@ class Tab(ABC):
     def _stop(self, token: str | None) -> str:
         job = self.page.visitors.of(token).job
         if job is None or job.state.ended:
-            return show.IDLE
+            return show.idle(self.hint)
         job.stop()
         return show.status(State(phase="stopped"))
 
@@ -114,13 +131,13 @@ class Tab(ABC):
         def run(request: gr.Request, token: str | None, *values: Any) -> Iterator[dict[Any, Any]]:
             sent = zip(self.form.items(), values, strict=True)
             given = {name: received(component, value, request) for (name, component), value in sent}
-            visitor = self.page.visitors.of(token)
-            yield {self.page.visitor: visitor.token, **self._drawn(given)}
+            visitor = self.page.visitor_of(token, request)
+            yield self._drawn(given) or {self.outputs["status"]: gr.skip()}
             try:
                 wanted = self.settings(given, visitor)
             except GenkitError as error:
                 yield self._placed({"status": show.status(State(FAILED, message=told(error)))})
-                raise _refusal(error) from None
+                raise refusal(error) from None
             job = self.start(visitor, wanted)
             try:
                 yield from self.follow(job, visitor)
@@ -135,7 +152,7 @@ class Tab(ABC):
         parameters.insert(0, inspect.Parameter("request", kind))
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         run.__annotations__ = {"request": gr.Request}
-        run.__doc__ = self.lead
+        run.__doc__, run.__name__ = self.lead, self.name  # language models read both
         return run
 
     def start(self, visitor: Visitor, wanted: list[Any]) -> Job:
@@ -159,6 +176,8 @@ class Tab(ABC):
                 time.sleep(wait)
                 state = job.state
             last = time.monotonic()
+            if self.stage is not None:
+                self.stage.keep(state, job, visitor)
             changes = self._placed(self.shown(state, job))
             if state.phase == DONE:
                 changes |= self.at_end(visitor)
@@ -198,6 +217,18 @@ class Tab(ABC):
             found["lora"] = self._loras(given["lora"], given.get("lora_strength"), visitor)
         return found
 
+    def several(self, kind: type[Settings], values: Mapping[str, Any], given: Mapping[str, Any]) -> list[Settings]:
+        """Settings of as many variants as a form asks for, with seeds in a row.
+
+        Raises:
+            GenkitError: values that the settings do not take, or too many variants.
+        """
+        first: Any = kind.from_mappings((ORIGIN, {**values, "num_videos": given["variants"]}))
+        if first.num_videos > MOST:
+            raise UsageError(f"Variants: got {first.num_videos}, allowed: 1 to {MOST}")
+        seed = first.seed or 0
+        return [first.replace(seed=seed + index, num_videos=1) for index in range(first.num_videos)]
+
     def _loras(self, names: Any, strength: Any, visitor: Visitor) -> tuple[str, ...]:
         known = {**self.page.offer.loras, **visitor.loras}
         found = []
@@ -213,10 +244,6 @@ def text_or_none(value: Any) -> Any:
     return None if isinstance(value, str) and not value.strip() else value
 
 
-def path_of(path: Path | None) -> str | None:
-    """A path as components take it."""
-    return None if path is None else str(path)
-
-
-def _refusal(error: GenkitError) -> gr.Error:
+def refusal(error: GenkitError) -> gr.Error:
+    """An error as a message on the page, without a traceback in the log."""
     return gr.Error(told(error), title="Please check", print_exception=False, duration=12)

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from genkit.demo.engine.job import Job, State
-from genkit.demo.engine.messages import ORIGIN
 from genkit.demo.engine.pictures import take
 from genkit.demo.engine.visitors import Visitor
 from genkit.demo.options import attentions, kind_of_model
-from genkit.demo.tabs import fields, show
+from genkit.demo.tabs import fields
 from genkit.demo.tabs.base import Tab, text_or_none
 from genkit.errors import UsageError
 from genkit.pipelines.request import Settings
@@ -55,6 +54,7 @@ class Edit(Tab):
                 )  # fmt: skip
                 self.form["model"] = model = fields.model_choice(offer, ("image", "video"), "toy-image")
                 self.form["seed"], self.form["keep_seed"] = fields.seed_row()
+                self.form["variants"] = fields.variants()
                 with gr.Accordion("More settings", open=False):
                     self.form["method"] = gr.Dropdown(
                         [SUITS, *METHODS], value=SUITS, label="Method", info=fields.help_of(kind, "method")
@@ -75,15 +75,18 @@ class Edit(Tab):
                     self.form["attention"], self.form["attention_args"], self.form["schedule"] = choice
                     self.form["lora"], self.form["lora_strength"] = fields.lora_choice(offer)
             with gr.Column(scale=6, min_width=300, elem_classes="right"):
-                self.status()
-                self.outputs |= fields.before_and_after("edit", "Before  |  after", "Before", "After")
-        examples = [
-            [str(each.path), each.caption, each.prompt, each.preset] for each in self.page.examples
-        ]  # fmt: skip
-        if "toy-image" in offer.models:
-            gr.Examples(
-                examples, [self.form[name] for name in ("image", "source_prompt", "prompt", "preset")], label="Try one"
-            )
+                self.place(("Before", "After"), self.take_in)
+        names = ("source_prompt", "prompt", "preset", "model")
+        for kind_of_input, model_name, every, title in (
+            ("image", "toy-image", self.page.examples, "Try one"),
+            ("clip", "toy-video", [self.page.clip], "Try a clip; the model of videos takes longer"),
+        ):
+            if model_name in offer.models:
+                gr.Examples(
+                    [[str(each.path), each.caption, each.prompt, each.preset, model_name] for each in every],
+                    [self.form[name] for name in (kind_of_input, *names)], label=title,
+                    elem_id=f"edit-examples-{kind_of_input}",
+                )  # fmt: skip
         model.change(
             self._model_changed, model, [self.form[name] for name in ("image", "clip", "attention")], queue=False,
             api_visibility="private", show_progress="hidden",
@@ -110,13 +113,21 @@ class Edit(Tab):
         values["method"] = None if given["method"] in (SUITS, "", None) else given["method"]
         if isinstance(given["words"], str) and given["words"].strip():
             values["words"] = tuple(word.strip() for word in given["words"].split(",") if word.strip())
-        return [EditSettings.from_mappings((ORIGIN, values))]
+        return self.several(EditSettings, values, given)
+
+    def take_in(self, path: Path, settings: Mapping[str, Any]) -> dict[Any, Any]:
+        """Changes of the form that make a result its input: the file, what it shows, and a model for its kind."""
+        form, moving = self.form, path.suffix != ".png"
+        shown = {form["clip" if moving else "image"]: gr.update(value=str(path), visible=True)}
+        hidden = {form["image" if moving else "clip"]: gr.update(visible=False)}
+        changes = {**shown, **hidden, form["source_prompt"]: settings.get("prompt")}
+        kinds = ("video",) if moving else ("image",)
+        if settings.get("model") in self.page.offer.models_of(*kinds):
+            changes[form["model"]] = settings["model"]
+        return changes
 
     def fill(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         found = super().fill({name: value for name, value in settings.items() if name not in ("image", "words")})
         if settings.get("words"):
             found["words"] = ", ".join(settings["words"])
         return found
-
-    def shown(self, state: State, job: Job) -> dict[str, Any]:
-        return fields.progress_of(state, job, show.status(state))

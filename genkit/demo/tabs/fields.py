@@ -11,58 +11,16 @@ from typing import Any
 
 import gradio as gr
 
-from genkit.demo.engine.job import DONE, Job, State
 from genkit.demo.engine.messages import label
-from genkit.demo.engine.pictures import CLIPS
 from genkit.demo.options import OWN, Offer, attentions
-from genkit.demo.tabs import show
 from genkit.pipelines.request import Settings
 from genkit.schema import RULE, Rule, hints_of, kinds
 from genkit.schema import number as parse_number
 
 #: Largest number that is drawn for a seed: it is read off the page and typed again.
 SEEDS = 2**31
-
-
-def before_and_after(name: str, both: str, first: str, second: str) -> dict[str, Any]:
-    """Places of a result beside what it was made from: a slider for pictures, two players for clips."""
-    made: dict[str, Any] = {}
-    made["slider"] = gr.ImageSlider(
-        label=both, format="png", type="filepath", interactive=False, max_height=460, elem_classes="stage",
-        elem_id=f"{name}-slider", buttons=["fullscreen"],
-    )  # fmt: skip
-    with gr.Row(elem_classes="pair", visible=False) as made["pair"]:
-        for side, title in (("before", first), ("after", second)):
-            made[side] = gr.Video(
-                label=title, interactive=False, loop=True, autoplay=True, buttons=[], elem_id=f"{name}-{side}"
-            )
-    made["facts"] = gr.HTML("", elem_id=f"{name}-facts")
-    made["file"] = gr.DownloadButton("Download with settings inside", visible=False, elem_id=f"{name}-file", size="md")
-    return made
-
-
-def compared(before: Any, after: Any) -> dict[str, Any]:
-    """Changes of :func:`before_and_after` for two files of the same kind."""
-    moving = str(after).endswith(".mp4")
-    return {
-        "slider": gr.update(visible=not moving, value=None if moving else (str(before), str(after))),
-        "pair": gr.update(visible=moving),
-        "before": str(before) if moving else None,
-        "after": str(after) if moving else None,
-    }
-
-
-def progress_of(state: State, job: Job, status: str) -> dict[str, Any]:
-    """Changes of :func:`before_and_after` while a picture or clip that was given is worked on."""
-    changes: dict[str, Any] = {"status": status}
-    before = job.wanted[0].image if job.wanted else None
-    if state.phase == DONE and state.made:
-        made = state.made[0]
-        changes |= compared(before, made.path)
-        changes |= {"facts": show.facts(made), "file": gr.update(visible=True, value=str(made.path))}
-    elif state.preview is not None and not str(before).lower().endswith(CLIPS):
-        changes["slider"] = gr.update(visible=True, value=(str(before), state.preview))
-    return changes
+#: Variants at a time.
+MOST = 4
 
 
 def rule_of(kind: type[Settings], name: str) -> Rule:
@@ -132,6 +90,11 @@ def seed_row() -> tuple[gr.Number, gr.Checkbox]:
         lock = gr.Checkbox(value=False, label="Keep", container=False, min_width=76, elem_classes="lock")
     dice.click(lambda: new_seed(), None, seed, queue=False, api_visibility="private", show_progress="hidden")
     return seed, lock
+
+
+def variants() -> gr.Slider:
+    """How many outputs one run makes."""
+    return gr.Slider(1, MOST, value=1, step=1, label="Variants", info="Outputs with seeds in a row, to choose from.")
 
 
 def new_seed() -> int:

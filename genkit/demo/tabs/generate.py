@@ -7,13 +7,10 @@ from typing import Any
 
 import gradio as gr
 
-from genkit.demo.engine.job import DONE, Job, State
-from genkit.demo.engine.messages import ORIGIN
 from genkit.demo.engine.visitors import Visitor
 from genkit.demo.options import attentions, defaults_of, kind_of_model
-from genkit.demo.tabs import fields, show
-from genkit.demo.tabs.base import Tab, path_of, text_or_none
-from genkit.errors import UsageError
+from genkit.demo.tabs import fields
+from genkit.demo.tabs.base import Tab, text_or_none
 from genkit.pipelines.request import Settings
 from genkit.pipelines.settings import GenerateSettings
 
@@ -28,8 +25,6 @@ EXAMPLES = [
 ]
 #: Frames of very small videos are written larger: video files store colour at half their size.
 SMALL, ENLARGED = 256, 2
-#: Variants at a time.
-MOST = 4
 
 
 class Generate(Tab):
@@ -52,9 +47,7 @@ class Generate(Tab):
                 likes = defaults_of(str(model.value))
                 go, halt = self.begin_row("Generate")
                 self.form["seed"], self.form["keep_seed"] = fields.seed_row()
-                self.form["variants"] = gr.Slider(
-                    1, MOST, value=1, step=1, label="Variants", info="Outputs with seeds in a row."
-                )
+                self.form["variants"] = fields.variants()
                 with gr.Accordion("More settings", open=False):
                     self.form["negative_prompt"] = fields.text(kind, "negative_prompt")
                     with gr.Row():
@@ -69,20 +62,7 @@ class Generate(Tab):
                     self.form["attention"], self.form["attention_args"], self.form["schedule"] = choice
                     self.form["lora"], self.form["lora_strength"] = fields.lora_choice(offer)
             with gr.Column(scale=6, min_width=300, elem_classes="right"):
-                self.status()
-                self.outputs["image"] = gr.Image(
-                    label="Result", format="png", interactive=False, height=460, elem_classes="stage",
-                    elem_id="generate-image", type="filepath", buttons=["fullscreen"],
-                    placeholder="### Nothing made yet\nYour picture or video appears here, and every step before it.",
-                )  # fmt: skip
-                self.outputs["video"] = gr.Video(
-                    label="Result", interactive=False, height=460, visible=False, loop=True, autoplay=True,
-                    elem_classes="stage", elem_id="generate-video", buttons=[],
-                )  # fmt: skip
-                self.outputs["facts"] = gr.HTML("", elem_id="generate-facts")
-                self.outputs["file"] = gr.DownloadButton(
-                    "Download with settings inside", visible=False, elem_id="generate-file", size="md"
-                )
+                self.place()
         examples = [each for each in EXAMPLES if each[1] in offer.models]
         if examples:
             gr.Examples(examples, [self.form["prompt"], model], label="Try one", cache_examples=False)
@@ -114,25 +94,7 @@ class Generate(Tab):
         likes = defaults_of(values["model"])
         if kind_of_model(values["model"]) != "image" and likes.get("width", SMALL) < SMALL:
             values["enlarge"] = ENLARGED
-        first = GenerateSettings.from_mappings((ORIGIN, values | {"num_videos": given["variants"]}))
-        if first.num_videos > MOST:
-            raise UsageError(f"Variants: got {first.num_videos}, allowed: 1 to {MOST}")
-        seed = first.seed or 0
-        return [first.replace(seed=seed + index, num_videos=1) for index in range(first.num_videos)]
-
-    def shown(self, state: State, job: Job) -> dict[str, Any]:
-        changes: dict[str, Any] = {"status": show.status(state)}
-        if state.made and (state.phase == DONE or state.preview is None):
-            made = state.made[0] if state.phase == DONE else state.made[-1]
-            moving = made.path.suffix != ".png"
-            changes["image"] = gr.update(visible=not moving, value=None if moving else str(made.path))
-            changes["video"] = gr.update(visible=moving, value=str(made.path) if moving else None)
-            changes["facts"] = show.facts(made)
-            changes["file"] = gr.update(visible=True, value=path_of(made.path))
-        elif state.preview is not None:
-            changes["image"] = gr.update(visible=True, value=state.preview)
-            changes["video"] = gr.update(visible=False)
-        return changes
+        return self.several(GenerateSettings, values, given)
 
 
 _NUMBERS = ("steps", "guidance_scale", "width", "height", "num_frames", "seed")

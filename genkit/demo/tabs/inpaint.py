@@ -4,25 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import gradio as gr
 
-from genkit.demo.engine.job import Job, State
 from genkit.demo.engine.messages import ORIGIN
-from genkit.demo.engine.pictures import read, sent, store_mask, take, union
+from genkit.demo.engine.pictures import PAINT, marked, read, sent, store_mask, take, union
 from genkit.demo.engine.visitors import Visitor
 from genkit.demo.options import attentions
-from genkit.demo.tabs import fields, show
-from genkit.demo.tabs.base import Tab, text_or_none
+from genkit.demo.tabs import fields
+from genkit.demo.tabs.base import Tab, refusal, text_or_none
 from genkit.demo.tabs.sent import received
-from genkit.errors import UsageError
+from genkit.demo.tabs.stage import QUEUED
+from genkit.errors import GenkitError, UsageError
+from genkit.media.canvas import Mask, read_mask
 from genkit.pipelines.request import Settings
 from genkit.pipelines.tasks.inpaint.settings import InpaintSettings
 
-#: The mask on the canvas: a colour that is seen on most pictures, nearly opaque.
-PAINT = "rgba(245, 197, 24, 0.9)"
-_NUMBERS = ("steps", "guidance_scale", "seed", "mask_grow", "feather", "context")
+#: The mask on the canvas, nearly opaque.
+BRUSH = f"rgba({', '.join(map(str, PAINT))}, 0.9)"
+#: What decides which part is made anew.
+_MASK = ("canvas", "mask", "mask_invert", "mask_grow", "feather")
+_NUMBERS = ("steps", "guidance_scale", "seed", "context")
 
 
 class Inpaint(Tab):
@@ -40,15 +44,22 @@ class Inpaint(Tab):
                     label="Picture; paint over what is made anew", sources=["upload", "clipboard"],
                     transforms=(), format="png", image_mode="RGBA", type="pil", fixed_canvas=False, height=430,
                     layers=gr.LayerOptions(allow_additional_layers=False, layers=["mask"]),
-                    brush=gr.Brush(default_size=18, colors=[PAINT], default_color=PAINT, color_mode="fixed"),
+                    brush=gr.Brush(default_size=18, colors=[BRUSH], default_color=BRUSH, color_mode="fixed"),
                     eraser=gr.Eraser(default_size=18), elem_id="inpaint-canvas", buttons=[],
                     value=self._value(str(self.page.examples[0].path)),
                 )  # fmt: skip
                 with gr.Row(elem_classes="tools"):
+                    look = gr.Button(
+                        "Show the mask", elem_classes="slim", min_width=120, size="sm", elem_id="inpaint-look"
+                    )
                     clear = gr.Button("Clear mask", elem_classes="slim", min_width=110, size="sm")
                     self.form["mask_invert"] = gr.Checkbox(
                         label="Swap inside and outside", container=False, min_width=150
                     )
+                self.seen = gr.Image(
+                    label="What is made anew", format="png", interactive=False, visible=False, height=240,
+                    elem_id="inpaint-seen", elem_classes="stage", buttons=[],
+                )  # fmt: skip
                 self.form["prompt"] = fields.text(
                     kind, "prompt", label="What appears there", lines=1, info=None, elem_id="inpaint-prompt",
                     placeholder="a blue square on a white background", value="a blue square on a white background",
@@ -56,6 +67,7 @@ class Inpaint(Tab):
                 go, halt = self.begin_row("Inpaint")
                 self.form["model"] = model = fields.model_choice(offer, ("image",), "toy-image")
                 self.form["seed"], self.form["keep_seed"] = fields.seed_row()
+                self.form["variants"] = fields.variants()
                 with gr.Accordion("A mask from a file", open=False):
                     self.form["mask"] = gr.Image(
                         label="Mask: white is made anew", sources=["upload", "clipboard"], type="filepath",
@@ -75,12 +87,15 @@ class Inpaint(Tab):
                     self.form["attention"], self.form["attention_args"], self.form["schedule"] = choice
                     self.form["lora"], self.form["lora_strength"] = fields.lora_choice(offer)
             with gr.Column(scale=6, min_width=300, elem_classes="right"):
-                self.status()
-                self.outputs |= fields.before_and_after("inpaint", "Before  |  after", "Before", "After")
-        clear.click(
-            self._cleared, canvas, canvas, queue=False, api_visibility="private", show_progress="hidden",
-            preprocess=False,
+                self.place(("Before", "After"), self.take_in)
+        quiet: dict[str, Any] = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
+        clear.click(self._cleared, canvas, [canvas, self.seen], preprocess=False, **quiet)
+        asked = [self.page.visitor, *(self.form[name] for name in _MASK)]
+        gr.on(
+            [canvas.input, *(self.form[name].change for name in _MASK[1:])], lambda: gr.update(visible=False), None,
+            self.seen, **quiet,
         )  # fmt: skip
+        look.click(self._look, asked, self.seen, preprocess=False, **quiet | QUEUED)
         model.change(
             lambda name: gr.update(choices=attentions(name), value=attentions(name)[0]), model, self.form["attention"],
             queue=False, api_visibility="private", show_progress="hidden",
@@ -102,21 +117,53 @@ class Inpaint(Tab):
             from PIL import Image
 
             background = Image.open(BytesIO(background))
-        return self._value(background)
+        return self._value(background), gr.update(visible=False, value=None)
+
+    def _look(self, request: gr.Request, token: str | None, *values: Any) -> Any:
+        """The part that would be made anew, as the canvas, the file and the settings of the mask say."""
+        visitor = self.page.visitor_of(token, request)
+        given = {name: received(self.form[name], value, request) for name, value in zip(_MASK, values, strict=True)}
+        # Copies that the visitor does not need afterwards.
+        with TemporaryDirectory(dir=visitor.folder) as folder:
+            scratch = Visitor(visitor.token, Path(folder))
+            try:
+                image = self._picture(given, scratch)
+                picture = read(image, "Picture").pixels
+                height, width = picture.shape[:2]
+                wanted = InpaintSettings.from_mappings((ORIGIN, self._mask_settings(given, scratch, height, width)))
+                mask = read_mask(
+                    str(wanted.mask), (height, width), invert=wanted.mask_invert, grow=wanted.mask_grow,
+                    feather=wanted.feather,
+                )  # fmt: skip
+            except GenkitError as error:
+                raise refusal(error) from None
+        return gr.update(visible=True, value=marked(picture, mask), label=_told(mask))
 
     def settings(self, given: Mapping[str, Any], visitor: Visitor) -> list[Settings]:
         values = self.common(given, visitor)
-        painted, roots = given["canvas"], self.page.uploads
-        if not painted or painted["background"] is None:
-            raise UsageError("give a picture first: drop or paste one on the canvas")
-        image = sent(visitor, painted["background"], "Picture", roots)
+        image = self._picture(given, visitor)
         height, width = read(image, "Picture").pixels.shape[:2]
-        values |= {"image": str(image), "mask": str(self._mask(given, visitor, height, width))}
+        values |= {"image": str(image), **self._mask_settings(given, visitor, height, width)}
         values |= fields.written(InpaintSettings, given, *_NUMBERS)
-        values["mask_invert"] = bool(given["mask_invert"]) or None
         values["negative_prompt"] = text_or_none(given["negative_prompt"])
         values["prompt"] = given["prompt"] if given["prompt"] is not None else ""
-        return [InpaintSettings.from_mappings((ORIGIN, values))]
+        return self.several(InpaintSettings, values, given)
+
+    def take_in(self, path: Path, settings: Mapping[str, Any]) -> dict[Any, Any]:
+        """Changes of the form that put a result on the canvas."""
+        return {self.form["canvas"]: self._value(str(path))}
+
+    def _picture(self, given: Mapping[str, Any], visitor: Visitor) -> Path:
+        painted = given["canvas"]
+        if not painted or painted["background"] is None:
+            raise UsageError("give a picture first: drop or paste one on the canvas")
+        return sent(visitor, painted["background"], "Picture", self.page.uploads)
+
+    def _mask_settings(self, given: Mapping[str, Any], visitor: Visitor, height: int, width: int) -> dict[str, Any]:
+        """Settings of the mask of a picture of a size."""
+        numbers = fields.written(InpaintSettings, given, "mask_grow", "feather")
+        invert = bool(given["mask_invert"]) or None
+        return numbers | {"mask": str(self._mask(given, visitor, height, width)), "mask_invert": invert}
 
     def _mask(self, given: Mapping[str, Any], visitor: Visitor, height: int, width: int) -> Path:
         """The uploaded mask, or else what was painted."""
@@ -134,5 +181,8 @@ class Inpaint(Tab):
     def fill(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         return super().fill({name: value for name, value in settings.items() if name not in ("image", "mask")})
 
-    def shown(self, state: State, job: Job) -> dict[str, Any]:
-        return fields.progress_of(state, job, show.status(state))
+
+def _told(mask: Mask) -> str:
+    """How much is made anew, and how its border is."""
+    blended = f", its border blended over {mask.feather} pixels" if mask.feather else ""
+    return f"Made anew: {mask.inside.mean():.1%} of the picture{blended}"

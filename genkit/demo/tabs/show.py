@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from html import escape
 from typing import Any
 
 from genkit.demo.engine.job import DECODING, DONE, FAILED, LOADING, QUEUED, STEPS, STOPPED, State
 from genkit.pipelines.forecast import span
 
-IDLE = '<div class="status idle" role="status"><p>Nothing runs. Press Enter in the prompt to begin.</p></div>'
+
+def idle(hint: str = "") -> str:
+    """The box as long as nothing runs; ``hint`` says how to begin."""
+    return f'<div class="status idle" role="status"><p>Nothing runs. {escape(hint)}</p></div>'
 
 
-def status(state: State | None) -> str:
+def status(state: State) -> str:
     """One box: what happens, how far it is, how long it takes, or why it failed."""
-    if state is None:
-        return IDLE
     of = f" · {state.run} of {state.runs}" if state.runs > 1 and not state.ended else ""
     left = "" if state.left is None or state.ended else f"about {span(state.left)} left"
     if state.phase == FAILED:
@@ -67,12 +69,18 @@ def facts(made: Any) -> str:
     name = getattr(settings, "attention", None) or getattr(settings, "recipe", None)
     told["attention"] = name
     told["pairs executed"] = density(result.report)
-    chips = "".join(
-        f"<span>{escape(key)} <b>{escape(str(value))}</b></span>"
-        for key, value in told.items()
-        if value not in (None, "")
-    )
+    told |= made.kept
+    given = {key: value for key, value in told.items() if value not in (None, "")}
+    chips = "".join(f"<span>{escape(key)} <b>{escape(str(value))}</b></span>" for key, value in given.items())
     return f'<div class="facts">{chips}</div>'
+
+
+def titles(every: Sequence[Any]) -> list[str]:
+    """What tells results of one run apart: their prompts, or else their seeds."""
+    prompts = [str(each.result.settings.prompt) for each in every]
+    if len(set(prompts)) > 1:
+        return prompts
+    return [f"seed {each.result.settings.seed}" for each in every]
 
 
 def density(report: dict[str, Any] | None) -> str | None:

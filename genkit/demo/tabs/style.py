@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from genkit.demo.engine.job import Job, State
 from genkit.demo.engine.messages import ORIGIN
 from genkit.demo.engine.pictures import take
 from genkit.demo.engine.visitors import Visitor
 from genkit.demo.options import attentions
-from genkit.demo.tabs import fields, show
+from genkit.demo.tabs import fields
 from genkit.demo.tabs.base import Tab, text_or_none
 from genkit.errors import UsageError
 from genkit.pipelines.request import Settings
@@ -66,8 +66,7 @@ class Style(Tab):
                     self.form["attention"], self.form["attention_args"], self.form["schedule"] = choice
                     self.form["lora"], self.form["lora_strength"] = fields.lora_choice(offer)
             with gr.Column(scale=6, min_width=300, elem_classes="right"):
-                self.status()
-                self.outputs |= fields.before_and_after("style", "Before  |  after", "Before", "After")
+                self.place(("Before", "After"), self.take_in)
         gr.Examples(
             [[str(one.path), str(other.path)] for one, other in (examples[:2], examples[1:3], examples[::2])],
             [self.form["image"], self.form["style"]], label="Try one",
@@ -93,5 +92,6 @@ class Style(Tab):
     def fill(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         return super().fill({name: value for name, value in settings.items() if name not in ("image", "style")})
 
-    def shown(self, state: State, job: Job) -> dict[str, Any]:
-        return fields.progress_of(state, job, show.status(state))
+    def take_in(self, path: Path, settings: Mapping[str, Any]) -> dict[Any, Any]:
+        """Changes of the form that make a result the picture, which the next style is transferred to."""
+        return {self.form["image"]: str(path)}

@@ -30,6 +30,7 @@ class Train(Tab):
 
     name, title = "train", "Train a LoRA"
     lead = "Teach a model something new from a few pictures or clips, and use it in the other tabs."
+    hint = "Drop pictures or clips to begin."
 
     def build(self) -> None:
         offer, kind = self.page.offer, LoraSettings

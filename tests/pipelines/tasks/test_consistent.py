@@ -12,6 +12,7 @@ from genkit.cli.main import main
 from genkit.errors import UnsupportedError, UsageError
 from genkit.pipelines.resolve import resolve
 from genkit.pipelines.tasks.consistent.settings import ConsistentSettings, parse_box
+from genkit.pipelines.tasks.consistent.task import TASK
 
 
 @pytest.fixture
@@ -95,3 +96,12 @@ def test_boxes_are_read_and_checked():
     for bad in ("", "a,b,c,d", "0,0,2,1", "inf,0,1,1"):
         with pytest.raises(UsageError, match="left,top,right,bottom"):
             parse_box(bad)
+
+
+def test_a_model_that_tells_no_size_makes_pictures_of_the_size_it_was_trained_on(tiny_sd):
+    """Without a genkit.json height and width are open; they were handed on as None."""
+    asked = ConsistentSettings(prompt="a red circle on blue", subject=("a red circle",), model=str(tiny_sd), seed=1)
+    settings = TASK.resolve(asked).settings
+    side = settings.height
+    assert isinstance(side, int) and settings.width == side
+    assert TASK.resolve(asked.replace(height=2 * side)).settings.height == 2 * side

@@ -5,11 +5,14 @@ from __future__ import annotations
 from genkit.pipelines.task import Made, Task
 from genkit.pipelines.tasks.consistent.settings import ConsistentSettings
 
+SIZE = ("height", "width")
+
 
 def resolve(settings: ConsistentSettings):
     """A request for one scene after the other; all scenes are checked at once."""
     from dataclasses import replace
 
+    from genkit.editing.hd_painter.place import native_side
     from genkit.editing.ir_diffusion.cast import Cast
     from genkit.errors import UsageError
     from genkit.pipelines.prompts import read_prompts
@@ -30,6 +33,8 @@ def resolve(settings: ConsistentSettings):
     draft = Draft(settings.replace(scene=()))
     check_model(draft.model, "consistent")
     draft.fill()
+    side = native_side(draft.model.config)
+    draft.set(**{name: side for name in SIZE if side is not None and getattr(draft.settings, name) is None})
     draft.notes += cast.told()
     request = draft.close()
     subjects: list[str] = []
@@ -62,10 +67,13 @@ def run(run) -> Made:
         if done == total and run.progress is not None:
             run.progress(DECODE, 0, 1)
 
+    # A model that tells no size is given the pipeline's own.
+    size = {name: getattr(settings, name) for name in SIZE if getattr(settings, name) is not None}
+
     def make(*, prompt, generator, negative_prompt=None, eta=None, **_):
         return IRDiffusionPipeline.from_pipe(run.pipeline)(
             list(run.request.inputs), [prompt], keywords=settings.keyword, boxes=settings.boxes,
-            height=settings.height, width=settings.width, negative_prompt=negative_prompt or "", eta=eta,
+            **size, negative_prompt=negative_prompt or "", eta=eta,
             num_inference_steps=settings.steps, guidance_scale=settings.guidance_scale, isolation=settings.isolation,
             reposition=settings.reposition, dropout=settings.dropout, text_share=settings.text_share,
             max_sequence_length=settings.max_sequence_length, generator=generator, progress=follow,
