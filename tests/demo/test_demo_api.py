@@ -96,6 +96,14 @@ def test_scenes_and_variants_are_answered_all_together(client, tiny_sd):
     assert ["seed 4", "seed 5"] in [_captions(each) for each in made]
 
 
+def test_a_style_is_transferred(client, tiny_sd, tmp_path):
+    from gradio_client import handle_file
+
+    picture = handle_file(str(script.good_picture(tmp_path, 32)))
+    made = client.predict(api_name="/style", image=picture, style=picture, model=str(tiny_sd), steps="1")
+    assert any("32 × 32" in str(each) for each in made)
+
+
 def _captions(answer):
     value = answer.get("value") if isinstance(answer, dict) else answer
     return [each.get("caption") for each in value] if isinstance(value, list) and value else None

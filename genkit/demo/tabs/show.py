@@ -80,7 +80,7 @@ def titles(every: Sequence[Any]) -> list[str]:
     prompts = [str(each.result.settings.prompt) for each in every]
     if len(set(prompts)) > 1:
         return prompts
-    return [f"seed {each.result.settings.seed}" for each in every]
+    return [f"seed {getattr(each.result.settings, 'seed', None)}" for each in every]
 
 
 def density(report: dict[str, Any] | None) -> str | None:
