@@ -94,7 +94,7 @@ class Columns:
         """Apply a rule that writes maps."""
         renormalise = seen.site.role == "joint"
         if isinstance(rule, Reweight):
-            change, renormalise = self._reweighted(rule, seen), False
+            change, renormalise = self._reweighted(rule, seen), rule.form == "renormalised"
         else:
             renormalise = renormalise if rule.renormalise is None else rule.renormalise
             change = self._taken(rule, seen)

@@ -218,11 +218,13 @@ class _Run:
 
     def __init__(self, rules: Sequence[Rule], seen: Seen, cache: PatchCache, maps: Maps):
         self.rules, self.seen, self.cache, self.maps = rules, seen, cache, maps
+        # A weight is a bias on scores, unless maps are written in the same call, which would wipe that out.
+        biased = not any(isinstance(rule, (Refine, Replace)) for rule in rules)
         self.shaping = [
             rule
             for rule in rules
             if isinstance(rule, (Extra, Forbid, ScaleKeys))
-            or (isinstance(rule, Reweight) and rule.form == "renormalised")
+            or (isinstance(rule, Reweight) and rule.form == "renormalised" and biased)
         ]
         self.writing = [
             rule for rule in rules if isinstance(rule, (Refine, Replace, Reweight)) and rule not in self.shaping

@@ -285,7 +285,8 @@ class Reweight(_Into):
     Args:
         tokens: positions among the text tokens.
         weight: 1 = unchanged, 0 = as if the words were not there (except "additive", where 0 = unchanged).
-        form: "renormalised": a query's weights keep their sum, the same as adding ``log(weight)`` to the words' scores;
+        form: "renormalised": a query's weights keep their sum, the same as adding ``log(weight)`` to the words' scores
+            (where a refine or replace writes maps in the same call, to those that it wrote);
             "multiplicative": weights times ``weight``; "additive": weights plus ``weight``; both as they come.
         region: tokens of the picture it holds for; None = all.
         into: role or roles; None = all rows.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +17,7 @@ from genkit.pipelines.text import join_pairs, parse_pairs
 if TYPE_CHECKING:
     import torch
 
+    from genkit.control.rules import Rule
     from genkit.pipelines.model import Model
     from genkit.pipelines.settings import AttentionSettings
 
@@ -161,6 +162,32 @@ class Attention:
                 resolve("steps", part.schedule.steps, steps)
             _check_branches(part.schedule, families, guided)
         _check_backend(self.backend, *where)
+
+    def check_beside(self, model: Model, rules: Sequence[Rule], who: str, do: str = "") -> None:
+        """Refuse a method on layers that a control takes, in whatever steps: a layer has one owner.
+
+        Args:
+            model: whose denoisers are asked.
+            rules: of the control, or others that reach the same layers.
+            who: what needs them. do: how to be without it.
+
+        Raises:
+            UsageError: a layer of both.
+        """
+        from genkit.control.control import parts_of
+        from genkit.patching.handle import check
+
+        if not rules:
+            return
+        own = parts_of(model.outline, rules)
+        try:
+            check(model.outline, [*own, *self.parts])
+        except UsageError as error:
+            name = f"--recipe {self.recipe.name}" if self.recipe else f"--attention {self.parts[0].method.name}"
+            raise UsageError(
+                f"{name}: {who} works on the same layers of {model.class_name}, in whatever steps; leave "
+                f"{name.split()[0]} out{do}"
+            ) from error
 
     @contextmanager
     def applied(self, pipeline: Any) -> Iterator[Any]:

@@ -9,7 +9,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -25,6 +25,9 @@ from genkit.pipelines.resolve import Request, resolve
 from genkit.pipelines.settings import DrawSettings, LoadSettings, SizeSettings
 from genkit.pipelines.words import weighed
 from genkit.reading import file_digest
+
+if TYPE_CHECKING:
+    from genkit.control.rules import Reweight
 
 #: What may differ among the runs of a session.
 VARIES = ("prompt", "negative_prompt", "seed", "num_videos", "truncate_prompt", "output")
@@ -80,6 +83,7 @@ class Run:
         progress: called as ``progress("step", done, total)`` and ``progress("decode", 0, 1)``; None for nobody.
         latents: called with the latents after each step; None for nobody. A task that steps by itself calls
             :meth:`step`, which tells both.
+        rules: of the weights in its prompts, of tasks that put them on the model themselves.
     """
 
     request: Request
@@ -88,6 +92,7 @@ class Run:
     arguments: dict[str, Any]
     progress: Progress | None = None
     latents: Latents | None = None
+    rules: tuple[Reweight, ...] = ()
 
     def step(self, done: int, total: int, latents: Any = None) -> None:
         """Tell who follows the run that ``done`` of ``total`` steps are made.
@@ -231,9 +236,10 @@ class Session:
         self.load()
         self._tell(*request.notes, *prompts.told)
         arguments = self.arguments(settings, prompts.prompt, prompts.negative, progress, latents)
-        run = Run(request, self.pipeline, settings, arguments, progress, latents)
+        own, ours = (prompts.rules, ()) if request.task.weighs else ((), prompts.rules)
+        run = Run(request, self.pipeline, settings, arguments, progress, latents, own)
         seconds = -time.perf_counter()
-        with stoppable(self.pipeline, stop), _plain_errors(settings), weighed(self.pipeline, prompts.rules) as words:
+        with stoppable(self.pipeline, stop), _plain_errors(settings), weighed(self.pipeline, ours) as words:
             made = request.task.run(run)
         seconds += time.perf_counter()
         if words is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from typing import Any, ClassVar
 
 from genkit.errors import UsageError, explain
 from genkit.models.registry import DEFAULT_MODEL
@@ -66,6 +66,9 @@ class PromptSettings(Settings):
 @dataclass(frozen=True)
 class WordSettings(PromptSettings):
     """How weights act that are written into a prompt: ``(word:1.3)``."""
+
+    #: Role of the rows that they act on, of commands that run several at once; None = all.
+    weighed_role: ClassVar[str | None] = None
 
     word_form: str = option(
         "renormalised", "How weights such as (red:1.3) in a prompt act: renormalised, multiplicative or additive.",
@@ -164,7 +167,8 @@ class AttentionSettings(Settings):
                     raise UsageError(f"{flag} needs --attention NAME or --recipe FILE")
 
     def check_free(self, who: str, do: str = "") -> None:
-        """Refuse a method of attention on layers that somebody else controls; with a schedule the layers may differ.
+        """Refuse a method of attention on layers that somebody else controls; with a schedule the layers may differ:
+        :meth:`genkit.pipelines.attention.Attention.check_beside` looks.
 
         Args:
             who: the other one. do: how to be without it.
@@ -173,10 +177,7 @@ class AttentionSettings(Settings):
             UsageError: a method without a schedule.
         """
         if self.attention is not None and self.schedule is None:
-            raise UsageError(
-                f"--attention {self.attention}: {who} works on the same layers; leave --attention out{do}, or keep the "
-                "two apart by --schedule (other layers or steps)"
-            )
+            raise UsageError(f"--attention {self.attention}: {who} works on the same layers; leave --attention out{do}")
 
     @classmethod
     def merge(cls, before: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:

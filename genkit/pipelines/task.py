@@ -60,6 +60,7 @@ class Task:
             before the first is made.
         named: from the file that is worked on to the model, where none is named; None where the settings' own default
             is it.
+        weighs: puts the rules of word weights (:attr:`genkit.pipelines.session.Run.rules`) on the model itself.
         several: the setting that lists further prompts, one output each; None where the prompt is the only one.
     """
 
@@ -73,6 +74,7 @@ class Task:
     argument: str = "prompt"
     usual: str = "toy-video"
     several: str | None = None
+    weighs: bool = False
     check: Callable[[Any], None] | None = None
     named: Callable[[str | None], str] | None = None
 

@@ -64,7 +64,8 @@ class Words:
             )
         plain = [what for what, text in self.texts(name) if text and _weighs(text)]
         return tuple(
-            f"weights such as (red:1.3) are read by genkit generate; in this {what} they are text" for what in plain
+            f"weights such as (red:1.3) are read by genkit generate and genkit edit; in this {what} they are text"
+            for what in plain
         )
 
     def cut(self, *texts: str | None) -> Words:
@@ -106,6 +107,7 @@ class Words:
             stop=stop,
             frames=frames,
             include_eos=settings.word_eos,
+            into=getattr(type(settings), "weighed_role", None),
         )
         return tuple(rules)
 
@@ -121,17 +123,14 @@ def check_words(rules: Sequence[Reweight], model: Model, attention: Attention | 
     from genkit.control.control import parts_of
     from genkit.patching.handle import check
 
-    own = parts_of(model.outline, rules)
-    check(model.outline, own)
-    if attention is None:
-        return
-    try:
-        check(model.outline, [*own, *attention.parts])
-    except UsageError as error:
-        raise UsageError(
-            f"word weights of the prompt and --attention {attention.parts[0].method.name} work on the same layers of "
-            f"{model.class_name}: take the weights out of the prompt, or leave the method out"
-        ) from error
+    check(model.outline, parts_of(model.outline, rules))
+    if attention is not None:
+        attention.check_beside(
+            model,
+            rules,
+            "the weight of a word, which acts in every layer with text,",
+            ", or take the weights out of the prompt",
+        )
 
 
 def _weighs(text: str) -> bool:

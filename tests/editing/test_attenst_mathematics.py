@@ -61,8 +61,23 @@ def test_an_iteration_that_runs_away_is_not_followed():
         return torch.stack([(step - goal).norm(dim=1) for step, goal in zip(steps, points[1:], strict=True)]).amax(0)
 
     published, guarded, plain = missed(5, False), missed(5, True), missed(0, True)
+    assert torch.all(guarded <= published * (1 + 1e-9) + 1e-12)
     assert published[2] > 100 * plain[2] and guarded[2] < 2 * plain[2]
     assert torch.all(guarded[:2] <= plain[:2] + 1e-9)  # where it converges the guard is no worse than no correction
+
+
+@pytest.mark.parametrize("factor", [0.6, 2.0, -0.9, -3.0, -8.0])
+def test_no_step_of_the_guarded_iteration_misses_by_more_than_the_published_one(factor):
+    torch.manual_seed(0)
+    goal, mix = torch.randn(4, 8, dtype=torch.float64), torch.randn(8, 8, dtype=torch.float64)
+    for each in _lines("v_prediction", 8)[:3]:
+
+        def ask(point, index):
+            return factor * torch.tanh(point @ mix / 3)
+
+        found = [invert(goal, [each], ask, again=3, average_below=0, guarded=guarded)[0] for guarded in (False, True)]
+        published, guarded = ((each.step(point, ask(point, 0)) - goal).norm(dim=1) for point in found)
+        assert torch.all(guarded <= published + 1e-12)
 
 
 def test_the_mean_of_answers_is_used_below_the_level_only():

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from genkit.control.rules import FORMS
 from genkit.errors import UsageError
 from genkit.pipelines.resolve import resolve
 from genkit.pipelines.session import Session
 from genkit.pipelines.settings import GenerateSettings, WordSettings
+from genkit.pipelines.tasks.edit.settings import EditSettings
 
 
 def settings(folder, prompt, **changes):
@@ -58,7 +60,29 @@ def test_the_weight_of_a_word_that_was_cut_off_goes_with_it(tiny_sd):
     assert [rule.tokens for rule in request.prompts.rules] == [(1,)]
 
 
+@pytest.mark.parametrize("method", ["infedit", "p2p", "vimaedit", "img2img"])
+def test_weights_act_in_edits_and_words_are_found_behind_them(tiny_sd, tmp_path, method):
+    picture = tmp_path / "picture.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(picture)
+    source = None if method == "img2img" else "a (red:5) circle"
+
+    def asked(prompt, **changes):
+        fixed = {"image": str(picture), "source_prompt": source, "method": method, "seed": 1, "steps": 2}
+        return resolve(EditSettings(prompt=prompt, model=str(tiny_sd), device="cpu", **fixed, **changes))
+
+    words = {} if method == "img2img" else {"words": ("blue",)}
+    session = Session(asked("a blue circle", **words))
+    plain, weighed = session.run(), session.again(asked("a (blue:3) circle", **words)).run()
+    assert weighed.settings.prompt == "a (blue:3) circle" and not np.array_equal(weighed.frames, plain.frames)
+    assert np.array_equal(session.again(asked("a (blue:1) circle", **words)).run().frames, plain.frames)
+    told = [line for line in session.warnings if "weights in the source prompt have no effect" in line]
+    assert bool(told) == (method != "img2img")
+
+
 def test_a_method_on_the_same_layers_is_refused(tiny_flux):
-    with pytest.raises(UsageError, match="word weights of the prompt and --attention sliding_window"):
+    with pytest.raises(
+        UsageError,
+        match="--attention sliding_window: the weight of a word, which acts in every layer .* take the weights out",
+    ):
         resolve(settings(tiny_flux, "a (red:2) circle", attention="sliding_window", height=64, width=64))
     assert resolve(settings(tiny_flux, "a (red:2) circle", height=64, width=64)).prompts.rules

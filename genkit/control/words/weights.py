@@ -109,12 +109,14 @@ def word_rules(
     stop: float = 1.0,
     frames: tuple[float, float] = EVERYWHERE,
     include_eos: bool = False,
+    into: str | None = None,
 ) -> list[Reweight]:
     """The rules of a control that weigh the words of a prompt and of a negative prompt.
 
     Args:
         parts: how the pipeline reads prompts, see :func:`genkit.control.text_parts`.
-        frames: share of a clip for words that name none. The others: see :class:`WordWeights`.
+        frames: share of a clip for words that name none.
+        into: role of the rows; None = all. The others: see :class:`WordWeights`.
     """
     if form not in FORMS:
         raise UsageError(explain("form of word weights", form, FORMS))
@@ -135,6 +137,7 @@ def word_rules(
                     tokens=tokens,
                     weight=word.weight - 1 if form == "additive" else word.weight,
                     form=form,
+                    into=into,
                     region=None if window == EVERYWHERE else _frames(window),
                     where=Where(roles=_ROLES, start=start, stop=stop, conditional=conditional),
                 )

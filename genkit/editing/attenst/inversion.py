@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -19,6 +20,7 @@ from genkit.families.facts import EPSILON, FLOW, VELOCITY
 Ask = Callable[[torch.Tensor, int], torch.Tensor]
 # An iteration whose misses fall to this share of the one before closes in on its goal.
 _SHRINKS = 0.5
+_EPSILON = 1e-12
 
 
 @dataclass(frozen=True)
@@ -85,15 +87,17 @@ def invert(
         again: how often the answer is asked for anew at the point it led to, K in the paper; 0 is plain DDIM inversion.
         average_below: noise level below which the step uses the mean of the answers; there the iteration swings
             around its goal rather than closing in on it. 0 = never.
-        guarded: take of all points the one whose own step comes closest to the goal, row by row; the last one only
-            where the iteration closes in. Without it always the last one, as published: where a model reacts strongly
-            to its input the iteration runs away, and the picture comes back with another background.
+        guarded: where the iteration does not close in fast, look at more: how far the last point misses its goal, and
+            how far the point does at which the last two answers together point (Anderson's acceleration); of all of
+            them the closest is taken, row by row. So no step misses by more than the published one, which is always
+            the last point: where a model reacts strongly to its input that one runs away, and the picture comes back
+            with another background.
         after: called with the number of steps done.
 
     Returns:
         ``len(lines) + 1`` tensors; the last is ``clean``.
 
-    Cost: ``len(lines) * (again + 1)`` calls of the denoiser.
+    Cost: ``len(lines) * (again + 1)`` calls of the denoiser; guarded, two more in steps that do not close in fast.
     """
     points = [clean]
     for index in reversed(range(len(lines))):
@@ -101,10 +105,14 @@ def invert(
         if again and each.level < average_below:
             points.append(_mean_answer(goal, each, index, ask, again))
         else:
+
+            def update(point: torch.Tensor, each: Line = each, goal: torch.Tensor = goal, index: int = index) -> Any:
+                return each.back(goal, ask(point, index))
+
             tried = [goal]
             for _ in range(again + 1):
-                tried.append(each.back(goal, ask(tried[-1], index)))
-            points.append(_closest(tried) if guarded else tried[-1])
+                tried.append(update(tried[-1]))
+            points.append(_closest(tried, update) if guarded and again else tried[-1])
         if after is not None:
             after(len(points) - 1)
     return points[::-1]
@@ -120,18 +128,35 @@ def _mean_answer(goal: torch.Tensor, each: Line, index: int, ask: Ask, count: in
     return each.back(goal, total / count)
 
 
-def _closest(tried: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Of the points of an iteration (B, ...), the first being its goal, the best of every row.
+def _closest(tried: Sequence[torch.Tensor], update: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    """Of the points of an iteration the one whose step misses its goal by least, row by row; one more is tried.
 
-    How far a point's step misses the goal is how far the iteration goes on from it. The last point's miss is not known:
-    it is taken where the misses shrink fast.
+    How far a point's step misses the goal is how far the iteration goes on from it.
+
+    Args:
+        tried: points (B, ...), each the update of the one before; the first is the goal.
+        update: the iteration.
     """
-    misses = torch.stack(
-        [(after - before).flatten(1).norm(dim=1) for before, after in zip(tried, tried[1:], strict=False)]
-    )
-    if len(misses) == 1:
+    moves = [after - before for before, after in zip(tried, tried[1:], strict=False)]
+    misses = [_length(move) for move in moves]
+    if bool((misses[-1] < _SHRINKS * misses[-2]).all()):
         return tried[-1]
-    best = misses[1:].argmin(0) + 1
-    shrinks = (misses[-1] <= misses.amin(0)) & (misses[-1] < _SHRINKS * misses[-2])
-    best = torch.where(shrinks, len(tried) - 1, best)
-    return torch.stack(list(tried))[best, torch.arange(len(best), device=best.device)]
+    moves.append(update(tried[-1]) - tried[-1])
+    further = _accelerated(tried[-2:], moves[-2:])
+    points = [*tried[1:], further]
+    lengths = [*misses[1:], _length(moves[-1]), _length(update(further) - further)]
+    # A point that ran away to no number is the worst of all.
+    best = torch.stack(lengths).nan_to_num(nan=torch.inf).argmin(0)
+    return torch.stack(points)[best, torch.arange(len(best), device=best.device)]
+
+
+def _accelerated(points: Sequence[torch.Tensor], moves: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Where two points and how far the iteration goes on from each say that it would stay (Anderson, depth one)."""
+    change = moves[1] - moves[0]
+    along = (moves[1] * change).flatten(1).sum(1) / change.square().flatten(1).sum(1).clamp_min(_EPSILON)
+    share = along.clamp(-1, 1).view(-1, *[1] * (change.ndim - 1))
+    return points[1] + moves[1] - share * (points[1] - points[0] + change)
+
+
+def _length(move: torch.Tensor) -> torch.Tensor:
+    return move.flatten(1).norm(dim=1)

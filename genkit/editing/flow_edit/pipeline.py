@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 
+from genkit.control import Control, Rule
 from genkit.editing.flow_edit.sampler import SOURCE, TARGET, flow_edit
 from genkit.editing.shared.branches import Branch, Branches
 from genkit.editing.shared.pipeline import EditOutput, EditPipeline, Input, Progress, first_step
@@ -44,6 +47,7 @@ class FlowEditPipeline(EditPipeline):
         draws: int = 1,
         guidance_scale: float = 5.5,
         source_guidance_scale: float = 1.5,
+        rules: Sequence[Rule] = (),
         generator: torch.Generator | None = None,
         max_sequence_length: int | None = None,
         multiple: int | None = None,
@@ -62,6 +66,8 @@ class FlowEditPipeline(EditPipeline):
             plain_steps: last steps that follow the prompt alone (``n_min``).
             draws: draws of noise averaged in a step (``n_avg``); each costs as much as the step.
             guidance_scale, source_guidance_scale: of both prompts, 1 = none.
+            rules: further rules of a control; the rows are "source" and "target". Weights of words:
+                :func:`genkit.control.words.word_rules`.
             generator: of all noise.
             max_sequence_length: text tokens, for encoders that leave it open.
             multiple: what height and width must be multiples of; None = the family's rule.
@@ -88,8 +94,10 @@ class FlowEditPipeline(EditPipeline):
             },
             slots=max_sequence_length,
         )
-        edited = flow_edit(
-            model, source, branches, levels, start=first_step(steps, strength), plain=plain_steps, draws=draws,
-            generator=generator, progress=progress,
-        )  # fmt: skip
+        branches.control = Control(self.pipe, rules) if rules else None
+        with branches.control or nullcontext():
+            edited = flow_edit(
+                model, source, branches, levels, start=first_step(steps, strength), plain=plain_steps, draws=draws,
+                generator=generator, progress=progress,
+            )  # fmt: skip
         return self._output(work, edited)

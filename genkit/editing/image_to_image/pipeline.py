@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import nullcontext
+
 import torch
 
+from genkit.control import Control, Rule
 from genkit.editing.shared.branches import Branch, Branches
 from genkit.editing.shared.pipeline import EditOutput, EditPipeline, Input, Progress, first_step
 from genkit.editing.shared.walk import step
@@ -26,6 +30,7 @@ class ImageToImagePipeline(EditPipeline):
         num_inference_steps: int = 50,
         guidance_scale: float = 7.5,
         eta: float | None = None,
+        rules: Sequence[Rule] = (),
         generator: torch.Generator | None = None,
         max_sequence_length: int | None = None,
         multiple: int | None = None,
@@ -41,6 +46,8 @@ class ImageToImagePipeline(EditPipeline):
             num_inference_steps: of a whole run; ``strength`` of them cost time.
             guidance_scale: of classifier-free guidance, 1 = none; the input of models distilled with one.
             eta: share of fresh noise in every step; None = the scheduler's: 1 where it samples stochastically, else 0.
+            rules: further rules of a control; the row is "target". Weights of words:
+                :func:`genkit.control.words.word_rules`.
             generator: of all noise.
             max_sequence_length: text tokens, for encoders that leave it open.
             multiple: what height and width must be multiples of; None = the family's rule.
@@ -64,12 +71,14 @@ class ImageToImagePipeline(EditPipeline):
         # A run over all steps begins with noise alone, as a run from text does.
         noise = model.draw(source, generator)
         latents = noise if start == 0 else model.noised(source, noise, levels[start])
-        for index in range(start, steps):
-            level, following = levels[index], levels[index + 1]
-            answer = branches({"target": latents}, level, index, steps)["target"]
-            made = model.clean(latents, answer, level)
-            fresh = model.draw(source, generator) if eta and following > 0 else None
-            latents = step(model, latents, answer, level, following, eta=eta, fresh=fresh)
-            if progress is not None:
-                progress(index + 1 - start, steps - start, made)
+        branches.control = Control(self.pipe, rules) if rules else None
+        with branches.control or nullcontext():
+            for index in range(start, steps):
+                level, following = levels[index], levels[index + 1]
+                answer = branches({"target": latents}, level, index, steps)["target"]
+                made = model.clean(latents, answer, level)
+                fresh = model.draw(source, generator) if eta and following > 0 else None
+                latents = step(model, latents, answer, level, following, eta=eta, fresh=fresh)
+                if progress is not None:
+                    progress(index + 1 - start, steps - start, made)
         return self._output(work, latents)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from genkit.control import Control
+from genkit.control import Control, Rule
 from genkit.editing.infedit.control import Plan, unified_control
 from genkit.editing.infedit.sampler import LAYOUT, SOURCE, TARGET, Latents, virtual_inversion
 from genkit.editing.shared.blend import WordMaps, map_grid, rules_of
@@ -49,6 +49,7 @@ class InfEditPipeline(EditPipeline):
         strength: float = 1.0,
         eta: float = 1.0,
         spacing: str = "lcm",
+        rules: Sequence[Rule] = (),
         generator: torch.Generator | None = None,
         max_sequence_length: int | None = None,
         multiple: int | None = None,
@@ -75,6 +76,8 @@ class InfEditPipeline(EditPipeline):
             strength: share of the steps that are run; below 1 the run begins with the noised input.
             eta: share of fresh noise; 1 is the method.
             spacing: timesteps, "lcm" or "own" (the scheduler's).
+            rules: further rules of a control; the rows are "source" and "target". Weights of words:
+                :func:`genkit.control.words.word_rules`.
             generator: of all noise.
             max_sequence_length: text tokens, for encoders that leave it open.
             multiple: what height and width must be multiples of; None = the family's rule.
@@ -114,10 +117,10 @@ class InfEditPipeline(EditPipeline):
             )
             grid = map_grid(model, source)
             blend = _Blend.of(self.pipe, rows, plan, pairs, grid, prompt, chosen, (threshold, keep_threshold))
-            rules = [*plan.rules, *blend.rules]
+            rules = [*plan.rules, *rules, *blend.rules]
             begins[LAYOUT] = plan.begins
-            if rules:
-                control = rows.control = Control(self.pipe, rules)
+        if rules:
+            control = rows.control = Control(self.pipe, rules)
         with control or nullcontext():
             made = virtual_inversion(
                 model, source, rows, begins, levels, generator=generator, eta=eta,

@@ -44,6 +44,7 @@ class PromptToPromptPipeline(EditPipeline):
         words: Sequence[str] = (),
         threshold: float = 0.3,
         exact: bool = False,
+        rules: Sequence[Rule] = (),
         generator: torch.Generator | None = None,
         max_sequence_length: int | None = None,
         multiple: int | None = None,
@@ -63,6 +64,8 @@ class PromptToPromptPipeline(EditPipeline):
             words: words of the prompt; only where they act the picture changes. None given: everywhere.
             threshold: of their maps, as a share of the largest value.
             exact: the source's row is set to the inverted latents before every step, so that it comes back exactly.
+            rules: further rules of a control; the rows are "source" and "target". Weights of words:
+                :func:`genkit.control.words.word_rules`.
             generator: nothing is drawn; taken for the sake of one form of call.
             max_sequence_length: text tokens, for encoders that leave it open.
             multiple: what height and width must be multiples of; None = the family's rule.
@@ -90,7 +93,7 @@ class PromptToPromptPipeline(EditPipeline):
         if words:
             places = positions(self.pipe, prompt, tuple(words), max_sequence_length)
             maps = WordMaps(places, pairs, ((SOURCE, None),), TARGET, "change", map_grid(model, source))
-        rules = [*_rules(pairs, steps, keep, keep_maps), *rules_of((maps,))]
+        rules = [*_rules(pairs, steps, keep, keep_maps), *rules, *rules_of((maps,))]
         control = Control(self.pipe, rules) if rules else nullcontext()
         both.control = control if rules else None
         latents, mask = {SOURCE: path[0], TARGET: path[0]}, None

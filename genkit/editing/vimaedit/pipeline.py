@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from genkit.control import Control
+from genkit.control import Control, Rule
 from genkit.editing.shared.blend import map_grid
 from genkit.editing.shared.branches import Branch, Branches
 from genkit.editing.shared.pipeline import EditOutput, EditPipeline, Input, Progress, share
@@ -62,6 +62,7 @@ class ViMAEditPipeline(EditPipeline):
         image_scale: float = 0.4,
         image_uncond: str = "source",
         clip_text: tuple[Any, Any] | None = None,
+        rules: Sequence[Rule] = (),
         generator: torch.Generator | None = None,
         max_sequence_length: int | None = None,
         multiple: int | None = None,
@@ -87,6 +88,8 @@ class ViMAEditPipeline(EditPipeline):
             eta: variance in the critical region.
             image_guidance: tell a loaded image prompt adapter what the result's image embedding should be.
             image_scale: of the adapter. image_uncond, clip_text: see :func:`genkit.editing.vimaedit.vision.vision`.
+            rules: further rules of a control; the rows are "source" and "target". Weights of words:
+                :func:`genkit.control.words.word_rules`.
             generator: of all noise.
             max_sequence_length: text tokens, for encoders that leave it open.
             multiple: what height and width must be multiples of; None = the family's rule.
@@ -122,10 +125,11 @@ class ViMAEditPipeline(EditPipeline):
         )
         size = (int(source.shape[-2]), int(source.shape[-1]))
         pairs = aligned(self.pipe, source_prompt, prompt, slots=rows.slots)
-        rules = injection(
+        injected = injection(
             pairs, steps, size[0] * size[1] // 4, keep=keep, words=keep_words_maps,
             images=_IMAGES if image_guidance else 0.0,
         )  # fmt: skip
+        rules = [*injected, *rules]
         reader = None
         if words:
             texts = {TARGET: (prompt, words), SOURCE: (source_prompt, source_words)}

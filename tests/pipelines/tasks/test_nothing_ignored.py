@@ -165,6 +165,32 @@ def test_a_method_of_attention_on_layers_that_the_command_controls(tiny_sd, pict
     assert resolve(paint.replace(painta=0.0))
 
 
+def test_a_schedule_that_leaves_a_layer_to_both_is_refused_before_weights(tiny_sd, tiny_flux, picture):
+    same = "--attention sliding_window: .* works on the same layers of .*, in whatever steps; leave --attention out"
+    edit = {"attention": "sliding_window", "schedule": "steps=1:"}
+    for method in ("infedit", "p2p", "vimaedit"):
+        with pytest.raises(UsageError, match=same):
+            resolve(ask(tiny_sd, picture, method=method, **edit))
+    free = {"keep": 0.0, "keep_maps": 0.5, "words": ("none",), "method": "infedit", **edit}
+    assert resolve(ask(tiny_sd, picture, **free))  # maps of words are cross-attention, the method is on the other
+    with pytest.raises(UsageError, match=same):
+        resolve(ask(tiny_flux, picture, **free))  # in joint attention the two are one
+    style = StyleSettings(
+        image=str(picture), style=str(picture), model=str(tiny_sd), attention="sliding_window", schedule="layers=0"
+    )
+    assert resolve(style)
+    with pytest.raises(UsageError, match=same):
+        resolve(style.replace(schedule="layers=1:"))
+    with pytest.raises(UsageError, match="layers of the style: got 'nowhere'"):
+        resolve(style.replace(style_layers="nowhere"))
+    paint = InpaintSettings(
+        image=str(picture), mask=str(picture), prompt="a", model=str(tiny_sd), attention="sliding_window",
+        schedule="steps=1:",
+    )  # fmt: skip
+    with pytest.raises(UsageError, match=same):
+        resolve(paint)
+
+
 def test_layers_of_the_style_that_the_model_does_not_have(tiny_sd, picture):
     asked = StyleSettings(image=str(picture), style=str(picture), model=str(tiny_sd), steps=1, style_layers="nothing")
     with pytest.raises(UsageError, match="layers of the style: got 'nothing', allowed: .* such as .*attn1"):

@@ -13,6 +13,7 @@ from genkit.pipelines.kinds import IMAGE
 from genkit.pipelines.tasks.edit.settings import AUTO, FLOWEDIT, IMG2IMG, INFEDIT, NONE, P2P, VIMAEDIT, EditSettings
 
 if TYPE_CHECKING:
+    from genkit.control.rules import Rule
     from genkit.pipelines.model import Model
 
 
@@ -119,6 +120,16 @@ def choose(settings: EditSettings, model: Model) -> EditSettings:
     if settings.keep and method in (INFEDIT, P2P, VIMAEDIT):
         settings.check_free(f"--method {method}", f", or take --method {FLOWEDIT if flow else IMG2IMG}")
     return settings
+
+
+def rules_of(settings: EditSettings) -> list[Rule]:
+    """Rules that reach the layers that the chosen method controls, whatever it does there."""
+    from genkit.control import ReadMaps, Take
+
+    self_attention = bool(settings.keep) or settings.method == VIMAEDIT
+    maps = bool(settings.keep_maps) or settings.method == VIMAEDIT or settings.words not in ((), (NONE,))
+    found: list[Rule] = [Take("qk", of="source", into="target")] if self_attention else []
+    return [*found, ReadMaps(name="words", of="target")] if maps else found
 
 
 def usual_values(method: str, flow: bool, preset: str | None = None) -> dict[str, Any]:

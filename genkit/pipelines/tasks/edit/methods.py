@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
+from genkit.control.rules import Rule
 from genkit.editing.flow_edit import FlowEditPipeline
 from genkit.editing.image_to_image import ImageToImagePipeline
 from genkit.editing.infedit import InfEditPipeline
@@ -26,8 +27,14 @@ PIPELINES: dict[str, Any] = {
 }
 
 
-def edit(pipe: Any, settings: EditSettings, given: Given, progress: Progress) -> Callable[..., EditOutput]:
-    """A function that edits with a loaded pipeline; it takes the prompts and the generator of a run."""
+def edit(
+    pipe: Any, settings: EditSettings, given: Given, progress: Progress, rules: Sequence[Rule] = ()
+) -> Callable[..., EditOutput]:
+    """A function that edits with a loaded pipeline; it takes the prompts and the generator of a run.
+
+    Args:
+        rules: of the weights in the prompts.
+    """
 
     def run(*, prompt: str, generator: torch.Generator, negative_prompt: str | None = None, **more: Any) -> EditOutput:
         options: dict[str, Any] = {
@@ -38,6 +45,7 @@ def edit(pipe: Any, settings: EditSettings, given: Given, progress: Progress) ->
             "max_sequence_length": settings.max_sequence_length,
             "multiple": given.multiple,
             "progress": progress,
+            "rules": rules,
         }
         if settings.strength is not None:
             options["strength"] = settings.strength

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from genkit.errors import UsageError
 from genkit.pipelines.request import WHEN_GIVEN, Settings, option
@@ -13,7 +14,7 @@ from genkit.pipelines.settings import (
     InputSettings,
     LoadSettings,
     OutputSettings,
-    PromptSettings,
+    WordSettings,
 )
 from genkit.pipelines.text import as_texts
 from genkit.schema import Rule
@@ -87,9 +88,11 @@ class ChangeSettings(Settings):
 
 @dataclass(frozen=True)
 class EditSettings(
-    OutputSettings, LoadSettings, AttentionSettings, ChangeSettings, DrawSettings, PromptSettings, InputSettings
+    OutputSettings, LoadSettings, AttentionSettings, ChangeSettings, WordSettings, DrawSettings, InputSettings
 ):
     """Everything that decides what ``genkit edit`` makes. The last group comes first in ``--help``."""
+
+    weighed_role: ClassVar[str | None] = "target"
 
     model: str | None = option(  # type: ignore[assignment]
         None, "Shipped name, local Diffusers folder, or hub id owner/name[@revision]. toy-image for a picture and "

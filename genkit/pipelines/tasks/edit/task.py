@@ -19,7 +19,7 @@ def resolve(settings: EditSettings):
     from genkit.pipelines.kinds import AUDIO_VIDEO, VIDEO
     from genkit.pipelines.prompts import read_prompts
     from genkit.pipelines.resolve import Draft
-    from genkit.pipelines.tasks.edit.choice import choose
+    from genkit.pipelines.tasks.edit.choice import choose, rules_of
     from genkit.pipelines.tasks.edit.given import check_held, find, read_given, stored_prompt
     from genkit.pipelines.tasks.edit.words import without_idle
 
@@ -52,6 +52,9 @@ def resolve(settings: EditSettings):
         size=(height, width), frames=len(given.frames), inputs=given,
         fingerprints={"image_fingerprint": given.fingerprint()}, image=str(path.resolve()),
     )  # fmt: skip
+    if request.attention is not None:
+        method = f"--method {request.settings.method}"
+        request.attention.check_beside(draft.model, rules_of(request.settings), method, ", or take another method")
     source = request.settings.source_prompt
     if source is None:
         return request
@@ -59,6 +62,9 @@ def resolve(settings: EditSettings):
     read = read_prompts(
         request.tokenizers, asked, draft.model.sidecar.limits.get("max_prompt_tokens"), name="source prompt"
     )
+    if read.words:
+        told = "weights in the source prompt have no effect: they act on what the picture shall show"
+        request = replace(request, notes=(*request.notes, told))
     given = replace(given, source_prompt=read.prompt or "")
     return replace(request, inputs=given, notes=(*request.notes, *read.told))
 
@@ -88,7 +94,7 @@ def run(run) -> Made:
 
     given = run.request.inputs
     with run.patched() as handle:
-        output = run.call(edit(run.pipeline, run.settings, given, follow))
+        output = run.call(edit(run.pipeline, run.settings, given, follow, run.rules))
     return Made(given.canvas.crop(output.frames), given.audio, given.sample_rate, report_of(handle), given.fps)
 
 
@@ -102,5 +108,6 @@ TASK = Task(
     argument="image",
     usual="toy-image (toy-video for a clip)",
     check=check,
+    weighs=True,
     named=named,
 )

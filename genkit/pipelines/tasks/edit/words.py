@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from genkit.control.alignment import align
 from genkit.control.spans import find_words
+from genkit.control.words import parse_weights
 from genkit.pipelines.tasks.edit.settings import AUTO, IMG2IMG, NONE, EditSettings
 
 
@@ -11,7 +12,7 @@ def check_words(settings: EditSettings) -> None:
     """UsageError for words that the prompt does not have."""
     for word in settings.words:
         if word not in (AUTO, NONE):
-            find_words(settings.prompt or "", word, what="--words")
+            find_words(plain(settings.prompt), word, what="--words")
 
 
 def without_idle(settings: EditSettings) -> tuple[EditSettings, tuple[str, ...]]:
@@ -42,13 +43,18 @@ def chosen(settings: EditSettings) -> tuple[str, ...]:
     if settings.words in ((), (NONE,)):
         return ()
     if settings.words == (AUTO,):
-        return differing(settings.source_prompt or "", settings.prompt or "")
+        return differing(plain(settings.source_prompt), plain(settings.prompt))
     return settings.words
 
 
 def replaced(settings: EditSettings) -> tuple[str, ...]:
     """The words of the source prompt that the prompt does not have."""
-    return differing(settings.prompt or "", settings.source_prompt or "")
+    return differing(plain(settings.prompt), plain(settings.source_prompt))
+
+
+def plain(prompt: str | None) -> str:
+    """A prompt without the weights that are written into it."""
+    return parse_weights(prompt or "").text
 
 
 def differing(source: str, target: str) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from genkit.families.training.lookup import why_not_called
 from genkit.pipelines.kinds import IMAGE
 
 if TYPE_CHECKING:
+    from genkit.control.rules import Rule
     from genkit.pipelines.model import Model
     from genkit.pipelines.tasks.inpaint.settings import InpaintSettings
 
@@ -48,3 +49,12 @@ def choose(settings: InpaintSettings, model: Model) -> InpaintSettings:
         painta=PAINTA if settings.painta is None else settings.painta,
         rasg=RASG if settings.rasg is None else settings.rasg,
     )
+
+
+def rules_of(settings: InpaintSettings) -> list[Rule]:
+    """Rules that reach the layers that PAIntA and RASG control, whatever they do there."""
+    from genkit.control import ReadMaps, Take, Where
+
+    found: list[Rule] = [Take("q", of="picture", into="picture")] if settings.painta else []
+    maps = ReadMaps(name="prompt", where=Where(roles="cross"))
+    return [*found, maps] if settings.rasg else found

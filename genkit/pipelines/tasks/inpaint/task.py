@@ -11,7 +11,7 @@ from genkit.pipelines.tasks.inpaint.settings import InpaintSettings
 def resolve(settings: InpaintSettings):
     """A request whose input is the picture with its mask, and the part that is worked on."""
     from genkit.pipelines.resolve import Draft, full_path
-    from genkit.pipelines.tasks.inpaint.choice import choose
+    from genkit.pipelines.tasks.inpaint.choice import choose, rules_of
     from genkit.pipelines.tasks.inpaint.given import INPUTS, find, find_upscaler, read_given
 
     files = find(settings)
@@ -24,10 +24,13 @@ def resolve(settings: InpaintSettings):
     named = settings.upscaler
     if named is not None and Path(named).is_dir():
         named = full_path(named)
-    return draft.close(
+    request = draft.close(
         size=given.size, inputs=given, fingerprints=given.fingerprints(), image=str(files[0].resolve()),
         mask=str(files[1].resolve()), upscaler=named,
     )  # fmt: skip
+    if request.attention is not None:
+        request.attention.check_beside(draft.model, rules_of(draft.settings), "HD-Painter", " or take --painta 0")
+    return request
 
 
 def run(run) -> Made:

@@ -18,6 +18,7 @@ from genkit.reading import file_digest, regular
 from genkit.reading.files import user_path
 
 if TYPE_CHECKING:
+    from genkit.control.rules import Rule
     from genkit.pipelines.model import Model
     from genkit.pipelines.resolve import Request
     from genkit.pipelines.tasks.style.settings import StyleSettings
@@ -75,6 +76,21 @@ def check_model(model: Model, command: str = "style") -> None:
     reason = why_not_called(model.class_name)
     if reason is not None:
         raise UnsupportedError(f"genkit {command} cannot drive {model.class_name}: {reason}; see genkit families")
+
+
+def rules_of(settings: StyleSettings, model: Model) -> list[Rule]:
+    """Rules that reach the layers that the style takes.
+
+    Raises:
+        UsageError: ``--style-layers`` is found in no layer. UnsupportedError: a model without such layers.
+    """
+    from genkit.control import Take, Where
+    from genkit.editing.attenst.layers import style_layers
+    from genkit.patching.targets import find_denoisers
+
+    denoiser = find_denoisers(model.outline)[0]
+    names = style_layers(denoiser.family, denoiser.model(), settings.style_layers)
+    return [Take("kv", of="style", into="result", where=Where(names=names))]
 
 
 def read_given(content: Path, style: Path, model: Model) -> Given:

@@ -15,12 +15,12 @@ def resolve(settings: StyleSettings):
     from dataclasses import replace
 
     from genkit.pipelines.resolve import Draft
-    from genkit.pipelines.tasks.style.given import check_model, find, read_given, read_texts
+    from genkit.pipelines.tasks.style.given import check_model, find, read_given, read_texts, rules_of
 
     content, style = find(settings)
     draft = Draft(settings)
     check_model(draft.model)
-    settings.check_free("the style")
+    settings.check_free("the style", ", or give it other layers than the style's by --schedule layers=")
     sidecar = draft.model.sidecar.defaults
     draft.set(
         steps=sidecar.get("steps", STEPS) if settings.steps is None else settings.steps,
@@ -33,6 +33,9 @@ def resolve(settings: StyleSettings):
         size=given.canvas.size, inputs=given, fingerprints=given.fingerprints(), image=str(content.resolve()),
         style=str(style.resolve()),
     )  # fmt: skip
+    rules = rules_of(settings, draft.model)
+    if request.attention is not None:
+        request.attention.check_beside(draft.model, rules, "the style", ", or give it other layers by --schedule")
     texts, told = read_texts(request)
     return replace(request, inputs=replace(given, **texts), notes=(*request.notes, *told))
 
