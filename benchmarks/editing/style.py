@@ -72,6 +72,7 @@ LINES: dict[str, tuple[Callable[[Any, dict[str, Any]], Run], dict[str, Any]]] = 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of ``python -m benchmarks editing_style``."""
     parser.add_argument("--methods", nargs="+", choices=LINES, default=list(LINES))
+    parser.add_argument("--size", type=int, default=128, help="height and width of the pictures (default 128)")
     add_common(parser, 50)
 
 
@@ -82,11 +83,11 @@ def run(options: argparse.Namespace) -> int:
     from genkit.world.edits import judge_style
 
     pipeline, _, store = begun(options, NAME)
-    cases = draw_style_pairs(options.first + options.cases)[options.first :]
+    cases = draw_style_pairs(options.first + options.cases, side=options.size)[options.first :]
     for name in options.methods:
         make, settings = LINES[name]
         chosen = {**settings, **(given(options.set) if make is _attenst else {})}
-        made, method = make(pipeline, chosen), (KIND, name, chosen)
+        made, method = make(pipeline, chosen), (KIND, name, {**chosen, "size": options.size})
         measured(options, NAME, store, text, method, cases, made, judge_style, sheets.with_style)
     print(text(store), flush=True)
     return 0

@@ -68,10 +68,16 @@ def draw_fills(kind: str, count: int, seed: int = SEED, split: str = "any") -> l
     return [draw_fill(kind, rng, split=split) for _ in range(count)]
 
 
-def draw_style_pairs(count: int, seed: int = SEED) -> list[StylePair]:
-    """Contents and styles, the same for the same seed."""
+def draw_style_pairs(count: int, seed: int = SEED, side: int = 128) -> list[StylePair]:
+    """Contents and styles, the same for the same seed and size.
+
+    Args:
+        count: how many pairs.
+        seed: of the draw.
+        side: height and width of the pictures in pixels.
+    """
     rng = np.random.default_rng((seed, 20))
-    return [draw_style_pair(rng) for _ in range(count)]
+    return [draw_style_pair(rng, side, side) for _ in range(count)]
 
 
 def draw_subject_sets(count: int, subjects: int = 1, seed: int = SEED) -> list[SubjectSet]:

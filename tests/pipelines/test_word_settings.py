@@ -80,9 +80,7 @@ def test_weights_act_in_edits_and_words_are_found_behind_them(tiny_sd, tmp_path,
 
 
 def test_a_method_on_the_same_layers_is_refused(tiny_flux):
-    with pytest.raises(
-        UsageError,
-        match="--attention sliding_window: the weight of a word, which acts in every layer .* take the weights out",
-    ):
+    reason = "--attention sliding_window: the weight of a word, which acts in every layer .* take the weights out"
+    with pytest.raises(UsageError, match=reason):
         resolve(settings(tiny_flux, "a (red:2) circle", attention="sliding_window", height=64, width=64))
     assert resolve(settings(tiny_flux, "a (red:2) circle", height=64, width=64)).prompts.rules
