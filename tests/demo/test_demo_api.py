@@ -82,6 +82,16 @@ def test_a_video_is_generated_and_edited(client, tiny_wan):
     assert any("like the input, all pixels" in str(each) or "every pixel equal" in str(each) for each in edited)
 
 
+def test_a_video_with_sound_is_generated(client):
+    import av
+
+    size = {"width": "64", "height": "64", "num_frames": "9"}
+    made = client.predict(api_name="/generate", prompt="a green square bounces", model="toy-av", steps="1", **size)
+    video = next(_file(each) for each in made if str(_file(each)).endswith(".mp4"))
+    with av.open(video) as opened:
+        assert [stream.type for stream in opened.streams] == ["video", "audio"]
+
+
 def _file(answer):
     value = answer.get("value", answer.get("video", answer)) if isinstance(answer, dict) else answer
     return value.get("video", value.get("path", "")) if isinstance(value, dict) else value

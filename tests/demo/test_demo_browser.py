@@ -133,6 +133,9 @@ def test_a_mask_painted_with_the_mouse_is_made_anew_and_the_rest_stays_bit_for_b
         page.mouse.move(left + step * box["width"] * 0.015, top + (step % 3) * 3)
     page.mouse.up()
     time.sleep(0.5)
+    page.click("#inpaint-look")
+    page.wait_for_selector("#inpaint-seen img")
+    assert "of the picture" in page.inner_text("#inpaint-seen")
     visit.picture("inpaint-painted")
     page.click("#inpaint-go")
     visit.ends("inpaint")
@@ -173,6 +176,40 @@ def test_two_attentions_are_compared_with_difference_time_and_density(visit):
     assert "query-key pairs executed" in table and "dB" in table
     visit.page.wait_for_selector("#compare-difference img")
     visit.picture("compare")
+
+
+def test_of_several_variants_one_is_chosen_and_edited_further(visit):
+    page = visit.page
+    visit.open_more("generate")
+    for side, value in (("Steps", "2"), ("Width", "64"), ("Height", "64")):
+        visit.panel("generate").get_by_label(side).fill(value)
+    visit.panel("generate").locator("input[type=number][aria-label*=ariants]").first.fill("2")
+    page.click("#generate-go")
+    visit.ends("generate")
+    facts = page.inner_text("#generate-facts")
+    page.locator("#generate-choices button").nth(1).click()
+    page.wait_for_function("told => document.querySelector('#generate-facts').innerText != told", arg=facts)
+    page.locator("#shelf-gallery button").first.click()
+    page.click("#shelf-edit")
+    page.wait_for_function(
+        "text => document.querySelector('#edit-source textarea, #edit-source input').value == text",
+        arg=page.input_value("#generate-prompt textarea"),
+    )
+    visit.picture("variants")
+
+
+@pytest.mark.parametrize("visit", [WIDE, NARROW], indirect=True)
+def test_every_tab_is_as_wide_as_the_window_and_no_wider(visit):
+    """The frame shrank to what was in it: from 750 to 1020 of 1280 pixels, and to more than 400 of 400."""
+    page, size = visit.page, visit.page.viewport_size["width"]
+    for name in ("generate", "edit", "inpaint", "style", "consistent", "compare", "train"):
+        if not page.get_by_role("tab", name=name).first.is_visible():
+            continue  # in the menu of a narrow page
+        page.get_by_role("tab", name=name).first.click()
+        page.wait_for_selector(f"#{name}-go")
+        width = visit.panel(name).locator(".work").evaluate("each => each.offsetWidth")
+        assert size - 90 < width <= size, name
+    assert page.evaluate("document.documentElement.scrollWidth") == size
 
 
 def test_after_a_reload_the_run_is_still_there_and_nobody_else_sees_it(visit, browser, address):

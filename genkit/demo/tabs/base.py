@@ -223,9 +223,10 @@ class Tab(ABC):
         Raises:
             GenkitError: values that the settings do not take, or too many variants.
         """
-        first: Any = kind.from_mappings((ORIGIN, {**values, "num_videos": given["variants"]}))
-        if first.num_videos > MOST:
-            raise UsageError(f"Variants: got {first.num_videos}, allowed: 1 to {MOST}")
+        count = given["variants"]
+        if isinstance(count, (int, float)) and not 1 <= count <= MOST:
+            raise UsageError(explain("Variants", count, f"1 to {MOST}"))
+        first: Any = kind.from_mappings((ORIGIN, {**values, "num_videos": count}))
         seed = first.seed or 0
         return [first.replace(seed=seed + index, num_videos=1) for index in range(first.num_videos)]
 
