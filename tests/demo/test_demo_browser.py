@@ -191,6 +191,7 @@ def test_of_several_variants_one_is_chosen_and_edited_further(visit):
     page.wait_for_function("told => document.querySelector('#generate-facts').innerText != told", arg=facts)
     page.locator("#shelf-gallery button").first.click()
     page.click("#shelf-edit")
+    page.wait_for_selector("#edit-source textarea, #edit-source input")
     page.wait_for_function(
         "text => document.querySelector('#edit-source textarea, #edit-source input').value == text",
         arg=page.input_value("#generate-prompt textarea"),
