@@ -125,3 +125,23 @@ def test_a_mix_reads_another_prompt_inside_its_region_only(tiny):
     torch.testing.assert_close(part[0, inside], whole[0, inside])
     torch.testing.assert_close(part[0, ~inside], none[0, ~inside])
     torch.testing.assert_close(answer(0.5)[0], (none[0] + whole[0]) / 2)
+
+
+def test_masks_of_an_earlier_run_take_the_place_of_the_rehearsal(tiny):
+    def call(**more):
+        return tiny(
+            ["a red circle"], ["a red circle on blue"], height=16, width=16, num_inference_steps=2,
+            generator=torch.Generator().manual_seed(0), **more,
+        )  # fmt: skip
+
+    steps = []
+    first = call()
+    again = call(masks=first.masks, progress=lambda done, total, latents: steps.append((done, total)))
+    assert np.array_equal(first.frames, again.frames) and again.rehearsal is None and steps == [(1, 2), (2, 2)]
+    for masks, words in (
+        ({}, "no mask of the portrait 'a red circle'"),
+        ({**first.masks, (1, 0): first.masks[0, 0]}, r"place of a mask: got \(1, 0\)"),
+        ({**first.masks, (0, 0): first.masks[0, 0][1:]}, "size of a mask"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            call(masks=masks)
