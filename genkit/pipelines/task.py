@@ -81,7 +81,8 @@ class Task:
     def model_of(self, given: Mapping[str, Any]) -> str:
         """The model that settings ask for, all of them or those that were given."""
         usual = self.settings.__dataclass_fields__["model"].default
-        return given.get("model") or usual or ("" if self.named is None else self.named(given.get("image")))
+        own = "" if self.named is None else self.named(given.get("image"))
+        return str(given.get("model") or usual or own)
 
 
 @cache

@@ -63,8 +63,8 @@ def resolve(settings: EditSettings):
         request.tokenizers, asked, draft.model.sidecar.limits.get("max_prompt_tokens"), name="source prompt"
     )
     if read.words:
-        told = "weights in the source prompt have no effect: they act on what the picture shall show"
-        request = replace(request, notes=(*request.notes, told))
+        line = "weights in the source prompt have no effect: they act on what the picture shall show"
+        request = replace(request, notes=(*request.notes, line))
     given = replace(given, source_prompt=read.prompt or "")
     return replace(request, inputs=given, notes=(*request.notes, *read.told))
 
