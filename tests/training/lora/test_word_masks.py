@@ -116,6 +116,14 @@ def test_uniform_sampling_draws_every_choice_alike_and_every_order():
     assert counts[0, 1] / both == pytest.approx(0.5, abs=0.02)
 
 
+def test_of_three_words_every_choice_is_drawn_alike():
+    three = Subjects(("a <a>", "a <b>", "a <c>"), ("x", "y", "z"))
+    rng = np.random.default_rng(2)
+    counts = Counter(frozenset(three.drawn(UNIFORM, (0, 0, 0), rng)) for _ in range(20_000))
+    assert len(counts) == 7 and len(three.orders) == 15
+    assert all(count / 20_000 == pytest.approx(1 / 7, abs=0.01) for count in counts.values())
+
+
 @pytest.mark.parametrize(("losses", "first"), [((0.03, 0.01), 0.75), ((1.0, 0.0), 1 / (1 + FLOOR)), ((0, 0), 0.5)])
 def test_reweighted_sampling_draws_words_in_proportion_to_their_losses(losses, first):
     rng = np.random.default_rng(1)

@@ -327,3 +327,23 @@ def test_files_made_of_a_lora_keep_its_words(trained, tiny_sd, tmp_path):
         merge([str(source), str(source)], tmp_path / "both.safetensors")
     with pytest.raises(UnsupportedError, match="load it as a LoRA"):
         fold([(read_lora(source), 1.0, None)], tiny_sd, tmp_path / "model")
+
+
+def test_three_words_of_one_picture(tiny_sd, data, cache, tmp_path):
+    given = {"caption_extension": ".none", "caption": "a <p>, a <q> and the <r>"}
+    given["learn_words"] = ["the <r>=x", "a <q>=y", "a <p>=z"]
+    run = Run.open(
+        settings(
+            tiny_sd, data, cache, tmp_path / "three", prior_weight=0, prior_prompts=[], num_prior_images=200, **given
+        ),
+        lambda line: None,
+    )
+    task = run.task
+    assert task.taught.subjects.words == ("<p>", "<q>", "<r>") and task.masks.shape[0] == 4
+    for index in range(4):
+        task.masks[index, index] = 1
+    loss, figures = task(run.samples.batch(1), 1)
+    loss.backward()
+    named = task.chosen(1)
+    assert {index for index in range(3) if task.table.rows.grad[index].any()} == set(named)
+    assert {"part <p>", "part <q>", "part <r>"} <= figures.keys() and "loss prior" not in figures
