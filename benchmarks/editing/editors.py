@@ -16,6 +16,8 @@ PRESET_OF = {
     "colour": "colour", "shape": "shape", "texture": "material", "background": "background", "add": "add",
     "remove": "remove",
 }  # fmt: skip
+#: Value of ``keep_words``: colour and shape of every object of the case, as one gives them to --keep-words.
+THINGS = "things"
 #: Makes the output of a case from its number.
 Run = Callable[[Any, int], np.ndarray]
 
@@ -74,6 +76,8 @@ class Editor:
             return {}
         preset = PRESET_OF[kind] if self.presets else None
         usual = usual_values(self.method, _flow(pipeline), preset)
+        if preset in ("background", "add") and self.method == "infedit":
+            usual["keep_words"] = THINGS
         return {**usual, **(_own(model) if self.own else {}), **self.changes}
 
     def judge(self, case: Any, output: np.ndarray) -> dict[str, float]:
@@ -132,6 +136,7 @@ def _edited(pipeline: Any, model: str, settings: dict[str, Any]) -> Run:
     editor = PIPELINES[method].from_pipe(pipeline)
     settings["num_inference_steps"] = settings.pop("steps")
     words = settings.pop("words", ())
+    things = settings.pop("keep_words", None) == THINGS
     told = {**_told(model, method), **settings}
 
     def run(case: Any, number: int) -> np.ndarray:
@@ -140,6 +145,8 @@ def _edited(pipeline: Any, model: str, settings: dict[str, Any]) -> Run:
             call["source_prompt"] = case.source_prompt
         if words:
             call["words"] = differing(case.source_prompt, case.target_prompt) if words == ("auto",) else words
+        if things:
+            call["keep_words"] = [f"{actor.colour} {actor.shape}" for actor in case.before.actors]
         if words and method == "vimaedit":
             call["source_words"] = differing(case.target_prompt, case.source_prompt)
         generator = torch.Generator().manual_seed(NOISE + number)

@@ -187,12 +187,33 @@ def test_a_pipeline_of_sound_or_given_pictures_is_refused():
         ({"image": "picture.png"}, "a PIL picture"),
         ({"strength": -0.1}, "0 to 1"),
         ({"strength": 0.0}, "leaves no step to run"),
+        ({"new_words": "bound"}, "paired, free"),
     ],
 )
 def test_what_makes_no_sense_is_refused(change, said, pipe_of):
     options = {"image": picture("sd"), "num_inference_steps": 2, **change}
     with pytest.raises(UsageError, match=said):
         InfEditPipeline.from_pipe(pipe_of("sd"))(options.pop("image"), TARGET, SOURCE, **options)
+
+
+def test_free_new_words_have_no_partner_in_the_source(pipe_of):
+    """Gaps between shared words stay open, and there are as many text tokens as the denoiser reads."""
+    from genkit.editing.shared.prompts import aligned, positions
+
+    pipe = pipe_of("sd")
+    states = tuple(EditModel.of(pipe).texts(["a red cat", "a blue cat"]).tensors["states"])
+    place = positions(pipe, "a blue cat", ("cat",))[0]
+    paired, free = (aligned(pipe, "a red cat", "a blue cat", states, fill=fill) for fill in (True, False))
+    gap = [number for number, partner in enumerate(free.source[:place]) if partner is None]
+    assert gap and set(paired.matched) & set(gap) and set(free.matched) < set(paired.matched)
+    assert len(free.source) == len(paired.source) == len(states[0]) and free.matched[-1] == len(states[0]) - 1
+    options = {"num_inference_steps": 2, "keep": 1.0, "guidance_scale": 2.0}
+    edit, drawn = InfEditPipeline.from_pipe(pipe), []
+    for new_words in ("paired", "free"):
+        generator = torch.Generator().manual_seed(1)
+        made = edit(picture("sd"), "a blue cat", "a red cat", new_words=new_words, generator=generator, **options)
+        drawn.append(made.latents)
+    assert not torch.equal(*drawn)
 
 
 def test_rows_of_the_layout_are_those_of_the_source_while_its_early_phase_lasts():

@@ -51,7 +51,14 @@ class Plan:
 
 
 def unified_control(
-    alignment: Alignment, steps: int, *, cross: float, self_: float, inject: bool = True, blends: bool = False
+    alignment: Alignment,
+    steps: int,
+    *,
+    cross: float,
+    self_: float,
+    inject: bool = True,
+    blends: bool = False,
+    settled: int = 0,
 ) -> Plan:
     """The rules of unified attention control.
 
@@ -66,6 +73,7 @@ def unified_control(
         self_: share of the early phase; above 1 it never ends.
         inject: the target takes part in the early phase (as in the published code and its defaults).
         blends: the layout is needed in all later steps, since the target is blended with it.
+        settled: first step in which maps are refined.
     """
     early, refined = early_steps(self_, steps), refined_steps(cross, steps)
     begins = early if blends or early < refined else steps
@@ -76,7 +84,7 @@ def unified_control(
     if begins < steps:
         where = Where(steps=f"{begins}:{steps}")
         found += [Take("kv", SOURCE, LAYOUT, where=where), Take("q", TARGET, LAYOUT, where=where)]
-    for role, first, last in ((SOURCE, 0, min(begins, refined)), (LAYOUT, begins, refined)):
+    for role, first, last in ((SOURCE, settled, min(begins, refined)), (LAYOUT, max(begins, settled), refined)):
         if first < last:
             where = Where(steps=f"{first}:{last}", conditional=True)
             found.append(Refine(of=role, into=TARGET, alignment=alignment, where=where))

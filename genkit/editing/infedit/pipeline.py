@@ -9,13 +9,16 @@ from typing import Any
 import torch
 
 from genkit.control import Control, Rule
-from genkit.editing.infedit.control import Plan, unified_control
+from genkit.editing.infedit.control import Plan, refined_steps, unified_control
 from genkit.editing.infedit.sampler import LAYOUT, SOURCE, TARGET, Latents, virtual_inversion
 from genkit.editing.shared.blend import WordMaps, map_grid, rules_of
 from genkit.editing.shared.branches import Branch, Branches
 from genkit.editing.shared.pipeline import EditOutput, EditPipeline, Input, Progress, first_step, share
 from genkit.editing.shared.prompts import aligned, positions
+from genkit.errors import UsageError, explain
 
+#: Values of ``new_words``.
+PAIRED, FREE = "paired", "free"
 #: Below this signal no map is trusted: the threshold is this by the signal.
 _FAINT = 0.15
 
@@ -41,6 +44,8 @@ class InfEditPipeline(EditPipeline):
         source_guidance_scale: float = 1.0,
         keep: float = 0.7,
         keep_maps: float | None = None,
+        new_words: str = PAIRED,
+        settle: float = 0.0,
         self_inject_target: bool = True,
         words: Sequence[str] = (),
         keep_words: Sequence[str] = (),
@@ -69,6 +74,13 @@ class InfEditPipeline(EditPipeline):
                 change the background.
             keep_maps: share of the steps in which words that both prompts have act where they do in the source; None =
                 as ``keep``.
+            new_words: "paired" = in every gap between shared words the new word that is most like one of the source's
+                takes its maps too, as in the published code; "free" = new words act where the model likes. A background
+                whose new colour is bound to the maps of the old one is drawn in neither of the two.
+            settle: share of the steps, from the first on, in which the large colours settle, for another background:
+                maps are free yet. Guidance counts in them alone: without it source and target draw the same things in
+                the same places, and their difference is the background. Words limit nothing for twice as long. 0 =
+                all of it as published.
             self_inject_target: whether the target's self-attention follows too.
             words: words of the prompt; only where they act the picture changes. None given: everywhere.
             keep_words: words of both prompts; where they act the picture stays.
@@ -92,12 +104,15 @@ class InfEditPipeline(EditPipeline):
         Raises:
             UsageError: a share outside 0..1, a word that the prompts do not have, an input that is no picture.
         """
+        if new_words not in (PAIRED, FREE):
+            raise UsageError(explain("new_words", new_words, (PAIRED, FREE)))
         model = self.model
         keep_maps = keep if keep_maps is None else keep_maps
-        share(keep, "keep"), share(keep_maps, "keep_maps"), share(eta, "eta")
+        share(keep, "keep"), share(keep_maps, "keep_maps"), share(eta, "eta"), share(settle, "settle")
         work, source = self._work(image, multiple)
         levels = model.levels(num_inference_steps, source, spacing)
         steps = len(levels) - 1
+        settled = refined_steps(settle, steps)
         chosen = tuple(words), tuple(keep_words)
         controlled = bool(keep or keep_maps or any(chosen))
         branches = {
@@ -111,19 +126,32 @@ class InfEditPipeline(EditPipeline):
         control: Control | None = None
         begins = {SOURCE: 0, TARGET: 0}
         if controlled:
-            pairs = aligned(self.pipe, source_prompt, prompt, (rows.states(SOURCE), rows.states(TARGET)), rows.slots)
+            states = (rows.states(SOURCE), rows.states(TARGET))
+            pairs = aligned(self.pipe, source_prompt, prompt, states, rows.slots, new_words == PAIRED)
             plan = unified_control(
-                pairs, steps, cross=keep_maps, self_=keep, inject=self_inject_target, blends=any(chosen)
+                pairs,
+                steps,
+                cross=keep_maps,
+                self_=keep,
+                inject=self_inject_target,
+                blends=any(chosen),
+                settled=settled,
             )
             grid = map_grid(model, source)
-            blend = _Blend.of(self.pipe, rows, plan, pairs, grid, prompt, chosen, (threshold, keep_threshold))
+            first = max(1, 2 * settled)
+            blend = _Blend.of(self.pipe, rows, plan, pairs, grid, prompt, chosen, (threshold, keep_threshold), first)
             rules = [*plan.rules, *rules, *blend.rules]
             begins[LAYOUT] = plan.begins
         if rules:
             control = rows.control = Control(self.pipe, rules)
+
+        def predict(noisy: Latents, level: float, step: int, count: int) -> Latents:
+            rows.guided = not settled or step < settled
+            return rows(noisy, level, step, count)
+
         with control or nullcontext():
             made = virtual_inversion(
-                model, source, rows, begins, levels, generator=generator, eta=eta,
+                model, source, predict, begins, levels, generator=generator, eta=eta,
                 start=first_step(steps, strength) if strength < 1 else 0, progress=progress,
                 blend=blend if blend is not None and blend.rules else None,
             )  # fmt: skip
@@ -140,14 +168,15 @@ class _Blend:
         keep: where the target is the source; None = nowhere.
         both: where words that are in both lists act: the layout there, in the last blend.
         thresholds: of the first and the second.
+        first: step after which blending begins.
     """
 
     def __init__(
         self, rows: Branches, change: WordMaps | None, keep: WordMaps | None, both: WordMaps | None,
-        thresholds: tuple[float, float],
+        thresholds: tuple[float, float], first: int,
     ):  # fmt: skip
         self.rows, self.change, self.keep, self.both = rows, change, keep, both
-        self.thresholds = thresholds
+        self.thresholds, self.first = thresholds, first
         self.rules = rules_of((change, keep, both))
         self.mask: torch.Tensor | None = None
 
@@ -155,6 +184,7 @@ class _Blend:
     def of(
         cls, pipe: Any, rows: Branches, plan: Plan, alignment: Any, grid: tuple[int, int] | None, prompt: str,
         words: tuple[tuple[str, ...], tuple[str, ...]], thresholds: tuple[float, float],
+        first: int,
     ) -> _Blend:  # fmt: skip
         """The blend of words given as texts: those to change and those to keep."""
         change, keep = words
@@ -169,12 +199,12 @@ class _Blend:
 
         return cls(
             rows, maps(change, plan.reads, "change"), maps(only, ((SOURCE, None),), "keep"),
-            maps(shared, plan.reads, "both"), thresholds,
+            maps(shared, plan.reads, "both"), thresholds, first,
         )  # fmt: skip
 
     def __call__(self, clean: Latents, step: int, steps: int, level: float) -> Latents:
-        """Blend after every step but the first."""
-        if step == 0:
+        """Blend after every step but the first ones."""
+        if step < self.first:
             return clean
         maps, target = self.rows.control.maps, clean[TARGET]
         layout = clean.get(LAYOUT, clean[SOURCE])

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from genkit.control.rows import Rows
+from genkit.control.rows import Row, Rows
 from genkit.editing.shared.model import Conditions, EditModel
 
 
@@ -64,6 +64,8 @@ class Branches:
         made = model.texts(unique, slots)
         self.conditions = made.rows([unique.index(texts[row]) for row in self.rows.entries])
         self.apart = bool(model.family.branches)
+        #: Whether guidance counts; without it only rows with the prompts are called.
+        self.guided = True
 
     def _text(self, role: str, conditional: bool) -> str:
         branch = self.branches[role]
@@ -83,7 +85,7 @@ class Branches:
             level: noise level of all of them.
             step, steps: where the run is.
         """
-        chosen = [number for number, row in enumerate(self.rows.entries) if row.role in latents]
+        chosen = [number for number, row in enumerate(self.rows.entries) if self._called(row, latents)]
         rows, conditions = self.rows, self.conditions
         if len(chosen) < len(rows):
             rows = Rows(tuple(self.rows.entries[number] for number in chosen))
@@ -94,12 +96,15 @@ class Branches:
         found = {}
         for role in latents:
             (row,) = rows.index(role, conditional=True)
-            answer, scale = answers[row : row + 1], self.scales[role]
+            answer, scale = answers[row : row + 1], self.scales[role] if self.guided else 1
             for other in rows.index(role, conditional=False) if scale != 1 else ():
                 without = answers[other : other + 1]
                 answer = without + scale * (answer - without)
             found[role] = answer
         return found
+
+    def _called(self, row: Row, latents: Mapping[str, torch.Tensor]) -> bool:
+        return row.role in latents and (self.guided or row.conditional)
 
     def _apart(
         self, rows: Rows, batch: torch.Tensor, conditions: Conditions, level: float, step: int, steps: int

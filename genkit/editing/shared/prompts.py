@@ -16,6 +16,7 @@ def aligned(
     target: str,
     states: tuple[torch.Tensor, torch.Tensor] | None = None,
     slots: int | None = None,
+    fill: bool = True,
 ) -> Alignment:
     """Which source token stands for which target token, over all text tokens of the denoiser; padding for itself.
 
@@ -25,12 +26,13 @@ def aligned(
         states: (tokens, C) of both, as the denoiser reads them: in every gap of the alignment the pair that is most
             alike is paired too (InfEdit). None leaves gaps open.
         slots: text tokens, where they can be chosen.
+        fill: without it gaps stay open although states are given, which then tell the number of tokens alone.
     """  # fmt: skip
     partners: dict[int, int | None] = {}
     for part in text_parts(pipe, slots):
         lists = [_ids(part, prompt) for prompt in (source, target)]
         found = align(*lists)
-        if states is not None:
+        if states is not None and fill:
             found = found.filled(*(each[part.start :][: len(ids)] for each, ids in zip(states, lists, strict=True)))
         length = part.length or max(map(len, lists))
         for place, partner in enumerate(found.padded(max(length, *map(len, lists))).source):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from genkit.errors import UnsupportedError, UsageError
@@ -10,11 +10,25 @@ from genkit.families.facts import FLOW
 from genkit.families.lookup import facts_of
 from genkit.families.training.lookup import why_not_called
 from genkit.pipelines.kinds import IMAGE
-from genkit.pipelines.tasks.edit.settings import AUTO, FLOWEDIT, IMG2IMG, INFEDIT, NONE, P2P, VIMAEDIT, EditSettings
+from genkit.pipelines.tasks.edit.settings import (
+    AUTO,
+    FLOWEDIT,
+    IMG2IMG,
+    INFEDIT,
+    NONE,
+    P2P,
+    PAIRED,
+    VIMAEDIT,
+    EditSettings,
+)
 
 if TYPE_CHECKING:
     from genkit.control.rules import Rule
     from genkit.pipelines.model import Model
+
+
+#: Values that are the methods' own where nothing is given.
+_PLAIN: dict[str, Any] = {"words": (NONE,), "new_words": PAIRED, "keep_words": (), "settle": 0.0}
 
 
 @dataclass(frozen=True)
@@ -22,7 +36,8 @@ class Usual:
     """Values of a method where nobody says.
 
     Args:
-        steps, guidance_scale, source_guidance_scale, strength, keep, keep_maps, words: as the settings of these names.
+        steps, guidance_scale, source_guidance_scale, strength, keep, keep_maps, new_words, keep_words, settle,
+            words: as the settings of these names; None where a method has no such setting.
     """
 
     steps: int
@@ -31,32 +46,38 @@ class Usual:
     strength: float | None = None
     keep: float | None = None
     keep_maps: float | None = None
+    new_words: str | None = None
+    keep_words: tuple[str, ...] | None = None
+    settle: float | None = None
     words: tuple[str, ...] = (NONE,)
 
 
 _DIFFUSION = {
-    INFEDIT: Usual(15, 2.0, 1.0, 1.0, 0.7, 0.7),
+    INFEDIT: Usual(15, 2.0, 1.0, 1.0, 0.7, 0.7, PAIRED, (), 0.0),
     P2P: Usual(50, 7.5, 1.0, None, 0.4, 0.8),
     IMG2IMG: Usual(50, 7.5, None, 0.7),
     VIMAEDIT: Usual(50, 7.5, 1.0, None, 0.6, words=(AUTO,)),
 }
 _FLOW = {
     FLOWEDIT: Usual(28, 5.5, 1.5, 24 / 28),
-    INFEDIT: Usual(28, 5.5, 1.5, 24 / 28, 0.0, 0.0),
+    INFEDIT: Usual(28, 5.5, 1.5, 24 / 28, 0.0, 0.0, PAIRED, (), 0.0),
     P2P: Usual(28, 3.5, 1.0, None, 0.4, 0.8),
     IMG2IMG: Usual(28, 3.5, None, 0.7),
     VIMAEDIT: Usual(28, 3.5, 1.0, None, 0.6, words=(AUTO,)),
 }
+#: Shares of the steps, which presets set for every method that has them.
+_SHARES = ("keep", "keep_maps")
 #: What kinds of change set. InfEdit's authors say 1, 0.9, 0.3, 0, 0, 0 for both shares. On five cases a kind of the toy
 #: world things stay in their places better, and as many edits come out right, when self-attention follows the source
 #: and the maps are free; so it is here for all kinds but the first two and what goes: there kept maps and free
-#: self-attention came out right in nine of nine cases, the other way round in one of four of them.
+#: self-attention came out right in nine of nine cases, the other way round in one of four of them. What is added needs
+#: more guidance and its own self-attention.
 _PRESETS: dict[str, dict[str, Any]] = {
     "colour": {"keep": 1.0, "keep_maps": 1.0},
     "material": {"keep": 0.9, "keep_maps": 0.9},
     "shape": {"keep": 0.6, "keep_maps": 0.0},
     "background": {"keep": 0.6, "keep_maps": 0.0},
-    "add": {"keep": 0.3, "keep_maps": 0.0},
+    "add": {"keep": 0.0, "keep_maps": 0.0, "guidance_scale": 3.0},
     "remove": {"keep": 0.0, "keep_maps": 0.8},
 }
 
@@ -94,9 +115,9 @@ def choose(settings: EditSettings, model: Model) -> EditSettings:
         )
     settings = settings.replace(method=method)
     usual = table[method]
-    advised = {} if settings.preset is None else _PRESETS[settings.preset]
+    advised = _advised(settings.preset, method, flow)
     changes: dict[str, Any] = {}
-    for name in ("steps", "guidance_scale", "source_guidance_scale", "strength", "keep", "keep_maps", "words"):
+    for name in (field.name for field in fields(Usual)):
         own, given = getattr(usual, name), getattr(settings, name)
         if own is None and given not in (None, ()):
             raise UsageError(f"--{name.replace('_', '-')}: {method} has no such setting; leave it out")
@@ -104,9 +125,7 @@ def choose(settings: EditSettings, model: Model) -> EditSettings:
             changes[name] = advised.get(name, own)
     if settings.keep is not None and settings.keep_maps is None and "keep_maps" in changes and method == INFEDIT:
         changes["keep_maps"] = settings.keep
-    settings = settings.replace(
-        **{name: value for name, value in changes.items() if name != "words" or value != (NONE,)}
-    )
+    settings = settings.replace(**{name: value for name, value in changes.items() if value != _PLAIN.get(name)})
     if settings.source_prompt is None and method != IMG2IMG:
         raise UsageError(
             f"--source-prompt: {method} compares what the picture shows with what it shall show; say in a few words "
@@ -127,9 +146,16 @@ def rules_of(settings: EditSettings) -> list[Rule]:
     from genkit.control import ReadMaps, Take
 
     self_attention = bool(settings.keep) or settings.method == VIMAEDIT
-    maps = bool(settings.keep_maps) or settings.method == VIMAEDIT or settings.words not in ((), (NONE,))
+    words = settings.words not in ((), (NONE,)) or bool(settings.keep_words)
+    maps = bool(settings.keep_maps) or settings.method == VIMAEDIT or words
     found: list[Rule] = [Take("qk", of="source", into="target")] if self_attention else []
     return [*found, ReadMaps(name="words", of="target")] if maps else found
+
+
+def _advised(preset: str | None, method: str, flow: bool) -> dict[str, Any]:
+    """What a preset sets of a method; shares of the steps for all that have them, the rest for InfEdit on diffusion."""
+    found = {} if preset is None else _PRESETS[preset]
+    return found if method == INFEDIT and not flow else {name: found[name] for name in found if name in _SHARES}
 
 
 def usual_values(method: str, flow: bool, preset: str | None = None) -> dict[str, Any]:
@@ -139,5 +165,6 @@ def usual_values(method: str, flow: bool, preset: str | None = None) -> dict[str
         method: of ``--method``. flow: whether the model is a flow model. preset: of ``--preset``.
     """
     own = vars((_FLOW if flow else _DIFFUSION)[method])
-    advised = {} if preset is None else _PRESETS[preset]
-    return {name: advised.get(name, value) for name, value in own.items() if value not in (None, (NONE,))}
+    advised = _advised(preset, method, flow)
+    found = {name: advised.get(name, value) for name, value in own.items() if value is not None}
+    return {name: value for name, value in found.items() if value != _PLAIN.get(name)}

@@ -58,6 +58,12 @@ def edit(
             options |= {"keep": settings.keep, "words": chosen(settings)}
         if settings.method in (INFEDIT, P2P):
             options["keep_maps"] = settings.keep_maps
+        if settings.new_words is not None:
+            options["new_words"] = settings.new_words
+        if settings.settle is not None:
+            options["settle"] = settings.settle
+        if settings.keep_words:
+            options["keep_words"] = settings.keep_words
         if settings.method == VIMAEDIT:
             options["source_words"] = replaced(settings) if options["words"] else ()
         if settings.method == IMG2IMG and "eta" in more:  # as the model's genkit.json samples

@@ -26,6 +26,8 @@ CLIPS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi")
 PRESETS = ("colour", "material", "shape", "background", "add", "remove")
 #: Value of ``words``: those of the prompt that the source prompt does not have; or no limit to where the change goes.
 AUTO, NONE = "auto", "none"
+#: Values of ``new_words``; see :class:`genkit.editing.infedit.InfEditPipeline`.
+PAIRED, FREE = "paired", "free"
 
 
 def is_clip(path: Path) -> bool:
@@ -46,8 +48,8 @@ class ChangeSettings(Settings):
         rule=Rule(choices=METHODS),
     )  # fmt: skip
     preset: str | None = option(
-        None, "Kind of change, which sets --keep and --keep-maps where they are left open: colour, material, shape, "
-        "background, add, remove.", group="Edit", rule=Rule(choices=PRESETS), stored=WHEN_GIVEN,
+        None, "Kind of change, which sets --keep, --keep-maps and --new-words where they are left open: colour, "
+        "material, shape, background, add, remove.", group="Edit", rule=Rule(choices=PRESETS), stored=WHEN_GIVEN,
     )  # fmt: skip
     keep: float | None = option(
         None, "Share of the steps in which the attention of the source rules, 0 to 1: more keeps outlines and places.",
@@ -57,9 +59,23 @@ class ChangeSettings(Settings):
         None, "The same of where the words that both prompts have act; as --keep with infedit when left out.",
         group="Edit", rule=Rule(low=0, high=1),
     )  # fmt: skip
+    new_words: str | None = option(
+        None, "Whether a new word acts where the word that it stands for does in the source, as long as --keep-maps "
+        "says (paired, the usual), or where the model likes (free); infedit.", group="Edit",
+        rule=Rule(choices=(PAIRED, FREE)), stored=WHEN_GIVEN,
+    )  # fmt: skip
+    settle: float | None = option(
+        None, "Share of the steps, from the first on, in which the large colours settle, for another background: after "
+        "it guidance is off, and only then words act where they do in the source; infedit, 0 unless said.",
+        group="Edit", rule=Rule(low=0, high=1), stored=WHEN_GIVEN,
+    )  # fmt: skip
     words: tuple[str, ...] = option(
         (), "Change only where these words of the prompt act: a word or several, repeatable; 'auto' = the words the "
         "source prompt does not have, 'none' = everywhere.", group="Edit", parse=as_texts,
+    )  # fmt: skip
+    keep_words: tuple[str, ...] = option(
+        (), "Where these words of both prompts act the picture stays: a word or several, repeatable; the things on it "
+        "when the background changes; infedit.", group="Edit", parse=as_texts, stored=WHEN_GIVEN,
     )  # fmt: skip
     strength: float | None = option(
         None, "Share of the steps that are run, above 0 and up to 1: less stays closer to the picture.", group="Edit",

@@ -9,10 +9,13 @@ from genkit.pipelines.tasks.edit.settings import AUTO, IMG2IMG, NONE, EditSettin
 
 
 def check_words(settings: EditSettings) -> None:
-    """UsageError for words that the prompt does not have."""
+    """UsageError for words that the prompt does not have, or that not both have."""
     for word in settings.words:
         if word not in (AUTO, NONE):
             find_words(plain(settings.prompt), word, what="--words")
+    for word in settings.keep_words:
+        for prompt in (settings.prompt, settings.source_prompt):
+            find_words(plain(prompt), word, what="--keep-words")
 
 
 def without_idle(settings: EditSettings) -> tuple[EditSettings, tuple[str, ...]]:
