@@ -11,7 +11,7 @@ import gradio as gr
 from genkit.demo.blocks import Blocks
 from genkit.demo.engine.desk import Desk
 from genkit.demo.engine.messages import told
-from genkit.demo.engine.pictures import UPLOAD
+from genkit.demo.engine.stored import stored_settings
 from genkit.demo.engine.visitors import Entry, Visitor, Visitors
 from genkit.demo.examples import draw, draw_clip
 from genkit.demo.options import Offer
@@ -24,8 +24,7 @@ from genkit.demo.tabs.inpaint import Inpaint
 from genkit.demo.tabs.stage import QUEUED
 from genkit.demo.tabs.style import Style
 from genkit.demo.tabs.train import Train
-from genkit.errors import GenkitError, UsageError
-from genkit.media.files import read_settings
+from genkit.errors import GenkitError
 
 #: In their order on the page.
 TABS: tuple[type[Tab], ...] = (Generate, Edit, Inpaint, Style, Consistent, Compare, Train)
@@ -177,15 +176,10 @@ class Page:
 
     def _opened(self, path: str | None) -> dict[Any, Any]:
         """A file was given whose settings are wanted."""
+        found = Path(str(path))
         try:
-            found = Path(str(path))
-            if path is None or not found.is_file() or found.stat().st_size > UPLOAD:
-                raise UsageError(f"give a file that genkit made, of at most {UPLOAD >> 20} MB")
-            record = read_settings(found)
-            settings = record["settings"]
-            if not isinstance(settings, dict):
-                raise UsageError("the settings in this file are none that genkit wrote")
-            return self._restored(Entry(found, "", str(record.get("command") or "generate"), settings))
+            command, settings = stored_settings(found)
+            return self._restored(Entry(found, "", command, settings))
         except GenkitError as error:
             message = told(error).replace(str(path), Path(str(path)).name)
             raise gr.Error(message, title="No settings", print_exception=False) from None

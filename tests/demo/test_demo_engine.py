@@ -18,8 +18,9 @@ from genkit.demo.engine.kept import kept
 from genkit.demo.engine.messages import for_visitor, told
 from genkit.demo.engine.pictures import marked, take
 from genkit.demo.engine.preview import Preview, pattern
+from genkit.demo.engine.stored import stored_settings
 from genkit.demo.engine.visitors import KEPT, Entry, Visitors
-from genkit.errors import ArtifactError, UsageError
+from genkit.errors import ArtifactError, GenkitError, UsageError
 from genkit.evaluation.metrics import psnr, ssim
 from genkit.media.canvas import Mask
 from genkit.media.files import read_settings
@@ -183,6 +184,7 @@ def test_a_result_lies_in_its_visitors_folder_with_settings_and_no_place_of_the_
     assert first.path.parent == visitor.folder
     record = read_settings(first.path)
     assert record["command"] == "generate" and record["settings"]["seed"] == 1
+    assert stored_settings(first.path) == ("generate", record["settings"])
     assert str(visitors.root) not in json.dumps(record)
     assert [entry.path for entry in visitor.entries] == [made.path for made in state.made]
 
@@ -249,6 +251,23 @@ def test_what_stayed_is_counted_outside_the_mask_and_measured_on_all_pixels_with
     assert measured == f"PSNR {psnr(before, after):.1f} dB, SSIM {ssim(before, after):.2f}"
     assert kept(edited, before) == {"like the input": "every pixel equal"}
     assert kept(edited, after[:, :8]) == kept(None, after) == {}
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"command": "edit", "settings": {"prompt": ["a"], "steps": {"a": 1}}},
+        {"command": "generate", "settings": {"prompt": "a", "seed": "x"}},
+        {"command": 7, "settings": {"prompt": "a"}},
+        {"command": "train", "settings": {"prompt": "a"}},
+        {"command": "generate", "settings": [1, 2]},
+    ],
+)
+def test_settings_of_a_file_that_no_command_takes_are_refused_before_the_page_shows_them(record, tmp_path):
+    path = tmp_path / "given.json"
+    path.write_text(json.dumps(record))
+    with pytest.raises(GenkitError):
+        stored_settings(path)
 
 
 def test_the_mask_is_shown_in_the_colour_of_the_brush_and_the_rest_grey():
