@@ -77,3 +77,10 @@ def test_methods_that_have_no_picture_to_tell_run_as_without_adapters(call, with
     heard, plain = call(pipe).frames, call(pipe_of("sd")).frames
     assert np.abs(heard.astype(int) - plain).max() <= 1
     assert scales == [getattr(each, "scale", None) for each in pipe.unet.attn_processors.values()]
+
+
+def test_adapters_of_transformers_are_refused(tiny_flux):
+    pipe = load(tiny_flux, torch.float32, "cpu")
+    pipe.transformer.encoder_hid_proj = torch.nn.Identity()  # what load_ip_adapter sets there
+    with pytest.raises(UnsupportedError, match="unload_ip_adapter"):
+        genkit.AttenSTPipeline.from_pipe(pipe)

@@ -22,6 +22,20 @@ def adapters(pipe: Any) -> int:
     return len(network.encoder_hid_proj.image_projection_layers)
 
 
+def check_adapters(pipe: Any) -> None:
+    """Refuse image prompt adapters of transformers (Flux, Stable Diffusion 3), which no method tells a picture.
+
+    Raises:
+        UnsupportedError: one is loaded.
+    """
+    network = getattr(pipe, "transformer", None)
+    if any(getattr(network, name, None) is not None for name in ("encoder_hid_proj", "image_proj")):
+        raise UnsupportedError(
+            f"{type(pipe).__name__} has an image prompt adapter, which editing reads on UNets only; call "
+            "pipe.unload_ip_adapter() first"
+        )
+
+
 #: Denoisers that are told image prompts at present.
 _TOLD: weakref.WeakSet[Any] = weakref.WeakSet()
 #: What projects an image's embedding, or the tokens of the image encoder, to text tokens.

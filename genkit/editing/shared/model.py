@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from genkit.editing.shared.image_prompt import silenced
+from genkit.editing.shared.image_prompt import check_adapters, silenced
 from genkit.editing.shared.levels import levels_of
 from genkit.errors import ArtifactError, UnsupportedError, UsageError, explain
 from genkit.families.base import Family
@@ -83,6 +83,7 @@ class EditModel:
                 f"{name} is told pictures beside the text ({needed}); editing takes the family's text-to-image or "
                 "text-to-video pipeline"
             )
+        check_adapters(pipe)
         return cls(pipe, record, objective_of(facts(pipe).objective, pipe.scheduler))
 
     @property
