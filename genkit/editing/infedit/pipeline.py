@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -145,7 +145,7 @@ class InfEditPipeline(EditPipeline):
         if rules:
             control = rows.control = Control(self.pipe, rules)
 
-        def predict(noisy: Latents, level: float, step: int, count: int) -> Latents:
+        def predict(noisy: Mapping[str, torch.Tensor], level: float, step: int, count: int) -> Latents:
             rows.guided = not settled or step < settled
             return rows(noisy, level, step, count)
 
