@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from dataclasses import fields as fields_of
 from fractions import Fraction
 from typing import Any, ClassVar
 
@@ -184,7 +185,7 @@ class AttentionSettings(Settings):
         """Naming ``attention`` replaces an earlier recipe and what belonged to the earlier method (and the other way
         round); ``attention: none`` removes them together with the schedule."""
         if "attention" in given or "recipe" in given:
-            fields = cls.__dataclass_fields__.values()
+            fields = fields_of(cls)  # without class variables, which are no settings
             dropped = ["attention", *(field.name for field in fields if field.metadata["belongs"] == "attention")]
             dropped += ["schedule", "backend"] if given.get("attention") == NONE else []
             if given.get("attention") != before.get("attention") or "recipe" in given:
