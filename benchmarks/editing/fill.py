@@ -53,6 +53,8 @@ LINES: dict[str, Line] = {
     "PAIntA": Line({"painta": 0.5, "rasg": 0.0}),
     "RASG": Line({"painta": 0.0, "rasg": 0.01}),
     "PAIntA and RASG": Line({"painta": 0.5, "rasg": 0.01}),
+    "steps twice": Line({"painta": 0.0, "rasg": 0.0, "resample": 2}),
+    "steps twice, PAIntA": Line({"painta": 0.5, "rasg": 0.0, "resample": 2}),
     f"blending alone{_WHOLE}": Line({"painta": 0.0, "rasg": 0.0}, True),
     f"PAIntA and RASG{_WHOLE}": Line({"painta": 0.5, "rasg": 0.01}, True),
 }

@@ -37,3 +37,32 @@ def step(
         now, wide = model.parts(level)
         part = eta * (spread / wide) * max(1 - (now / signal) ** 2, 0.0) ** 0.5
     return signal * clean + max(spread**2 - part**2, 0.0) ** 0.5 * noise + part * fresh
+
+
+#: Share of the steps, from the first on, that resampling takes several times: later ones only sharpen.
+_RESAMPLED = 0.9
+
+
+def walked(steps: int, resample: int) -> tuple[tuple[int, bool], ...]:
+    """Steps in the order they are taken, and whether each is taken again (RePaint with jumps of one step).
+
+    Args:
+        steps: of the run; the last one is taken once.
+        resample: how often each is taken.
+    """
+    found = []
+    for index in range(steps):
+        times = resample if index < _RESAMPLED * steps and index < steps - 1 else 1
+        found += [(index, turn < times - 1) for turn in range(times)]
+    return tuple(found)
+
+
+def noisier(model: EditModel, latents: torch.Tensor, level: float, higher: float, noise: torch.Tensor) -> torch.Tensor:
+    """Latents of a level at a higher one, as the diffusion itself leads there: weaker, with fresh noise added.
+
+    Args:
+        latents: (B, ...) at ``level``. noise: normal, of the same shape.
+    """
+    (signal, spread), (weaker, wider) = model.parts(level), model.parts(higher)
+    factor = weaker / signal
+    return factor * latents + max(wider**2 - (factor * spread) ** 2, 0.0) ** 0.5 * noise

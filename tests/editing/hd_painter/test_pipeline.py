@@ -14,6 +14,7 @@ from genkit.editing.hd_painter.attention import PromptAttention, prompt_tokens, 
 from genkit.editing.hd_painter.known import beside_latents, filled, latent_mask, matched, token_mask, without_border
 from genkit.editing.hd_painter.painta import BlockScores
 from genkit.editing.hd_painter.rasg import attention_score, mixed
+from genkit.editing.shared.walk import noisier, walked
 from genkit.errors import UnsupportedError, UsageError
 from genkit.media.canvas import Mask
 
@@ -220,6 +221,32 @@ def test_the_border_is_known_at_first_and_made_at_last(pipe):
     fresh = [(made != seen[0]).flatten(1).any() for made in seen]
     border = [made[0, :, 2, 2] for made in seen]
     assert torch.equal(border[0], border[1]) and not torch.equal(border[1], border[2]) and fresh[1]
+
+
+def test_steps_are_taken_again_from_the_level_they_began_at(pipe):
+    assert walked(4, 1) == ((0, False), (1, False), (2, False), (3, False))
+    assert walked(3, 2) == ((0, True), (0, False), (1, True), (1, False), (2, False))
+    assert [index for index, _ in walked(20, 3)].count(17) == 3 and walked(20, 3)[-2:] == ((18, False), (19, False))
+    picture, inside, seen = noise(16, 16), box(16, 16, 4, 4, 12, 12), []
+    options = {"num_inference_steps": 3, "painta": 0.0}
+    once = run(pipe, picture, inside, **options)
+    twice = run(pipe, picture, inside, resample=2, progress=lambda *told: seen.append(told[:2]), **options)
+    assert seen == [(done, 5) for done in range(1, 6)]
+    assert np.array_equal(twice.frames[0][~inside], picture[~inside]) and not torch.equal(once.latents, twice.latents)
+    again = run(pipe, picture, inside, resample=2, **options)
+    assert torch.equal(again.latents, twice.latents)
+    with pytest.raises(UsageError, match="resample"):
+        run(pipe, picture, inside, resample=0, **options)
+
+
+def test_latents_made_noisier_have_the_signal_and_the_deviation_of_their_level(pipe):
+    model = HDPainterPipeline.from_pipe(pipe).model
+    clean = torch.full((1, 4, 200, 200), 3.0)
+    drawn = [torch.randn(clean.shape, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1)]
+    found = noisier(model, model.noised(clean, drawn[0], 0.4), 0.4, 0.6, drawn[1])
+    signal, spread = model.parts(0.6)
+    assert found.mean().item() == pytest.approx(3 * signal, abs=0.02)
+    assert found.std().item() == pytest.approx(spread, abs=0.02)
 
 
 def test_tokens_of_a_mask_are_never_none():

@@ -72,10 +72,19 @@ def test_a_dry_run_writes_nothing_and_tells_what_the_model_is_shown(cli):
     code, out, errors = cli(*ASKED, "--dry-run", "--json", "--context", 2)
     settings = json.loads(out)["outputs"][0]["settings"]
     assert code == 0 and settings["painta"] == 0.5 and settings["rasg"] == 0.0 and settings["steps"] == 2
+    assert settings["resample"] == 2
     assert "16x16 pixels around the mask" in errors[0] and sorted(p.name for p in Path().iterdir()) == [
         "mask.png",
         "picture.png",
     ]
+
+
+def test_models_that_were_trained_to_inpaint_take_every_step_once(cli, monkeypatch):
+    monkeypatch.setattr("genkit.pipelines.tasks.inpaint.choice.made_for_it", lambda model: True)
+    code, out, _ = cli(*ASKED, "--dry-run", "--json")
+    assert code == 0 and json.loads(out)["outputs"][0]["settings"]["resample"] == 1
+    code, _, errors = cli(*ASKED, "--resample", 3)
+    assert code == 2 and len(errors) == 1 and "--resample 3" in errors[0] and "leave it out" in errors[0]
 
 
 def test_rasg_and_feather_and_growth_keep_the_rest(cli):

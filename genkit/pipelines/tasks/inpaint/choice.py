@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from genkit.errors import UnsupportedError
+from genkit.errors import UnsupportedError, UsageError
 from genkit.families.facts import FLOW
 from genkit.families.lookup import facts_of
 from genkit.families.training.lookup import why_not_called
@@ -15,15 +15,23 @@ if TYPE_CHECKING:
     from genkit.pipelines.model import Model
     from genkit.pipelines.tasks.inpaint.settings import InpaintSettings
 
-#: Shares of PAIntA and RASG where nobody says.
-PAINTA, RASG = 0.5, 0.0
+#: Shares of PAIntA and RASG, and how often steps are taken, where nobody says.
+PAINTA, RASG, RESAMPLE = 0.5, 0.0, 2
+#: Channels of UNets that read a mask and a masked picture beside their latents.
+INPAINTING_CHANNELS = 9
+
+
+def made_for_it(model: Model) -> bool:
+    """Whether a model was trained to inpaint."""
+    return model.config("unet").get("in_channels") == INPAINTING_CHANNELS
 
 
 def choose(settings: InpaintSettings, model: Model) -> InpaintSettings:
-    """Settings with the shares of PAIntA and RASG filled in.
+    """Settings with the shares of PAIntA and RASG and the resampling filled in.
 
     Raises:
         UnsupportedError: a model that inpainting cannot drive, or RASG for one that it does not fit.
+        UsageError: resampling with a model that was trained to inpaint.
     """
     if model.kind is not IMAGE:
         raise UnsupportedError(
@@ -45,7 +53,14 @@ def choose(settings: InpaintSettings, model: Model) -> InpaintSettings:
         )
     if settings.painta is None or settings.painta > 0:
         settings.check_free("--painta", " or take --painta 0")
+    trained = made_for_it(model)
+    if trained and (settings.resample or 1) > 1:
+        raise UsageError(
+            f"--resample {settings.resample}: {model.name} was trained to inpaint and reads mask and picture in every "
+            "step; leave it out"
+        )
     return settings.replace(
+        resample=settings.resample or (1 if trained else RESAMPLE),
         painta=PAINTA if settings.painta is None else settings.painta,
         rasg=RASG if settings.rasg is None else settings.rasg,
     )

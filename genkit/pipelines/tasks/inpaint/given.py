@@ -15,6 +15,7 @@ from genkit.media.canvas import Mask, read_mask, read_still
 from genkit.models import check_folder, locate
 from genkit.models.check import read_part_config
 from genkit.pipelines.load import fetch
+from genkit.pipelines.tasks.inpaint.choice import made_for_it
 from genkit.reading import file_digest, regular
 from genkit.reading.files import place, user_path
 
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
 
 #: Arguments of inpainting pipelines' calls that the task gives.
 INPUTS = ("image", "mask_image")
-#: Channels of UNets that read a mask and a masked picture beside their latents.
-INPAINTING_CHANNELS = 9
 #: Pixels of a picture at most. Only the part around the mask goes through the model.
 MOST_PIXELS = 1 << 26
 
@@ -105,7 +104,7 @@ def read_given(settings: InpaintSettings, files: tuple[Path, Path], model: Model
     multiple = 8 if model.rule is None else model.rule.multiple
     context = settings.context
     if context is None:
-        context = usual_context(mask, model.config("unet").get("in_channels") == INPAINTING_CHANNELS)
+        context = usual_context(mask, made_for_it(model))
     factor = 1 if upscaler is None else _factor(upscaler)
     chosen = Place.of(still.pixels, mask, multiple, context, least, longest, factor)
     told = [*still.told, *mask.told, *chosen.told(still.pixels)]

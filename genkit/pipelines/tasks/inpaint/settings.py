@@ -72,6 +72,11 @@ class PainterSettings(Settings):
         "step's noise, about 0.01; 0 = not. Costs two to three times the time; for UNets only.", group="HD-Painter",
         rule=Rule(low=0, high=1),
     )  # fmt: skip
+    resample: int | None = option(
+        None, "How often each step is taken, with fresh noise in between, so that what is made and what is there grow "
+        "together (RePaint); 2 when left out, at twice the time, and 1 for models made for inpainting.",
+        group="HD-Painter", rule=Rule(low=1, high=100),
+    )  # fmt: skip
     upscaler: str | None = option(
         None, "Folder or hub id of a Stable Diffusion x4 upscaler: draws parts that are larger than --longest, which "
         "are made at a quarter of their size.", group="HD-Painter",

@@ -51,9 +51,9 @@ def run(run) -> Made:
         return HDPainterPipeline.from_pipe(run.pipeline)(
             given.picture, given.mask, prompt, negative_prompt=negative_prompt or "", generator=generator, eta=eta,
             num_inference_steps=settings.steps, guidance_scale=settings.guidance_scale, painta=settings.painta,
-            rasg=settings.rasg, context=given.context, least=given.least, longest=given.longest,
-            multiple=given.multiple, upscaler=upscaler, max_sequence_length=settings.max_sequence_length,
-            progress=follow,
+            rasg=settings.rasg, resample=settings.resample, context=given.context, least=given.least,
+            longest=given.longest, multiple=given.multiple, upscaler=upscaler, progress=follow,
+            max_sequence_length=settings.max_sequence_length,
         )  # fmt: skip
 
     request = run.request
