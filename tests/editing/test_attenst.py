@@ -93,7 +93,7 @@ def test_bad_values_are_refused(tiny):
             tiny(content, style, **bad)
     with pytest.raises(UsageError, match="image"):
         tiny("content.png", style)
-    with pytest.raises(UsageError, match="layers of the style: got 'nowhere', allowed: .* such as .*attn"):
+    with pytest.raises(UsageError, match="style_layers: got 'nowhere', allowed: .* such as .*attn"):
         tiny(content, style, layers="nowhere", num_inference_steps=1, resample=0)
 
 

@@ -28,7 +28,7 @@ def style_layers(family: Any, network: Any, asked: str | None = None) -> str:
     if asked is not None:
         if not any(re.search(asked, path) for path in sites):
             known = f"a regular expression found in a layer with self- or joint attention, such as {sites[-1]}"
-            raise UsageError(explain("layers of the style", asked, known if sites else "nothing: the model has none"))
+            raise UsageError(explain("style_layers", asked, known if sites else "nothing: the model has none"))
         return asked
     parts = list(dict.fromkeys(match[0] for path in sites if (match := _UNET_PART.match(path))))
     decoder = [part for part in parts if part.startswith("up_blocks")]

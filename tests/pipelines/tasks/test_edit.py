@@ -179,7 +179,7 @@ def test_a_file_that_is_no_picture_is_refused_in_one_line(kind, said, cli, tmp_p
         ({"method": "img2img", "strength": 0.0}, "leaves no step to run"),
         ({"method": "p2p", "new_words": "free"}, "--new-words: p2p has no such setting"),
         ({"method": "vimaedit", "keep_words": ("circle",)}, "--keep-words: vimaedit has no such setting"),
-        ({"keep_words": ("zebra",)}, "--keep-words"),
+        ({"keep_words": ("zebra",)}, "--keep-words (words that both prompts have) in --prompt: got 'zebra'"),
         ({"method": "masactrl"}, "infedit"),
         ({"preset": "colours"}, "colour"),
         ({"keep": 1.1}, "1"),

@@ -43,6 +43,9 @@ def test_what_has_no_effect_is_said(tiny_sd, picture):
     assert "--source-prompt has no effect" in notes(ask(tiny_sd, picture, method="img2img"))
     assert "--words auto: the prompt has no word" in notes(ask(tiny_sd, picture, prompt="red circle", words=("auto",)))
     assert "--words auto" not in notes(ask(tiny_sd, picture, words=("auto",)))
+    both = {"words": ("circle",), "keep_words": ("circle",)}
+    assert "--words and --keep-words both name circle" in notes(ask(tiny_sd, picture, **both))
+    assert "both name" not in notes(ask(tiny_sd, picture, words=("auto",), keep_words=("circle",)))
     assert "weights in the source prompt have no effect" in notes(
         ask(tiny_sd, picture, source_prompt="a (red:2) circle")
     )
@@ -185,7 +188,7 @@ def test_a_schedule_that_leaves_a_layer_to_both_is_refused_before_weights(tiny_s
     assert resolve(style)
     with pytest.raises(UsageError, match=same):
         resolve(style.replace(schedule="layers=1:"))
-    with pytest.raises(UsageError, match="layers of the style: got 'nowhere'"):
+    with pytest.raises(UsageError, match="style_layers: got 'nowhere'"):
         resolve(style.replace(style_layers="nowhere"))
     paint = InpaintSettings(
         image=str(picture), mask=str(picture), prompt="a", model=str(tiny_sd), attention="sliding_window",
@@ -197,7 +200,7 @@ def test_a_schedule_that_leaves_a_layer_to_both_is_refused_before_weights(tiny_s
 
 def test_layers_of_the_style_that_the_model_does_not_have(tiny_sd, picture):
     asked = StyleSettings(image=str(picture), style=str(picture), model=str(tiny_sd), steps=1, style_layers="nothing")
-    with pytest.raises(UsageError, match="layers of the style: got 'nothing', allowed: .* such as .*attn1"):
+    with pytest.raises(UsageError, match="style_layers: got 'nothing', allowed: .* such as .*attn1"):
         Session(resolve(asked)).run()
 
 

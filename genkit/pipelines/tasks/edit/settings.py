@@ -48,8 +48,9 @@ class ChangeSettings(Settings):
         rule=Rule(choices=METHODS),
     )  # fmt: skip
     preset: str | None = option(
-        None, "Kind of change, which sets --keep, --keep-maps and --new-words where they are left open: colour, "
-        "material, shape, background, add, remove.", group="Edit", rule=Rule(choices=PRESETS), stored=WHEN_GIVEN,
+        None, "Kind of change: colour, material, shape, background, add, remove. Sets --keep and --keep-maps where "
+        "they are left open, of infedit also guidance, --new-words and --settle.", group="Edit",
+        rule=Rule(choices=PRESETS), stored=WHEN_GIVEN,
     )  # fmt: skip
     keep: float | None = option(
         None, "Share of the steps in which the attention of the source rules, 0 to 1: more keeps outlines and places.",

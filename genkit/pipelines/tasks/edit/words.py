@@ -14,8 +14,8 @@ def check_words(settings: EditSettings) -> None:
         if word not in (AUTO, NONE):
             find_words(plain(settings.prompt), word, what="--words")
     for word in settings.keep_words:
-        for prompt in (settings.prompt, settings.source_prompt):
-            find_words(plain(prompt), word, what="--keep-words")
+        for name, prompt in (("--prompt", settings.prompt), ("--source-prompt", settings.source_prompt)):
+            find_words(plain(prompt), word, what=f"--keep-words (words that both prompts have) in {name}")
 
 
 def without_idle(settings: EditSettings) -> tuple[EditSettings, tuple[str, ...]]:
@@ -37,6 +37,11 @@ def without_idle(settings: EditSettings) -> tuple[EditSettings, tuple[str, ...]]
         told.append(
             f"--words {AUTO}: the prompt has no word that the source prompt does not have, so the change is limited to "
             "no place; name words of the prompt"
+        )
+    both = [word for word in settings.keep_words if word in chosen(settings)]
+    if both:
+        told.append(
+            f"--words and --keep-words both name {', '.join(both)}: where they act, the picture's layout is kept"
         )
     return settings, tuple(told)
 
