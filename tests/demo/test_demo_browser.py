@@ -226,7 +226,7 @@ def test_after_a_reload_the_run_is_still_there_and_nobody_else_sees_it(visit, br
     visit.ends("generate", "of 150")
     visit.ends("generate")
     page.wait_for_selector("#shelf-gallery img")
-    # Gradio's client sometimes fails on one difference of a stream that began around a reload; the end is checked above.
+    # Gradio's client may fail on a difference of a stream that began around a reload; the end is checked above.
     visit.errors[:] = [each for each in visit.errors if not each.startswith("Unexpected client exception TypeError")]
     other = Visit(browser, address, NARROW, color_scheme="dark")
     time.sleep(1)
