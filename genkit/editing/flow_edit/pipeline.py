@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import torch
 
-from genkit.control import Control, Rule
+from genkit.control import Rule
 from genkit.editing.flow_edit.sampler import SOURCE, TARGET, flow_edit
 from genkit.editing.shared.branches import Branch, Branches
 from genkit.editing.shared.pipeline import EditOutput, EditPipeline, Input, Progress, first_step
@@ -94,8 +93,7 @@ class FlowEditPipeline(EditPipeline):
             },
             slots=max_sequence_length,
         )
-        branches.control = Control(self.pipe, rules) if rules else None
-        with branches.control or nullcontext():
+        with branches.under(rules):
             edited = flow_edit(
                 model, source, branches, levels, start=first_step(steps, strength), plain=plain_steps, draws=draws,
                 generator=generator, progress=progress,

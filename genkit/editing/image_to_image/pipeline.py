@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 
 import torch
 
-from genkit.control import Control, Rule
+from genkit.control import Rule
 from genkit.editing.shared.branches import Branch, Branches
 from genkit.editing.shared.pipeline import EditOutput, EditPipeline, Input, Progress, first_step
 from genkit.editing.shared.walk import step
@@ -71,8 +70,7 @@ class ImageToImagePipeline(EditPipeline):
         # A run over all steps begins with noise alone, as a run from text does.
         noise = model.draw(source, generator)
         latents = noise if start == 0 else model.noised(source, noise, levels[start])
-        branches.control = Control(self.pipe, rules) if rules else None
-        with branches.control or nullcontext():
+        with branches.under(rules):
             for index in range(start, steps):
                 level, following = levels[index], levels[index + 1]
                 answer = branches({"target": latents}, level, index, steps)["target"]

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import torch
 
-from genkit.control import Control, Rule
+from genkit.control import Rule
 from genkit.editing.infedit.control import Plan, refined_steps, unified_control
 from genkit.editing.infedit.sampler import LAYOUT, SOURCE, TARGET, Latents, virtual_inversion
 from genkit.editing.shared.blend import WordMaps, map_grid, rules_of
@@ -123,7 +122,6 @@ class InfEditPipeline(EditPipeline):
             branches[LAYOUT] = branches[SOURCE]
         rows = Branches(model, branches, together=controlled, slots=max_sequence_length)
         blend: _Blend | None = None
-        control: Control | None = None
         begins = {SOURCE: 0, TARGET: 0}
         if controlled:
             states = (rows.states(SOURCE), rows.states(TARGET))
@@ -142,14 +140,12 @@ class InfEditPipeline(EditPipeline):
             blend = _Blend.of(self.pipe, rows, plan, pairs, grid, prompt, chosen, (threshold, keep_threshold), first)
             rules = [*plan.rules, *rules, *blend.rules]
             begins[LAYOUT] = plan.begins
-        if rules:
-            control = rows.control = Control(self.pipe, rules)
 
         def predict(noisy: Mapping[str, torch.Tensor], level: float, step: int, count: int) -> Latents:
             rows.guided = not settled or step < settled
             return rows(noisy, level, step, count)
 
-        with control or nullcontext():
+        with rows.under(rules):
             made = virtual_inversion(
                 model, source, predict, begins, levels, generator=generator, eta=eta,
                 start=first_step(steps, strength) if strength < 1 else 0, progress=progress,

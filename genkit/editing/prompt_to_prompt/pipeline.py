@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 
 import torch
 
-from genkit.control import Control, Refine, Rule, Take, Where
+from genkit.control import Refine, Rule, Take, Where
 from genkit.control.alignment import Alignment
 from genkit.editing.shared.blend import WordMaps, map_grid, rules_of
 from genkit.editing.shared.branches import Branch, Branches
@@ -94,10 +93,8 @@ class PromptToPromptPipeline(EditPipeline):
             places = positions(self.pipe, prompt, tuple(words), max_sequence_length)
             maps = WordMaps(places, pairs, ((SOURCE, None),), TARGET, "change", map_grid(model, source))
         rules = [*_rules(pairs, steps, keep, keep_maps), *rules, *rules_of((maps,))]
-        control = Control(self.pipe, rules) if rules else nullcontext()
-        both.control = control if rules else None
         latents, mask = {SOURCE: path[0], TARGET: path[0]}, None
-        with control:
+        with both.under(rules):
             for index in range(steps):
                 level, following = levels[index], levels[index + 1]
                 if exact:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from genkit.control import Control, Rule
 from genkit.control.rows import Row, Rows
 from genkit.editing.shared.model import Conditions, EditModel
 
@@ -74,6 +75,12 @@ class Branches:
     def states(self, role: str) -> torch.Tensor:
         """Text states (tokens, C) of a branch's prompt, as the denoiser reads them."""
         return self.conditions.tensors["states"][self.rows.index(role, conditional=True)[0]]
+
+    @contextlib.contextmanager
+    def under(self, rules: Sequence[Rule]) -> Iterator[None]:
+        """Calls within the block are made under a control of these rules, and under none where there are none."""
+        with Control(self.model.pipe, rules) if rules else contextlib.nullcontext() as self.control:
+            yield
 
     def __call__(
         self, latents: Mapping[str, torch.Tensor], level: float, step: int, steps: int
