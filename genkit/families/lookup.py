@@ -13,9 +13,13 @@ from typing import Any
 from genkit.errors import UnsupportedError
 from genkit.families.base import Family
 from genkit.families.facts import PipelineFacts
+from genkit.families.out_of_scope import OUT_OF_SCOPE
 
 #: Files of this folder that are not records.
-SHARED = ("base", "codec", "facts", "lookup", "originals", "prompts", "sizes", "sound_features", "training")
+SHARED = (
+    "base", "codec", "facts", "grids", "lookup", "originals", "out_of_scope", "prompts", "sizes", "sound_features",
+    "training",
+)  # fmt: skip
 
 
 @functools.cache
@@ -106,6 +110,8 @@ def family_of(model: Any) -> Family:
     if name in known:
         return known[name]
     given = type(model).__name__ if name is None else name
+    if given in OUT_OF_SCOPE:
+        raise UnsupportedError(f"{given} cannot be patched: {OUT_OF_SCOPE[given]}")
     raise UnsupportedError(
         f"{given} is not a model genkit knows: there is no record of its token grid, text order and attention roles. "
         f"Known: {', '.join(known)}"

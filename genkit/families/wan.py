@@ -40,7 +40,12 @@ def _states(pipeline: Any, prompts: list[str], slots: int) -> Any:
 
 FAMILY = Family(
     name="Wan",
-    classes=("WanTransformer3DModel", "WanVACETransformer3DModel"),
+    classes=(
+        "WanTransformer3DModel",
+        "WanVACETransformer3DModel",
+        "WanAnimateTransformer3DModel",
+        "ChronoEditTransformer3DModel",
+    ),
     pipelines=("WanPipeline", "WanImageToVideoPipeline", "WanVideoToVideoPipeline", "WanVACEPipeline"),
     rules=(
         SiteRule(r"(?:vace_)?blocks\.\d+\.attn1", "self"),

@@ -30,7 +30,8 @@ def small(row: Row) -> dict:
 
 # Methods that see one frame as dense on purpose.
 SAME_ON_IMAGES = {"radial", "shifted_groups"}
-# The first tiny model of every family; of SD3 the one with self-attention too.
+# The first tiny model of every kind of family; of SD3 the one with self-attention too. The other families are patched
+# in tests/families/test_every_class.py.
 TINY = {family_of(tiny.build(name).model).name: name for name in tiny.FAMILIES} | {"SD3": "sd35"}
 CELLS = matrix()
 
@@ -40,7 +41,7 @@ def test_the_matrix_is_whole():
 
     assert {row.method for row in rows()} == set(registry.names())
     assert len(CELLS) == len(rows()) * len(records())
-    assert {cell.family for cell in CELLS} == set(TINY) == {family.name for family in records()}
+    assert {cell.family for cell in CELLS} == {family.name for family in records()} >= set(TINY)
     assert all(cell.fits != bool(cell.reason) for cell in CELLS)
     for row in rows():
         assert row.build(**small(row)).name == row.method
@@ -57,7 +58,9 @@ def test_known_cells():
     assert "single images" in served["agent (agents=merge)", "Wan"].reason
 
 
-@pytest.mark.parametrize("cell", CELLS, ids=lambda cell: f"{cell.row}-{cell.family}")
+@pytest.mark.parametrize(
+    "cell", [cell for cell in CELLS if cell.family in TINY], ids=lambda cell: f"{cell.row}-{cell.family}"
+)
 def test_every_cell_is_true(tiny_model, cell: Cell):
     case = tiny_model(TINY[cell.family])
     method = cell.row.build(**small(cell.row))
