@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from genkit.attention.site import Place, Site
+from genkit.attention.site import Place, Site, among
 from genkit.errors import UnsupportedError, UsageError, explain
 from genkit.layout import TokenLayout
 
@@ -56,7 +56,7 @@ class Method:
 
     def why_not(self, site: Site) -> str | None:
         """The reason why this method cannot serve a site, as one line of text, or None when it can."""
-        if site.role not in self.roles:
+        if not among(site.role, self.roles):
             return f"{self.name} works on {', '.join(self.roles)} attention, this layer is {site.role} attention"
         if self.needs_grid and not site.layout.has_grid:
             return f"{self.name} needs a token grid (T, H, W), this sequence of {site.layout.length} tokens has none"

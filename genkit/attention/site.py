@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,16 @@ from genkit.layout import TokenLayout
 if TYPE_CHECKING:
     import torch
 
-ROLES = ("self", "cross", "joint", "audio_self", "audio_to_video", "video_to_audio", "audio_cross")
+ROLES = (
+    "self", "cross", "joint", "spatial", "temporal", "audio_self", "audio_to_video", "video_to_audio", "audio_cross",
+)  # fmt: skip
+#: Self-attention along some axes of the grid only; the other axes are folded into the batch.
+FOLDED = ("spatial", "temporal")
+
+
+def among(role: str, roles: Iterable[str]) -> bool:
+    """Whether roles a method or a caller names include a role: self-attention stands for its folded kinds too."""
+    return role in roles or (role in FOLDED and "self" in roles)
 
 
 @dataclass(frozen=True)
@@ -22,7 +32,8 @@ class Site:
         name: dotted module path, for instance ``"blocks.3.attn1"``.
         layer: index among the model's attention layers of this role, from 0; single blocks continue after double ones.
         layers: how many layers of this role the model has.
-        role: one of :data:`ROLES`.
+        role: one of :data:`ROLES`. "spatial" is self-attention within each frame, "temporal" along the frames of each
+            place; the batch holds the frames or places of all rows, and the layout has only the other axes.
         heads: number of query heads.
         layout: layout of the queries.
         key_layout: layout of the keys; equal to ``layout`` for ``self`` and ``joint``.

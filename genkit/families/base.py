@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from genkit.attention.site import Projections
+from genkit.attention.site import FOLDED, Projections
 from genkit.errors import UnsupportedError
 from genkit.families.facts import PipelineFacts
 from genkit.layout import GRID, TEXT, Segment, TokenLayout
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 MAIN = "main"
 Streams = dict[str, TokenLayout]
+#: Roles whose keys are the tokens that ask.
+OWN_KEYS = ("self", "joint", "audio_self", *FOLDED)
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ class Family:
         streams: rule from (model, forward arguments by name) to the layout of every token stream.
         reads: names of the forward arguments ``streams`` looks at.
         sample: name of the forward argument with the noisy latents.
+        timestep: name of the forward argument with the noise level; "" when the model has none.
         order: prefixes of module paths in the order of execution, for numbering layers.
         grid: the grid rule in words.
         text: where text tokens sit in joint attention: "first", "last" or "apart" (cross-attention).
@@ -86,6 +89,7 @@ class Family:
     text: str
     video: bool
     facts: PipelineFacts
+    timestep: str = "timestep"
     branches: tuple[str, ...] = ()
     varying_text: bool = False
     heads_attribute: str = "heads"
@@ -128,7 +132,7 @@ def _found(rule: SiteRule, match: re.Match[str], path: str, module: nn.Module) -
     keys = rule.keys
     if rule.added_keys and getattr(module, "add_k_proj", None) is not None:
         keys = rule.added_keys
-    if role in ("self", "joint", "audio_self") or not keys:
+    if role in OWN_KEYS or not keys:
         keys = (queries,)
     return FoundSite(path, role, queries, keys, rule.pattern, module)
 

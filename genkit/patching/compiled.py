@@ -95,10 +95,11 @@ def observe(
     number_names: list[str] = []
     for name in model.family.reads:
         _pack(name, given.get(name), tensors, tensor_names, numbers, number_names)
-    timestep = given.get("timestep")
+    clock = model.family.timestep
+    timestep = given.get(clock)
     if isinstance(timestep, (int, float)):
         timestep = torch.full((1,), float(timestep))
-    _pack("timestep", timestep, tensors, tensor_names, numbers, number_names)
+    _pack(clock, timestep, tensors, tensor_names, numbers, number_names)
     name = model.family.sample
     sample = torch.ops.genkit.observe(
         given[name],

@@ -7,6 +7,7 @@ from typing import Any
 
 from genkit.attention import registry
 from genkit.attention.method import Method
+from genkit.attention.site import among
 from genkit.errors import UsageError
 from genkit.families.base import Family
 from genkit.families.lookup import records
@@ -84,5 +85,5 @@ def _cell(row: Row, family: Family) -> Cell:
     reasons = {role: role_reason(method, role, family) for role in family.roles}
     roles = tuple(role for role, reason in reasons.items() if reason is None)
     refused = {role: why for role, why in reasons.items() if why is not None}
-    told = {role: why for role, why in refused.items() if role in method.roles}
+    told = {role: why for role, why in refused.items() if among(role, method.roles)}
     return Cell(row, family.name, roles, told if roles or told else refused)

@@ -10,7 +10,7 @@ import torch
 
 from genkit.attention.site import Site
 from genkit.errors import UnsupportedError
-from genkit.families.base import FoundSite
+from genkit.families.base import OWN_KEYS, FoundSite
 from genkit.layout import GRID, TEXT, Segment, TokenLayout
 from genkit.patching import compiled, interception
 from genkit.patching.assignment import Assignment
@@ -279,7 +279,7 @@ class PatchedLayer:
         return TokenLayout(layout.grid, tuple(part for part in segments if part.length or part.name == GRID))
 
     def _foreign_keys(self, q: torch.Tensor, k: torch.Tensor) -> str | None:
-        if self.role in ("self", "joint", "audio_self") and k.shape[1] != q.shape[1]:
+        if self.role in OWN_KEYS and k.shape[1] != q.shape[1]:
             return f"its {k.shape[1]} keys are not the {q.shape[1]} tokens that ask (an image prompt adapter?)"
         return None
 

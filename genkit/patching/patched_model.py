@@ -95,7 +95,7 @@ class PatchedModel:
         if any(patch.cache.aside for patch in self.patches):
             moment = Moment(aside=True)
         else:
-            moment = self.tracker.tick(self.context, given.get("timestep"), training, model)
+            moment = self.tracker.tick(self.context, given.get(self.family.timestep), training, model)
         self.state.begin(moment, model, given)
         for patch in self.patches:
             patch.check(moment)

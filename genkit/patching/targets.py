@@ -6,7 +6,7 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 from genkit.attention.method import Method
-from genkit.attention.site import Site
+from genkit.attention.site import FOLDED, Site, among
 from genkit.errors import UnsupportedError, UsageError, explain
 from genkit.families.base import FoundSite
 from genkit.families.lookup import diffusers_class, family_of, records, unwrap
@@ -46,7 +46,7 @@ class Denoiser:
         """The sites a part can go on, before its schedule is looked at."""
         wanted = part.method.roles if part.roles is None else part.roles
         refused = {role: role_reason(part.method, role, self.family) for role in self.family.roles}
-        return [found for found in self.sites if found.role in wanted and refused[found.role] is None]
+        return [found for found in self.sites if among(found.role, wanted) and refused[found.role] is None]
 
 
 def find_denoisers(target: Any) -> list[Denoiser]:
@@ -94,12 +94,13 @@ def role_reason(method: Method, role: str, family: Any) -> str | None:
 def _example(role: str, family: Any, scale: int) -> Site:
     text = TokenLayout.sequence(16, "text")
     audio = TokenLayout.sequence(16 * scale, "audio")
-    frames = 4 * scale if family.video else 1
+    frames = 4 * scale if family.video and role != "spatial" else 1
+    side = 1 if role == "temporal" else 8 * scale
     joint = 16 if role == "joint" else 0
-    grid = TokenLayout.of_grid(frames, 8 * scale, 8 * scale, text=joint, text_first=family.text == "first")
+    grid = TokenLayout.of_grid(frames, side, side, text=joint, text_first=family.text == "first")
     if role in ("audio_to_video", "video_to_audio"):
         grid, audio = _timed(grid, frames), _timed(audio, 16 * scale)
-    queries = grid if role in ("self", "joint", "cross", "audio_to_video") else audio
+    queries = grid if role in ("self", "joint", "cross", "audio_to_video", *FOLDED) else audio
     keys = {"cross": text, "audio_cross": text, "audio_to_video": audio, "video_to_audio": grid}.get(role, queries)
     return Site("example", 0, 1, role, 8, queries, keys)
 
@@ -116,7 +117,7 @@ def fits_nowhere(method: Method, roles: tuple[str, ...] | None, denoisers: list[
     has = dict.fromkeys(role for denoiser in denoisers for role in denoiser.family.roles)
     names = ", ".join(dict.fromkeys(denoiser.family.name for denoiser in denoisers))
     asked = "" if roles is None else f" (asked for: {', '.join(roles)})"
-    wanted = [role for role in has if role in (roles or method.roles)]
+    wanted = [role for role in has if among(role, roles or method.roles)]
     reasons = {role_reason(method, role, denoiser.family) for role in wanted for denoiser in denoisers} - {None}
     own = f": {'; '.join(sorted(reasons))}" if reasons else ""
     return (

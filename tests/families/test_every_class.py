@@ -15,7 +15,7 @@ import zoo
 
 import genkit
 from genkit.attention.method import Density, Method
-from genkit.attention.site import ROLES
+from genkit.attention.site import ROLES, among
 from genkit.errors import UnsupportedError
 from genkit.families.lookup import diffusers_class, family_of, records
 from genkit.families.out_of_scope import OUT_OF_SCOPE
@@ -62,7 +62,7 @@ def _close(case: zoo.Case, out: torch.Tensor) -> None:
 
 def _kind(role: str) -> bool:
     """Whether methods of self- and joint attention work on a role."""
-    return role in ("self", "joint")
+    return among(role, ("self", "joint"))
 
 
 # --- the walk ----------------------------------------------------------------------------------------------------
@@ -100,6 +100,14 @@ def test_every_recorded_class_has_a_tiny_model():
     built = {diffusers_class(zoo.build(name).model) for name in NAMES}
     built |= {diffusers_class(tiny.build(name).model) for name in tiny.names()}
     assert {name for family in records() for name in family.classes} == built - set(OUT_OF_SCOPE)
+
+
+def test_records_name_arguments_that_exist():
+    classes = _denoiser_classes()
+    for family in records():
+        known = [set(inspect.signature(classes[name].forward).parameters) for name in family.classes]
+        assert all({family.sample, family.timestep} <= names | {""} for names in known), family.name
+        assert set(family.reads) <= set.union(*known), family.name
 
 
 # --- every class -------------------------------------------------------------------------------------------------
@@ -161,7 +169,20 @@ def test_methods(name):
         dense = report.density is not None and report.density.dense
         assert dense or not torch.allclose(out, case.reference, atol=1e-5), method.name
         assert not dense or method.name != "neighborhood"
+        _a_loop_is_counted(case, method)
     assert torch.equal(case.run(), case.reference)
+
+
+def _a_loop_is_counted(case: zoo.Case, method: Method) -> None:
+    """Two calls of a bare model with falling noise levels are two steps."""
+    clock = family_of(case.model).timestep
+    if method.name != "neighborhood" or not clock:
+        return
+    with genkit.patch(case.model, method, backend="reference") as handle:
+        for share in (1.0, 0.5):
+            level = case.given[clock]
+            case.run(**{clock: (level * share).to(level.dtype)})
+        assert handle.report().sites[0].steps == (0, 1)
 
 
 @pytest.mark.parametrize("name", [name for name in SERVED if any(map(_kind, zoo.build(name).calls))])

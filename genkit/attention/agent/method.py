@@ -270,7 +270,9 @@ class Agent(Method):
 
     def _means(self, site: Site) -> bool:
         """Whether an agent is the mean of its cell's queries, rather than the one at its centre."""
-        return self.pool == "mean" or (self.pool == "auto" and site.role == "self" and site.layout.grid[0] == 1)
+        return self.pool == "mean" or (
+            self.pool == "auto" and site.role in ("self", "spatial") and site.layout.grid[0] == 1
+        )
 
     def _per_query_head(self, x: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
         """Keys or values with one head per query head, as the shortcut and the extra keys need them."""

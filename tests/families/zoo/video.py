@@ -58,3 +58,16 @@ def wan_animate() -> Case:
     )  # fmt: skip
     args["hidden_states"] = torch.randn(2, 12, 3, 8, 10)
     return Case(model, args, GRID, {"self": 2, "cross": 4}, axes="BCTHW")
+
+
+def latte() -> Case:
+    """Frames, and then places, are folded into the batch."""
+    from diffusers import LatteTransformer3DModel
+
+    model = LatteTransformer3DModel(
+        sample_size=8, num_layers=2, patch_size=2, attention_head_dim=12, num_attention_heads=2, caption_channels=16,
+        in_channels=4, cross_attention_dim=24, out_channels=8, attention_bias=True, activation_fn="gelu-approximate",
+        num_embeds_ada_norm=1000, norm_type="ada_norm_single", norm_elementwise_affine=False, norm_eps=1e-6,
+        video_length=3,
+    )  # fmt: skip
+    return Case(model, _latents(), (1, 4, 5), {"spatial": 2, "cross": 2, "temporal": 2})
