@@ -1,4 +1,5 @@
-"""Finding records: every file of this folder that describes a family is one, there is no list to keep."""
+"""Finding records: every file of this folder has one, as ``FAMILY``, or those of a lineage, as ``FAMILIES``; there is no
+list to keep."""
 
 from __future__ import annotations
 
@@ -26,11 +27,12 @@ SHARED = (
 def _all() -> tuple[Family, ...]:
     room = str(Path(__file__).parent)
     names = sorted(found.name for found in pkgutil.iter_modules([room]) if found.name not in SHARED)
-    return tuple(importlib.import_module(f"genkit.families.{name}").FAMILY for name in names)
+    files = [importlib.import_module(f"genkit.families.{name}") for name in names]
+    return tuple(family for file in files for family in getattr(file, "FAMILIES", None) or (file.FAMILY,))
 
 
 def records() -> tuple[Family, ...]:
-    """The families whose attention genkit knows, by file name."""
+    """The families whose attention genkit knows, by file name and the order within a file."""
     return tuple(family for family in _all() if family.classes)
 
 
