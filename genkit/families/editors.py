@@ -6,15 +6,12 @@ from genkit.families.base import without_attention
 from genkit.families.facts import PipelineFacts
 
 _NAMES = (
-    "BriaFiboEditPipeline",
     "Cosmos2VideoToWorldPipeline",
     "CosmosVideoToWorldPipeline",
-    "HunyuanImageRefinerPipeline",
     "I2VGenXLPipeline",
     "JoyImageEditPipeline",
     "JoyImageEditPlusPipeline",
     "Kandinsky6TI2VAPipeline",
-    "LongCatImageEditPipeline",
     "StableAudio3AudioToAudioPipeline",
     "StableAudio3InpaintPipeline",
     "StableUnCLIPImg2ImgPipeline",

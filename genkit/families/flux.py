@@ -1,43 +1,21 @@
-"""Flux: joint attention, text first, reference images (Kontext) after the image."""
+"""Flux and its descendants: joint attention, text first, reference images (Kontext, edit) after the image."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from dataclasses import replace
 
-from genkit.errors import UnsupportedError
-from genkit.families.base import MAIN, TEXT, Family, SiteRule, Streams, grid_with, shape, text_length
+from genkit.families.base import Family, SiteRule
 from genkit.families.codec import scaled
 from genkit.families.facts import FLOW, Objective, PipelineFacts, TextRule
-from genkit.families.sizes import packed_image, packed_image_token
+from genkit.families.grids import text_image_references
+from genkit.families.sizes import ReadConfig, Size, SizeRule, packed_image, packed_image_token
 
-
-def _streams(model: Any, args: Mapping[str, Any]) -> Streams:
-    tokens = shape(args, "hidden_states", 3, "Flux")[1]
-    ids = args.get("img_ids")
-    if ids is None:
-        raise UnsupportedError("Flux: the token grid follows from img_ids, which this call of the model lacks")
-    ids = (ids[0] if ids.ndim == 3 else ids).detach().float().cpu()
-    # The first coordinate numbers the images: 0 is the one being made, references have others.
-    image = ids[ids[:, 0] == 0]
-    height, width = (int(image[:, axis].max() - image[:, axis].min()) + 1 for axis in (1, 2))
-    if height * width != len(image) or not bool((ids[: len(image), 0] == 0).all()):
-        raise UnsupportedError(
-            f"Flux: img_ids tell of {len(image)} tokens of the image within {height}x{width} positions; genkit needs "
-            f"a full grid that comes before the reference tokens"
-        )
-    main = grid_with(
-        (1, height, width), before=((TEXT, text_length(args, "Flux")),), after=(("reference", tokens - len(image)),)
-    )
-    return {MAIN: main}
-
-
-FAMILY = Family(
+FLUX = Family(
     name="Flux",
     classes=("FluxTransformer2DModel",),
     pipelines=("FluxPipeline", "FluxKontextPipeline", "FluxImg2ImgPipeline", "FluxInpaintPipeline"),
     rules=(SiteRule(r"(?:single_)?transformer_blocks\.\d+\.attn", "joint"),),
-    streams=_streams,
+    streams=text_image_references("Flux"),
     reads=("hidden_states", "encoder_hidden_states", "img_ids"),
     sample="hidden_states",
     order=("transformer_blocks", "single_transformer_blocks"),
@@ -47,7 +25,7 @@ FAMILY = Family(
     branches=("cond", "uncond"),
     time_positions="img_ids (another first coordinate)",
     facts=PipelineFacts(
-        pattern="Flux.*",
+        pattern="Flux(?![23]).*",
         needs_input=r"Flux.*(?:Img2Img|Inpaint|Fill|Kontext|Control).*",
         sizes=packed_image,
         token=packed_image_token,
@@ -59,3 +37,77 @@ FAMILY = Family(
     ),
     notes="Single blocks are numbered after double blocks. Image prompt adapters' extra attention stays as it is.",
 )
+
+CHROMA = replace(
+    FLUX,
+    name="Chroma",
+    classes=("ChromaTransformer2DModel",),
+    pipelines=("ChromaPipeline", "ChromaImg2ImgPipeline", "ChromaInpaintPipeline"),
+    streams=text_image_references("Chroma"),
+    branches=(),
+    facts=PipelineFacts(pattern="Chroma.*", sizes=packed_image, token=packed_image_token),
+    notes="Single blocks are numbered after double blocks. The pipelines call the model twice per step and announce "
+    "nothing. They hand in a mask of text as numbers 0 and 1, which the model adds to the scores.",
+)
+
+BRIA = replace(
+    FLUX,
+    name="Bria",
+    classes=("BriaTransformer2DModel",),
+    pipelines=("BriaPipeline",),
+    streams=text_image_references("Bria"),
+    branches=(),
+    facts=PipelineFacts(pattern="BriaPipeline", sizes=packed_image, token=packed_image_token),
+    notes="Single blocks are numbered after double blocks. Both branches are computed in one call. No attention "
+    "processors can be set, so use genkit.patch.",
+)
+
+
+def _fibo_sizes(config: ReadConfig) -> SizeRule:
+    return SizeRule(16, 1)
+
+
+def _fibo_token(config: ReadConfig) -> Size:
+    return 1, 16, 16
+
+
+BRIA_FIBO = replace(
+    BRIA,
+    name="Bria FIBO",
+    classes=("BriaFiboTransformer2DModel",),
+    pipelines=("BriaFiboPipeline", "BriaFiboEditPipeline"),
+    streams=text_image_references("Bria FIBO"),
+    facts=PipelineFacts(
+        pattern="BriaFibo(?:Edit)?Pipeline", sizes=_fibo_sizes, token=_fibo_token, needs_input="BriaFiboEditPipeline"
+    ),
+    notes="Single blocks are numbered after double blocks. Padding of the text is hidden by a key mask. Both branches "
+    "are computed in one call. No attention processors can be set, so use genkit.patch.",
+)
+
+OVIS = replace(
+    FLUX,
+    name="Ovis-Image",
+    classes=("OvisImageTransformer2DModel",),
+    pipelines=("OvisImagePipeline",),
+    streams=text_image_references("Ovis-Image"),
+    facts=PipelineFacts(pattern="OvisImage.*", sizes=packed_image, token=packed_image_token),
+    notes="Single blocks are numbered after double blocks. No attention processors can be set, so use genkit.patch.",
+)
+
+LONGCAT = replace(
+    FLUX,
+    name="LongCat-Image",
+    classes=("LongCatImageTransformer2DModel",),
+    pipelines=("LongCatImagePipeline", "LongCatImageEditPipeline"),
+    streams=text_image_references("LongCat-Image", number=1),
+    grid="img_ids with first coordinate 1; further tokens are the segment 'reference'",
+    facts=PipelineFacts(
+        pattern="LongCatImage.*",
+        sizes=packed_image,
+        token=packed_image_token,
+        needs_input="LongCatImageEditPipeline",
+    ),
+    notes="Single blocks are numbered after double blocks.",
+)
+
+FAMILIES = (FLUX, CHROMA, BRIA, BRIA_FIBO, OVIS, LONGCAT)

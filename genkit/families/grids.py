@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from genkit.errors import UnsupportedError
 from genkit.families.base import MAIN, TEXT, Streams, grid_with, shape, text_length
 
 
@@ -50,3 +51,57 @@ def with_text(
         return {MAIN: grid_with(rule(model, args), before=text if first else (), after=() if first else text)}
 
     return streams
+
+
+def given(args: Mapping[str, Any], name: str, family: str) -> Any:
+    """An argument that tells the grid; UnsupportedError when the call lacks it."""
+    value = args.get(name)
+    if value is None:
+        raise UnsupportedError(f"{family}: the token grid follows from {name}, which this call of the model lacks")
+    return value
+
+
+# --- packed tokens with a position each, as Flux and its descendants take them -----------------------------------
+
+
+def text_image_references(family: str, number: int = 0) -> Callable[..., Streams]:
+    """Streams of joint attention over text, then the image that ``img_ids`` tell, then tokens of reference images.
+
+    Args:
+        family: name for messages.
+        number: first coordinate of the image being made; references have others.
+    """
+
+    def streams(model: Any, args: Mapping[str, Any]) -> Streams:
+        tokens = shape(args, "hidden_states", 3, family)[1]
+        grid = grid_of_ids(given(args, "img_ids", family), number, family)
+        text, references = (TEXT, text_length(args, family)), ("reference", tokens - grid[1] * grid[2])
+        return {MAIN: grid_with(grid, before=(text,), after=(references,))}
+
+    return streams
+
+
+def grid_of_ids(ids: Any, number: int, family: str, name: str = "img_ids") -> tuple[int, int, int]:
+    """The grid of the image being made, from positions (N, 3 or 4) or (B, N, 3 or 4): number of the image, row, column.
+
+    Its tokens are those with ``number`` as their first coordinate. They come before all others, in raster order; their
+    rows and columns may begin anywhere and be any distance apart.
+    """
+    ids = (ids[0] if ids.ndim == 3 else ids).detach().float().cpu()
+    image = ids[ids[:, 0] == number]
+    if not len(image):
+        raise UnsupportedError(f"{family}: no token in {name} has {number} as its first coordinate")
+    (height, row), (width, column) = (_numbered(image[:, axis]) for axis in (1, 2))
+    first = bool((ids[: len(image), 0] == number).all())
+    if not first or height * width != len(image) or not bool(((row * width + column).diff() == 1).all()):
+        raise UnsupportedError(
+            f"{family}: {name} tell of {len(image)} tokens of the image within {height}x{width} positions; genkit "
+            f"needs a full grid in raster order that comes before the reference tokens"
+        )
+    return 1, height, width
+
+
+def _numbered(values: Any) -> tuple[int, Any]:
+    """How many different values there are, and for each value its number among them."""
+    different, number = values.unique(return_inverse=True)
+    return len(different), number

@@ -1,5 +1,4 @@
-"""Finding records: every file of this folder has one, as ``FAMILY``, or those of a lineage, as ``FAMILIES``; there is no
-list to keep."""
+"""Finding records: every file of this folder has one (``FAMILY``) or those of a lineage (``FAMILIES``): no list."""
 
 from __future__ import annotations
 

@@ -61,6 +61,8 @@ _READINGS: dict[str, tuple[Reading, ...]] = {
     ),
 }
 _HUNYUAN = "HunyuanVideo"
+# Pipelines with such a beginning that read prompts in another way.
+_OTHERS = ("Flux2", "Flux3")
 #: Beginnings of the names of pipelines whose way of reading is known.
 KNOWN: tuple[str, ...] = (*_READINGS, _HUNYUAN)
 
@@ -69,4 +71,6 @@ def readings_of(name: str) -> tuple[Reading, ...] | None:
     """How pipelines of a class read prompts, by the class's name; None where that is not known."""
     if name.startswith(_HUNYUAN):
         return _hunyuan()
+    if name.startswith(_OTHERS):
+        return None
     return next((found for prefix, found in _READINGS.items() if name.startswith(prefix)), None)

@@ -316,3 +316,10 @@ def test_layers_between_video_and_sound_can_be_chosen_or_left_out():
     assert {"attn1", "attn2", "audio_attn1", "audio_attn2", "audio_to_video_attn", "video_to_audio_attn"} == parts
     between = [path for path in names if re.fullmatch(r".*\.(audio_to_video|video_to_audio)_attn\.to_[qkv]", path)]
     assert len(between) == 2 * 2 * 3 and set(between) < set(chosen)
+
+
+def test_later_models_of_a_name_are_not_read_like_the_first():
+    from genkit.families.prompts import readings_of
+
+    assert readings_of("FluxKontextPipeline") == readings_of("FluxPipeline") is not None
+    assert readings_of("Flux2KleinPipeline") is None

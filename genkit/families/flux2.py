@@ -1,0 +1,67 @@
+"""Flux 2 and 3: joint attention, text first; positions have four coordinates, reference images come after the image."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from genkit.families.base import MAIN, TEXT, Family, SiteRule, Streams, grid_with, shape, text_length
+from genkit.families.facts import PipelineFacts
+from genkit.families.grids import given, grid_of_ids, text_image_references
+from genkit.families.sizes import packed_image, packed_image_token
+
+FLUX2 = Family(
+    name="Flux 2",
+    classes=("Flux2Transformer2DModel",),
+    pipelines=("Flux2Pipeline", "Flux2KleinPipeline", "Flux2KleinInpaintPipeline", "Flux2KleinKVPipeline"),
+    rules=(SiteRule(r"(?:single_)?transformer_blocks\.\d+\.attn", "joint"),),
+    streams=text_image_references("Flux 2"),
+    reads=("hidden_states", "encoder_hidden_states", "img_ids"),
+    sample="hidden_states",
+    order=("transformer_blocks", "single_transformer_blocks"),
+    grid="img_ids with first coordinate 0; further tokens are the segment 'reference'",
+    text="first",
+    video=False,
+    branches=("cond", "uncond"),
+    facts=PipelineFacts(
+        pattern="Flux2.*", needs_input="Flux2KleinInpaint.*", sizes=packed_image, token=packed_image_token
+    ),
+    notes="Single blocks are numbered after double blocks; their projections are fused with the feed-forward's. "
+    "Klein's cached form attends reference tokens of an earlier step.",
+)
+
+
+def _flux3(model: Any, args: Mapping[str, Any]) -> Streams:
+    """The image alone, references alone, and both after the text."""
+    grid = grid_of_ids(given(args, "img_ids", "Flux 3"), 0, "Flux 3")
+    references = 0
+    if args.get("image_cond_hidden_states") is not None:
+        references = shape(args, "image_cond_hidden_states", 3, "Flux 3")[1]
+    text = text_length(args, "Flux 3")
+    return {
+        MAIN: grid_with(grid, before=((TEXT, text),), after=(("reference", references),)),
+        "image": grid_with(grid),
+    }
+
+
+FLUX3 = Family(
+    name="Flux 3",
+    classes=("Flux3Transformer2DModel",),
+    pipelines=("Flux3ModularPipeline", "Flux3DistilledModularPipeline"),
+    rules=(
+        SiteRule(r"mode_blocks\.image\.\d+\.attn", "self", queries="image"),
+        SiteRule(r"single_transformer_blocks\.\d+\.attn", "joint"),
+    ),
+    streams=_flux3,
+    reads=("hidden_states", "encoder_hidden_states", "img_ids", "image_cond_hidden_states"),
+    sample="hidden_states",
+    order=("mode_blocks", "single_transformer_blocks"),
+    grid="img_ids; image_cond_hidden_states are the segment 'reference'",
+    text="first",
+    video=False,
+    facts=PipelineFacts(pattern="Flux3.*", sizes=packed_image, token=packed_image_token),
+    notes="The blocks of text and of reference images alone keep their own attention. The pipelines are modular and "
+    "announce no branches.",
+)
+
+FAMILIES = (FLUX2, FLUX3)

@@ -1,0 +1,66 @@
+"""DiT, PixArt and SANA: image patches with self-attention, and cross-attention to text where there is text."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from genkit.families.base import Family, SiteRule
+from genkit.families.facts import PipelineFacts
+from genkit.families.grids import alone, latent_grid
+from genkit.families.sizes import ReadConfig, Size, SizeRule, packed_image, packed_image_token
+
+PIXART = Family(
+    name="PixArt",
+    classes=("PixArtTransformer2DModel",),
+    pipelines=("PixArtAlphaPipeline", "PixArtSigmaPipeline"),
+    rules=(
+        SiteRule(r"transformer_blocks\.\d+\.attn1", "self"),
+        SiteRule(r"transformer_blocks\.\d+\.attn2", "cross", keys=("text",)),
+    ),
+    streams=alone(latent_grid("PixArt", "BCHW")),
+    reads=("hidden_states",),
+    sample="hidden_states",
+    order=("transformer_blocks",),
+    grid="hidden_states (B, C, H, W) divided by patch_size",
+    text="apart",
+    video=False,
+    facts=PipelineFacts(pattern="PixArt.*", sizes=packed_image, token=packed_image_token),
+    notes="Padding of the text is hidden by a key mask. Both branches are computed in one call.",
+)
+
+DIT = replace(
+    PIXART,
+    name="DiT",
+    classes=("DiTTransformer2DModel",),
+    pipelines=("DiTPipeline",),
+    rules=(SiteRule(r"transformer_blocks\.\d+\.attn1", "self"),),
+    streams=alone(latent_grid("DiT", "BCHW")),
+    facts=PipelineFacts(pattern="DiTPipeline"),
+    notes="Square images of one size, made from class numbers. Both branches are computed in one call. No attention "
+    "processors can be set, so use genkit.patch.",
+)
+
+
+def _sana_token(config: ReadConfig) -> Size:
+    levels = config("vae").get("encoder_block_out_channels", (1, 1, 1, 1, 1, 1))
+    side = 2 ** (len(levels) - 1) * config("transformer").get("patch_size", 1)
+    return 1, side, side
+
+
+SANA = replace(
+    PIXART,
+    name="SANA",
+    classes=("SanaTransformer2DModel",),
+    pipelines=("SanaPipeline", "SanaSprintPipeline"),
+    rules=(SiteRule(r"transformer_blocks\.\d+\.attn2", "cross", keys=("text",)),),
+    streams=alone(latent_grid("SANA", "BCHW")),
+    facts=PipelineFacts(
+        pattern="Sana(?:ControlNet|Sprint|SprintImg2Img|PAG)?Pipeline",
+        sizes=lambda config: SizeRule(32, 1),
+        token=_sana_token,
+    ),
+    notes="Self-attention is linear: no softmax, and no call that could be served. Padding of the text is hidden by a "
+    "key mask. Both branches are computed in one call.",
+)
+
+FAMILIES = (PIXART, DIT, SANA)
