@@ -17,7 +17,46 @@ if TYPE_CHECKING:
     from torch import nn
 
 MAIN = "main"
-Streams = dict[str, TokenLayout]
+
+
+@dataclass(frozen=True)
+class Untold:
+    """A stream whose layout cannot be told in this call, for a reason; its calls keep the model's own attention."""
+
+    reason: str
+    has_grid = False
+
+
+@dataclass(frozen=True)
+class OpenLayout:
+    """A stream of which one segment is as long as the call's tokens say, such as cached keys.
+
+    Args:
+        closed: the layout without that segment's tokens; the segment is there with length 0.
+        segment: its name.
+    """
+
+    closed: TokenLayout
+    segment: str
+    has_grid = False
+
+    def of(self, length: int) -> TokenLayout:
+        """The layout of a call with ``length`` tokens, at least those of the other segments."""
+        more = length - self.closed.length
+        if more < 0:
+            return self.closed
+        parts = self.closed.segments
+        return TokenLayout(
+            self.closed.grid,
+            tuple(
+                Segment(part.name, more) if part.name == self.segment else part
+                for part in parts
+                if part.length or part.name == GRID or (part.name == self.segment and more)
+            ),
+        )
+
+
+Streams = dict[str, TokenLayout | Untold | OpenLayout]
 #: Roles whose keys are the tokens that ask.
 OWN_KEYS = ("self", "joint", "audio_self", *FOLDED)
 
@@ -33,8 +72,11 @@ class SiteRule:
             ``"level{1}"``.
         keys: names of the streams of the keys, one per attention call the module makes in a row (Wan image-to-video
             attends image tokens first and text tokens second). A stream the layout rule does not give is a plain
-            sequence under that name. Empty: the queries' own stream.
+            sequence under that name. Empty: the queries' own stream. Self- and joint attention whose queries are a part
+            of the keys (the image asks image and text; keys from a cache) names the stream that holds both.
         added_keys: the same for modules with additional key projections (``add_k_proj``).
+        some_calls: the module also makes calls of other tokens (text among itself, references among themselves); they
+            keep the model's own attention.
         ask_module: the module's ``is_cross_attention`` decides between self and cross; the rule names the usual role.
     """
 
@@ -44,6 +86,7 @@ class SiteRule:
     keys: tuple[str, ...] = ()
     added_keys: tuple[str, ...] = ()
     ask_module: bool = False
+    some_calls: bool = False
 
 
 @dataclass(frozen=True)
@@ -55,7 +98,8 @@ class Family:
         classes: Diffusers model classes this record describes.
         pipelines: the usual pipelines.
         rules: which module is what; modules that match no rule keep their own attention.
-        streams: rule from (model, forward arguments by name) to the layout of every token stream.
+        streams: rule from (model, forward arguments by name) to the layout of every token stream; :class:`Untold` where
+            it cannot be told, :class:`OpenLayout` where only a call tells a segment's length.
         reads: names of the forward arguments ``streams`` looks at.
         sample: name of the forward argument with the noisy latents.
         timestep: name of the forward argument with the noise level; "" when the model has none.
@@ -132,9 +176,9 @@ def _found(rule: SiteRule, match: re.Match[str], path: str, module: nn.Module) -
     keys = rule.keys
     if rule.added_keys and getattr(module, "add_k_proj", None) is not None:
         keys = rule.added_keys
-    if role in OWN_KEYS or not keys:
+    if not keys or (rule.ask_module and role in OWN_KEYS):
         keys = (queries,)
-    return FoundSite(path, role, queries, keys, rule.pattern, module)
+    return FoundSite(path, role, queries, keys, rule.pattern, rule.some_calls, module)
 
 
 def _execution_key(path: str, order: tuple[str, ...]) -> tuple[Any, ...]:
@@ -152,6 +196,7 @@ class FoundSite:
     queries: str
     keys: tuple[str, ...]
     rule: str
+    some_calls: bool
     module: Any = dataclasses.field(compare=False)
 
 
@@ -194,8 +239,10 @@ __all__ = [
     "TEXT",
     "Family",
     "FoundSite",
+    "OpenLayout",
     "SiteRule",
     "Streams",
+    "Untold",
     "grid_with",
     "shape",
     "text_length",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -74,23 +75,32 @@ class CallState:
         grids = [layout.grid for name, layout in self.streams.items() if name in self._attended and layout.has_grid]
         return max(grids, key=prod, default=None)
 
-    def mask(self, rule: Hashable, mask: torch.Tensor | None, q: torch.Tensor, k: torch.Tensor) -> MaskView:
+    def mask(
+        self,
+        rule: Hashable,
+        mask: torch.Tensor | None,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        grid_rows: tuple[int, int] | None = None,
+    ) -> MaskView:
         """The attention mask as methods see it.
 
         Reading it waits for the device, so it is read once per call for all layers of one ``rule`` (the record's rule
         and the streams it joins): a model gives them one mask. On the CPU, where looking is cheap, that is checked.
+        ``grid_rows`` is the span of the grid among the queries, when other tokens ask too.
         """
         if mask is None:
             return MaskView()
-        key = (rule, tuple(mask.shape), mask.dtype, q.shape[0], q.shape[1], k.shape[1])
+        key = (rule, tuple(mask.shape), mask.dtype, q.shape[0], q.shape[1], k.shape[1], grid_rows)
         if key in self._masks:
             seen, view = self._masks[key]
             if seen is mask or mask.device.type != "cpu" or torch.equal(seen, mask):
                 return view
-        view = view_mask(mask, q.shape[0], q.shape[1], k.shape[1])
+        view = view_mask(mask, q.shape[0], q.shape[1], k.shape[1], grid_rows)
         before = self._masks_before.get(key)
         if before is not None and view.keys is not None and before.keys is not None:
             # The same prompt again: the same tensor, so that plans kept per mask are found at once.
-            view = before if torch.equal(view.keys, before.keys) else view
+            if torch.equal(view.keys, before.keys):
+                view = dataclasses.replace(view, keys=before.keys)
         self._masks[key], self._masks_before[key] = (mask, view), view
         return view

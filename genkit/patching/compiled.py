@@ -174,13 +174,14 @@ def _own_attention(origin: str, facts: dict[str, Any]) -> Any:
     """The model's own attention on (B, N, H, D) tensors, as an untraced call would run it."""
     original = INTERCEPTION.original(origin)
     if origin == SDPA:
-        return lambda q, k, v: original(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), **facts).transpose(
-            1, 2
-        )
+        return lambda q, k, v, **changes: original(
+            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), **{**facts, **changes}
+        ).transpose(1, 2)
     from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
 
     accepted = _AttentionBackendRegistry._supported_arg_names[AttentionBackendName(origin)]
-    return lambda q, k, v: original(query=q, key=k, value=v, **{n: x for n, x in facts.items() if n in accepted})
+    taken = {n: x for n, x in facts.items() if n in accepted}
+    return lambda q, k, v, **changes: original(query=q, key=k, value=v, **{**taken, **changes})
 
 
 def _serve(

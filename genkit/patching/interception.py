@@ -56,7 +56,8 @@ class Call:
         scale: softmax scale or None.
         grouped: whether keys and values may have fewer heads.
         obstacle: a reason why no method can serve this call, or None.
-        own: the model's own attention on (B, N, H, D) tensors.
+        own: the model's own attention on (B, N, H, D) tensors; ``attn_mask=`` gives it another mask, for a part of the
+            queries.
     """
 
     __slots__ = ("origin", "mask", "dropout", "causal", "scale", "grouped", "obstacle", "own")
@@ -224,8 +225,8 @@ def _pass_through_sdpa(original: Callable[..., Any]) -> Callable[..., Any]:
         if running is None:
             return original(query, key, value, attn_mask, dropout_p, is_causal, **rest)
 
-        def own(q, k, v):
-            # The model's own call on (B, N, H, D) tensors, for declined calls and uncovered heads.
+        def own(q, k, v, attn_mask=attn_mask):
+            # The model's own call on (B, N, H, D) tensors, for declined calls and what a method leaves out.
             return original(
                 q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask, dropout_p, is_causal, **rest
             ).transpose(1, 2)
@@ -244,8 +245,8 @@ def _pass_through_backend(name: str, original: Callable[..., Any]) -> Callable[.
         if running is None:
             return original(query=query, key=key, value=value, **rest)
 
-        def own(q, k, v):
-            return original(query=q, key=k, value=v, **rest)
+        def own(q, k, v, **changes):
+            return original(query=q, key=k, value=v, **{**rest, **changes})
 
         obstacle = None
         if rest.get("return_lse"):

@@ -10,13 +10,14 @@ import torch
 
 from genkit.attention.site import Site
 from genkit.errors import UnsupportedError
-from genkit.families.base import OWN_KEYS, FoundSite
-from genkit.layout import GRID, TEXT, Segment, TokenLayout
+from genkit.families.base import FoundSite
 from genkit.patching import compiled, interception
 from genkit.patching.assignment import Assignment
 from genkit.patching.bypass import bypass_reason
+from genkit.patching.call_layouts import CallLayouts, SiteLayouts
 from genkit.patching.call_state import CallState
 from genkit.patching.interception import Call, RunningModule
+from genkit.patching.masks import MaskView, with_bias
 from genkit.patching.order import Orders
 from genkit.patching.step_tracker import Moment
 
@@ -43,7 +44,7 @@ class PatchedLayer:
         self.number = compiled.enroll(self)
         self._hooks: list[Any] = []
         self._processor: weakref.ref[Any] | None = None
-        self._layouts: dict[tuple[TokenLayout, int], TokenLayout] = {}
+        self._layouts = SiteLayouts(name, state.family, found)
         self._orders = Orders()
 
     def hook(self, module: torch.nn.Module) -> None:
@@ -160,18 +161,24 @@ class PatchedLayer:
     ) -> torch.Tensor | None:
         """What an assignment's method gives for this call; None when it cannot or declines, which is noted."""
         q, k, v = _as_autocast(q, k, v)
-        reason = call.obstacle or self._obstacle(q, k, call) or self._foreign_keys(q, k)
+        reason = call.obstacle or self._obstacle(q, k, call)
         if reason is None and self.state.tiles and assignment.heads is not None and call.mask is not None:
             reason = "some heads are left to the model, whose mask is not in raster order"
         if reason is None:
-            view = self.state.mask((self.rule, self.queries, self._key_stream(index)), call.mask, q, k)
-            reason = view.obstacle
+            layouts = self._layouts.of(self.state.streams, index, q.shape[1], k.shape[1])
+            reason = layouts if isinstance(layouts, str) else None
         if reason is None:
-            site = self._site(index, q, k, call, moment, view.keys, assignment)
+            streams = (self.rule, self.queries, self._layouts.key_stream(index))
+            view = self.state.mask(streams, call.mask, q, k, layouts.grid_rows)
+            reason = view.obstacle
+            if reason is None and view.bias is not None and assignment.heads is not None:
+                reason = "some heads are left to the model, and its attention mask is a bias"
+        if reason is None:
+            site = self._site(layouts, q, call, moment, view.keys, assignment)
             reason = assignment.why_not(site)
         if reason is None:
             begun = assignment.counts.method_time.start(q)
-            out = self._ordered(assignment, index, q, k, v, site, call)
+            out = self._served(assignment, index, q, k, v, call, site, layouts, view)
             if out is not None:
                 _check_output(self, assignment, out, q, v)
                 if count:
@@ -203,25 +210,21 @@ class PatchedLayer:
 
     def _site(
         self,
-        index: int,
+        layouts: CallLayouts,
         q: torch.Tensor,
-        k: torch.Tensor,
         call: Call,
         moment: Moment,
         key_mask: torch.Tensor | None,
         assignment: Assignment,
     ) -> Site:
-        layout = self._layout(self.queries, q.shape[1])
-        key_name = self._key_stream(index)
-        key_layout = layout if key_name == self.queries else self._layout(key_name, k.shape[1])
         return Site(
             name=self.name,
             layer=self.layer,
             layers=self.layers,
             role=self.role,
             heads=q.shape[2] if assignment.heads is None else len(assignment.heads),
-            layout=layout,
-            key_layout=key_layout,
+            layout=layouts.queries,
+            key_layout=layouts.keys,
             step=moment.step,
             steps=moment.steps,
             branch=moment.branch,
@@ -230,8 +233,38 @@ class PatchedLayer:
             finest=self.state.finest,
         )
 
-    def _key_stream(self, index: int) -> str:
-        return self.keys[min(index, len(self.keys) - 1)]
+    def _served(
+        self,
+        assignment: Assignment,
+        index: int,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        call: Call,
+        site: Site,
+        layouts: CallLayouts,
+        view: MaskView,
+    ) -> torch.Tensor | None:
+        """The method's output for the queries as they came, or None when it declines."""
+        width, asked, keys, values = v.shape[3], q, k, v
+        if view.bias is not None:
+            scale = q.shape[3] ** -0.5 if site.scale is None else site.scale
+            site = dataclasses.replace(site, scale=scale)
+            asked, keys, values = with_bias(q, k, v, view.bias, scale)
+        out = self._ordered(assignment, index, layouts.spread(asked), keys, values, site, call)
+        if out is None:
+            return None
+        out = layouts.gather(out)
+        if view.bias is not None:
+            out = out[..., :width]
+        if not view.rest:
+            return out
+        # What is not of the grid sees by the model's own mask, and asks the model's own attention.
+        start, stop = layouts.grid_rows or (0, 0)
+        rows = torch.cat([q[:, :start], q[:, stop:]], dim=1)
+        mask = torch.cat([call.mask[..., :start, :], call.mask[..., stop:, :]], dim=-2)
+        own = call.own(rows, k, v, attn_mask=mask).to(out.dtype)
+        return torch.cat([own[:, :start], out[:, start:stop], own[:, start:]], dim=1)
 
     def _ordered(
         self, assignment: Assignment, index: int, q: Any, k: Any, v: Any, site: Site, call: Call
@@ -240,7 +273,7 @@ class PatchedLayer:
         tiles = self.state.tiles
         if not tiles:
             return assignment.attend(q, k, v, site, call)
-        asked = self._orders.of(site.key_layout, tiles.get(self._key_stream(index)), k.device)
+        asked = self._orders.of(site.key_layout, tiles.get(self._layouts.key_stream(index)), k.device)
         if asked is not None:
             k, v = asked.to_raster(k), asked.to_raster(v)
             if site.key_mask is not None:
@@ -250,38 +283,6 @@ class PatchedLayer:
             return assignment.attend(q, k, v, site, call)
         out = assignment.attend(asking.to_raster(q), k, v, site, call)
         return None if out is None else asking.from_raster(out)
-
-    def _layout(self, stream: str, length: int) -> TokenLayout:
-        """Layout of a stream, checked against the number of tokens that really came."""
-        layout = self.state.streams.get(stream)
-        if layout is None:
-            return TokenLayout.sequence(length, stream)
-        if layout.length == length:
-            return layout
-        key = (layout, length)
-        if key not in self._layouts:
-            self._layouts[key] = self._shorter(layout, length)
-        return self._layouts[key]
-
-    def _shorter(self, layout: TokenLayout, length: int) -> TokenLayout:
-        text = next((part.length for part in layout.segments if part.name == TEXT), 0)
-        missing = layout.length - length
-        if not self.state.family.varying_text or not 0 <= missing <= text:
-            parts = " + ".join(f"{part.length} {part.name}" for part in layout.segments)
-            raise UnsupportedError(
-                f"layer {self.name}: {length} tokens came, but the arguments of the {self.state.family.name} model "
-                f"tell of {layout.length} ({parts}, grid {'x'.join(map(str, layout.grid))}); genkit cannot tell "
-                f"which is which"
-            )
-        segments = [
-            Segment(part.name, part.length - missing) if part.name == TEXT else part for part in layout.segments
-        ]
-        return TokenLayout(layout.grid, tuple(part for part in segments if part.length or part.name == GRID))
-
-    def _foreign_keys(self, q: torch.Tensor, k: torch.Tensor) -> str | None:
-        if self.role in OWN_KEYS and k.shape[1] != q.shape[1]:
-            return f"its {k.shape[1]} keys are not the {q.shape[1]} tokens that ask (an image prompt adapter?)"
-        return None
 
     def __deepcopy__(self, memo: Any) -> PatchedLayer:
         raise UnsupportedError("a patched model cannot be copied: remove the patch, copy the model, patch again")

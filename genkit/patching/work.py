@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from genkit.attention.cache import PatchCache
 from genkit.families.base import FoundSite
+from genkit.layout import TokenLayout
 from genkit.patching.held import Held
 from genkit.patching.targets import Denoiser
 
@@ -52,5 +53,6 @@ def _left_out(denoiser: Denoiser, found: FoundSite, held: Sequence[Held]) -> flo
     most = max(same or others, key=lambda each: each.assignment.counts.pairs)
     layer, streams = most.layer, most.patched.state.streams
     mine, its = streams.get(found.queries), streams.get(layer.queries)
-    scale = 1.0 if mine is None or its is None else (mine.length / its.length) ** (1 + (layer.queries in layer.keys))
+    told = isinstance(mine, TokenLayout) and isinstance(its, TokenLayout)
+    scale = 1.0 if not told else (mine.length / its.length) ** (1 + (layer.queries in layer.keys))
     return most.assignment.counts.pairs * scale * (denoiser.family.heads(found.module) or layer.heads or 0)

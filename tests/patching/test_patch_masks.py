@@ -8,7 +8,7 @@ import torch
 from gate_methods import Full
 
 import genkit
-from genkit.patching.masks import view_mask
+from genkit.patching.masks import view_mask, with_bias
 
 B, H, Q, K = 2, 3, 4, 5
 
@@ -69,7 +69,7 @@ def test_a_row_hidden_by_a_finite_bias_sees_everything():
     ("mask", "word"),
     [
         (torch.ones(Q, K, dtype=torch.bool).tril()[None, None], "between queries"),
-        (torch.randn(B, 1, 1, K), "soft bias"),
+        (torch.randn(B, 1, Q, K), "soft bias"),
         (torch.ones(B, 1, 1, K + 1, dtype=torch.bool), "shape"),
         (torch.zeros(B, 1, 1, K, dtype=torch.bool), "every key"),
         (_keys()[:, None, None].repeat(1, H, 1, 1) & (torch.arange(H) > 0)[None, :, None, None], "heads"),
@@ -78,6 +78,52 @@ def test_a_row_hidden_by_a_finite_bias_sees_everything():
 def test_what_cannot_be_told(mask, word):
     view = view_mask(mask, B, Q, K)
     assert view.keys is None and word in view.obstacle
+
+
+GRID_ROWS = (2, Q)
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        torch.cat([torch.ones(2, K).tril(), torch.tensor([[1, 0, 1, 1, 1]]).expand(Q - 2, K)]).bool()[None, None],
+        (torch.tensor([0, 1, 1, 1.0])[:, None] * torch.tensor([1, 0, 1, 1, 1.0])).bool().expand(B, 1, Q, K),
+        torch.where(torch.cat([torch.eye(2, K), torch.tensor([[1, 0, 1, 1, 1.0]]).expand(2, K)]) > 0, 0.0, -1e4)[None],
+    ],
+    ids=["causal text", "valid times valid", "additive"],
+)
+def test_the_grid_sees_one_set_of_keys_and_the_rest_has_its_own(mask):
+    view = view_mask(mask, B, Q, K, GRID_ROWS)
+    assert view.rest and view.obstacle is None and view.keys.tolist() == [[True, False, True, True, True]] * B
+    assert "between queries" in view_mask(mask, B, Q, K).obstacle
+    assert "between queries" in view_mask(mask, B, Q, K, (0, 3)).obstacle
+
+
+def test_numbers_added_to_the_keys():
+    """Float 0/1 masks hide nothing: they are added to the scores. The same number for all keys changes nothing."""
+    bias = torch.tensor([[0.0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])[:, None, None]
+    view = view_mask(bias.expand(B, 1, Q, K), B, Q, K)
+    assert view.keys is None and view.obstacle is None and torch.equal(view.bias, bias[:, 0, 0])
+    assert view_mask(torch.full((B, 1, 1, K), 3.0), B, Q, K).bias is None
+    hidden = torch.tensor([[0.5, -1e4, 0, 0, 0]]).expand(B, K)
+    view = view_mask(hidden, B, Q, K)
+    assert view.keys[0].tolist() == [True, False, True, True, True] and view.bias[0].tolist() == [0.5, 0, 0, 0, 0]
+    outer = torch.tensor([0, 1, 1, 1.0])[:, None] * torch.tensor([0, 1, 1, 1, 1.0])
+    view = view_mask(outer.expand(B, 1, Q, K), B, Q, K, GRID_ROWS)
+    assert view.rest and view.bias[0].tolist() == [0, 1, 1, 1, 1]
+
+
+@pytest.mark.parametrize(("dtype", "error"), [(torch.float32, 1e-6), (torch.bfloat16, 2e-2)])
+def test_a_bias_inside_the_products(dtype, error):
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(B, n, H, 20).to(dtype) for n in (Q, K, K))
+    bias = torch.tensor([0.0, 1, -2.7, 0.3, 7]).expand(B, K)
+    scale = 20**-0.5
+    wide = with_bias(q, k, v, bias, scale)
+    out = torch.nn.functional.scaled_dot_product_attention(*(x.transpose(1, 2) for x in wide), scale=scale)
+    inputs = (x.double().transpose(1, 2) for x in (q, k, v))
+    right = torch.nn.functional.scaled_dot_product_attention(*inputs, attn_mask=bias[:, None, None].double())
+    assert (out[..., :20].double() - right).abs().max() < error and not out[..., 20:].any()
 
 
 def _state(name="wan"):
@@ -105,11 +151,11 @@ def test_a_model_gives_all_layers_of_a_rule_one_mask(tiny_model, name, monkeypat
 
     seen, read = {}, CallState.mask
 
-    def watching(self, rule, mask, q, k):
+    def watching(self, rule, mask, q, k, grid_rows=None):
         if mask is not None:
             key = (rule, tuple(mask.shape))
             assert torch.equal(seen.setdefault(key, mask), mask), rule
-        return read(self, rule, mask, q, k)
+        return read(self, rule, mask, q, k, grid_rows)
 
     monkeypatch.setattr(CallState, "mask", watching)
     case = tiny_model(name)

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from genkit.attention.site import base_layer
 from genkit.errors import UnsupportedError, UsageError
 from genkit.families.lookup import family_of, unwrap
+from genkit.layout import TokenLayout
 from genkit.lora.keys import short
 from genkit.lora.mixture.gates import Gates
 from genkit.lora.pair import Pair
@@ -130,7 +131,8 @@ class Mixture(nn.Module):
 
     def _begin(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         given = dict(zip(self._names, args, strict=False)) | kwargs
-        self.gates.begin(list(self._family.streams(model, given).values()))
+        told = self._family.streams(model, given).values()
+        self.gates.begin([layout for layout in told if isinstance(layout, TokenLayout)])
         pipeline = running_pipeline(model)
         guided = bool(getattr(pipeline, "do_classifier_free_guidance", False))
         # Models that are told both halves at once get the prompt's half last.
