@@ -9,8 +9,6 @@ _NAMES = (
     "Cosmos2VideoToWorldPipeline",
     "CosmosVideoToWorldPipeline",
     "I2VGenXLPipeline",
-    "JoyImageEditPipeline",
-    "JoyImageEditPlusPipeline",
     "Kandinsky6TI2VAPipeline",
     "StableAudio3AudioToAudioPipeline",
     "StableAudio3InpaintPipeline",

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from genkit.errors import UnsupportedError
-from genkit.families.base import MAIN, TEXT, Family, SiteRule, Streams, grid_with, shape
+from genkit.families.base import MAIN, TEXT, Family, SiteRule, Streams, Untold, grid_with, shape
 from genkit.families.facts import PipelineFacts
 from genkit.families.grids import given, latent_grid
 from genkit.families.sizes import packed_image, packed_image_token
@@ -20,18 +19,14 @@ def _streams(model: Any, args: Mapping[str, Any]) -> Streams:
         grid = _GRID(model, args)
         tokens = grid[1] * grid[2] if latents.shape[2] == latents.shape[3] else model.max_seq
     else:
-        grid, tokens = _of_sizes(args), shape(args, "hidden_states", 3, "HiDream-Image")[1]
+        sizes = {tuple(int(side) for side in size) for size in given(args, "img_sizes", "HiDream-Image")}
+        if len(sizes) > 1:
+            return {MAIN: Untold(f"the images of the batch have different sizes: {sorted(sizes)}")}
+        grid, tokens = (1, *sizes.pop()), shape(args, "hidden_states", 3, "HiDream-Image")[1]
     words = shape(args, "encoder_hidden_states_t5", 3, "HiDream-Image")[1]
     # Every block reads the last layer of the language model and one of its own.
     words += 2 * shape(args, "encoder_hidden_states_llama3", 4, "HiDream-Image")[2]
     return {MAIN: grid_with(grid, after=(("pad", tokens - grid[1] * grid[2]), (TEXT, words)))}
-
-
-def _of_sizes(args: Mapping[str, Any]) -> tuple[int, int, int]:
-    sizes = {tuple(int(side) for side in size) for size in given(args, "img_sizes", "HiDream-Image")}
-    if len(sizes) > 1:
-        raise UnsupportedError(f"HiDream-Image: the samples of one batch have different img_sizes: {sorted(sizes)}")
-    return 1, *sizes.pop()
 
 
 FAMILY = Family(
@@ -45,6 +40,7 @@ FAMILY = Family(
         "encoder_hidden_states_llama3",
     ),
     sample="hidden_states",
+    timestep="timesteps",
     order=("double_stream_blocks", "single_stream_blocks"),
     grid="hidden_states (B, C, H, W) divided by patch_size, or img_sizes; tokens up to the largest size are 'pad'",
     text="last",

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
-from genkit.families.base import Family, SiteRule
+from genkit.errors import UnsupportedError
+from genkit.families.base import MAIN, Family, SiteRule, Streams, grid_with, shape
 from genkit.families.facts import PipelineFacts
 from genkit.families.grids import alone, latent_grid
 from genkit.families.sizes import ReadConfig, Size, SizeRule, packed_image, packed_image_token
@@ -28,16 +31,33 @@ PIXART = Family(
     notes="Padding of the text is hidden by a key mask. Both branches are computed in one call.",
 )
 
+_PATCHES = latent_grid("DiT", "BCHW")
+
+
+def _patches_or_pixels(model: Any, args: Mapping[str, Any]) -> Streams:
+    """The older class takes patches, or one token per pixel (the blocks of UNets)."""
+    if getattr(model, "is_input_vectorized", False):
+        raise UnsupportedError("DiT: the model's input is a sequence of codes, whose rows and columns nothing tells")
+    if getattr(model, "is_input_continuous", False):
+        _, _, height, width = shape(args, "hidden_states", 4, "DiT")
+        return {MAIN: grid_with((1, height, width))}
+    return {MAIN: grid_with(_PATCHES(model, args))}
+
+
 DIT = replace(
     PIXART,
     name="DiT",
-    classes=("DiTTransformer2DModel",),
+    classes=("DiTTransformer2DModel", "Transformer2DModel"),
     pipelines=("DiTPipeline",),
-    rules=(SiteRule(r"transformer_blocks\.\d+\.attn1", "self"),),
-    streams=alone(latent_grid("DiT", "BCHW")),
+    rules=(
+        SiteRule(r"transformer_blocks\.\d+\.attn1", "self", keys=("text",), ask_module=True),
+        SiteRule(r"transformer_blocks\.\d+\.attn2", "cross", keys=("text",), ask_module=True),
+    ),
+    streams=_patches_or_pixels,
+    grid="hidden_states (B, C, H, W) divided by patch_size, or one token per pixel",
     facts=PipelineFacts(pattern="DiTPipeline"),
-    notes="Square images of one size, made from class numbers. Both branches are computed in one call. No attention "
-    "processors can be set, so use genkit.patch.",
+    notes="Pictures of class numbers have no cross-attention. A UNet's own record serves the blocks inside it. Both "
+    "branches are computed in one call. No attention processors can be set, so use genkit.patch.",
 )
 
 

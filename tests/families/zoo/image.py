@@ -1,4 +1,4 @@
-"""Cases of image models."""
+"""Cases of image models that take latents."""
 
 from __future__ import annotations
 
@@ -10,134 +10,6 @@ from zoo.case import Case
 
 GRID = (1, 6, 7)
 WORDS = {"text": "encoder_hidden_states"}
-
-
-def _ids(number: int, height: int, width: int, size: int = 3, start: int = 0, step: float = 1.0) -> torch.Tensor:
-    """Positions (height * width, size): the number of the image, then row and column."""
-    found = torch.zeros(height, width, size)
-    found[..., 0] = number
-    found[..., 1] += start + step * torch.arange(height)[:, None]
-    found[..., 2] += start + step * torch.arange(width)[None]
-    return found.reshape(-1, size)
-
-
-def _flux_like(model: Any, positions: torch.Tensor, **more: Any) -> Case:
-    args = {
-        "hidden_states": torch.randn(2, positions.shape[-2], 4), "encoder_hidden_states": torch.randn(2, 5, 16),
-        "timestep": torch.tensor([0.5, 0.5]), "img_ids": positions, "txt_ids": torch.zeros(5, positions.shape[-1]),
-        **more,
-    }  # fmt: skip
-    return Case(model, args, GRID, {"joint": 3}, axes="BNC", moves=WORDS)
-
-
-SMALL_FLUX = {
-    "patch_size": 1, "in_channels": 4, "num_layers": 1, "num_single_layers": 2, "attention_head_dim": 16,
-    "num_attention_heads": 2, "joint_attention_dim": 16, "axes_dims_rope": [4, 4, 8],
-}  # fmt: skip
-
-
-def flux2() -> Case:
-    from diffusers import Flux2Transformer2DModel
-
-    model = Flux2Transformer2DModel(**SMALL_FLUX | {"axes_dims_rope": [4] * 4, "timestep_guidance_channels": 16})
-    return _flux_like(model, _ids(0, 6, 7, 4), guidance=torch.tensor([1.0, 1.0]))
-
-
-def flux2_references() -> Case:
-    from diffusers import Flux2Transformer2DModel
-
-    model = Flux2Transformer2DModel(**SMALL_FLUX | {"axes_dims_rope": [4] * 4, "timestep_guidance_channels": 16})
-    positions = torch.cat([_ids(0, 6, 7, 4), _ids(10, 3, 4, 4), _ids(20, 2, 2, 4)])
-    return _flux_like(model, positions[None].expand(2, -1, -1), txt_ids=torch.zeros(2, 5, 4))
-
-
-def _flux3(references: int) -> Case:
-    from diffusers import Flux3Transformer2DModel
-
-    model = Flux3Transformer2DModel(
-        in_channels=4, cond_in_channels=4, num_layers=1, num_single_layers=2, attention_head_dim=16,
-        num_attention_heads=2, joint_attention_dim=16, timestep_channels=16, axes_dims_rope=(4, 4, 4, 4),
-    )  # fmt: skip
-    more = {}
-    if references:
-        more = {"image_cond_hidden_states": torch.randn(2, 12, 4), "image_cond_ids": _ids(0, 3, 4, 4, step=0.5)}
-    case = _flux_like(model, _ids(0, 6, 7, 4, step=0.5), **more)
-    case.calls, case.moves = {"self": 1, "joint": 2}, {}
-    return case
-
-
-def flux3() -> Case:
-    return _flux3(0)
-
-
-def flux3_references() -> Case:
-    return _flux3(12)
-
-
-def _chroma(**more: Any) -> Case:
-    from diffusers import ChromaTransformer2DModel
-
-    model = ChromaTransformer2DModel(
-        **SMALL_FLUX, approximator_hidden_dim=16, approximator_layers=1, approximator_num_channels=16
-    )
-    return _flux_like(model, _ids(0, 6, 7), **more)
-
-
-def chroma() -> Case:
-    return _chroma()
-
-
-def bria() -> Case:
-    from diffusers import BriaTransformer2DModel
-
-    model = BriaTransformer2DModel(**SMALL_FLUX, pooled_projection_dim=None)
-    return _flux_like(model, _ids(0, 6, 7))
-
-
-def _bria_fibo(references: int) -> Case:
-    from diffusers import BriaFiboTransformer2DModel
-
-    model = BriaFiboTransformer2DModel(**SMALL_FLUX, text_encoder_dim=16)
-    mask = torch.ones(2, 47 + references, dtype=torch.bool)
-    mask[1, 3:5] = False
-    layers = [torch.randn(2, 5, 16) for _ in range(3)]
-    positions = torch.cat([_ids(0, 6, 7), _ids(1, 3, 4)[:references]])
-    more = {"joint_attention_kwargs": {"attention_mask": mask[:, None, None]}, "text_encoder_layers": layers}
-    return _flux_like(model, positions, **more)
-
-
-def bria_fibo() -> Case:
-    return _bria_fibo(0)
-
-
-def bria_fibo_edit() -> Case:
-    return _bria_fibo(12)
-
-
-def ovis_image() -> Case:
-    from diffusers import OvisImageTransformer2DModel
-
-    model = OvisImageTransformer2DModel(**SMALL_FLUX, out_channels=4)
-    return _flux_like(model, _ids(0, 6, 7))
-
-
-def _longcat(references: int) -> Case:
-    from diffusers import LongCatImageTransformer2DModel
-
-    model = LongCatImageTransformer2DModel(**SMALL_FLUX, pooled_projection_dim=8)
-    positions = torch.cat([_ids(1, 6, 7, start=512), _ids(2, 3, 4, start=512)[:references]])
-    return _flux_like(model, positions)
-
-
-def longcat_image() -> Case:
-    return _longcat(0)
-
-
-def longcat_image_edit() -> Case:
-    return _longcat(12)
-
-
-# --- latents cut into patches ------------------------------------------------------------------------------------
 
 
 def _latents(height: int = 12, width: int = 14, text: int = 5, **more: Any) -> dict[str, Any]:
@@ -317,3 +189,200 @@ def sana() -> Case:
         sample_size=8,
     )  # fmt: skip
     return Case(model, _latents(6, 7, encoder_attention_mask=_mask(5, 3)), GRID, {"cross": 2})
+
+
+def _lumina2(valid: int) -> Case:
+    from diffusers import Lumina2Transformer2DModel
+
+    model = Lumina2Transformer2DModel(
+        sample_size=16, patch_size=2, in_channels=4, hidden_size=32, num_layers=2, num_refiner_layers=2,
+        num_attention_heads=4, num_kv_heads=2, multiple_of=16, axes_dim_rope=(4, 2, 2), axes_lens=(32, 16, 16),
+        cap_feat_dim=16,
+    )  # fmt: skip
+    mask = torch.ones(2, 6, dtype=torch.long)
+    mask[:, valid:] = 0
+    return Case(model, _latents(text=6, encoder_attention_mask=mask), GRID, {"self": 2, "joint": 2}, axes="BCHW")
+
+
+def lumina2() -> Case:
+    return _lumina2(6)
+
+
+def lumina2_cut() -> Case:
+    """The text is cut to the longest prompt."""
+    return _lumina2(4)
+
+
+def lumina2_unequal() -> Case:
+    """Prompts of different lengths: the image begins at different places, so joint attention is the model's own."""
+    case = _lumina2(6)
+    case.args["encoder_attention_mask"][1, 4:] = 0
+    case.calls, case.declined = {"self": 2}, {"prompts have [4, 6] tokens": 2}
+    return case
+
+
+def lumina_next() -> Case:
+    from diffusers import LuminaNextDiT2DModel
+    from diffusers.models.embeddings import get_2d_rotary_pos_embed_lumina
+
+    model = LuminaNextDiT2DModel(
+        sample_size=16, patch_size=2, in_channels=4, hidden_size=32, num_layers=2, num_attention_heads=4,
+        num_kv_heads=2, multiple_of=16, learn_sigma=False, cross_attention_dim=16,
+    )  # fmt: skip
+    args = _latents(
+        timestep=torch.tensor([0.5, 0.5]), encoder_mask=_mask(5, 3), cross_attention_kwargs={},
+        image_rotary_emb=get_2d_rotary_pos_embed_lumina(8, 16, 16),
+    )  # fmt: skip
+    return Case(model, args, GRID, {"self": 2, "cross": 2}, axes="BCHW")
+
+
+def _z_image(**more: Any) -> Case:
+    from diffusers import ZImageTransformer2DModel
+
+    model = ZImageTransformer2DModel(
+        all_patch_size=(2,), all_f_patch_size=(1,), in_channels=4, dim=32, n_layers=2, n_refiner_layers=1, n_heads=2,
+        n_kv_heads=2, cap_feat_dim=16, axes_dims=[4, 6, 6], axes_lens=[256, 32, 32],
+        siglip_feat_dim=8 if "siglip_feats" in more else None,
+    )  # fmt: skip
+    return Case(model, {"t": torch.full((len(more["x"]),), 0.5), **more}, GRID, {"self": 1, "joint": 2})
+
+
+def z_image() -> Case:
+    """Texts that fill up to different lengths: a key mask hides the shorter one's end."""
+    texts = [torch.randn(6, 16), torch.randn(40, 16)]
+    case = _z_image(x=[torch.randn(4, 1, 12, 14) for _ in range(2)], cap_feats=texts)
+    case.axes = "CTHW"
+    return case
+
+
+def z_image_sizes() -> Case:
+    """Images of different sizes in one batch."""
+    case = _z_image(x=[torch.randn(4, 1, 12, 14), torch.randn(4, 1, 8, 8)], cap_feats=[torch.randn(6, 16)] * 2)
+    case.calls, case.declined = {}, {"different sizes": 3}
+    return case
+
+
+def z_image_omni() -> Case:
+    """A picture before the image being made, with features of the picture."""
+    pictures = [torch.randn(4, 1, 8, 8), torch.randn(4, 1, 12, 14)]
+    return _z_image(
+        x=[pictures], cap_feats=[[torch.randn(6, 16), torch.randn(3, 16)]], siglip_feats=[[torch.randn(2, 2, 8), None]],
+        image_noise_mask=[[0, 1]],
+    )  # fmt: skip
+
+
+def _bria_fibo2(lengths: tuple[int, int], pictures: int = 0) -> Case:
+    from diffusers import BriaFibo2Transformer2DModel
+
+    model = BriaFibo2Transformer2DModel(
+        in_channels=4, patch_size=2, dim=32, n_layers=3, n_refiner_layers=1, n_heads=2, cap_feat_dim=16,
+        injection_layer_ids=(1,), perceiver_num_layers=1, min_num_gist_tokens=4, max_num_gist_tokens=8, gist_step=2,
+        gist_min_text_len=4, gist_max_text_len=16, axes_dims=(4, 6, 6), axes_lens=(64, 32, 32),
+    )  # fmt: skip
+    mask = torch.ones(2, 12, dtype=torch.bool)
+    for row, length in enumerate(lengths):
+        mask[row, length:] = 0
+    args = _latents(
+        timestep=torch.tensor([0.5, 0.5]), encoder_hidden_states=torch.randn(2, 2, 12, 16), encoder_attention_mask=mask,
+        context_latents=[torch.randn(2, 4, 6, 8)] * pictures,
+    )  # fmt: skip
+    return Case(model, args, GRID, {"self": 1, "joint": 3, "cross": 1}, axes="BCHW")
+
+
+def bria_fibo2() -> Case:
+    return _bria_fibo2((12, 12))
+
+
+def bria_fibo2_unequal() -> Case:
+    """Prompts of other lengths: their gist goes last and is masked."""
+    return _bria_fibo2((12, 4), 1)
+
+
+SMALL_JOY = {
+    "patch_size": [1, 2, 2], "in_channels": 4, "hidden_size": 32, "num_attention_heads": 2, "text_dim": 16,
+    "num_layers": 2, "rope_dim_list": [4, 6, 6],
+}  # fmt: skip
+
+
+def joy_image() -> Case:
+    """The picture and the image being made are frames."""
+    from diffusers import JoyImageEditTransformer3DModel
+
+    args = _latents(hidden_states=torch.randn(2, 4, 2, 8, 10))
+    model = JoyImageEditTransformer3DModel(**SMALL_JOY)
+    return Case(model, args, (2, 4, 5), {"joint": 2}, axes="BCTHW", moves=WORDS)
+
+
+def joy_image_pictures() -> Case:
+    """Pictures in an axis of their own; the model puts the last one first."""
+    from diffusers import JoyImageEditTransformer3DModel
+
+    args = _latents(hidden_states=torch.randn(2, 3, 4, 1, 8, 10))
+    return Case(JoyImageEditTransformer3DModel(**SMALL_JOY), args, (3, 4, 5), {"joint": 2}, moves=WORDS)
+
+
+def joy_image_plus() -> Case:
+    """Given pictures of different sizes; the shorter sample is filled up and masked."""
+    from diffusers import JoyImageEditPlusTransformer3DModel
+
+    args = _latents(
+        hidden_states=torch.randn(2, 54, 4, 1, 2, 2), encoder_hidden_states_mask=_mask(5, 3),
+        shape_list=[[(1, 6, 7), (1, 3, 4)], [(1, 6, 7), (1, 2, 3)]],
+    )  # fmt: skip
+    model = JoyImageEditPlusTransformer3DModel(**SMALL_JOY)
+    return Case(model, args, GRID, {"joint": 2}, axes="BNC", moves=WORDS)
+
+
+def joy_image_plus_sizes() -> Case:
+    case = joy_image_plus()
+    case.args["shape_list"] = [[(1, 6, 7), (1, 3, 4)], [(1, 6, 6), (1, 2, 3)]]
+    case.calls, case.declined, case.axes, case.moves = {}, {"different sizes": 2}, "", {}
+    return case
+
+
+def transformer_2d() -> Case:
+    from diffusers import Transformer2DModel
+
+    model = Transformer2DModel(
+        sample_size=16, num_layers=2, patch_size=2, attention_head_dim=8, num_attention_heads=2, in_channels=4,
+        cross_attention_dim=16, out_channels=8, num_embeds_ada_norm=8, norm_type="ada_norm_single",
+        norm_elementwise_affine=False, use_additional_conditions=False, caption_channels=16,
+    )  # fmt: skip
+    more = {"added_cond_kwargs": {"resolution": None, "aspect_ratio": None}}
+    return Case(model, _latents(encoder_attention_mask=_mask(5, 3), **more), GRID, {"self": 2, "cross": 2}, axes="BCHW")
+
+
+def transformer_2d_pixels() -> Case:
+    """The block of a UNet alone."""
+    from diffusers import Transformer2DModel
+
+    model = Transformer2DModel(
+        num_attention_heads=2, attention_head_dim=8, in_channels=16, num_layers=2, norm_num_groups=4,
+        cross_attention_dim=16,
+    )  # fmt: skip
+    args = _latents(hidden_states=torch.randn(2, 16, 6, 7))
+    return Case(model, args, GRID, {"self": 2, "cross": 2})
+
+
+def _uvit(downsample: bool) -> Case:
+    from diffusers import UVit2DModel
+
+    model = UVit2DModel(
+        hidden_size=16, cond_embed_dim=8, micro_cond_encode_dim=4, micro_cond_embed_dim=20, encoder_hidden_size=16,
+        vocab_size=32, codebook_size=24, in_channels=16, block_out_channels=16, num_res_blocks=1, block_num_heads=2,
+        num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, downsample=downsample, upsample=downsample,
+    )  # fmt: skip
+    side = 2 if downsample else 1
+    args = {
+        "input_ids": torch.randint(24, (2, 6 * side, 7 * side)), "encoder_hidden_states": torch.randn(2, 5, 16),
+        "pooled_text_emb": torch.randn(2, 8), "micro_conds": torch.randn(2, 5),
+    }  # fmt: skip
+    return Case(model, args, GRID, {"self": 2, "cross": 6})
+
+
+def uvit() -> Case:
+    return _uvit(False)
+
+
+def uvit_downsample() -> Case:
+    return _uvit(True)
