@@ -71,7 +71,7 @@ def usage_text(error: Any) -> str:
     if hasattr(error, "possibilities") and hasattr(error, "option_name"):
         settings = getattr(getattr(error.ctx, "command", None), "callback", None)
         other = getattr(settings, "settings", Settings).counterpart(error.option_name)
-        return f"{message}; {other}" if other else message
+        return f"{message.partition(' (Possible options')[0]}; {other}" if other else message
     if "unexpected extra argument" not in message:
         return message
     extra = message.rpartition("(")[2].rstrip(")").split()

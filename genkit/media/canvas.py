@@ -18,6 +18,8 @@ from genkit.reading.masks import CHANNELS, WIDEST
 
 #: Values of a mask's file from here on belong to the mask.
 THRESHOLD = 128
+#: Share of a mask that should be wholly new; where blending leaves less it is told.
+WHOLE = 0.5
 
 
 class Still(NamedTuple):
@@ -258,7 +260,7 @@ def read_mask(
             any bright colour marks. Values from :data:`THRESHOLD` on do.
         invert: make anew what is not marked.
         grow: enlarge what is marked by so many pixels, after inverting; negative numbers shrink it.
-        feather: see :class:`Mask`.
+        feather: see :class:`Mask`; a width that leaves less than :data:`WHOLE` of the mask unblended is told.
         pixels: refuse a file of more.
 
     Raises:
@@ -290,7 +292,19 @@ def read_mask(
     if mask.full:
         line = f"the mask {place(path)} marks the whole picture; nothing of it is kept"
         mask = replace(mask, told=(*mask.told, line))
-    return mask
+    return _weakened(mask, path)
+
+
+def _weakened(mask: Mask, path: str | Path) -> Mask:
+    """The mask, which tells when blending leaves little of what is made anew."""
+    whole = int((mask.weights() == 1).sum()) / int(mask.inside.sum()) if mask.feather else 1.0
+    if whole >= WHOLE:
+        return mask
+    line = (
+        f"a feather of {mask.feather} pixels is wide for the mask {place(path)}: only {whole:.0%} of it is wholly new, "
+        "in the rest the picture shines through; a narrower feather or a larger mask changes more"
+    )
+    return replace(mask, told=(*mask.told, line))
 
 
 def paste(picture: np.ndarray, made: np.ndarray, mask: Mask) -> np.ndarray:

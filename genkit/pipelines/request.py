@@ -33,6 +33,7 @@ def option(
     stored: str = ALWAYS,
     one_way: bool = False,
     belongs: str | None = None,
+    before: Any = None,
 ) -> Any:
     """A settings field with the text that ``--help``, documentation and error messages show.
 
@@ -46,10 +47,11 @@ def option(
         stored: :data:`ALWAYS`, :data:`NEVER` (it does not change what is made), or :data:`WHEN_GIVEN`.
         one_way: a switch without ``--no-...``.
         belongs: name of the setting without which this one means nothing; another value of that one drops it.
+        before: what runs did whose records do not name the setting, since it came later; None = the default.
     """
     metadata = {
         "help": help, "group": group, RULE: rule or Rule(), "parse": parse, "stored": stored, "one_way": one_way,
-        "belongs": belongs,
+        "belongs": belongs, "before": before,
     }  # fmt: skip
     if default is dict:
         return dataclasses.field(default_factory=dict, metadata=metadata)
@@ -106,6 +108,12 @@ class Settings:
         return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
 
     @classmethod
+    def completed(cls, record: Mapping[str, Any]) -> dict[str, Any]:
+        """The settings of an earlier run, with what it did where a later version lets choose."""
+        before = {field.name: field.metadata["before"] for field in dataclasses.fields(cls)}
+        return {**{name: value for name, value in before.items() if value is not None}, **record}
+
+    @classmethod
     def from_mappings(
         cls, *sources: tuple[str, Mapping[str, Any]], stored: tuple[str, Mapping[str, Any]] | None = None
     ) -> typing.Self:
@@ -120,6 +128,8 @@ class Settings:
         """
         merged: dict[str, Any] = {}
         asked: dict[str, Any] = {}
+        if stored is not None:
+            stored = (stored[0], cls.completed(stored[1]))
         for source in ([stored] if stored is not None else []) + list(sources):
             origin, values = source
             given = {key: value for key, value in _from_source(cls, origin, values).items() if value is not None}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from genkit.errors import UsageError
+from genkit.errors import UsageError, shown
 from genkit.pipelines.kinds import IMAGE
 from genkit.pipelines.request import flag
 from genkit.pipelines.settings import WordSettings
@@ -59,14 +59,26 @@ class Words:
         if isinstance(settings, WordSettings):
             fields = WordSettings.__dataclass_fields__
             given = [flag(key) for key in _HOW if getattr(settings, key) != fields[key].default] if not self else []
-            return (
+            idle = (
                 (f"{', '.join(given)}: no effect, since the prompt weighs no word, as in (red:1.3)",) if given else ()
             )
+            return (*self._loose(name), *idle)
         plain = [what for what, text in self.texts(name) if text and _weighs(text)]
         return tuple(
             f"weights such as (red:1.3) are read by genkit generate and genkit edit; in this {what} they are text"
             for what in plain
         )
+
+    def _loose(self, name: str) -> list[str]:
+        """What looks like a weight and is text, one line each; ``name`` as in :meth:`texts`."""
+        told = []
+        for what, found in ((name, self.prompt), ("negative prompt", self.negative)):
+            if found is not None and found.loose:
+                more = f" and {len(found.loose) - 1} more" if found.loose[1:] else ""
+                told.append(
+                    f"{shown(found.loose[0])}{more} in this {what} is text: a weight has two brackets, (red:1.3)"
+                )
+        return told
 
     def cut(self, *texts: str | None) -> Words:
         """The same with texts of which the end was dropped; weights of what was dropped go with it."""

@@ -174,6 +174,14 @@ def test_weights_rise_inwards_and_reach_one_in_thin_parts():
     assert (Mask(np.ones((4, 4), bool), feather=3).weights() == 1).all()
 
 
+def test_a_feather_too_wide_for_the_mask_is_told(tmp_path):
+    """It leaves little of what is made anew, and nothing in the result says why."""
+    path = saved(tmp_path, Image.fromarray(np.where(box(40, 40, 10, 10, 30, 30), 255, 0).astype(np.uint8)), "box.png")
+    for feather, told in ((0, False), (2, False), (8, True), (1000, True)):
+        lines = read_mask(path, (40, 40), feather=feather).told
+        assert any("is wholly new" in line for line in lines) == told, feather
+
+
 @pytest.mark.parametrize("feather", [0, 3, 100])
 def test_pasting_keeps_everything_outside_bit_for_bit(feather):
     picture, made, mask = noise(30, 50), noise(30, 50, 1), Mask(box(30, 50, 5, 0, 20, 30), feather)

@@ -13,6 +13,7 @@ _TAIL = 80  # characters before a closing bracket in which a weight is looked fo
 _NUMBER = r"(?:\d+\.?\d*|\.\d+)"
 _WEIGHT = re.compile(rf":\s*({_NUMBER})\s*(?:@\s*({_NUMBER})\s*-\s*({_NUMBER})\s*)?$")
 _MEANT = re.compile(r":(\S+)$|:\s*([-+]?[\d.][^\s]*)$|:()$")
+_LOOSE = re.compile(rf":\s*{_NUMBER}(?:\s*@\s*{_NUMBER}\s*-\s*{_NUMBER})?(?=[\s,.;)]|$)")
 _HOW = "write (word:1.3) or (word:0@0.5-1), or \\( and \\) for brackets that are text"
 
 
@@ -38,14 +39,16 @@ class Weighted:
 
     Args:
         text: what the model reads. words: in the order of the text; they may lie inside each other.
+        loose: what looks like a weight and is text, since one of its brackets is missing.
     """
 
     text: str
     words: tuple[Emphasis, ...] = ()
+    loose: tuple[str, ...] = ()
 
     def cut(self, text: str) -> Weighted:
         """Of a beginning of the text; weights behind it are dropped."""
-        return Weighted(text, tuple(word for word in self.words if text[word.start : word.stop].strip()))
+        return Weighted(text, tuple(word for word in self.words if text[word.start : word.stop].strip()), self.loose)
 
     def named(self, emphasis: Emphasis) -> str:
         """The characters of an emphasis."""
@@ -56,7 +59,8 @@ def parse_weights(prompt: str) -> Weighted:
     r"""Take the weights out of a prompt.
 
     ``(word:1.3)`` weighs the words inside the brackets, ``(word:0@0.5-1)`` only in the second half of a clip. Brackets
-    inside brackets multiply. Brackets without a weight are text, as are ``\(`` and ``\)``.
+    inside brackets multiply. Brackets without a weight are text, as are ``\(`` and ``\)``; so is a weight with one
+    bracket only, which :attr:`Weighted.loose` tells.
 
     Raises:
         UsageError: a weight that is no number from 0 to 10, a share that is none, brackets with a weight and no word.
@@ -71,6 +75,8 @@ def parse_weights(prompt: str) -> Weighted:
     out: list[str] = []
     opened: list[tuple[int, int]] = []  # place of a bracket in the output, number of words found before it
     words: list[Emphasis] = []
+    loose: list[str] = []
+    closed = 0  # place in the output behind the last closing bracket
     place = 0
     while place < len(prompt):
         character = prompt[place]
@@ -90,11 +96,24 @@ def parse_weights(prompt: str) -> Weighted:
                 del out[first + end :], out[begin]
                 inner = [_moved(word, -1) for word in words[before:]]
                 words[before:] = [Emphasis(begin, len(out), weight, frames), *inner]
+                closed = len(out)
                 if len(words) > MOST_WORDS:
                     raise UsageError(f"prompt: more than {MOST_WORDS} weights; weigh whole phrases, or leave some out")
                 continue
+        elif character == ")" and _WEIGHT.search("".join(out[max(closed, len(out) - _TAIL) :])):
+            loose.append("".join(out[max(closed, len(out) - _TAIL) :]).rpartition(" ")[2] + ")")
         out.append(character)
-    return Weighted("".join(out), tuple(words))
+        closed = len(out) if character == ")" else closed
+    half_open = [match for begin, _ in opened if (match := _unclosed(out, begin))]
+    loose += {stop: text for stop, text in half_open}.values()  # of brackets inside each other the innermost
+    return Weighted("".join(out), tuple(words), tuple(loose))
+
+
+def _unclosed(out: list[str], begin: int) -> tuple[int, str] | None:
+    """Where a weight ends behind a bracket that nothing closes, and the text from the bracket to it; None without."""
+    text = "".join(out[begin : begin + _TAIL])
+    match = _LOOSE.search(text)
+    return None if match is None else (begin + match.end(), text[: match.end()])
 
 
 def _weight(inside: str, whole: bool) -> tuple[int, float, tuple[float, float]] | None:

@@ -26,4 +26,4 @@ def stored_settings(path: Path) -> tuple[str, dict[str, Any]]:
     if command not in kinds:
         raise UsageError(explain("command of the file", command, list(kinds)))
     kinds[command].from_mappings(stored=(f"the settings in {path.name}", record.settings))
-    return command, dict(record.settings)
+    return command, kinds[command].completed(record.settings)

@@ -16,6 +16,7 @@ from genkit import media
 from genkit.cli.main import main
 from genkit.errors import UsageError
 from genkit.pipelines.record import Record, followed
+from genkit.pipelines.tasks.inpaint.settings import InpaintSettings
 
 PROGRESS = re.compile(r"genkit: (loading |output \d+/\d+: step)")
 SIZE = (21, 30)
@@ -77,6 +78,15 @@ def test_a_dry_run_writes_nothing_and_tells_what_the_model_is_shown(cli):
         "mask.png",
         "picture.png",
     ]
+
+
+def test_a_run_from_before_steps_were_taken_twice_is_repeated_as_it_was():
+    """Its record does not name --resample; what a user leaves open is another matter."""
+    asked = InpaintSettings(image="picture.png", mask="mask.png", prompt="a red cat").to_dict()
+    record = {name: value for name, value in asked.items() if name != "resample"}
+    assert InpaintSettings.from_mappings(stored=("old.png", record)).resample == 1
+    assert InpaintSettings.from_mappings(("it", {"resample": 2}), stored=("old.png", record)).resample == 2
+    assert InpaintSettings.from_mappings(("it", record)).resample is None
 
 
 def test_models_that_were_trained_to_inpaint_take_every_step_once(cli, monkeypatch):

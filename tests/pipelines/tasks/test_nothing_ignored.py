@@ -57,6 +57,35 @@ def test_what_has_no_effect_is_said(tiny_sd, picture):
     assert "no effect" not in notes(made.replace(prompt="a (red:2) circle"))
 
 
+@pytest.mark.parametrize(
+    "changes, told",
+    [
+        ({"settle": 1.0}, "--keep-maps 0.7 has no effect: --settle 1"),
+        ({"settle": 0.01}, "--settle 0.01 has no effect"),
+        ({"settle": 0.5, "words": ("blue",)}, "--words: no effect in 10 steps: --settle 0.5"),
+        ({"steps": 2, "keep_words": ("circle",)}, "--keep-words: no effect in 2 steps: too few"),
+        ({"keep": 0.1}, "--keep 0.1 has no effect"),
+        ({"keep_maps": 0.05}, "--keep-maps 0.05 has no effect"),
+        ({"settle": 0.2, "words": ("blue",), "keep": 0.3}, None),
+    ],
+)
+def test_shares_of_the_steps_that_come_to_nothing_are_said(tiny_sd, picture, changes, told):
+    found = notes(ask(tiny_sd, picture, **{"steps": 10, **changes}))
+    assert told in found if told else "no effect" not in found
+
+
+def test_a_weight_with_one_bracket_is_said_to_be_text(tiny_sd, picture):
+    for prompt in ("a (blue:1.5 circle", "a blue:1.5) circle", "a ((blue:1.5) red:2 circle"):
+        assert "a weight has two brackets" in notes(ask(tiny_sd, picture, prompt=prompt)), prompt
+    for prompt in (
+        "a (blue:1.5) circle (on white",
+        "a blue) circle",
+        r"a \(blue:1.5 circle",
+        "a (blue circle: two of it",
+    ):
+        assert "brackets" not in notes(ask(tiny_sd, picture, prompt=prompt)), prompt
+
+
 @pytest.mark.parametrize("method", ["img2img", None])
 def test_a_preset_that_sets_nothing_is_said(tiny_sd, tiny_flux, picture, method):
     """Said, not refused: the demo's form always names a kind of change."""

@@ -100,6 +100,14 @@ def test_hostile_inputs_are_refused_in_one_line(cli, pictures, tiny_sd, tmp_path
     assert not list((tmp_path / "work").iterdir())
 
 
+def test_a_seed_is_answered_with_why_there_is_none(pictures, tmp_path, capsys):
+    (tmp_path / "seed.yaml").write_text("seed: 3")
+    for flags in (("--seed", "1"), ("--num-videos", "2"), ("--config", str(tmp_path / "seed.yaml"))):
+        assert main(["style", str(pictures[0]), "--style", str(pictures[1]), *flags]) == 2
+        told = capsys.readouterr().err
+        assert "draws nothing at random" in told and "Possible options" not in told, flags
+
+
 def test_models_of_videos_and_layers_that_are_not_there_are_refused(pictures, tiny_wan, tiny_sd):
     with pytest.raises(UnsupportedError, match="makes videos"):
         resolve(ask(tiny_wan, pictures))

@@ -49,8 +49,8 @@ class ChangeSettings(Settings):
     )  # fmt: skip
     preset: str | None = option(
         None, "Kind of change: colour, material, shape, background, add, remove. Sets --keep and --keep-maps where "
-        "they are left open, of infedit also guidance, --new-words and --settle.", group="Edit",
-        rule=Rule(choices=PRESETS), stored=WHEN_GIVEN,
+        "they are left open, of infedit also guidance and --new-words.", group="Edit", rule=Rule(choices=PRESETS),
+        stored=WHEN_GIVEN,
     )  # fmt: skip
     keep: float | None = option(
         None, "Share of the steps in which the attention of the source rules, 0 to 1: more keeps outlines and places.",
@@ -67,7 +67,8 @@ class ChangeSettings(Settings):
     )  # fmt: skip
     settle: float | None = option(
         None, "Share of the steps, from the first on, in which the large colours settle, for another background: after "
-        "it guidance is off, and only then words act where they do in the source; infedit, 0 unless said.",
+        "it guidance is off, only then words act where they do in the source, and --words and --keep-words limit the "
+        "change after twice as long. infedit, 0 unless said.",
         group="Edit", rule=Rule(low=0, high=1), stored=WHEN_GIVEN,
     )  # fmt: skip
     words: tuple[str, ...] = option(

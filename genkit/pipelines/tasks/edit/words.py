@@ -5,7 +5,8 @@ from __future__ import annotations
 from genkit.control.alignment import align
 from genkit.control.spans import find_words
 from genkit.control.words import parse_weights
-from genkit.pipelines.tasks.edit.settings import AUTO, IMG2IMG, NONE, EditSettings
+from genkit.pipelines.request import flag
+from genkit.pipelines.tasks.edit.settings import AUTO, IMG2IMG, INFEDIT, NONE, EditSettings
 
 
 def check_words(settings: EditSettings) -> None:
@@ -43,7 +44,38 @@ def without_idle(settings: EditSettings) -> tuple[EditSettings, tuple[str, ...]]
         told.append(
             f"--words and --keep-words both name {', '.join(both)}: where they act, the picture's layout is kept"
         )
+    if settings.method == INFEDIT:
+        told += _idle_steps(settings)
     return settings, tuple(told)
+
+
+def _idle_steps(settings: EditSettings) -> list[str]:
+    """Which shares of the steps of InfEdit come to nothing with the others and this number of steps, one line each."""
+    from genkit.editing.infedit.control import early_steps, refined_steps
+
+    steps, settle = settings.steps or 0, settings.settle or 0.0
+    settled, mapped = refined_steps(settle, steps), refined_steps(settings.keep_maps or 0.0, steps)
+    followed = early_steps(settings.keep or 0.0, steps)
+    told = [
+        f"{flag(name)} {share:g} has no effect: it is {what} of {steps} steps"
+        for name, share, count, what in (
+            ("settle", settle, settled, "less than one"),
+            ("keep_maps", settings.keep_maps, mapped, "less than one"),
+            ("keep", settings.keep, followed, "no more than one"),
+        )
+        if share and not count and settings.asked(name)
+    ]
+    if settled and mapped and settled >= mapped:
+        told.append(
+            f"--keep-maps {settings.keep_maps:g} has no effect: --settle {settle:g} leaves maps free in the "
+            f"first {settled} of {steps} steps, where they would be kept"
+        )
+    names = [name for name, given in (("words", chosen(settings)), ("keep_words", settings.keep_words)) if given]
+    first = max(1, 2 * settled)  # see InfEditPipeline: after the first step, and after twice the steps that settle
+    if names and first > steps - 2:
+        cause = f"--settle {settle:g} is a half of the steps or nearly" if settled else "too few steps"
+        told.append(f"{' and '.join(map(flag, names))}: no effect in {steps} steps: {cause}")
+    return told
 
 
 def chosen(settings: EditSettings) -> tuple[str, ...]:

@@ -75,7 +75,7 @@ class PainterSettings(Settings):
     resample: int | None = option(
         None, "How often each step is taken, with fresh noise in between, so that what is made and what is there grow "
         "together (RePaint); 2 when left out, at twice the time, and 1 for models made for inpainting.",
-        group="HD-Painter", rule=Rule(low=1, high=100),
+        group="HD-Painter", rule=Rule(low=1, high=100), before=1,
     )  # fmt: skip
     upscaler: str | None = option(
         None, "Folder or hub id of a Stable Diffusion x4 upscaler: draws parts that are larger than --longest, which "

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from genkit.errors import UsageError, explain
 from genkit.pipelines.request import WHEN_GIVEN, Settings, option
@@ -71,3 +73,17 @@ class StyleSettings(
 
     prompt: str | None = option("", "What the result shows. Mostly not needed.")
     model: str = option("toy-image", "Shipped name, local Diffusers folder, or hub id owner/name[@revision].")
+
+    @classmethod
+    def unknown(cls, origin: str, values: Mapping[str, Any]) -> str:
+        """See :meth:`Settings.unknown`."""
+        told = cls.counterpart(next(iter(values)))
+        return f"{origin}: {told}" if told else super().unknown(origin, values)
+
+    @classmethod
+    def counterpart(cls, name: str) -> str:
+        """See :meth:`Settings.counterpart`: what the commands that draw at random have."""
+        plain = name.lstrip("-").replace("-", "_")
+        if plain not in ("seed", "num_videos"):
+            return ""
+        return f"genkit style draws nothing at random, so there is no {plain.replace('_', '-')}; leave it out"
