@@ -38,7 +38,16 @@ class OpenLayout:
 
     closed: TokenLayout
     segment: str
-    has_grid = False
+
+    @property
+    def has_grid(self) -> bool:
+        """As of the layout."""
+        return self.closed.has_grid
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """As of the layout."""
+        return self.closed.grid
 
     def of(self, length: int) -> TokenLayout:
         """The layout of a call with ``length`` tokens, at least those of the other segments."""
@@ -77,6 +86,8 @@ class SiteRule:
         added_keys: the same for modules with additional key projections (``add_k_proj``).
         some_calls: the module also makes calls of other tokens (text among itself, references among themselves); they
             keep the model's own attention.
+        applies: question about (model, path, module) where the path alone does not tell; the rule is for those it
+            answers with True.
         ask_module: the module's ``is_cross_attention`` decides between self and cross; the rule names the usual role.
     """
 
@@ -87,6 +98,7 @@ class SiteRule:
     added_keys: tuple[str, ...] = ()
     ask_module: bool = False
     some_calls: bool = False
+    applies: Callable[[Any, str, Any], bool] | None = None
 
 
 @dataclass(frozen=True)
@@ -117,6 +129,7 @@ class Family:
         time_positions: how a pass can have other positions in time, see :func:`genkit.patching.time_shift`:
             ``"shape"`` when the model's ``rope`` derives them from the latents' shape, else the argument that carries
             them; "" when it has none.
+        unserved: role -> why no rule names the family's attention of that kind.
         facts: what is known of the pipelines: sizes, frames per second, latents, text, training.
         notes: what a user should know.
     """
@@ -140,6 +153,7 @@ class Family:
     projection_names: tuple[str, str, str] = ("to_q", "to_k", "to_v")
     tiles: Callable[[Any, Mapping[str, Any]], dict[str, tuple[int, int, int]]] | None = None
     time_positions: str = ""
+    unserved: Mapping[str, str] = dataclasses.field(default_factory=dict)
     notes: str = ""
 
     def heads(self, module: Any) -> int | None:
@@ -162,7 +176,7 @@ class Family:
         for path, module in model.named_modules():
             for rule in self.rules:
                 match = re.fullmatch(rule.pattern, path)
-                if match is not None:
+                if match is not None and (rule.applies is None or rule.applies(model, path, module)):
                     found.append(_found(rule, match, path, module))
                     break
         return sorted(found, key=lambda site: _execution_key(site.path, self.order))

@@ -6,10 +6,7 @@ from genkit.families.base import without_attention
 from genkit.families.facts import PipelineFacts
 
 _NAMES = (
-    "Cosmos2VideoToWorldPipeline",
-    "CosmosVideoToWorldPipeline",
     "I2VGenXLPipeline",
-    "Kandinsky6TI2VAPipeline",
     "StableAudio3AudioToAudioPipeline",
     "StableAudio3InpaintPipeline",
     "StableUnCLIPImg2ImgPipeline",

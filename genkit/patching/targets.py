@@ -119,6 +119,12 @@ def fits_nowhere(method: Method, roles: tuple[str, ...] | None, denoisers: list[
     asked = "" if roles is None else f" (asked for: {', '.join(roles)})"
     wanted = [role for role in has if among(role, roles or method.roles)]
     reasons = {role_reason(method, role, denoiser.family) for role in wanted for denoiser in denoisers} - {None}
+    reasons |= {
+        why
+        for denoiser in denoisers
+        for role, why in denoiser.family.unserved.items()
+        if role in (roles or method.roles)
+    }
     own = f": {'; '.join(sorted(reasons))}" if reasons else ""
     return (
         f"{method.name} fits no attention of this model{asked}: it works on {', '.join(method.roles)} attention, "

@@ -22,6 +22,7 @@ class Case:
         calls: role -> attention calls of one forward that a method serves.
         declined: a piece of a reason -> calls of one forward that go to the model's own attention for it.
         skipped: forwards of attention modules of the record that make no call.
+        silent: attention modules of the record that a forward does not run at all.
         axes: order of the axes of the noisy latents ("BCTHW", ...), or "BNC" for tokens, to see that the grid is in
             raster order; "" where the case cannot tell.
         moves: segment of the layout -> forward argument whose change moves exactly these keys of the first layer.
@@ -35,6 +36,7 @@ class Case:
     calls: dict[str, int] = field(default_factory=dict)
     declined: dict[str, int] = field(default_factory=dict)
     skipped: int = 0
+    silent: int = 0
     axes: str = ""
     moves: dict[str, str] = field(default_factory=dict)
     tolerance: float = 5e-6
