@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
-from genkit.families.base import Family, SiteRule
+from genkit.families.base import MAIN, Family, OpenLayout, SiteRule, Streams
 from genkit.families.facts import PipelineFacts
 from genkit.families.grids import latent_grid, with_text
 from genkit.families.sizes import ReadConfig, SizeRule, packed_image, packed_image_token
+from genkit.layout import Segment, TokenLayout
 
 COGVIEW3 = Family(
     name="CogView 3 Plus",
@@ -38,6 +41,19 @@ COGVIEW4 = replace(
 )
 
 
+ALL = "with_pictures"
+
+
+def _glm(model: Any, args: Mapping[str, Any]) -> Streams:
+    streams = _GLM_TEXT_IMAGE(model, args)
+    own = streams[MAIN]
+    cached = TokenLayout(own.grid, (Segment("reference", 0), *own.segments))
+    return {MAIN: own, ALL: OpenLayout(cached, "reference")}
+
+
+_GLM_TEXT_IMAGE = with_text(latent_grid("GLM-Image", "BCHW"), "GLM-Image", first=True)
+
+
 def _glm_sizes(config: ReadConfig) -> SizeRule:
     return SizeRule(2 * packed_image(config).multiple, 1)
 
@@ -47,7 +63,8 @@ GLM_IMAGE = replace(
     name="GLM-Image",
     classes=("GlmImageTransformer2DModel",),
     pipelines=("GlmImagePipeline",),
-    streams=with_text(latent_grid("GLM-Image", "BCHW"), "GLM-Image", first=True),
+    rules=(SiteRule(r"transformer_blocks\.\d+\.attn1", "joint", keys=(ALL,)),),
+    streams=_glm,
     facts=PipelineFacts(pattern="GlmImage.*", sizes=_glm_sizes, token=packed_image_token),
     notes="The text is that of glyphs to draw. Given pictures put their keys before the model's own, from one further "
     "call of the model for each before the first step. No attention processors can be set, so use genkit.patch.",

@@ -10,13 +10,33 @@ from genkit.families.facts import PipelineFacts
 from genkit.families.grids import given, grid_of_ids, text_image_references
 from genkit.families.sizes import packed_image, packed_image_token
 
+ALL = "with_references"
+
+
+def _flux2(model: Any, args: Mapping[str, Any]) -> Streams:
+    """Text, image, references; with a cache the references stand between them and read nothing but themselves."""
+    mode = args.get("kv_cache_mode")
+    if mode is None:
+        streams = _WHOLE(model, args)
+        return {MAIN: streams[MAIN], ALL: streams[MAIN]}
+    ids, references = given(args, "img_ids", "Flux 2"), int(args.get("num_ref_tokens") or 0)
+    ids = (ids[0] if ids.ndim == 3 else ids)[references:]
+    grid = grid_of_ids(ids, 0, "Flux 2")
+    text = (TEXT, text_length(args, "Flux 2"))
+    if mode == "cached":
+        references = given(args, "kv_cache", "Flux 2").num_ref_tokens
+    return {MAIN: grid_with(grid, before=(text,)), ALL: grid_with(grid, before=(text, ("reference", references)))}
+
+
+_WHOLE = text_image_references("Flux 2")
+
 FLUX2 = Family(
     name="Flux 2",
     classes=("Flux2Transformer2DModel",),
     pipelines=("Flux2Pipeline", "Flux2KleinPipeline", "Flux2KleinInpaintPipeline", "Flux2KleinKVPipeline"),
-    rules=(SiteRule(r"(?:single_)?transformer_blocks\.\d+\.attn", "joint"),),
-    streams=text_image_references("Flux 2"),
-    reads=("hidden_states", "encoder_hidden_states", "img_ids"),
+    rules=(SiteRule(r"(?:single_)?transformer_blocks\.\d+\.attn", "joint", keys=(ALL,), some_calls=True),),
+    streams=_flux2,
+    reads=("hidden_states", "encoder_hidden_states", "img_ids", "kv_cache_mode", "num_ref_tokens", "kv_cache"),
     sample="hidden_states",
     order=("transformer_blocks", "single_transformer_blocks"),
     grid="img_ids with first coordinate 0; further tokens are the segment 'reference'",
@@ -27,7 +47,7 @@ FLUX2 = Family(
         pattern="Flux2.*", needs_input="Flux2KleinInpaint.*", sizes=packed_image, token=packed_image_token
     ),
     notes="Single blocks are numbered after double blocks; their projections are fused with the feed-forward's. "
-    "Klein's cached form attends reference tokens of an earlier step.",
+    "With a cache of references (Klein KV) text and image ask them too; the references' own attention stays as it is.",
 )
 
 

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from genkit.errors import UnsupportedError
-from genkit.families.base import MAIN, TEXT, Family, SiteRule, Streams, grid_with, shape, text_length
+from genkit.families.base import MAIN, TEXT, Family, SiteRule, Streams, Untold, grid_with, shape, text_length
 from genkit.families.codec import standardised
 from genkit.families.facts import FLOW, Objective, PipelineFacts, TextRule
-from genkit.families.sizes import packed_image, packed_image_token
+from genkit.families.grids import given
+from genkit.families.sizes import ReadConfig, Size, SizeRule, packed_image, packed_image_token
 
 
 def _streams(model: Any, args: Mapping[str, Any]) -> Streams:
@@ -34,7 +35,7 @@ def _as_sizes(sample: Any) -> tuple[tuple[int, int, int], ...]:
     return tuple(tuple(int(size) for size in image) for image in images)
 
 
-FAMILY = Family(
+QWEN_IMAGE = Family(
     name="Qwen-Image",
     classes=("QwenImageTransformer2DModel",),
     pipelines=("QwenImagePipeline", "QwenImageEditPipeline", "QwenImageEditPlusPipeline", "QwenImageImg2ImgPipeline"),
@@ -49,7 +50,7 @@ FAMILY = Family(
     branches=("cond", "uncond"),
     time_positions="img_shapes",
     facts=PipelineFacts(
-        pattern="QwenImage.*",
+        pattern=r"QwenImage(?!21).*",
         needs_input=r"QwenImage(?:Img2Img|Inpaint|Edit|ControlNet).*",
         sizes=packed_image,
         token=packed_image_token,
@@ -61,3 +62,48 @@ FAMILY = Family(
     ),
     notes="A text mask that hides nothing is dropped.",
 )
+
+
+BOTH = "context_image"
+_SLOT = 4  # image tokens behind one image slot of the language model
+
+
+def _later(model: Any, args: Mapping[str, Any]) -> Streams:
+    """Text and given pictures in turns, then the image, which asks them all."""
+    shapes = given(args, "img_shapes", "Qwen-Image 2.1")
+    if len({_as_sizes(sample) for sample in shapes}) > 1:
+        return {MAIN: Untold("the samples of the batch have different img_shapes")}
+    grid = _as_sizes(shapes[0])[-1]
+    slots = given(args, "img_mask", "Qwen-Image 2.1")[0]
+    images = int(slots.sum())
+    before = len(slots) - images + _SLOT * images - grid[0] * grid[1] * grid[2]
+    return {MAIN: grid_with(grid), BOTH: grid_with(grid, before=(("context", before),))}
+
+
+def _later_sizes(config: ReadConfig) -> SizeRule:
+    return SizeRule(32, 1)
+
+
+def _later_token(config: ReadConfig) -> Size:
+    return 1, 16, 16
+
+
+QWEN_IMAGE_21 = Family(
+    name="Qwen-Image 2.1",
+    classes=("QwenImage21Transformer2DModel",),
+    pipelines=("QwenImage21Pipeline",),
+    rules=(SiteRule(r"transformer_blocks\.\d+\.attn", "joint", keys=(BOTH,), some_calls=True),),
+    streams=_later,
+    reads=("img_shapes", "img_mask"),
+    sample="hidden_states",
+    order=("transformer_blocks",),
+    grid="the last of img_shapes; text and given pictures before it are the segment 'context'",
+    text="first",
+    video=False,
+    branches=("cond", "uncond"),
+    facts=PipelineFacts(pattern="QwenImage21.*", sizes=_later_sizes, token=_later_token),
+    notes="The image asks everything before it, from a cache after the first step. Attention of text and given "
+    "pictures among themselves stays the model's own, and so does all of it with the model's flex processor.",
+)
+
+FAMILIES = (QWEN_IMAGE, QWEN_IMAGE_21)

@@ -71,6 +71,27 @@ def glm_image() -> Case:
     return Case(model, args, GRID, {"joint": 2}, axes="BCHW", moves=WORDS)
 
 
+def glm_image_numbers() -> Case:
+    """A mask of text: the model adds its ones and zeros to the scores."""
+    case = glm_image()
+    case.args["attention_mask"] = _mask(5, 3)
+    return case
+
+
+def glm_image_cache() -> Case:
+    """Keys of a given picture, from a cache, before the model's own."""
+    from diffusers.models.transformers.transformer_glm_image import GlmImageKVCache
+
+    case, cache = glm_image(), GlmImageKVCache(2)
+    for layer in cache.caches:
+        for _ in range(2):
+            layer.store(torch.randn(1, 20, 2, 8), torch.randn(1, 20, 2, 8))
+            layer.next_sample()
+    cache.set_mode("read")
+    case.args["kv_caches"], case.moves = cache, {}
+    return case
+
+
 def ernie_image() -> Case:
     from diffusers import ErnieImageTransformer2DModel
 
@@ -386,3 +407,54 @@ def uvit() -> Case:
 
 def uvit_downsample() -> Case:
     return _uvit(True)
+
+
+def _prx(valid: int) -> Case:
+    from diffusers import PRXTransformer2DModel
+
+    model = PRXTransformer2DModel(
+        in_channels=4, patch_size=2, context_in_dim=16, hidden_size=32, mlp_ratio=2.0, num_heads=2, depth=2,
+        axes_dim=[8, 8],
+    )  # fmt: skip
+    args = _latents(timestep=torch.tensor([0.5, 0.5]), attention_mask=_mask(5, valid).bool())
+    return Case(model, args, GRID, {"joint": 2}, axes="BCHW")
+
+
+def prx() -> Case:
+    """The image asks text and image."""
+    return _prx(5)
+
+
+def prx_padded() -> Case:
+    return _prx(3)
+
+
+def _omnigen(words: bool) -> Case:
+    from diffusers import OmniGenTransformer2DModel
+
+    model = OmniGenTransformer2DModel(
+        in_channels=4, patch_size=2, hidden_size=16, num_attention_heads=2, num_key_value_heads=2, intermediate_size=32,
+        num_layers=2, pad_token_id=0, vocab_size=32, max_position_embeddings=128, original_max_position_embeddings=64,
+        rope_scaling={"long_factor": [1.0] * 4, "short_factor": [1.0] * 4}, pos_embed_max_size=16, time_step_dim=8,
+    )  # fmt: skip
+    text = 6 if words else 0
+    tokens = text + 1 + 42
+    mask = torch.ones(2, tokens, tokens).tril()
+    mask[:, text + 1 :] = 1
+    mask[1, :, :2] = 0  # padding of the second row
+    args = {
+        "hidden_states": torch.randn(2, 4, 12, 14), "timestep": torch.tensor([0.5, 0.5]),
+        "input_ids": torch.randint(1, 32, (2, 6)) if words else None, "input_img_latents": [],
+        "input_image_sizes": {}, "attention_mask": mask if words else None,
+        "position_ids": torch.arange(tokens).repeat(2, 1),
+    }  # fmt: skip
+    return Case(model, args, GRID, {"joint": 2}, axes="BCHW")
+
+
+def omnigen() -> Case:
+    """Text is causal, the image sees everything but padding."""
+    return _omnigen(True)
+
+
+def omnigen_image_alone() -> Case:
+    return _omnigen(False)
