@@ -101,15 +101,18 @@ def token_mask(mask: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
 
 
 @torch.no_grad()
-def beside_latents(model: EditModel, picture: np.ndarray, inside: np.ndarray, mask: torch.Tensor) -> torch.Tensor:
-    """The five channels that an inpainting denoiser reads beside the noisy latents: mask, and the picture without its
-    unknown part, which is grey.
+def beside_latents(model: EditModel, picture: np.ndarray, inside: np.ndarray) -> torch.Tensor:
+    """What a denoiser that was made to inpaint reads beside the noisy latents, (1, c, h, w): the mask, and the picture
+    without its unknown part, which is grey.
 
     Args:
+        model: with such a denoiser.
         picture: uint8 (H, W, 3) on the canvas.
         inside: bool (H, W).
-        mask: (1, 1, h, w) from :func:`latent_mask`.
     """
     pixels = torch.from_numpy(picture).permute(2, 0, 1)[:, None].float() / 127.5 - 1
     pixels = pixels * torch.from_numpy(~inside)[None, None]
-    return torch.cat([mask, model.encode_pixels(pixels)], 1)
+    known = model.encode_pixels(pixels)
+    mask = torch.from_numpy(np.ascontiguousarray(inside))[None, None].to(known)
+    assert model.record.beside is not None, "asked of denoisers that were made to inpaint"
+    return model.record.beside(model.pipe, known, mask)

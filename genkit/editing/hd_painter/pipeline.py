@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -13,7 +13,6 @@ from genkit.editing.hd_painter.place import Place, as_mask, native_side, usual_c
 from genkit.editing.hd_painter.rasg import mixed
 from genkit.editing.hd_painter.upscale import factor_of, upscale
 from genkit.editing.shared.branches import Branch, Branches
-from genkit.editing.shared.model import EditModel
 from genkit.editing.shared.pipeline import EditOutput, EditPipeline, Input, Progress, as_frames, config_of, size_rule
 from genkit.editing.shared.walk import noisier, step, walked
 from genkit.errors import UnsupportedError, UsageError, explain
@@ -26,18 +25,21 @@ ROLE = "picture"
 class HDPainterPipeline(EditPipeline):
     """Inpainting with prompt-aware attention and attention guidance, for models made for inpainting and for others.
 
-    Denoisers with the five further channels of inpainting read mask and picture beside the noisy latents. Others make
+    Denoisers that were made to inpaint (UNets with five further channels, FLUX Fill) read mask and picture beside the
+    noisy latents; FLUX Fill wants ``guidance_scale`` 30. Others make
     the unknown part alone: after every step the known part is the picture's, at that step's noise level (Blended Latent
     Diffusion, Avrahami et al. 2022). Either way pixels outside the mask come back bit for bit.
 
     Source: HD-Painter (Manukyan et al., 2023), arXiv:2312.14091.
     """
 
+    inpaints: ClassVar[bool] = True
+
     def __init__(self, pipe: Any):
         super().__init__(pipe)
         if self.model.video:
             raise UnsupportedError(f"{type(pipe).__name__} makes videos; inpainting takes models of pictures")
-        self.beside = _further_channels(self.model)
+        self.beside = self.model.record.beside is not None
 
     @torch.no_grad()
     def __call__(
@@ -120,7 +122,7 @@ class HDPainterPipeline(EditPipeline):
         shown, inside = place.working
         known = model.encode(shown if self.beside else filled(shown, inside))
         unknown = latent_mask(inside, (known.shape[-2], known.shape[-1]), known.device)
-        beside = beside_latents(model, shown, inside, unknown) if self.beside else None
+        beside = beside_latents(model, shown, inside) if self.beside else None
         core = without_border(unknown)
         told = list(place.told(picture))
         if not prompt.strip() and (painta or rasg):
@@ -186,22 +188,3 @@ def _answer(
         answer = branches({ROLE: latents}, level, index, steps)[ROLE]
         gradient = attention.gradient(latents)
     return answer.detach(), gradient
-
-
-def _further_channels(model: EditModel) -> bool:
-    """Whether a denoiser reads a mask and a masked picture beside its latents.
-
-    Raises:
-        UnsupportedError: it reads something else beside them.
-    """
-    config = model.network(1.0).config
-    channels = getattr(model.pipe.vae.config, "latent_channels", None)
-    unet = getattr(model.pipe, "unet", None) is not None
-    if not unet or channels is None or config.in_channels == channels:
-        return False
-    if config.in_channels == 2 * channels + 1:
-        return True
-    raise UnsupportedError(
-        f"the denoiser of this {type(model.pipe).__name__} reads {config.in_channels} channels; inpainting knows those "
-        f"of {channels} (latents) and of {2 * channels + 1} (with a mask and a masked picture)"
-    )

@@ -67,13 +67,17 @@ class EditModel:
         self.codec = facts(pipe).codec
 
     @classmethod
-    def of(cls, pipe: Any) -> EditModel:
+    def of(cls, pipe: Any, inpaints: bool = False) -> EditModel:
         """The model of a pipeline for pictures or videos from text.
+
+        Args:
+            pipe: the pipeline.
+            inpaints: whether the method gives mask and masked picture to a denoiser that reads them.
 
         Raises:
             UnsupportedError: a family that genkit cannot call, or one that needs more than a picture and a text.
         """
-        record = called(pipe)
+        record = called(pipe, inpaints)
         name = type(pipe).__name__
         if AUDIO in record.streams:
             raise UnsupportedError(f"{name} makes video and sound together; editing takes models of pictures or videos")
@@ -82,6 +86,12 @@ class EditModel:
             raise UnsupportedError(
                 f"{name} is told pictures beside the text ({needed}); editing takes the family's text-to-image or "
                 "text-to-video pipeline"
+            )
+        check_channels(pipe)
+        if record.beside is not None and not inpaints:
+            raise UnsupportedError(
+                f"the denoiser of this {name} was made to inpaint and reads a mask beside its latents; take genkit "
+                "inpaint (genkit.HDPainterPipeline), or a checkpoint from text"
             )
         check_adapters(pipe)
         return cls(pipe, record, objective_of(facts(pipe).objective, pipe.scheduler))
@@ -207,7 +217,7 @@ class EditModel:
             conditions: of as many rows.
             guidance: value for denoisers that take a guidance scale as an input, for all rows or one a row; others
                 ignore it. None = the family's usual one.
-            beside: (B, c, h, w) further channels of the first layer (a mask, a masked picture).
+            beside: (B, c, h, w), what a denoiser that was made to inpaint reads beside, as its record makes it.
 
         Nothing is kept for gradients unless ``latents`` need them.
         """
@@ -233,12 +243,12 @@ class EditModel:
         if not isinstance(told_guidance, (int, float)):
             told_guidance = torch.tensor(list(told_guidance), dtype=torch.float32, device=latents.device)
         timestep = self.objective.timesteps(levels)
+        if beside is not None:
+            media["beside"] = beside
         call = Call(
             self.pipe, network, {self.stream: latents}, levels, timestep, media, dict(conditions.tensors), told_guidance
         )
         arguments = self.record.arguments(call)
-        if beside is not None:
-            arguments["sample"] = torch.cat([arguments["sample"], beside.to(arguments["sample"])], 1)
         with silenced(self.pipe):
             return self.record.answers(network(**arguments), call)[self.stream].float()
 
@@ -276,6 +286,19 @@ class EditModel:
         from diffusers.utils.torch_utils import randn_tensor
 
         return randn_tensor(like.shape, generator=generator, device=like.device, dtype=torch.float32)
+
+
+def check_channels(pipe: Any) -> None:
+    """Refuse a UNet that reads something else beside its latents than a mask and a masked picture."""
+    channels = getattr(pipe.vae.config, "latent_channels", None)
+    if getattr(pipe, "unet", None) is None or channels is None:
+        return
+    found = pipe.unet.config.in_channels
+    if found not in (channels, 2 * channels + 1):
+        raise UnsupportedError(
+            f"the denoiser of this {type(pipe).__name__} reads {found} channels; known are those of {channels} "
+            f"(latents) and, for inpainting, of {2 * channels + 1} (with a mask and a masked picture)"
+        )
 
 
 def _of_clips(vae: Any) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -143,9 +143,12 @@ class EditPipeline:
         UnsupportedError: a pipeline that the method cannot drive, with the reason.
     """
 
+    #: Whether the method gives mask and masked picture to denoisers that read them.
+    inpaints: ClassVar[bool] = False
+
     def __init__(self, pipe: Any):
         self.pipe = pipe
-        self.model = EditModel.of(pipe)
+        self.model = EditModel.of(pipe, self.inpaints)
 
     @classmethod
     def from_pipe(cls, pipe: Any) -> Self:

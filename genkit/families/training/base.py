@@ -127,6 +127,9 @@ class Training:
         variant: what ``encode`` and ``text`` depend on beside the parts of the pipeline, for the keys of caches.
         told: (height, width) in pixels -> what ``arguments`` needs beside the latents of a picture of this size that
             nobody gave, without a batch axis; None where it needs nothing.
+        beside: of a denoiser that was made to inpaint, what it reads beside the noisy latents, (1, c, h, w), from
+            (pipeline, latents of the picture without its unknown part (1, C, h, w), mask (1, 1, H, W) in pixels, 1
+            where it is unknown); ``arguments`` finds it as "beside" among the call's media. None = it reads nothing.
         words: how new words are learned; None where that is not known.
         untrainable: why this checkpoint cannot be trained, although its denoiser can be called; empty when it can.
     """
@@ -148,6 +151,7 @@ class Training:
     slots_chosen: bool = True
     variant: str = ""
     told: Callable[[int, int], Tensors] | None = None
+    beside: Callable[[Any, torch.Tensor, torch.Tensor], torch.Tensor] | None = None
     words: Words | None = None
     untrainable: str = ""
 

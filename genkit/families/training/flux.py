@@ -118,15 +118,42 @@ def _edit(pipeline: Any, sound: str | None) -> Training:
     )
 
 
+def _beside(pipeline: Any, known: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """The known part's latents, and the mask at its full size: the pixels behind a latent are channels."""
+    import torch
+
+    return torch.cat([known, torch.nn.functional.pixel_unshuffle(mask, pipeline.vae_scale_factor)], 1)
+
+
+def _fill_arguments(call: Call) -> dict[str, Any]:
+    """Mask and known part are packed like the picture and follow it in the channels of every token."""
+    import torch
+
+    found = _arguments(call)
+    beside, _ = _packed(call, call.media["beside"])
+    return {**found, "hidden_states": torch.cat([found["hidden_states"], beside], 2)}
+
+
+def _fill(pipeline: Any, sound: str | None) -> Training:
+    model = pipeline.transformer
+    latents = model.config.out_channels
+    need_channels(pipeline, model, 2 * latents + 4 * pipeline.vae_scale_factor**2)
+    return Training(
+        (IMAGE,), _encode, _text, _fill_arguments, _answers, slots=512, shift=_shift, beside=_beside, guidance=30.0
+    )
+
+
 PIPELINES = {"FluxPipeline": _text_to_image, "FluxKontextPipeline": _edit}
+#: Called to inpaint, not trained.
+INPAINTING = {"FluxFillPipeline": _fill}
 
 _PACKED = (
-    "its denoiser reads {} packed into the channels of every token, which genkit does not make; take FluxPipeline or "
+    "its denoiser reads {} packed into the channels of every token, which genkit does not make{}; take FluxPipeline or "
     "FluxInpaintPipeline with FLUX.1-dev or -schnell"
 )
 REFUSED = {
-    "FluxFillPipeline": _PACKED.format("a mask and a masked picture"),
-    "FluxControlPipeline": _PACKED.format("a control picture"),
-    "FluxControlImg2ImgPipeline": _PACKED.format("a control picture"),
-    "FluxControlInpaintPipeline": _PACKED.format("a control picture, and a mask and a masked picture"),
+    "FluxFillPipeline": _PACKED.format("a mask and a masked picture", " but for genkit inpaint"),
+    "FluxControlPipeline": _PACKED.format("a control picture", ""),
+    "FluxControlImg2ImgPipeline": _PACKED.format("a control picture", ""),
+    "FluxControlInpaintPipeline": _PACKED.format("a control picture, and a mask and a masked picture", ""),
 }

@@ -66,27 +66,42 @@ def training_of(pipeline: Any, sound: str | None = None) -> Training:
     return found
 
 
-def called(pipeline: Any) -> Training:
+def called(pipeline: Any, inpaints: bool = False) -> Training:
     """How the denoiser of a pipeline is called, also where training it would make no sense.
 
     Pipelines of the same denoiser that start from a picture or repaint a part count as the one from text.
+
+    Args:
+        pipeline: a stock Diffusers pipeline.
+        inpaints: whether the caller gives mask and masked picture to a denoiser that reads them.
 
     Raises:
         UnsupportedError: a class without a record, or a checkpoint of it that needs what is not known here.
     """
     name = diffusers_class(pipeline) or type(pipeline).__name__
-    build = _builder(name)
+    build = _builder(name, inpaints)
     if build is None:
         raise UnsupportedError(f"{name} cannot be used here: {_reason(name)}. Known: {', '.join(trainable())}")
     return build(pipeline, None)
 
 
-def why_not_called(name: str) -> str | None:
+def why_not_called(name: str, inpaints: bool = False) -> str | None:
     """Why :func:`called` refuses a pipeline class; None for one that it knows."""
-    return None if _builder(name) is not None else _reason(name)
+    return None if _builder(name, inpaints) is not None else _reason(name)
 
 
-def _builder(name: str) -> Builder | None:
+def made_to_inpaint(name: str) -> bool:
+    """Whether all checkpoints of a pipeline class read a mask and a masked picture."""
+    return name in _inpainting()
+
+
+def _inpainting() -> dict[str, Builder]:
+    return {name: build for file in _files() for name, build in getattr(file, "INPAINTING", {}).items()}
+
+
+def _builder(name: str, inpaints: bool = False) -> Builder | None:
+    if made_to_inpaint(name):
+        return _inpainting()[name] if inpaints else None
     alike = {other: plain for file in _files() for other, plain in getattr(file, "ALIKE", {}).items()}
     plain = alike.get(name, _VARIANT.sub("", name))
     return _builders().get(name, _builders().get(plain))

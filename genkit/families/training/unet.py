@@ -17,8 +17,13 @@ def _encode(pipeline: Any, media: Media, generator: torch.Generator | None) -> T
 
 
 def _arguments(call: Call) -> dict[str, Any]:
+    import torch
+
+    sample = call.noisy[IMAGE].to(dtype_of(call))
+    if "beside" in call.media:
+        sample = torch.cat([sample, call.media["beside"].to(sample)], 1)
     return {
-        "sample": call.noisy[IMAGE].to(dtype_of(call)),
+        "sample": sample,
         "timestep": call.timestep,
         "encoder_hidden_states": call.text["states"].to(dtype_of(call)),
         "return_dict": False,
@@ -27,6 +32,19 @@ def _arguments(call: Call) -> dict[str, Any]:
 
 def _answers(output: Any, call: Call) -> Tensors:
     return {IMAGE: output[0]}
+
+
+def _beside(pipeline: Any, known: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """The mask, 1 for every latent that holds an unknown pixel, and the known part's latents."""
+    import torch
+
+    return torch.cat([torch.nn.functional.adaptive_max_pool2d(mask, known.shape[-2:]), known], 1)
+
+
+def _inpaints(pipeline: Any) -> bool:
+    """Whether the UNet has the channels of mask and masked picture."""
+    latents = getattr(getattr(pipeline.vae, "config", None), "latent_channels", None)
+    return latents is not None and pipeline.unet.config.in_channels == 2 * latents + 1
 
 
 def _untrainable(pipeline: Any) -> str:
@@ -64,6 +82,7 @@ def _stable_diffusion(pipeline: Any, sound: str | None) -> Training:
         slots=77,
         slots_chosen=False,
         words=_WORDS,
+        beside=_beside if _inpaints(pipeline) else None,
         untrainable=_untrainable(pipeline),
     )
 
@@ -115,6 +134,7 @@ def _stable_diffusion_xl(pipeline: Any, sound: str | None) -> Training:
         slots_chosen=False,
         variant=variant,
         told=_told_xl,
+        beside=_beside if _inpaints(pipeline) else None,
         untrainable=_untrainable(pipeline),
     )
 

@@ -136,12 +136,11 @@ def test_the_gradient_is_that_of_the_score(pipe):
 def test_inpainting_unets_read_mask_and_picture_without_its_unknown_part(pipe):
     model = HDPainterPipeline.from_pipe(with_nine_channels(pipe)).model
     picture, inside = noise(16, 16), box(16, 16, 0, 0, 16, 7)
-    mask = latent_mask(inside, (8, 8), torch.device("cpu"))
-    found = beside_latents(model, picture, inside, mask)
+    found = beside_latents(model, picture, inside)
     assert found.shape == (1, 5, 8, 8)
     assert found[0, 0].tolist() == [[1.0] * 4 + [0.0] * 4] * 8  # every latent that holds an unknown pixel
     other = np.where(inside[..., None], noise(16, 16, 5), picture)
-    assert torch.equal(beside_latents(model, other, inside, mask), found)
+    assert torch.equal(beside_latents(model, other, inside), found)
 
 
 def test_flow_models_are_inpainted_without_rasg(tiny_flux):

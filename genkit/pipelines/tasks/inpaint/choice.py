@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from genkit.errors import UnsupportedError, UsageError
 from genkit.families.facts import FLOW
 from genkit.families.lookup import facts_of
-from genkit.families.training.lookup import why_not_called
+from genkit.families.training.lookup import made_to_inpaint, why_not_called
 from genkit.pipelines.kinds import IMAGE
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ INPAINTING_CHANNELS = 9
 
 def made_for_it(model: Model) -> bool:
     """Whether a model was trained to inpaint."""
-    return model.config("unet").get("in_channels") == INPAINTING_CHANNELS
+    return made_to_inpaint(model.class_name) or model.config("unet").get("in_channels") == INPAINTING_CHANNELS
 
 
 def choose(settings: InpaintSettings, model: Model) -> InpaintSettings:
@@ -38,7 +38,7 @@ def choose(settings: InpaintSettings, model: Model) -> InpaintSettings:
             f"{model.name} makes videos, and genkit inpaint works on pictures; take a model of pictures, such as "
             "--model toy-image"
         )
-    reason = why_not_called(model.class_name)
+    reason = why_not_called(model.class_name, inpaints=True)
     if reason is not None:
         raise UnsupportedError(f"genkit inpaint cannot drive {model.class_name}: {reason}; see genkit families")
     facts = facts_of(model.class_name)
