@@ -24,7 +24,7 @@ _FAINT = 0.15
 
 class InfEditPipeline(EditPipeline):
     """Edit without inversion: denoise from noise while the source explains itself exactly, and let attention keep what
-    both prompts share. On flow models it is the like for their paths, without attention control unless ``keep`` says.
+    both prompts share. On flow models it is the like for their paths.
 
     Source: Inversion-Free Image Editing with Natural Language (Xu et al., 2023).
     """

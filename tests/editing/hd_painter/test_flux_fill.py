@@ -26,7 +26,9 @@ def pipe(tiny_flux):
     config = {**stock.transformer.config, "in_channels": 48, "out_channels": 16, "guidance_embeds": True}
     transformer = FluxTransformer2DModel.from_config(config).eval()
     torch.nn.init.normal_(transformer.proj_out.weight, std=0.2)
-    parts = {name: part for name, part in stock.components.items() if name not in ("image_encoder", "feature_extractor")}
+    parts = {
+        name: part for name, part in stock.components.items() if name not in ("image_encoder", "feature_extractor")
+    }
     filler = FluxFillPipeline(**{**parts, "transformer": transformer})
     filler.set_progress_bar_config(disable=True)
     return filler
