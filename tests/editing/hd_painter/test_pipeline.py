@@ -11,7 +11,7 @@ import genkit
 from genkit.control import Control, ReadMaps, Rows, Where
 from genkit.editing.hd_painter import HDPainterPipeline
 from genkit.editing.hd_painter.attention import PromptAttention, prompt_tokens, unet_grids
-from genkit.editing.hd_painter.known import beside_latents, filled, latent_mask, matched, token_mask, without_border
+from genkit.editing.hd_painter.known import beside_latents, filled, matched, token_mask, without_border
 from genkit.editing.hd_painter.painta import BlockScores
 from genkit.editing.hd_painter.rasg import attention_score, mixed
 from genkit.editing.shared.walk import noisier, walked
