@@ -11,5 +11,6 @@ OUT_OF_SCOPE = {
     "T5FilmDecoder": "it computes its softmax by itself, where no attention call passes that could be served",
     "RFD4ProteinaTransformer": "it denoises proteins: residues without a grid, with a learned bias for every pair",
     "UNet1DModel": "it computes its softmax by itself, where no attention call passes that could be served",
+    "Kandinsky6SRTransformer3DModel": "its attention is block-sparse already, by a mask made from the data",
     "MotionAdapter": "it holds weights of motion modules and has no forward; patch the UNetMotionModel it is in",
 }

@@ -14,7 +14,7 @@ import torch
 
 from zoo.case import Case
 
-GROUPS = ("video", "image", "packed", "sound", "unets")
+GROUPS = ("video", "video_packed", "image", "packed", "sound", "unets")
 
 
 @functools.cache
