@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from genkit import __version__
-from genkit.cli import demo, doctor, families, inspect, interrupt, lora, methods, models, recipes, train
+from genkit.cli import demo, distill, doctor, families, inspect, interrupt, lora, methods, models, recipes, train
 from genkit.cli.interrupt import INTERRUPTED, TERMINATED
 from genkit.cli.options import usage_text
 from genkit.cli.output import OutputError, abandon, any_encoding, complain, flush, one_line, print_json, say
@@ -39,6 +39,7 @@ for command in (
     doctor.doctor,
 ):
     app.command(command.__name__)(command)
+train.app.command("distill")(distill.distill)
 app.add_typer(train.app, name="train")
 app.add_typer(lora.app, name="lora")
 

@@ -25,11 +25,29 @@ ADAPTER_KEY, FACTS_KEY = "lora_adapter_metadata", "genkit"
 
 @open_keys
 @dataclass(frozen=True)
+class Sampling:
+    """How a model is sampled under a LoRA that was distilled for it.
+
+    Args:
+        steps: denoising steps.
+        guidance_scale: 1 for none.
+        scheduler: class of Diffusers' scheduler, of the first order.
+        flow_shift: of its noise levels; None of a scheduler with a table of betas.
+    """
+
+    steps: int
+    guidance_scale: float
+    scheduler: str
+    flow_shift: float | None = None
+
+
+@open_keys
+@dataclass(frozen=True)
 class Facts:
     """What genkit knows about a LoRA; all of it is optional. No wall-clock time, so that equal runs give equal files.
 
     Args:
-        made_by: "train", "merge", "extract", "resize" or "convert".
+        made_by: "train", "distill", "merge", "extract", "resize" or "convert".
         family: name of the model's family, as ``genkit families`` lists it.
         pipeline: class of the pipeline.
         base_model: name of the model as settings store it.
@@ -46,6 +64,7 @@ class Facts:
         trigger_word: what a prompt must say.
         new_words: words of the captions that the model's tokenizers do not know, in small letters.
         words: words whose embeddings were learned and lie beside the LoRA, and the text encoder that takes them.
+        sampling: how it is sampled, of a few-step student; None for as the model always is.
         title: what it is, in words.
         settings: all settings of the run.
         versions: packages it was made with.
@@ -73,6 +92,7 @@ class Facts:
     trigger_word: str | None = None
     new_words: list[str] = field(default_factory=list)
     words: dict[str, str] = field(default_factory=dict)
+    sampling: Sampling | None = None
     title: str | None = None
     settings: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
@@ -83,6 +103,8 @@ class Facts:
         """What is known, as plain JSON values; ``made_by`` is always there."""
         values = {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
         defaults = {each.name: getattr(Facts(), each.name) for each in dataclasses.fields(self)}
+        if self.sampling is not None:
+            values["sampling"] = dataclasses.asdict(self.sampling)
         return {name: value for name, value in values.items() if name == "made_by" or value != defaults[name]}
 
     @property

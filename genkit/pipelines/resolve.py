@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from genkit.errors import UnsupportedError, UsageError
 from genkit.lora.files import parse_lora
-from genkit.lora.load import check_lora, match_loras
+from genkit.lora.load import Share, check_lora, match_loras
 from genkit.lora.mixture.asked import Mixing
 from genkit.models import locate
 from genkit.pipelines import guidance
 from genkit.pipelines.attention import Attention
+from genkit.pipelines.few_steps import FewSteps, fast_lora, few_steps_of
 from genkit.pipelines.kinds import IMAGE
 from genkit.pipelines.load import fetch, resolve_device, resolve_dtype
 from genkit.pipelines.model import Model
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
     import torch
 
     from genkit.lora.files import Lora
-    from genkit.lora.load import Share
     from genkit.lora.match import Matched
 
 
@@ -62,6 +62,7 @@ class Request:
         matches: the LoRA files matched with the model; see :meth:`take_matches`.
         frames: how many are made; None when only the pipeline knows, or for a picture.
         taught: words that LoRAs teach, in small letters: prompts may have them though no tokenizer knows them.
+        few: what a LoRA for few steps asks of the run; None without one.
     """
 
     settings: Any
@@ -82,6 +83,7 @@ class Request:
     shares: tuple[Share, ...] = ()
     frames: int | None = None
     taught: frozenset[str] = frozenset()
+    few: FewSteps | None = None
 
     def take_matches(self) -> list[Matched]:
         """The LoRA files as they were matched with the model: once, for the weights in them are not kept."""
@@ -132,6 +134,8 @@ class Draft:
         self.given = self.settings = given
         early = attends and not Attention.needs_folder(given)
         self.attention = Attention.of(given) if early else None
+        #: Distilled LoRAs are for making something from noise; other tasks go their own way through the steps.
+        self.few: FewSteps | None = few_steps_of(self.named)
         self.mixing, self.loras = Mixing.of(
             self.named, given.lora_router if loads else None, given.lora_mask if loads else ()
         )
@@ -149,8 +153,29 @@ class Draft:
             self.attention = Attention.of(given, folder)
         if self.attention is not None:
             self.attention.check_recipe(self.model)
+        self._take_fast()
         if loads:
             self._check_parts(given)
+
+    def _take_fast(self) -> None:
+        """The model's few-step LoRA where it is asked for, and what distilled LoRAs ask of the run."""
+        if getattr(self.given, "fast", False):
+            lora = fast_lora(self.model)
+            self.loras = (*self.loras, lora)
+            self.shares = (*self.shares, Share()) if self.shares else ()
+            self.few = few_steps_of([*self.named, lora])
+            if isinstance(self.given, AttentionSettings):
+                self.notes += remarks(self.given, [lora])
+        if self.few is None:
+            return
+        if hasattr(self.given, "fast"):
+            self.notes += self.few.notes(self.given)
+            return
+        self.notes.append(
+            f"{self.few.name} is made for {self.few.sampling.steps} steps from noise; genkit {self.task.command} takes "
+            "its own way, on which it was not trained"
+        )
+        self.few = None
 
     def _check_parts(self, given: LoadSettings) -> None:
         """Refuse what the model's classes do not have."""
@@ -192,6 +217,8 @@ class Draft:
         for name, value in advised.items():
             if getattr(given, name) is None:
                 self.notes.append(f"recipe {recipe.name} sets {flag(name)} {value:g}")
+        if self.few is not None:
+            advised = {**advised, **self.few.values}
         changes = {name: value for name, value in advised.items() if getattr(given, name) is None}
         for name, targets in self._open(left):
             target = next((target for target in targets if target in known), None)
@@ -261,7 +288,7 @@ class Draft:
         return Request(
             settings, self.task, self.model, self.device, self.dtype, prompts, self.attention, self.loras, inputs,
             fingerprints or {}, steps, tuple(self.notes), tokenizers, self.matches, self.mixing, self.shares,
-            frames, frozenset(self.taught),
+            frames, frozenset(self.taught), self.few,
         )  # fmt: skip
 
     def check_sizes(self) -> None:

@@ -34,7 +34,7 @@ VARIES = ("prompt", "negative_prompt", "seed", "num_videos", "truncate_prompt", 
 #: Settings that decide what is loaded, beside model, device and dtype.
 LOADED = (
     "offload", "vae_tiling", "vae_slicing", "lora", "lora_router", "lora_mask", "lora_layers", "lora_steps",
-    "lora_partial", "flow_shift", "steps",
+    "lora_partial", "flow_shift", "fast", "steps",
 )  # fmt: skip
 
 
@@ -167,7 +167,9 @@ class Session:
         self.warnings += apply_loras(pipeline, request.loras, partial, request.take_matches(), request.shares)
         if request.mixing is not None:
             self.mixture = request.mixing.apply(pipeline)
-        if getattr(given, "flow_shift", None) is not None:
+        if request.few is not None:
+            request.few.apply(pipeline, getattr(given, "flow_shift", None))
+        elif getattr(given, "flow_shift", None) is not None:
             change = {model.shift_name(): given.flow_shift}
             pipeline.scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config, **change)
         loras = _lora_files(request)
@@ -280,6 +282,8 @@ class Session:
         """The arguments of the pipeline's call, without the generator."""
         model = self.request.model
         values: dict[str, Any] = {"prompt": prompt, "output_type": "np", **model.sidecar.call}
+        if self.request.few is not None:
+            values |= self.request.few.arguments(model)
         for name, targets in argument_names(model).items():
             value = negative if name == "negative_prompt" else getattr(settings, name, None)
             target = next((target for target in targets if target in model.accepted), None)

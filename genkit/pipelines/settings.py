@@ -254,9 +254,20 @@ class OutputSettings(Settings):
 
 
 @dataclass(frozen=True)
+class FastSettings(Settings):
+    """Few steps."""
+
+    fast: bool = option(
+        False, "Few steps without guidance, by the LoRA that lies in the model's folder for it.", group="Model",
+        one_way=True, stored=WHEN_GIVEN,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
 class GenerateSettings(
     OutputSettings,
     HighResolutionSettings,
+    FastSettings,
     LoadSettings,
     AudioVideoSettings,
     ReferenceSettings,

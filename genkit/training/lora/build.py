@@ -22,7 +22,7 @@ from genkit.training.lora.task import LossOptions
 _EXPLOSION = 1000.0
 
 
-def adapter_config(settings: LoraSettings) -> AdapterConfig:
+def adapter_config(settings: Any) -> AdapterConfig:
     """What is trained."""
     kind = DORA if settings.adapter == LORA and settings.use_dora else settings.adapter
     return AdapterConfig(
@@ -94,13 +94,16 @@ def steps_of(settings: LoraSettings, samples: Samples) -> int | None:
     return max(1, math.ceil(batches / settings.gradient_accumulation_steps))
 
 
-def loop_config(settings: LoraSettings, steps: int | None, precision: str | None) -> LoopConfig:
+def loop_config(
+    settings: Any, steps: int | None, precision: str | None, validation_steps: int | None = None
+) -> LoopConfig:
     """How long and how fast: rates as Diffusers has them, falling from the end of the warm-up on.
 
     Args:
-        settings: of the run.
+        settings: of the run: the groups of optimization and of checkpoints.
         steps: its budget, see :func:`steps_of`.
         precision: of the products; None is the launcher's.
+        validation_steps: between looks at what was learned; None for none on the way.
     """
     warmup = settings.lr_warmup_steps
     if steps is not None and warmup >= steps:
@@ -123,7 +126,7 @@ def loop_config(settings: LoraSettings, steps: int | None, precision: str | None
         gradient_checkpointing=settings.gradient_checkpointing,
         checkpoint_seconds=math.inf,
         checkpoint_steps=settings.checkpointing_steps,
-        validation_steps=settings.validation_steps or 0,
+        validation_steps=validation_steps or 0,
         validation_ends=True,
         log_steps=1,
         tracker=None if settings.report_to == "none" else settings.report_to,

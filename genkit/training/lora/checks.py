@@ -45,15 +45,26 @@ def check_output(settings: LoraSettings) -> None:
             raise UsageError(f"{name} {place(folder)} is a file; give a folder")
         if process_rank() == 0:
             check_writable(folder, name)
+    check_finished(output, named_file(settings), settings.resume_from_checkpoint)
+
+
+def check_finished(output: Path, result: str, resumed: str | None) -> None:
+    """Refuse a folder that holds a finished run, one that could go on, or other files than a run leaves.
+
+    Args:
+        output: the folder.
+        result: the file that a run makes in it.
+        resumed: the checkpoint that this run goes on from.
+    """
     if not output.is_dir():
         return
-    if settings.resume_from_checkpoint is None and (output / named_file(settings)).exists():
+    if resumed is None and (output / result).exists():
         raise UsageError(
-            f"--output {place(output)} holds {named_file(settings)} already; give another folder, or go on with "
+            f"--output {place(output)} holds {result} already; give another folder, or go on with "
             f"--resume-from-checkpoint {LATEST}"
         )
     earlier = Numbered(output).all()
-    if settings.resume_from_checkpoint is None and earlier:
+    if resumed is None and earlier:
         raise UsageError(
             f"--output {place(output)} holds {earlier[-1].name} of an earlier run; --resume-from-checkpoint {LATEST} "
             "goes on with it, another folder begins afresh"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from genkit.errors import ArtifactError, UnsupportedError, UsageError, explain, shown
+from genkit.errors import ArtifactError, UsageError, shown
 from genkit.families.training.base import Training
 from genkit.families.training.lookup import training_of
 from genkit.families.training.parts import facts
@@ -26,7 +25,7 @@ from genkit.lora.pair import Pair
 from genkit.models import locate
 from genkit.models.check import fingerprint
 from genkit.pipelines.attention import Attention
-from genkit.pipelines.load import fetch, resolve_device, resolve_dtype
+from genkit.pipelines.load import fetch, resolve_dtype
 from genkit.pipelines.model import Model
 from genkit.pipelines.prompts import new_words
 from genkit.pipelines.skeleton import skeleton
@@ -42,9 +41,10 @@ from genkit.training.engine.keep import LATEST, Numbered
 from genkit.training.engine.loop import LoopConfig, process_count
 from genkit.training.engine.optimizers import check_optimizer, optimizer_of
 from genkit.training.lora.adapter import Adapter
-from genkit.training.lora.attention import check_trainable, put_in
+from genkit.training.lora.attention import put_in
 from genkit.training.lora.build import adapter_config, deciding, loop_config, loss_options, steps_of
 from genkit.training.lora.checks import check_effects, check_login, check_output
+from genkit.training.lora.chosen import attention_of, component_of, device_of, precision_of
 from genkit.training.lora.data import CACHE, read_data, slots_of
 from genkit.training.lora.estimate import Estimate, Subject, encoded, estimate
 from genkit.training.lora.quantise import check_backend, quantisation
@@ -55,11 +55,8 @@ from genkit.training.lora.task import LoraTask, LossOptions
 from genkit.training.lora.words.build import subjects_of, word_factors, word_task
 from genkit.training.lora.words.subjects import Subjects, words_record
 
-#: Denoisers as pipelines name them, the one that is trained when nobody says first.
-DENOISERS = ("transformer", "unet", "transformer_2")
 #: Bytes a trained number takes in a checkpoint: itself, its average, two moments, and the exported file.
 CHECKPOINT_BYTES = 20
-_AUTOCAST = {torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,12 +120,12 @@ class LoraPlan:
         if settings.init_lora is not None:
             parse_lora(settings.init_lora)
         location = locate(settings.model)
-        device = _device(settings)
+        device = device_of(settings)
         dtype = resolve_dtype(settings.dtype, device)
-        precision = _precision(settings, dtype, device)
+        precision = precision_of(settings, dtype, device)
         folder = fetch(location)
         model = Model.of(folder, str(folder.resolve()) if location.kind == "folder" else settings.model)
-        component = _component(model, settings.component)
+        component = component_of(model, settings.component)
         if settings.quantization is not None:
             check_backend(settings.quantization, device)
             quantisation(component, settings.quantization, settings.quantization_args, dtype)
@@ -142,7 +139,7 @@ class LoraPlan:
         options = loss_options(
             settings, facts(pipeline).objective.of(pipeline.scheduler), seen.get(component, (0.0, 1.0))
         )
-        attention = _attention(settings, model, device, dtype)
+        attention = attention_of(settings, model, device, dtype)
         with _adapted(pipeline, component, settings) as adapter:
             LoraTask(pipeline, training, adapter, options, settings.seed)
             if settings.init_lora is not None:
@@ -156,7 +153,7 @@ class LoraPlan:
         if settings.validation_prompts:
             ask(settings, model, device, data.every)
         batches = data.batches(settings.train_batch_size, settings.seed, process_count())
-        loop = loop_config(settings, steps_of(settings, batches), precision)
+        loop = loop_config(settings, steps_of(settings, batches), precision, settings.validation_steps)
         plan = cls(
             settings, model, pipeline, training, component, device, dtype, precision, attention, data, targets,
             trainable, options, loop, subjects,
@@ -369,53 +366,3 @@ def _existing(folder: Path) -> Path:
     """The folder, or the nearest one above it that is there."""
     folder = folder.expanduser().absolute()
     return next(each for each in (folder, *folder.parents) if each.exists())
-
-
-def _attention(settings: LoraSettings, model: Model, device: torch.device, dtype: torch.dtype) -> Attention | None:
-    """What is patched in, checked as far as it goes without weights."""
-    attention = Attention.of(settings, model.folder)
-    if attention is None:
-        return None
-    check_trainable(attention)
-    attention.check_recipe(model)
-    attention = attention.settled(model, None)
-    attention.check(model, None, True, (device, dtype))
-    return attention
-
-
-def _device(settings: LoraSettings) -> torch.device:
-    """Where this process computes."""
-    from accelerate import PartialState
-
-    here = PartialState(cpu=not torch.accelerator.is_available()).device
-    wanted = resolve_device(settings.device)
-    if settings.device != "auto" and wanted.type != here.type:
-        raise UnsupportedError(
-            f"--device {settings.device}: accelerate trains on {here.type} on this machine; "
-            "ACCELERATE_USE_CPU=1 in the environment makes it take the CPU"
-        )
-    if here.type == "cpu" and settings.offload != "none":
-        raise UnsupportedError(f"--offload {settings.offload} needs a GPU, and the device is the CPU; leave it out")
-    return here
-
-
-def _component(model: Model, wanted: str | None) -> str:
-    """The part that is trained."""
-    there = [name for name in DENOISERS if name in model.parts]
-    if wanted is not None and wanted not in there:
-        raise UsageError(explain("--component", wanted, there))
-    if not there:
-        raise UnsupportedError(
-            f"{model.class_name} has no denoiser that genkit can train: none of {', '.join(DENOISERS)}"
-        )
-    return wanted or there[0]
-
-
-def _precision(settings: LoraSettings, dtype: torch.dtype, device: torch.device) -> str:
-    """Type of the products: what was asked for, else the launcher's, else that of the frozen weights."""
-    launcher = os.environ.get("ACCELERATE_MIXED_PRECISION")
-    found = settings.mixed_precision or launcher or _AUTOCAST.get(dtype, "no")
-    if found == "fp16" and device.type == "cpu":
-        where = "--mixed-precision" if settings.mixed_precision else "the launcher's mixed precision"
-        raise UnsupportedError(f"{where} fp16 needs a GPU, and the device is the CPU; allowed here: no, bf16")
-    return found

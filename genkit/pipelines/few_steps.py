@@ -1,0 +1,110 @@
+"""LoRAs that were distilled for few steps: what they ask of a run, and the one beside a model (``--fast``)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from genkit.errors import UnsupportedError, UsageError, explain
+from genkit.lora.facts import Sampling
+from genkit.lora.files import NAMED, Lora, lora_file
+from genkit.pipelines.trained_attention import facts_of
+from genkit.reading.files import place
+
+if TYPE_CHECKING:
+    from genkit.pipelines.model import Model
+
+#: Folder of a model's own few-step LoRA.
+FOLDER = "fast"
+#: Samplers of the first order, the only ones that distilled steps are for.
+SAMPLERS = ("FlowMatchEulerDiscreteScheduler", "DDIMScheduler")
+
+
+@dataclass(frozen=True)
+class FewSteps:
+    """How a run goes under a distilled LoRA.
+
+    Args:
+        sampling: what its file says.
+        name: of the file, for messages.
+    """
+
+    sampling: Sampling
+    name: str
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """Settings of the run, where the user leaves them open."""
+        return {"steps": self.sampling.steps, "guidance_scale": self.sampling.guidance_scale}
+
+    def notes(self, given: Any) -> list[str]:
+        """What the user should know, one line each."""
+        sampling = self.sampling
+        guided = "without guidance" if sampling.guidance_scale == 1 else f"at guidance {sampling.guidance_scale:g}"
+        lines = [f"{self.name} is made for {sampling.steps} steps {guided}, sampled by {sampling.scheduler}"]
+        for name, value in self.values.items():
+            asked = getattr(given, name, None)
+            if asked is not None and asked != value:
+                lines.append(f"--{name.replace('_', '-')} {asked:g} is not what {self.name} was made for ({value:g})")
+        return lines
+
+    def arguments(self, model: Model) -> dict[str, Any]:
+        """Arguments of the pipeline's call: no noise is added on the way."""
+        return {"eta": 0.0} if "eta" in model.accepted else {}
+
+    def apply(self, pipeline: Any, flow_shift: float | None) -> None:
+        """Give a pipeline the sampler.
+
+        Args:
+            pipeline: changed in place.
+            flow_shift: what the user asks for; None for the file's.
+        """
+        import diffusers
+
+        config = pipeline.scheduler.config
+        if self.sampling.scheduler == SAMPLERS[0]:
+            shift = flow_shift or self.sampling.flow_shift or 1.0
+            pipeline.scheduler = diffusers.FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=shift)
+            return
+        pipeline.scheduler = diffusers.DDIMScheduler.from_config(
+            config, timestep_spacing="trailing", set_alpha_to_one=True
+        )
+
+
+def few_steps_of(loras: Sequence[Lora]) -> FewSteps | None:
+    """What distilled LoRAs among those given ask of the run; None without any.
+
+    Raises:
+        UsageError: two that ask for different things, or a sampler that genkit does not know.
+    """
+    found: FewSteps | None = None
+    for lora in loras:
+        facts = facts_of(lora)
+        if facts is None or facts.sampling is None:
+            continue
+        name = place(lora.path.name)
+        if facts.sampling.scheduler not in SAMPLERS:
+            raise UsageError(explain(f"scheduler that {name} is made for", facts.sampling.scheduler, SAMPLERS))
+        if found is not None and found.sampling != facts.sampling:
+            raise UsageError(
+                f"{found.name} is made for {found.sampling.steps} steps and {name} for {facts.sampling.steps}; "
+                "give one of them"
+            )
+        found = FewSteps(facts.sampling, name)
+    return found
+
+
+def fast_lora(model: Model) -> Lora:
+    """The few-step LoRA in a model's folder.
+
+    Raises:
+        UnsupportedError: it has none.
+    """
+    path = model.folder / FOLDER / NAMED
+    if not path.is_file():
+        raise UnsupportedError(
+            f"--fast: {model.name} has no few-step LoRA ({FOLDER}/{NAMED} in its folder); genkit train distill "
+            "makes one"
+        )
+    return Lora(lora_file(path))
