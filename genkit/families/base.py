@@ -79,10 +79,10 @@ class SiteRule:
         role: role of these modules, see ``genkit.attention.site.ROLES``.
         queries: name of the stream the queries come from. May refer to groups of the pattern, for instance
             ``"level{1}"``.
-        keys: names of the streams of the keys, one per attention call the module makes in a row (Wan image-to-video
-            attends image tokens first and text tokens second). A stream the layout rule does not give is a plain
-            sequence under that name. Empty: the queries' own stream. Self- and joint attention whose queries are a part
-            of the keys (the image asks image and text; keys from a cache) names the stream that holds both.
+        keys: names of the streams of the keys, likewise, one per attention call the module makes in a row (Wan
+            image-to-video attends image tokens first and text tokens second). A stream the layout rule does not give is
+            a plain sequence under that name. Empty: the queries' own stream. Self- and joint attention whose queries
+            are a part of the keys (the image asks image and text; keys from a cache) names the stream that holds both.
         added_keys: the same for modules with additional key projections (``add_k_proj``).
         some_calls: the module also makes calls of other tokens (text among itself, references among themselves); they
             keep the model's own attention.
@@ -187,7 +187,7 @@ def _found(rule: SiteRule, match: re.Match[str], path: str, module: nn.Module) -
     if rule.ask_module:
         role = "cross" if module.is_cross_attention else "self"
     queries = rule.queries.format(path, *match.groups())
-    keys = rule.keys
+    keys = tuple(stream.format(path, *match.groups()) for stream in rule.keys)
     if rule.added_keys and getattr(module, "add_k_proj", None) is not None:
         keys = rule.added_keys
     if not keys or (rule.ask_module and role in OWN_KEYS):

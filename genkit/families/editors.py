@@ -6,7 +6,6 @@ from genkit.families.base import without_attention
 from genkit.families.facts import PipelineFacts
 
 _NAMES = (
-    "I2VGenXLPipeline",
     "StableAudio3AudioToAudioPipeline",
     "StableAudio3InpaintPipeline",
     "StableUnCLIPImg2ImgPipeline",

@@ -105,3 +105,24 @@ def _numbered(values: Any) -> tuple[int, Any]:
     """How many different values there are, and for each value its number among them."""
     different, number = values.unique(return_inverse=True)
     return len(different), number
+
+
+# --- UNets: one stream per resolution level ----------------------------------------------------------------------
+
+
+def unet_levels(count: int, height: int, width: int, round_up: bool = True) -> Streams:
+    """Streams ``down0``, ``down1``, ..., ``mid``, ``up0``, ... of a UNet over images or single frames.
+
+    Every level but the last halves both sides; going up mirrors going down.
+
+    Args:
+        count: number of levels.
+        height, width: of the first level.
+        round_up: whether half of an odd side is rounded up (a padded convolution) or down.
+    """
+    streams: Streams = {}
+    for level in range(count):
+        grid = grid_with((1, height, width))
+        streams[f"down{level}"] = streams[f"up{count - 1 - level}"] = streams["mid"] = grid
+        height, width = ((side + round_up) // 2 for side in (height, width))
+    return streams

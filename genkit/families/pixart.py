@@ -74,13 +74,14 @@ SANA = replace(
     pipelines=("SanaPipeline", "SanaSprintPipeline"),
     rules=(SiteRule(r"transformer_blocks\.\d+\.attn2", "cross", keys=("text",)),),
     streams=alone(latent_grid("SANA", "BCHW")),
+    unserved={"self": "its self-attention is linear (ReLU features), so there is no softmax to make sparse"},
     facts=PipelineFacts(
         pattern="Sana(?:ControlNet|Sprint|SprintImg2Img|PAG)?Pipeline",
         sizes=lambda config: SizeRule(32, 1),
         token=_sana_token,
     ),
-    notes="Self-attention is linear: no softmax, and no call that could be served. Padding of the text is hidden by a "
-    "key mask. Both branches are computed in one call.",
+    notes="Self-attention is linear already and stays as it is. Padding of the text is hidden by a key mask. Both "
+    "branches are computed in one call.",
 )
 
 FAMILIES = (PIXART, DIT, SANA)

@@ -5,22 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from genkit.families.base import Family, SiteRule, Streams, grid_with, shape
+from genkit.families.base import Family, SiteRule, Streams, shape
 from genkit.families.codec import scaled
 from genkit.families.facts import Objective, PipelineFacts, TextRule
+from genkit.families.grids import unet_levels
 from genkit.families.sizes import ReadConfig, SizeRule
 
 
 def _streams(model: Any, args: Mapping[str, Any]) -> Streams:
-    """One stream per resolution level. Every downsampling halves a side, rounding up; going up mirrors it."""
     _, _, height, width = shape(args, "sample", 4, "UNet")
-    levels = len(model.config.block_out_channels)
-    streams = {}
-    for level in range(levels):
-        grid = grid_with((1, height, width))
-        streams[f"down{level}"] = streams[f"up{levels - 1 - level}"] = streams["mid"] = grid
-        height, width = (height + 1) // 2, (width + 1) // 2
-    return streams
+    return unet_levels(len(model.config.block_out_channels), height, width)
 
 
 def _sizes(config: ReadConfig) -> SizeRule:

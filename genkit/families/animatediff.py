@@ -1,8 +1,0 @@
-"""AnimateDiff: frames per second; its attention has no record yet."""
-
-from __future__ import annotations
-
-from genkit.families.base import without_attention
-from genkit.families.facts import PipelineFacts
-
-FAMILY = without_attention("AnimateDiff", ("AnimateDiffPipeline",), PipelineFacts(pattern="AnimateDiff.*", fps="8"))
