@@ -3,30 +3,86 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from genkit.cli.options import Json
-from genkit.cli.output import print_json, say
+from genkit.cli.output import print_json, print_table, say
+
+if TYPE_CHECKING:
+    from genkit.families import FamilyInfo
+
+_KINDS = ("video", "image", "sound")
 
 
-def families(json: Json = False) -> None:
-    """List the model families that attention methods can be applied to."""
+def families(
+    name: Annotated[
+        str | None, typer.Argument(help="Show this family, or that of a model class or pipeline, in full.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """List the model families that attention methods can be applied to, or one of them in full."""
     import genkit
+    from genkit.families.out_of_scope import OUT_OF_SCOPE
 
-    entries = [{**dataclasses.asdict(family), "methods": _methods_for(family.name)} for family in genkit.families()]
-    if json:
-        print_json({"families": entries})
+    found = list(genkit.families())
+    if name is not None:
+        found = [_named(name, found)]
+    if json or name is not None:
+        methods = _methods_by_family()
+        entries = [{**dataclasses.asdict(family), "methods": methods.get(family.name, [])} for family in found]
+        if json:
+            print_json({"families": entries} | ({} if name else {"out_of_scope": OUT_OF_SCOPE}))
+            return
+        for entry in entries:
+            _print_whole(entry)
         return
-    for entry in entries:
-        say(entry["name"])
-        for key in ("classes", "pipelines", "roles", "methods", "branches"):
-            say(f"  {key}: {', '.join(entry[key]) or 'not announced'}")
-        for key in ("grid", "text", "notes"):
-            if entry[key]:
-                say(f"  {key}: {entry[key]}")
+    for kind in _KINDS:
+        rows = [
+            (family.name, ", ".join(family.roles), ", ".join(family.classes)) for family in found if family.kind == kind
+        ]
+        if rows:
+            print_table([kind, "attention", "model classes"], sorted(rows, key=lambda row: row[0].lower()))
+            say("")
+    print_table(["cannot be patched", "because"], sorted(OUT_OF_SCOPE.items()))
+    say("")
+    say("genkit families NAME tells a family's grid, pipelines, branches and methods")
 
 
-def _methods_for(name: str) -> list[str]:
-    """The methods that, in one of their forms, serve at least one kind of attention of a family."""
+def _named(name: str, found: list[FamilyInfo]) -> FamilyInfo:
+    """The family with this name, model class or pipeline; what is out of scope is told with its reason."""
+    from genkit.errors import UsageError, explain
+    from genkit.families.out_of_scope import OUT_OF_SCOPE
+
+    names: dict[str, FamilyInfo] = {}
+    for family in found:
+        names |= dict.fromkeys((family.name, *family.classes, *family.pipelines), family)
+    if name in OUT_OF_SCOPE:
+        raise UsageError(f"{name} cannot be patched: {OUT_OF_SCOPE[name]}")
+    matching = next((family for known, family in names.items() if known.lower() == name.lower()), None)
+    if matching is None:
+        raise UsageError(explain("family", name, tuple(names)))
+    return matching
+
+
+def _print_whole(entry: dict[str, Any]) -> None:
+    say(entry["name"])
+    for key in ("classes", "pipelines", "roles", "methods", "branches"):
+        say(f"  {key}: {', '.join(entry[key]) or ('not announced' if key == 'branches' else 'none')}")
+    for key in ("grid", "text", "notes"):
+        if entry[key]:
+            say(f"  {key}: {entry[key]}")
+    for role, reason in entry["unserved"].items():
+        say(f"  no {role} attention: {reason}")
+
+
+def _methods_by_family() -> dict[str, list[str]]:
+    """Family -> the methods that, in one of their forms, serve at least one kind of its attention."""
     from genkit.patching.matrix import matrix
 
-    return list(dict.fromkeys(cell.row.method for cell in matrix() if cell.family == name and cell.fits))
+    served: dict[str, dict[str, None]] = {}
+    for cell in matrix():
+        if cell.fits:
+            served.setdefault(cell.family, {})[cell.row.method] = None
+    return {family: list(methods) for family, methods in served.items()}

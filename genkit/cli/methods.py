@@ -10,6 +10,9 @@ import typer
 from genkit.cli.options import Json
 from genkit.cli.output import print_json, print_table, say
 
+# Families that a line with a refusal names; --json has all of them.
+_SHOWN = 12
+
 
 def methods(
     name: Annotated[str | None, typer.Argument(help="Show this method with all its settings.")] = None,
@@ -53,14 +56,14 @@ def _print_matrix(name: str | None, json: bool) -> None:
     if json:
         print_json({"matrix": [{**dataclasses.asdict(cell), "fits": cell.fits} for cell in cells]})
         return
-    families = list(dict.fromkeys(cell.family for cell in cells))
+    rows = list(dict.fromkeys(str(cell.row) for cell in cells))
     served: dict[str, dict[str, str]] = {}
     refused: dict[tuple[str, str], list[str]] = {}
     for cell in cells:
-        served.setdefault(str(cell.row), {})[cell.family] = " + ".join(cell.roles) or "-"
+        served.setdefault(cell.family, {})[str(cell.row)] = " + ".join(cell.roles) or "-"
         for reason in dict.fromkeys(cell.reasons.values()):
             refused.setdefault((str(cell.row), reason), []).append(cell.family)
-    table = [(row, *(found[family] for family in families)) for row, found in served.items()]
-    print_table(["method", *families], table)
+    print_table(["family", *rows], [(family, *(found[row] for row in rows)) for family, found in served.items()])
     for (row, reason), where in refused.items():
-        say(f"{row} on {', '.join(where)}: {reason}")
+        more = f" and {len(where) - _SHOWN} more" if len(where) > _SHOWN else ""
+        say(f"{row} on {', '.join(where[:_SHOWN])}{more}: {reason}")

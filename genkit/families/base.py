@@ -130,6 +130,8 @@ class Family:
             ``"shape"`` when the model's ``rope`` derives them from the latents' shape, else the argument that carries
             them; "" when it has none.
         unserved: role -> why no rule names the family's attention of that kind.
+        timed: whether the layouts tell the time in seconds of every token of picture and sound.
+        makes: "sound" where the models make sound; else ``video`` tells what they make.
         facts: what is known of the pipelines: sizes, frames per second, latents, text, training.
         notes: what a user should know.
     """
@@ -154,6 +156,8 @@ class Family:
     tiles: Callable[[Any, Mapping[str, Any]], dict[str, tuple[int, int, int]]] | None = None
     time_positions: str = ""
     unserved: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    makes: str = ""
+    timed: bool = False
     notes: str = ""
 
     def heads(self, module: Any) -> int | None:
@@ -164,6 +168,11 @@ class Family:
     def projections(self, module: Any) -> Projections:
         """The layers that make queries, keys and values; None for those that are fused or go by another name."""
         return Projections(module, self.projection_names)
+
+    @property
+    def kind(self) -> str:
+        """What the models make: "video", "image" or "sound"."""
+        return self.makes or ("video" if self.video else "image")
 
     @property
     def roles(self) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import importlib
 import pkgutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,22 +58,26 @@ class FamilyInfo:
 
     Args:
         name: short name.
+        kind: what the models make: "video", "image" or "sound".
         classes: Diffusers model classes.
         pipelines: the usual pipelines.
         roles: kinds of attention that can be patched.
         grid: where the token grid comes from.
         text: where text tokens sit in joint attention: "first", "last" or "apart" (cross-attention).
         branches: names the pipelines announce for their calls, for ``Schedule(branches=...)``.
+        unserved: kinds of attention that cannot be patched, with the reason.
         notes: what else to know.
     """
 
     name: str
+    kind: str
     classes: tuple[str, ...]
     pipelines: tuple[str, ...]
     roles: tuple[str, ...]
     grid: str
     text: str
     branches: tuple[str, ...]
+    unserved: Mapping[str, str]
     notes: str
 
 
@@ -114,6 +119,6 @@ def family_of(model: Any) -> Family:
     if given in OUT_OF_SCOPE:
         raise UnsupportedError(f"{given} cannot be patched: {OUT_OF_SCOPE[given]}")
     raise UnsupportedError(
-        f"{given} is not a model genkit knows: there is no record of its token grid, text order and attention roles. "
-        f"Known: {', '.join(known)}"
+        f"{given} is not a model genkit knows: there is no record of its token grid, text order and attention roles; "
+        f"`genkit families` lists the {len(known)} classes it knows"
     )

@@ -113,6 +113,7 @@ FAMILY = Family(
     video=True,
     branches=("cond_uncond", "uncond_stg", "uncond_modality"),
     time_positions="video_coords",
+    timed=True,
     facts=PipelineFacts(
         pattern="LTX2.*",
         needs_input=r"LTX2ImageToVideo.*",

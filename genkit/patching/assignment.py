@@ -84,7 +84,7 @@ class Assignment:
         return torch.cat([served, own.to(served.dtype)], dim=2).index_select(2, order)
 
     def _served(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, site: Site) -> torch.Tensor | None:
-        if q.is_meta:  # has no autocast
+        if q.is_meta or not torch.is_autocast_enabled(q.device.type):  # meta has no autocast
             return self.method.attend(q, k, v, site, self.cache)
         # A method chooses its precision itself: autocast would round what it computes in float32.
         with torch.autocast(q.device.type, enabled=False):

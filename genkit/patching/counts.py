@@ -69,6 +69,7 @@ class Counts:
         self.steps: set[int] = set()
         self.branches: set[str] = set()
         self.sites: dict[Site, int] = {}
+        self._plain: dict[tuple[object, ...], Site] = {}
         self.pairs = 0
         self.ran_pairs: Counter[Site] = Counter()
         self.method_time = Stopwatch()
@@ -82,7 +83,11 @@ class Counts:
     def note_run(self, site: Site, pairs: int) -> None:
         """Count a call the method served with its query-key pairs, under its site without step and branch."""
         self.ran += 1
-        plain = dataclasses.replace(site, step=None, steps=None, branch=None, key_mask=None)
+        key = (site.layout, site.key_layout, site.heads, site.scale, site.finest)
+        plain = self._plain.get(key)
+        if plain is None:
+            plain = dataclasses.replace(site, step=None, steps=None, branch=None, key_mask=None)
+            self._plain[key] = plain
         self.sites[plain] = self.sites.get(plain, 0) + 1
         self.ran_pairs[plain] += pairs
         if site.step is not None:

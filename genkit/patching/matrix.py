@@ -85,5 +85,5 @@ def _cell(row: Row, family: Family) -> Cell:
     reasons = {role: role_reason(method, role, family) for role in family.roles}
     roles = tuple(role for role, reason in reasons.items() if reason is None)
     refused = {role: why for role, why in reasons.items() if why is not None}
-    told = {role: why for role, why in refused.items() if among(role, method.roles)}
+    told = {role: why for role, why in {**family.unserved, **refused}.items() if among(role, method.roles)}
     return Cell(row, family.name, roles, told if roles or told else refused)

@@ -65,7 +65,7 @@ def find_denoisers(target: Any) -> list[Denoiser]:
         found = ", ".join(f"{name} is {type(models[name]).__name__}" for name in likely)
         raise UnsupportedError(
             f"{type(target).__name__} has no denoiser genkit knows ({found or 'it has no models at all'}). "
-            f"Known: {', '.join(sorted(known))}"
+            f"`genkit families` lists the {len(known)} classes it knows"
         )
     return [Denoiser(model, f"{name}." if len(chosen) > 1 else "") for name, model in chosen.items()]
 
@@ -98,7 +98,7 @@ def _example(role: str, family: Any, scale: int) -> Site:
     side = 1 if role == "temporal" else 8 * scale
     joint = 16 if role == "joint" else 0
     grid = TokenLayout.of_grid(frames, side, side, text=joint, text_first=family.text == "first")
-    if role in ("audio_to_video", "video_to_audio"):
+    if family.timed and role in ("audio_to_video", "video_to_audio"):
         grid, audio = _timed(grid, frames), _timed(audio, 16 * scale)
     queries = grid if role in ("self", "joint", "cross", "audio_to_video", *FOLDED) else audio
     keys = {"cross": text, "audio_cross": text, "audio_to_video": audio, "video_to_audio": grid}.get(role, queries)

@@ -117,7 +117,23 @@ def test_families_lists_the_known_models(call):
     assert "WanPipeline" in listed["Wan"]["pipelines"]
     assert listed["Wan"]["roles"] == ["self", "cross"]
     assert {"radial", "neighborhood"} <= set(listed["Wan"]["methods"])
-    assert "WanPipeline" in call("families")[1]
+    assert listed["SANA-Video"]["unserved"]["self"] and json.loads(out)["out_of_scope"]["PriorTransformer"]
+    code, out, _ = call("families")
+    assert code == 0 and "WanVACETransformer3DModel" in out and "PriorTransformer" in out and "no token grid" in out
+    assert out.index(" video") < out.index("Wan") < out.index(" image") < out.index("Flux")
+
+
+@pytest.mark.parametrize("name", ["wan", "WanVACETransformer3DModel", "WanPipeline"])
+def test_one_family_in_full(call, name):
+    code, out, _ = call("families", name)
+    assert code == 0 and out.startswith("Wan") and "branches: cond, uncond" in out and "radial" in out
+    assert [entry["name"] for entry in json.loads(call("families", name, "--json")[1])["families"]] == ["Wan"]
+
+
+@pytest.mark.parametrize(("name", "said"), [("Wann", "did you mean 'Wan'"), ("UNet1DModel", "computes its softmax")])
+def test_a_family_that_is_none(call, name, said):
+    code, _, err = call("families", name)
+    assert code == 2 and said in err
 
 
 def test_methods_by_family(call):

@@ -5,9 +5,11 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
+import runpy
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import tiny
@@ -94,6 +96,11 @@ def test_what_is_out_of_scope_exists_and_is_not_recorded():
     assert len(recorded) == len(set(recorded)), "a class belongs to two records"
     assert not set(recorded) & set(OUT_OF_SCOPE) and set(OUT_OF_SCOPE) <= set(_denoiser_classes())
     assert all(len(reason) > 20 for reason in OUT_OF_SCOPE.values())
+
+
+def test_the_page_of_classes_is_that_of_the_records():
+    script = runpy.run_path(str(Path(__file__).resolve().parents[2] / "scripts" / "model_classes_page.py"))
+    assert script["PAGE"].read_text() == script["page"](), "run python scripts/model_classes_page.py"
 
 
 def test_every_recorded_class_has_a_tiny_model():
