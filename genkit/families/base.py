@@ -25,6 +25,7 @@ class Untold:
 
     reason: str
     has_grid = False
+    grid = (0, 0, 0)
 
 
 @dataclass(frozen=True)
@@ -243,13 +244,14 @@ def shape(args: Mapping[str, Any], name: str, dims: int, family: str) -> tuple[i
 
 
 def grid_with(
-    grid: tuple[int, int, int],
+    grid: tuple[int, ...],
     before: tuple[tuple[str, int], ...] = (),
     after: tuple[tuple[str, int], ...] = (),
 ) -> TokenLayout:
-    """A grid with named runs of tokens before and after it; runs of no tokens are left out."""
-    runs = (*before, (GRID, grid[0] * grid[1] * grid[2]), *after)
-    return TokenLayout(grid, tuple(Segment(name, count) for name, count in runs if count or name == GRID))
+    """A grid (T, H, W) with named runs of tokens before and after it; runs of no tokens are left out."""
+    t, h, w = grid
+    runs = (*before, (GRID, t * h * w), *after)
+    return TokenLayout((t, h, w), tuple(Segment(name, count) for name, count in runs if count or name == GRID))
 
 
 def text_length(args: Mapping[str, Any], family: str, name: str = "encoder_hidden_states") -> int:

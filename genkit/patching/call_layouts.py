@@ -105,11 +105,9 @@ class SiteLayouts:
         keys = self._layout(asked, stream, n_k)
         if not own or queries == keys:
             return CallLayouts(queries, keys)
-        spans = [keys.span(part.name) for part in queries.segments]
-        inside = all(
-            span is not None and span[1] - span[0] == part.length
-            for span, part in zip(spans, queries.segments, strict=True)
-        )
+        spans = [keys.span(part.name) or (0, 0) for part in queries.segments]
+        lengths = [(stop - start) for start, stop in spans]
+        inside = lengths == [part.length for part in queries.segments]
         if not inside or queries.grid != keys.grid or sorted(spans) != spans:
             return f"its {n_k} keys do not hold the {n_q} tokens that ask"
         return CallLayouts(queries, keys, tuple(spans))

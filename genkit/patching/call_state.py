@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from genkit.errors import UnsupportedError
-from genkit.families.base import Family
-from genkit.layout import TokenLayout
+from genkit.families.base import Family, Streams
 from genkit.patching.masks import MaskView, view_mask
 from genkit.patching.step_tracker import Moment
 
@@ -31,7 +30,7 @@ class CallState:
 
     def __init__(self, family: Family):
         self.family = family
-        self.streams: dict[str, TokenLayout] = {}
+        self.streams: Streams = {}
         self.tiles: dict[str, tuple[int, int, int]] = {}
         self.forwards = 0
         self.run: int | None = None

@@ -165,8 +165,11 @@ class PatchedLayer:
         if reason is None and self.state.tiles and assignment.heads is not None and call.mask is not None:
             reason = "some heads are left to the model, whose mask is not in raster order"
         if reason is None:
-            layouts = self._layouts.of(self.state.streams, index, q.shape[1], k.shape[1])
-            reason = layouts if isinstance(layouts, str) else None
+            found = self._layouts.of(self.state.streams, index, q.shape[1], k.shape[1])
+            if isinstance(found, str):
+                reason = found
+            else:
+                layouts = found
         if reason is None:
             streams = (self.rule, self.queries, self._layouts.key_stream(index))
             view = self.state.mask(streams, call.mask, q, k, layouts.grid_rows)

@@ -53,6 +53,7 @@ def _left_out(denoiser: Denoiser, found: FoundSite, held: Sequence[Held]) -> flo
     most = max(same or others, key=lambda each: each.assignment.counts.pairs)
     layer, streams = most.layer, most.patched.state.streams
     mine, its = streams.get(found.queries), streams.get(layer.queries)
-    told = isinstance(mine, TokenLayout) and isinstance(its, TokenLayout)
-    scale = 1.0 if not told else (mine.length / its.length) ** (1 + (layer.queries in layer.keys))
+    scale = 1.0
+    if isinstance(mine, TokenLayout) and isinstance(its, TokenLayout):
+        scale = (mine.length / its.length) ** (1 + (layer.queries in layer.keys))
     return most.assignment.counts.pairs * scale * (denoiser.family.heads(found.module) or layer.heads or 0)
