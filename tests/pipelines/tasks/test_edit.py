@@ -17,6 +17,7 @@ from genkit.cli.main import main
 from genkit.errors import UsageError
 from genkit.pipelines.resolve import resolve
 from genkit.pipelines.session import Session
+from genkit.pipelines.tasks.edit.choice import usual_values
 from genkit.pipelines.tasks.edit.settings import METHODS, PRESETS, EditSettings
 from genkit.pipelines.tasks.edit.words import differing
 
@@ -110,6 +111,11 @@ def test_what_is_left_open_is_filled_by_method_and_preset(picture, tiny_sd, tiny
     assert usual.steps and usual.guidance_scale and usual.keep is not None
     flow = resolve(ask(tiny_flux, picture, steps=None)).settings
     assert (flow.method, flow.keep) == ("flowedit", None)
+    # Guidance of a preset is in the scale of diffusion models; the words and shares count for flow models too.
+    own = {name: usual_values("infedit", True, name) for name in ("background", "add")}
+    assert own["background"]["new_words"] == "free" and own["background"]["keep"] == 1.0
+    assert 0 < own["background"]["keep_maps"] < usual_values("infedit", False, "background")["keep_maps"]
+    assert own["add"]["guidance_scale"] == usual_values("infedit", True)["guidance_scale"]
     keeps = {name: resolve(ask(tiny_sd, picture, preset=name)).settings.keep for name in PRESETS}
     assert keeps["colour"] > keeps["shape"]
     assert resolve(ask(tiny_sd, picture, preset="colour", keep=0.2)).settings.keep == 0.2
