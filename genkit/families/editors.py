@@ -5,9 +5,5 @@ from __future__ import annotations
 from genkit.families.base import without_attention
 from genkit.families.facts import PipelineFacts
 
-_NAMES = (
-    "StableAudio3AudioToAudioPipeline",
-    "StableAudio3InpaintPipeline",
-    "StableUnCLIPImg2ImgPipeline",
-)
+_NAMES = ("StableUnCLIPImg2ImgPipeline",)
 FAMILY = without_attention("Editors", _NAMES, PipelineFacts(pattern="|".join(_NAMES), needs_input=".*"))

@@ -84,7 +84,6 @@ def _denoiser_classes() -> dict[str, type]:
     return found
 
 
-@pytest.mark.xfail(strict=True, reason="records of the last classes are being written")
 def test_every_denoiser_class_is_recorded_or_out_of_scope():
     """A new release of Diffusers with a new class is one red line here."""
     known = {name for family in records() for name in family.classes} | set(OUT_OF_SCOPE)
@@ -201,7 +200,7 @@ def _a_loop_is_counted(case: zoo.Case, method: Method) -> None:
         for share in (1.0, 0.5):
             level = case.given[clock]
             case.run(**{clock: (level * share).to(level.dtype)})
-        assert handle.report().sites[0].steps == (0, 1)
+        assert next(site for site in handle.report().sites if site.ran).steps == (0, 1)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -255,7 +254,7 @@ def test_the_layout_is_true(name):
 def _one_place_changed(latents, grid, axes):
     """Latents with one patch changed, and the number of its token in raster order."""
     t, h, w = grid
-    place = (t - 1, h - 2, w - 1)
+    place = (t - 1, max(h - 2, 0), w - 1)
     token = (place[0] * h + place[1]) * w + place[2]
     if isinstance(latents, (list, tuple)):
         return type(latents)(_one_place_changed(each, grid, axes)[0] for each in latents), token
