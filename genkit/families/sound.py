@@ -44,6 +44,7 @@ STABLE_AUDIO = Family(
     grid="time of hidden_states (B, C, T); one token of global conditions stands before it",
     text="apart",
     video=True,
+    makes="sound",
     facts=PipelineFacts(pattern="StableAudioPipeline"),
     notes="Both branches are computed in one call.",
 )

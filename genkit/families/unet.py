@@ -1,8 +1,9 @@
-"""UNet2DCondition (Stable Diffusion 1.5, SDXL): self- and cross-attention at several resolutions."""
+"""UNets over images: Stable Diffusion 1.5 and XL, DreamLite, and UNet2D without text."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from genkit.families.base import Family, SiteRule, Streams, shape
@@ -85,3 +86,35 @@ FAMILY = Family(
     notes="Layers are numbered in the order of execution: down, middle, up. The pipelines compute both branches in one "
     "call and announce none. An image prompt adapter attends in further calls with keys named 'image'.",
 )
+
+UNET_2D = Family(
+    name="UNet2D",
+    classes=("UNet2DModel",),
+    pipelines=("DDPMPipeline", "DDIMPipeline", "LDMSuperResolutionPipeline", "ConsistencyModelPipeline"),
+    rules=(
+        SiteRule(r"(down|up)_blocks\.(\d+)\.attentions\.\d+", "self", queries="{1}{2}"),
+        SiteRule(r"mid_block\.attentions\.\d+", "self", queries="mid"),
+    ),
+    streams=_streams,
+    reads=("sample",),
+    sample="sample",
+    order=("down_blocks", "mid_block", "up_blocks"),
+    grid="sample (B, C, H, W), halved (rounding up) at every downsampling",
+    text="apart",
+    video=False,
+    facts=PipelineFacts(pattern="DDPMPipeline|DDIMPipeline|LDMSuperResolutionPipeline|ConsistencyModelPipeline"),
+    notes="Layers are numbered in the order of execution: down, middle, up. No text and no guidance. No attention "
+    "processors can be set, so use genkit.patch.",
+)
+
+DREAM_LITE = replace(
+    FAMILY,
+    name="DreamLite",
+    classes=("DreamLiteUNetModel",),
+    pipelines=("DreamLitePipeline", "DreamLiteMobilePipeline"),
+    facts=PipelineFacts(pattern="DreamLite.*", sizes=lambda config: SizeRule(8, 1)),
+    notes="Layers are numbered in the order of execution: down, middle, up. Only the inner levels have self-attention. "
+    "Both branches are computed in one call.",
+)
+
+FAMILIES = (FAMILY, UNET_2D, DREAM_LITE)

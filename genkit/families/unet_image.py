@@ -1,50 +1,17 @@
-"""Further UNets over images: UNet2D without text, DreamLite, Kandinsky 3, Stable Cascade."""
+"""Further UNets over images: Kandinsky 3, Stable Cascade."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
-from genkit.families import unet
 from genkit.families.base import Family, OpenLayout, SiteRule, Streams, Untold, grid_with, shape
 from genkit.families.facts import PipelineFacts
 from genkit.families.grids import unet_levels
-from genkit.families.sizes import SizeRule
 from genkit.layout import TEXT, Segment, TokenLayout
 
 _ORDER = ("down_blocks", "mid_block", "up_blocks")
 _LEVELS = "sample (B, C, H, W), halved (rounding up) at every downsampling"
-
-UNET_2D = Family(
-    name="UNet2D",
-    classes=("UNet2DModel",),
-    pipelines=("DDPMPipeline", "DDIMPipeline", "LDMSuperResolutionPipeline", "ConsistencyModelPipeline"),
-    rules=(
-        SiteRule(r"(down|up)_blocks\.(\d+)\.attentions\.\d+", "self", queries="{1}{2}"),
-        SiteRule(r"mid_block\.attentions\.\d+", "self", queries="mid"),
-    ),
-    streams=unet.FAMILY.streams,
-    reads=("sample",),
-    sample="sample",
-    order=_ORDER,
-    grid=_LEVELS,
-    text="apart",
-    video=False,
-    facts=PipelineFacts(pattern="DDPMPipeline|DDIMPipeline|LDMSuperResolutionPipeline|ConsistencyModelPipeline"),
-    notes="Layers are numbered in the order of execution: down, middle, up. No text and no guidance. No attention "
-    "processors can be set, so use genkit.patch.",
-)
-
-DREAM_LITE = replace(
-    unet.FAMILY,
-    name="DreamLite",
-    classes=("DreamLiteUNetModel",),
-    pipelines=("DreamLitePipeline", "DreamLiteMobilePipeline"),
-    facts=PipelineFacts(pattern="DreamLite.*", sizes=lambda config: SizeRule(8, 1)),
-    notes="Layers are numbered in the order of execution: down, middle, up. Only the inner levels have self-attention. "
-    "Both branches are computed in one call.",
-)
 
 
 def _kandinsky3(model: Any, args: Mapping[str, Any]) -> Streams:
@@ -111,4 +78,4 @@ CASCADE = Family(
     "attention processors can be set, so use genkit.patch.",
 )
 
-FAMILIES = (UNET_2D, DREAM_LITE, KANDINSKY3, CASCADE)
+FAMILIES = (KANDINSKY3, CASCADE)
