@@ -46,6 +46,18 @@ class Offer:
             raise UsageError(explain("model", name, self.models, do))
         return name
 
+    def offered(self, name: Any) -> str | None:
+        """What a stored model is called here: a name, or a folder that results name by its full path; None for one that
+        cannot be chosen."""
+        if not isinstance(name, str) or not name:
+            return None
+        same = (
+            each
+            for each in self.models
+            if each == name or (Path(name).is_absolute() and Path(each).resolve() == Path(name))
+        )
+        return next(same, name if self.any_model else None)
+
     def models_of(self, *kinds: str) -> list[str]:
         """The models that make one of these kinds of output ("image", "video", "audio-video")."""
         return [name for name in self.models if kind_of_model(name) in kinds]

@@ -15,6 +15,7 @@ from genkit.demo.engine.stored import stored_settings
 from genkit.demo.engine.visitors import Entry, Visitor, Visitors
 from genkit.demo.examples import draw, draw_clip
 from genkit.demo.options import Offer
+from genkit.demo.tabs import restore
 from genkit.demo.tabs.base import Tab
 from genkit.demo.tabs.compare import Compare
 from genkit.demo.tabs.consistent import Consistent
@@ -25,6 +26,7 @@ from genkit.demo.tabs.stage import QUEUED
 from genkit.demo.tabs.style import Style
 from genkit.demo.tabs.train import Train
 from genkit.errors import GenkitError
+from genkit.pipelines.record import read_record
 
 #: In their order on the page.
 TABS: tuple[type[Tab], ...] = (Generate, Edit, Inpaint, Style, Consistent, Compare, Train)
@@ -135,7 +137,7 @@ class Page:
         again.click(self._settings_of, [self.visitor, chosen], [self.strip, *forms], **told)
         edit.click(self._taken("edit"), [self.visitor, chosen], [self.strip, *forms], **told)
         inpaint.click(self._taken("inpaint"), [self.visitor, chosen], [self.strip, *forms], **told)
-        opened.upload(self._opened, opened, [self.strip, *forms], **told)
+        opened.upload(self._opened, [self.visitor, opened], [self.strip, *forms], **told)
 
     def _chosen(self, token: str | None, event: gr.SelectData) -> list[Any]:
         """A result was chosen: what can be done with it."""
@@ -157,7 +159,7 @@ class Page:
         return next((each for each in self.tabs if each.name == name), self.tabs[0])
 
     def _settings_of(self, token: str | None, name: Any) -> dict[Any, Any]:
-        return self._restored(self._entry(token, name))
+        return self._restored(self._entry(token, name), self.visitors.of(token))
 
     def _taken(self, tab: str) -> Callable[[str | None, Any], dict[Any, Any]]:
         """Open a tab with a chosen result as its input."""
@@ -168,18 +170,27 @@ class Page:
 
         return taken
 
-    def _restored(self, entry: Entry) -> dict[Any, Any]:
-        tab = self._tab(entry.command)
-        changes = {tab.form[name]: value for name, value in tab.fill(entry.settings).items()}
+    def _restored(self, entry: Entry, visitor: Visitor) -> dict[Any, Any]:
+        """The settings of a result in the form that makes such; what it has no place for is told."""
+        tab, missing = self._tab(entry.command), 0
+        record = read_record(entry.path)
+        filled = tab.fill(entry.settings)
+        if "lora" in tab.form:
+            filled |= restore.loras(record, {**self.offer.loras, **visitor.loras})
+            missing = len(entry.settings.get("lora") or ()) - len(filled["lora"])
+        changes = {tab.form[name]: value for name, value in filled.items()}
         gr.Info(f"The settings of this result are in {tab.title} again.", duration=4)
+        left = [*tab.not_filled(entry.settings), *(["LoRA"] if missing else [])]
+        if left:
+            gr.Warning(f"Not offered in this form, so left out: {', '.join(left)}.", duration=10)
         return {self.strip: gr.update(selected=tab.name), **changes}
 
-    def _opened(self, path: str | None) -> dict[Any, Any]:
+    def _opened(self, token: str | None, path: str | None) -> dict[Any, Any]:
         """A file was given whose settings are wanted."""
         found = Path(str(path))
         try:
             command, settings = stored_settings(found)
-            return self._restored(Entry(found, "", command, settings))
+            return self._restored(Entry(found, "", command, settings), self.visitors.of(token))
         except GenkitError as error:
             message = told(error).replace(str(path), Path(str(path)).name)
             raise gr.Error(message, title="No settings", print_exception=False) from None

@@ -6,12 +6,13 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from genkit.demo.engine.job import DECODING, DONE, FAILED, LOADING, QUEUED, STEPS, STOPPED, WAITING, Job
 from genkit.demo.engine.kept import kept
+from genkit.demo.engine.memory import give_back
 from genkit.demo.engine.messages import for_visitor, told
 from genkit.demo.engine.preview import Preview
 from genkit.demo.engine.visitors import Entry, Visitor
@@ -22,6 +23,8 @@ from genkit.pipelines.kinds import IMAGE
 from genkit.pipelines.record import FILES
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from genkit.pipelines.request import Settings
     from genkit.pipelines.resolve import Request
     from genkit.pipelines.session import Result, Session
@@ -37,15 +40,25 @@ class Finished:
 
     Args:
         path: the file, with its settings inside.
-        result: frames, sound, seconds, report.
         command: the subcommand that makes such outputs.
+        settings, seconds, fps, report: of the run, see :class:`genkit.pipelines.session.Result`.
+        size: frames, height and width.
+        sound: seconds of it; None without.
         kept: how much of its input is still there, see :func:`genkit.demo.engine.kept.kept`.
+        frames: uint8 (T, H, W, 3) where they are compared, else None: a visitor's last results are remembered for an
+            hour, and a clip's frames are large.
     """
 
     path: Path
-    result: Result
     command: str
+    settings: Any
+    seconds: float
+    size: tuple[int, int, int]
+    fps: Any = None
+    report: dict[str, Any] | None = None
+    sound: float | None = None
     kept: Mapping[str, str] = field(default_factory=dict)
+    frames: np.ndarray | None = None
 
 
 class Worker:
@@ -101,15 +114,16 @@ class Desk:
         with self._lock:
             return self._workers.setdefault(device, Worker())
 
-    def start(self, visitor: Visitor, tab: str, wanted: Sequence[Settings]) -> Job:
+    def start(self, visitor: Visitor, tab: str, wanted: Sequence[Settings], frames: bool = False) -> Job:
         """Begin to make what is wanted, one output for each settings.
 
         Args:
             visitor: who asked; results lie in their folder.
             tab: which tab asked.
             wanted: settings of any task.
+            frames: whether the job remembers the frames, which are compared.
         """
-        return self.begin(visitor, tab, lambda job: self._make(job, visitor, wanted), wanted)
+        return self.begin(visitor, tab, lambda job: self._make(job, visitor, wanted, frames), wanted)
 
     def begin(self, visitor: Visitor, tab: str, work: Callable[[Job], None], wanted: Sequence[Any] = ()) -> Job:
         """Begin any work of a visitor, whose earlier one is stopped.
@@ -131,7 +145,7 @@ class Desk:
             with worker.lock:
                 worker.free()
 
-    def _make(self, job: Job, visitor: Visitor, wanted: Sequence[Settings]) -> None:
+    def _make(self, job: Job, visitor: Visitor, wanted: Sequence[Settings], frames: bool) -> None:
         from genkit.pipelines.resolve import resolve
 
         requests = [resolve(settings) for settings in wanted]
@@ -149,7 +163,8 @@ class Desk:
                     forecast.begin()
                 follower = _Follower(job, forecast, worker.preview, request)
                 result = session.run(progress=follower.progress, latents=follower.latents, stop=job.stopping)
-                made.append(write(visitor, result, request))
+                finished = write(visitor, result, request)
+                made.append(replace(finished, frames=result.frames) if frames else finished)
                 forecast.finished()
                 notes += session.warnings
                 job.tell(made=tuple(made), notes=_unique(notes), share=forecast.share, left=forecast.left())
@@ -174,7 +189,12 @@ def write(visitor: Visitor, result: Result, request: Request) -> Finished:
     result.write(path)
     command, settings = request.task.command, result.record["settings"]
     visitor.keep(Entry(path, caption_of(settings, result.seconds), command, settings))
-    return Finished(path, result, command, kept(request.inputs, result.frames))
+    count, height, width = result.frames.shape[:3]
+    sound = None if result.audio is None else len(result.audio) / (result.sample_rate or 1)
+    return Finished(
+        path, command, result.settings, result.seconds, (count, height, width), result.fps, result.report, sound,
+        kept(request.inputs, result.frames),
+    )  # fmt: skip
 
 
 def caption_of(settings: dict[str, Any], seconds: float) -> str:
@@ -242,6 +262,8 @@ def _guarded(job: Job, work: Callable[[Job], None]) -> None:
         job.tell(phase=FAILED, message=told(error), preview=None)
     else:
         job.tell(phase=DONE, share=1.0, left=0.0, preview=None)
+    finally:
+        give_back()
 
 
 def _unique(lines: Sequence[str]) -> tuple[str, ...]:

@@ -25,7 +25,10 @@ LABELS = {
     "lora": "LoRA", "model": "Model", "image": "Picture", "mask": "Mask", "style": "Style picture",
     "num-frames": "Frames", "num-videos": "Variants", "source-prompt": "What the picture shows",
     "preset": "Kind of change", "subject": "Who appears", "scene": "Scenes", "box": "Where they are",
-    "mask-grow": "Grow the mask", "mask-invert": "Swap inside and outside", "output": "Output",
+    "keep-maps": "Keep where words act", "words": "Change only where these words act",
+    "keep-words": "Keep the picture where these words act", "new-words": "Where new words act",
+    "keyword": "Words that name them", "resample": "Times each step is taken", "mask-grow": "Grow the mask",
+    "mask-invert": "Swap inside and outside", "output": "Output",
 }  # fmt: skip
 
 

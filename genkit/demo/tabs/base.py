@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from genkit.demo.engine.job import DONE, FAILED, Job, State
-from genkit.demo.engine.messages import ORIGIN, told
+from genkit.demo.engine.messages import ORIGIN, label, told
 from genkit.demo.engine.visitors import Visitor
-from genkit.demo.options import attention_settings
-from genkit.demo.tabs import show
+from genkit.demo.options import attention_settings, defaults_of
+from genkit.demo.tabs import restore, show
 from genkit.demo.tabs.fields import MOST, new_seed
 from genkit.demo.tabs.sent import received
 from genkit.demo.tabs.stage import Stage, TakeIn
@@ -41,6 +41,13 @@ class Tab(ABC):
     name: str
     title: str
     lead: str
+    #: The settings that its runs have; a tab that restores none has none.
+    kind: type[Settings] | None = None
+    #: Inputs, which are given anew, and settings that controls of other names hold.
+    files: tuple[str, ...] = ()
+    held: tuple[str, ...] = ()
+    #: What runs have where a setting without a control is left open.
+    usual: Mapping[str, Any] = {}
     #: How a run begins.
     hint = "Press Enter in the prompt to begin."
 
@@ -68,8 +75,34 @@ class Tab(ABC):
         return {"status": show.status(state), **stage}
 
     def fill(self, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """Values of the form for stored settings, by name; a tab that restores none gives none."""
-        return {name: gr.update(value=settings[name]) for name in self.form if settings.get(name) is not None}
+        """Values of the whole form for stored settings, by name, without inputs and LoRAs: what is not stored is as
+        when nothing is said, so that nothing stays of what was in the form before."""
+        others = (*self.files, "lora", "lora_strength", "keep_seed", "variants")
+        found = {
+            name: restore.shown(each, settings.get(name)) for name, each in self.form.items() if name not in others
+        }
+        model = self.page.offer.offered(settings.get("model"))
+        if model is None:
+            del found["model"]
+        else:
+            found["model"] = model
+        if "attention" in self.form:
+            found |= {"attention": self.form["attention"].value, **restore.attention(settings, model or "")}
+        if "keep_seed" in self.form:
+            found["keep_seed"] = settings.get("seed") is not None
+        return found | ({"variants": 1} if "variants" in self.form else {})
+
+    def not_filled(self, settings: Mapping[str, Any]) -> list[str]:
+        """Stored settings that :meth:`fill` has no place for, as the page calls them."""
+        if self.kind is None:
+            return []
+        offer, model = self.page.offer, self.page.offer.offered(settings.get("model")) or ""
+        usual = {**self.kind.defaults(), **self.usual, **(defaults_of(model) if model else {})}
+        found = restore.left_out(usual, settings, (*self.form, *self.held, *self.files))
+        found += ["model"] if settings.get("model") and offer.offered(settings["model"]) is None else []
+        chosen = settings.get("attention") or settings.get("recipe")
+        found += ["attention"] if chosen and not restore.attention(settings, model) else []
+        return [label(name) for name in found]
 
     def take_in(self, path: Path, settings: Mapping[str, Any]) -> dict[Any, Any]:
         """Changes of the form that make a result of a visitor its input; a tab without inputs changes nothing."""

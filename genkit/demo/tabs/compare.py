@@ -68,17 +68,17 @@ class Compare(Tab):
                     label="Where they differ (bright = much)", format="png", interactive=False, visible=False,
                     height=260, elem_id="compare-difference", elem_classes="stage", buttons=["fullscreen"],
                 )  # fmt: skip
-        model.change(
-            self._model_changed, model, [self.form[name] for name in _OPEN], queue=False, api_visibility="private",
-            show_progress="hidden",
-        )  # fmt: skip
+        quiet: dict[str, Any] = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
+        opened = [self.form[name] for name in _OPEN]
+        model.change(self._model_changed, [model, self.form["attention"]], [self.form["attention"], *opened], **quiet)
+        model.input(lambda: [""] * len(_OPEN), None, opened, **quiet)  # of the model before
         self.wire(go, halt, self.form["prompt"].submit)
 
     @staticmethod
-    def _model_changed(model: str) -> list[Any]:
-        choices, likes = attentions(model)[1:], defaults_of(model)
-        open_values = [gr.update(placeholder=fields.open_value(likes.get(name)), value="") for name in _OPEN[1:]]
-        return [gr.update(choices=choices, value=choices[0]), *open_values]
+    def _model_changed(model: str, attention: Any) -> list[Any]:
+        likes = defaults_of(model)
+        open_values = [gr.update(placeholder=fields.open_value(likes.get(name))) for name in _OPEN]
+        return [fields.suited(model, attention, own=False), *open_values]
 
     def settings(self, given: Mapping[str, Any], visitor: Visitor) -> list[Settings]:
         if given["attention"] in (None, "", OWN):
@@ -90,6 +90,9 @@ class Compare(Tab):
             values["enlarge"] = 2
         plain = {name: value for name, value in values.items() if name not in _ATTENTION}
         return [GenerateSettings.from_mappings((ORIGIN, each)) for each in (plain, values)]
+
+    def start(self, visitor: Visitor, wanted: list[Any]) -> Job:
+        return self.page.desk.start(visitor, self.name, wanted, frames=True)
 
     def shown(self, state: State, job: Job) -> dict[str, Any]:
         changes: dict[str, Any] = {"status": show.status(state)}
@@ -105,12 +108,12 @@ class Compare(Tab):
         changes["pair"] = gr.update(visible=moving)
         changes["before"] = str(own.path) if moving else None
         changes["after"] = str(other.path) if moving else None
-        changes["difference"] = gr.update(visible=True, value=heat(own.result.frames, other.result.frames))
-        changes["table"] = _table(own.result, other.result)
+        changes["difference"] = gr.update(visible=True, value=heat(own.frames, other.frames))
+        changes["table"] = _table(own, other)
         return changes
 
 
-_OPEN = ("attention", "steps", "width", "height")
+_OPEN = ("steps", "width", "height")
 _ATTENTION = ("attention", "recipe", "attention_args", "schedule")
 
 

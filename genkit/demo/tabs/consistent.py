@@ -30,10 +30,15 @@ def _scenes(subject: str, backgrounds: tuple[str, ...]) -> str:
     return "\n".join(f"{subject} on a {each} background" for each in backgrounds)
 
 
+#: Settings with a line for each subject, by the name of their control.
+_LINES = {"subjects": "subject", "keywords": "keyword", "boxes": "box"}
+
+
 class Consistent(Tab):
     """The tab."""
 
     name, title = "consistent", "Consistent"
+    kind, held = ConsistentSettings, ("prompt", "scene", *_LINES.values())
     lead = "Make several pictures in which the same subjects appear and stay themselves."
     hint = "Every line of the scenes becomes a picture."
 
@@ -50,6 +55,11 @@ class Consistent(Tab):
                     kind, "scene", label="Scenes, one a line", lines=4, max_lines=MOST_SCENES,
                     info="Each is a picture, and names its subjects in the same words.", elem_id="consistent-scenes",
                     value=_scenes(*EXAMPLES[0]),
+                )  # fmt: skip
+                self.form["keywords"] = fields.text(
+                    kind, "keyword", label="Words that name them in the scenes, one a line", lines=1, max_lines=4,
+                    placeholder="as above, without a or the", elem_id="consistent-keywords",
+                    info="Where a scene names a subject in short: a red circle for a striped red circle.",
                 )  # fmt: skip
                 go, halt = self.begin_row("Make the pictures")
                 self.form["model"] = fields.model_choice(offer, ("image",), "toy-image")
@@ -97,6 +107,7 @@ class Consistent(Tab):
             raise UsageError(f"{len(scenes)} scenes are too many for one run; at most {MOST_SCENES}")
         values |= fields.written(ConsistentSettings, given, *_NUMBERS)
         values |= {"subject": subjects, "box": lines("Where they are", given["boxes"])}
+        values["keyword"] = lines("Words that name them", given["keywords"])
         values |= {name: given[name] for name in ("isolation", "reposition")}
         values["negative_prompt"] = text_or_none(given["negative_prompt"])
         if not values["reposition"]:
@@ -105,7 +116,7 @@ class Consistent(Tab):
 
     def fill(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         found = super().fill(settings)
-        for name, of in (("subjects", "subject"), ("boxes", "box")):
+        for name, of in _LINES.items():
             found[name] = "\n".join(settings.get(of) or ())
         return found | {"scenes": settings.get("prompt")}
 

@@ -10,21 +10,23 @@ import gradio as gr
 
 from genkit.demo.engine.pictures import take
 from genkit.demo.engine.visitors import Visitor
-from genkit.demo.options import attentions, kind_of_model
+from genkit.demo.options import kind_of_model
 from genkit.demo.tabs import fields
 from genkit.demo.tabs.base import Tab, text_or_none
 from genkit.errors import UsageError
 from genkit.pipelines.request import Settings
-from genkit.pipelines.tasks.edit.settings import METHODS, PRESETS, EditSettings
+from genkit.pipelines.tasks.edit.settings import FREE, METHODS, PAIRED, PRESETS, EditSettings
 
 SUITS = "what suits the model"
-_NUMBERS = ("steps", "guidance_scale", "source_guidance_scale", "strength", "keep", "seed")
+ADVISED = "by the kind of change"
+_NUMBERS = ("steps", "guidance_scale", "source_guidance_scale", "strength", "keep", "keep_maps", "settle", "seed")
 
 
 class Edit(Tab):
     """The tab."""
 
     name, title = "edit", "Edit"
+    kind, files = EditSettings, ("image", "clip")
     lead = "Say what a picture shows and what it shall show; the rest stays where it is."
 
     def build(self) -> None:
@@ -60,12 +62,30 @@ class Edit(Tab):
                         [SUITS, *METHODS], value=SUITS, label="Method", info=fields.help_of(kind, "method")
                     )
                     with gr.Row():
-                        self.form["keep"] = fields.number("keep", "by the kind of change", info="0 to 1.")
+                        self.form["keep"] = fields.number(
+                            "keep", ADVISED, info="Share of the steps, 0 to 1, in which outlines and places are kept."
+                        )
+                        self.form["keep_maps"] = fields.number(
+                            "keep_maps", ADVISED, info="The same of where words act that both prompts have."
+                        )
                         self.form["strength"] = fields.number("strength", "the method's own", info="Above 0, up to 1.")
                     self.form["words"] = gr.Textbox(
                         label="Change only where these words act", placeholder="the method's own",
                         info="Words of the new prompt, with commas; auto: those that are new, none: anywhere.",
                     )  # fmt: skip
+                    self.form["keep_words"] = gr.Textbox(
+                        label="Keep the picture where these words act", placeholder="none", elem_id="edit-keep-words",
+                        info="Words of both prompts, with commas: the things on it when the background changes.",
+                    )  # fmt: skip
+                    with gr.Row():
+                        self.form["new_words"] = gr.Dropdown(
+                            [ADVISED, PAIRED, FREE], value=ADVISED, label="Where new words act", min_width=150,
+                            info="Paired: where the word they stand for did; free: where the model likes.",
+                        )  # fmt: skip
+                        self.form["settle"] = fields.number(
+                            "settle", 0, min_width=150, info="Share of the steps, from the first on, in which the "
+                            "large colours of another background settle.",
+                        )  # fmt: skip
                     with gr.Row():
                         for name in ("steps", "guidance_scale", "source_guidance_scale"):
                             self.form[name] = fields.number(name, "own")
@@ -88,16 +108,16 @@ class Edit(Tab):
                     elem_id=f"edit-examples-{kind_of_input}",
                 )  # fmt: skip
         model.change(
-            self._model_changed, model, [self.form[name] for name in ("image", "clip", "attention")], queue=False,
-            api_visibility="private", show_progress="hidden",
+            self._model_changed, [model, self.form["attention"]],
+            [self.form[name] for name in ("image", "clip", "attention")], queue=False, api_visibility="private",
+            show_progress="hidden",
         )  # fmt: skip
         self.wire(go, halt, self.form["prompt"].submit, self.form["source_prompt"].submit)
 
     @staticmethod
-    def _model_changed(model: str) -> list[Any]:
+    def _model_changed(model: str, attention: Any) -> list[Any]:
         moving = kind_of_model(model) == "video"
-        choices = attentions(model)
-        return [gr.update(visible=not moving), gr.update(visible=moving), gr.update(choices=choices, value=choices[0])]
+        return [gr.update(visible=not moving), gr.update(visible=moving), fields.suited(model, attention)]
 
     def settings(self, given: Mapping[str, Any], visitor: Visitor) -> list[Settings]:
         values = self.common(given, visitor)
@@ -111,8 +131,10 @@ class Edit(Tab):
             values[name] = text_or_none(given[name])
         values["prompt"] = given["prompt"] if given["prompt"] is not None else ""
         values["method"] = None if given["method"] in (SUITS, "", None) else given["method"]
-        if isinstance(given["words"], str) and given["words"].strip():
-            values["words"] = tuple(word.strip() for word in given["words"].split(",") if word.strip())
+        for name in ("words", "keep_words"):
+            if isinstance(given[name], str) and given[name].strip():
+                values[name] = tuple(word.strip() for word in given[name].split(",") if word.strip())
+        values["new_words"] = None if given["new_words"] in (ADVISED, "", None) else given["new_words"]
         return self.several(EditSettings, values, given)
 
     def take_in(self, path: Path, settings: Mapping[str, Any]) -> dict[Any, Any]:
@@ -125,9 +147,3 @@ class Edit(Tab):
         if settings.get("model") in self.page.offer.models_of(*kinds):
             changes[form["model"]] = settings["model"]
         return changes
-
-    def fill(self, settings: Mapping[str, Any]) -> dict[str, Any]:
-        found = super().fill({name: value for name, value in settings.items() if name not in ("image", "words")})
-        if settings.get("words"):
-            found["words"] = ", ".join(settings["words"])
-        return found

@@ -115,6 +115,17 @@ def attention_choice(model: str, *, own: bool = True, value: str = OWN) -> tuple
     return choice, args, where
 
 
+def follow_model(model: gr.Dropdown, attention: gr.Dropdown) -> None:
+    """Offer the recipes that suit the model, whoever changed it; what is chosen stays where it suits."""
+    model.change(suited, [model, attention], attention, queue=False, api_visibility="private", show_progress="hidden")
+
+
+def suited(model: str, chosen: Any, own: bool = True) -> Any:
+    """A change of the choice of attention for a model."""
+    choices = attentions(model) if own else attentions(model)[1:]
+    return gr.update(choices=choices, value=chosen if chosen in choices else choices[0])
+
+
 def lora_choice(offer: Offer) -> tuple[gr.Dropdown, gr.Slider]:
     """The LoRAs of the server and those that the visitor trained, and their strength."""
     with gr.Row():

@@ -8,7 +8,7 @@ from typing import Any
 import gradio as gr
 
 from genkit.demo.engine.visitors import Visitor
-from genkit.demo.options import attentions, defaults_of, kind_of_model
+from genkit.demo.options import defaults_of, kind_of_model
 from genkit.demo.tabs import fields
 from genkit.demo.tabs.base import Tab, text_or_none
 from genkit.pipelines.request import Settings
@@ -31,6 +31,7 @@ class Generate(Tab):
     """The tab."""
 
     name, title = "generate", "Generate"
+    kind = GenerateSettings
     lead = "Make a picture, a video, or a video with sound from a sentence."
 
     def build(self) -> None:
@@ -66,23 +67,20 @@ class Generate(Tab):
         examples = [each for each in EXAMPLES if each[1] in offer.models]
         if examples:
             gr.Examples(examples, [self.form["prompt"], model], label="Try one", cache_examples=False)
-        model.change(
-            self._model_changed, model, [self.form[name] for name in _OPEN], queue=False, api_visibility="private",
-            show_progress="hidden",
-        )  # fmt: skip
+        quiet: dict[str, Any] = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
+        opened = [self.form[name] for name in _OPEN]
+        model.change(self._model_changed, [model, self.form["attention"]], [*opened, self.form["attention"]], **quiet)
+        model.input(lambda: [""] * len(_OPEN), None, opened, **quiet)  # of the model before; settings restored stay
         self.wire(go, halt, self.form["prompt"].submit)
 
     @staticmethod
-    def _model_changed(model: str) -> list[Any]:
+    def _model_changed(model: str, attention: Any) -> list[Any]:
         """Show what the model likes, and offer what suits it."""
         likes = defaults_of(model)
         still = kind_of_model(model) == "image"
-        changes = [
-            gr.update(placeholder=fields.open_value(likes.get(name)), value="")
-            for name in ("steps", "guidance_scale", "width", "height")
-        ]
-        frames = gr.update(placeholder=fields.open_value(likes.get("num_frames")), value="", visible=not still)
-        return [*changes, frames, gr.update(choices=attentions(model), value=attentions(model)[0])]
+        changes = [gr.update(placeholder=fields.open_value(likes.get(name))) for name in _OPEN[:-1]]
+        frames = gr.update(placeholder=fields.open_value(likes.get("num_frames")), visible=not still)
+        return [*changes, frames, fields.suited(model, attention)]
 
     def settings(self, given: Mapping[str, Any], visitor: Visitor) -> list[Settings]:
         values = self.common(given, visitor)
@@ -98,4 +96,4 @@ class Generate(Tab):
 
 
 _NUMBERS = ("steps", "guidance_scale", "width", "height", "num_frames", "seed")
-_OPEN = ("steps", "guidance_scale", "width", "height", "num_frames", "attention")
+_OPEN = ("steps", "guidance_scale", "width", "height", "num_frames")

@@ -57,18 +57,18 @@ def _notes(state: State) -> str:
 
 def facts(made: Any) -> str:
     """Chips about a result: seed, size, time, steps, density."""
-    result, settings = made.result, made.result.settings
-    count, height, width = result.frames.shape[:3]
+    settings = made.settings
+    count, height, width = made.size
     told = {"seed": getattr(settings, "seed", None), "size": f"{width} × {height}"}
     if count > 1:
-        told["frames"] = f"{count} at {float(result.fps):g} fps"
-    if result.audio is not None:
-        told["sound"] = f"{len(result.audio) / result.sample_rate:.1f} s"
+        told["frames"] = f"{count} at {float(made.fps):g} fps"
+    if made.sound is not None:
+        told["sound"] = f"{made.sound:.1f} s"
     told["steps"] = getattr(settings, "steps", None)
-    told["time"] = f"{result.seconds:.1f} s"
+    told["time"] = f"{made.seconds:.1f} s"
     name = getattr(settings, "attention", None) or getattr(settings, "recipe", None)
     told["attention"] = name
-    told["pairs executed"] = density(result.report)
+    told["pairs executed"] = density(made.report)
     told |= made.kept
     given = {key: value for key, value in told.items() if value not in (None, "")}
     chips = "".join(f"<span>{escape(key)} <b>{escape(str(value))}</b></span>" for key, value in given.items())
@@ -77,10 +77,10 @@ def facts(made: Any) -> str:
 
 def titles(every: Sequence[Any]) -> list[str]:
     """What tells results of one run apart: their prompts, or else their seeds."""
-    prompts = [str(each.result.settings.prompt) for each in every]
+    prompts = [str(each.settings.prompt) for each in every]
     if len(set(prompts)) > 1:
         return prompts
-    return [f"seed {getattr(each.result.settings, 'seed', None)}" for each in every]
+    return [f"seed {getattr(each.settings, 'seed', None)}" for each in every]
 
 
 def density(report: dict[str, Any] | None) -> str | None:

@@ -11,7 +11,6 @@ import gradio as gr
 from genkit.demo.engine.messages import ORIGIN
 from genkit.demo.engine.pictures import take
 from genkit.demo.engine.visitors import Visitor
-from genkit.demo.options import attentions
 from genkit.demo.tabs import fields
 from genkit.demo.tabs.base import Tab, text_or_none
 from genkit.errors import UsageError
@@ -26,6 +25,7 @@ class Style(Tab):
     """The tab."""
 
     name, title = "style", "Style"
+    kind, files = StyleSettings, ("image", "style")
     lead = "Take the colours, textures and light of one picture for another, which keeps its things and places."
 
     def build(self) -> None:
@@ -71,10 +71,7 @@ class Style(Tab):
             [[str(one.path), str(other.path)] for one, other in (examples[:2], examples[1:3], examples[::2])],
             [self.form["image"], self.form["style"]], label="Try one",
         )  # fmt: skip
-        model.change(
-            lambda name: gr.update(choices=attentions(name), value=attentions(name)[0]), model, self.form["attention"],
-            queue=False, api_visibility="private", show_progress="hidden",
-        )  # fmt: skip
+        fields.follow_model(model, self.form["attention"])
         self.wire(go, halt, self.form["prompt"].submit)
 
     def settings(self, given: Mapping[str, Any], visitor: Visitor) -> list[Settings]:
@@ -88,9 +85,6 @@ class Style(Tab):
             values[name] = text_or_none(given[name])
         values |= {name: given[name] for name in ("keep", "strength")}
         return [StyleSettings.from_mappings((ORIGIN, values))]
-
-    def fill(self, settings: Mapping[str, Any]) -> dict[str, Any]:
-        return super().fill({name: value for name, value in settings.items() if name not in ("image", "style")})
 
     def take_in(self, path: Path, settings: Mapping[str, Any]) -> dict[Any, Any]:
         """Changes of the form that make a result the picture, which the next style is transferred to."""
