@@ -84,8 +84,7 @@ class Inpaint(Tab):
                         for name in ("steps", "guidance_scale"):
                             self.form[name] = fields.number(name, "own")
                         self.form["resample"] = fields.number(
-                            "resample", RESAMPLE, info="How often each step is taken: 2 cuts off less, 1 is twice as "
-                            "fast. Models made for inpainting take 1.",
+                            "resample", RESAMPLE, info="2 cuts off less, 1 is twice as fast.",
                         )  # fmt: skip
                     self.form["negative_prompt"] = fields.text(kind, "negative_prompt", info=None)
                 with gr.Accordion("Attention and LoRA", open=False):
