@@ -16,6 +16,7 @@ BENCHMARKS = {
     "toy_dit": "benchmarks.toy_dit",
     "toy_av": "benchmarks.toy_av",
     "toy_context": "benchmarks.toy_context",
+    "few_steps": "benchmarks.few_steps",
     "first_prompts": "benchmarks.first_prompts",
     "swap_gaps": "benchmarks.swap_gaps",
     "same_outputs": "benchmarks.same_outputs",
