@@ -47,6 +47,7 @@ ALL = "with_pictures"
 def _glm(model: Any, args: Mapping[str, Any]) -> Streams:
     streams = _GLM_TEXT_IMAGE(model, args)
     own = streams[MAIN]
+    assert isinstance(own, TokenLayout), "latents of one size and their text always tell a layout"
     cached = TokenLayout(own.grid, (Segment("reference", 0), *own.segments))
     return {MAIN: own, ALL: OpenLayout(cached, "reference")}
 

@@ -22,7 +22,8 @@ def _streams(model: Any, args: Mapping[str, Any]) -> Streams:
         sizes = {tuple(int(side) for side in size) for size in given(args, "img_sizes", "HiDream-Image")}
         if len(sizes) > 1:
             return {MAIN: Untold(f"the images of the batch have different sizes: {sorted(sizes)}")}
-        grid, tokens = (1, *sizes.pop()), shape(args, "hidden_states", 3, "HiDream-Image")[1]
+        height, width = sizes.pop()
+        grid, tokens = (1, height, width), shape(args, "hidden_states", 3, "HiDream-Image")[1]
     words = shape(args, "encoder_hidden_states_t5", 3, "HiDream-Image")[1]
     # Every block reads the last layer of the language model and one of its own.
     words += 2 * shape(args, "encoder_hidden_states_llama3", 4, "HiDream-Image")[2]

@@ -32,7 +32,7 @@ def _streams(model: Any, args: Mapping[str, Any]) -> Streams:
 def _as_sizes(sample: Any) -> tuple[tuple[int, int, int], ...]:
     """``img_shapes`` of one sample: one (T, H, W), or a list of them."""
     images = [sample] if isinstance(sample[0], int) else sample
-    return tuple(tuple(int(size) for size in image) for image in images)
+    return tuple((int(frames), int(height), int(width)) for frames, height, width in images)
 
 
 QWEN_IMAGE = Family(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from genkit.errors import UnsupportedError
 from genkit.families.base import MAIN, TEXT, Family, SiteRule, Streams, Untold, grid_with
 from genkit.families.facts import PipelineFacts
 from genkit.families.grids import given
@@ -29,10 +30,12 @@ def _streams(model: Any, args: Mapping[str, Any]) -> Streams:
 def _with_pictures(args: Mapping[str, Any], samples: Any, words: Any) -> Streams:
     """Texts, then the given pictures and the image being made last, then the pictures' features."""
     texts = {sum(_filled(len(part)) for part in sample) for sample in words}
-    pictures = {tuple(_grid(part, args) for part in sample) for sample in samples}
+    pictures = {tuple(None if part is None else _grid(part, args) for part in sample) for sample in samples}
     if len(texts) > 1 or len(pictures) > 1:
         return _untold("lengths of text or sizes of pictures", texts | pictures)
     *before, grid = pictures.pop()
+    if grid is None:
+        raise UnsupportedError("Z-Image: the last picture of a sample is the one that is made; it is missing")
     # A picture that is missing is filled up like one.
     references = ("reference", sum(_MULTIPLE if each is None else _filled(_tokens(each)) for each in before))
     pad = ("image_pad", _filled(_tokens(grid)) - _tokens(grid))
@@ -53,10 +56,8 @@ def _features(parts: Any) -> int:
     return sum(_MULTIPLE if part is None else _filled(part.shape[0] * part.shape[1]) for part in parts or ())
 
 
-def _grid(latents: Any, args: Mapping[str, Any]) -> tuple[int, int, int] | None:
+def _grid(latents: Any, args: Mapping[str, Any]) -> tuple[int, int, int]:
     """The grid of one picture (C, F, H, W)."""
-    if latents is None:
-        return None
     patch, patch_t = args.get("patch_size", 2), args.get("f_patch_size", 1)
     _, frames, height, width = latents.shape
     return frames // patch_t, height // patch, width // patch

@@ -251,6 +251,8 @@ def _pass_through_backend(name: str, original: Callable[..., Any]) -> Callable[.
         obstacle = None
         if rest.get("return_lse"):
             obstacle = "the caller asks for the log-sum-exp too"
+        elif rest.get("window_size") not in (None, (-1, -1)):
+            obstacle = f"the caller asks the backend for windows of {rest['window_size']}, which no method would keep"
         elif rest.get("_parallel_config") is not None:
             obstacle = "context parallelism splits the sequence over devices"
         elif not isinstance(rest.get("attn_mask"), torch.Tensor | None):

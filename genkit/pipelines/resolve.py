@@ -119,6 +119,9 @@ class Draft:
         inputs: arguments of the pipeline's call that the task gives beside them, such as ``image``.
     """
 
+    #: What a LoRA for few steps asks of the run.
+    few: FewSteps | None = None
+
     def __init__(self, given: Any, inputs: tuple[str, ...] = ()):
         if given.prompt is None:
             raise UsageError('no prompt: give one, or "" for an unconditional run')
@@ -135,7 +138,7 @@ class Draft:
         early = attends and not Attention.needs_folder(given)
         self.attention = Attention.of(given) if early else None
         #: Distilled LoRAs are for making something from noise; other tasks go their own way through the steps.
-        self.few: FewSteps | None = few_steps_of(self.named)
+        self.few = few_steps_of(self.named)
         self.mixing, self.loras = Mixing.of(
             self.named, given.lora_router if loads else None, given.lora_mask if loads else ()
         )

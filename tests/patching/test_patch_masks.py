@@ -8,6 +8,7 @@ import torch
 from gate_methods import Full
 
 import genkit
+from genkit.patching import interception
 from genkit.patching.masks import view_mask, with_bias
 
 B, H, Q, K = 2, 3, 4, 5
@@ -161,3 +162,31 @@ def test_a_model_gives_all_layers_of_a_rule_one_mask(tiny_model, name, monkeypat
     case = tiny_model(name)
     with genkit.patch(case.model, Full()):
         case.run()
+
+
+def test_windows_that_the_backend_is_asked_for_stay_with_the_model():
+    """ACE-Step hands its windows to flash backends by a keyword instead of a mask; no method would keep them."""
+    running, calls = [], []
+
+    class Layer:
+        def attend(self, running, q, k, v, call):
+            calls.append(call)
+            return call.own(q, k, v)
+
+    def backend(query, key, value, **rest):
+        running.append(rest)
+        return query
+
+    passed = interception._pass_through_backend("flash", backend)
+    q = torch.zeros(1, 4, 2, 8)
+    for windows, served in (((128, 128), False), ((-1, -1), True), (None, True)):
+        interception.push(interception.RunningModule(Layer(), None))
+        try:
+            interception.INTERCEPTION.hold()
+            passed(q, q, q, window_size=windows)
+        finally:
+            interception.INTERCEPTION.release()
+            interception._LOCAL.modules.clear()
+        assert (calls[-1].obstacle is None) == served
+        assert running[-1]["window_size"] == windows
+    assert "windows of (128, 128)" in calls[0].obstacle

@@ -291,15 +291,15 @@ def _size(settings: DistillSettings, model: Model) -> tuple[int, int, int]:
     for name in ("height", "width", "num_frames"):
         own = defaults.get(name) or (known[name].default if name in known else None)
         found[name] = getattr(settings, name) or own
-    frames = 1 if model.kind is IMAGE else found["num_frames"]
+    frames = 1 if model.kind is IMAGE else int(found["num_frames"] or 0)
     missing = [name for name, value in (("height", found["height"]), ("width", found["width"])) if not value]
     if missing or not frames:
         name = (*missing, "num_frames")[0]
         raise UsageError(f"--{name.replace('_', '-')}: {model.class_name} has no size of its own; give one")
-    height, width = int(found["height"]), int(found["width"])
-    model.rule.check(height, width, None if model.kind is IMAGE else int(frames))
-    model.check_size(height, width, None if model.kind is IMAGE else int(frames))
-    return int(frames), height, width
+    height, width = int(found["height"] or 0), int(found["width"] or 0)
+    model.rule.check(height, width, None if model.kind is IMAGE else frames)
+    model.check_size(height, width, None if model.kind is IMAGE else frames)
+    return frames, height, width
 
 
 def _guidance(settings: DistillSettings, model: Model) -> float:

@@ -97,7 +97,7 @@ def _check_apart(name: str, folder: Path, settings: LoraSettings) -> None:
             )
 
 
-def check_login(settings: LoraSettings) -> None:
+def check_login(settings: Any) -> None:
     """Refuse a push to the hub without an account, before anything is trained."""
     if not settings.push_to_hub:
         return

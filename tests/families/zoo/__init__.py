@@ -42,4 +42,6 @@ def build(name: str) -> Case:
             if not parameter.any():
                 torch.nn.init.normal_(parameter, std=0.2)
     case.model.eval()
+    if not case.refused:
+        assert case.reference.isfinite().all()  # remembered before any test patches the model
     return case
