@@ -35,11 +35,12 @@ def run(options: argparse.Namespace) -> int:
     from genkit.evaluation.toy import ClipRequest
     from genkit.lora.files import Lora, lora_file
     from genkit.models import locate
-    from genkit.pipelines.few_steps import FOLDER, few_steps_of
+    from genkit.models.check import FAST
+    from genkit.pipelines.few_steps import few_steps_of
 
     if options.threads:
         torch.set_num_threads(options.threads)
-    folder = options.lora or locate(options.model).path / FOLDER
+    folder = options.lora or locate(options.model).path / FAST
     few = few_steps_of([Lora(lora_file(folder))])
     if few is None:
         raise SystemExit(f"{folder} is no LoRA for few steps")

@@ -223,6 +223,10 @@ def _check_weights(home: Path, class_name: str) -> None:
         check_safetensors(path)
 
 
+#: Folder of a model's own few-step LoRA: beside the model, no part of it.
+FAST = "fast"
+
+
 def fingerprint(folder: Path) -> str:
     """A short digest that changes when a model folder changes: names, sizes, configurations, and of each large file its
     first and last mebibyte. Fast for folders of any size; not a proof of integrity (``SHA256SUMS`` is)."""
@@ -230,6 +234,8 @@ def fingerprint(folder: Path) -> str:
     edge = 1 << 20
     for path in sorted(folder.rglob("*")):
         if not path.is_file() or path.suffix not in (".json", ".safetensors", ".txt", ".model"):
+            continue
+        if path.relative_to(folder).parts[0] == FAST:
             continue
         size = path.stat().st_size
         digest.update(f"{path.relative_to(folder).as_posix()} {size}\n".encode())

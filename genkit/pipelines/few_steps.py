@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any
 from genkit.errors import UnsupportedError, UsageError, explain
 from genkit.lora.facts import Sampling
 from genkit.lora.files import NAMED, Lora, lora_file
+from genkit.models.check import FAST
 from genkit.pipelines.trained_attention import facts_of
 from genkit.reading.files import place
 
 if TYPE_CHECKING:
     from genkit.pipelines.model import Model
 
-#: Folder of a model's own few-step LoRA.
-FOLDER = "fast"
 #: Samplers of the first order, the only ones that distilled steps are for.
 SAMPLERS = ("FlowMatchEulerDiscreteScheduler", "DDIMScheduler")
 
@@ -101,10 +100,9 @@ def fast_lora(model: Model) -> Lora:
     Raises:
         UnsupportedError: it has none.
     """
-    path = model.folder / FOLDER / NAMED
+    path = model.folder / FAST / NAMED
     if not path.is_file():
         raise UnsupportedError(
-            f"--fast: {model.name} has no few-step LoRA ({FOLDER}/{NAMED} in its folder); genkit train distill "
-            "makes one"
+            f"--fast: {model.name} has no few-step LoRA ({FAST}/{NAMED} in its folder); genkit train distill makes one"
         )
     return Lora(lora_file(path))
