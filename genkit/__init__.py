@@ -33,6 +33,7 @@ _EXPORTS = {
     "patch": "genkit.patching",
     "patches": "genkit.patching",
     "recipe": "genkit.pipelines.recipes",
+    "register_family": "genkit.families.lookup",
     "unpatch": "genkit.patching",
     "why_not": "genkit.patching",
 }
@@ -50,6 +51,7 @@ _ROOMS = (
     "models",
     "patching",
     "pipelines",
+    "plugins",
     "training",
     "world",
 )

@@ -24,7 +24,7 @@ FLOORS = (
     ("families",),
     ("attention",),
     ("kernels",),
-    ("reading", "schema", "layout", "errors"),
+    ("plugins", "reading", "schema", "layout", "errors"),
 )
 SIDE = ("world", "media", "models")  # leaves: they import the ground floor alone
 CELL, LEFT, TOP = 40, 110, 96

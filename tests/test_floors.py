@@ -13,7 +13,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "genkit"
 FLOORS = [
-    {"errors", "layout", "reading", "schema"},
+    {"errors", "layout", "plugins", "reading", "schema"},
     {"kernels"},
     {"attention"},
     {"families"},

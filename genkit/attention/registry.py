@@ -1,12 +1,14 @@
 """Names of methods, methods from text, and what `genkit.methods()` lists.
 
 A method is a folder here: ``genkit/attention/radial/`` registers ``radial`` when it is imported. Shared mathematics are
-plain modules beside the folders.
+plain modules beside the folders. Other packages offer methods through entry points of the group ``genkit.methods``: the
+module of one registers the method of its name when it is imported.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 import inspect
 import pkgutil
@@ -17,8 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
 
+from genkit import plugins
 from genkit.attention.method import Method
 from genkit.errors import ArtifactError, UsageError, explain
+from genkit.plugins import PluginError
 
 _METHODS: dict[str, type[Method]] = {}
 
@@ -26,19 +30,38 @@ M = TypeVar("M", bound=type[Method])
 
 
 def register(name: str) -> Callable[[M], M]:
-    """Class decorator: make a frozen :class:`Method` dataclass known under ``name``."""
+    """Class decorator: make a frozen :class:`Method` dataclass known under ``name``.
+
+    Raises:
+        UsageError: not such a class, or the name belongs to a method of genkit, of another package or of a script; the
+            message says to whom.
+    """
 
     def enter(cls: M) -> M:
         if not (isinstance(cls, type) and issubclass(cls, Method) and dataclasses.is_dataclass(cls)):
             raise UsageError(f"{cls!r} cannot be registered: a method is a frozen dataclass derived from Method")
-        known = _METHODS.get(name)
-        if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
-            raise UsageError(f"the name {name!r} already belongs to {known.__module__}.{known.__qualname__}")
+        owner = _other_owner(name, cls)
+        if owner is not None:
+            raise UsageError(f"the name {name!r} already belongs to {owner}; choose another")
         cls.name = name
         _METHODS[name] = cls
         return cls
 
     return enter
+
+
+def _other_owner(name: str, cls: type[Method]) -> str | None:
+    """Who has the name of a method, when it is not the class itself; also of those not imported yet."""
+    known = _METHODS.get(name)
+    if known is not None:
+        same = (known.__module__, known.__qualname__) == (cls.__module__, cls.__qualname__)
+        return None if same else f"{known.__module__}.{known.__qualname__}"
+    if f"{cls.__module__}.".startswith("genkit.attention."):
+        return None
+    if name in _folders():
+        return f"genkit.attention.{name}"
+    plugin = plugins.found(plugins.METHODS).get(name)
+    return str(plugin) if plugin is not None and not plugin.owns(cls.__module__) else None
 
 
 def _folders() -> set[str]:
@@ -48,19 +71,53 @@ def _folders() -> set[str]:
     return {found.name for found in pkgutil.iter_modules(genkit.attention.__path__) if found.ispkg}
 
 
+@functools.cache
+def _offered() -> dict[str, plugins.Plugin]:
+    """Methods of other packages whose names are free."""
+    offered = dict(plugins.found(plugins.METHODS))
+    for name in sorted(_folders() & set(offered)):
+        plugins.left_out(f"{offered.pop(name)} is left out: the name {name!r} belongs to genkit.attention.{name}")
+    return offered
+
+
 def names() -> list[str]:
-    """Names of all methods, sorted. Imports none of them."""
-    return sorted(_folders() | set(_METHODS))
+    """Names of all methods, sorted. Imports none of them: one of another package may turn out to be broken."""
+    return sorted(_folders() | set(_METHODS) | set(_offered()))
+
+
+def usable() -> list[str]:
+    """Names of all methods that can be imported. A broken one of another package is left out with a warning."""
+    found = []
+    for name in names():
+        try:
+            method_class(name)
+        except PluginError as error:
+            plugins.left_out(error)
+        else:
+            found.append(name)
+    return found
 
 
 def method_class(name: str) -> type[Method]:
-    """The class registered under ``name``; UsageError lists the valid names."""
-    if name not in _METHODS and name in _folders():
-        importlib.import_module(f"genkit.attention.{name}")
-        if name not in _METHODS:
-            raise UsageError(f"genkit/attention/{name} registers no method called {name!r}: use @register({name!r})")
+    """The class registered under ``name``.
+
+    Raises:
+        UsageError: unknown name; the message lists the valid ones.
+        PluginError: the name belongs to another package that cannot be imported or does not register it.
+    """
     if name not in _METHODS:
-        raise UsageError(explain("attention method", name, names()))
+        if name in _folders():
+            importlib.import_module(f"genkit.attention.{name}")
+            if name not in _METHODS:
+                raise UsageError(
+                    f"genkit/attention/{name} registers no method called {name!r}: use @register({name!r})"
+                )
+        elif name in _offered():
+            _offered()[name].load()
+            if name not in _METHODS:
+                raise PluginError(f"{_offered()[name]} registers no method called {name!r}: use @register({name!r})")
+        else:
+            raise UsageError(explain("attention method", name, names()))
     return _METHODS[name]
 
 
@@ -151,8 +208,8 @@ def describe_method(name: str) -> MethodInfo:
 
 
 def methods() -> list[MethodInfo]:
-    """Everything that is registered, by name."""
-    return [describe_method(name) for name in names()]
+    """Everything that is registered, by name. A broken method of another package is left out with a warning."""
+    return [describe_method(name) for name in usable()]
 
 
 def _parse_number(kind: type, text: str) -> Any:

@@ -109,7 +109,7 @@ def _methods() -> tuple[str, ...]:
     """Methods without weights of their own, which a file would have to be given for."""
     from genkit.attention import registry
 
-    return tuple(name for name in registry.names() if WEIGHTS not in registry.method_class(name).__dataclass_fields__)
+    return tuple(name for name in registry.usable() if WEIGHTS not in registry.method_class(name).__dataclass_fields__)
 
 
 @cache

@@ -1,4 +1,7 @@
-"""Finding records: every file of this folder has one (``FAMILY``) or those of a lineage (``FAMILIES``): no list."""
+"""Finding records: every file of this folder has one (``FAMILY``) or those of a lineage (``FAMILIES``): no list.
+
+Records of other packages and of scripts come after them, see :mod:`genkit.families.outside`.
+"""
 
 from __future__ import annotations
 
@@ -6,33 +9,60 @@ import dataclasses
 import functools
 import importlib
 import pkgutil
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from genkit.errors import UnsupportedError
+from genkit.families import outside
 from genkit.families.base import Family
 from genkit.families.facts import PipelineFacts
 from genkit.families.out_of_scope import OUT_OF_SCOPE
 
 #: Files of this folder that are not records.
 SHARED = (
-    "base", "codec", "facts", "grids", "lookup", "originals", "out_of_scope", "prompts", "sizes", "sound_features",
-    "training",
+    "base", "codec", "facts", "grids", "lookup", "originals", "out_of_scope", "outside", "prompts", "sizes",
+    "sound_features", "training",
 )  # fmt: skip
 
 
 @functools.cache
-def _all() -> tuple[Family, ...]:
+def _own() -> tuple[Family, ...]:
     room = str(Path(__file__).parent)
     names = sorted(found.name for found in pkgutil.iter_modules([room]) if found.name not in SHARED)
     files = [importlib.import_module(f"genkit.families.{name}") for name in names]
     return tuple(family for file in files for family in getattr(file, "FAMILIES", None) or (file.FAMILY,))
 
 
+def _all() -> tuple[Family, ...]:
+    return _own() + outside.families(_own())
+
+
+def register_family(family: Family) -> Family:
+    """Make a family of models known that genkit has no record of, for this process.
+
+    From then on :func:`genkit.patch`, ``genkit families`` and every command treat it like genkit's own. Packages offer
+    records without a call, by an entry point of the group ``genkit.families``. Costs nothing at run time.
+
+    Args:
+        family: the record. One registered before under the same name, by the same module, is replaced, so that the cell
+            of a notebook can run again.
+
+    Returns:
+        The record, so that it can be bound in the same line.
+
+    Raises:
+        UsageError: no record, one that could not work (the message says what is wrong with it), or one whose name or
+            classes already belong to somebody, whom the message names.
+    """
+    caller = sys._getframe(1).f_globals.get("__name__", "an unnamed module")
+    return outside.register(family, _own(), f"module {caller}")
+
+
 def records() -> tuple[Family, ...]:
-    """The families whose attention genkit knows, by file name and the order within a file."""
+    """The families whose attention genkit knows, by file name and the order within a file; then those of others."""
     return tuple(family for family in _all() if family.classes)
 
 
@@ -102,9 +132,10 @@ def unwrap(model: Any) -> Any:
 
 
 def diffusers_class(model: Any) -> str | None:
-    """Name of the most derived class of a model that Diffusers itself defines, or None."""
+    """Name of the most derived class of a model that Diffusers defines or a record of others describes, or None."""
+    others = {name for family in outside.families(_own()) for name in family.classes}
     for cls in type(model).__mro__:
-        if cls.__module__.startswith("diffusers."):
+        if cls.__module__.startswith("diffusers.") or cls.__name__ in others:
             return cls.__name__
     return None
 

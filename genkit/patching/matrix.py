@@ -67,7 +67,7 @@ class Cell:
 def rows(method: str | None = None) -> list[Row]:
     """The rows of the matrix: every registered method (or one) with its variants."""
     found = []
-    for name in registry.names() if method is None else [method]:
+    for name in registry.usable() if method is None else [method]:
         found += [Row(name, dict(settings)) for settings in getattr(registry.method_class(name), "variants", ({},))]
     return found
 

@@ -13,7 +13,7 @@ from genkit.errors import UnsupportedError
 from genkit.families.base import FoundSite
 from genkit.patching import compiled, interception
 from genkit.patching.assignment import Assignment
-from genkit.patching.bypass import bypass_reason
+from genkit.patching.bypass import bypass_reason, early_name
 from genkit.patching.call_layouts import CallLayouts, SiteLayouts
 from genkit.patching.call_state import CallState
 from genkit.patching.interception import Call, RunningModule
@@ -89,15 +89,16 @@ class PatchedLayer:
         if torch.compiler.is_compiling():
             return
         if running is not None and running.calls == 0 and output is not None:
-            self.nothing_came(getattr(module, "processor", None))
+            self.nothing_came(module, getattr(module, "processor", None))
 
-    def nothing_came(self, processor: Any) -> None:
+    def nothing_came(self, module: Any, processor: Any) -> None:
         """The module finished without an attention call that passes the gate.
 
         That is right when a cache or a perturbed pass skips attention, and an error when the processor, set after
-        patching, computes it out of sight.
+        patching, or the module's own code computes it out of sight.
         """
-        reason = bypass_reason(processor)
+        sdpa = interception.INTERCEPTION.original(interception.SDPA)
+        reason = bypass_reason(processor) or early_name(sdpa, module, processor)
         if reason is not None:
             raise UnsupportedError(f"layer {self.name}: {reason}; or remove the patch")
         for assignment in self.assignments:

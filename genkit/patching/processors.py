@@ -54,7 +54,7 @@ class GateProcessor:
         finally:
             interception.pop(self._layer)
         if running.calls == 0 and not torch.compiler.is_compiling():
-            self._layer.nothing_came(self._inner)
+            self._layer.nothing_came(attn, self._inner)
         return output
 
     def __getattr__(self, name: str) -> Any:
