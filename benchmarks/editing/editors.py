@@ -76,7 +76,7 @@ class Editor:
             return {}
         preset = PRESET_OF[kind] if self.presets else None
         usual = usual_values(self.method, _flow(pipeline), preset)
-        if preset in ("background", "add") and self.method == "infedit" and not _flow(pipeline):
+        if preset in ("background", "add") and self.method == "infedit":
             usual["keep_words"] = THINGS
         return {**usual, **(_own(model) if self.own else {}), **self.changes}
 
