@@ -3,7 +3,7 @@
     python scripts/write_best.py toy-dit best --count 300             # best-00000.png, best-00000.txt, ...
     python scripts/write_best.py toy-video best --count 200 --of 8    # clips
     genkit train lora --model toy-dit --data best --output runs/best --resolution 128 --max-train-steps 400
-    genkit lora merge runs/best --model toy-dit --output better       # the model with what was learned
+    genkit lora merge runs/best/pytorch_lora_weights.safetensors --into toy-dit --output better
 
 Captions of the world are drawn, every one sampled from up to ``--of`` seeds, and the first sample that the judge finds
 right in everything is kept (best-of-n fine-tuning, with an exact reward: Nakano et al. 2021, Dong et al. 2023).

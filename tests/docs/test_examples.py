@@ -142,6 +142,7 @@ def test_every_line_is_one_command(page):
             "git",
             "pip",
             "cd",
+            "bash",
             ".ci/run",
             "pre-commit",
             ".venv/bin/genkit",
