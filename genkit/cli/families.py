@@ -20,9 +20,33 @@ def families(
     name: Annotated[
         str | None, typer.Argument(help="Show this family, or that of a model class or pipeline, in full.")
     ] = None,
+    explain: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Tell what the attention of a model is like, known or not, from its configuration (no weights are "
+            "read), and print a draft of its record.",
+        ),
+    ] = None,
+    model_class: Annotated[
+        str | None, typer.Option(metavar="MODULE:CLASS", help="With --explain: the class, where Diffusers has it not.")
+    ] = None,
+    input: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=SHAPE", help="With --explain: a forward argument that cannot be guessed (2x13x64)."),
+    ] = None,
     json: Json = False,
 ) -> None:
     """List the model families that attention methods can be applied to, or one of them in full."""
+    if explain is not None:
+        from genkit.cli.explain import explain_folder
+
+        explain_folder(explain, name, model_class, input or [], json)
+        return
+    if model_class is not None or input:
+        from genkit.errors import UsageError
+
+        raise UsageError("--model-class and --input belong to --explain FOLDER")
     import genkit
     from genkit.families.out_of_scope import OUT_OF_SCOPE
 

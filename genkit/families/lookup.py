@@ -151,5 +151,6 @@ def family_of(model: Any) -> Family:
         raise UnsupportedError(f"{given} cannot be patched: {OUT_OF_SCOPE[given]}")
     raise UnsupportedError(
         f"{type(model).__name__} is not a model genkit knows: there is no record of its token grid, text order and "
-        f"attention roles; `genkit families` lists the {len(known)} classes it knows"
+        f"attention roles; `genkit families` lists the {len(known)} classes it knows, and `genkit families --explain "
+        f"FOLDER` drafts a record for another"
     )
