@@ -5,12 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+#: Seconds of a first step from which on the time left is told by it alone.
+LONG = 20.0
+
 
 class Forecast:
     """The share of a command's work that is done, and the time that the rest takes at the same speed.
 
     The unit is a denoising step; decoding and writing an output count as one until the first output has shown how long
-    they take.
+    they take. The first step of all also reads the prompt and the inputs and warms up, so what it took longer than the
+    others is not expected again.
 
     Args:
         outputs: how many are made.
@@ -24,6 +28,9 @@ class Forecast:
         self._after = 1.0
         self._clock = clock
         self._begun = self._stepped = clock()
+        self._first: float | None = None  # when the first step of all ended
+        self._first_steps = 0  # how many it was told as
+        self._once = 0.0  # seconds that come once
 
     def begin(self) -> None:
         """Loading is over, the first output begins."""
@@ -33,11 +40,16 @@ class Forecast:
         """``done`` of ``total`` steps of the current output are made."""
         self.steps, self.total = done, total
         self._stepped = self._clock()
+        if self._first is None:
+            self._first, self._first_steps = self._stepped, done
+        elif self.done == 0 and done > self._first_steps:
+            usual = (self._stepped - self._first) / (done - self._first_steps)
+            self._once = max(0.0, self._first - self._begun - self._first_steps * usual)
 
     def finished(self) -> None:
         """The current output is written."""
         now = self._clock()
-        stepping = self._stepped - self._begun
+        stepping = self._stepped - self._begun - self._once
         if self.done == 0 and stepping > 0 and self.steps:
             self._after = (now - self._stepped) * self.steps / stepping
         self.done, self.steps = self.done + 1, 0
@@ -48,10 +60,13 @@ class Forecast:
         return (self.done + self.steps / (self.total + self._after)) / self.outputs
 
     def left(self) -> float | None:
-        """Seconds until the last output is written; None before the first step is made."""
-        if not self.share:
+        """Seconds until the last output is written; None as long as nobody can tell: before the second step, or before
+        the first where that is so long that a rough answer, too high rather than too low, is better than none."""
+        spent = self._clock() - self._begun
+        alone = self.done == 0 and self.steps == self._first_steps < self.total
+        if not self.share or (alone and spent < LONG):
             return None
-        return (self._clock() - self._begun) * (1 - self.share) / self.share
+        return (spent - self._once) * (1 - self.share) / self.share
 
 
 def span(seconds: float) -> str:

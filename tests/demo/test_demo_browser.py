@@ -187,6 +187,9 @@ def test_of_several_variants_one_is_chosen_and_edited_further(visit):
     page.click("#generate-go")
     visit.ends("generate")
     facts = page.inner_text("#generate-facts")
+    first = page.locator("#generate-choices .thumbnail-lg").first
+    seen, caption = (first.locator(part).bounding_box() for part in ("img", ".caption-label"))
+    assert seen["height"] > 60 and caption["y"] >= seen["y"] + seen["height"] - 1  # it hides nothing of the picture
     page.locator("#generate-choices button").nth(1).click()
     page.wait_for_function("told => document.querySelector('#generate-facts').innerText != told", arg=facts)
     page.locator("#shelf-gallery button").first.click()

@@ -43,7 +43,7 @@ class Inpaint(Tab):
         with gr.Row(elem_classes="work"):
             with gr.Column(scale=5, min_width=300, elem_classes="left"):
                 self.form["canvas"] = canvas = gr.ImageEditor(
-                    label="Picture; paint over what is made anew", sources=["upload", "clipboard"],
+                    label="Paint over it", sources=["upload", "clipboard"],
                     transforms=(), format="png", image_mode="RGBA", type="pil", fixed_canvas=False, height=430,
                     layers=gr.LayerOptions(allow_additional_layers=False, layers=["mask"]),
                     brush=gr.Brush(default_size=18, colors=[BRUSH], default_color=BRUSH, color_mode="fixed"),
