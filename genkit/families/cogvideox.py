@@ -9,6 +9,7 @@ from typing import Any
 from genkit.families.base import MAIN, TEXT, Family, SiteRule, Streams, grid_with, shape, text_length
 from genkit.families.codec import scaled
 from genkit.families.facts import Objective, PipelineFacts, TextRule
+from genkit.families.inputs import Other
 from genkit.families.sizes import ReadConfig, Size, SizeRule, halvings
 
 
@@ -51,6 +52,7 @@ FAMILY = Family(
     facts=PipelineFacts(
         pattern="CogVideoX.*",
         fps="8",
+        others={"CogVideoXPipeline": (Other("CogVideoXVideoToVideoPipeline"),)},
         sizes=_sizes,
         token=_token,
         codec=scaled("BTCHW"),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from genkit.errors import UsageError, explain
 from genkit.families.codec import Codec
+from genkit.families.inputs import Inputs, Other
 from genkit.families.sizes import ReadConfig, Size, SizeRule
 
 if TYPE_CHECKING:
@@ -75,6 +76,10 @@ class PipelineFacts:
             or sound, though their calls have it as an optional argument; None when the calls' other arguments tell.
         architecture: name of the models in the metadata that other programs read of LoRA files; the family's own name
             where it is None.
+        inputs: regular expression for whole class names -> what their calls' signatures do not tell of the pictures
+            and videos they take.
+        others: class of a folder -> further classes of Diffusers that the same parts serve, by what they take beside
+            the prompt; the first that fits is used.
         tasks: task of genkit -> regular expression for the pipelines of this family it can drive.
     """
 
@@ -88,6 +93,8 @@ class PipelineFacts:
     lora_targets: str | None = None
     needs_input: str | None = None
     architecture: str | None = None
+    inputs: Mapping[str, Inputs] = field(default_factory=dict)
+    others: Mapping[str, tuple[Other, ...]] = field(default_factory=dict)
     tasks: Mapping[str, str] = field(default_factory=dict)
 
     def covers(self, class_name: str) -> bool:

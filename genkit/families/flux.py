@@ -8,6 +8,7 @@ from genkit.families.base import Family, SiteRule
 from genkit.families.codec import scaled
 from genkit.families.facts import FLOW, Objective, PipelineFacts, TextRule
 from genkit.families.grids import text_image_references
+from genkit.families.inputs import Inputs, Other
 from genkit.families.sizes import ReadConfig, Size, SizeRule, packed_image, packed_image_token
 
 FLUX = Family(
@@ -26,7 +27,12 @@ FLUX = Family(
     time_positions="img_ids (another first coordinate)",
     facts=PipelineFacts(
         pattern="Flux(?![23]).*",
-        needs_input=r"Flux.*(?:Img2Img|Inpaint|Fill|Kontext|Control).*",
+        needs_input=r"Flux.*(?:Img2Img|Inpaint|Fill|Kontext|Control|Redux).*",
+        inputs={
+            "FluxKontextPipeline": Inputs(looks=True, follows=True),
+            "FluxPriorReduxPipeline": Inputs(looks=True),
+        },
+        others={"FluxPipeline": (Other("FluxImg2ImgPipeline"), Other("FluxInpaintPipeline"))},
         sizes=packed_image,
         token=packed_image_token,
         codec=scaled("packed"),
@@ -45,7 +51,12 @@ CHROMA = replace(
     pipelines=("ChromaPipeline", "ChromaImg2ImgPipeline", "ChromaInpaintPipeline"),
     streams=text_image_references("Chroma"),
     branches=(),
-    facts=PipelineFacts(pattern="Chroma.*", sizes=packed_image, token=packed_image_token),
+    facts=PipelineFacts(
+        pattern="Chroma.*",
+        sizes=packed_image,
+        token=packed_image_token,
+        others={"ChromaPipeline": (Other("ChromaImg2ImgPipeline"), Other("ChromaInpaintPipeline"))},
+    ),
     notes="Single blocks are numbered after double blocks. The pipelines call the model twice per step and announce "
     "nothing. They hand in a mask of text as numbers 0 and 1, which the model adds to the scores.",
 )

@@ -8,6 +8,7 @@ from typing import Any
 from genkit.families.base import MAIN, TEXT, Family, SiteRule, Streams, grid_with, shape, text_length
 from genkit.families.facts import PipelineFacts
 from genkit.families.grids import given, grid_of_ids, text_image_references
+from genkit.families.inputs import Inputs, Other
 from genkit.families.sizes import packed_image, packed_image_token
 
 ALL = "with_references"
@@ -44,7 +45,12 @@ FLUX2 = Family(
     video=False,
     branches=("cond", "uncond"),
     facts=PipelineFacts(
-        pattern="Flux2.*", needs_input="Flux2KleinInpaint.*", sizes=packed_image, token=packed_image_token
+        pattern="Flux2.*",
+        needs_input="Flux2KleinInpaint.*",
+        sizes=packed_image,
+        token=packed_image_token,
+        inputs={r"Flux2(?:Klein(?:KV)?)?Pipeline": Inputs(looks=True, several=True)},
+        others={"Flux2KleinPipeline": (Other("Flux2KleinInpaintPipeline"),)},
     ),
     notes="Single blocks are numbered after double blocks; their projections are fused with the feed-forward's. "
     "With a cache of references (Klein KV) text and image ask them too; the references' own attention stays as it is.",

@@ -23,8 +23,8 @@ from genkit.families.out_of_scope import OUT_OF_SCOPE
 
 #: Files of this folder that are not records.
 SHARED = (
-    "base", "codec", "facts", "grids", "lookup", "originals", "out_of_scope", "outside", "prompts", "sizes",
-    "sound_features", "training",
+    "base", "codec", "facts", "grids", "inputs", "lookup", "originals", "out_of_scope", "outside", "prompts",
+    "sizes", "sound_features", "training",
 )  # fmt: skip
 
 

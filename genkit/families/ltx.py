@@ -9,6 +9,7 @@ from genkit.errors import UnsupportedError
 from genkit.families.base import MAIN, Family, SiteRule, Streams, grid_with, shape
 from genkit.families.codec import standardised
 from genkit.families.facts import FLOW, Objective, PipelineFacts, TextRule
+from genkit.families.inputs import Inputs, Other
 from genkit.families.sizes import ReadConfig, Size, SizeRule
 
 
@@ -62,6 +63,11 @@ def _token(config: ReadConfig) -> Size:
     return (vae.get("temporal_compression_ratio") or 8) * transformer.get("patch_size_t", 1), spatial, spatial
 
 
+def _unshifted(config: ReadConfig) -> bool:
+    """The pipeline of conditions hands its scheduler no length of sequence, which a dynamic shift needs."""
+    return not config("scheduler").get("use_dynamic_shifting")
+
+
 FAMILY = Family(
     name="LTX-Video",
     classes=("LTXVideoTransformer3DModel",),
@@ -82,6 +88,20 @@ FAMILY = Family(
     facts=PipelineFacts(
         pattern="LTX(?!2).*",
         needs_input=r"LTXImageToVideo.*",
+        inputs={
+            "LTXConditionPipeline": Inputs(
+                takes={
+                    "image": ("conditions",),
+                    "last_image": ("conditions",),
+                    "source_video": ("conditions",),
+                    "strength": (),
+                }
+            ),
+        },
+        others={
+            "LTXPipeline": (Other("LTXImageToVideoPipeline"), Other("LTXConditionPipeline", _unshifted)),
+            "LTXImageToVideoPipeline": (Other("LTXConditionPipeline", _unshifted),),
+        },
         fps="24",
         sizes=_sizes,
         token=_token,

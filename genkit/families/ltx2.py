@@ -11,6 +11,7 @@ from genkit.errors import UnsupportedError
 from genkit.families.base import MAIN, Family, SiteRule, Streams, grid_with, shape
 from genkit.families.codec import standardised
 from genkit.families.facts import FLOW, Objective, PipelineFacts, TextRule
+from genkit.families.inputs import Inputs, Other
 from genkit.families.sizes import ReadConfig, Size, SizeRule
 from genkit.layout import Segment, TokenLayout
 
@@ -117,6 +118,18 @@ FAMILY = Family(
     facts=PipelineFacts(
         pattern="LTX2.*",
         needs_input=r"LTX2ImageToVideo.*",
+        inputs={
+            "LTX2ConditionPipeline": Inputs(
+                takes={
+                    "image": ("conditions",), "last_image": ("conditions",), "source_video": ("conditions",),
+                    "strength": (),
+                }
+            ),
+        },
+        others={
+            "LTX2Pipeline": (Other("LTX2ImageToVideoPipeline"), Other("LTX2ConditionPipeline")),
+            "LTX2ImageToVideoPipeline": (Other("LTX2ConditionPipeline"),),
+        },
         fps="24",
         sizes=_sizes,
         token=_token,

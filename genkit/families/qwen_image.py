@@ -10,6 +10,7 @@ from genkit.families.base import MAIN, TEXT, Family, SiteRule, Streams, Untold, 
 from genkit.families.codec import standardised
 from genkit.families.facts import FLOW, Objective, PipelineFacts, TextRule
 from genkit.families.grids import given
+from genkit.families.inputs import Inputs, Other
 from genkit.families.sizes import ReadConfig, Size, SizeRule, packed_image, packed_image_token
 
 
@@ -52,6 +53,14 @@ QWEN_IMAGE = Family(
     facts=PipelineFacts(
         pattern=r"QwenImage(?!21).*",
         needs_input=r"QwenImage(?:Img2Img|Inpaint|Edit|ControlNet).*",
+        inputs={
+            "QwenImageEditPipeline": Inputs(looks=True),
+            "QwenImageEditPlusPipeline": Inputs(looks=True, several=True),
+        },
+        others={
+            "QwenImagePipeline": (Other("QwenImageImg2ImgPipeline"), Other("QwenImageInpaintPipeline")),
+            "QwenImageEditPipeline": (Other("QwenImageEditInpaintPipeline"),),
+        },
         sizes=packed_image,
         token=packed_image_token,
         codec=standardised("packed"),

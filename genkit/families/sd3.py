@@ -8,6 +8,7 @@ from typing import Any
 from genkit.families.base import MAIN, TEXT, Family, SiteRule, Streams, grid_with, shape, text_length
 from genkit.families.codec import scaled
 from genkit.families.facts import FLOW, Objective, PipelineFacts, TextRule
+from genkit.families.inputs import Other
 from genkit.families.sizes import packed_image, packed_image_token
 
 
@@ -35,6 +36,12 @@ FAMILY = Family(
     video=False,
     facts=PipelineFacts(
         pattern="StableDiffusion3.*",
+        others={
+            "StableDiffusion3Pipeline": (
+                Other("StableDiffusion3Img2ImgPipeline"),
+                Other("StableDiffusion3InpaintPipeline"),
+            )
+        },
         sizes=packed_image,
         token=packed_image_token,
         codec=scaled("BCHW"),

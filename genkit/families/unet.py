@@ -10,6 +10,7 @@ from genkit.families.base import Family, SiteRule, Streams, shape
 from genkit.families.codec import scaled
 from genkit.families.facts import Objective, PipelineFacts, TextRule
 from genkit.families.grids import unet_levels
+from genkit.families.inputs import Inputs, Other
 from genkit.families.sizes import ReadConfig, SizeRule
 
 
@@ -77,6 +78,17 @@ FAMILY = Family(
         objective=Objective(None, "index"),
         lora_targets=r".+\.attentions\.\d+\.transformer_blocks\.\d+\.attn[12]\.(?:to_[qkv]|to_out\.0)",
         architecture="stable-diffusion",
+        inputs={
+            r"StableDiffusion(?:XL)?ControlNet(?:XS|PAG)?Pipeline|StableDiffusion(?:XL)?AdapterPipeline": Inputs(
+                takes={"image": (), "control": ("image",)}, needs=("control",), several=True
+            ),
+            r"StableDiffusion(?:ImageVariation|.*Upscale).*|StableUnCLIPImg2Img.*": Inputs(looks=True),
+        },
+        others={
+            base + "Pipeline": (Other(base + "Img2ImgPipeline"), Other(base + "InpaintPipeline"))
+            for base in ("StableDiffusion", "StableDiffusionXL")
+        }
+        | {"LatentConsistencyModelPipeline": (Other("LatentConsistencyModelImg2ImgPipeline"),)},
         tasks={
             "reference_pictures": "StableDiffusion(?!3|XL).*",
             "train_patch": "StableDiffusionPipeline",

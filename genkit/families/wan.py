@@ -9,6 +9,7 @@ from typing import Any
 from genkit.families.base import MAIN, Family, SiteRule, Streams, grid_with, shape
 from genkit.families.codec import standardised
 from genkit.families.facts import FLOW, Objective, PipelineFacts, TextRule
+from genkit.families.inputs import Inputs, Other
 from genkit.families.sizes import ReadConfig, Size, SizeRule
 
 
@@ -36,6 +37,16 @@ def _token(config: ReadConfig) -> Size:
 
 def _states(pipeline: Any, prompts: list[str], slots: int) -> Any:
     return pipeline.encode_prompt(prompts, do_classifier_free_guidance=False, max_sequence_length=slots)[0]
+
+
+def _own_timesteps(config: ReadConfig) -> bool:
+    """Whether every token has a timestep of its own, so that given frames can be told from noise (5B of Wan 2.2)."""
+    return bool(config("model_index").get("expand_timesteps"))
+
+
+def _plain_latents(config: ReadConfig) -> bool:
+    """The pipeline from clips counts the latents of 2.1's autoencoder, not of the one with patches (5B)."""
+    return not config("vae").get("patch_size") and not _own_timesteps(config)
 
 
 FAMILY = Family(
@@ -70,6 +81,29 @@ FAMILY = Family(
         objective=Objective(FLOW, "thousand"),
         lora_targets=r"(?:vace_)?blocks\.\d+\.attn[12]\.(?:to_[qkv]|to_out\.0)",
         architecture="wan",
+        inputs={
+            "WanVACEPipeline": Inputs(
+                takes={
+                    "image": ("reference_images",),
+                    "last_image": ("video",),
+                    "keyframe": ("video",),
+                    "control": ("video",),
+                },
+                several=True,
+                looks=True,
+                timeline=True,
+            ),
+            "WanAnimatePipeline": Inputs(
+                takes={"control": ("pose_video", "face_video"), "source_video": ("background_video",)},
+                needs=("image", "control"),
+            ),
+        },
+        others={
+            "WanPipeline": (
+                Other("WanImageToVideoPipeline", _own_timesteps),
+                Other("WanVideoToVideoPipeline", _plain_latents),
+            ),
+        },
         tasks={
             "second_pass": "WanPipeline",
             "reference_pictures": "Wan.*",

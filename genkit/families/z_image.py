@@ -9,6 +9,7 @@ from genkit.errors import UnsupportedError
 from genkit.families.base import MAIN, TEXT, Family, SiteRule, Streams, Untold, grid_with
 from genkit.families.facts import PipelineFacts
 from genkit.families.grids import given
+from genkit.families.inputs import Inputs, Other
 from genkit.families.sizes import packed_image, packed_image_token
 
 _MULTIPLE = 32
@@ -87,7 +88,13 @@ FAMILY = Family(
     grid="x, a list of (C, F, H, W), divided by patch_size; tokens that fill it up to a multiple of 32 are 'image_pad'",
     text="last",
     video=False,
-    facts=PipelineFacts(pattern="ZImage.*", sizes=packed_image, token=packed_image_token),
+    facts=PipelineFacts(
+        pattern="ZImage.*",
+        sizes=packed_image,
+        token=packed_image_token,
+        inputs={"ZImageOmniPipeline": Inputs(looks=True, several=True)},
+        others={"ZImagePipeline": (Other("ZImageImg2ImgPipeline"), Other("ZImageInpaintPipeline"))},
+    ),
     notes="Tokens that fill up image and text take part in attention. With given pictures (omni) the order is text, "
     "pictures ('reference'), image, their 'features'. Both branches are computed in one call. No attention processors "
     "can be set, so use genkit.patch.",

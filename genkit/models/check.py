@@ -189,7 +189,7 @@ def _check_part(folder: Path, part: str, class_name: str) -> None:
         _need(home, "scheduler_config.json", class_name)
     elif "Token" in class_name:
         _need(home, "tokenizer_config.json", class_name)
-    elif class_name.endswith(("Processor", "FeatureExtractor")):
+    elif class_name.endswith(("Processor", "ProcessorPil", "ProcessorFast", "FeatureExtractor")):
         if not any((home / name).is_file() for name in ("preprocessor_config.json", "processor_config.json")):
             _need(home, "preprocessor_config.json", class_name)
     else:

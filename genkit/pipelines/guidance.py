@@ -55,6 +55,16 @@ def _distilled(model: Model) -> bool:
     return model.config("unet").get("time_cond_proj_dim") is not None
 
 
+def check_experts(settings: Any, model: Model) -> None:
+    """Refuse a scale of the second expert where there is none; UsageError."""
+    scale = getattr(settings, "guidance_scale_2", None)
+    if scale is not None and model.config("model_index").get("boundary_ratio") is None:
+        raise UsageError(
+            f"--guidance-scale-2: {model.name} has no second expert (no boundary_ratio in its model_index.json); "
+            "leave it out"
+        )
+
+
 def settle(filled: GenerationSettings, given: GenerationSettings, model: Model) -> tuple[Any, tuple[str, ...]]:
     """Settings that say what will happen, and what the user should know, one line each.
 

@@ -10,12 +10,13 @@ from genkit.errors import UsageError
 from genkit.media import check_output, numbered
 from genkit.media.formats import existing
 from genkit.pipelines.kinds import IMAGE
-from genkit.pipelines.record import FILES
+from genkit.pipelines.record import FILES, file_of
 from genkit.pipelines.request import flag
 from genkit.pipelines.resolve import Request
 from genkit.pipelines.settings import DrawSettings
 from genkit.pipelines.text import slug
 from genkit.reading.files import place
+from genkit.reading.strength import STRENGTH
 
 
 def expand(request: Request, prompts: list[str]) -> list[tuple[Any, Path]]:
@@ -57,7 +58,12 @@ def _check_inputs_kept(settings: Any, output: Path) -> None:
     for name in FILES:
         values = getattr(settings, name, None)
         for value in values if isinstance(values, tuple) else [values]:
-            if not isinstance(value, str) or not os.path.isfile(value):
+            if not isinstance(value, str):
+                continue
+            value = file_of(name, value)
+            if not os.path.isfile(value):
+                value = value.rpartition(STRENGTH)[0]
+            if not os.path.isfile(value):
                 continue
             for replaced in existing(output):
                 folder = replaced.is_dir() and replaced.resolve() in Path(value).resolve().parents

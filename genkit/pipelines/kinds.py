@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from genkit.errors import ArtifactError, escaped, shortened, shown
+from genkit.families.inputs import CLIPS
 from genkit.families.lookup import facts_of
 from genkit.families.sizes import ReadConfig, Size, SizeRule, grid_of
 
@@ -19,9 +20,10 @@ ARGUMENTS = {
     "guidance_scale": ("guidance_scale",),
     "height": ("height",),
     "width": ("width",),
-    "num_frames": ("num_frames", "video_length"),
+    "num_frames": ("num_frames", "video_length", "frames"),
     "fps": ("frame_rate",),
     "max_sequence_length": ("max_sequence_length",),
+    "guidance_scale_2": ("guidance_scale_2",),
 }
 
 
@@ -143,8 +145,9 @@ def demanded(pipeline_class: type) -> list[str]:
 
 
 def kind_of(pipeline_class: type) -> Kind:
-    """What a pipeline class makes, read from its call's arguments: frames mean video, frames and sound mean both."""
+    """What a pipeline class makes, read from its call's arguments: a number of frames or given clips mean video, with
+    sound both."""
     arguments = accepted(pipeline_class)
-    if "num_frames" not in arguments and "video_length" not in arguments:
+    if not any(name in arguments for name in (*ARGUMENTS["num_frames"], *CLIPS)):
         return IMAGE
     return AUDIO_VIDEO if any(name.startswith("audio") for name in arguments) else VIDEO

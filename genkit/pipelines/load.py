@@ -29,6 +29,7 @@ def load(
     vae_tiling: bool = False,
     vae_slicing: bool = False,
     quantization: Any = None,
+    pipeline_class: type | None = None,
 ) -> DiffusionPipeline:
     """Load a stock Diffusers pipeline, ready to be called.
 
@@ -43,6 +44,8 @@ def load(
         vae_tiling: decode in tiles: less memory, slower, faint seams possible.
         vae_slicing: decode one video of a batch at a time.
         quantization: a ``diffusers.PipelineQuantizationConfig``: parts that are read in fewer bits.
+        pipeline_class: a class of Diffusers that takes the same parts, such as ``StableDiffusionImg2ImgPipeline``.
+            Default: the one that the folder names.
 
     Raises:
         UsageError: unknown name, dtype or option.
@@ -62,7 +65,8 @@ def load(
     index = check_folder(folder)
     check_fits(folder)
     with without_bars():
-        pipeline = _from_folder(folder, index["_class_name"], kind, quantization)
+        found = pipeline_class or find_class(folder, index["_class_name"])
+        pipeline = _from_folder(folder, found, kind, quantization)
     _check_filled(folder, pipeline)
     pipeline.set_progress_bar_config(disable=True)
     if vae_tiling:
@@ -216,19 +220,14 @@ def find_class(folder: Path, name: str) -> type:
     return found
 
 
-def _from_folder(folder: Path, name: str, dtype: torch.dtype, quantization: Any) -> DiffusionPipeline:
-    from diffusers import DiffusionPipeline
-
-    find_class(folder, name)
+def _from_folder(folder: Path, kind: Any, dtype: torch.dtype, quantization: Any) -> DiffusionPipeline:
     more = {} if quantization is None else {"quantization_config": quantization}
     try:
-        return DiffusionPipeline.from_pretrained(
-            str(folder), dtype=dtype, use_safetensors=True, local_files_only=True, **more
-        )
+        return kind.from_pretrained(str(folder), dtype=dtype, use_safetensors=True, local_files_only=True, **more)
     except Exception as error:  # whatever a class says about files that it was not made for
         text = str(error).strip().splitlines()
         said = shortened(escaped(text[0]), 300) if text else type(error).__name__
-        raise ArtifactError(f"{place(folder)} cannot be loaded as {name}: {said}") from error
+        raise ArtifactError(f"{place(folder)} cannot be loaded as {kind.__name__}: {said}") from error
 
 
 def _check_filled(folder: Path, pipeline: DiffusionPipeline) -> None:

@@ -13,12 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from genkit.errors import ArtifactError, UnsupportedError, UsageError, explain
+from genkit.families.inputs import Inputs, inputs_of, takes
+from genkit.families.lookup import facts_of
 from genkit.families.sizes import ReadConfig, SizeRule
 from genkit.models import Sidecar, check_folder, read_sidecar
 from genkit.models.check import read_index, read_part_config
 from genkit.pipelines.fits import check_fits
 from genkit.pipelines.kinds import Kind, accepted, demanded, kind_of, native_fps, size_rule, token_grid
 from genkit.pipelines.load import find_class
+from genkit.pipelines.request import flag
 from genkit.reading.files import place
 from genkit.schema import read
 
@@ -182,14 +185,32 @@ class Model:
             given: arguments of the pipeline's call that the task gives.
 
         Raises:
-            UnsupportedError: an argument without a default, or a picture, video or mask that the class works on.
+            UsageError: a picture, clip or mask is missing that genkit generate can give.
+            UnsupportedError: an argument without a default that nothing can give.
         """
         missing = [name for name in demanded(self.pipeline_class) if name not in given]
+        if missing and command == "generate":
+            flags = self._flags_for(missing)
+            if flags is not None:
+                raise UsageError(
+                    f"{self.class_name} works on {', '.join(missing)}: give {flags}; genkit models tells what a model "
+                    "takes"
+                )
         if missing:
             raise UnsupportedError(
                 f"{self.class_name} works on {', '.join(missing)}, which genkit {command} cannot give it; take a model "
                 f"whose pipeline starts from text alone, or call this one from Python (genkit.load, genkit.patch)"
             )
+
+    def _flags_for(self, arguments: list[str]) -> str | None:
+        """The flags of ``genkit generate`` for arguments of the call; None when one of them has none."""
+        facts = facts_of(self.class_name)
+        told = Inputs() if facts is None else inputs_of(facts.inputs, self.class_name)
+        found = takes(told, self.accepted)
+        kinds = [[kind for kind, names in found.items() if name in names] for name in arguments]
+        if not all(kinds):
+            return None
+        return " and ".join(dict.fromkeys(f"{flag(each[0])} FILE" for each in kinds))
 
     def check_size(self, height: int | None, width: int | None, num_frames: int | None) -> None:
         """Refuse sizes outside the model's limits; UsageError."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -21,7 +22,12 @@ from genkit.reading.files import place
 from genkit.schema import open_keys, read
 
 #: Settings that name files by their full paths.
-FILES = ("lora", "lora_router", "lora_mask", "recipe", "reference", "audio", "video", "image", "mask", "style")
+FILES = (
+    "lora", "lora_router", "lora_mask", "recipe", "reference", "audio", "video", "image", "mask", "style",
+    "last_image", "keyframe", "source_video", "control",
+)  # fmt: skip
+#: What stands before the path in settings that also name a frame or a kind: ``0=/home/me/first.png``.
+_NAME = re.compile(r"-?\w+=(?=[/~.\\]|\w:)")
 #: Settings that name models, which may be folders or of the hub.
 MODELS = ("model", "upscaler")
 PACKAGES = ("torch", "diffusers", "transformers")
@@ -102,7 +108,8 @@ def followed(record: Record, origin: str, written: Container[str]) -> tuple[dict
         values = settings.get(name) if name not in written else None
         for value in values if isinstance(values, list) else [values]:
             if isinstance(value, str) and (name != "recipe" or len(Path(value).parts) > 1):
-                _check_place(origin, name, value, Path(value).is_absolute())
+                path = file_of(name, value)
+                _check_place(origin, name, path, Path(path).is_absolute())
     arguments = settings.get("attention_args") if "attention_args" not in written else None
     weights = arguments.get("weights") if isinstance(arguments, dict) else None
     if isinstance(weights, str):
@@ -115,6 +122,11 @@ def followed(record: Record, origin: str, written: Container[str]) -> tuple[dict
                 f"add --{name} {escaped(model)} if you trust it"
             )
     return settings, told
+
+
+def file_of(name: str, value: str) -> str:
+    """The file in a setting's value, without the number of a frame or the kind of a control before it."""
+    return _NAME.sub("", value, count=1) if name in ("keyframe", "control") else value
 
 
 def _check_place(origin: str, name: str, value: str, allowed: bool) -> None:

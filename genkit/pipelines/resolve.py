@@ -7,7 +7,7 @@ needs, and closes it to a :class:`Request`.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ from genkit.lora.files import parse_lora
 from genkit.lora.load import Share, check_lora, match_loras
 from genkit.lora.mixture.asked import Mixing
 from genkit.models import locate
-from genkit.pipelines import guidance
+from genkit.pipelines import cleaning, guidance
 from genkit.pipelines.attention import Attention
 from genkit.pipelines.few_steps import FewSteps, fast_lora, few_steps_of
 from genkit.pipelines.kinds import IMAGE
@@ -117,12 +117,14 @@ class Draft:
     Args:
         given: the settings as the user gave them: those of generation, with other groups or without.
         inputs: arguments of the pipeline's call that the task gives beside them, such as ``image``.
+        model: the model as the task runs it, such as with another pipeline class of the same parts; as its folder says
+            when left out. The task then checks itself that nothing is missing.
     """
 
     #: What a LoRA for few steps asks of the run.
     few: FewSteps | None = None
 
-    def __init__(self, given: Any, inputs: tuple[str, ...] = ()):
+    def __init__(self, given: Any, inputs: tuple[str, ...] = (), model: Callable[[Model], Model] | None = None):
         if given.prompt is None:
             raise UsageError('no prompt: give one, or "" for an unconditional run')
         self.task = task_of(given)
@@ -151,7 +153,10 @@ class Draft:
             raise UnsupportedError(f"--offload {given.offload} needs a GPU, and the device is the CPU; leave it out")
         folder = fetch(location)
         self.model = Model.of(folder, str(folder.resolve()) if location.kind == "folder" else given.model)
-        self.model.check_inputs(self.task.command, inputs)
+        if model is None:
+            self.model.check_inputs(self.task.command, inputs)
+        else:
+            self.model = model(self.model)
         if attends and not early:
             self.attention = Attention.of(given, folder)
         if self.attention is not None:
@@ -206,12 +211,13 @@ class Draft:
         names = set(self.given.field_names()) - set(left)
         return [(name, targets) for name, targets in guidance.argument_names(self.model).items() if name in names]
 
-    def fill(self, left: tuple[str, ...] = ()) -> None:
+    def fill(self, left: tuple[str, ...] = (), own: tuple[str, ...] = ()) -> None:
         """Open values: from the recipe, from ``genkit.json``, then from the pipeline's own defaults; what the pipeline
         does not know is refused.
 
         Args:
             left: settings whose open values the task fills in itself, since the pipeline's call is not made.
+            own: settings that mean something to the task though the pipeline's call does not know them.
         """
         given, sidecar, known = self.given, self.model.sidecar, self.model.accepted
         recipe = self.attention.recipe if self.attention is not None else None
@@ -227,18 +233,19 @@ class Draft:
             target = next((target for target in targets if target in known), None)
             value = getattr(given, name)
             if target is None and name != "fps":
-                if value is not None:
+                if value is not None and name not in own:
                     raise UsageError(f"{flag(name)}: {self.model.class_name} takes no {name}; leave it out")
                 continue
             if value is None and name not in changes:
-                own = sidecar.call.get(target, known[target].default) if target is not None else None
-                value = sidecar.defaults.get(name, own)
+                usual = sidecar.call.get(target, known[target].default) if target is not None else None
+                value = sidecar.defaults.get(name, usual)
                 changes[name] = str(value) if name == "fps" and value is not None else value
         if isinstance(given, SizeSettings):
             self._fill_fps(changes)
         self.set(**changes)
         if self.settings.flow_shift is not None:
             self.model.shift_name()
+        guidance.check_experts(self.settings, self.model)
         if not left:
             self.settings, notes = guidance.settle(self.settings, given, self.model)
             self.notes += notes
@@ -283,6 +290,8 @@ class Draft:
                 share.steps.at(steps)
         self._store(places)
         settings = self.settings
+        negative = getattr(settings, "negative_prompt", None)
+        self.notes += cleaning.remark(self.model.pipeline_class, settings.prompt, negative)
         output = getattr(settings, "output", None)
         if output is not None:
             check_format(output, self.model.kind, frames)

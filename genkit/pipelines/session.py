@@ -16,6 +16,7 @@ import numpy as np
 from genkit.errors import GenkitError, UnsupportedError, UsageError
 from genkit.lora.load import apply_loras
 from genkit.media import enlarge, write_media
+from genkit.pipelines.cleaning import as_they_are
 from genkit.pipelines.following import DECODE, STEP, Latents, Progress, Stop, stoppable
 from genkit.pipelines.guidance import argument_names
 from genkit.pipelines.load import load
@@ -162,6 +163,7 @@ class Session:
         options = {}
         if isinstance(given, LoadSettings):
             options = {name: getattr(given, name) for name in ("offload", "vae_tiling", "vae_slicing")}
+        options["pipeline_class"] = model.pipeline_class
         pipeline = load(model.folder, request.dtype, request.device, **options)
         partial = isinstance(given, LoadSettings) and given.lora_partial
         self.warnings += apply_loras(pipeline, request.loras, partial, request.take_matches(), request.shares)
@@ -185,7 +187,10 @@ class Session:
         if self.pipeline is None:
             return None
         mine, other = self.request, request
-        if (mine.model.folder, mine.device, mine.dtype) != (other.model.folder, other.device, other.dtype):
+        if any(getattr(mine.model, name) != getattr(other.model, name) for name in ("folder", "pipeline_class")) or (
+            mine.device,
+            mine.dtype,
+        ) != (other.device, other.dtype):
             return None
         loras = bool(mine.loras or mine.mixing)
         names = [name for name in LOADED if loras or name != "steps"]  # shares by step are set when loading
@@ -241,7 +246,12 @@ class Session:
         own, ours = (prompts.rules, ()) if request.task.weighs else ((), prompts.rules)
         run = Run(request, self.pipeline, settings, arguments, progress, latents, own)
         seconds = -time.perf_counter()
-        with stoppable(self.pipeline, stop), _plain_errors(settings), weighed(self.pipeline, ours) as words:
+        with (
+            stoppable(self.pipeline, stop),
+            _plain_errors(settings),
+            as_they_are(self.pipeline),
+            weighed(self.pipeline, ours) as words,
+        ):
             made = request.task.run(run)
         seconds += time.perf_counter()
         if words is not None:

@@ -12,6 +12,7 @@ from genkit.models.registry import DEFAULT_MODEL
 from genkit.pipelines.request import NEVER, WHEN_GIVEN, Settings, option
 from genkit.pipelines.tasks.audio_video.settings import AudioVideoSettings
 from genkit.pipelines.tasks.high_resolution.settings import HighResolutionSettings
+from genkit.pipelines.tasks.inputs.settings import GivenSettings
 from genkit.pipelines.tasks.references.settings import ReferenceSettings
 from genkit.pipelines.text import as_factors, as_pairs, as_pairs_text, as_texts, shares
 from genkit.reading import rate
@@ -272,6 +273,7 @@ class GenerateSettings(
     AudioVideoSettings,
     ReferenceSettings,
     AttentionSettings,
+    GivenSettings,
     WordSettings,
     GenerationSettings,
 ):

@@ -13,6 +13,7 @@ from tiny_flux import build_tiny_flux
 
 from genkit.cli.main import main
 from genkit.errors import GenkitError
+from genkit.media import write_media
 from genkit.pipelines import attention, prompts, recipes, resolve, session, text
 from genkit.pipelines.resolve import resolve as resolved
 from genkit.pipelines.session import Session
@@ -47,6 +48,11 @@ def work(tmp_path, monkeypatch, tiny_wan):
     (tmp_path / "nul.yaml").write_text('audio: "a\\0b.wav"\n')
     (tmp_path / "nul-out.yaml").write_text('output: "a\\0b.mp4"\n')
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "cat.png")
+    Image.fromarray(np.full((8, 16, 3), 255, np.uint8)).save(tmp_path / "wide.png")
+    (tmp_path / "broken.png").write_bytes((tmp_path / "cat.png").read_bytes()[:40])
+    (tmp_path / "broken.mp4").write_bytes(b"no clip")
+    clip = np.repeat(np.arange(5, dtype=np.uint8) * 40, 16 * 16 * 3).reshape(5, 16, 16, 3)
+    write_media(tmp_path / "clip.gif", clip, 10)
 
     def forbidden(*args, **kwargs):
         raise AssertionError("weights were read")
@@ -78,10 +84,32 @@ WRONG = [
     ("wan", ["--recipe", "flux.1-neighborhood"], 2, "does not suit this model"),
     ("flux", ["--lora", "cat.png"], 1, "cat.png"),
     # What a pipeline works on and nobody can give.
-    ("i2v", [], 1, "WanImageToVideoPipeline works on image, which genkit generate cannot give it"),
-    ("v2v", [], 1, "WanVideoToVideoPipeline works on video"),
-    ("img2img", [], 1, "StableDiffusionImg2ImgPipeline works on image"),
-    ("inpaint", [], 1, "StableDiffusionInpaintPipeline works on image, mask_image"),
+    ("i2v", [], 2, "WanImageToVideoPipeline works on image: give --image FILE"),
+    ("v2v", [], 2, "WanVideoToVideoPipeline works on video: give --source-video FILE"),
+    ("img2img", [], 2, "StableDiffusionImg2ImgPipeline works on image: give --image FILE"),
+    ("inpaint", [], 2, "StableDiffusionInpaintPipeline works on image, mask_image: give --image FILE and --mask FILE"),
+    # What is given and the model does not take, and what is missing beside it.
+    ("wan", ["--image", "cat.png"], 2, "--image: WanPipeline starts from text alone"),
+    ("sd", ["--image", "cat.png", "--last-image", "cat.png"], 2, "--last-image: StableDiffusionPipeline does not"),
+    ("sd", ["--mask", "cat.png"], 2, "StableDiffusionInpaintPipeline needs --image too"),
+    ("sd", ["--image", "cat.png", "--image", "cat.png"], 2, "got 2 pictures, StableDiffusionImg2ImgPipeline takes one"),
+    ("sd", ["--image", "cat.png", "--mask", "cat.png"], 2, "the mask cat.png marks nothing"),
+    ("sd", ["--image", "cat.png", "--mask", "wide.png"], 2, "wide.png"),
+    ("sd", ["--image", "broken.png"], 1, "cannot read broken.png as an image"),
+    ("sd", ["--image", "none.png"], 1, "it does not exist"),
+    ("sd", ["--image", "loop"], 1, "its links lead in a circle"),
+    ("sd", ["--image", "cat.png", "--strength", "0.01"], 2, "leaves no step to run"),
+    ("sd", ["--image", "cat.png", "--strength", "2"], 2, "--strength: got 2"),
+    ("sd", ["--strength", "0.5"], 2, "--strength says how far what is given is changed; give --image"),
+    ("sd", ["--image", "cat.png", "--width", "13"], 2, "--width: got 13, allowed: multiples of"),
+    ("i2v", ["--image", "cat.png@0.5"], 2, "takes no strength there"),
+    ("i2v", ["--image", "cat.png", "--keyframe", "last=cat.png"], 2, "N=FILE with the number of a frame"),
+    ("i2v", ["--last-image", "cat.png"], 2, "WanImageToVideoPipeline needs --image too"),
+    ("v2v", ["--source-video", "cat.png"], 2, "--source-video cat.png is a picture"),
+    ("v2v", ["--source-video", "broken.mp4"], 1, "broken.mp4"),
+    ("v2v", ["--source-video", "clip.gif", "--num-frames", "9"], 2, "clip.gif has 5 frames at 10 fps"),
+    ("wan", ["--guidance-scale-2", "3"], 2, "has no second expert"),
+    ("wan", ["--attention", "reference", "--reference", "cat.png", "--image", "cat.png"], 2, "exclude each other"),
     # What cannot be written.
     ("sd", ["-o", "a.webp"], 2, "this model makes single pictures"),
     ("sd", ["-o", "a.gif"], 2, "this model makes single pictures"),

@@ -1,0 +1,1 @@
+"""Runs that are given pictures or clips beside the prompt."""

@@ -1,0 +1,125 @@
+"""Which pipeline class takes what is given, and what it needs: told from signatures and records, before weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from genkit.errors import UsageError
+from genkit.families.inputs import USUAL, Inputs, inputs_of, takes
+from genkit.families.lookup import facts_of
+from genkit.pipelines.kinds import accepted, demanded, kind_of
+from genkit.pipelines.request import flag
+
+if TYPE_CHECKING:
+    from genkit.pipelines.model import Model
+    from genkit.pipelines.settings import GenerateSettings
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What a pipeline class takes beside the prompt.
+
+    Args:
+        arguments: kind of input (a setting) -> the arguments of the call that hold it.
+        needs: kinds without which it makes nothing.
+        told: its record.
+    """
+
+    arguments: dict[str, tuple[str, ...]]
+    needs: tuple[str, ...]
+    told: Inputs
+
+    def describe(self) -> str:
+        """In a few words: ``--image (needed), --strength``."""
+        words = [f"{flag(kind)}{' (needed)' if kind in self.needs else ''}" for kind in self.arguments]
+        return ", ".join(words) or "nothing beside the prompt"
+
+
+@cache
+def taken_by(pipeline_class: type) -> Taken:
+    """What a pipeline class takes, from the signature of its call and the record of its family."""
+    facts = facts_of(pipeline_class.__name__)
+    told = Inputs() if facts is None else inputs_of(facts.inputs, pipeline_class.__name__)
+    found = takes(told, accepted(pipeline_class))
+    needs = told.needs
+    if needs is None:
+        wanted = demanded(pipeline_class)
+        needs = tuple(kind for kind, names in found.items() if any(name in wanted for name in names))
+    return Taken(found, needs, told)
+
+
+def others(model: Model) -> list[type]:
+    """Further classes of Diffusers that run with a model's parts as they are."""
+    import diffusers
+
+    facts = facts_of(model.class_name)
+    listed = () if facts is None else facts.others.get(model.class_name, ())
+    return [getattr(diffusers, each.name) for each in listed if each.when is None or each.when(model.config)]
+
+
+def served(model: Model, settings: GenerateSettings) -> Model:
+    """The model as the class that takes what settings give.
+
+    Raises:
+        UsageError: no class that its parts serve takes it.
+    """
+    wanted = wanted_by(settings)
+    classes = [model.pipeline_class, *others(model)]
+    for each in classes:
+        taken = taken_by(each)
+        if set(wanted) <= set(taken.arguments) and set(taken.needs) <= set(wanted):
+            return as_class(model, each)
+    for each in classes:  # something is missing rather than too much: told by check_complete
+        if set(wanted) <= set(taken_by(each).arguments):
+            return as_class(model, each)
+    raise UsageError(_refusal(model, classes, wanted))
+
+
+def wanted_by(settings: GenerateSettings) -> list[str]:
+    """The kinds of input that settings give."""
+    return [kind for kind in USUAL if getattr(settings, kind)]
+
+
+def as_class(model: Model, pipeline_class: type) -> Model:
+    """The same folder as another pipeline class."""
+    if pipeline_class is model.pipeline_class:
+        return model
+    known = accepted(pipeline_class)
+    call = {name: value for name, value in model.sidecar.call.items() if name in known}
+    kind = kind_of(pipeline_class)
+    return replace(model, pipeline_class=pipeline_class, kind=kind, sidecar=replace(model.sidecar, call=call))
+
+
+def check_complete(model: Model, settings: GenerateSettings) -> None:
+    """Refuse a request that lacks what the class needs, or names more than it takes; UsageError."""
+    taken, wanted = taken_by(model.pipeline_class), wanted_by(settings)
+    missing = [kind for kind in taken.needs if kind not in wanted]
+    if missing:
+        raise UsageError(
+            f"{model.class_name} needs {' and '.join(map(flag, missing))} too; it takes {taken.describe()}"
+        )
+    if len(settings.image) > 1 and not taken.told.several:
+        raise UsageError(f"--image: got {len(settings.image)} pictures, {model.class_name} takes one")
+
+
+def _refusal(model: Model, classes: list[type], wanted: list[str]) -> str:
+    """What a model takes instead."""
+    alone = [kind for kind in wanted if not any(kind in taken_by(each).arguments for each in classes)]
+    kinds = [taken_by(each) for each in classes]
+    known = [taken.describe() for taken in kinds if taken.arguments]
+    what = flag(alone[0]) if alone else " with ".join(map(flag, wanted))
+    if not known:
+        return f"{what}: {model.class_name} starts from text alone; genkit models MODEL tells what a model takes"
+    return f"{what}: {model.class_name} does not take it; it takes {', or '.join(dict.fromkeys(known))}"
+
+
+def overview(model: Model) -> dict[str, Any]:
+    """What a model takes, by pipeline class, for ``genkit models`` and ``--dry-run``."""
+    found = {}
+    for each in [model.pipeline_class, *others(model)]:
+        taken = taken_by(each)
+        if taken.arguments or each is model.pipeline_class:
+            found[each.__name__] = taken.describe()
+    return found

@@ -1,0 +1,44 @@
+"""A video or picture made from pictures and clips beside the prompt: one call of the pipeline that takes them."""
+
+from __future__ import annotations
+
+from genkit.pipelines.settings import GenerateSettings
+from genkit.pipelines.task import Made, Task
+from genkit.pipelines.tasks.inputs.settings import given_flags
+
+
+def asked_by(settings: GenerateSettings) -> str | None:
+    """Something is given."""
+    return next(iter(given_flags(settings)), None)
+
+
+def resolve(settings: GenerateSettings):
+    """A request whose inputs are the arguments of the pipeline's call that hold what is given."""
+    from genkit.pipelines.resolve import Draft
+    from genkit.pipelines.tasks.inputs.arguments import arguments_of
+    from genkit.pipelines.tasks.inputs.files import find, full_places
+    from genkit.pipelines.tasks.inputs.plan import SIZES, plan
+    from genkit.pipelines.tasks.inputs.serving import check_complete, served
+
+    files = find(settings)
+    draft = Draft(settings, model=lambda model: served(model, settings))
+    check_complete(draft.model, settings)
+    draft.fill(own=SIZES)
+    planned = plan(files, draft)
+    inputs = arguments_of(planned, draft)
+    return draft.close(
+        steps=planned.steps, frames=planned.frames, inputs=inputs, fingerprints=files.fingerprints(),
+        **full_places(files),
+    )  # fmt: skip
+
+
+def run(run) -> Made:
+    """Call the pipeline with what is given."""
+    from genkit.pipelines.outputs import collect
+
+    with run.patched() as handle:
+        output = run.call(run.pipeline, **run.request.inputs)
+    return collect(run, output, handle)
+
+
+TASK = Task("inputs", GenerateSettings, resolve, run, asked_by)
