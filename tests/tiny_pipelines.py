@@ -275,3 +275,46 @@ def ltx(pictures: bool = False) -> Any:
         ),
         vae=vae.eval(), text_encoder=t5(16), tokenizer=word_tokenizer(), transformer=tiny.build("ltx").model,
     )  # fmt: skip
+
+
+@_seeded
+def ltx_conditions() -> Any:
+    """LTXPipeline with a scheduler that does not shift by the size, as later checkpoints have it."""
+    pipeline = ltx()
+    pipeline.register_modules(scheduler=flow_scheduler(shift=3.0))
+    return pipeline
+
+
+def wan_21_vae() -> Any:
+    """An autoencoder without patches, as Wan 2.1 has it."""
+    from diffusers import AutoencoderKLWan
+
+    return AutoencoderKLWan(
+        base_dim=4, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1, temperal_downsample=[False, True, True],
+        latents_mean=[0.1, 0.2, 0.3, 0.4], latents_std=[1.0, 2.0, 3.0, 4.0],
+    ).eval()  # fmt: skip
+
+
+@_seeded
+def wan_vace() -> Any:
+    from diffusers import WanVACEPipeline, WanVACETransformer3DModel
+
+    transformer = WanVACETransformer3DModel(
+        patch_size=(1, 2, 2), num_attention_heads=2, attention_head_dim=12, in_channels=4, out_channels=4, text_dim=16,
+        freq_dim=16, ffn_dim=32, num_layers=2, cross_attn_norm=True, rope_max_seq_len=32, vace_layers=[0, 1],
+        vace_in_channels=2 * 4 + 8 * 8,
+    )  # fmt: skip
+    return WanVACEPipeline(**{**_wan_parts(), "vae": wan_21_vae()}, transformer=transformer.eval())
+
+
+@_seeded
+def stable_diffusion_controlnet(folder: Any) -> Any:
+    """A pipeline with a control branch, from the folder of a tiny Stable Diffusion."""
+    from diffusers import ControlNetModel, StableDiffusionControlNetPipeline, StableDiffusionPipeline
+
+    pipe = StableDiffusionPipeline.from_pretrained(folder)
+    controlnet = ControlNetModel.from_unet(pipe.unet, conditioning_embedding_out_channels=(4, 4))
+    for parameter in controlnet.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.2)
+    return StableDiffusionControlNetPipeline(**pipe.components, controlnet=controlnet, requires_safety_checker=False)

@@ -25,6 +25,8 @@ def models(
 
     found = shipped() if name is None else _one(name)
     entries = [describe(each, path) for each, path in found.items()]
+    if name is not None:
+        entries[0]["takes"] = _taken(*next(iter(found.items())))
     if json:
         print_json({"models": entries})
         return
@@ -50,10 +52,21 @@ def _one(name: str) -> dict[str, Path]:
     return {place.name if place.kind == "shipped" else place.path.resolve().name: place.path}
 
 
+def _taken(name: str, path: Path) -> dict[str, str]:
+    """What ``genkit generate`` can give it beside the prompt, by the pipeline class that then runs."""
+    from genkit.cli.output import quiet_libraries
+    from genkit.pipelines.model import Model
+    from genkit.pipelines.tasks.inputs.serving import overview
+
+    quiet_libraries()
+    return overview(Model.of(path, name))
+
+
 def _print_facts(entry: dict[str, Any]) -> None:
     say(f"{entry['name']}: {entry['description'] or 'no description'}")
     rows = [("pipeline", entry["pipeline"]), ("folder", entry["folder"]), ("size", f"{entry['megabytes']:.1f} MB")]
     rows += [("checksums", _checksums(entry)), ("card", entry["card"] or "none")]
+    rows += [(f"takes, as {kind}", told) for kind, told in entry["takes"].items()]
     rows += [(f"part {name}", told) for name, told in entry["parts"].items()]
     rows += [(f"default {name}", value) for name, value in entry["defaults"].items()]
     rows += [(f"limit {name}", value) for name, value in entry["limits"].items()]

@@ -42,6 +42,8 @@ class Inputs:
             own, and they say nothing about the size of what is made.
         follows: of those that look, whether the size of what is made follows the picture where nobody says it; a
             pipeline that works that out by itself leaves it to it.
+        unless: kind of input -> why a folder's weights do not take it though their class does, by its configurations;
+            None where they do.
         timeline: whether frames of a clip can be given one by one, with a mask that says which are to be made.
     """
 
@@ -51,6 +53,7 @@ class Inputs:
     looks: bool = False
     follows: bool = False
     timeline: bool = False
+    unless: Mapping[str, Callable[[ReadConfig], str | None]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,16 @@ def _own_timesteps(config: ReadConfig) -> bool:
     return bool(config("model_index").get("expand_timesteps"))
 
 
+def _no_last(config: ReadConfig) -> str | None:
+    """Why a model from pictures takes no last one: 5B's pipeline passes over it, 2.1 has weights of its own for it."""
+    if _own_timesteps(config):
+        return "the pipeline passes over it where every token has a timestep of its own (Wan 2.2 5B)"
+    model = config("transformer")
+    if model.get("image_dim") is not None and model.get("pos_embed_seq_len") is None:
+        return "these weights see one picture only; the first-last-frame model of Wan 2.1 sees two"
+    return None
+
+
 def _plain_latents(config: ReadConfig) -> bool:
     """The pipeline from clips counts the latents of 2.1's autoencoder, not of the one with patches (5B)."""
     return not config("vae").get("patch_size") and not _own_timesteps(config)
@@ -82,6 +92,7 @@ FAMILY = Family(
         lora_targets=r"(?:vace_)?blocks\.\d+\.attn[12]\.(?:to_[qkv]|to_out\.0)",
         architecture="wan",
         inputs={
+            "WanImageToVideoPipeline": Inputs(unless={"last_image": _no_last}),
             "WanVACEPipeline": Inputs(
                 takes={
                     "image": ("reference_images",),

@@ -27,6 +27,7 @@ from genkit.pipelines.outputs import check_format
 from genkit.pipelines.prompts import Prompts, read_prompts, tokenizers_of
 from genkit.pipelines.recipes import recipe_place
 from genkit.pipelines.request import Settings, flag
+from genkit.pipelines.schedulers import Sampler, find_sampler
 from genkit.pipelines.settings import AttentionSettings, DrawSettings, LoadSettings, SizeSettings
 from genkit.pipelines.shares import shares_of
 from genkit.pipelines.task import Task, task_of
@@ -63,6 +64,7 @@ class Request:
         frames: how many are made; None when only the pipeline knows, or for a picture.
         taught: words that LoRAs teach, in small letters: prompts may have them though no tokenizer knows them.
         few: what a LoRA for few steps asks of the run; None without one.
+        sampler: that the user asks for; None for the model's own.
     """
 
     settings: Any
@@ -84,6 +86,7 @@ class Request:
     frames: int | None = None
     taught: frozenset[str] = frozenset()
     few: FewSteps | None = None
+    sampler: Sampler | None = None
 
     def take_matches(self) -> list[Matched]:
         """The LoRA files as they were matched with the model: once, for the weights in them are not kept."""
@@ -300,8 +303,17 @@ class Draft:
         return Request(
             settings, self.task, self.model, self.device, self.dtype, prompts, self.attention, self.loras, inputs,
             fingerprints or {}, steps, tuple(self.notes), tokenizers, self.matches, self.mixing, self.shares,
-            frames, frozenset(self.taught), self.few,
+            frames, frozenset(self.taught), self.few, self._sampler(),
         )  # fmt: skip
+
+    def _sampler(self) -> Sampler | None:
+        """The sampler that is asked for, fitted to the model."""
+        text = getattr(self.settings, "scheduler", None)
+        if text is None:
+            return None
+        if self.few is not None:
+            raise UsageError(f"--scheduler: {self.few.name} brings its own sampler; leave one of both out")
+        return find_sampler(text, self.model, self.settings.flow_shift, self.settings.steps)
 
     def check_sizes(self) -> None:
         """Refuse a size that the model has no latents for; UsageError."""

@@ -35,7 +35,7 @@ VARIES = ("prompt", "negative_prompt", "seed", "num_videos", "truncate_prompt", 
 #: Settings that decide what is loaded, beside model, device and dtype.
 LOADED = (
     "offload", "vae_tiling", "vae_slicing", "lora", "lora_router", "lora_mask", "lora_layers", "lora_steps",
-    "lora_partial", "flow_shift", "fast", "steps",
+    "lora_partial", "flow_shift", "scheduler", "fast", "steps",
 )  # fmt: skip
 
 
@@ -171,6 +171,8 @@ class Session:
             self.mixture = request.mixing.apply(pipeline)
         if request.few is not None:
             request.few.apply(pipeline, getattr(given, "flow_shift", None))
+        elif request.sampler is not None:
+            pipeline.scheduler = request.sampler.of(pipeline.scheduler.config)
         elif getattr(given, "flow_shift", None) is not None:
             change = {model.shift_name(): given.flow_shift}
             pipeline.scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config, **change)

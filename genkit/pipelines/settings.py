@@ -265,6 +265,21 @@ class FastSettings(Settings):
 
 
 @dataclass(frozen=True)
+class SamplerSettings(Settings):
+    """How the steps are made."""
+
+    scheduler: str | None = option(
+        None, "Sampler by its name in Diffusers, with settings: UniPCMultistep, "
+        "DPMSolverMultistep:use_karras_sigmas=true. The model's own when left out.", stored=WHEN_GIVEN,
+    )  # fmt: skip
+
+    def check(self) -> None:
+        super().check()
+        if self.scheduler is not None and getattr(self, "fast", False):
+            raise UsageError("--scheduler and --fast exclude each other: few steps bring their own sampler")
+
+
+@dataclass(frozen=True)
 class GenerateSettings(
     OutputSettings,
     HighResolutionSettings,
@@ -274,6 +289,7 @@ class GenerateSettings(
     ReferenceSettings,
     AttentionSettings,
     GivenSettings,
+    SamplerSettings,
     WordSettings,
     GenerationSettings,
 ):

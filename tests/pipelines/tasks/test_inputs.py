@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import tiny_pipelines
 import torch
-from diffusers.pipelines.wan import pipeline_wan_i2v, pipeline_wan_video2video
+from diffusers.pipelines.wan import pipeline_wan_i2v, pipeline_wan_vace, pipeline_wan_video2video
 from PIL import Image
 
 from genkit.cli.main import main
+from genkit.errors import UsageError
 from genkit.media import read_media, write_media
 from genkit.pipelines.outputs import to_frames
 from genkit.pipelines.resolve import resolve
@@ -23,15 +24,8 @@ SEED = 3
 
 
 def plain_wan():
-    """A WanPipeline with an autoencoder without patches, as 2.1 has it."""
-    from diffusers import AutoencoderKLWan
-
-    vae = AutoencoderKLWan(
-        base_dim=4, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1, temperal_downsample=[False, True, True],
-        latents_mean=[0.1] * 4, latents_std=[1.0] * 4,
-    )  # fmt: skip
     pipeline = tiny_pipelines.wan()
-    pipeline.register_modules(vae=vae.eval())
+    pipeline.register_modules(vae=tiny_pipelines.wan_21_vae())
     return pipeline
 
 
@@ -43,6 +37,8 @@ BUILDERS = {
     "5b": lambda: tiny_pipelines.wan(expand_timesteps=True),
     "cogvideox": tiny_pipelines.cogvideox_image,
     "ltx": tiny_pipelines.ltx,
+    "ltx without a shift": tiny_pipelines.ltx_conditions,
+    "vace": tiny_pipelines.wan_vace,
     "sdxl": tiny_pipelines.stable_diffusion_xl,
     "sd3": tiny_pipelines.stable_diffusion_3,
     "kontext": tiny_pipelines.flux_kontext,
@@ -50,12 +46,13 @@ BUILDERS = {
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory):
+def folders(tmp_path_factory, tiny_sd):
     place, made = tmp_path_factory.mktemp("inputs"), {}
+    builders = {**BUILDERS, "controlnet": lambda: tiny_pipelines.stable_diffusion_controlnet(tiny_sd)}
 
     def folder(name):
         if name not in made:
-            BUILDERS[name]().save_pretrained(place / name)
+            builders[name]().save_pretrained(place / name)
             made[name] = place / name
         return made[name]
 
@@ -79,7 +76,7 @@ def media(tmp_path, monkeypatch):
 @pytest.fixture
 def stock(monkeypatch):
     """Stock pipelines read prompts without ftfy, as genkit runs them where it is missing."""
-    for module in (pipeline_wan_i2v, pipeline_wan_video2video):
+    for module in (pipeline_wan_i2v, pipeline_wan_vace, pipeline_wan_video2video):
         monkeypatch.setattr(module, "ftfy", SimpleNamespace(fix_text=str), raising=False)
 
 
@@ -91,6 +88,23 @@ def clip(name):
     return [Image.fromarray(frame) for frame in read_media(name).frames]
 
 
+def usual(value):
+    return picture(value) if isinstance(value, str) else value
+
+
+def conditions(items):
+    from diffusers.pipelines.ltx.pipeline_ltx_condition import LTXVideoCondition
+
+    return [LTXVideoCondition(image=picture(name), frame_index=place, strength=each) for name, place, each in items]
+
+
+GREY = Image.new("RGB", (32, 32), (128, 128, 128))
+SHAPES = {
+    "video": lambda value: clip(value) if isinstance(value, str) else [picture(n) if n else GREY for n in value],
+    "mask": lambda value: [Image.new("L", (32, 32), 255 * each) for each in value],
+    "reference_images": lambda value: [picture(name) for name in value],
+    "conditions": conditions,
+}
 SMALL = {"height": 32, "width": 32}
 CLIP = {**SMALL, "num_frames": 5}
 RUNS = {
@@ -120,6 +134,22 @@ RUNS = {
         "sdxl", "StableDiffusionXLInpaintPipeline", ["--image", "a.png", "--mask", "mask.png"],
         {"image": "a.png", "mask_image": "mask.png", **SMALL},
     ),
+    "controlnet": (
+        "controlnet", "StableDiffusionControlNetPipeline", ["--control", "a.png@0.6"],
+        {"image": "a.png", "controlnet_conditioning_scale": 0.6, **SMALL},
+    ),
+    "vace from a first and a last frame": (
+        "vace", "WanVACEPipeline", ["--keyframe", "0=a.png", "--last-image", "b.png"],
+        {"video": ["a.png", None, None, None, "b.png"], "mask": [0, 1, 1, 1, 0], **CLIP},
+    ),
+    "vace following a clip": (
+        "vace", "WanVACEPipeline", ["--control", "clip.webp@0.5", "--image", "b.png"],
+        {"video": "clip.webp", "mask": [1] * 5, "conditioning_scale": 0.5, "reference_images": ["b.png"], **CLIP},
+    ),
+    "ltx conditions": (
+        "ltx without a shift", "LTXConditionPipeline", ["--image", "a.png", "--keyframe", "-1=b.png@0.5"],
+        {"conditions": [("a.png", 0, 1.0), ("b.png", 8, 0.5)], "num_frames": 9, **SMALL},
+    ),
     "sd3 img2img": ("sd3", "StableDiffusion3Img2ImgPipeline", ["--image", "a.png"], {"image": "a.png", **SMALL}),
 }  # fmt: skip
 
@@ -139,8 +169,7 @@ def test_the_command_makes_what_the_stock_pipeline_makes(name, folders, media, s
 
     pipeline = getattr(diffusers, kind).from_pretrained(str(folders(model)))
     pipeline.set_progress_bar_config(disable=True)
-    reader = {"video": clip}
-    call = {key: reader.get(key, picture)(value) if isinstance(value, str) else value for key, value in call.items()}
+    call = {key: SHAPES.get(key, usual)(value) for key, value in call.items()}
     output_kind = resolve(GenerateSettings.from_mappings(stored=("record", made.settings["settings"]))).model.kind
     with torch.random.fork_rng():
         torch.manual_seed(SEED)
@@ -206,3 +235,39 @@ def test_a_session_of_a_picture_does_not_serve_a_text(folders, media):
     with_picture = Session(resolve(GenerateSettings(prompt="a", model=str(folders("sdxl")), image=("a.png",), seed=1)))
     with_picture.load()
     assert with_picture.again(resolve(GenerateSettings(prompt="a", model=str(folders("sdxl")), seed=1))) is None
+
+
+def test_vace_makes_what_the_mask_marks_and_continues_a_clip(folders, media):
+    settings = GenerateSettings(
+        prompt="a", model=str(folders("vace")), source_video="clip.webp", mask="mask.png", seed=1, **CLIP
+    )
+    made = resolve(settings).inputs
+    inside = np.asarray(picture("mask.png")) == 255
+    assert np.array_equal(np.asarray(made["mask"][2]) == 255, inside)
+    shown = np.asarray(made["video"][2])
+    assert (shown[inside] == 128).all() and np.array_equal(shown[~inside], np.asarray(clip("clip.webp")[2])[~inside])
+    longer = resolve(settings.replace(mask=None, num_frames=9)).inputs
+    assert [np.asarray(each).max() for each in longer["mask"]] == [0] * 5 + [255] * 4
+    with pytest.raises(UsageError, match="nothing is left to make: give --mask"):
+        resolve(settings.replace(mask=None))
+    with pytest.raises(UsageError, match="--mask says which part of a clip is made anew; give --source-video"):
+        resolve(settings.replace(source_video=None, control=("clip.webp",)))
+
+
+def test_ltx_2_counts_keyframes_in_latent_frames(media):
+    """On the shipped model, whose latent frames hold four frames; nothing is loaded."""
+    found = resolve(
+        GenerateSettings(prompt="a small red ball", model="toy-av", image=("a.png",), keyframe=("8=b.png@0.5",), seed=1)
+    )
+    assert [(each.index, each.strength) for each in found.inputs["conditions"]] == [(0, 1.0), (2, 0.5)]
+    assert any("--keyframe 8: LTX2ConditionPipeline counts in steps of 4 frames" in line for line in found.notes)
+    assert found.model.class_name == "LTX2ConditionPipeline"
+
+
+def test_a_last_picture_that_the_pipeline_would_pass_over_is_refused(folders, media):
+    for name, told in (("5b", "timestep of its own"), ("i2v", "see one picture only")):
+        settings = GenerateSettings(
+            prompt="a", model=str(folders(name)), image=("a.png",), last_image="b.png", seed=1, **CLIP
+        )
+        with pytest.raises(UsageError, match=told):
+            resolve(settings)

@@ -52,7 +52,7 @@ def plan(files: Files, draft: Draft) -> Plan:
     Raises:
         UsageError: sizes or lengths that do not go together.
     """
-    taken, model = taken_by(draft.model.pipeline_class), draft.model
+    taken, model = taken_by(draft.model.pipeline_class, draft.model.config), draft.model
     for each in files.all:
         draft.notes += each.told
     size = _size(files, draft, taken)

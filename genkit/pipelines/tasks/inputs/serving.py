@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from genkit.errors import UsageError
 from genkit.families.inputs import USUAL, Inputs, inputs_of, takes
 from genkit.families.lookup import facts_of
+from genkit.families.sizes import ReadConfig
 from genkit.pipelines.kinds import accepted, demanded, kind_of
 from genkit.pipelines.request import flag
 
@@ -25,11 +25,13 @@ class Taken:
         arguments: kind of input (a setting) -> the arguments of the call that hold it.
         needs: kinds without which it makes nothing.
         told: its record.
+        refused: kinds that the class takes and these weights do not, with the reason.
     """
 
     arguments: dict[str, tuple[str, ...]]
     needs: tuple[str, ...]
     told: Inputs
+    refused: dict[str, str]
 
     def describe(self) -> str:
         """In a few words: ``--image (needed), --strength``."""
@@ -37,17 +39,19 @@ class Taken:
         return ", ".join(words) or "nothing beside the prompt"
 
 
-@cache
-def taken_by(pipeline_class: type) -> Taken:
-    """What a pipeline class takes, from the signature of its call and the record of its family."""
+def taken_by(pipeline_class: type, config: ReadConfig) -> Taken:
+    """What a pipeline class takes, from the signature of its call, the record of its family, and the configurations of
+    a folder."""
     facts = facts_of(pipeline_class.__name__)
     told = Inputs() if facts is None else inputs_of(facts.inputs, pipeline_class.__name__)
     found = takes(told, accepted(pipeline_class))
+    refused = {kind: reason for kind, why in told.unless.items() if (reason := why(config)) is not None}
+    found = {kind: names for kind, names in found.items() if kind not in refused}
     needs = told.needs
     if needs is None:
         wanted = demanded(pipeline_class)
         needs = tuple(kind for kind, names in found.items() if any(name in wanted for name in names))
-    return Taken(found, needs, told)
+    return Taken(found, needs, told, refused)
 
 
 def others(model: Model) -> list[type]:
@@ -68,11 +72,11 @@ def served(model: Model, settings: GenerateSettings) -> Model:
     wanted = wanted_by(settings)
     classes = [model.pipeline_class, *others(model)]
     for each in classes:
-        taken = taken_by(each)
+        taken = taken_by(each, model.config)
         if set(wanted) <= set(taken.arguments) and set(taken.needs) <= set(wanted):
             return as_class(model, each)
     for each in classes:  # something is missing rather than too much: told by check_complete
-        if set(wanted) <= set(taken_by(each).arguments):
+        if set(wanted) <= set(taken_by(each, model.config).arguments):
             return as_class(model, each)
     raise UsageError(_refusal(model, classes, wanted))
 
@@ -92,9 +96,18 @@ def as_class(model: Model, pipeline_class: type) -> Model:
     return replace(model, pipeline_class=pipeline_class, kind=kind, sidecar=replace(model.sidecar, call=call))
 
 
+def other_class(model: Model) -> tuple[str, ...]:
+    """What to tell of a model that runs as another class than its folder names, one line or none."""
+    named = model.config("model_index")["_class_name"]
+    if named == model.class_name:
+        return ()
+    taken = taken_by(model.pipeline_class, model.config).describe()
+    return (f"{model.name} runs as {model.class_name}, which takes {taken}",)
+
+
 def check_complete(model: Model, settings: GenerateSettings) -> None:
     """Refuse a request that lacks what the class needs, or names more than it takes; UsageError."""
-    taken, wanted = taken_by(model.pipeline_class), wanted_by(settings)
+    taken, wanted = taken_by(model.pipeline_class, model.config), wanted_by(settings)
     missing = [kind for kind in taken.needs if kind not in wanted]
     if missing:
         raise UsageError(
@@ -106,10 +119,13 @@ def check_complete(model: Model, settings: GenerateSettings) -> None:
 
 def _refusal(model: Model, classes: list[type], wanted: list[str]) -> str:
     """What a model takes instead."""
-    alone = [kind for kind in wanted if not any(kind in taken_by(each).arguments for each in classes)]
-    kinds = [taken_by(each) for each in classes]
+    alone = [kind for kind in wanted if not any(kind in taken_by(each, model.config).arguments for each in classes)]
+    kinds = [taken_by(each, model.config) for each in classes]
     known = [taken.describe() for taken in kinds if taken.arguments]
     what = flag(alone[0]) if alone else " with ".join(map(flag, wanted))
+    reason = next((taken.refused[kind] for taken in kinds for kind in alone if kind in taken.refused), None)
+    if reason is not None:
+        return f"{what}: {reason}"
     if not known:
         return f"{what}: {model.class_name} starts from text alone; genkit models MODEL tells what a model takes"
     return f"{what}: {model.class_name} does not take it; it takes {', or '.join(dict.fromkeys(known))}"
@@ -119,7 +135,7 @@ def overview(model: Model) -> dict[str, Any]:
     """What a model takes, by pipeline class, for ``genkit models`` and ``--dry-run``."""
     found = {}
     for each in [model.pipeline_class, *others(model)]:
-        taken = taken_by(each)
+        taken = taken_by(each, model.config)
         if taken.arguments or each is model.pipeline_class:
             found[each.__name__] = taken.describe()
     return found

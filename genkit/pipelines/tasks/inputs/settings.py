@@ -53,6 +53,11 @@ class GivenSettings(Settings):
         super().check()
         if self.strength is not None and not any(getattr(self, name) for name in GIVEN):
             raise UsageError("--strength says how far what is given is changed; give --image or --source-video")
+        if getattr(self, "upscale", 1) > 1 and given_flags(self):
+            raise UsageError(
+                f"--upscale with {given_flags(self)[0]}: the second pass denoises from text alone and would not know "
+                "what is given; leave one of them out, or enlarge the frames with --enlarge"
+            )
         if self.strength == 0:
             raise UsageError("--strength: got 0, allowed: a number above 0 and up to 1")
 

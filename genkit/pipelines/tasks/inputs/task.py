@@ -18,11 +18,12 @@ def resolve(settings: GenerateSettings):
     from genkit.pipelines.tasks.inputs.arguments import arguments_of
     from genkit.pipelines.tasks.inputs.files import find, full_places
     from genkit.pipelines.tasks.inputs.plan import SIZES, plan
-    from genkit.pipelines.tasks.inputs.serving import check_complete, served
+    from genkit.pipelines.tasks.inputs.serving import check_complete, other_class, served
 
     files = find(settings)
     draft = Draft(settings, model=lambda model: served(model, settings))
     check_complete(draft.model, settings)
+    draft.notes += other_class(draft.model)
     draft.fill(own=SIZES)
     planned = plan(files, draft)
     inputs = arguments_of(planned, draft)
