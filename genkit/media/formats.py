@@ -110,6 +110,20 @@ def stale(path: Path, written: Iterable[Path]) -> list[Path]:
     return sorted(each for each in left if (wrote_record if each == sidecar_of(path) else wrote_picture)(each))
 
 
+def check_name(path: str | Path) -> None:
+    """Refuse an output that no file can be named like, or whose settings could not lie beside it.
+
+    Raises:
+        UsageError: ``-``, an unknown suffix, or no path at all. ArtifactError: a name that is too long.
+    """
+    path = Path(path)
+    format_of(path)
+    if path.name == "-":
+        raise UsageError(explain("output", str(path), ALLOWED, "nothing is written to the standard output"))
+    for name in (path, sidecar_of(path)):
+        user_path(name, "output")
+
+
 def check_output(path: str | Path, *, force: bool = False) -> None:
     """Refuse an output that cannot or must not be written, before any work is done.
 
@@ -123,7 +137,7 @@ def check_output(path: str | Path, *, force: bool = False) -> None:
     """
     path = Path(path)
     kind = format_of(path)
-    user_path(path, "output")
+    check_name(path)
     try:
         found = existing(path)
     except OSError as error:

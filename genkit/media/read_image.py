@@ -21,6 +21,8 @@ from genkit.reading.files import place
 
 #: Formats whose further pictures are frames of one animation. Elsewhere (TIFF, MPO, ...) they are other pictures.
 ANIMATED = ("GIF", "WEBP", "PNG", "AVIF")
+#: Formats that Pillow gives to an interpreter of the system (Ghostscript for EPS, Windows for WMF and EMF).
+_PROGRAMS = ("EPS", "WMF", "EMF")
 #: Transparent parts show this colour, whatever colour the file hides under them.
 BEHIND = (255, 255, 255)
 #: What Pillow raises about damaged files.
@@ -124,6 +126,11 @@ def _opened(path: str | Path) -> Iterator[Any]:
     with open_file(path) as stream:
         try:
             with Image.open(stream) as image:
+                if image.format in _PROGRAMS:
+                    raise ArtifactError(
+                        f"cannot read {place(path)} as an image: {image.format} is a program that draws, which is not "
+                        "run; save it as PNG"
+                    )
                 yield image
         except UnidentifiedImageError as error:
             raise ArtifactError(f"cannot read {place(path)} as an image: it is none that is known") from error

@@ -8,7 +8,7 @@ from typing import Any
 
 from genkit.errors import UsageError
 from genkit.media import check_output, numbered
-from genkit.media.formats import existing
+from genkit.media.formats import check_name, existing
 from genkit.pipelines.kinds import IMAGE
 from genkit.pipelines.record import FILES, file_of
 from genkit.pipelines.request import flag
@@ -49,6 +49,7 @@ def expand(request: Request, prompts: list[str]) -> list[tuple[Any, Path]]:
 def check_outputs(jobs: list[tuple[Any, Path]], *, force: bool) -> None:
     """Refuse a batch before it starts when any of its outputs exists, cannot be written, or is what is worked on."""
     for settings, output in jobs:
+        check_name(output)
         _check_inputs_kept(settings, output)
         check_output(output, force=force)
 

@@ -7,6 +7,7 @@ A command's settings are a frozen dataclass derived from :class:`Settings`, usua
 from __future__ import annotations
 
 import dataclasses
+import re
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from genkit.reading.files import place
 from genkit.schema import RULE, Rule, hints_of, read
 
 ALWAYS, NEVER, WHEN_GIVEN = "always", "never", "when given"
+#: What stands for bytes that are no UTF-8, and halves of characters in JSON.
+_HALF = re.compile(r"[\ud800-\udfff]")
 #: The origin of flags.
 COMMAND_LINE = "the command line"
 
@@ -34,6 +37,7 @@ def option(
     one_way: bool = False,
     belongs: str | None = None,
     before: Any = None,
+    prose: bool = False,
 ) -> Any:
     """A settings field with the text that ``--help``, documentation and error messages show.
 
@@ -48,10 +52,11 @@ def option(
         one_way: a switch without ``--no-...``.
         belongs: name of the setting without which this one means nothing; another value of that one drops it.
         before: what runs did whose records do not name the setting, since it came later; None = the default.
+        prose: words for a model, which are whole characters. Names of files may hold any bytes.
     """
     metadata = {
         "help": help, "group": group, RULE: rule or Rule(), "parse": parse, "stored": stored, "one_way": one_way,
-        "belongs": belongs, "before": before,
+        "belongs": belongs, "before": before, "prose": prose,
     }  # fmt: skip
     if default is dict:
         return dataclasses.field(default_factory=dict, metadata=metadata)
@@ -175,6 +180,8 @@ def _read(cls: type, field: dataclasses.Field, value: Any, what: str) -> Any:
     for text in value if isinstance(value, tuple) else [value]:
         if isinstance(text, str) and "\0" in text:
             raise UsageError(explain(what, text, "a text without the character NUL"))
+        if isinstance(text, str) and field.metadata["prose"] and _HALF.search(text):
+            raise UsageError(explain(what, text, "a text in UTF-8", "what was given holds bytes that are no character"))
     return value
 
 

@@ -56,8 +56,10 @@ class PromptSettings(Settings):
     """What is asked for, and of which model. A None means "what suits the model" (its ``genkit.json``, else the
     pipeline's own default) and is replaced by the value used before settings are stored."""
 
-    prompt: str | None = option(None, "What to show. An empty text is allowed: the model then runs unconditionally.")
-    negative_prompt: str | None = option(None, "What to avoid; needs a guidance scale above 1.")
+    prompt: str | None = option(
+        None, "What to show. An empty text is allowed: the model then runs unconditionally.", prose=True
+    )
+    negative_prompt: str | None = option(None, "What to avoid; needs a guidance scale above 1.", prose=True)
     model: str = option(DEFAULT_MODEL, "Shipped name, local Diffusers folder, or hub id owner/name[@revision].")
     steps: int | None = option(None, "Denoising steps.", rule=Rule(low=1, high=1_000_000))
     guidance_scale: float | None = option(

@@ -6,6 +6,7 @@ import codecs
 import errno
 import hashlib
 import os
+import re
 import stat
 from contextlib import suppress
 from pathlib import Path
@@ -24,6 +25,8 @@ _KINDS = {
     stat.S_IFSOCK: "it is a socket",
 }
 _REASONS = {errno.ENOENT: "it does not exist", errno.ELOOP: "its links lead in a circle"}
+#: An address of the net; as a path it has one slash.
+_ADDRESS = re.compile(r"(https?|ftp|s3|gs|hf):/", re.IGNORECASE)
 # Longer marks first: the mark of UTF-32 begins with the one of UTF-16.
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8"),
@@ -56,6 +59,8 @@ def open_file(path: str | Path, what: str = "") -> BinaryIO:
             which could be read without end.
     """
     name = f"{what} {place(path)}" if what else place(path)
+    if (address := _ADDRESS.match(str(path))) and not os.path.lexists(path):
+        raise ArtifactError(f"cannot read {name}: it is an address ({address[1]}); download it and give the file")
     try:
         # A pipe without a writer would otherwise block in open().
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))

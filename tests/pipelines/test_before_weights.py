@@ -118,6 +118,9 @@ WRONG = [
     ("wan", ["-o", "a.png"], 2, "holds one image"),
     ("wan", ["-o", "loop/a.mp4"], 1, "loop leads nowhere"),
     ("wan", ["--config", "nul-out.yaml"], 2, "a text without the character NUL"),
+    ("sd", ["-o", "x" * 300 + ".png"], 1, "File name too long"),
+    ("sd", ["-o", "x" * 248 + ".png"], 1, "File name too long"),  # of the settings beside it
+    ("sd", ["-o", "-"], 2, "nothing is written to the standard output"),
     # Rates, sizes and counts out of all proportion.
     ("wan", ["--fps", "1e-9"], 2, "--fps: got '1e-9', allowed: a number above 1/100 and up to 1000"),
     ("wan", ["--fps", "1e999999999"], 2, "--fps: got '1e999999999'"),
@@ -132,10 +135,18 @@ WRONG = [
     ("wan", ["--config", "nul.yaml"], 2, "a text without the character NUL"),
     ("wan", ["--config", "loop"], 1, "its links lead in a circle"),
     ("wan", ["--from", "loop"], 1, "loop"),
+    ("wan", ["--attention", "reference", "--reference", "https://x.example/a.png"], 1, "it is an address (https)"),
     ("wan", ["--lora", "loop"], 1, "loop"),
     ("wan", ["--attention", "reference", "--reference", "loop"], 1, "its links lead in a circle"),
     ("loop", [], 2, "loop"),
     # Texts and settings.
+    (
+        "sd",
+        ["--prompt", "a \udcff cat"],
+        2,
+        "--prompt: got 'a \\udcff cat', allowed: a text in UTF-8",
+    ),  # a byte of Latin-1
+    ("sd", ["--negative-prompt", "\ud83e"], 2, "--negative-prompt: got '\\ud83e', allowed: a text in UTF-8"),
     ("wan", ["--prompt", "red " * 40], 2, "41 tokens, the model reads 16"),
     ("wan", ["--negative-prompt", "blue", "--guidance-scale", "1"], 2, "--guidance-scale 1 switches it off"),
     ("sd", ["--flow-shift", "3"], 1, "is no flow scheduler with a shift"),

@@ -48,7 +48,7 @@ class StudentSettings(Settings):
         None, "Guidance of the teacher, which the student learns to do without; the model's own when left out.",
         group=_STUDENT, rule=Rule(low=0, high=1000),
     )  # fmt: skip
-    negative_prompt: str = option("", "What the teacher is guided away from.", group=_STUDENT)
+    negative_prompt: str = option("", "What the teacher is guided away from.", group=_STUDENT, prose=True)
     own_path: float = option(
         0.5, "Share of samples that go on from where the student's step led, the others from the teacher's: the "
         "student meets, and learns to mend, its own errors.", group=_STUDENT, rule=Rule(low=0, high=1),

@@ -187,13 +187,13 @@ class DataSettings(Settings):
     upscale: bool = option(
         False, "Enlarge files smaller than the resolution; off: each gets a bucket of its own size.", group="Data"
     )
-    caption: str | None = option(None, "Caption of all samples that have no own one.", group="Data")
+    caption: str | None = option(None, "Caption of all samples that have no own one.", group="Data", prose=True)
     caption_extension: str = option(".txt", "Ending of the caption file beside every sample.", group="Data")
     caption_dropout: float = option(
         0.1, "Share of samples whose caption is emptied, so that guidance keeps working.", group="Data", rule=_SHARE
     )
     trigger_word: str | None = option(
-        None, "Put before captions that do not have it, and where they say [trigger].", group="Data"
+        None, "Put before captions that do not have it, and where they say [trigger].", group="Data", prose=True
     )
     num_repeats: int = option(
         1, "How often every sample comes in an epoch.", group="Data", rule=_count(1_000_000)
@@ -384,7 +384,7 @@ class ValidationSettings(Settings):
 
     validation_prompts: tuple[str, ...] = option(
         (), "Prompts to sample before, during and after training, into OUTPUT/samples. Repeatable.", group="Validation",
-        parse=as_texts,
+        parse=as_texts, prose=True,
     )  # fmt: skip
     validation_steps: int | None = option(
         None, "Steps between samples and held-out losses; before and after training only when left out.",
@@ -400,7 +400,9 @@ class ValidationSettings(Settings):
     validation_guidance_scale: float | None = option(
         None, "Guidance of a sample; the model's own when left out.", group="Validation", rule=Rule(low=0, high=10_000)
     )
-    validation_negative_prompt: str | None = option(None, "Negative prompt of the samples.", group="Validation")
+    validation_negative_prompt: str | None = option(
+        None, "Negative prompt of the samples.", group="Validation", prose=True
+    )
     validation_resolution: str | None = option(
         None, "Height x width of a sample, such as 480x832; the largest that is trained when left out.",
         group="Validation", parse=lambda value, what: _one_size(value, what),

@@ -144,6 +144,8 @@ def damaged(path: Path, kind: str) -> Path:
     elif kind == "cut":
         Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(path)
         path.write_bytes(path.read_bytes()[:3000])
+    elif kind == "program":  # a name says nothing: it is PostScript, which Pillow hands to an interpreter
+        path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\nshowpage\n")
     elif kind == "bomb":
         head = struct.pack(">IIBBBBB", 20_000, 20_000, 8, 2, 0, 0, 0)
         chunks = [(b"IHDR", head), (b"IDAT", zlib.compress(b"\0" * 1000)), (b"IEND", b"")]
@@ -165,6 +167,7 @@ def damaged(path: Path, kind: str) -> Path:
         ("cut", "cannot read"),
         ("bomb", "400000000 pixels"),
         ("folder", "folder"),
+        ("program", "EPS is a program that draws, which is not run"),
     ],
 )
 def test_a_file_that_is_no_picture_is_refused_in_one_line(kind, said, cli, tmp_path):

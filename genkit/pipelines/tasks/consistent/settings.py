@@ -39,15 +39,15 @@ class SubjectSettings(Settings):
 
     subject: tuple[str, ...] = option(
         (), 'A subject in a few words, such as "a red circle"; the scenes name it in the same words. Repeatable.',
-        group="Subjects", parse=as_texts,
+        group="Subjects", parse=as_texts, prose=True,
     )  # fmt: skip
     scene: tuple[str, ...] = option(
         (), "A picture to make, with its subjects in it; each has its own output. Repeatable; the prompt is one too.",
-        group="Subjects", parse=as_texts, stored=WHEN_GIVEN,
+        group="Subjects", parse=as_texts, stored=WHEN_GIVEN, prose=True,
     )  # fmt: skip
     keyword: tuple[str, ...] = option(
         (), "Words by which a subject is found in the prompts, where they are not its description; in the order of the "
-        "subjects. Repeatable.", group="Subjects", parse=as_texts, stored=WHEN_GIVEN,
+        "subjects. Repeatable.", group="Subjects", parse=as_texts, stored=WHEN_GIVEN, prose=True,
     )  # fmt: skip
     box: tuple[str, ...] = option(
         (), "Where a subject is in the scenes: left,top,right,bottom as shares of the canvas, or auto; in the order of "
@@ -91,5 +91,5 @@ class SubjectSettings(Settings):
 class ConsistentSettings(OutputSettings, LoadSettings, SubjectSettings, GenerationSettings):
     """Everything that decides what ``genkit consistent`` makes. The last group comes first in ``--help``."""
 
-    prompt: str | None = option(None, "A picture to make, with its subjects in it; the same as --scene.")
+    prompt: str | None = option(None, "A picture to make, with its subjects in it; the same as --scene.", prose=True)
     model: str = option("toy-image", "Shipped name, local Diffusers folder, or hub id owner/name[@revision].")

@@ -40,7 +40,7 @@ class ChangeSettings(Settings):
     """How a picture is changed."""
 
     source_prompt: str | None = option(
-        None, "What the picture shows; read from a picture that genkit made when left out.", group="Edit"
+        None, "What the picture shows; read from a picture that genkit made when left out.", group="Edit", prose=True
     )
     method: str | None = option(
         None, "infedit (diffusion models and clips), flowedit (pictures of flow models), p2p (inversion and "
@@ -74,11 +74,11 @@ class ChangeSettings(Settings):
     )  # fmt: skip
     words: tuple[str, ...] = option(
         (), "Change only where these words of the prompt act: a word or several, repeatable; 'auto' = the words the "
-        "source prompt does not have, 'none' = everywhere.", group="Edit", parse=as_texts,
+        "source prompt does not have, 'none' = everywhere.", group="Edit", parse=as_texts, prose=True,
     )  # fmt: skip
     keep_words: tuple[str, ...] = option(
         (), "Where these words of both prompts act the picture stays: a word or several, repeatable; the things on it "
-        "when the background changes; infedit.", group="Edit", parse=as_texts, stored=WHEN_GIVEN,
+        "when the background changes; infedit.", group="Edit", parse=as_texts, stored=WHEN_GIVEN, prose=True,
     )  # fmt: skip
     strength: float | None = option(
         None, "Share of the steps that are run, above 0 and up to 1: less stays closer to the picture.", group="Edit",

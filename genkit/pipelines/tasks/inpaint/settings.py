@@ -98,6 +98,6 @@ class InpaintSettings(
 
     prompt: str | None = option(
         None, 'What appears in the mask, best with its background: "a red circle on a black background". With "" the '
-        "model decides.",
+        "model decides.", prose=True,
     )  # fmt: skip
     model: str = option("toy-image", "Shipped name, local Diffusers folder, or hub id owner/name[@revision].")

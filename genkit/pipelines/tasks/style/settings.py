@@ -40,9 +40,9 @@ class MannerSettings(Settings):
         rule=Rule(low=0.01, high=100),
     )  # fmt: skip
     source_prompt: str | None = option(
-        None, "What the picture shows, for finding its noise; the prompt when left out.", group="Style"
+        None, "What the picture shows, for finding its noise; the prompt when left out.", group="Style", prose=True
     )
-    style_prompt: str = option("", "What the style's picture shows, likewise.", group="Style")
+    style_prompt: str = option("", "What the style's picture shows, likewise.", group="Style", prose=True)
     style_layers: str | None = option(
         None, "Regular expression of the attention layers that look the style up; the decoder's last ones when left "
         "out.", group="Style", stored=WHEN_GIVEN,
@@ -71,7 +71,7 @@ class StyleSettings(
     The last group comes first in ``--help``.
     """
 
-    prompt: str | None = option("", "What the result shows. Mostly not needed.")
+    prompt: str | None = option("", "What the result shows. Mostly not needed.", prose=True)
     model: str = option("toy-image", "Shipped name, local Diffusers folder, or hub id owner/name[@revision].")
 
     @classmethod

@@ -36,7 +36,7 @@ class WordSettings(Settings):
     learn_words: tuple[str, ...] = option(
         (), "Learn new words from ONE picture: its subjects as the caption calls them, the last word of each new, and "
         "a known word to begin with: 'a blorp=circle'. Repeatable; in a file also a mapping.", group=_GROUP,
-        parse=as_words,
+        parse=as_words, prose=True,
     )  # fmt: skip
     word_sampling: str = option(
         UNIFORM, "Which of the words a step's prompt has: uniform (all choices alike) or reweighted (single words by "
@@ -62,7 +62,7 @@ class WordSettings(Settings):
     )  # fmt: skip
     prior_prompts: tuple[str, ...] = option(
         (), "Prompts of pictures that the model makes before training and must go on making (prior preservation): one "
-        "goes with every step. Repeatable.", group=_GROUP, parse=as_texts,
+        "goes with every step. Repeatable.", group=_GROUP, parse=as_texts, prose=True,
     )  # fmt: skip
     num_prior_images: int = option(
         200, "How many of them, over all prompts.", group=_GROUP, rule=Rule(low=1, high=100_000)
