@@ -32,7 +32,15 @@ FLUX = Family(
             "FluxKontextPipeline": Inputs(looks=True, follows=True),
             "FluxPriorReduxPipeline": Inputs(looks=True),
         },
-        others={"FluxPipeline": (Other("FluxImg2ImgPipeline"), Other("FluxInpaintPipeline"))},
+        others={
+            "FluxPipeline": (
+                Other("FluxImg2ImgPipeline"),
+                Other("FluxInpaintPipeline"),
+                Other("FluxControlNetPipeline", controlnet=True),
+                Other("FluxControlNetImg2ImgPipeline", controlnet=True),
+                Other("FluxControlNetInpaintPipeline", controlnet=True),
+            )
+        },
         sizes=packed_image,
         token=packed_image_token,
         codec=scaled("packed"),

@@ -19,6 +19,7 @@ USUAL: dict[str, tuple[str, ...]] = {
     "keyframe": ("conditions",),
     "source_video": ("video",),
     "control": ("control_image", "control_video", "conditioning_frames"),
+    "image_prompt": ("ip_adapter_image",),
     "mask": ("mask_image", "mask_video", "control_mask", "mask"),
     "strength": ("strength",),
 }
@@ -63,10 +64,12 @@ class Other:
     Args:
         name: of the class.
         when: whether a folder's weights are made for it, by its configurations; None = always.
+        controlnet: whether it needs a ControlNet beside the folder's parts.
     """
 
     name: str
     when: Callable[[ReadConfig], bool] | None = None
+    controlnet: bool = False
 
 
 def inputs_of(told: Mapping[str, Inputs], class_name: str) -> Inputs:

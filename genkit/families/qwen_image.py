@@ -58,7 +58,11 @@ QWEN_IMAGE = Family(
             "QwenImageEditPlusPipeline": Inputs(looks=True, several=True),
         },
         others={
-            "QwenImagePipeline": (Other("QwenImageImg2ImgPipeline"), Other("QwenImageInpaintPipeline")),
+            "QwenImagePipeline": (
+                Other("QwenImageImg2ImgPipeline"),
+                Other("QwenImageInpaintPipeline"),
+                Other("QwenImageControlNetPipeline", controlnet=True),
+            ),
             "QwenImageEditPipeline": (Other("QwenImageEditInpaintPipeline"),),
         },
         sizes=packed_image,

@@ -40,6 +40,7 @@ FAMILY = Family(
             "StableDiffusion3Pipeline": (
                 Other("StableDiffusion3Img2ImgPipeline"),
                 Other("StableDiffusion3InpaintPipeline"),
+                Other("StableDiffusion3ControlNetPipeline", controlnet=True),
             )
         },
         sizes=packed_image,

@@ -85,7 +85,13 @@ FAMILY = Family(
             r"StableDiffusion(?:ImageVariation|.*Upscale).*|StableUnCLIPImg2Img.*": Inputs(looks=True),
         },
         others={
-            base + "Pipeline": (Other(base + "Img2ImgPipeline"), Other(base + "InpaintPipeline"))
+            base + "Pipeline": (
+                Other(base + "Img2ImgPipeline"),
+                Other(base + "InpaintPipeline"),
+                Other(base + "ControlNetPipeline", controlnet=True),
+                Other(base + "ControlNetImg2ImgPipeline", controlnet=True),
+                Other(base + "ControlNetInpaintPipeline", controlnet=True),
+            )
             for base in ("StableDiffusion", "StableDiffusionXL")
         }
         | {"LatentConsistencyModelPipeline": (Other("LatentConsistencyModelImg2ImgPipeline"),)},

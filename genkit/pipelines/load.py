@@ -30,6 +30,7 @@ def load(
     vae_slicing: bool = False,
     quantization: Any = None,
     pipeline_class: type | None = None,
+    parts: dict[str, Any] | None = None,
 ) -> DiffusionPipeline:
     """Load a stock Diffusers pipeline, ready to be called.
 
@@ -46,6 +47,7 @@ def load(
         quantization: a ``diffusers.PipelineQuantizationConfig``: parts that are read in fewer bits.
         pipeline_class: a class of Diffusers that takes the same parts, such as ``StableDiffusionImg2ImgPipeline``.
             Default: the one that the folder names.
+        parts: further parts by name, such as a loaded ``controlnet``.
 
     Raises:
         UsageError: unknown name, dtype or option.
@@ -66,7 +68,7 @@ def load(
     check_fits(folder)
     with without_bars():
         found = pipeline_class or find_class(folder, index["_class_name"])
-        pipeline = _from_folder(folder, found, kind, quantization)
+        pipeline = _from_folder(folder, found, kind, quantization, parts or {})
     _check_filled(folder, pipeline)
     pipeline.set_progress_bar_config(disable=True)
     if vae_tiling:
@@ -220,8 +222,8 @@ def find_class(folder: Path, name: str) -> type:
     return found
 
 
-def _from_folder(folder: Path, kind: Any, dtype: torch.dtype, quantization: Any) -> DiffusionPipeline:
-    more = {} if quantization is None else {"quantization_config": quantization}
+def _from_folder(folder: Path, kind: Any, dtype: torch.dtype, quantization: Any, parts: dict) -> DiffusionPipeline:
+    more = parts if quantization is None else {**parts, "quantization_config": quantization}
     try:
         return kind.from_pretrained(str(folder), dtype=dtype, use_safetensors=True, local_files_only=True, **more)
     except Exception as error:  # whatever a class says about files that it was not made for

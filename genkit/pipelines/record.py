@@ -24,7 +24,7 @@ from genkit.schema import open_keys, read
 #: Settings that name files by their full paths.
 FILES = (
     "lora", "lora_router", "lora_mask", "recipe", "reference", "audio", "video", "image", "mask", "style",
-    "last_image", "keyframe", "source_video", "control",
+    "last_image", "keyframe", "source_video", "control", "image_prompt", "ip_adapter", "controlnet",
 )  # fmt: skip
 #: What stands before the path in settings that also name a frame or a kind: ``0=/home/me/first.png``.
 _NAME = re.compile(r"-?\w+=(?=[/~.\\]|\w:)")

@@ -65,6 +65,7 @@ class Request:
         taught: words that LoRAs teach, in small letters: prompts may have them though no tokenizer knows them.
         few: what a LoRA for few steps asks of the run; None without one.
         sampler: that the user asks for; None for the model's own.
+        added: parts that the run adds to the model (:class:`genkit.pipelines.tasks.inputs.parts.Added`); None for none.
     """
 
     settings: Any
@@ -87,6 +88,7 @@ class Request:
     taught: frozenset[str] = frozenset()
     few: FewSteps | None = None
     sampler: Sampler | None = None
+    added: Any = None
 
     def take_matches(self) -> list[Matched]:
         """The LoRA files as they were matched with the model: once, for the weights in them are not kept."""
@@ -269,6 +271,7 @@ class Draft:
         steps: int | None = None,
         inputs: Any = None,
         fingerprints: dict[str, Any] | None = None,
+        added: Any = None,
         **places: Any,
     ) -> Request:
         """The finished request, after the last checks.
@@ -277,7 +280,7 @@ class Draft:
             size: height and width of what is made, where they are not the settings'.
             frames: of what is made, likewise.
             steps: how many steps a schedule can name, where it is not all of them.
-            inputs, fingerprints: see :class:`Request`.
+            inputs, fingerprints, added: see :class:`Request`.
             places: settings that name files, as they mean the same from any folder.
         """
         if isinstance(self.settings, SizeSettings):
@@ -303,7 +306,7 @@ class Draft:
         return Request(
             settings, self.task, self.model, self.device, self.dtype, prompts, self.attention, self.loras, inputs,
             fingerprints or {}, steps, tuple(self.notes), tokenizers, self.matches, self.mixing, self.shares,
-            frames, frozenset(self.taught), self.few, self._sampler(),
+            frames, frozenset(self.taught), self.few, self._sampler(), added,
         )  # fmt: skip
 
     def _sampler(self) -> Sampler | None:

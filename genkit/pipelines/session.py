@@ -35,7 +35,7 @@ VARIES = ("prompt", "negative_prompt", "seed", "num_videos", "truncate_prompt", 
 #: Settings that decide what is loaded, beside model, device and dtype.
 LOADED = (
     "offload", "vae_tiling", "vae_slicing", "lora", "lora_router", "lora_mask", "lora_layers", "lora_steps",
-    "lora_partial", "flow_shift", "scheduler", "fast", "steps",
+    "lora_partial", "flow_shift", "scheduler", "controlnet", "ip_adapter", "fast", "steps",
 )  # fmt: skip
 
 
@@ -164,9 +164,13 @@ class Session:
         if isinstance(given, LoadSettings):
             options = {name: getattr(given, name) for name in ("offload", "vae_tiling", "vae_slicing")}
         options["pipeline_class"] = model.pipeline_class
+        if request.added is not None:
+            options["parts"] = request.added.parts(request.dtype)
         pipeline = load(model.folder, request.dtype, request.device, **options)
         partial = isinstance(given, LoadSettings) and given.lora_partial
         self.warnings += apply_loras(pipeline, request.loras, partial, request.take_matches(), request.shares)
+        if request.added is not None:
+            request.added.apply(pipeline)
         if request.mixing is not None:
             self.mixture = request.mixing.apply(pipeline)
         if request.few is not None:

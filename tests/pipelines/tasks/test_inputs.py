@@ -271,3 +271,91 @@ def test_a_last_picture_that_the_pipeline_would_pass_over_is_refused(folders, me
         )
         with pytest.raises(UsageError, match=told):
             resolve(settings)
+
+
+@pytest.fixture
+def beside(tmp_path, tiny_sd):
+    """A ControlNet in a folder of its own, and a Stable Diffusion with an encoder of pictures and an adapter's file."""
+    from diffusers import StableDiffusionPipeline
+    from tiny_ip_adapter import add_ip_adapters
+
+    tiny_pipelines.stable_diffusion_controlnet(tiny_sd).controlnet.save_pretrained(tmp_path / "edges")
+    (tmp_path / "adapters").mkdir()
+    pipe = add_ip_adapters(StableDiffusionPipeline.from_pretrained(tiny_sd), tmp_path / "adapters")
+    pipe.unload_ip_adapter()
+    parts = {name: getattr(pipe, name) or made for name, made in seeing().items()}
+    pipe.register_modules(**parts)
+    pipe.save_pretrained(tmp_path / "seeing")
+    return tmp_path
+
+
+def seeing():
+    """An encoder of pictures as Stable Diffusion has it."""
+    from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    torch.manual_seed(0)
+    config = CLIPVisionConfig(
+        hidden_size=8, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, image_size=16, patch_size=8,
+        projection_dim=8,
+    )  # fmt: skip
+    processor = CLIPImageProcessor(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
+    return {"image_encoder": CLIPVisionModelWithProjection(config).eval(), "feature_extractor": processor}
+
+
+def stock_frames(pipeline, **call):
+    pipeline.set_progress_bar_config(disable=True)
+    with torch.random.fork_rng():
+        torch.manual_seed(SEED)
+        draw = torch.Generator().manual_seed(SEED)
+        made = pipeline(prompt="a", num_inference_steps=2, output_type="np", generator=draw, **call)
+    return np.clip(np.rint(made.images * 255), 0, 255).astype(np.uint8)
+
+
+def test_a_controlnet_beside_the_model(media, beside, tiny_sd, capsys):
+    from diffusers import ControlNetModel, StableDiffusionControlNetPipeline
+
+    given = [
+        "--model",
+        str(tiny_sd),
+        "--control",
+        "a.png",
+        "--controlnet",
+        "edges",
+        "--steps",
+        "2",
+        "--seed",
+        str(SEED),
+    ]
+    given += ["--height", "32", "--width", "32"]
+    assert main(["generate", "a", *given, "-o", "one.png"]) == 0, capsys.readouterr().err
+    assert main(["generate", "--from", "one.png", "-o", "two.png"]) == 0
+    controlnet = ControlNetModel.from_pretrained(beside / "edges")
+    stock = StableDiffusionControlNetPipeline.from_pretrained(tiny_sd, controlnet=controlnet)
+    frames = stock_frames(stock, image=picture("a.png"), **SMALL)
+    one = read_media("one.png")
+    assert np.array_equal(one.frames, frames) and np.array_equal(read_media("two.png").frames, frames)
+    assert one.settings["settings"]["controlnet"] == str(beside / "edges")
+    wrong = {
+        ("--controlnet", str(tiny_sd / "unet")): "which is no ControlNet",
+        ("--controlnet", "none"): "no config.json",
+    }
+    for flags, told in wrong.items():
+        assert main(["generate", "a", "--model", str(tiny_sd), "--control", "a.png", *flags, "--dry-run"]) != 0
+        assert told in capsys.readouterr().err
+
+
+def test_a_picture_as_a_prompt(media, beside, tiny_sd, capsys):
+    from diffusers import StableDiffusionPipeline
+
+    file = str(beside / "adapters" / "ip-adapter-0.safetensors")
+    given = ["--image-prompt", "a.png", "--ip-adapter", f"{file}@0.7", "--steps", "2", "--seed", str(SEED)]
+    given += ["--height", "32", "--width", "32"]
+    assert main(["generate", "a", "--model", "seeing", *given, "-o", "one.png"]) == 0, capsys.readouterr().err
+    stock = StableDiffusionPipeline.from_pretrained(beside / "seeing")
+    stock.load_ip_adapter(str(beside / "adapters"), subfolder="", weight_name="ip-adapter-0.safetensors",
+                          image_encoder_folder=None)  # fmt: skip
+    stock.set_ip_adapter_scale(0.7)
+    assert np.array_equal(read_media("one.png").frames, stock_frames(stock, ip_adapter_image=picture("a.png"), **SMALL))
+    assert main(["generate", "a", "--model", str(tiny_sd), *given, "--dry-run"]) == 1
+    assert "has an image_encoder, which reads the picture" in capsys.readouterr().err
+    assert main(["generate", "a", "--model", "seeing", "--image-prompt", "a.png"]) == 2

@@ -48,7 +48,7 @@ class Arguments:
         taken = self.plan.taken
         conditions = [kind for kind, names in taken.arguments.items() if "conditions" in names]
         timed = ("source_video", "control", "last_image", "keyframe", "mask") if taken.told.timeline else ()
-        for kind in ("image", "last_image", "source_video", "control"):
+        for kind in ("image", "last_image", "source_video", "control", "image_prompt"):
             if kind not in conditions and kind not in timed:
                 self._add(kind)
         if any(self.plan.files.of(kind) for kind in conditions):
@@ -79,7 +79,8 @@ class Arguments:
         else:
             pictures = [as_pictures(self.picture(each))[0] for each in files]
             single = len(pictures) == 1 and name not in ("images", "input_images")
-            self.values[name] = pictures[0] if single else pictures
+            several = [pictures] if kind == "image_prompt" else pictures  # several pictures of one adapter
+            self.values[name] = pictures[0] if single else several
         self._add_scale(files)
 
     def _add_named(self, files: tuple[GivenFile, ...], names: tuple[str, ...]) -> None:
@@ -121,7 +122,7 @@ class Arguments:
         if each.video is not None:
             raise UsageError(f"{_said(each)} is a clip; {self.model.class_name} takes a picture")
         frames = each.still()[None]
-        looks = each.setting == "image" and self.plan.taken.told.looks
+        looks = each.setting == "image_prompt" or (each.setting == "image" and self.plan.taken.told.looks)
         return frames if looks else self._fitted(frames, each)
 
     def clip(self, each: GivenFile, most: int | None = None) -> np.ndarray:

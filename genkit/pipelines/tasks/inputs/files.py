@@ -147,7 +147,7 @@ def find(settings: GenerateSettings) -> Files:
 
 def full_places(files: Files) -> dict[str, Any]:
     """The settings as they mean the same from any folder."""
-    several = ("image", "keyframe", "control")
+    several = ("image", "keyframe", "control", "image_prompt")
     named = {setting: tuple(each.text for each in files.of(setting)) for setting in GIVEN}
     return {name: texts if name in several else (texts[0] if texts else None) for name, texts in named.items()}
 
@@ -162,7 +162,7 @@ def _file(setting: str, text: str) -> GivenFile:
         if setting == "keyframe":
             _check_number(what, text, name)
     path, strength = path_and_strength(rest, what, low=0)
-    if strength != 1 and setting not in ("keyframe", "control", "image", "last_image", "source_video"):
+    if strength != 1 and setting == "mask":
         raise UsageError(f"{what} {place(text)}: a mask has no strength; leave out @{strength_text(strength)}")
     return GivenFile(setting, regular(path, what), name, strength)
 

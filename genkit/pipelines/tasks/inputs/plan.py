@@ -68,7 +68,7 @@ def plan(files: Files, draft: Draft) -> Plan:
 
 
 def _leads(each: GivenFile, taken: Taken) -> bool:
-    return each.setting != "mask" and not (each.setting == "image" and taken.told.looks)
+    return each.setting not in ("mask", "image_prompt") and not (each.setting == "image" and taken.told.looks)
 
 
 def _size(files: Files, draft: Draft, taken: Taken) -> tuple[int, int] | None:

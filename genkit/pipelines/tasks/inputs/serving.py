@@ -54,13 +54,17 @@ def taken_by(pipeline_class: type, config: ReadConfig) -> Taken:
     return Taken(found, needs, told, refused)
 
 
-def others(model: Model) -> list[type]:
-    """Further classes of Diffusers that run with a model's parts as they are."""
+def others(model: Model, controlnet: bool = False) -> list[type]:
+    """Further classes of Diffusers that run with a model's parts as they are, or with a ControlNet beside them."""
     import diffusers
 
     facts = facts_of(model.class_name)
     listed = () if facts is None else facts.others.get(model.class_name, ())
-    return [getattr(diffusers, each.name) for each in listed if each.when is None or each.when(model.config)]
+    return [
+        getattr(diffusers, each.name)
+        for each in listed
+        if each.controlnet == controlnet and (each.when is None or each.when(model.config))
+    ]
 
 
 def served(model: Model, settings: GenerateSettings) -> Model:
@@ -70,7 +74,14 @@ def served(model: Model, settings: GenerateSettings) -> Model:
         UsageError: no class that its parts serve takes it.
     """
     wanted = wanted_by(settings)
-    classes = [model.pipeline_class, *others(model)]
+    if settings.controlnet is not None:
+        classes = others(model, True)
+        if not classes:
+            raise UsageError(
+                f"--controlnet: {model.class_name} is not known to take one beside its folder; leave it out"
+            )
+    else:
+        classes = [model.pipeline_class, *others(model)]
     for each in classes:
         taken = taken_by(each, model.config)
         if set(wanted) <= set(taken.arguments) and set(taken.needs) <= set(wanted):
@@ -134,8 +145,9 @@ def _refusal(model: Model, classes: list[type], wanted: list[str]) -> str:
 def overview(model: Model) -> dict[str, Any]:
     """What a model takes, by pipeline class, for ``genkit models`` and ``--dry-run``."""
     found = {}
-    for each in [model.pipeline_class, *others(model)]:
+    for each in [model.pipeline_class, *others(model), *others(model, True)]:
         taken = taken_by(each, model.config)
         if taken.arguments or each is model.pipeline_class:
-            found[each.__name__] = taken.describe()
+            beside = ", --controlnet (needed)" if each in others(model, True) else ""
+            found[each.__name__] = f"{taken.describe()}{beside}"
     return found

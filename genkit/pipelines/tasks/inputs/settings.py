@@ -10,7 +10,7 @@ from genkit.pipelines.text import as_texts
 from genkit.schema import Rule
 
 #: The settings that name files, in the order in which the first of them decides the size.
-GIVEN = ("image", "source_video", "keyframe", "last_image", "control", "mask")
+GIVEN = ("image", "source_video", "keyframe", "last_image", "control", "mask", "image_prompt")
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,18 @@ class GivenSettings(Settings):
         "for models that take several kinds (pose=, face=). Repeatable.", group="Given pictures and clips",
         parse=as_texts, stored=WHEN_GIVEN,
     )  # fmt: skip
+    controlnet: str | None = option(
+        None, "Folder of a ControlNet that reads --control, beside the model.", group="Given pictures and clips",
+        stored=WHEN_GIVEN,
+    )  # fmt: skip
+    image_prompt: tuple[str, ...] = option(
+        (), "Picture that says what is wanted, as a prompt does, by the adapter of --ip-adapter. Repeatable.",
+        group="Given pictures and clips", parse=as_texts, stored=WHEN_GIVEN,
+    )  # fmt: skip
+    ip_adapter: str | None = option(
+        None, "Image prompt adapter (IP-Adapter, .safetensors), with @0.6 for its strength.",
+        group="Given pictures and clips", stored=WHEN_GIVEN,
+    )  # fmt: skip
     mask: str | None = option(
         None, "Picture or clip that is white where something new is made.", group="Given pictures and clips",
         stored=WHEN_GIVEN,
@@ -53,6 +65,10 @@ class GivenSettings(Settings):
         super().check()
         if self.strength is not None and not any(getattr(self, name) for name in GIVEN):
             raise UsageError("--strength says how far what is given is changed; give --image or --source-video")
+        if self.controlnet is not None and not self.control:
+            raise UsageError("--controlnet needs --control FILE, what it reads")
+        if (self.ip_adapter is None) != (not self.image_prompt):
+            raise UsageError("--image-prompt and --ip-adapter go together: the adapter reads the picture")
         if getattr(self, "upscale", 1) > 1 and given_flags(self):
             raise UsageError(
                 f"--upscale with {given_flags(self)[0]}: the second pass denoises from text alone and would not know "

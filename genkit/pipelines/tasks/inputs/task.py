@@ -17,19 +17,21 @@ def resolve(settings: GenerateSettings):
     from genkit.pipelines.resolve import Draft
     from genkit.pipelines.tasks.inputs.arguments import arguments_of
     from genkit.pipelines.tasks.inputs.files import find, full_places
+    from genkit.pipelines.tasks.inputs.parts import check_added, find_added
     from genkit.pipelines.tasks.inputs.plan import SIZES, plan
     from genkit.pipelines.tasks.inputs.serving import check_complete, other_class, served
 
-    files = find(settings)
+    files, added = find(settings), find_added(settings)
     draft = Draft(settings, model=lambda model: served(model, settings))
     check_complete(draft.model, settings)
+    check_added(added, draft.model)
     draft.notes += other_class(draft.model)
     draft.fill(own=SIZES)
     planned = plan(files, draft)
     inputs = arguments_of(planned, draft)
     return draft.close(
-        steps=planned.steps, frames=planned.frames, inputs=inputs, fingerprints=files.fingerprints(),
-        **full_places(files),
+        steps=planned.steps, frames=planned.frames, inputs=inputs, added=added,
+        fingerprints=files.fingerprints() | added.fingerprints(), **full_places(files), **added.places(),
     )  # fmt: skip
 
 
