@@ -40,8 +40,7 @@ def load(
         dtype: torch dtype or its name. Default: float32 on the CPU, bfloat16 on a GPU that supports it, else float16.
         device: where to run. Default: the first GPU, else the CPU.
         offload: ``"model"`` keeps whole parts, ``"sequential"`` single layers in main memory until needed: less GPU
-        memory,
-            slower. Needs a GPU.
+            memory, slower; ``"group"`` single layers too, which are fetched while others compute. Needs a GPU.
         vae_tiling: decode in tiles: less memory, slower, faint seams possible.
         vae_slicing: decode one video of a batch at a time.
         quantization: a ``diffusers.PipelineQuantizationConfig``: parts that are read in fewer bits.
@@ -77,6 +76,8 @@ def load(
         _enable_vae(pipeline, "enable_slicing", "--vae-slicing")
     if offload == "model":
         pipeline.enable_model_cpu_offload(device=where)
+    elif offload == "group":
+        pipeline.enable_group_offload(onload_device=where, offload_type="leaf_level", use_stream=where.type == "cuda")
     elif offload == "sequential":
         pipeline.enable_sequential_cpu_offload(device=where)
     else:

@@ -25,6 +25,7 @@ from genkit.pipelines.load import fetch, resolve_device, resolve_dtype
 from genkit.pipelines.model import Model
 from genkit.pipelines.outputs import check_format
 from genkit.pipelines.prompts import Prompts, read_prompts, tokenizers_of
+from genkit.pipelines.quantise import check_quantise
 from genkit.pipelines.recipes import recipe_place
 from genkit.pipelines.request import Settings, flag
 from genkit.pipelines.schedulers import Sampler, find_sampler
@@ -191,7 +192,9 @@ class Draft:
         self.few = None
 
     def _check_parts(self, given: LoadSettings) -> None:
-        """Refuse what the model's classes do not have."""
+        """Refuse what the model's classes or this machine do not have."""
+        if given.quantize is not None:
+            check_quantise(given.quantize, self.device, bool(self.loras or self.mixing is not None))
         if given.vae_tiling:
             self.model.check_vae("enable_tiling", "--vae-tiling")
         if given.vae_slicing:

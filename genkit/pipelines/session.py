@@ -20,6 +20,7 @@ from genkit.pipelines.cleaning import as_they_are
 from genkit.pipelines.following import DECODE, STEP, Latents, Progress, Stop, stoppable
 from genkit.pipelines.guidance import argument_names
 from genkit.pipelines.load import load
+from genkit.pipelines.quantise import reading, store_in_eight
 from genkit.pipelines.record import build_record, made_with
 from genkit.pipelines.request import Settings, flag
 from genkit.pipelines.resolve import Request, resolve
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 VARIES = ("prompt", "negative_prompt", "seed", "num_videos", "truncate_prompt", "output")
 #: Settings that decide what is loaded, beside model, device and dtype.
 LOADED = (
-    "offload", "vae_tiling", "vae_slicing", "lora", "lora_router", "lora_mask", "lora_layers", "lora_steps",
+    "offload", "quantize", "vae_tiling", "vae_slicing", "lora", "lora_router", "lora_mask", "lora_layers", "lora_steps",
     "lora_partial", "flow_shift", "scheduler", "controlnet", "ip_adapter", "fast", "steps",
 )  # fmt: skip
 
@@ -160,13 +161,16 @@ class Session:
         if self.pipeline is not None:
             return
         request, model, given = self.request, self.request.model, self.request.settings
-        options = {}
+        options: dict[str, Any] = {}
         if isinstance(given, LoadSettings):
             options = {name: getattr(given, name) for name in ("offload", "vae_tiling", "vae_slicing")}
         options["pipeline_class"] = model.pipeline_class
         if request.added is not None:
             options["parts"] = request.added.parts(request.dtype)
+        fewer = getattr(given, "quantize", None)
+        options["quantization"] = reading(fewer, model, request.dtype)
         pipeline = load(model.folder, request.dtype, request.device, **options)
+        store_in_eight(pipeline, fewer, model, request.dtype)
         partial = isinstance(given, LoadSettings) and given.lora_partial
         self.warnings += apply_loras(pipeline, request.loras, partial, request.take_matches(), request.shares)
         if request.added is not None:

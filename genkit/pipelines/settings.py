@@ -20,7 +20,8 @@ from genkit.schema import Rule
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "half": "float16"}
 DTYPE_CHOICES = ("auto", "float32", "bfloat16", "float16")
-OFFLOADS = ("none", "model", "sequential")
+OFFLOADS = ("none", "model", "sequential", "group")
+QUANTISED = ("nf4", "int8", "fp8")
 NONE = "none"
 #: Value of ``attention``: as the LoRA file says it was trained.
 AUTO = "auto"
@@ -236,8 +237,12 @@ class LoadSettings(Settings):
     )  # fmt: skip
     device: str = option("auto", "auto, cpu, cuda, cuda:1, mps, ...", group="Model")
     offload: str = option(
-        "none", "none, model or sequential: keep parts in main memory until needed.", group="Model",
+        "none", "none, model, group or sequential: keep parts in main memory until needed.", group="Model",
         rule=Rule(choices=OFFLOADS),
+    )  # fmt: skip
+    quantize: str | None = option(
+        None, "Keep the denoiser's weights in fewer bits: fp8 (anywhere), nf4 or int8 (bitsandbytes, NVIDIA GPU).",
+        group="Model", rule=Rule(choices=QUANTISED), stored=WHEN_GIVEN,
     )  # fmt: skip
     vae_tiling: bool = option(False, "Decode in tiles: less memory, slower, faint seams possible.", group="Model")
     vae_slicing: bool = option(False, "Decode one video of a batch at a time.", group="Model")

@@ -121,7 +121,7 @@ def check_added(added: Added, model: Model) -> None:
         UsageError: a ControlNet of another family. UnsupportedError: an adapter without an encoder of pictures.
     """
     if added.kind is not None and added.controlnet is not None:
-        wanted = str(inspect.signature(model.pipeline_class.__init__).parameters[CONTROLNET].annotation)
+        wanted = str(inspect.signature(model.pipeline_class).parameters[CONTROLNET].annotation)
         if added.kind.__name__ not in wanted:
             raise UsageError(f"--controlnet: {model.class_name} takes no {added.kind.__name__}, which the folder holds")
         width = read_part_config(added.controlnet.parent, added.controlnet.name).get("cross_attention_dim")
