@@ -294,3 +294,11 @@ def test_public_names():
         genkit.nothing  # noqa: B018
     with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
         genkit.Nothing  # noqa: B018
+
+
+def test_names_of_test_files_are_unique():
+    """Pytest imports test files by their name alone: the second of two stops the collection of the whole suite."""
+    seen: dict[str, Path] = {}
+    for path in sorted(Path(__file__).parent.rglob("test_*.py")):
+        assert path.name not in seen, f"{path} and {seen[path.name]} have one name; rename one"
+        seen[path.name] = path

@@ -1,175 +1,20 @@
-"""Cross-modal context attention on plain tensors: windows, routes, context tokens, guidance, gradients."""
+"""Cross-modal context attention on plain tensors: context tokens, routes, gradients."""
 
 from __future__ import annotations
 
-import itertools
-
 import pytest
 import torch
+from cross_modal_helpers import WIDE, audio_layout, draw, installed, ltx, site, uniform, video_layout, visible
 
 from genkit.attention.cache import PatchCache
-from genkit.attention.cross_modal_context import CrossModalContext, context_part, windows
+from genkit.attention.cross_modal_context import CrossModalContext, context_part
 from genkit.attention.cross_modal_context.route import (
-    PROBABILITIES,
-    TASKS,
     ContextRoute,
-    context_guidance,
-    draw_tasks,
-    joint_guidance,
-    rescaled,
-    stop_gradient,
 )
-from genkit.attention.site import Place, Site
+from genkit.attention.site import Site
 from genkit.attention.weights import PatchWeights
 from genkit.errors import UsageError
 from genkit.layout import Segment, TokenLayout
-
-WIDE = {"dtype": torch.float64}
-
-
-def draw(*shape, seed=0, dtype=torch.float64):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
-
-
-def video_layout(spans, height=1, width=1, extra=()):
-    """Frames with (start, end), and appended tokens with their own."""
-    grid = (len(spans), height, width)
-    tokens = [span for span in spans for _ in range(height * width)] + list(extra)
-    segments = (Segment("grid", len(tokens) - len(extra)), Segment("keyframe", len(extra)))
-    return TokenLayout(grid, segments if extra else segments[:1], intervals=tuple(tokens))
-
-
-def audio_layout(spans):
-    return TokenLayout((0, 0, 0), (Segment("audio", len(spans)),), intervals=tuple(spans))
-
-
-def ltx(frames=16, audio=126, fps=24, height=1, width=1):
-    """The clocks of LTX-2: a short first frame, a short first audio token."""
-    video = [(0, 1 / fps)] + [((8 * i - 7) / fps, (8 * i + 1) / fps) for i in range(1, frames)]
-    sound = [(0, 0.01)] + [(0.04 * j - 0.03, 0.04 * j + 0.01) for j in range(1, audio)]
-    return video_layout(video, height, width), audio_layout(sound)
-
-
-def uniform(frames, audio, height=1, width=1):
-    video = [(i / frames, (i + 1) / frames) for i in range(frames)]
-    return video_layout(video, height, width), audio_layout([(j / audio, (j + 1) / audio) for j in range(audio)])
-
-
-def visible(rule):
-    rows, columns = torch.arange(rule.n_q), torch.arange(rule.n_k)
-    return rule.tile(rows[None], columns[None])[0]
-
-
-def ranges(rule):
-    """Windows as half-open ranges; fails where a row is not one range."""
-    found = []
-    for row in visible(rule):
-        at = row.nonzero().flatten()
-        assert len(at) == at[-1] - at[0] + 1
-        found.append((int(at[0]), int(at[-1]) + 1))
-    return found
-
-
-def site(role, video, audio, heads=2):
-    pair = (video, audio) if role == "audio_to_video" else (audio, video)
-    return Site("x", 0, 1, role, heads, *pair)
-
-
-class Module(torch.nn.Module):
-    def __init__(self, source=6, width=8):
-        super().__init__()
-        torch.manual_seed(0)
-        self.to_k, self.to_v = (torch.nn.Linear(source, width, **WIDE) for _ in range(2))
-        self.norm_k = torch.nn.RMSNorm(width, **WIDE)
-
-    def forward(self, hidden_states, encoder_hidden_states):
-        return self.to_k(encoder_hidden_states).sum() + self.to_v(encoder_hidden_states).square().sum()
-
-
-def installed(method, where):
-    cache = PatchCache()
-    module = Module()
-    hooks = list(method.install(Place(where.name, where.role, 0, 1, where.heads, module), cache))
-    return cache, module, hooks
-
-
-def test_windows_by_index_of_five_frames_and_forty_sounds():
-    video, audio = uniform(5, 40)
-    rule = windows.audio_of_frames_by_index(video, audio, 3)
-    assert ranges(rule) == [(0, 16), (0, 24), (8, 32), (16, 40), (24, 40)]
-
-
-@pytest.mark.parametrize(("c", "w"), itertools.product((5, 7, 8), (1, 3, 5)))
-def test_time_and_index_form_agree_on_uniform_clocks(c, w):
-    """All nine cases of the card, where every window edge touches an interval's edge."""
-    video, audio = uniform(16, 16 * c)
-    by_time = visible(windows.audio_of_frames(video, audio, w))
-    assert torch.equal(by_time, visible(windows.audio_of_frames_by_index(video, audio, w)))
-    back = visible(windows.frames_of_audio(audio, video, 1))
-    assert torch.equal(back, visible(windows.frames_of_audio_by_index(audio, video, 1)))
-
-
-def test_windows_and_densities_of_ltx2s_clocks():
-    video, audio = ltx()
-    found = ranges(windows.audio_of_frames(video, audio, 3))
-    assert [found[frame] for frame in (0, 1, 2, 15)] == [(0, 11), (0, 19), (1, 27), (110, 126)]
-    table = visible(windows.audio_of_frames(video, audio, 3))
-    assert table.any(0).all() and round(table.float().mean().item(), 5) == 0.18998
-    narrow = ranges(windows.audio_of_frames(video, audio, 1))
-    assert narrow[:3] == [(0, 2), (1, 11), (10, 19)] and narrow[-1] == (118, 126)
-    assert round(visible(windows.audio_of_frames(video, audio, 1)).float().mean().item(), 5) == 0.06994
-    index = visible(windows.audio_of_frames_by_index(video, audio, 3))
-    assert not index[:, -7:].any() and round(index.float().mean().item(), 3) == 0.163
-    assert not visible(windows.audio_of_frames_by_index(video, audio, 1))[:, -14:].any()
-
-
-def test_every_audio_token_sees_the_frame_it_falls_in():
-    video, audio = ltx(height=2, width=3)
-    table = visible(windows.frames_of_audio(audio, video, 1))
-    assert (table.sum(1) == 6).all()
-    for token, (start, end) in enumerate(audio.intervals):
-        seen = {video.intervals[i] for i in table[token].nonzero().flatten().tolist()}
-        ((begin, stop),) = seen
-        middle = (start + end) / 2
-        assert begin <= middle < stop or (begin, stop) == video.intervals[-1]
-    wrong = visible(windows.frames_of_audio_by_index(audio, video, 1)) != table
-    assert int(wrong.any(1).sum()) == 52  # what counting gets wrong here
-    wide = visible(windows.frames_of_audio(audio, video, 3)).sum(1)
-    assert wide.max() == 18 and wide.min() >= 12
-
-
-def on_borders(frames):
-    """As many audio tokens as frames, whose middles are where frames begin."""
-    video, _ = uniform(frames, frames)
-    return video, audio_layout([((i - 0.5) / frames, (i + 0.5) / frames) for i in range(frames)])
-
-
-@pytest.mark.parametrize("frames", [1, 3, 5])
-@pytest.mark.parametrize("clocks", [on_borders(27), on_borders(10), uniform(9, 27), ltx(9, 27, 25), ltx(9, 40, 12.5)])
-def test_an_audio_token_sees_its_own_frame_and_as_many_neighbours_as_asked(clocks, frames):
-    """Also where its middle lies on the border of two frames, and at both ends of the clip."""
-    video, audio = clocks
-    table = visible(windows.frames_of_audio(audio, video, frames))
-    starts = [start for start, _ in video.intervals]
-    reach = (frames - 1) // 2
-    for token, (start, end) in enumerate(audio.intervals):
-        own = max(frame for frame, begin in enumerate(starts) if begin <= (start + end) / 2)
-        wanted = range(max(own - reach, 0), min(own + reach, len(starts) - 1) + 1)
-        assert table[token].nonzero().flatten().tolist() == list(wanted)
-
-
-def test_windows_are_never_empty_and_appended_tokens_go_by_time():
-    spans = [(0.0, 0.1), (0.1, 0.2), (0.2, 0.3)]
-    video = video_layout(spans, 1, 2, extra=[(0.12, 0.13), (9.0, 9.1)])
-    audio = audio_layout([(0.0, 0.1), (0.1, 0.2), (0.2, 0.3), (0.3, 0.4), (0.4, 0.5)])
-    heard = visible(windows.audio_of_frames(video, audio, 1))
-    assert heard[6].tolist() == heard[2].tolist() == [False, True, False, False, False]
-    assert heard[7].tolist() == [False, False, False, False, True]  # far behind the end: the nearest
-    seen = visible(windows.frames_of_audio(audio, video, 1))
-    assert seen[1].nonzero().flatten().tolist() == [2, 3]
-    assert seen[4].nonzero().flatten().tolist() == [4, 5]
-    middle = audio_layout([(0.12, 0.13)])
-    assert visible(windows.frames_of_audio(middle, video, 1))[0].nonzero().flatten().tolist() == [2, 3, 6]
 
 
 def test_merging_partner_and_context_is_one_softmax_over_both():
@@ -230,113 +75,6 @@ def test_soft_form_adds_the_squared_distance():
     logits = torch.einsum("bqhd,bkhd->bhqk", q, k) / 2 - apart**2 / (2 * 0.2**2)
     expected = torch.einsum("bhqk,bkhd->bqhd", logits.softmax(-1), v)
     torch.testing.assert_close(method.attend(q, k, v, where, PatchCache()), expected, atol=1e-5, rtol=1e-5)
-
-
-def test_rows_that_read_context_alone_ignore_the_partner_exactly():
-    video, audio = ltx(3, 10)
-    where, method = site("video_to_audio", video, audio), CrossModalContext(tokens=2)
-    cache, _, _ = installed(method, where)
-    with torch.no_grad():
-        PatchWeights.of(cache).at(method.name, "x").values.copy_(draw(2, 2, 4, seed=9))
-    route = ContextRoute.of(cache)
-    route.set(["a2v", "v2a"])
-    route.freeze(False, {})
-    q, k, v = draw(4, 10, 2, 4), draw(4, 3, 2, 4, seed=1), draw(4, 3, 2, 4, seed=2)
-    leaf = v.clone().requires_grad_()
-    first = method.attend(q, k, leaf, where, cache)
-    other = method.attend(q, 3 * k, v + 1, where, cache)
-    assert torch.equal(first[0::2], other[0::2]) and not torch.equal(first[1::2], other[1::2])
-    first.sum().backward()
-    assert not leaf.grad[0::2].any() and leaf.grad[1::2].any()
-    route.set("context")
-    route.freeze(False, {})
-    assert torch.equal(method.attend(q, k, v, where, cache)[0], first[0])
-
-
-def test_guidance_is_linear_and_off_at_scale_one():
-    full, text, alone, nothing = (draw(2, 3, 4, seed=seed) for seed in range(4))
-    assert torch.equal(context_guidance(full, text, alone, 4.0, 1.0), full + 3 * (full - text))
-    steps = [context_guidance(full, text, alone, 4.0, scale) for scale in (1.0, 2.0, 3.0)]
-    torch.testing.assert_close(steps[2] - steps[1], steps[1] - steps[0])
-    # negative prompt = positive prompt: x_txt0 = x_c and x_j0 = x_ctx0
-    for text_scale in (1.0, 7.0):
-        torch.testing.assert_close(
-            joint_guidance(full, alone, 3.0), context_guidance(full, full, alone, text_scale, 3.0)
-        )
-    assert not torch.allclose(joint_guidance(full, nothing, 3.0), context_guidance(full, text, alone, 3.0, 3.0))
-    back = rescaled(5 * full, full, 1.0)
-    torch.testing.assert_close(back.std((1, 2)), full.std((1, 2)))
-    assert torch.equal(rescaled(steps[0], full, 0.0), steps[0])
-
-
-def test_stopped_gradients_are_exactly_zero():
-    x = draw(3, 4, 2).requires_grad_()
-    y = stop_gradient(x, (True, False, True))
-    assert torch.equal(y, x)
-    y.sum().backward()
-    assert not x.grad[0].any() and not x.grad[2].any() and x.grad[1].eq(1).all()
-    video, audio = ltx(3, 10)
-    where = site("audio_to_video", video, audio)
-    cache, module, hooks = installed(CrossModalContext(tokens=2), where)
-    route = ContextRoute.of(cache)
-    route.set(["a2v", "t2av"])
-    route.freeze(False, {})
-    source = draw(2, 10, 6, seed=3).requires_grad_()
-    module(None, encoder_hidden_states=source).backward()
-    assert not source.grad[0].any() and source.grad[1].any() and module.to_k.weight.grad.any()
-    for hook in hooks:
-        hook.remove()
-    assert not module._forward_pre_hooks and not module._forward_pre_hooks_with_kwargs
-
-
-@pytest.mark.parametrize(
-    ("task", "to_video", "to_audio", "detach", "noise", "loss"),
-    [
-        ("t2av", "both", "both", (False, False), (True, True), (True, True)),
-        ("i2av", "both", "both", (False, False), (True, True), (True, True)),
-        ("t2v", "context", "context", (False, False), (True, False), (True, False)),
-        ("t2a", "context", "context", (False, False), (False, True), (False, True)),
-        ("a2v", "both", "context", (True, False), (True, False), (True, False)),
-        ("v2a", "context", "both", (False, True), (False, True), (False, True)),
-    ],
-)
-def test_every_task_reads_detaches_and_counts_what_its_row_says(task, to_video, to_audio, detach, noise, loss):
-    row = TASKS[task]
-    assert (row.to_video, row.to_audio, (row.detach_audio, row.detach_video)) == (to_video, to_audio, detach)
-    assert (row.noise, row.loss) == (noise, loss)
-    route = ContextRoute()
-    route.set([task, "t2av"])
-    route.freeze(False, {})
-    assert route.reads("audio_to_video", 4) == (to_video, "both") * 2
-    assert route.detached("video_to_audio", 2) == (detach[1], False)
-
-
-def test_streams_without_noise_pass_no_gradient():
-    route = ContextRoute()
-    route.freeze(False, {"audio": [True, False], "video": [False, False]})
-    assert route.detached("audio_to_video", 2) == (True, False) and route.detached("video_to_audio", 2) == (False,) * 2
-    route.freeze(True, {"audio": [True, False]})
-    assert route.reads("audio_to_video", 3) == ("context",) * 3
-    method, cache = CrossModalContext(), PatchCache()
-    method.observe({"timestep": torch.tensor([500, 500]), "audio_timestep": torch.tensor([[0, 0], [0, 7]])}, cache)
-    assert ContextRoute.of(cache).detached("audio_to_video", 2) == (True, False)
-    with torch.no_grad():
-        method.observe({"timestep": torch.tensor([0, 0])}, cache)
-    assert ContextRoute.of(cache).detached("audio_to_video", 2) == (False, False)
-
-
-def test_tasks_are_drawn_by_their_shares():
-    names = draw_tasks(4000, torch.Generator().manual_seed(0))
-    total = sum(PROBABILITIES.values())
-    assert total == pytest.approx(1.10)
-    for task, share in PROBABILITIES.items():
-        wanted = share / total * (0.9 if task == "t2av" else 1.0)
-        assert names.count(task) / 4000 == pytest.approx(wanted, abs=0.025)
-    assert names.count("context") / 4000 == pytest.approx(0.06 / total, abs=0.02)
-    assert draw_tasks(9, torch.Generator().manual_seed(1)) == draw_tasks(9, torch.Generator().manual_seed(1))
-    with pytest.raises(UsageError, match="task"):
-        draw_tasks(2, probabilities={"t2x": 1.0})
-    assert draw_tasks(3, torch.Generator().manual_seed(0), {"t2v": 0.0, "t2av": 1.0}, context=0.0) == ("t2av",) * 3
 
 
 def gradcheck_problem():
@@ -476,14 +214,6 @@ def test_what_it_does_not_fit():
         route.set(["t2v", "t2a"])
         route.freeze(False, {})
         route.rows(3)
-
-
-def test_layouts_with_intervals_know_their_times():
-    layout = audio_layout([(0.0, 0.5), (0.5, 1.5)])
-    assert layout.times == (0.25, 1.0) and layout == audio_layout([(0.0, 0.5), (0.5, 1.5)])
-    assert hash(layout) == hash(audio_layout([(0.0, 0.5), (0.5, 1.5)])) and "_hash" not in layout.__getstate__()
-    with pytest.raises(UsageError, match="intervals"):
-        TokenLayout((0, 0, 0), (Segment("audio", 3),), intervals=((0.0, 1.0),))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
