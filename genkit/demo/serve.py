@@ -126,6 +126,7 @@ def _launched(offer: Any, visitors: Any, desk: Any, address: Address, mcp: bool,
     from genkit.demo.page import Page
 
     blocks = Page(offer, visitors, desk).blocks
+    blocks.addresses = mcp
     blocks.launch(
         server_name=address.host, server_port=address.port or None, auth=address.auth, show_error=True, quiet=True,
         prevent_thread_lock=True, share=False, inbrowser=False, max_file_size=UPLOAD, theme=theme(), css=css(),

@@ -66,6 +66,23 @@ def test_what_gradio_cannot_read_is_one_line_of_the_log(server, client, capfd):
     assert lines[0].getMessage().startswith("refused: ") and capfd.readouterr().err.count("\n") <= 1
 
 
+def test_what_programs_send_wrongly_is_told_without_inner_workings(server, client):
+    def told(path, given):
+        return script.refused(client, script.Bad("", path, given))
+
+    assert told("/generate", {"keep_seed": "x"}) == "Keep: got 'x', allowed: true or false"
+    assert told("/inpaint", {"mask_invert": {"a": 1}}).startswith(
+        "Swap inside and outside: got {'a': 1}, allowed: true"
+    )
+    assert "pydantic" not in told("/edit", {"image": "a text"})
+    assert told("/generate", {"prompt": "red " * 99, "model": "toy-image"}).endswith(
+        "tokens, the model reads 77; shorten it"
+    )
+    for address in ("http://198.51.100.1/a.png", "https://example.invalid/a.png"):
+        image = {"path": address, "meta": {"_type": "gradio.FileData"}}
+        assert told("/edit", {"image": image}) == "Only files that you upload here are opened"
+
+
 def test_everybody_gets_their_own_picture(server, tiny_sd):
     found = script.load(server[0].local_url, clients=3, requests=6, steps=1, model=str(tiny_sd), side=32)
     assert found["rounds"][0]["answered"] == 6 and found["mixed up"] == []

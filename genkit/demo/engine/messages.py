@@ -18,6 +18,8 @@ _PLACE = re.compile(rf"/[^\s'\"]*{FOLDER}[^\s'\"]*/")
 _NAMED = re.compile(r"\b(mask|picture|clip|image) genkit-[0-9a-f]{16}\.\w+")
 _MADE = re.compile(r"genkit-[0-9a-f]{16}\.\w+")
 _FLAG = re.compile(r"--([a-z][a-z-]*)(?![\w-])")
+#: Advice that no form can follow.
+_NOT_HERE = re.compile(r", or add --truncate-prompt to drop the end")
 #: What the page calls settings by.
 LABELS = {
     "prompt": "Prompt", "negative-prompt": "What to avoid", "steps": "Steps", "guidance-scale": "Guidance",
@@ -40,7 +42,7 @@ def label(name: str) -> str:
 
 def for_visitor(text: str) -> str:
     """A message with the page's names for settings in place of flags, short enough for a box."""
-    text = _MADE.sub("the file", _NAMED.sub(r"\1", _PLACE.sub("", text)))
+    text = _MADE.sub("the file", _NAMED.sub(r"\1", _PLACE.sub("", _NOT_HERE.sub("", text))))
     plain = _FIELD.sub(lambda found: label(found[1]), escaped(text))
     plain = _FLAG.sub(lambda found: f"“{label(found[1])}”", plain)
     return shortened(plain[:1].upper() + plain[1:], LONGEST)

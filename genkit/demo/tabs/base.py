@@ -163,7 +163,10 @@ class Tab(ABC):
 
         def run(request: gr.Request, token: str | None, *values: Any) -> Iterator[dict[Any, Any]]:
             sent = zip(self.form.items(), values, strict=True)
-            given = {name: received(component, value, request) for (name, component), value in sent}
+            try:
+                given = {name: received(component, value, request) for (name, component), value in sent}
+            except GenkitError as error:
+                raise refusal(error) from None
             visitor = self.page.visitor_of(token, request)
             yield self._drawn(given) or {self.outputs["status"]: gr.skip()}
             try:

@@ -124,11 +124,12 @@ class Inpaint(Tab):
     def _look(self, request: gr.Request, token: str | None, *values: Any) -> Any:
         """The part that would be made anew, as the canvas, the file and the settings of the mask say."""
         visitor = self.page.visitor_of(token, request)
-        given = {name: received(self.form[name], value, request) for name, value in zip(_MASK, values, strict=True)}
         # Copies that the visitor does not need afterwards.
         with TemporaryDirectory(dir=visitor.folder) as folder:
             scratch = Visitor(visitor.token, Path(folder))
             try:
+                sent_values = zip(_MASK, values, strict=True)
+                given = {name: received(self.form[name], value, request) for name, value in sent_values}
                 image = self._picture(given, scratch)
                 picture = read(image, "Picture").pixels
                 height, width = picture.shape[:2]

@@ -11,6 +11,8 @@ from typing import Any
 
 import gradio as gr
 
+from genkit.errors import UsageError, explain
+
 
 def received(component: Any, value: Any, request: gr.Request) -> Any:
     """What a control of the form gives.
@@ -24,7 +26,12 @@ def received(component: Any, value: Any, request: gr.Request) -> Any:
         of pictures and clips the path of the upload or None; of several files the path and the name of each; of a
         canvas ``background`` (bytes, a path, or None) and ``layers`` (such, without None), or None when nothing was
         sent; of other controls the value.
+
+    Raises:
+        UsageError: a switch that is neither on nor off.
     """
+    if isinstance(component, gr.Checkbox) and not isinstance(value, bool | None):
+        raise UsageError(explain(str(component.label), value, "true or false"))
     if isinstance(component, gr.ImageEditor):
         return _painted(component, value, request)
     if isinstance(component, gr.File):
