@@ -25,6 +25,10 @@ USUAL: dict[str, tuple[str, ...]] = {
 }
 #: Arguments by which calls take the strength of a control.
 SCALES = ("controlnet_conditioning_scale", "adapter_conditioning_scale", "conditioning_scale")
+#: Clips that pipelines bring to sizes of their own.
+LOOKED = ("face_video",)
+#: Arguments that a given background goes with.
+REPLACES = {"mode": "replace"}
 #: Arguments that hold a clip; the others hold pictures.
 CLIPS = (
     "video", "control_video", "conditioning_frames", "mask_video", "pose_video", "face_video", "background_video"

@@ -24,7 +24,7 @@ from genkit.schema import open_keys, read
 #: Settings that name files by their full paths.
 FILES = (
     "lora", "lora_router", "lora_mask", "recipe", "reference", "audio", "video", "image", "mask", "style",
-    "last_image", "keyframe", "source_video", "control", "image_prompt", "ip_adapter", "controlnet",
+    "last_image", "keyframe", "source_video", "control", "image_prompt", "ip_adapter", "controlnet", "denoiser",
 )  # fmt: skip
 #: What stands before the path in settings that also name a frame or a kind: ``0=/home/me/first.png``.
 _NAME = re.compile(r"-?\w+=(?=[/~.\\]|\w:)")
@@ -126,7 +126,7 @@ def followed(record: Record, origin: str, written: Container[str]) -> tuple[dict
 
 def file_of(name: str, value: str) -> str:
     """The file in a setting's value, without the number of a frame or the kind of a control before it."""
-    return _NAME.sub("", value, count=1) if name in ("keyframe", "control") else value
+    return _NAME.sub("", value, count=1) if name in ("keyframe", "control", "denoiser") else value
 
 
 def _check_place(origin: str, name: str, value: str, allowed: bool) -> None:

@@ -31,6 +31,8 @@ from genkit.pipelines.request import Settings, flag
 from genkit.pipelines.schedulers import Sampler, find_sampler
 from genkit.pipelines.settings import AttentionSettings, DrawSettings, LoadSettings, SizeSettings
 from genkit.pipelines.shares import shares_of
+from genkit.pipelines.single_file import SingleFile, find_files
+from genkit.pipelines.single_file import fingerprints as digests
 from genkit.pipelines.task import Task, task_of
 from genkit.pipelines.trained_attention import from_loras, remarks, taught_by
 from genkit.pipelines.words import check_words
@@ -66,6 +68,7 @@ class Request:
         taught: words that LoRAs teach, in small letters: prompts may have them though no tokenizer knows them.
         few: what a LoRA for few steps asks of the run; None without one.
         sampler: that the user asks for; None for the model's own.
+        single: files in place of the denoisers' own weights.
         added: parts that the run adds to the model (:class:`genkit.pipelines.tasks.inputs.parts.Added`); None for none.
     """
 
@@ -90,6 +93,7 @@ class Request:
     few: FewSteps | None = None
     sampler: Sampler | None = None
     added: Any = None
+    single: tuple[SingleFile, ...] = ()
 
     def take_matches(self) -> list[Matched]:
         """The LoRA files as they were matched with the model: once, for the weights in them are not kept."""
@@ -129,6 +133,8 @@ class Draft:
 
     #: What a LoRA for few steps asks of the run.
     few: FewSteps | None = None
+    #: Files in place of the denoisers' own weights.
+    single: tuple[SingleFile, ...] = ()
 
     def __init__(self, given: Any, inputs: tuple[str, ...] = (), model: Callable[[Model], Model] | None = None):
         if given.prompt is None:
@@ -195,6 +201,7 @@ class Draft:
         """Refuse what the model's classes or this machine do not have."""
         if given.quantize is not None:
             check_quantise(given.quantize, self.device, bool(self.loras or self.mixing is not None))
+        self.single = find_files(given.denoiser, self.model, given.quantize)
         if given.vae_tiling:
             self.model.check_vae("enable_tiling", "--vae-tiling")
         if given.vae_slicing:
@@ -308,8 +315,8 @@ class Draft:
         prompts = read_words(tokenizers, settings, self.model, self.attention, self.taught)
         return Request(
             settings, self.task, self.model, self.device, self.dtype, prompts, self.attention, self.loras, inputs,
-            fingerprints or {}, steps, tuple(self.notes), tokenizers, self.matches, self.mixing, self.shares,
-            frames, frozenset(self.taught), self.few, self._sampler(), added,
+            (fingerprints or {}) | digests(self.single), steps, tuple(self.notes), tokenizers, self.matches,
+            self.mixing, self.shares, frames, frozenset(self.taught), self.few, self._sampler(), added, self.single,
         )  # fmt: skip
 
     def _sampler(self) -> Sampler | None:
@@ -344,6 +351,7 @@ class Draft:
             changes["seed"] = given.seed if given.seed is not None else secrets.randbelow(2**32)
         if isinstance(given, LoadSettings):
             changes["lora"] = tuple(map(str, self.named))
+            changes["denoiser"] = tuple(each.text for each in self.single)
             changes["lora_router"] = full_path(given.lora_router)
             changes["lora_mask"] = tuple(str(full_path(mask)) for mask in given.lora_mask)
             changes["device"], changes["dtype"] = str(self.device), str(self.dtype).removeprefix("torch.")

@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 VARIES = ("prompt", "negative_prompt", "seed", "num_videos", "truncate_prompt", "output")
 #: Settings that decide what is loaded, beside model, device and dtype.
 LOADED = (
-    "offload", "quantize", "vae_tiling", "vae_slicing", "lora", "lora_router", "lora_mask", "lora_layers", "lora_steps",
-    "lora_partial", "flow_shift", "scheduler", "controlnet", "ip_adapter", "fast", "steps",
+    "offload", "denoiser", "quantize", "vae_tiling", "vae_slicing", "lora", "lora_router", "lora_mask", "lora_layers",
+    "lora_steps", "lora_partial", "flow_shift", "scheduler", "controlnet", "ip_adapter", "fast", "steps",
 )  # fmt: skip
 
 
@@ -165,8 +165,8 @@ class Session:
         if isinstance(given, LoadSettings):
             options = {name: getattr(given, name) for name in ("offload", "vae_tiling", "vae_slicing")}
         options["pipeline_class"] = model.pipeline_class
-        if request.added is not None:
-            options["parts"] = request.added.parts(request.dtype)
+        parts = {each.part: each.load(model, request.dtype) for each in request.single}
+        options["parts"] = parts | ({} if request.added is None else request.added.parts(request.dtype))
         fewer = getattr(given, "quantize", None)
         options["quantization"] = reading(fewer, model, request.dtype)
         pipeline = load(model.folder, request.dtype, request.device, **options)

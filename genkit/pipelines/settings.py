@@ -240,6 +240,10 @@ class LoadSettings(Settings):
         "none", "none, model, group or sequential: keep parts in main memory until needed.", group="Model",
         rule=Rule(choices=OFFLOADS),
     )  # fmt: skip
+    denoiser: tuple[str, ...] = option(
+        (), "Denoiser's weights in one file (.safetensors, .gguf, names of ComfyUI too), in place of the model's own; "
+        "PART=FILE for one of several. Repeatable.", group="Model", parse=as_texts, stored=WHEN_GIVEN,
+    )  # fmt: skip
     quantize: str | None = option(
         None, "Keep the denoiser's weights in fewer bits: fp8 (anywhere), nf4 or int8 (bitsandbytes, NVIDIA GPU).",
         group="Model", rule=Rule(choices=QUANTISED), stored=WHEN_GIVEN,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from genkit.errors import UsageError, explain
-from genkit.families.inputs import CLIPS, SCALES
+from genkit.families.inputs import CLIPS, LOOKED, REPLACES, SCALES
 from genkit.media.canvas import THRESHOLD, read_mask
 from genkit.pipelines.kinds import IMAGE
 from genkit.pipelines.request import flag
@@ -61,6 +61,9 @@ class Arguments:
             self.values[AREA] = self.draft.settings.height * self.draft.settings.width
         if "strength" in taken.arguments and self.draft.settings.strength is not None:
             self.values[taken.arguments["strength"][0]] = self.draft.settings.strength
+        for name, value in REPLACES.items():
+            if "background_video" in self.values and name in self.model.accepted:
+                self.values[name] = value
         return self.values
 
     def _add(self, kind: str) -> None:
@@ -92,7 +95,10 @@ class Arguments:
                     f"{flag(each.setting)}: {self.model.class_name} takes several kinds; write "
                     f"{' and '.join(f'{name}=FILE' for name in short)}"
                 )
-            self.values[short[each.name]] = as_pictures(self.clip(each))
+            # A face is looked at, at a size of the pipeline's own; the others lie under what is made.
+            looks = short[each.name] in LOOKED
+            frames = self._frames(each) if looks else self.clip(each)
+            self.values[short[each.name]] = as_pictures(frames)
         missing = [name for name in short if short[name] not in self.values]
         if missing:
             raise UsageError(f"{flag(files[0].setting)} {missing[0]}=FILE is missing: {self.model.class_name} needs it")
@@ -129,7 +135,10 @@ class Arguments:
         """The frames of a clip, uint8 (T, H, W, 3), as many as the run has, at its size."""
         if not each.moving:
             raise UsageError(f"{_said(each)} is a picture; {self.model.class_name} takes a clip")
-        return self._fitted(each.clip(self.plan.fps, most or self.plan.frames or each.count), each)
+        return self._fitted(self._frames(each, most), each)
+
+    def _frames(self, each: GivenFile, most: int | None = None) -> np.ndarray:
+        return each.clip(self.plan.fps, most or self.plan.frames or each.count)
 
     def _fitted(self, frames: np.ndarray, each: GivenFile) -> np.ndarray:
         if self.plan.size is None:

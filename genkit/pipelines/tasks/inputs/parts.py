@@ -44,7 +44,7 @@ class Added:
             return {}
         try:
             found = self.kind.from_pretrained(
-                str(self.controlnet), torch_dtype=dtype, use_safetensors=True, local_files_only=True
+                str(self.controlnet), dtype=dtype, use_safetensors=True, local_files_only=True
             )
         except (OSError, ValueError, RuntimeError, TypeError) as error:
             said = (str(error).strip().splitlines() or [type(error).__name__])[0]
