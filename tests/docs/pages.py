@@ -14,6 +14,7 @@ PARSED_ONLY = re.compile(r"<!-- parsed only: (.+?) -->")
 def pages() -> list[Path]:
     """Every page a reader may open."""
     found = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("genkit/models/*/README.md")]
+    found += ROOT.glob("integrations/*/README.md")
     return sorted([*found, *ROOT.glob("examples/*.md"), *ROOT.glob("benchmarks/**/*.md")])
 
 
