@@ -8,6 +8,7 @@ from typing import Any
 from genkit.families.base import MAIN, TEXT, Family, SiteRule, Streams, Untold, grid_with, shape
 from genkit.families.facts import PipelineFacts
 from genkit.families.grids import given, grid_of_ids, latent_grid
+from genkit.families.inputs import Inputs
 from genkit.families.sizes import packed_image, packed_image_token
 
 _GRID = latent_grid("OmniGen", "BCHW")
@@ -30,7 +31,12 @@ OMNIGEN = Family(
     grid="hidden_states (B, C, H, W) divided by patch_size, at the end of the sequence",
     text="first",
     video=False,
-    facts=PipelineFacts(pattern="OmniGen.*", sizes=packed_image, token=packed_image_token),
+    facts=PipelineFacts(
+        pattern="OmniGen.*",
+        sizes=packed_image,
+        token=packed_image_token,
+        inputs={"OmniGenPipeline": Inputs(looks=True, several=True)},
+    ),
     notes="Given pictures are among the text. Text reads only what came before it, the image everything; a method "
     "serves the image's queries. All branches are computed in one call. No attention processors can be set, so use "
     "genkit.patch.",

@@ -114,7 +114,12 @@ QWEN_IMAGE_21 = Family(
     text="first",
     video=False,
     branches=("cond", "uncond"),
-    facts=PipelineFacts(pattern="QwenImage21.*", sizes=_later_sizes, token=_later_token),
+    facts=PipelineFacts(
+        pattern="QwenImage21.*",
+        sizes=_later_sizes,
+        token=_later_token,
+        inputs={"QwenImage21Pipeline": Inputs(looks=True, several=True)},
+    ),
     notes="The image asks everything before it, from a cache after the first step. Attention of text and given "
     "pictures among themselves stays the model's own, and so does all of it with the model's flex processor.",
 )

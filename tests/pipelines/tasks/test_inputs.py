@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -359,3 +360,43 @@ def test_a_picture_as_a_prompt(media, beside, tiny_sd, capsys):
     assert main(["generate", "a", "--model", str(tiny_sd), *given, "--dry-run"]) == 1
     assert "has an image_encoder, which reads the picture" in capsys.readouterr().err
     assert main(["generate", "a", "--model", "seeing", "--image-prompt", "a.png"]) == 2
+
+
+@pytest.fixture
+def as_class(folders, tmp_path):
+    """A folder under another class: what is given is read and laid out without the class's own parts."""
+
+    def made(name, kind):
+        folder = shutil.copytree(folders(name), tmp_path / kind)
+        index = json.loads((folder / "model_index.json").read_text())
+        (folder / "model_index.json").write_text(json.dumps({**index, "_class_name": kind}))
+        return str(folder)
+
+    return made
+
+
+def test_animate_takes_clips_by_name(as_class, media):
+    write_media("face.webp", np.random.default_rng(1).integers(0, 256, (5, 24, 24, 3), np.uint8), 16)
+    model = as_class("i2v", "WanAnimatePipeline")
+    given = {"prompt": "a", "model": model, "image": ("a.png",), "seed": 1, **SMALL}
+    settings = GenerateSettings(**given, control=("pose=clip.webp", "face=face.webp"))
+    made = resolve(settings).inputs
+    assert [len(made[name]) for name in ("pose_video", "face_video")] == [5, 5] and "mode" not in made
+    assert made["pose_video"][0].size == (32, 32) and made["face_video"][0].size == (24, 24)  # as it is
+    replaced = resolve(settings.replace(source_video="clip.webp", mask="mask.png")).inputs
+    assert replaced["mode"] == "replace" and len(replaced["background_video"]) == len(replaced["mask_video"]) == 5
+    with pytest.raises(UsageError, match="write pose=FILE and face=FILE"):
+        resolve(settings.replace(control=("clip.webp",)))
+    with pytest.raises(UsageError, match="face=FILE is missing"):
+        resolve(settings.replace(control=("pose=clip.webp",)))
+    with pytest.raises(UsageError, match="WanAnimatePipeline needs --control too"):
+        resolve(settings.replace(control=()))
+
+
+def test_several_pictures_where_the_model_looks_at_several(as_class, media):
+    given = {"prompt": "a", "image": ("a.png", "b.png"), "seed": 1}
+    for kind in ("QwenImageEditPlusPipeline", "QwenImage21Pipeline", "Flux2Pipeline"):
+        found = resolve(GenerateSettings(**given, model=as_class("kontext", kind)))
+        assert [each.size for each in found.inputs["image"]] == [(32, 32)] * 2
+    with pytest.raises(UsageError, match="got 2 pictures, QwenImageEditPipeline takes one"):
+        resolve(GenerateSettings(**given, model=as_class("kontext", "QwenImageEditPipeline")))
