@@ -143,3 +143,11 @@ def test_a_session_keeps_no_more_components_after_many_runs():
     asyncio.run(runs())
     assert len(state.blocks_config.blocks) == begun
     assert len(state.config_values) <= begun and state[box._id].elem_id == box.elem_id
+
+
+def test_a_result_that_becomes_the_input_brings_the_words_that_are_changed(page, tmp_path):
+    """The change of the picture before stayed in the form: a circle of the example for a picture without one."""
+    edit = next(tab for tab in page.tabs if tab.name == "edit")
+    changes = edit.take_in(tmp_path / "a.png", {"prompt": "a green cross", "model": "toy-image"})
+    assert changes[edit.form["source_prompt"]] == changes[edit.form["prompt"]] == "a green cross"
+    assert edit.form["prompt"] not in edit.take_in(tmp_path / "a.png", {"prompt": ""})

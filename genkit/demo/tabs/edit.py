@@ -138,11 +138,14 @@ class Edit(Tab):
         return self.several(EditSettings, values, given)
 
     def take_in(self, path: Path, settings: Mapping[str, Any]) -> dict[Any, Any]:
-        """Changes of the form that make a result its input: the file, what it shows, and a model for its kind."""
+        """Changes of the form that make a result its input: the file, what it shows, which is where its change begins,
+        and a model for its kind."""
         form, moving = self.form, path.suffix != ".png"
         shown = {form["clip" if moving else "image"]: gr.update(value=str(path), visible=True)}
         hidden = {form["image" if moving else "clip"]: gr.update(visible=False)}
         changes = {**shown, **hidden, form["source_prompt"]: settings.get("prompt")}
+        if settings.get("prompt"):
+            changes[form["prompt"]] = settings["prompt"]  # not what was said about the picture before
         kinds = ("video",) if moving else ("image",)
         if settings.get("model") in self.page.offer.models_of(*kinds):
             changes[form["model"]] = settings["model"]
