@@ -18,6 +18,7 @@ BENCHMARKS = {
     "toy_context": "benchmarks.toy_context",
     "few_steps": "benchmarks.few_steps",
     "first_prompts": "benchmarks.first_prompts",
+    "seam": "benchmarks.seam",
     "swap_gaps": "benchmarks.swap_gaps",
     "same_outputs": "benchmarks.same_outputs",
     "methods_cpu": "benchmarks.methods_cpu",

@@ -59,6 +59,14 @@ class Site:
     key_mask: torch.Tensor | None = dataclasses.field(default=None, compare=False)
     finest: tuple[int, int, int] | None = None
 
+    def at(self, step: int | None, steps: int | None, branch: str | None, key_mask: torch.Tensor | None = None) -> Site:
+        """The same site at another moment. As ``dataclasses.replace``, in a tenth of its time: every call needs one."""
+        other = object.__new__(type(self))
+        fields = other.__dict__
+        fields.update(self.__dict__)
+        fields["step"], fields["steps"], fields["branch"], fields["key_mask"] = step, steps, branch, key_mask
+        return other
+
     @classmethod
     def of_layout(cls, layout: TokenLayout, role: str | None = None, heads: int = 1, **more: Any) -> Site:
         """A site outside any model, for tools and tests: role ``joint`` when the layout has text, else ``self``."""

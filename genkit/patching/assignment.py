@@ -2,15 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable
+
 import torch
 
 from genkit.attention.cache import PatchCache
 from genkit.attention.method import Method
 from genkit.attention.site import Site
+from genkit.families.base import Streams
+from genkit.patching.call_layouts import CallLayouts
 from genkit.patching.counts import Counts
 from genkit.patching.interception import Call
 from genkit.patching.schedule import Schedule, resolve
 from genkit.patching.step_tracker import Moment
+
+
+class Kind:
+    """What is known of all calls of one kind: as many queries, keys and heads, in the same token streams.
+
+    Args:
+        layouts: of the queries and keys.
+        site: where they are made, without moment and mask.
+        grid_rows: see :attr:`CallLayouts.grid_rows`.
+        mask_key: which calls share one mask with these.
+    """
+
+    __slots__ = ("layouts", "site", "grid_rows", "mask_key", "reasons")
+
+    def __init__(self, layouts: CallLayouts, site: Site, mask_key: Hashable):
+        self.layouts, self.site, self.mask_key = layouts, site, mask_key
+        self.grid_rows = layouts.grid_rows
+        self.reasons: dict[bool, str | None] = {}  # whether keys are hidden -> the method's refusal
 
 
 class Assignment:
@@ -32,6 +54,23 @@ class Assignment:
         self.counts = Counts()
         self._steps: frozenset[int] | None = None
         self._total: int | None = None
+        self._kinds: dict[Hashable, Kind | str] = {}
+        self._kinds_of: Streams | None = None
+
+    def kind(self, streams: Streams, key: Hashable, find: Callable[[], Kind | str]) -> Kind | str:
+        """What is known of a kind of call, or why it cannot be served; found out once while streams are the same.
+
+        Args:
+            streams: the model's token streams; another object tells of other streams.
+            key: the kind.
+            find: finds it out.
+        """
+        if self._kinds_of is not streams or len(self._kinds) > 64:  # prompts of ever other lengths
+            self._kinds, self._kinds_of = {}, streams
+        found = self._kinds.get(key)
+        if found is None:
+            found = self._kinds[key] = find()
+        return found
 
     @property
     def adds(self) -> bool:
@@ -60,9 +99,12 @@ class Assignment:
             self._total = moment.steps
         return moment.step in self._steps
 
-    def why_not(self, site: Site) -> str | None:
+    def why_not(self, kind: Kind, site: Site) -> str | None:
         """The method's own refusal of a site, asked once per kind of site."""
-        return self.method.refusal(site, self.cache)
+        masked = site.key_mask is not None
+        if masked not in kind.reasons:
+            kind.reasons[masked] = self.method.refusal(site, self.cache)
+        return kind.reasons[masked]
 
     def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, site: Site, call: Call) -> torch.Tensor | None:
         """The method's output for (B, N, H, D) tensors, heads outside the schedule computed by the model's own way."""

@@ -11,7 +11,7 @@ import torch
 
 from genkit.errors import UnsupportedError
 from genkit.families.base import Family, Streams
-from genkit.patching.masks import MaskView, view_mask
+from genkit.patching.masks import NO_MASK, MaskView, view_mask
 from genkit.patching.step_tracker import Moment
 
 if TYPE_CHECKING:
@@ -30,7 +30,10 @@ class CallState:
 
     def __init__(self, family: Family):
         self.family = family
+        #: The token streams; the same object as long as calls tell the same.
         self.streams: Streams = {}
+        #: The largest token grid of the running call that attention sees; None when no stream has one.
+        self.finest: tuple[int, int, int] | None = None
         self.tiles: dict[str, tuple[int, int, int]] = {}
         self.forwards = 0
         self.run: int | None = None
@@ -48,9 +51,13 @@ class CallState:
         if not moment.aside:
             self.run_forwards = self.run_forwards + 1 if moment.run == self.run else 1
             self.run = moment.run
-        self.streams = self.family.streams(model, given)
-        if not self._attended:
-            self._attended = {found.queries for found in self.family.find_sites(model)}
+        streams = self.family.streams(model, given)
+        if streams != self.streams:  # else the same object stays: what layers know of it stays true
+            self.streams = streams
+            if not self._attended:
+                self._attended = {found.queries for found in self.family.find_sites(model)}
+            grids = [layout.grid for name, layout in streams.items() if name in self._attended and layout.has_grid]
+            self.finest = max(grids, key=prod, default=None)
         self.tiles = {} if self.family.tiles is None else self.family.tiles(model, given)
 
     @property
@@ -68,12 +75,6 @@ class CallState:
         """Step and branch of the latest call, None before the first."""
         return self._moment
 
-    @property
-    def finest(self) -> tuple[int, int, int] | None:
-        """The largest token grid of the running call that attention sees; None when no stream has one."""
-        grids = [layout.grid for name, layout in self.streams.items() if name in self._attended and layout.has_grid]
-        return max(grids, key=prod, default=None)
-
     def mask(
         self,
         rule: Hashable,
@@ -89,7 +90,7 @@ class CallState:
         ``grid_rows`` is the span of the grid among the queries, when other tokens ask too.
         """
         if mask is None:
-            return MaskView()
+            return NO_MASK
         key = (rule, tuple(mask.shape), mask.dtype, q.shape[0], q.shape[1], k.shape[1], grid_rows)
         if key in self._masks:
             seen, view = self._masks[key]

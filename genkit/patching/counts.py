@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections import Counter
 from typing import TYPE_CHECKING
@@ -48,6 +47,16 @@ class Stopwatch:
         return self._seconds
 
 
+class _Tally:
+    """Calls and query-key pairs of one kind of site."""
+
+    __slots__ = ("site", "calls", "pairs")
+
+    def __init__(self, site: Site):
+        self.site = site
+        self.calls = self.pairs = 0
+
+
 class Counts:
     """What happened at one site under one patch.
 
@@ -68,10 +77,8 @@ class Counts:
         self.declined: Counter[str] = Counter()
         self.steps: set[int] = set()
         self.branches: set[str] = set()
-        self.sites: dict[Site, int] = {}
-        self._plain: dict[tuple[object, ...], Site] = {}
+        self._tallies: dict[tuple[object, ...], _Tally] = {}
         self.pairs = 0
-        self.ran_pairs: Counter[Site] = Counter()
         self.method_time = Stopwatch()
         self.own_time = Stopwatch()
 
@@ -80,16 +87,25 @@ class Counts:
         """All attention calls of the site."""
         return self.ran + self.outside + sum(self.declined.values())
 
+    @property
+    def sites(self) -> dict[Site, int]:
+        """Site without step and branch -> calls the method served there, in the order in which they were met."""
+        return {tally.site: tally.calls for tally in self._tallies.values()}
+
+    @property
+    def ran_pairs(self) -> Counter[Site]:
+        """The same sites -> query-key pairs of these calls."""
+        return Counter({tally.site: tally.pairs for tally in self._tallies.values()})
+
     def note_run(self, site: Site, pairs: int) -> None:
         """Count a call the method served with its query-key pairs, under its site without step and branch."""
         self.ran += 1
         key = (site.layout, site.key_layout, site.heads, site.scale, site.finest)
-        plain = self._plain.get(key)
-        if plain is None:
-            plain = dataclasses.replace(site, step=None, steps=None, branch=None, key_mask=None)
-            self._plain[key] = plain
-        self.sites[plain] = self.sites.get(plain, 0) + 1
-        self.ran_pairs[plain] += pairs
+        tally = self._tallies.get(key)
+        if tally is None:
+            tally = self._tallies[key] = _Tally(site.at(None, None, None))
+        tally.calls += 1
+        tally.pairs += pairs
         if site.step is not None:
             self.steps.add(site.step)
         if site.branch is not None:

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as functional
+import torch.overrides
 
 SDPA = "scaled_dot_product_attention"
 
@@ -221,6 +222,12 @@ INTERCEPTION = Interception()
 def _pass_through_sdpa(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def scaled_dot_product_attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, **rest):
+        if not torch.compiler.is_compiling() and torch._C._len_torch_function_stack():
+            # A mode that knows torch's function (perturbed guidance) must see this one in its place.
+            return torch.overrides.handle_torch_function(
+                scaled_dot_product_attention, (query, key, value), query, key, value, attn_mask, dropout_p, is_causal,
+                **rest,
+            )  # fmt: skip
         running = current() if INTERCEPTION.epoch and query.ndim == 4 else None
         if running is None:
             return original(query, key, value, attn_mask, dropout_p, is_causal, **rest)
@@ -238,6 +245,16 @@ def _pass_through_sdpa(original: Callable[..., Any]) -> Callable[..., Any]:
     return scaled_dot_product_attention
 
 
+def _perturbed() -> bool:
+    """Whether Diffusers' perturbed guidance puts the values in the place of attention in this pass."""
+    if torch.compiler.is_compiling() or not torch._C._len_torch_function_stack():
+        return False
+    from diffusers.hooks.layer_skip import AttentionScoreSkipFunctionMode
+
+    modes = torch.overrides._get_current_function_mode_stack()
+    return any(isinstance(mode, AttentionScoreSkipFunctionMode) for mode in modes)
+
+
 def _pass_through_backend(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def backend(query, key, value, **rest):
@@ -248,19 +265,21 @@ def _pass_through_backend(name: str, original: Callable[..., Any]) -> Callable[.
         def own(q, k, v, **changes):
             return original(query=q, key=k, value=v, **{**rest, **changes})
 
-        obstacle = None
+        obstacle, mask = None, rest.get("attn_mask")
         if rest.get("return_lse"):
             obstacle = "the caller asks for the log-sum-exp too"
         elif rest.get("window_size") not in (None, (-1, -1)):
             obstacle = f"the caller asks the backend for windows of {rest['window_size']}, which no method would keep"
         elif rest.get("_parallel_config") is not None:
             obstacle = "context parallelism splits the sequence over devices"
-        elif not isinstance(rest.get("attn_mask"), torch.Tensor | None):
-            kind = type(rest["attn_mask"]).__name__
+        elif _perturbed():
+            obstacle = "a guidance skips attention in this pass (perturbed attention)"
+        elif mask is not None and not isinstance(mask, torch.Tensor):
+            kind = type(mask).__name__
             obstacle = f"its attention mask is a {kind}, the model's own block-sparse attention, which stays as it is"
         call = Call(
             name,
-            rest.get("attn_mask"),
+            mask,
             rest.get("dropout_p", 0.0),
             rest.get("is_causal", False),
             rest.get("scale"),

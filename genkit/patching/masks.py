@@ -29,6 +29,10 @@ class MaskView:
     bias: torch.Tensor | None = None
 
 
+#: The view of no mask.
+NO_MASK = MaskView()
+
+
 def view_mask(
     mask: torch.Tensor | None, batch: int, n_q: int, n_k: int, grid_rows: tuple[int, int] | None = None
 ) -> MaskView:

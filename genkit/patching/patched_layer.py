@@ -12,7 +12,7 @@ from genkit.attention.site import Site
 from genkit.errors import UnsupportedError
 from genkit.families.base import FoundSite
 from genkit.patching import compiled, interception
-from genkit.patching.assignment import Assignment
+from genkit.patching.assignment import Assignment, Kind
 from genkit.patching.bypass import bypass_reason, early_name
 from genkit.patching.call_layouts import CallLayouts, SiteLayouts
 from genkit.patching.call_state import CallState
@@ -165,24 +165,26 @@ class PatchedLayer:
         reason = call.obstacle or self._obstacle(q, k, call)
         if reason is None and self.state.tiles and assignment.heads is not None and call.mask is not None:
             reason = "some heads are left to the model, whose mask is not in raster order"
+        kind: Kind | None = None
         if reason is None:
-            found = self._layouts.of(self.state.streams, index, q.shape[1], k.shape[1])
+            heads = q.shape[2] if assignment.heads is None else len(assignment.heads)
+            sizes = (index, q.shape[1], k.shape[1], heads, call.scale)
+            found = assignment.kind(self.state.streams, sizes, lambda: self._kind(*sizes))
             if isinstance(found, str):
                 reason = found
             else:
-                layouts = found
-        if reason is None:
-            streams = (self.rule, self.queries, self._layouts.key_stream(index))
-            view = self.state.mask(streams, call.mask, q, k, layouts.grid_rows)
+                kind = found
+        if kind is not None:
+            view = self.state.mask(kind.mask_key, call.mask, q, k, kind.grid_rows)
             reason = view.obstacle
             if reason is None and view.bias is not None and assignment.heads is not None:
                 reason = "some heads are left to the model, and its attention mask is a bias"
-        if reason is None:
-            site = self._site(layouts, q, call, moment, view.keys, assignment)
-            reason = assignment.why_not(site)
-        if reason is None:
+            if reason is None:
+                site = kind.site.at(moment.step, moment.steps, moment.branch, view.keys)
+                reason = assignment.why_not(kind, site)
+        if kind is not None and reason is None:
             begun = assignment.counts.method_time.start(q)
-            out = self._served(assignment, index, q, k, v, call, site, layouts, view)
+            out = self._served(assignment, index, q, k, v, call, site, kind.layouts, view)
             if out is not None:
                 _check_output(self, assignment, out, q, v)
                 if count:
@@ -191,7 +193,7 @@ class PatchedLayer:
                 return out
             reason = assignment.method.declines
         if count:
-            assignment.counts.declined[reason] += 1
+            assignment.counts.declined[str(reason)] += 1
         return None
 
     def _own(
@@ -212,30 +214,23 @@ class PatchedLayer:
             return f"its keys have {k.shape[2]} heads, its queries {q.shape[2]}"
         return None
 
-    def _site(
-        self,
-        layouts: CallLayouts,
-        q: torch.Tensor,
-        call: Call,
-        moment: Moment,
-        key_mask: torch.Tensor | None,
-        assignment: Assignment,
-    ) -> Site:
-        return Site(
+    def _kind(self, index: int, n_q: int, n_k: int, heads: int, scale: float | None) -> Kind | str:
+        """What is known of calls of these sizes, or why they cannot be served."""
+        layouts = self._layouts.of(self.state.streams, index, n_q, n_k)
+        if isinstance(layouts, str):
+            return layouts
+        site = Site(
             name=self.name,
             layer=self.layer,
             layers=self.layers,
             role=self.role,
-            heads=q.shape[2] if assignment.heads is None else len(assignment.heads),
+            heads=heads,
             layout=layouts.queries,
             key_layout=layouts.keys,
-            step=moment.step,
-            steps=moment.steps,
-            branch=moment.branch,
-            scale=call.scale,
-            key_mask=key_mask,
+            scale=scale,
             finest=self.state.finest,
         )
+        return Kind(layouts, site, (self.rule, self.queries, self._layouts.key_stream(index)))
 
     def _served(
         self,
