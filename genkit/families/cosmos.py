@@ -5,6 +5,7 @@ from __future__ import annotations
 from genkit.families.base import Family, SiteRule
 from genkit.families.facts import PipelineFacts
 from genkit.families.grids import alone, latent_grid
+from genkit.families.inputs import Inputs
 
 FAMILY = Family(
     name="Cosmos",
@@ -31,6 +32,7 @@ FAMILY = Family(
     facts=PipelineFacts(
         pattern="Cosmos(?!3).*",
         needs_input=r"Cosmos2?VideoToWorld.*|.*Transfer.*",
+        inputs={r"Cosmos2?VideoToWorld.*": Inputs(needs=())},  # a picture or a clip, either will do
         lora_targets=r"transformer_blocks\.\d+\.attn[12]\.(?:to_[qkv]|to_out\.0)",
     ),
     notes="The pipelines call the model twice per step and announce nothing. With image context (2.5) a second "

@@ -210,7 +210,8 @@ class Model:
         kinds = [[kind for kind, names in found.items() if name in names] for name in arguments]
         if not all(kinds):
             return None
-        return " and ".join(dict.fromkeys(f"{flag(each[0])} FILE" for each in kinds))
+        join = " or " if told.needs == () else " and "  # where the record says that one of them will do
+        return join.join(dict.fromkeys(f"{flag(each[0])} FILE" for each in kinds))
 
     def check_size(self, height: int | None, width: int | None, num_frames: int | None) -> None:
         """Refuse sizes outside the model's limits; UsageError."""
