@@ -6,6 +6,7 @@ All of them take their settings as flags, from a file and from an earlier output
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +14,7 @@ import typer
 
 from genkit.cli.options import Force, Json, with_settings
 from genkit.cli.output import note, print_json, quiet_libraries, say, warn
+from genkit.cli.processes import Processes, processes
 from genkit.cli.progress import RunProgress
 from genkit.errors import UsageError
 from genkit.pipelines.request import COMMAND_LINE, Settings, read_config
@@ -63,43 +65,78 @@ def _command(name: str, task: Task) -> Callable:
 
 
 def _run(settings: Settings, prompts: list[str], record: Any, force: bool, dry_run: bool, json: bool) -> None:
-    """Check everything, then make one output after the other."""
+    """Check everything, then make one output after the other; several processes share them."""
     quiet_libraries()
+    with processes() as joined:
+        _run_share(joined, settings, prompts, record, force, dry_run, json)
+
+
+def _run_share(
+    joined: Processes, settings: Any, prompts: list[str], record: Any, force: bool, dry_run: bool, json: bool
+) -> None:
     from genkit.pipelines.jobs import check_outputs, expand
     from genkit.pipelines.resolve import resolve
     from genkit.pipelines.session import Session
 
-    request = resolve(settings)
+    request = resolve(_for_all(joined, settings))
     jobs = expand(request, prompts)
     check_outputs(jobs, force=force)
+    speak = note if joined.first else _silent
     told = list(request.notes)
     for line in told:
-        note(f"note: {line}")
+        speak(f"note: {line}")
     for job, _ in jobs:  # a prompt that is too long must not stop a batch half way
         for line in request.read(job).told:
             if line not in told:
                 told.append(line)
-                warn(line)
+                if joined.first:
+                    warn(line)
     if dry_run:
-        _print_plan(jobs, json)
+        if joined.first:
+            _print_plan(jobs, json)
         return
+    joined.wait()  # no file of one process is there before the others have looked
     session = Session(request)
     outputs = []
-    progress = RunProgress(len(jobs))
-    with progress.shown():
-        session.load()
-        progress.begin()
-        for line in _changes(record, session.made):
-            warn(line)
-        for job, output in jobs:
-            result = session.run(job, progress)
+    mine = joined.share(jobs)
+    progress = RunProgress(len(mine))
+    with progress.shown() if joined.first else nullcontext():  # the first process stands for the time of all
+        if mine:
+            session.load()
+        if joined.first:
+            progress.begin()
+            for line in _changes(record, session.made):
+                warn(line)
+        for job, output in mine:
+            result = session.run(job, progress if joined.first else None)
             files = result.write(output, force=force)
             progress.finished()
             outputs.append(_summary(output, files, result))
     for line in session.warnings:
         if line not in told:
             warn(line)
-    _print_outputs(outputs, request.notes, [line for line in session.warnings if line not in request.notes], json)
+    outputs = joined.all(outputs)
+    if joined.first:
+        warnings = [line for line in session.warnings if line not in request.notes]
+        _print_outputs(outputs, request.notes, warnings, json)
+
+
+def _for_all(joined: Processes, settings: Any) -> Any:
+    """Settings with what every process must have alike, or for itself."""
+    if joined.count == 1:
+        return settings
+    changes = {}
+    if getattr(settings, "seed", 0) is None:
+        from genkit.pipelines.resolve import draw_seed
+
+        changes["seed"] = joined.same(draw_seed())
+    if getattr(settings, "device", None) is not None:
+        changes["device"] = joined.device(settings.device)
+    return settings.replace(**changes)
+
+
+def _silent(line: str) -> None:
+    """What another process says already."""
 
 
 def _settings(

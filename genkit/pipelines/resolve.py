@@ -348,7 +348,7 @@ class Draft:
             **places,
         }
         if isinstance(given, DrawSettings):
-            changes["seed"] = given.seed if given.seed is not None else secrets.randbelow(2**32)
+            changes["seed"] = given.seed if given.seed is not None else draw_seed()
         if isinstance(given, LoadSettings):
             changes["lora"] = tuple(map(str, self.named))
             changes["denoiser"] = tuple(each.text for each in self.single)
@@ -360,6 +360,11 @@ class Draft:
             changes["attention_args"] = self.attention.args
             changes["schedule"] = self.attention.text
         self.set(**changes)
+
+
+def draw_seed() -> int:
+    """A seed for a run that is given none."""
+    return secrets.randbelow(2**32)
 
 
 def read_words(
