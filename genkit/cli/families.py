@@ -63,11 +63,10 @@ def families(
             _print_whole(entry)
         return
     for kind in _KINDS:
-        rows = [
-            (family.name, ", ".join(family.roles), ", ".join(family.classes)) for family in found if family.kind == kind
-        ]
+        ordered = sorted(found, key=lambda family: family.name.lower())
+        rows = [(each.name, ", ".join(each.roles), ", ".join(each.classes)) for each in ordered if each.kind == kind]
         if rows:
-            print_table([kind, "attention", "model classes"], sorted(rows, key=lambda row: row[0].lower()))
+            print_table([kind, "attention", "model classes"], rows)
             say("")
     print_table(["cannot be patched", "because"], sorted(OUT_OF_SCOPE.items()))
     say("")

@@ -125,7 +125,7 @@ def _for_all(joined: Processes, settings: Any) -> Any:
     """Settings with what every process must have alike, or for itself."""
     if joined.count == 1:
         return settings
-    changes = {}
+    changes: dict[str, Any] = {}
     if getattr(settings, "seed", 0) is None:
         from genkit.pipelines.resolve import draw_seed
 
