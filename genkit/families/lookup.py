@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import importlib
 import pkgutil
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -129,6 +130,11 @@ def unwrap(model: Any) -> Any:
         else:
             break
     return model
+
+
+def short_name(class_name: str) -> str:
+    """``Foo`` of ``FooTransformer3DModel``."""
+    return re.sub(r"(Transformer|UNet)?(\dD)?(Condition)?Model$", "", class_name) or class_name
 
 
 def diffusers_class(model: Any) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from genkit.families.lookup import short_name
 from genkit.pipelines.explain.inputs import CLOCKS, Guess
 from genkit.pipelines.explain.watch import Attended, Explanation
 
@@ -44,11 +45,6 @@ def draft(found: Explanation) -> str:
         ")",
     ]
     return "\n".join(lines) + "\n"
-
-
-def short_name(class_name: str) -> str:
-    """``Foo`` of ``FooTransformer3DModel``."""
-    return re.sub(r"(Transformer|UNet)?(\dD)?(Condition)?Model$", "", class_name) or class_name
 
 
 def _rule_names(found: Explanation, joint: bool) -> str:
