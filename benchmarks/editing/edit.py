@@ -20,7 +20,7 @@ _TOLD = (
     "stay, against the source, in dB. Shares in percent with their standard error. Seconds: of the processor, per "
     "edit. First the bounds: the true target, the same through the model's autoencoder, and pictures that the model "
     "draws from the target prompt alone, of which the prompt is judged and nothing kept. With presets, edits of the "
-    "background and added objects of diffusion models are told the things on the source to keep (--keep-words), colour "
+    "background and added objects are told the things on the source to keep (--keep-words), colour "
     "and shape."
 )
 _PARTS = (

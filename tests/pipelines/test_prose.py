@@ -18,7 +18,8 @@ from genkit.training.lora.settings import LoraSettings
 KINDS = [GenerateSettings, EditSettings, InpaintSettings, StyleSettings, ConsistentSettings, LoraSettings,
          DistillSettings]  # fmt: skip
 #: Names that say "words" and are none for a model.
-NOT = {"prompts", "word_form", "word_steps", "word_frames", "word_sampling", "new_words", "caption_extension"}
+NOT = {"prompts", "word_form", "word_steps", "word_frames", "word_sampling", "new_words", "caption_extension",
+       "image_prompt"}  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
