@@ -122,6 +122,12 @@ def escaped(text: str) -> str:
     return "".join(each if _harmless(each) else repr(each)[1:-1] for each in text)
 
 
+def said(error: BaseException) -> str:
+    """The first line of what an error says, for messages."""
+    lines = str(error).strip().splitlines()
+    return shortened(escaped(lines[0]), 300) if lines else type(error).__name__
+
+
 def _harmless(character: str) -> bool:
     if character == "\n" or character in _JOINERS:
         return True

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -85,7 +86,8 @@ def processes() -> Iterator[Processes]:
         return
     from torch import distributed
 
-    distributed.init_process_group("gloo")
+    # One waits for the other until its whole share is made, which may be hours of video.
+    distributed.init_process_group("gloo", timeout=timedelta(days=30))
     try:
         yield Processes(int(told[0]), int(told[1]), int(os.environ.get("LOCAL_RANK", told[0])))
     finally:

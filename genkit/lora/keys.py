@@ -101,9 +101,3 @@ def peft_name(part: str, key: str) -> str:
 def short(name: str) -> str:
     """A name from a file, for messages."""
     return shortened(escaped(name), 120)
-
-
-def said(error: BaseException) -> str:
-    """The first line of what an error says, for messages."""
-    lines = str(error).strip().splitlines()
-    return shortened(escaped(lines[0]), 300) if lines else type(error).__name__

@@ -12,10 +12,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from genkit.errors import ArtifactError, UnsupportedError, UsageError, explain
+from genkit.errors import ArtifactError, UnsupportedError, UsageError, explain, said
 from genkit.lora.facts import Facts
 from genkit.lora.files import STRONGEST, Lora, lora_file, parse_lora
-from genkit.lora.keys import said, short
+from genkit.lora.keys import short
 from genkit.lora.match import EXPERTS, Matched, match
 from genkit.lora.pair import Pair
 from genkit.lora.pairs import CONVERTERS_RAISE

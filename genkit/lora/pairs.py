@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from genkit.errors import ArtifactError
+from genkit.errors import ArtifactError, said
 from genkit.families.lookup import diffusers_class, records
 from genkit.families.originals.base import Originals
 from genkit.families.originals.lookup import originals
 from genkit.lora.files import Lora
-from genkit.lora.keys import DOWN, KEY, TRANSLATED, is_peft, peft_name, said, short, simplified
+from genkit.lora.keys import DOWN, KEY, TRANSLATED, is_peft, peft_name, short, simplified
 from genkit.lora.lokr import lora_of_lokr
 from genkit.lora.names import flat_names, to_diffusers
 from genkit.lora.pair import Pair

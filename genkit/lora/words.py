@@ -8,9 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from genkit.errors import ArtifactError, UsageError, shown
+from genkit.errors import ArtifactError, UsageError, said, shown
 from genkit.lora.facts import Facts
-from genkit.lora.keys import said
 from genkit.media.atomic import Files
 from genkit.models.check import check_safetensors
 from genkit.models.tensors import write_tensors

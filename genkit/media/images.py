@@ -42,6 +42,13 @@ def resized(frames: np.ndarray, height: int, width: int) -> np.ndarray:
     return np.stack([np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.LANCZOS)) for frame in frames])
 
 
+def crop(height: int, width: int, sides: tuple[int, int]) -> tuple[int, int, int, int]:
+    """How a picture fills another size: scaled (height, width) that just cover it, then (top, left) of the cut."""
+    scale = max(sides[0] / height, sides[1] / width)
+    scaled = max(sides[0], round(height * scale)), max(sides[1], round(width * scale))
+    return *scaled, (scaled[0] - sides[0]) // 2, (scaled[1] - sides[1]) // 2
+
+
 def write_gif(path: str | Path, frames: np.ndarray, fps: float | str | Fraction, *, comment: str | None = None) -> None:
     """Write a looping GIF of frames (T, H, W, 3) uint8.
 

@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from genkit.errors import ArtifactError, escaped, shortened
+from genkit.errors import ArtifactError, escaped, said, shortened
 from genkit.models.check import Tensor, check_safetensors, parts_of, read_index, read_part_config
 from genkit.reading.files import place
 
@@ -71,10 +71,7 @@ def _empty(folder: Path, part: str, build: Any, class_name: str) -> Any:
             warnings.simplefilter("ignore")
             return build()
     except Exception as error:  # whatever a class says about values that it was not made for
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise ArtifactError(
-            f"{place(folder / part / 'config.json')} makes no {class_name}: {shortened(escaped(lines[0]), 300)}"
-        ) from error
+        raise ArtifactError(f"{place(folder / part / 'config.json')} makes no {class_name}: {said(error)}") from error
 
 
 def _check_exactly(folder: Path, part: str, kind: Any, stored: dict[str, Tensor]) -> None:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from genkit.errors import ArtifactError, UnsupportedError, UsageError, escaped, explain, shortened, shown
+from genkit.errors import ArtifactError, UnsupportedError, UsageError, explain, said, shown
 from genkit.models.check import check_folder
 from genkit.models.registry import Location, locate
 from genkit.pipelines.fits import check_fits
@@ -208,7 +208,7 @@ def _hub_reason(error: BaseException) -> str:
         "gaierror",
     }:
         return "the hub cannot be reached and the cache does not hold it; check the network, or give a local folder"
-    return str(error).strip().splitlines()[0]
+    return said(error)
 
 
 def find_class(folder: Path, name: str) -> type:
@@ -228,9 +228,7 @@ def _from_folder(folder: Path, kind: Any, dtype: torch.dtype, quantization: Any,
     try:
         return kind.from_pretrained(str(folder), dtype=dtype, use_safetensors=True, local_files_only=True, **more)
     except Exception as error:  # whatever a class says about files that it was not made for
-        text = str(error).strip().splitlines()
-        said = shortened(escaped(text[0]), 300) if text else type(error).__name__
-        raise ArtifactError(f"{place(folder)} cannot be loaded as {kind.__name__}: {said}") from error
+        raise ArtifactError(f"{place(folder)} cannot be loaded as {kind.__name__}: {said(error)}") from error
 
 
 def _check_filled(folder: Path, pipeline: DiffusionPipeline) -> None:

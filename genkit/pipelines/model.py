@@ -12,7 +12,7 @@ from functools import cache, cached_property, reduce
 from pathlib import Path
 from typing import Any
 
-from genkit.errors import ArtifactError, UnsupportedError, UsageError, explain
+from genkit.errors import ArtifactError, UnsupportedError, UsageError, explain, said
 from genkit.families.inputs import Inputs, inputs_of, takes
 from genkit.families.lookup import facts_of
 from genkit.families.sizes import ReadConfig, SizeRule
@@ -172,9 +172,8 @@ class Model:
                     return kind.from_config(config).eval()
                 return kind(kind.config_class.from_dict(config)).eval()
         except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError, RuntimeError) as error:
-            reason = str(error).strip().splitlines() or [type(error).__name__]
             raise ArtifactError(
-                f"{self.folder / part / 'config.json'} makes no {kind.__name__}: {reason[0]}"
+                f"{self.folder / part / 'config.json'} makes no {kind.__name__}: {said(error)}"
             ) from error
 
     def check_inputs(self, command: str, given: tuple[str, ...] = ()) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from genkit.errors import ArtifactError, UsageError
+from genkit.errors import ArtifactError, UsageError, said
 from genkit.pipelines.words import Words
 from genkit.reading import read_text
 from genkit.reading.files import place
@@ -57,8 +57,7 @@ def tokenizers_of(model: Model) -> dict[str, Any]:
         try:
             found[part] = kind.from_pretrained(str(model.folder / part), local_files_only=True)
         except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, ImportError) as error:
-            reason = str(error).strip().splitlines() or [type(error).__name__]
-            raise ArtifactError(f"{model.folder / part} cannot be loaded as {name}: {reason[0]}") from error
+            raise ArtifactError(f"{model.folder / part} cannot be loaded as {name}: {said(error)}") from error
     return found
 
 

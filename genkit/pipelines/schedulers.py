@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from genkit.errors import UnsupportedError, UsageError, explain
+from genkit.errors import UnsupportedError, UsageError, explain, said
 from genkit.pipelines.text import parse_pairs
 from genkit.schema import number
 
@@ -186,5 +186,4 @@ def _check_run(sampler: Sampler, config: dict[str, Any], steps: int | None) -> N
         if steps is not None:
             made.set_timesteps(steps, **mu)
     except (ValueError, TypeError, NotImplementedError, ImportError, AssertionError) as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise UsageError(f"--scheduler {sampler.name}: {lines[0]}") from error
+        raise UsageError(f"--scheduler {sampler.name}: {said(error)}") from error

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from genkit.errors import GenkitError, UnsupportedError, UsageError
+from genkit.errors import GenkitError, UnsupportedError, UsageError, said
 from genkit.lora.load import apply_loras
 from genkit.media import enlarge, write_media
 from genkit.pipelines.cleaning import as_they_are
@@ -361,7 +361,7 @@ def _plain_errors(settings: Any) -> Iterator[None]:
     except (ValueError, TypeError) as error:
         if not _from_checks(error):
             raise
-        raise UsageError(f"the pipeline refuses an argument: {str(error).strip().splitlines()[0]}") from error
+        raise UsageError(f"the pipeline refuses an argument: {said(error)}") from error
     except RuntimeError as error:
         if "alloc" not in str(error) or "memory" not in str(error):
             raise

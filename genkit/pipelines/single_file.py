@@ -10,7 +10,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from genkit.errors import ArtifactError, UnsupportedError, UsageError, explain
+from genkit.errors import ArtifactError, UnsupportedError, UsageError, explain, said
 from genkit.models.check import check_safetensors
 from genkit.reading import file_digest, regular, user_path
 from genkit.reading.files import place
@@ -60,9 +60,8 @@ class SingleFile:
                 **more,
             )
         except Exception as error:  # whatever a class says about files that it was not made for
-            said = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise ArtifactError(
-                f"--denoiser {place(self.path)} does not suit {self.kind.__name__} of {model.name}: {said}"
+                f"--denoiser {place(self.path)} does not suit {self.kind.__name__} of {model.name}: {said(error)}"
             ) from error
 
     @property

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from genkit.errors import ArtifactError, escaped, shortened
+from genkit.errors import ArtifactError, said
 from genkit.pipelines.model import Model
 from genkit.reading.files import place
 
@@ -43,10 +43,7 @@ def skeleton(model: Model, dtype: torch.dtype | None = None) -> Any:
             kind: Any = model.pipeline_class
             made = kind.from_pretrained(str(model.folder), **networks, local_files_only=True)
     except Exception as error:  # whatever a class says about files that it was not made for
-        said = str(error).strip().splitlines() or [type(error).__name__]
-        raise ArtifactError(
-            f"{place(model.folder)} cannot be loaded as {model.class_name}: {shortened(escaped(said[0]), 300)}"
-        ) from error
+        raise ArtifactError(f"{place(model.folder)} cannot be loaded as {model.class_name}: {said(error)}") from error
     made.set_progress_bar_config(disable=True)
     return made
 

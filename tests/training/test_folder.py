@@ -11,7 +11,8 @@ import pytest
 
 from genkit.errors import GenkitError, UsageError
 from genkit.media.files import write_media
-from genkit.training.data.folder.buckets import Bucket, choose_frames, choose_sides, crop, sides_for
+from genkit.media.images import crop
+from genkit.training.data.folder.buckets import Bucket, choose_frames, choose_sides, sides_for
 from genkit.training.data.folder.cuts import Cut, CutRule
 from genkit.training.data.folder.data import FolderData
 from genkit.training.data.folder.items import Wanted, read_folder

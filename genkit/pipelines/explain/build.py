@@ -7,7 +7,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from genkit.errors import ArtifactError, UnsupportedError, UsageError, escaped, explain, shortened
+from genkit.errors import ArtifactError, UnsupportedError, UsageError, escaped, explain, said, shortened
 from genkit.models.check import parts_of, read_index, read_part_config
 from genkit.reading.files import place, user_path
 
@@ -93,7 +93,4 @@ def _empty(home: Path, part: str, kind: Any) -> Any:
             warnings.simplefilter("ignore")
             return kind.from_config(config).to("meta").eval()
     except Exception as error:  # whatever a class says about values that it was not made for
-        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ArtifactError(
-            f"{place(home / part / 'config.json')} makes no {kind.__name__}: {shortened(escaped(said), 300)}"
-        ) from error
+        raise ArtifactError(f"{place(home / part / 'config.json')} makes no {kind.__name__}: {said(error)}") from error

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from genkit.errors import UsageError, escaped, explain, shortened
+from genkit.errors import UsageError, explain, said
 from genkit.patching.bypass import early_name
 from genkit.patching.interception import INTERCEPTION, Call, RunningModule, calling_frame, own_attention, pop, push
 from genkit.pipelines.explain.inputs import BATCH, TEXT, Guess, guesses, parameters, unknown
@@ -167,8 +167,7 @@ def explain_model(model: Any, given: Mapping[str, torch.Tensor] | None = None) -
 
 def _told(error: Exception) -> str:
     last = traceback.extract_tb(error.__traceback__)[-1]
-    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return f"{type(error).__name__}: {shortened(escaped(line))} ({last.name}: {last.line})"
+    return f"{type(error).__name__}: {said(error)} ({last.name}: {last.line})"
 
 
 def _likely(model: Any) -> tuple[str, ...]:

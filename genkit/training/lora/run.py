@@ -13,12 +13,11 @@ import torch
 from torch import nn
 
 from genkit.attention.weights import PatchWeights
-from genkit.errors import ArtifactError
+from genkit.errors import ArtifactError, said
 from genkit.families.lookup import family_of
 from genkit.families.training.base import Training
 from genkit.families.training.lookup import training_of
 from genkit.lora.facts import Facts
-from genkit.lora.keys import said
 from genkit.lora.words import WORDS, name_of
 from genkit.media.atomic import Files
 from genkit.models.check import fingerprint

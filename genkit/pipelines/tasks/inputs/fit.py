@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from genkit.media import resized
+from genkit.media.images import crop
 
 if TYPE_CHECKING:
     from genkit.pipelines.model import Model
@@ -60,22 +61,15 @@ def fitted(frames: np.ndarray, size: tuple[int, int], name: str) -> tuple[np.nda
     own = frames.shape[1:3]
     if own == size:
         return frames, ()
-    cover, (top, left) = placed(own, size)
+    *cover, top, left = crop(*own, size)
     told = f"{name} of {own[1]}x{own[0]} was "
-    if cover != own:
+    if cover != list(own):
         frames = resized(frames, *cover)
         told += f"scaled to {cover[1]}x{cover[0]}"
-    if cover != size:
-        told += f"{' and ' if cover != own else ''}cut to its middle, {size[1]}x{size[0]}"
+    if cover != list(size):
+        told += f"{' and ' if cover != list(own) else ''}cut to its middle, {size[1]}x{size[0]}"
     cut = frames[:, top : top + size[0], left : left + size[1]]
     return np.ascontiguousarray(cut), (told,)
-
-
-def placed(own: tuple[int, int], size: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Height and width that a picture is scaled to so that it covers a size, and the first row and column kept."""
-    scale = max(size[0] / own[0], size[1] / own[1])
-    cover = max(size[0], round(own[0] * scale)), max(size[1], round(own[1] * scale))
-    return cover, ((cover[0] - size[0]) // 2, (cover[1] - size[1]) // 2)
 
 
 def _near(side: float, multiple: int) -> int:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from genkit.errors import ArtifactError, UnsupportedError, UsageError
+from genkit.errors import ArtifactError, UnsupportedError, UsageError, said
 from genkit.models.check import check_safetensors, fingerprint, read_part_config
 from genkit.reading import file_digest, regular, user_path
 from genkit.reading.files import place
@@ -47,8 +47,7 @@ class Added:
                 str(self.controlnet), dtype=dtype, use_safetensors=True, local_files_only=True
             )
         except (OSError, ValueError, RuntimeError, TypeError) as error:
-            said = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise ArtifactError(f"--controlnet {place(self.controlnet)} cannot be loaded: {said}") from error
+            raise ArtifactError(f"--controlnet {place(self.controlnet)} cannot be loaded: {said(error)}") from error
         return {CONTROLNET: found}
 
     def apply(self, pipeline: Any) -> None:
@@ -59,8 +58,9 @@ class Added:
         try:
             pipeline.load_ip_adapter(str(self.adapter.parent), subfolder="", weight_name=self.adapter.name, **own)
         except (OSError, ValueError, RuntimeError, KeyError) as error:
-            said = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise ArtifactError(f"--ip-adapter {place(self.adapter)} does not suit this model: {said}") from error
+            raise ArtifactError(
+                f"--ip-adapter {place(self.adapter)} does not suit this model: {said(error)}"
+            ) from error
         pipeline.set_ip_adapter_scale(self.scale)
 
     def places(self) -> dict[str, Any]:

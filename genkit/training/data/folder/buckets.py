@@ -72,10 +72,3 @@ def choose_frames(available: int, most: int, multiple: int) -> int:
         multiple: of the model's frame rule.
     """
     return 1 + (max(min(available, most), 1) - 1) // multiple * multiple
-
-
-def crop(height: int, width: int, sides: tuple[int, int]) -> tuple[int, int, int, int]:
-    """How a file is cut to a bucket: scaled (height, width) that just cover it, then (top, left) of the cut."""
-    scale = max(sides[0] / height, sides[1] / width)
-    scaled = max(sides[0], round(height * scale)), max(sides[1], round(width * scale))
-    return *scaled, (scaled[0] - sides[0]) // 2, (scaled[1] - sides[1]) // 2

@@ -11,12 +11,11 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from genkit.errors import UsageError
 from genkit.families.training.base import Media
-from genkit.media.images import resized
+from genkit.media.images import crop, resized
 from genkit.media.read_image import read_image
 from genkit.media.read_video import probe_video, read_chosen
 from genkit.media.sound import read_sound
 from genkit.reading.files import place
-from genkit.training.data.folder.buckets import crop
 from genkit.training.data.folder.cuts import Cut
 from genkit.training.data.folder.items import VIDEOS
 from genkit.training.data.pixels import as_tensor
