@@ -61,13 +61,14 @@ def fitted(frames: np.ndarray, size: tuple[int, int], name: str) -> tuple[np.nda
     own = frames.shape[1:3]
     if own == size:
         return frames, ()
-    *cover, top, left = crop(*own, size)
+    rows, columns, top, left = crop(own[0], own[1], size)
+    cover = rows, columns
     told = f"{name} of {own[1]}x{own[0]} was "
-    if cover != list(own):
+    if cover != own:
         frames = resized(frames, *cover)
         told += f"scaled to {cover[1]}x{cover[0]}"
-    if cover != list(size):
-        told += f"{' and ' if cover != list(own) else ''}cut to its middle, {size[1]}x{size[0]}"
+    if cover != size:
+        told += f"{' and ' if cover != own else ''}cut to its middle, {size[1]}x{size[0]}"
     cut = frames[:, top : top + size[0], left : left + size[1]]
     return np.ascontiguousarray(cut), (told,)
 

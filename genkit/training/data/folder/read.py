@@ -40,7 +40,7 @@ def read_pixels(cut: Cut) -> np.ndarray:
         frames = read_chosen(video, cut.frames, (scaled[0], scaled[1]), whole=True)
     else:
         frames = read_image(cut.item.path, 1).frames
-        *scaled, top, left = crop(*frames.shape[1:3], sides)
+        *scaled, top, left = crop(frames.shape[1], frames.shape[2], sides)
         if tuple(scaled) != frames.shape[1:3]:
             frames = resized(frames, scaled[0], scaled[1])
     return frames[:, top : top + sides[0], left : left + sides[1]]
