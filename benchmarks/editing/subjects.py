@@ -91,6 +91,7 @@ LINES: dict[str, tuple[Callable[[Any, str, dict[str, Any]], Run], dict[str, Any]
     "reposition alone": (_ir_diffusion, {"isolation": False, "text_share": 0.0}),
     "text alone": (_ir_diffusion, {"isolation": False, "reposition": False}),
     "IR-Diffusion without text": (_ir_diffusion, {"text_share": 0.0}),
+    "IR-Diffusion from the first step": (_ir_diffusion, {"start": 0.0}),
     "IR-Diffusion": (_ir_diffusion, {}),
 }
 

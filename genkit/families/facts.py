@@ -19,6 +19,16 @@ FLOW, EPSILON, VELOCITY, SAMPLE = "flow", "epsilon", "v_prediction", "sample"
 OBJECTIVES = (FLOW, EPSILON, VELOCITY, SAMPLE)
 
 
+def tells_flow(scheduler: Mapping[str, Any]) -> bool:
+    """Whether a scheduler's configuration, with its ``_class_name``, is of models trained on flows.
+
+    Of a model with a known family ask :meth:`Objective.flow`, which needs no scheduler where the family says it.
+    """
+    name = str(scheduler.get("_class_name", ""))
+    named = "Flow" in name or "RFScheduler" in name
+    return named or bool(scheduler.get("use_flow_sigmas")) or scheduler.get("prediction_type") == "flow_prediction"
+
+
 @dataclass(frozen=True)
 class TextRule:
     """How prompts reach the denoiser.
@@ -56,6 +66,14 @@ class Objective:
         if found not in OBJECTIVES:
             raise UsageError(explain("prediction_type of the scheduler", told, (*OBJECTIVES[1:], "flow_prediction")))
         return found
+
+    def flow(self, scheduler: Mapping[str, Any]) -> bool:
+        """Whether a model of the family is trained on flows, before its weights are read.
+
+        Args:
+            scheduler: configuration of the model's own.
+        """
+        return self.kind == FLOW or (self.kind is None and tells_flow(scheduler))
 
 
 @dataclass(frozen=True)

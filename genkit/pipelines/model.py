@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from genkit.errors import ArtifactError, UnsupportedError, UsageError, explain, said
+from genkit.families.facts import tells_flow
 from genkit.families.inputs import Inputs, inputs_of, takes
 from genkit.families.lookup import facts_of
 from genkit.families.sizes import ReadConfig, SizeRule
@@ -94,6 +95,13 @@ class Model:
     def accepted(self) -> dict[str, Any]:
         """The arguments of the pipeline's call, by name."""
         return accepted(self.pipeline_class)
+
+    @property
+    def flow(self) -> bool:
+        """Whether it is trained on flows: as its family says, else as its scheduler does."""
+        facts, scheduler = facts_of(self.class_name), self.config("scheduler")
+        told = None if facts is None else facts.objective
+        return tells_flow(scheduler) if told is None else told.flow(scheduler)
 
     @property
     def fps(self) -> str:
@@ -243,8 +251,7 @@ class Model:
         config = self.config("scheduler")
         kind = config.get("_class_name", "its scheduler")
         name = next((name for name in ("flow_shift", "shift") if name in config), None)
-        flow = name == "shift" or config.get("use_flow_sigmas") or config.get("prediction_type") == "flow_prediction"
-        if name is None or not flow:
+        if name is None or not self.flow:
             raise UnsupportedError(
                 f"--flow-shift: {kind} of {self.name} is no flow scheduler with a shift; leave it out"
             )

@@ -68,7 +68,7 @@ def find_sampler(text: str, model: Model, flow_shift: float | None, steps: int |
     name, _, rest = text.partition(":")
     config = model.config("scheduler")
     own = str(config.get("_class_name", ""))
-    flow = is_flow(config)
+    flow = model.flow
     known = (*dict.fromkeys((own.removesuffix(SUFFIX), *_usual(own, flow))),)
     wanted = {each.lower(): each for each in known}.get(name.strip().removesuffix(SUFFIX).lower())
     if wanted is None:
@@ -80,12 +80,6 @@ def find_sampler(text: str, model: Model, flow_shift: float | None, steps: int |
     sampler = Sampler(kind.__name__, changes)
     _check_run(sampler, config, steps)
     return sampler
-
-
-def is_flow(config: dict[str, Any]) -> bool:
-    """Whether a scheduler's configuration is of a model that is trained on flows."""
-    named = "FlowMatch" in str(config.get("_class_name", "")) or "RFScheduler" in str(config.get("_class_name", ""))
-    return named or bool(config.get("use_flow_sigmas")) or config.get("prediction_type") == "flow_prediction"
 
 
 def _usual(own: str, flow: bool) -> tuple[str, ...]:

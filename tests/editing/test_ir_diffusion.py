@@ -71,6 +71,23 @@ def test_joint_attention_keeps_subjects_apart_too(tiny_flux, scale, boxed):
     assert made.frames.shape == (1, 32, 32, 3) and not np.array_equal(made.frames, made.rehearsal)
 
 
+def test_subjects_come_where_the_rehearsal_has_them_before_anything_acts_and_boxes_act_at_once(tiny):
+    """Controlled from the first step on, subjects of a scene were drawn beside their masks."""
+    clean = []
+    told = dict(num_inference_steps=3, progress=lambda done, total, latents: clean.append(latents.clone()))
+    made = _make(tiny, TWO, [SCENE], **told)
+    rehearsal, run = clean[:3], clean[3:]
+    assert torch.equal(rehearsal[0], run[0]) and not torch.equal(rehearsal[2], run[2])
+    again = _make(tiny, TWO, [SCENE], start=1.0, masks=made.masks)
+    assert np.array_equal(again.frames, _make(tiny, TWO, [SCENE]).rehearsal)
+    for more in ({"boxes": {(None, 0): (0, 0, 0.5, 1)}}, {"start": 0.0}):
+        clean.clear()
+        _make(tiny, TWO, [SCENE], **told, **more)
+        assert not torch.equal(clean[0], clean[3])
+    single = _make(tiny, TWO, [SCENE], num_inference_steps=1)
+    assert not np.array_equal(single.frames, single.rehearsal)
+
+
 def test_scenes_may_leave_a_subject_out_and_that_is_told(tiny):
     made = _make(tiny, TWO, ["a cat in a wood"])
     assert any("does not name 'dog'" in line for line in made.told)
@@ -89,6 +106,7 @@ def test_what_cannot_be_made_is_refused_before_anything_runs(tiny):
         (["a cat"], ["a cat"], {"boxes": {(1, 0): (0, 0, 1, 1)}}, "scene of a box"),
         (["a cat"], ["a cat"], {"dropout": 1.5}, "dropout"),
         (["a cat"], ["a cat"], {"text_share": -1.0}, "text_share"),
+        (["a cat"], ["a cat"], {"start": 2.0}, "start"),
     ):
         with pytest.raises(UsageError, match=said):
             _make(tiny, subjects, scenes, **more)

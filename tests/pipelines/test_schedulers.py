@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 import tiny_pipelines
 import torch
 
+import genkit
+from genkit.editing.shared import EditModel
 from genkit.errors import UsageError
+from genkit.pipelines.model import Model
 from genkit.pipelines.outputs import to_frames
 from genkit.pipelines.resolve import resolve
 from genkit.pipelines.session import Session
@@ -87,3 +93,19 @@ def test_a_sampler_that_does_not_fit_is_refused_before_weights(request, model, t
 def test_few_steps_and_a_sampler_exclude_each_other(tiny_wan):
     with pytest.raises(UsageError, match="--scheduler and --fast"):
         ask(tiny_wan, "FlowMatchEulerDiscrete", fast=True)
+
+
+@pytest.mark.parametrize(("model", "flow"), [("tiny_sd", False), ("tiny_wan", True), ("tiny_flux", True)])
+def test_whether_a_model_is_trained_on_flows_is_the_same_before_and_after_its_weights_are_read(request, model, flow):
+    folder = request.getfixturevalue(model)
+    assert Model.of(folder, model).flow is EditModel.of(genkit.load(folder)).flow is flow
+
+
+def test_a_family_of_flow_models_needs_no_scheduler_that_says_so(tiny_wan, tmp_path):
+    """Samplers went by the scheduler's file alone, and edits by the family: one said betas, the other flows."""
+    folder = shutil.copytree(tiny_wan, tmp_path / "wan")
+    file = folder / "scheduler" / "scheduler_config.json"
+    file.write_text(json.dumps({"_class_name": "UniPCMultistepScheduler", "num_train_timesteps": 1000}))
+    assert Model.of(folder, "wan").flow
+    with pytest.raises(UsageError, match="for models trained on a table of betas, and .* is trained on flows"):
+        resolve(ask(folder, "HeunDiscrete"))

@@ -17,7 +17,7 @@ from genkit.pipelines.tasks.consistent.settings import ConsistentSettings
 
 #: Scenes of one run.
 MOST_SCENES = 6
-_NUMBERS = ("steps", "guidance_scale", "width", "height", "dropout", "text_share", "seed")
+_NUMBERS = ("steps", "guidance_scale", "width", "height", "dropout", "text_share", "start", "seed")
 _USUAL = ConsistentSettings()
 #: Subjects and scenes that leave open what is to stay the same: texture and size.
 EXAMPLES = (
@@ -74,6 +74,9 @@ class Consistent(Tab):
                         self.form["dropout"] = fields.number("dropout", _USUAL.dropout, info="Less is more alike.")
                         self.form["text_share"] = fields.number(
                             "text_share", _USUAL.text_share, info="How far its own words count."
+                        )
+                        self.form["start"] = fields.number(
+                            "start", "0.3, in a box 0", info="Share of the steps before."
                         )
                     with gr.Row():
                         self.form["isolation"] = gr.Checkbox(

@@ -79,7 +79,7 @@ class IRDiffusionPipeline(EditPipeline):
         isolation: bool = True,
         reposition: bool = True,
         first_layer: float = 36 / 70,
-        start: float = 0.0,
+        start: float | None = None,
         dropout: float = 0.5,
         bonus: float = 0.0,
         text_share: float = 0.9,
@@ -97,8 +97,8 @@ class IRDiffusionPipeline(EditPipeline):
                 prompt without an article.
             boxes: (number of a scene or None for all, number of a subject) -> its box in the scene; what no box tells
                 is read from the rehearsal.
-            masks: of an earlier run's output with the same seed, size, subjects and scenes, in place of a rehearsal:
-                other settings are tried at half the cost. Boxes come before masks.
+            masks: of an earlier run's output with the same seed, size, subjects, scenes and boxes, in place of a
+                rehearsal: other settings are tried at half the cost. Boxes come before masks.
             height, width: of the pictures, multiples of what the family says.
             negative_prompt: what guidance leads away from.
             num_inference_steps: of the rehearsal and of the run.
@@ -107,7 +107,9 @@ class IRDiffusionPipeline(EditPipeline):
             reposition: read the portraits.
             first_layer: share of the self- (or joint) attention layers, in the order of execution, before which the
                 portraits are not read; published 36 of SDXL's 70.
-            start: share of the steps likewise.
+            start: share of the steps before which nothing acts: places are decided in the first steps, and what is
+                controlled there is drawn elsewhere than in the rehearsal, whose masks then miss it. None = 0.3, and 0
+                for subjects in a box, which the rehearsal does not bring there, and of runs of one step; published 0.
             dropout: share of a subject's tokens that do not read the portrait, drawn anew in every step: more leaves
                 the scene more of its own pose.
             bonus: added to the attention scores of the portrait; above 0 follows it more.
@@ -124,9 +126,12 @@ class IRDiffusionPipeline(EditPipeline):
             UsageError: no subject or scene, a share outside 0..1, a box outside the canvas, or a scene that names a
                 subject in other words and has no box for it.
         """
+        if start is None and num_inference_steps == 1:
+            start = 0.0
         strengths = Strengths(
-            isolation, reposition, share(first_layer, "first_layer"), share(start, "start"), share(dropout, "dropout"),
-            bonus, share(text_share, "text_share"),
+            isolation, reposition, share(first_layer, "first_layer"),
+            None if start is None else share(start, "start"), share(dropout, "dropout"), bonus,
+            share(text_share, "text_share"),
         )  # fmt: skip
         cast = Cast.of(subjects, scenes, keywords, dict(boxes or {}))
         model = self.model
@@ -199,7 +204,8 @@ class IRDiffusionPipeline(EditPipeline):
         references = {role: masks[role, number] for number, role in enumerate(roles)}
         places = {role: masks[scene, number] for number, role in enumerate(roles) if (scene, number) in masks}
         words = {role: cast.words(self.pipe, scene, number, slots) for number, role in enumerate(roles)}
-        return rules_of_scene(scene, references, places, words, strengths, layers, seed)
+        boxed = [role for number, role in enumerate(roles) if (scene, number) in cast.boxes]
+        return rules_of_scene(scene, references, places, words, strengths, layers, seed, boxed)
 
     def _decoded(self, latents: Mapping[str, torch.Tensor], roles: Mapping[str, str]) -> np.ndarray:
         return np.concatenate([self.model.decode(latents[role]) for role in roles])

@@ -69,6 +69,11 @@ class SubjectSettings(Settings):
         rule=Rule(low=0, high=1),
     )  # fmt: skip
 
+    start: float | None = option(
+        None, "Share of the steps before which nothing acts on a subject, so that it comes where the rehearsal has it: "
+        "0.3, in a box 0.", group="Subjects", rule=Rule(low=0, high=1),
+    )  # fmt: skip
+
     def check(self) -> None:
         super().check()
         for name in ("keyword", "box"):

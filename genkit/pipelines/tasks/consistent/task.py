@@ -76,7 +76,8 @@ def run(run) -> Made:
             **size, negative_prompt=negative_prompt or "", eta=eta,
             num_inference_steps=settings.steps, guidance_scale=settings.guidance_scale, isolation=settings.isolation,
             reposition=settings.reposition, dropout=settings.dropout, text_share=settings.text_share,
-            max_sequence_length=settings.max_sequence_length, generator=generator, progress=follow,
+            start=settings.start, max_sequence_length=settings.max_sequence_length, generator=generator,
+            progress=follow,
         )  # fmt: skip
 
     return Made(run.call(make).frames)

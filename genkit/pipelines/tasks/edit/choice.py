@@ -6,8 +6,6 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from genkit.errors import UnsupportedError, UsageError
-from genkit.families.facts import FLOW
-from genkit.families.lookup import facts_of
 from genkit.families.training.lookup import why_not_called
 from genkit.pipelines.kinds import IMAGE
 from genkit.pipelines.tasks.edit.settings import (
@@ -88,25 +86,17 @@ _PRESETS: dict[str, dict[str, Any]] = {
 _FLOW_PRESETS: dict[str, dict[str, Any]] = {"background": {"keep_maps": 0.65}}
 
 
-def is_flow(model: Model) -> bool:
-    """Whether a model is a flow model; UnsupportedError for one that genkit cannot drive."""
-    name = model.class_name
-    reason = why_not_called(name)
-    if reason is not None:
-        raise UnsupportedError(f"genkit edit cannot drive {name}: {reason}; see genkit families")
-    known = facts_of(name)
-    assert known is not None and known.objective is not None, "what can be called is known"
-    return known.objective.kind == FLOW or model.config("scheduler").get("prediction_type") == "flow_prediction"
-
-
 def choose(settings: EditSettings, model: Model) -> EditSettings:
     """Settings with method and values filled in.
 
     Raises:
         UsageError: options that the chosen method does not have, a strength that leaves no step.
-        UnsupportedError: a method that the model does not fit.
+        UnsupportedError: a model that genkit cannot drive, a method that the model does not fit.
     """
-    flow = is_flow(model)
+    reason = why_not_called(model.class_name)
+    if reason is not None:
+        raise UnsupportedError(f"genkit edit cannot drive {model.class_name}: {reason}; see genkit families")
+    flow = model.flow
     table = _FLOW if flow else _DIFFUSION
     method = settings.method or usual_method(flow, model.kind is IMAGE)
     if method not in table:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from genkit.errors import UnsupportedError, UsageError
-from genkit.families.facts import FLOW
-from genkit.families.lookup import facts_of
 from genkit.families.training.lookup import made_to_inpaint, why_not_called
 from genkit.pipelines.kinds import IMAGE
 
@@ -41,12 +39,7 @@ def choose(settings: InpaintSettings, model: Model) -> InpaintSettings:
     reason = why_not_called(model.class_name, inpaints=True)
     if reason is not None:
         raise UnsupportedError(f"genkit inpaint cannot drive {model.class_name}: {reason}; see genkit families")
-    facts = facts_of(model.class_name)
-    told = None if facts is None else facts.objective
-    flow = (told is not None and told.kind == FLOW) or model.config("scheduler").get(
-        "prediction_type"
-    ) == "flow_prediction"
-    if settings.rasg and (flow or "unet" not in model.parts):
+    if settings.rasg and (model.flow or "unet" not in model.parts):
         raise UnsupportedError(
             f"--rasg steers by cross-attention and by the noise of a diffusion's steps, and {model.name} is a flow "
             "model or has joint attention; leave it out (--painta acts there)"
