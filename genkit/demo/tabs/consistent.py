@@ -76,7 +76,7 @@ class Consistent(Tab):
                             "text_share", _USUAL.text_share, info="How far its own words count."
                         )
                         self.form["start"] = fields.number(
-                            "start", "0.3, in a box 0", info="Share of the steps before."
+                            "start", "0.35, in a box 0", info="Share of the steps before."
                         )
                     with gr.Row():
                         self.form["isolation"] = gr.Checkbox(

@@ -108,7 +108,7 @@ class IRDiffusionPipeline(EditPipeline):
             first_layer: share of the self- (or joint) attention layers, in the order of execution, before which the
                 portraits are not read; published 36 of SDXL's 70.
             start: share of the steps before which nothing acts: places are decided in the first steps, and what is
-                controlled there is drawn elsewhere than in the rehearsal, whose masks then miss it. None = 0.3, and 0
+                controlled there is drawn elsewhere than in the rehearsal, whose masks then miss it. None = 0.35, and 0
                 for subjects in a box, which the rehearsal does not bring there, and of runs of one step; published 0.
             dropout: share of a subject's tokens that do not read the portrait, drawn anew in every step: more leaves
                 the scene more of its own pose.

@@ -71,7 +71,7 @@ class SubjectSettings(Settings):
 
     start: float | None = option(
         None, "Share of the steps before which nothing acts on a subject, so that it comes where the rehearsal has it: "
-        "0.3, in a box 0.", group="Subjects", rule=Rule(low=0, high=1),
+        "0.35, in a box 0.", group="Subjects", rule=Rule(low=0, high=1),
     )  # fmt: skip
 
     def check(self) -> None:
