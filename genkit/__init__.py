@@ -25,6 +25,7 @@ _EXPORTS = {
     "Schedule": "genkit.patching",
     "TokenLayout": "genkit.layout",
     "ViMAEditPipeline": "genkit.editing.vimaedit",
+    "WanGivenFramesPipeline": "genkit.pipelines.tasks.inputs.given_frames",
     "WordWeights": "genkit.control.words",
     "attn_processors": "genkit.patching",
     "load": "genkit.pipelines.load",

@@ -12,6 +12,8 @@ from genkit.families.facts import FLOW, Objective, PipelineFacts, TextRule
 from genkit.families.inputs import Inputs, Other
 from genkit.families.sizes import ReadConfig, Size, SizeRule
 
+CODEC = standardised("BCTHW")
+
 
 def _streams(model: Any, args: Mapping[str, Any]) -> Streams:
     _, _, frames, height, width = shape(args, "hidden_states", 5, "Wan")
@@ -86,7 +88,7 @@ FAMILY = Family(
         fps="16",
         sizes=_sizes,
         token=_token,
-        codec=standardised("BCTHW"),
+        codec=CODEC,
         text=TextRule(("encoder_hidden_states",), 512, _states),
         objective=Objective(FLOW, "thousand"),
         lora_targets=r"(?:vace_)?blocks\.\d+\.attn[12]\.(?:to_[qkv]|to_out\.0)",

@@ -59,6 +59,7 @@ class _Content:
     limits: Limits = Limits()
     call: dict[str, str | bool | int | float | list[int | float] | None] = field(default_factory=dict)
     sound: str | None = None
+    given_frames: bool = False
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ class Sidecar:
         call: further arguments of the pipeline's call, passed as they are.
         sound: the kind of spectrogram that the model's audio autoencoder reads, see
             :func:`genkit.families.sound_features.features_of`; None for the usual one.
+        given_frames: whether a text-to-video model is trained to be given first, last and beginning frames.
         source: the file, None when the folder has none.
     """
 
@@ -81,6 +83,7 @@ class Sidecar:
     limits: dict = field(default_factory=dict)
     call: dict = field(default_factory=dict)
     sound: str | None = None
+    given_frames: bool = False
     source: Path | None = None
 
 
@@ -104,7 +107,7 @@ def read_sidecar(folder: Path | None) -> Sidecar:
     if taken is not None:
         raise ArtifactError(explain(f"{place(path)}, call", taken, f"other arguments than {', '.join(TAKEN)}"))
     defaults, limits = (_named(raw.get(name, {})) for name in ("defaults", "limits"))
-    return Sidecar(content.description, defaults, limits, content.call, content.sound, path)
+    return Sidecar(content.description, defaults, limits, content.call, content.sound, content.given_frames, path)
 
 
 def _named(values: dict[str, Any]) -> dict[str, Any]:

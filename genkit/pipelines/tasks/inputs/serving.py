@@ -55,16 +55,25 @@ def taken_by(pipeline_class: type, config: ReadConfig) -> Taken:
 
 
 def others(model: Model, controlnet: bool = False) -> list[type]:
-    """Further classes of Diffusers that run with a model's parts as they are, or with a ControlNet beside them."""
+    """Further classes that run with a model's parts as they are, or with a ControlNet beside them: genkit's own where
+    the model is trained for it, then those of Diffusers."""
     import diffusers
 
     facts = facts_of(model.class_name)
     listed = () if facts is None else facts.others.get(model.class_name, ())
-    return [
+    own = [] if controlnet or not model.sidecar.given_frames else _given_frames(model)
+    return own + [
         getattr(diffusers, each.name)
         for each in listed
         if each.controlnet == controlnet and (each.when is None or each.when(model.config))
     ]
+
+
+def _given_frames(model: Model) -> list[type]:
+    """The pipeline for models that are trained to be given frames; it knows Wan's transformer only."""
+    from genkit.pipelines.tasks.inputs.given_frames import WanGivenFramesPipeline
+
+    return [WanGivenFramesPipeline] if model.class_name == "WanPipeline" else []
 
 
 def served(model: Model, settings: GenerateSettings) -> Model:
