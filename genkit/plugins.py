@@ -11,11 +11,13 @@ import functools
 import warnings
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from genkit.errors import GenkitError, escaped, shortened
 
-METHODS, FAMILIES = "genkit.methods", "genkit.families"
+METHODS, FAMILIES, MODELS = "genkit.methods", "genkit.families", "genkit.models"
 
 
 class PluginError(GenkitError):
@@ -50,6 +52,21 @@ class Plugin:
     def owns(self, module: str) -> bool:
         """Whether a module of this name is the plug-in's own: both have the same top-level package."""
         return module.partition(".")[0] == self.entry.module.partition(".")[0]
+
+    def folder(self) -> Path:
+        """The folder of the module that the entry point names, without importing it.
+
+        Raises:
+            PluginError: there is no such module, or it is no package with a folder.
+        """
+        try:
+            spec = find_spec(self.entry.module)
+        except (ImportError, ValueError) as error:
+            raise PluginError(f"{self} cannot be found: {shortened(escaped(str(error)))}") from error
+        places = None if spec is None else spec.submodule_search_locations
+        if not places:
+            raise PluginError(f"{self} names no package with a folder; mend or uninstall the package")
+        return Path(next(iter(places)))
 
     def load(self) -> Any:
         """What the entry point names.

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from genkit import plugins
 from genkit.errors import ArtifactError, UsageError, explain
+from genkit.plugins import PluginError
 from genkit.reading import file_digest, read_text, user_path
 from genkit.reading.files import place
 
@@ -35,14 +38,39 @@ class Location:
     revision: str | None = None
 
 
-def shipped(root: Path = ROOT) -> dict[str, Path]:
-    """Names and folders of the models in the package: every folder there with a ``model_index.json``, by name.
+def shipped(root: Path | None = None) -> dict[str, Path]:
+    """Names and folders of the models in the package and in those that offer some under ``genkit.models``: every
+    folder there with a ``model_index.json``, by name. A model of genkit's own wins over one of the same name.
 
     Names are lower-case words joined by dashes; a folder such as ``toy-video.part`` that is still being written is no
     model.
+
+    Args:
+        root: look into this folder alone.
     """
+    if root is not None:
+        return _models(root)
+    found: dict[str, Path] = {}
+    for place in _offered():
+        found = {**_models(place), **found}
+    return dict(sorted({**found, **_models(ROOT)}.items()))
+
+
+def _models(root: Path) -> dict[str, Path]:
     folders = (path.parent for path in sorted(root.glob("*/model_index.json")))
     return {folder.name: folder for folder in folders if NAME.fullmatch(folder.name)}
+
+
+@functools.cache
+def _offered() -> tuple[Path, ...]:
+    """Folders with models of other packages, by name of the entry point; none of the packages is imported."""
+    places = []
+    for plugin in plugins.found(plugins.MODELS).values():
+        try:
+            places.append(plugin.folder())
+        except PluginError as error:
+            plugins.left_out(error)
+    return tuple(places)
 
 
 def locate(model: str, what: str = "model") -> Location:

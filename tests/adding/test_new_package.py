@@ -42,6 +42,7 @@ with warnings.catch_warnings(record=True) as told:
     done["lazy"] = "genkit_stripes.method" not in sys.modules
     done["methods"] = [method.name for method in genkit.methods()]
     done["families"] = [family.name for family in genkit.families()]
+    genkit.models.shipped()
     done["warned"] = sorted({str(warning.message) for warning in told})
 from genkit_stripes.model import StripesTransformer2DModel
 torch.manual_seed(0)
@@ -65,6 +66,10 @@ done["class"] = genkit.Stripes.__name__
 done["asked"] = refused(lambda: registry.method_class("crooked"))
 done["unregistered"] = refused(lambda: registry.method_class("silent"))
 done["taken"] = refused(lambda: registry.register("radial")(genkit.Stripes))
+from genkit.models import shipped
+done["shipped"] = {name: str(path) for name, path in shipped().items()}
+done["imported"] = [name for name in ("genkit_weights", "genkit_stripes_models") if name in sys.modules]
+done["models"] = call("models", "tiny-stripes", "--json")
 done["listed"] = call("families", "stripes", "--json")
 done["table"] = call("methods")
 print(json.dumps(done))
@@ -77,6 +82,7 @@ BROKEN = {
             "bad": "genkit_broken.bad", "wan": "genkit_broken.wan", "nothing": "json", "gone": "genkit_broken.gone:X",
         },
     },
+    "genkit-weights": {"genkit.models": {"weights": "genkit_weights", "lost": "genkit_lost", "file": "genkit_file"}},
     "genkit-one": {"genkit.methods": {"twice": "one"}},
     "genkit-two": {"genkit.methods": {"twice": "two"}},
 }  # fmt: skip
@@ -85,6 +91,11 @@ FILES = {
     "genkit_broken/silent.py": "",
     "genkit_broken/bad.py": "raise RuntimeError('no licence\\x1b[31m')",
     "genkit_broken/gone.py": "",
+    "genkit_file.py": "",
+    "genkit_weights/__init__.py": "raise RuntimeError('imported')",
+    "genkit_weights/tiny-stripes/model_index.json": '{"_class_name": "DDPMPipeline"}',
+    "genkit_weights/toy-video/model_index.json": "{}",
+    "genkit_weights/half.part/model_index.json": "{}",
     "genkit_broken/wan.py": "import dataclasses\nfrom genkit.families.wan import FAMILY as wan\n"
     "FAMILY = dataclasses.replace(wan, name='My Wan')",
 }
@@ -155,6 +166,16 @@ def test_broken_packages_are_named_and_everything_else_works(done):
         "(genkit.families: nothing = json) is left out: family: got <module 'json'",
     ):
         assert piece in told, piece
+
+
+def test_its_models_are_found_without_an_import_and_take_no_name_of_genkits(done):
+    found = done["shipped"]
+    assert found["tiny-stripes"].endswith(os.path.join("genkit_weights", "tiny-stripes")) and "half.part" not in found
+    assert Path(found["toy-video"]).parent.parent.name == "genkit" and not done["imported"]
+    assert json.loads(done["models"]["out"])["models"][0]["name"] == "tiny-stripes"
+    told = "\n".join(done["warned"])
+    assert "(genkit.models: lost = genkit_lost) names no package with a folder" in told
+    assert "(genkit.models: file = genkit_file) names no package with a folder" in told
 
 
 def test_who_asks_for_a_broken_or_taken_name_is_told_whose_it_is(done):
