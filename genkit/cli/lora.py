@@ -301,7 +301,7 @@ def _dtype(name: str | None) -> torch.dtype | None:
 def _folder(model: str) -> Path:
     """The folder of a model; one of the hub is downloaded."""
     from genkit.models import locate
-    from genkit.pipelines.load import fetch
+    from genkit.pipelines.hub import fetch
 
     return fetch(locate(model))
 

@@ -67,7 +67,7 @@ def lora(
         note("loading libraries ...")
     quiet_libraries()
     if kind is not None:
-        check_kind(settings.model, kind)
+        check_kind(settings.model, kind, settings.parts_from)
     train(settings, dry_run, measure, json)
 
 
@@ -88,17 +88,14 @@ def is_first() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def check_kind(model: str, wanted: str) -> None:
+def check_kind(model: str, wanted: str, parts_from: str | None = None) -> None:
     """Refuse a model that makes something else."""
     from genkit.models import locate
-    from genkit.models.check import check_folder
-    from genkit.pipelines.kinds import kind_of
-    from genkit.pipelines.load import fetch, find_class
+    from genkit.pipelines.model import Model
 
     if wanted not in KINDS:
         raise UsageError(explain("--kind", wanted, KINDS))
-    folder = fetch(locate(model))
-    found = kind_of(find_class(folder, check_folder(folder)["_class_name"])).name
+    found = Model.at(locate(model, files=True), model, parts_from).kind.name
     if found != wanted:
         raise UsageError(
             f"--model {shown(model)} makes {found}, not {wanted}: take genkit train lora, "

@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import re
 import struct
+from collections.abc import Container
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -101,8 +102,12 @@ def check_safetensors(path: Path) -> dict[str, Any]:
     return header
 
 
-def check_folder(folder: Path) -> dict:
+def check_folder(folder: Path, without: Container[str] = ()) -> dict:
     """Check a Diffusers pipeline folder and return its ``model_index.json``.
+
+    Args:
+        folder: to check.
+        without: parts whose weights are elsewhere; only their configurations are looked for.
 
     Raises:
         ArtifactError: no or unreadable index, a part without its folder, configuration or weights, weights that are
@@ -120,7 +125,7 @@ def check_folder(folder: Path) -> dict:
         raise ArtifactError(f"{folder} has no {INDEX}: {hint}")
     index = read_index(folder)
     for part, class_name in parts_of(index).items():
-        _check_part(folder, part, class_name)
+        _check_part(folder, part, class_name, part not in without)
     return index
 
 
@@ -175,7 +180,7 @@ class _Shards:
     weight_map: dict[str, Annotated[str, Rule(most=255)]]
 
 
-def _check_part(folder: Path, part: str, class_name: str) -> None:
+def _check_part(folder: Path, part: str, class_name: str, weights: bool) -> None:
     home = folder / part
     if not home.is_dir() or not any(home.iterdir()):
         raise ArtifactError(
@@ -194,7 +199,8 @@ def _check_part(folder: Path, part: str, class_name: str) -> None:
             _need(home, "preprocessor_config.json", class_name)
     else:
         _need(home, "config.json", class_name)
-        _check_weights(home, class_name)
+        if weights:
+            _check_weights(home, class_name)
 
 
 def _need(home: Path, name: str, class_name: str) -> None:
@@ -227,18 +233,22 @@ def _check_weights(home: Path, class_name: str) -> None:
 FAST = "fast"
 
 
-def fingerprint(folder: Path) -> str:
+def fingerprint(folder: Path, *files: Path) -> str:
     """A short digest that changes when a model folder changes: names, sizes, configurations, and of each large file its
-    first and last mebibyte. Fast for folders of any size; not a proof of integrity (``SHA256SUMS`` is)."""
+    first and last mebibyte. Fast for folders of any size; not a proof of integrity (``SHA256SUMS`` is).
+
+    Args:
+        folder: of the model.
+        files: of weights that lie elsewhere; their names do not matter.
+    """
     digest = hashlib.sha256()
     edge = 1 << 20
-    for path in sorted(folder.rglob("*")):
-        if not path.is_file() or path.suffix not in (".json", ".safetensors", ".txt", ".model"):
-            continue
-        if path.relative_to(folder).parts[0] == FAST:
+    named = [(path.relative_to(folder).as_posix(), path) for path in sorted(folder.rglob("*")) if path.is_file()]
+    for name, path in [*named, *(("", file) for file in files)]:
+        if path.suffix not in (".json", ".safetensors", ".txt", ".model") or name.split("/")[0] == FAST:
             continue
         size = path.stat().st_size
-        digest.update(f"{path.relative_to(folder).as_posix()} {size}\n".encode())
+        digest.update(f"{name} {size}\n".encode())
         with path.open("rb") as stream:
             digest.update(stream.read(edge))
             if size > edge:

@@ -26,9 +26,9 @@ class Location:
     """Where a model name leads.
 
     Args:
-        kind: ``"shipped"``, ``"folder"`` or ``"hub"``.
+        kind: ``"shipped"``, ``"folder"``, ``"file"`` or ``"hub"``.
         name: the name as given, without a revision.
-        path: the folder, None for a hub id.
+        path: the folder or file, None for a hub id.
         revision: branch, tag or commit of a hub id written as ``owner/name@revision``.
     """
 
@@ -73,11 +73,12 @@ def _offered() -> tuple[Path, ...]:
     return tuple(places)
 
 
-def locate(model: str, what: str = "model") -> Location:
+def locate(model: str, what: str = "model", files: bool = False) -> Location:
     """Resolve a model name. A shipped name wins over a folder of the same name; write ``./name`` for the folder.
 
     Args:
         model: the name. what: it is to the user, for messages.
+        files: whether a whole model in one file will do.
 
     Raises:
         UsageError: a name that is neither shipped nor a folder nor of the form ``owner/name``.
@@ -89,6 +90,8 @@ def locate(model: str, what: str = "model") -> Location:
     path = user_path(model, what)
     if path.is_dir():
         return Location("folder", model, path)
+    if path.is_file() and files:
+        return Location("file", model, path)
     if path.is_file():
         raise ArtifactError(f"{what} {place(model)} is a file; genkit loads Diffusers folders (with model_index.json)")
     if model.startswith((".", "/", "~")) or model.endswith("/") or model.count("/") > 1:

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 from genkit.errors import ArtifactError, UnsupportedError, UsageError, explain, said, shown
 from genkit.models.check import check_folder
 from genkit.models.registry import Location, locate
+from genkit.pipelines.checkpoint import Checkpoint, find_checkpoint
 from genkit.pipelines.fits import check_fits
+from genkit.pipelines.hub import fetch
 from genkit.pipelines.settings import DTYPE_CHOICES, DTYPES, OFFLOADS
 from genkit.reading.files import place
 
@@ -31,12 +33,14 @@ def load(
     quantization: Any = None,
     pipeline_class: type | None = None,
     parts: dict[str, Any] | None = None,
+    parts_from: str | Path | None = None,
 ) -> DiffusionPipeline:
     """Load a stock Diffusers pipeline, ready to be called.
 
     Args:
-        model: a shipped name (``"toy-video"``), a local Diffusers folder, or a hub id ``owner/name[@revision]``. Only
-            safetensors weights are read, and no code from the model's repository is run.
+        model: a shipped name (``"toy-video"``), a local Diffusers folder, a hub id ``owner/name[@revision]``, or a
+            whole model in one file (.safetensors), as A1111 and ComfyUI keep them. Only safetensors weights are read,
+            and no code from the model's repository is run.
         dtype: torch dtype or its name. Default: float32 on the CPU, bfloat16 on a GPU that supports it, else float16.
         device: where to run. Default: the first GPU, else the CPU.
         offload: ``"model"`` keeps whole parts, ``"sequential"`` single layers in main memory until needed: less GPU
@@ -47,13 +51,16 @@ def load(
         pipeline_class: a class of Diffusers that takes the same parts, such as ``StableDiffusionImg2ImgPipeline``.
             Default: the one that the folder names.
         parts: further parts by name, such as a loaded ``controlnet``.
+        parts_from: for a file: Diffusers folder, shipped name or hub id of a model of its kind, with the configurations
+            and the weights that the file does not hold. Default: the model of the hub that Diffusers takes for it.
 
     Raises:
         UsageError: unknown name, dtype or option.
-        ArtifactError: the folder lacks a part, a file is corrupt, or the hub cannot be reached.
+        ArtifactError: the folder lacks a part, a file is corrupt or belongs to another model, or the hub cannot be
+            reached.
         UnsupportedError: this machine has no such device, or the model no such feature.
     """
-    location = locate(str(model))
+    location = locate(str(model), files=True)
     where = resolve_device(device)
     kind = resolve_dtype(dtype, where)
     if offload not in OFFLOADS:
@@ -62,11 +69,13 @@ def load(
         raise UnsupportedError(
             f"offload {offload!r} moves parts between a GPU and main memory, but the device is the CPU; leave it out"
         )
-    folder = fetch(location)
-    index = check_folder(folder)
+    folder, checkpoint = source_of(location, None if parts_from is None else str(parts_from))
+    index = check_folder(folder, () if checkpoint is None else (*checkpoint.parts, *checkpoint.left))
     check_fits(folder)
     with without_bars():
         found = pipeline_class or find_class(folder, index["_class_name"])
+        if checkpoint is not None:
+            parts = checkpoint.load(kind, without=parts or ()) | (parts or {})
         pipeline = _from_folder(folder, found, kind, quantization, parts or {})
     _check_filled(folder, pipeline)
     pipeline.set_progress_bar_config(disable=True)
@@ -156,59 +165,25 @@ def resolve_dtype(dtype: torch.dtype | str | None, device: torch.device) -> torc
     return dtype
 
 
-def fetch(location: Location) -> Path:
-    """The folder of a model; a hub id is downloaded (or found in the cache) first.
+def source_of(location: Location, parts_from: str | None = None) -> tuple[Path, Checkpoint | None]:
+    """The folder of a model, and the file that holds weights of it where they are not all in the folder.
+
+    Args:
+        location: of the model; one of the hub is downloaded.
+        parts_from: see :func:`load`.
 
     Raises:
-        ArtifactError: the hub has no such model, refuses it, or cannot be reached.
+        UsageError: ``parts_from`` beside a folder, or a file that is no model. ArtifactError: see :func:`load`.
     """
-    if location.path is not None:
-        return location.path
-    from diffusers import DiffusionPipeline
-    from diffusers.utils import logging as diffusers_logging
-
-    level = diffusers_logging.get_verbosity()
-    diffusers_logging.set_verbosity_error()  # the cause is told below, once
-    try:
-        return Path(DiffusionPipeline.download(location.name, revision=location.revision, use_safetensors=True))
-    except (OSError, ValueError, RuntimeError, TypeError) as error:
-        raise ArtifactError(f"cannot get {location.name} from the Hugging Face hub: {_hub_reason(error)}") from error
-    finally:
-        diffusers_logging.set_verbosity(level)
-
-
-def _hub_reason(error: BaseException) -> str:
-    """One line out of the chain of errors that the hub client raises."""
-    from huggingface_hub import constants
-
-    chain: list[BaseException] = []
-    cause: BaseException | None = error
-    while cause is not None and cause not in chain:
-        chain.append(cause)
-        cause = cause.__cause__ or cause.__context__
-    names = {type(link).__name__ for link in chain}
-    if constants.HF_HUB_OFFLINE or "OfflineModeIsEnabled" in names:
-        return (
-            "offline mode is on (HF_HUB_OFFLINE) and the cache does not hold it; "
-            "download it first, or give a local folder"
+    if location.kind == "file" and location.path is not None:
+        checkpoint = find_checkpoint(location.path, parts_from)
+        return checkpoint.folder, checkpoint
+    if parts_from is not None:
+        raise UsageError(
+            f"--parts-from goes with a whole model in one file (.safetensors) as --model; {shown(location.name)} has "
+            "all its parts; leave it out"
         )
-    if "GatedRepoError" in names:
-        return "access is restricted; accept its terms on the model page and log in with 'hf auth login'"
-    if "RevisionNotFoundError" in names:
-        return "it has no such revision"
-    if "RepositoryNotFoundError" in names:
-        return "there is no such model, or it is private and you are not logged in"
-    if names & {
-        "ConnectError",
-        "ConnectTimeout",
-        "ConnectionError",
-        "ProxyError",
-        "LocalEntryNotFoundError",
-        "ReadTimeout",
-        "gaierror",
-    }:
-        return "the hub cannot be reached and the cache does not hold it; check the network, or give a local folder"
-    return said(error)
+    return fetch(location), None
 
 
 def find_class(folder: Path, name: str) -> type:

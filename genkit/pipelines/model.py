@@ -12,16 +12,19 @@ from functools import cache, cached_property, reduce
 from pathlib import Path
 from typing import Any
 
-from genkit.errors import ArtifactError, UnsupportedError, UsageError, explain, said
+from genkit.errors import ArtifactError, UnsupportedError, UsageError, explain
 from genkit.families.facts import tells_flow
 from genkit.families.inputs import Inputs, inputs_of, takes
 from genkit.families.lookup import facts_of
 from genkit.families.sizes import ReadConfig, SizeRule
 from genkit.models import Sidecar, check_folder, read_sidecar
-from genkit.models.check import read_index, read_part_config
+from genkit.models.check import fingerprint, read_index, read_part_config
+from genkit.models.registry import Location
+from genkit.pipelines.checkpoint import Checkpoint
 from genkit.pipelines.fits import check_fits
 from genkit.pipelines.kinds import Kind, accepted, demanded, kind_of, native_fps, size_rule, token_grid
-from genkit.pipelines.load import find_class
+from genkit.pipelines.load import find_class, source_of
+from genkit.pipelines.parts import class_named, empty_part
 from genkit.pipelines.request import flag
 from genkit.reading.files import place
 from genkit.schema import read
@@ -35,11 +38,12 @@ class Model:
 
     Args:
         name: as settings store it: shipped name, hub id or full path.
-        folder: where it lies.
+        folder: where it lies; of a whole model in one file, its configurations.
         pipeline_class: its Diffusers class.
         kind: what it makes.
         sidecar: its ``genkit.json``.
         parts: the entries of ``model_index.json`` that name a class, as (library, class).
+        checkpoint: the file that holds weights of it; None where the folder holds them all.
     """
 
     name: str
@@ -48,25 +52,52 @@ class Model:
     kind: Kind
     sidecar: Sidecar
     parts: dict[str, tuple[str, str]]
+    checkpoint: Checkpoint | None = None
 
     @classmethod
-    def of(cls, folder: Path, name: str) -> Model:
-        """Read a folder.
+    def at(cls, location: Location, name: str, parts_from: str | None = None) -> Model:
+        """The model at a place; one of the hub is downloaded.
+
+        Args:
+            location: from :func:`genkit.models.locate`.
+            name: by which the user calls it.
+            parts_from: see :func:`genkit.load`.
+
+        Raises:
+            ArtifactError, UnsupportedError: see :meth:`of`. UsageError: a file that is no model.
+        """
+        folder, checkpoint = source_of(location, parts_from)
+        full = str(location.path.resolve()) if location.path and location.kind != "shipped" else name
+        return cls.of(folder, full, checkpoint)
+
+    @classmethod
+    def of(cls, folder: Path, name: str, checkpoint: Checkpoint | None = None) -> Model:
+        """Read a folder, with the file that holds weights of it.
 
         Raises:
             ArtifactError: a part is missing or broken. UnsupportedError: a class that this Diffusers does not have.
         """
-        index = check_folder(folder)
+        left = () if checkpoint is None else checkpoint.left
+        index = check_folder(folder, () if checkpoint is None else (*checkpoint.parts, *left))
         found = find_class(folder, index["_class_name"])
         check_fits(folder)
         parts = {
             part: (str(entry[0]), str(entry[1]))
             for part, entry in index.items()
-            if isinstance(entry, list) and len(entry) == 2 and None not in entry
+            if isinstance(entry, list) and len(entry) == 2 and None not in entry and part not in left
         }
         sidecar = read_sidecar(folder)
         _check_call(sidecar, accepted(found), found.__name__)
-        return cls(name, folder, found, kind_of(found), sidecar, parts)
+        return cls(name, folder, found, kind_of(found), sidecar, parts, checkpoint)
+
+    @property
+    def source(self) -> tuple[Path, str | None]:
+        """What :func:`genkit.load` takes for it: the folder or file, and where a file's other parts come from."""
+        return (self.folder, None) if self.checkpoint is None else (self.checkpoint.path, str(self.folder))
+
+    def fingerprint(self) -> str:
+        """A digest that changes when its files change, see :func:`genkit.models.check.fingerprint`."""
+        return fingerprint(self.folder, *(() if self.checkpoint is None else (self.checkpoint.path,)))
 
     @property
     def class_name(self) -> str:
@@ -114,19 +145,12 @@ class Model:
 
     def part_class(self, part: str) -> type | None:
         """The Diffusers class of a part, or None for an absent part or another library's."""
-        import diffusers
-
         library, name = self.parts.get(part, ("", ""))
-        return getattr(diffusers, name, None) if library == "diffusers" else None
+        return class_named(library, name) if library == "diffusers" else None
 
     def class_of(self, part: str) -> type | None:
         """The class of a part in Diffusers, transformers or the pipeline's own module; None when it is elsewhere."""
-        import transformers
-        from diffusers import pipelines
-
-        library, name = self.parts.get(part, ("", ""))
-        room = transformers if library == "transformers" else getattr(pipelines, library, None)
-        return self.part_class(part) or getattr(room, name, None)
+        return class_named(*self.parts.get(part, ("", "")))
 
     @cached_property
     def outline(self) -> Any:
@@ -171,18 +195,7 @@ class Model:
 
     def without_values(self, part: str, kind: Any) -> Any:
         """A part of a class of Diffusers or transformers on the meta device."""
-        from accelerate import init_empty_weights
-
-        config = self.config(part)
-        try:
-            with init_empty_weights():
-                if hasattr(kind, "from_config"):
-                    return kind.from_config(config).eval()
-                return kind(kind.config_class.from_dict(config)).eval()
-        except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError, RuntimeError) as error:
-            raise ArtifactError(
-                f"{self.folder / part / 'config.json'} makes no {kind.__name__}: {said(error)}"
-            ) from error
+        return empty_part(self.folder, part, kind)
 
     def check_inputs(self, command: str, given: tuple[str, ...] = ()) -> None:
         """Refuse a pipeline that works on something which a command cannot give it.

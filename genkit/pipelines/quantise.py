@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from genkit.pipelines.model import Model
 
 NF4, INT8, FP8 = "nf4", "int8", "fp8"
+#: Kinds that Diffusers reads from folders alone, not from single files.
+FOLDERS_ONLY = (NF4, INT8)
 _PACKAGE = "bitsandbytes"
 
 
@@ -40,7 +42,7 @@ def check_quantise(kind: str, device: torch.device, loras: bool) -> None:
 
 def reading(kind: str | None, model: Model, dtype: torch.dtype) -> Any:
     """How Diffusers reads the denoisers in fewer bits; None where they are read as they are."""
-    if kind not in (NF4, INT8):
+    if kind not in FOLDERS_ONLY:
         return None
     import torch
     from diffusers import BitsAndBytesConfig, PipelineQuantizationConfig

@@ -15,8 +15,7 @@ from genkit import __version__
 from genkit.errors import ArtifactError, UsageError, escaped, shortened, shown
 from genkit.media.files import read_settings
 from genkit.models import locate
-from genkit.models.check import fingerprint
-from genkit.pipelines.request import Settings
+from genkit.pipelines.request import Settings, flag
 from genkit.reading import file_digest
 from genkit.reading.files import place
 from genkit.schema import open_keys, read
@@ -29,7 +28,7 @@ FILES = (
 #: What stands before the path in settings that also name a frame or a kind: ``0=/home/me/first.png``.
 _NAME = re.compile(r"-?\w+=(?=[/~.\\]|\w:)")
 #: Settings that name models, which may be folders or of the hub.
-MODELS = ("model", "upscaler")
+MODELS = ("model", "upscaler", "parts_from")
 PACKAGES = ("torch", "diffusers", "transformers")
 
 
@@ -42,8 +41,12 @@ def version(package: str) -> str:
         return "absent"
 
 
-def made_with(folder: Path, pipeline_class: str, device: str, loras: Sequence[Path] = ()) -> dict[str, Any]:
-    """Versions, machine and model that decide whether a run repeats bit for bit. Holds no time and no host name."""
+def made_with(model: str, pipeline_class: str, device: str, loras: Sequence[Path] = ()) -> dict[str, Any]:
+    """Versions, machine and model that decide whether a run repeats bit for bit. Holds no time and no host name.
+
+    Args:
+        model: its digest. pipeline_class: its class. device: as text. loras: files.
+    """
     import torch
 
     gpu = torch.cuda.get_device_name(device) if device.startswith("cuda") else None
@@ -52,7 +55,7 @@ def made_with(folder: Path, pipeline_class: str, device: str, loras: Sequence[Pa
         "machine": gpu or platform.machine(),
         "threads": torch.get_num_threads(),
         "pipeline": pipeline_class,
-        "model_fingerprint": fingerprint(folder),
+        "model_fingerprint": model,
         "lora_fingerprints": [file_digest(path)[:16] for path in loras],
     }
 
@@ -116,10 +119,10 @@ def followed(record: Record, origin: str, written: Container[str]) -> tuple[dict
         _check_place(origin, "attention_args weights", weights, True)
     for name in MODELS:
         model = settings.get(name) if name not in written else None
-        if isinstance(model, str) and locate(model).kind == "hub":
+        if isinstance(model, str) and locate(model, files=True).kind == "hub":
             raise UsageError(
                 f"{origin} was made with {shown(model)} of the Hugging Face hub, which would be downloaded; "
-                f"add --{name} {escaped(model)} if you trust it"
+                f"add {flag(name)} {escaped(model)} if you trust it"
             )
     return settings, told
 

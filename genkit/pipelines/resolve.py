@@ -21,11 +21,11 @@ from genkit.pipelines import cleaning, guidance
 from genkit.pipelines.attention import Attention
 from genkit.pipelines.few_steps import FewSteps, fast_lora, few_steps_of
 from genkit.pipelines.kinds import IMAGE
-from genkit.pipelines.load import fetch, resolve_device, resolve_dtype
+from genkit.pipelines.load import resolve_device, resolve_dtype
 from genkit.pipelines.model import Model
 from genkit.pipelines.outputs import check_format
 from genkit.pipelines.prompts import Prompts, read_prompts, tokenizers_of
-from genkit.pipelines.quantise import check_quantise
+from genkit.pipelines.quantise import FOLDERS_ONLY, check_quantise
 from genkit.pipelines.recipes import recipe_place
 from genkit.pipelines.request import Settings, flag
 from genkit.pipelines.schedulers import Sampler, find_sampler
@@ -158,19 +158,20 @@ class Draft:
         )
         self.matches: list[Matched] = []
         self.shares = shares_of(given, len(self.loras), self.mixing is not None) if loads else ()
-        location = locate(given.model)
+        location = locate(given.model, files=loads)
         self.device = resolve_device(given.device if loads else None)
         self.dtype = resolve_dtype(given.dtype if loads else None, self.device)
         if loads and given.offload != "none" and self.device.type == "cpu":
             raise UnsupportedError(f"--offload {given.offload} needs a GPU, and the device is the CPU; leave it out")
-        folder = fetch(location)
-        self.model = Model.of(folder, str(folder.resolve()) if location.kind == "folder" else given.model)
+        self.model = Model.at(location, given.model, given.parts_from if loads else None)
+        if self.model.checkpoint is not None:
+            self.notes.append(self.model.checkpoint.told())
         if model is None:
             self.model.check_inputs(self.task.command, inputs)
         else:
             self.model = model(self.model)
         if attends and not early:
-            self.attention = Attention.of(given, folder)
+            self.attention = Attention.of(given, self.model.folder)
         if self.attention is not None:
             self.attention.check_recipe(self.model)
         self._take_fast()
@@ -199,6 +200,10 @@ class Draft:
 
     def _check_parts(self, given: LoadSettings) -> None:
         """Refuse what the model's classes or this machine do not have."""
+        if given.quantize in FOLDERS_ONLY and self.model.checkpoint is not None:
+            raise UsageError(
+                f"--quantize {given.quantize} with a model in one file: only folders are read that way; take fp8"
+            )
         if given.quantize is not None:
             check_quantise(given.quantize, self.device, bool(self.loras or self.mixing is not None))
         self.single = find_files(given.denoiser, self.model, given.quantize)
@@ -328,6 +333,11 @@ class Draft:
             raise UsageError(f"--scheduler: {self.few.name} brings its own sampler; leave one of both out")
         return find_sampler(text, self.model, self.settings.flow_shift, self.settings.steps)
 
+    def _origin(self, name: str | None) -> str | None:
+        """Where parts come from that the model's file does not hold, as it means the same from any folder."""
+        path = None if name is None else locate(name, "--parts-from")
+        return full_path(name) if path is not None and path.kind == "folder" else name
+
     def check_sizes(self) -> None:
         """Refuse a size that the model has no latents for; UsageError."""
         if self.model.rule is not None:
@@ -352,6 +362,7 @@ class Draft:
         if isinstance(given, LoadSettings):
             changes["lora"] = tuple(map(str, self.named))
             changes["denoiser"] = tuple(each.text for each in self.single)
+            changes["parts_from"] = self._origin(given.parts_from)
             changes["lora_router"] = full_path(given.lora_router)
             changes["lora_mask"] = tuple(str(full_path(mask)) for mask in given.lora_mask)
             changes["device"], changes["dtype"] = str(self.device), str(self.dtype).removeprefix("torch.")

@@ -169,7 +169,8 @@ class Session:
         options["parts"] = parts | ({} if request.added is None else request.added.parts(request.dtype))
         fewer = getattr(given, "quantize", None)
         options["quantization"] = reading(fewer, model, request.dtype)
-        pipeline = load(model.folder, request.dtype, request.device, **options)
+        place, options["parts_from"] = model.source
+        pipeline = load(place, request.dtype, request.device, **options)
         store_in_eight(pipeline, fewer, model, request.dtype)
         partial = isinstance(given, LoadSettings) and given.lora_partial
         self.warnings += apply_loras(pipeline, request.loras, partial, request.take_matches(), request.shares)
@@ -185,7 +186,7 @@ class Session:
             change = {model.shift_name(): given.flow_shift}
             pipeline.scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config, **change)
         loras = _lora_files(request)
-        self.made = made_with(model.folder, model.class_name, str(request.device), loras) | request.fingerprints
+        self.made = made_with(model.fingerprint(), model.class_name, str(request.device), loras) | request.fingerprints
         self.pipeline = pipeline
 
     def again(self, request: Request) -> Session | None:
@@ -197,7 +198,10 @@ class Session:
         if self.pipeline is None:
             return None
         mine, other = self.request, request
-        if any(getattr(mine.model, name) != getattr(other.model, name) for name in ("folder", "pipeline_class")) or (
+        if any(
+            getattr(mine.model, name) != getattr(other.model, name)
+            for name in ("folder", "checkpoint", "pipeline_class")
+        ) or (
             mine.device,
             mine.dtype,
         ) != (other.device, other.dtype):

@@ -45,6 +45,12 @@ def as_rate(value: Any, what: str) -> Any:
     return str(value)
 
 
+#: What a model can be, for ``--help``.
+MODEL = (
+    "Shipped name, local Diffusers folder, hub id owner/name[@revision], or a whole model in one file (.safetensors)."
+)
+
+
 @dataclass(frozen=True)
 class InputSettings(Settings):
     """The file that a command works on; on the command line it is the argument."""
@@ -61,7 +67,7 @@ class PromptSettings(Settings):
         None, "What to show. An empty text is allowed: the model then runs unconditionally.", prose=True
     )
     negative_prompt: str | None = option(None, "What to avoid; needs a guidance scale above 1.", prose=True)
-    model: str = option(DEFAULT_MODEL, "Shipped name, local Diffusers folder, or hub id owner/name[@revision].")
+    model: str = option(DEFAULT_MODEL, MODEL)
     steps: int | None = option(None, "Denoising steps.", rule=Rule(low=1, high=1_000_000))
     guidance_scale: float | None = option(
         None, "How strongly the prompt rules; 1 switches guidance off.", rule=Rule(low=0, high=10_000)
@@ -239,6 +245,10 @@ class LoadSettings(Settings):
     offload: str = option(
         "none", "none, model, group or sequential: keep parts in main memory until needed.", group="Model",
         rule=Rule(choices=OFFLOADS),
+    )  # fmt: skip
+    parts_from: str | None = option(
+        None, "For a whole model in one file as --model: Diffusers folder or hub id of a model of its kind, with the "
+        "configurations and what the file does not hold.", group="Model", stored=WHEN_GIVEN,
     )  # fmt: skip
     denoiser: tuple[str, ...] = option(
         (), "Denoiser's weights in one file (.safetensors, .gguf, names of ComfyUI too), in place of the model's own; "

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from genkit.errors import ArtifactError, UnsupportedError, UsageError, explain, said
 from genkit.models.check import check_safetensors
+from genkit.pipelines.checkpoint_names import PREFIXES, check_unscaled
+from genkit.pipelines.quantise import FOLDERS_ONLY
 from genkit.reading import file_digest, regular, user_path
 from genkit.reading.files import place
 
@@ -22,10 +24,6 @@ if TYPE_CHECKING:
 
 _NAMED = re.compile(r"(\w+)=(.+)", re.DOTALL)
 _GGUF = ".gguf"
-#: What whole checkpoints put before the names of the denoiser's tensors.
-_PREFIX = "model.diffusion_model."
-#: Endings of tensors that say how others are scaled, which Diffusers does not read.
-_SCALED = ("scaled_fp8", ".scale_weight", ".weight_scale", ".scale_input")
 
 
 @dataclass(frozen=True)
@@ -90,7 +88,7 @@ def find_files(texts: Sequence[str], model: Model, quantize: str | None) -> tupl
         kind: Any = model.part_class(part)
         if not hasattr(kind, "from_single_file"):
             raise UnsupportedError(f"--denoiser: Diffusers reads no single files for {kind.__name__}")
-        if quantize in ("nf4", "int8"):
+        if quantize in FOLDERS_ONLY:
             raise UsageError(
                 f"--denoiser with --quantize {quantize}: only folders are read that way; take fp8, or neither"
             )
@@ -107,13 +105,8 @@ def _check(path: Path, part: str, model: Model) -> None:
     if path.suffix != ".safetensors":
         raise UsageError(f"--denoiser {place(path)}: only .safetensors and .gguf files are read")
     tensors = {name: each for name, each in check_safetensors(path).items() if name != "__metadata__"}
-    scaled = next((name for name in tensors if name.endswith(_SCALED)), None)
-    if scaled is not None:
-        raise UnsupportedError(
-            f"--denoiser {path.name} has scaled 8-bit weights ({scaled}), which Diffusers does not read; take the "
-            "bf16 file and --quantize fp8"
-        )
-    own = {name: each for name, each in tensors.items() if name.startswith(_PREFIX)} or tensors
+    check_unscaled(f"--denoiser {path.name}", tensors)
+    own = {name: each for name, each in tensors.items() if name.startswith(PREFIXES["unet"])} or tensors
     has = sum(prod(each.shape) for each in own.values())
     wants = sum(each.numel() for each in model.outline.components[part].state_dict().values())
     if has < wants:

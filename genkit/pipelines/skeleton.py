@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from genkit.errors import ArtifactError, said
+from genkit.pipelines.load import without_bars
 from genkit.pipelines.model import Model
+from genkit.pipelines.parts import errors_only
 from genkit.reading.files import place
 
 if TYPE_CHECKING:
@@ -39,7 +38,7 @@ def skeleton(model: Model, dtype: torch.dtype | None = None) -> Any:
             if dtype is not None:
                 cast(networks[part], dtype)
     try:
-        with _quiet():
+        with errors_only(), without_bars():
             kind: Any = model.pipeline_class
             made = kind.from_pretrained(str(model.folder), **networks, local_files_only=True)
     except Exception as error:  # whatever a class says about files that it was not made for
@@ -60,19 +59,3 @@ def cast(network: nn.Module, dtype: torch.dtype) -> None:
     for name, parameter in network.named_parameters():
         if parameter.is_floating_point() and not (pattern and pattern.search(name)):
             parameter.data = parameter.data.to(dtype)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """No bar and no word about parts that are being loaded."""
-    from diffusers.utils import logging as diffusers_logging
-
-    bars, level = diffusers_logging.is_progress_bar_enabled(), diffusers_logging.get_verbosity()
-    diffusers_logging.disable_progress_bar()
-    diffusers_logging.set_verbosity(logging.ERROR)
-    try:
-        yield
-    finally:
-        diffusers_logging.set_verbosity(level)
-        if bars:
-            diffusers_logging.enable_progress_bar()

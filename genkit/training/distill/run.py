@@ -24,9 +24,8 @@ from genkit.lora.facts import Facts, Sampling
 from genkit.lora.files import NAMED
 from genkit.media.atomic import Files, check_writable
 from genkit.models import locate
-from genkit.models.check import fingerprint
 from genkit.pipelines.kinds import IMAGE
-from genkit.pipelines.load import fetch, load, resolve_dtype
+from genkit.pipelines.load import load, resolve_dtype
 from genkit.pipelines.model import Model
 from genkit.pipelines.record import PACKAGES, version
 from genkit.reading.files import place, user_path
@@ -116,12 +115,11 @@ class Plan:
         if process_rank() == 0:
             check_writable(output, "--output")
         check_finished(output, NAMED, settings.resume_from_checkpoint)
-        location = locate(settings.model)
+        location = locate(settings.model, files=True)
         device = device_of(settings)
         dtype = resolve_dtype(settings.dtype, device)
         precision = precision_of(settings, dtype, device)
-        folder = fetch(location)
-        model = Model.of(folder, str(folder.resolve()) if location.kind == "folder" else settings.model)
+        model = Model.at(location, settings.model, settings.parts_from)
         component = component_of(model, None)
         if "transformer_2" in model.parts:
             raise UnsupportedError(f"{model.class_name} with two denoisers is not distilled: each sees half the levels")
@@ -139,7 +137,8 @@ class Plan:
         settings = self.settings
         if settings.threads:
             torch.set_num_threads(settings.threads)
-        pipeline = load(self.model.folder, self.dtype, self.device)
+        place, parts_from = self.model.source
+        pipeline = load(place, self.dtype, self.device, parts_from=parts_from)
         training = training_of(pipeline, self.model.sidecar.sound)
         _check_family(training, self.model)
         for part in pipeline.components.values():
@@ -245,10 +244,10 @@ class Run:
         told = self.plan.settings.to_dict()
         base = {
             "model": self.plan.model.class_name,
-            "model_fingerprint": fingerprint(self.plan.model.folder),
+            "model_fingerprint": self.plan.model.fingerprint(),
             "prompts": self.plan.prompts.digest,
         }
-        free = ("max_train_steps", "minutes", "prompts", "model")
+        free = ("max_train_steps", "minutes", "prompts", "model", "parts_from")
         return {"base": base, "settings": {name: value for name, value in told.items() if name not in free}}
 
     def export(self, step: int) -> Export:
@@ -263,7 +262,7 @@ class Run:
             family=family_of(self.adapter.model).name,
             pipeline=model.class_name,
             base_model=model.name,
-            base_fingerprint=fingerprint(model.folder),
+            base_fingerprint=model.fingerprint(),
             component=self.plan.component,
             adapter=self.adapter.config.kind,
             rank=settings.rank,

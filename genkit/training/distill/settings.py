@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from genkit.errors import UsageError, explain
-from genkit.pipelines.request import NEVER, Settings, flag, option
-from genkit.pipelines.settings import AUTO, DTYPE_CHOICES, as_dtype
+from genkit.pipelines.request import NEVER, WHEN_GIVEN, Settings, flag, option
+from genkit.pipelines.settings import AUTO, DTYPE_CHOICES, MODEL, as_dtype
 from genkit.schema import Rule
 from genkit.training.lora.groups import (
     LORA,
@@ -26,7 +26,11 @@ _STUDENT = "Teacher and student"
 class StudentSettings(Settings):
     """What is distilled, from which prompts, and into how many steps."""
 
-    model: str = option("", "Shipped name, local Diffusers folder, or hub id owner/name[@revision].", group=_GROUP)
+    model: str = option("", MODEL, group=_GROUP)
+    parts_from: str | None = option(
+        None, "For a whole model in one file as --model: Diffusers folder or hub id of a model of its kind, with the "
+        "configurations and what the file does not hold.", group=_GROUP, stored=WHEN_GIVEN,
+    )  # fmt: skip
     prompts: str = option(
         "", "Text file with a prompt on every line, or 'world' for captions of the toy world (shipped models).",
         group=_GROUP,

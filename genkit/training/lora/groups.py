@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from genkit.errors import UsageError, explain
-from genkit.pipelines.request import NEVER, Settings, option
-from genkit.pipelines.settings import DTYPE_CHOICES, AttentionSettings, as_dtype, as_rate
+from genkit.pipelines.request import NEVER, WHEN_GIVEN, Settings, option
+from genkit.pipelines.settings import DTYPE_CHOICES, MODEL, AttentionSettings, as_dtype, as_rate
 from genkit.pipelines.text import as_pairs, as_texts
 from genkit.schema import Rule
 from genkit.training.data.source import (
@@ -63,9 +63,11 @@ _SHARE = Rule(low=0, high=1)
 class ModelSettings(Settings):
     """What is trained, on what, and where it goes."""
 
-    model: str = option(
-        "", "Shipped name, local Diffusers folder, or hub id owner/name[@revision].", group="What is trained"
-    )
+    model: str = option("", MODEL, group="What is trained")
+    parts_from: str | None = option(
+        None, "For a whole model in one file as --model: Diffusers folder or hub id of a model of its kind, with the "
+        "configurations and what the file does not hold.", group="What is trained", stored=WHEN_GIVEN,
+    )  # fmt: skip
     data: tuple[DataSource, ...] = option(
         (), "Folder of media with captions, or a .toml file that lists data sets as musubi-tuner and sd-scripts do. "
         "Repeatable; in a file also a list of mappings (path, num_repeats, weight, caption, ...).",

@@ -34,7 +34,8 @@ def measured(plan: LoraPlan) -> dict[str, Any]:
     """
     settings, device = plan.settings, plan.device
     batch = _drawn(plan.shapes(), device)
-    pipeline = load(plan.model.folder, plan.dtype, device)
+    place, parts_from = plan.model.source
+    pipeline = load(place, plan.dtype, device, parts_from=parts_from)
     for part in pipeline.components.values():
         if isinstance(part, nn.Module):
             part.requires_grad_(False).eval()

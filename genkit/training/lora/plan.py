@@ -23,9 +23,8 @@ from genkit.lora.files import parse_lora
 from genkit.lora.match import match
 from genkit.lora.pair import Pair
 from genkit.models import locate
-from genkit.models.check import fingerprint
 from genkit.pipelines.attention import Attention
-from genkit.pipelines.load import fetch, resolve_dtype
+from genkit.pipelines.load import resolve_dtype
 from genkit.pipelines.model import Model
 from genkit.pipelines.prompts import new_words
 from genkit.pipelines.skeleton import skeleton
@@ -119,13 +118,14 @@ class LoraPlan:
         check_login(settings)
         if settings.init_lora is not None:
             parse_lora(settings.init_lora)
-        location = locate(settings.model)
+        location = locate(settings.model, files=True)
         device = device_of(settings)
         dtype = resolve_dtype(settings.dtype, device)
         precision = precision_of(settings, dtype, device)
-        folder = fetch(location)
-        model = Model.of(folder, str(folder.resolve()) if location.kind == "folder" else settings.model)
+        model = Model.at(location, settings.model, settings.parts_from)
         component = component_of(model, settings.component)
+        if settings.quantization is not None and model.checkpoint is not None:
+            raise UsageError("--quantization with a model in one file: only folders are read that way; leave it out")
         if settings.quantization is not None:
             check_backend(settings.quantization, device)
             quantisation(component, settings.quantization, settings.quantization_args, dtype)
@@ -164,7 +164,7 @@ class LoraPlan:
     def fingerprint(self) -> dict[str, dict[str, Any]]:
         """What must be the same when the run goes on from a checkpoint, as far as it is known without weights: group ->
         name -> value."""
-        base = {"model": self.model.class_name, "model_fingerprint": fingerprint(self.model.folder)}
+        base = {"model": self.model.class_name, "model_fingerprint": self.model.fingerprint()}
         return {
             "base": base,
             "files": {"digest of files and captions": self.data.digest()},

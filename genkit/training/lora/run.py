@@ -20,7 +20,6 @@ from genkit.families.training.lookup import training_of
 from genkit.lora.facts import Facts
 from genkit.lora.words import WORDS, name_of
 from genkit.media.atomic import Files
-from genkit.models.check import fingerprint
 from genkit.patching import PatchHandle
 from genkit.pipelines.load import load
 from genkit.pipelines.model import Model
@@ -254,7 +253,7 @@ class Run:
             family=family_of(self.adapter.model).name,
             pipeline=self.model.class_name,
             base_model=self.model.name,
-            base_fingerprint=fingerprint(self.model.folder),
+            base_fingerprint=self.model.fingerprint(),
             component=self.component,
             adapter=self.adapter.config.kind,
             rank=settings.rank,
@@ -276,11 +275,12 @@ class Run:
 
 def _loaded(plan: LoraPlan) -> Any:
     """The pipeline with its weights."""
-    settings, folder = plan.settings, plan.model.folder
+    settings = plan.settings
+    place, parts_from = plan.model.source
     if settings.quantization is None:
-        return load(folder, plan.dtype, plan.device)
+        return load(place, plan.dtype, plan.device, parts_from=parts_from)
     config = quantisation(plan.component, settings.quantization, settings.quantization_args, plan.dtype)
-    pipeline = load(folder, plan.dtype, plan.device, quantization=config)
+    pipeline = load(place, plan.dtype, plan.device, quantization=config)
     check_quantised(settings.quantization, getattr(pipeline, plan.component))
     return pipeline
 

@@ -219,7 +219,8 @@ def _request(settings: LoraSettings, model: Model, device: torch.device, cuts: S
     if settings.validation_resolution is not None:
         height, width = _sides(settings.validation_resolution)
     values: dict[str, Any] = {
-        "model": settings.model, "prompt": settings.validation_prompts[0], "seed": settings.validation_seed,
+        "model": settings.model, "parts_from": settings.parts_from,
+        "prompt": settings.validation_prompts[0], "seed": settings.validation_seed,
         "steps": settings.validation_num_inference_steps, "guidance_scale": settings.validation_guidance_scale,
         "negative_prompt": settings.validation_negative_prompt, "height": height, "width": width,
         "device": str(device), "dtype": settings.dtype, "backend": settings.backend,

@@ -204,7 +204,7 @@ def test_a_sheet_holds_rows_of_the_same_columns_and_few_of_many(tmp_path):
 @pytest.mark.parametrize(("name", "bucket", "ending"), [("sd", (1, 64, 64), ".png"), ("av", (9, 64, 64), ".mp4")])
 def test_pictures_are_png_and_clips_have_their_sound(tiny_sd, tmp_path, name, bucket, ending):
     from genkit.models import locate
-    from genkit.pipelines.load import fetch
+    from genkit.pipelines.hub import fetch
     from genkit.pipelines.load import load as load_pipeline
     from genkit.pipelines.model import Model
     from genkit.training.data.folder.buckets import Bucket

@@ -7,7 +7,7 @@ from typing import Any
 
 from genkit.errors import UsageError, explain
 from genkit.pipelines.request import WHEN_GIVEN, Settings, option
-from genkit.pipelines.settings import GenerationSettings, LoadSettings, OutputSettings
+from genkit.pipelines.settings import MODEL, GenerationSettings, LoadSettings, OutputSettings
 from genkit.pipelines.text import as_texts
 from genkit.schema import Rule
 
@@ -97,4 +97,4 @@ class ConsistentSettings(OutputSettings, LoadSettings, SubjectSettings, Generati
     """Everything that decides what ``genkit consistent`` makes. The last group comes first in ``--help``."""
 
     prompt: str | None = option(None, "A picture to make, with its subjects in it; the same as --scene.", prose=True)
-    model: str = option("toy-image", "Shipped name, local Diffusers folder, or hub id owner/name[@revision].")
+    model: str = option("toy-image", MODEL)

@@ -9,6 +9,7 @@ from typing import ClassVar
 from genkit.errors import UsageError
 from genkit.pipelines.request import WHEN_GIVEN, Settings, option
 from genkit.pipelines.settings import (
+    MODEL,
     AttentionSettings,
     DrawSettings,
     InputSettings,
@@ -114,6 +115,5 @@ class EditSettings(
     weighed_role: ClassVar[str | None] = "target"
 
     model: str | None = option(  # type: ignore[assignment]
-        None, "Shipped name, local Diffusers folder, or hub id owner/name[@revision]. toy-image for a picture and "
-        "toy-video for a clip when left out.",
-    )  # fmt: skip
+        None, f"{MODEL} toy-image for a picture and toy-video for a clip when left out."
+    )

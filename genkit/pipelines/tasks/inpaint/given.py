@@ -14,7 +14,7 @@ from genkit.families.prompts import UPSCALER
 from genkit.media.canvas import Mask, read_mask, read_still
 from genkit.models import check_folder, locate
 from genkit.models.check import read_part_config
-from genkit.pipelines.load import fetch
+from genkit.pipelines.hub import fetch
 from genkit.pipelines.tasks.inpaint.choice import made_for_it
 from genkit.reading import file_digest, regular
 from genkit.reading.files import place, user_path

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from genkit.errors import UsageError
 from genkit.pipelines.request import WHEN_GIVEN, Settings, option
 from genkit.pipelines.settings import (
+    MODEL,
     AttentionSettings,
     DrawSettings,
     InputSettings,
@@ -100,4 +101,4 @@ class InpaintSettings(
         None, 'What appears in the mask, best with its background: "a red circle on a black background". With "" the '
         "model decides.", prose=True,
     )  # fmt: skip
-    model: str = option("toy-image", "Shipped name, local Diffusers folder, or hub id owner/name[@revision].")
+    model: str = option("toy-image", MODEL)

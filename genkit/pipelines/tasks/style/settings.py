@@ -10,6 +10,7 @@ from typing import Any
 from genkit.errors import UsageError, explain
 from genkit.pipelines.request import WHEN_GIVEN, Settings, option
 from genkit.pipelines.settings import (
+    MODEL,
     AttentionSettings,
     InputSettings,
     LoadSettings,
@@ -72,7 +73,7 @@ class StyleSettings(
     """
 
     prompt: str | None = option("", "What the result shows. Mostly not needed.", prose=True)
-    model: str = option("toy-image", "Shipped name, local Diffusers folder, or hub id owner/name[@revision].")
+    model: str = option("toy-image", MODEL)
 
     @classmethod
     def unknown(cls, origin: str, values: Mapping[str, Any]) -> str:

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from genkit.families.training.base import SPREAD, Media, Tensors, Training
-from genkit.models.check import fingerprint
 from genkit.pipelines.model import Model
 from genkit.pipelines.resolve import Draft, Request
 from genkit.pipelines.session import Session
@@ -52,7 +51,8 @@ def prior_request(settings: Any, model: Model, device: torch.device, size: Bucke
         GenkitError: what ``genkit generate`` would refuse of the prompts.
     """
     given = {
-        "model": settings.model, "prompt": settings.prior_prompts[0], "height": size.height, "width": size.width,
+        "model": settings.model, "parts_from": settings.parts_from, "prompt": settings.prior_prompts[0],
+        "height": size.height, "width": size.width,
         "device": str(device), "dtype": settings.dtype,
     }  # fmt: skip
     draft = Draft(GenerateSettings.from_mappings(("--prior-prompts", given)))
@@ -81,14 +81,14 @@ def prior_images(
     """
     request = prior_request(settings, model, pipeline.device, size)
     session = Session(request, pipeline=pipeline)
-    store, base = Cache(cache), fingerprint(model.folder)
+    store, base = Cache(cache), model.fingerprint()
     prompts, entries = settings.prior_prompts, []
     for index in range(settings.num_prior_images):
         prompt = prompts[index % len(prompts)]
         asked = request.settings.replace(prompt=prompt, seed=settings.seed + index)
         if progress is not None:
             progress(index, settings.num_prior_images, prompt)
-        told = {name: value for name, value in asked.to_dict().items() if name not in ("model", "device")}
+        told = {name: value for name, value in asked.to_dict().items() if name not in ("model", "parts_from", "device")}
         key = {"kind": "prior", "version": _VERSION, "model": base, "settings": told}
 
         def made(asked: Any = asked) -> Tensors:
