@@ -92,6 +92,19 @@ def defaults_of(name: str) -> dict:
         return {}
 
 
+@cache
+def has_fast(name: str) -> bool:
+    """Whether a model has a LoRA for few steps in its folder."""
+    from genkit.models import locate
+    from genkit.pipelines.few_steps import fast_file
+
+    try:
+        path = locate(name).path
+        return path is not None and fast_file(path).is_file()
+    except GenkitError:
+        return False
+
+
 def attentions(model: str | None = None) -> list[str]:
     """The choices of attention: the model's own, the methods that need no files, and the recipes.
 

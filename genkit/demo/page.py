@@ -82,7 +82,7 @@ class Page:
         )  # fmt: skip
         for tab in self.tabs:
             enter.then(
-                tab.resume, self.visitor, [self.gallery, *tab.outputs.values(), *self.lora_fields()],
+                tab.resume, self.visitor, [self.gallery, *tab.outputs.values(), *self.lora_fields(), tab.halt],
                 api_visibility="private", show_progress="hidden", concurrency_limit=None,
             )  # fmt: skip
 

@@ -14,6 +14,8 @@ from genkit.pipelines.trained_attention import facts_of
 from genkit.reading.files import place
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from genkit.pipelines.model import Model
 
 #: Samplers of the first order, the only ones that distilled steps are for.
@@ -94,13 +96,18 @@ def few_steps_of(loras: Sequence[Lora]) -> FewSteps | None:
     return found
 
 
+def fast_file(folder: Path) -> Path:
+    """Where a model's folder has its few-step LoRA."""
+    return folder / FAST / NAMED
+
+
 def fast_lora(model: Model) -> Lora:
     """The few-step LoRA in a model's folder.
 
     Raises:
         UnsupportedError: it has none.
     """
-    path = model.folder / FAST / NAMED
+    path = fast_file(model.folder)
     if not path.is_file():
         raise UnsupportedError(
             f"--fast: {model.name} has no few-step LoRA ({FAST}/{NAMED} in its folder); genkit train distill makes one"

@@ -150,16 +150,20 @@ def test_a_mask_painted_with_the_mouse_is_made_anew_and_the_rest_stays_bit_for_b
     assert rows.min() > 10 and columns.min() > 10  # far from where nothing was painted
 
 
-def test_a_stop_ends_a_long_run_within_a_step(visit):
+def test_a_stop_ends_a_long_run_within_a_step_and_can_be_pressed_only_then(visit):
     page = visit.page
+    stop = page.locator("#generate-stop")
+    assert stop.is_disabled()
     visit.open_more("generate")
     visit.panel("generate").get_by_label("Steps").fill("500")
     for side in ("Width", "Height"):
         visit.panel("generate").get_by_label(side).fill("64")
     page.click("#generate-go")
     visit.ends("generate", "of 500")  # any step: on a quick machine no single one is surely seen
-    page.click("#generate-stop")
+    assert stop.is_enabled()
+    stop.click()
     visit.ends("generate", "Stopped")
+    sync_api.expect(stop).to_be_disabled()
     told = page.inner_text("#generate-status")
     time.sleep(1)
     assert page.inner_text("#generate-status") == told
@@ -227,7 +231,9 @@ def test_after_a_reload_the_run_is_still_there_and_nobody_else_sees_it(visit, br
     visit.errors[:] = [each for each in visit.errors if not any(known in each for known in ABORTED)]
     page.wait_for_selector("#generate-go")
     visit.ends("generate", "of 150")
+    sync_api.expect(page.locator("#generate-stop")).to_be_enabled()
     visit.ends("generate")
+    sync_api.expect(page.locator("#generate-stop")).to_be_disabled()
     page.wait_for_selector("#shelf-gallery img")
     # Gradio's client may fail on a difference of a stream that began around a reload; the end is checked above.
     visit.errors[:] = [each for each in visit.errors if not each.startswith("Unexpected client exception TypeError")]

@@ -16,6 +16,7 @@ import gradio as gr  # noqa: E402
 from genkit.demo.blocks import Blocks  # noqa: E402
 from genkit.demo.engine.desk import Desk  # noqa: E402
 from genkit.demo.engine.visitors import Visitors  # noqa: E402
+from genkit.demo.options import OWN  # noqa: E402
 from genkit.demo.page import Page  # noqa: E402
 from genkit.demo.serve import make_offer  # noqa: E402
 from genkit.demo.tabs import restore  # noqa: E402
@@ -67,6 +68,7 @@ TYPED = {
         {"steps": "3", "width": "64", "height": "80", "negative_prompt": "dull", "guidance_scale": "2.125"},
         {"attention": "neighborhood", "attention_args": "size=3x5,stride=1x2", "schedule": "steps=1:-1"},
         {"model": "toy-video", "attention": "recipe: toy-video-neighborhood", "num_frames": "9"},
+        {"model": "toy-video", "fast": True},
     ],
     "edit": [
         {"preset": preset} for preset in ("material", "shape", "background", "add", "remove")
@@ -81,7 +83,7 @@ TYPED = {
     "consistent": [
         {
             "subjects": "a striped red circle", "keywords": "red circle", "scenes": "a red circle on a gray background",
-            "boxes": "0,0.2,0.5,0.9", "text_share": "0.5", "isolation": False,
+            "boxes": "0,0.2,0.5,0.9", "text_share": "0.5", "isolation": False, "start": "0.1",
         },
         {"reposition": False, "text_share": "0"},
     ],
@@ -100,6 +102,19 @@ def test_settings_of_a_result_come_back_into_a_form_that_held_others(page, pictu
         assert filled.get("keep_seed", True) is True
         assert asked(page, tab, other | filled, pictures) == settings, TYPED[name][index - 1] if index else "as it is"
         assert tab.not_filled(settings) == []
+
+
+def test_few_steps_are_offered_for_models_that_have_a_lora_for_them(page, pictures):
+    tab = tab_of(page, "generate")
+    form = {each: control.value for each, control in tab.form.items()} | {"seed": 7, "fast": True}
+    assert tab.form["fast"].visible is False  # the first model has none, and a tick that stays there does nothing
+    assert not asked(page, tab, form, pictures).get("fast")
+    assert asked(page, tab, form | {"model": "toy-video"}, pictures)["fast"] is True
+    assert [tab._model_changed(name, OWN)[-1]["visible"] for name in ("toy-video", "toy-image")] == [True, False]
+
+
+def test_stop_cannot_be_pressed_while_nothing_runs(page):
+    assert [tab.halt.interactive for tab in page.tabs] == [False] * len(page.tabs)
 
 
 def test_what_a_form_has_no_place_for_is_told(page):

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 #: Seconds between two changes of the page during a run.
 REFRESH = 0.2
+#: What only the page itself calls, at once.
+_QUIET: dict[str, Any] = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
 #: All runs take turns on the device.
 DEVICE = "device"
 
@@ -56,6 +58,7 @@ class Tab(ABC):
         self.form: dict[str, Any] = {}
         self.outputs: dict[str, Any] = {}
         self.stage: Stage | None = None
+        self.halt: gr.Button | None = None
 
     @abstractmethod
     def build(self) -> None:
@@ -114,8 +117,10 @@ class Tab(ABC):
         """The buttons that run and stop."""
         with gr.Row(elem_classes="actions"):
             go = gr.Button(button, variant="primary", elem_classes="go", elem_id=f"{self.name}-go")
-            halt = gr.Button("Stop", elem_classes="halt", elem_id=f"{self.name}-stop", min_width=84)
-        return go, halt
+            self.halt = gr.Button(
+                "Stop", elem_classes="halt", elem_id=f"{self.name}-stop", min_width=84, interactive=False
+            )
+        return go, self.halt
 
     def status(self) -> None:
         """The box that tells what happens."""
@@ -128,7 +133,8 @@ class Tab(ABC):
         self.outputs |= self.stage.build()
 
     def wire(self, go: gr.Button, halt: gr.Button, *more: Any) -> None:
-        """Let a button, and Enter in ``more``, run the form, and the other button stop it.
+        """Let a button, and Enter in ``more``, run the form, and the other button, which can be pressed as long as
+        something runs or waits, stop it.
 
         Args:
             go, halt: the buttons.
@@ -141,22 +147,21 @@ class Tab(ABC):
         outputs = [*results, self.outputs["status"], page.gallery, *page.lora_fields()]
         if "keep_seed" in self.form:
             outputs.append(self.form["seed"])
+        gr.on([go.click, *more], lambda: gr.update(interactive=True), None, halt, **_QUIET)
         run = gr.on(
             [go.click, *more], self._run(), [page.visitor, *self.form.values()], outputs, api_name=self.name,
             api_description=self.lead, concurrency_id=DEVICE, concurrency_limit=1, trigger_mode="once",
             show_progress="full", show_progress_on=[self.outputs["status"]], scroll_to_output=True, preprocess=False,
         )  # fmt: skip
-        halt.click(
-            self._stop, page.visitor, self.outputs["status"], queue=False, api_visibility="private",
-            show_progress="hidden", cancels=[run],
-        )  # fmt: skip
+        run.then(lambda: gr.update(interactive=False), None, halt, **_QUIET)
+        halt.click(self._stop, page.visitor, [self.outputs["status"], halt], cancels=[run], **_QUIET)
 
-    def _stop(self, token: str | None) -> str:
-        job = self.page.visitors.of(token).job
+    def _stop(self, token: str | None) -> tuple[str, Any]:
+        job, still = self.page.visitors.of(token).job, gr.update(interactive=False)
         if job is None or job.state.ended:
-            return show.idle(self.hint)
+            return show.idle(self.hint), still
         job.stop()
-        return show.status(State(phase="stopped"))
+        return show.status(State(phase="stopped")), still
 
     def _run(self) -> Callable[..., Iterator[dict[Any, Any]]]:
         """The function behind the button; its parameters are named as the controls, for programs that call it."""
@@ -232,10 +237,12 @@ class Tab(ABC):
         """After a reload: what the visitor's job in this tab is at, until it ends."""
         visitor = self.page.visitors.of(token)
         if visitor.job is not None and visitor.job.tab == self.name:
+            yield {self.halt: gr.update(interactive=not visitor.job.state.ended)}
             try:
                 yield from self.follow(visitor.job, visitor)
             finally:
                 visitor.job.left()
+            yield {self.halt: gr.update(interactive=False)}
         else:
             yield {self.outputs["status"]: gr.skip()}
 

@@ -17,7 +17,7 @@ from genkit.errors import UsageError
 from genkit.pipelines.request import Settings
 from genkit.pipelines.tasks.edit.settings import FREE, METHODS, PAIRED, PRESETS, EditSettings
 
-SUITS = "what suits the model"
+SUITS = "the usual"
 ADVISED = "by the kind of change"
 _NUMBERS = ("steps", "guidance_scale", "source_guidance_scale", "strength", "keep", "keep_maps", "settle", "seed")
 

@@ -8,7 +8,7 @@ from typing import Any
 import gradio as gr
 
 from genkit.demo.engine.visitors import Visitor
-from genkit.demo.options import defaults_of, kind_of_model
+from genkit.demo.options import defaults_of, has_fast, kind_of_model
 from genkit.demo.tabs import fields
 from genkit.demo.tabs.base import Tab, text_or_none
 from genkit.pipelines.request import Settings
@@ -49,6 +49,10 @@ class Generate(Tab):
                 go, halt = self.begin_row("Generate")
                 self.form["seed"], self.form["keep_seed"] = fields.seed_row()
                 self.form["variants"] = fields.variants()
+                self.form["fast"] = gr.Checkbox(
+                    value=False, label="Fast", info="Few steps without guidance, by the model's own LoRA for it.",
+                    visible=has_fast(str(model.value)), elem_id="generate-fast",
+                )  # fmt: skip
                 with gr.Accordion("More settings", open=False):
                     self.form["negative_prompt"] = fields.text(kind, "negative_prompt")
                     with gr.Row():
@@ -69,7 +73,8 @@ class Generate(Tab):
             gr.Examples(examples, [self.form["prompt"], model], label="Try one", cache_examples=False)
         quiet: dict[str, Any] = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
         opened = [self.form[name] for name in _OPEN]
-        model.change(self._model_changed, [model, self.form["attention"]], [*opened, self.form["attention"]], **quiet)
+        shown = [*opened, self.form["attention"], self.form["fast"]]
+        model.change(self._model_changed, [model, self.form["attention"]], shown, **quiet)
         model.input(lambda: [""] * len(_OPEN), None, opened, **quiet)  # of the model before; settings restored stay
         self.wire(go, halt, self.form["prompt"].submit)
 
@@ -80,7 +85,7 @@ class Generate(Tab):
         still = kind_of_model(model) == "image"
         changes = [gr.update(placeholder=fields.open_value(likes.get(name))) for name in _OPEN[:-1]]
         frames = gr.update(placeholder=fields.open_value(likes.get("num_frames")), visible=not still)
-        return [*changes, frames, fields.suited(model, attention)]
+        return [*changes, frames, fields.suited(model, attention), gr.update(visible=has_fast(model))]
 
     def settings(self, given: Mapping[str, Any], visitor: Visitor) -> list[Settings]:
         values = self.common(given, visitor)
@@ -88,6 +93,8 @@ class Generate(Tab):
         values["negative_prompt"] = text_or_none(given["negative_prompt"])
         if kind_of_model(values["model"]) == "image":
             values["num_frames"] = None  # hidden on the page; what was typed for a video stays there
+        # Hidden for models without such a LoRA; a tick from the model before stays there.
+        values["fast"] = given["fast"] if has_fast(values["model"]) else False
         values["prompt"] = given["prompt"] if given["prompt"] is not None else ""
         likes = defaults_of(values["model"])
         if kind_of_model(values["model"]) != "image" and likes.get("width", SMALL) < SMALL:

@@ -110,7 +110,8 @@ def test_what_is_left_open_is_filled_by_method_and_preset(picture, tiny_sd, tiny
     assert (usual.method, usual.strength, usual.source_guidance_scale) == ("infedit", 1.0, 1.0)
     assert usual.steps and usual.guidance_scale and usual.keep is not None
     flow = resolve(ask(tiny_flux, picture, steps=None)).settings
-    assert (flow.method, flow.keep) == ("flowedit", None)
+    assert (flow.method, flow.keep) == ("infedit", usual.keep)
+    assert resolve(ask(tiny_flux, picture, steps=None, method="flowedit")).settings.keep is None
     # Guidance of a preset is in the scale of diffusion models; the words and shares count for flow models too.
     own = {name: usual_values("infedit", True, name) for name in ("background", "add")}
     assert own["background"]["new_words"] == "free" and own["background"]["keep"] == 1.0

@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from genkit.pipelines.model import Model
 
 
+#: The method where nobody says. Of flow models too: without control of attention, as FlowEdit, things are drawn at
+#: another place or on another way (toy-dit, 30 cases, one setting for all: 97 % of the colours come out right, 50 % by
+#: FlowEdit; colours of toy-video: 8 of 8 at their places against 4 of 8).
+USUAL = INFEDIT
 #: Values that are the methods' own where nothing is given.
 _PLAIN: dict[str, Any] = {"words": (NONE,), "new_words": PAIRED, "keep_words": (), "settle": 0.0}
 
@@ -98,7 +102,7 @@ def choose(settings: EditSettings, model: Model) -> EditSettings:
         raise UnsupportedError(f"genkit edit cannot drive {model.class_name}: {reason}; see genkit families")
     flow = model.flow
     table = _FLOW if flow else _DIFFUSION
-    method = settings.method or usual_method(flow, model.kind is IMAGE)
+    method = settings.method or USUAL
     if method not in table:
         raise UnsupportedError(
             f"--method {method} takes flow models (Flux, Stable Diffusion 3, Wan), and {model.name} is none; take "
@@ -134,16 +138,6 @@ def choose(settings: EditSettings, model: Model) -> EditSettings:
     if settings.keep and method in (INFEDIT, P2P, VIMAEDIT):
         settings.check_free(f"--method {method}", f", or take --method {FLOWEDIT if flow else IMG2IMG}")
     return settings
-
-
-def usual_method(flow: bool, pictures: bool) -> str:
-    """The method that suits a model: on clips InfEdit with attention control, whose objects stay on their way where
-    FlowEdit, without control, draws another one (colours of toy-video: 8 of 8 against 4 of 8 at their places).
-
-    Args:
-        flow: whether it is a flow model. pictures: whether it makes pictures.
-    """
-    return FLOWEDIT if flow and pictures else INFEDIT
 
 
 def rules_of(settings: EditSettings) -> list[Rule]:

@@ -44,8 +44,8 @@ class ChangeSettings(Settings):
         None, "What the picture shows; read from a picture that genkit made when left out.", group="Edit", prose=True
     )
     method: str | None = option(
-        None, "infedit (diffusion models and clips), flowedit (pictures of flow models), p2p (inversion and "
-        "prompt-to-prompt), img2img, or vimaedit (finds its own region). The one that suits the model when left out.",
+        None, "infedit, flowedit (flow models, without control of attention), p2p (inversion and prompt-to-prompt), "
+        "img2img, or vimaedit (finds its own region). infedit when left out.",
         group="Edit",
         rule=Rule(choices=METHODS),
     )  # fmt: skip
