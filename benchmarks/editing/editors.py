@@ -16,7 +16,7 @@ PRESET_OF = {
     "colour": "colour", "shape": "shape", "texture": "material", "background": "background", "add": "add",
     "remove": "remove",
 }  # fmt: skip
-#: Value of ``keep_words``: colour and shape of every object of the case, as one gives them to --keep-words.
+#: Value of ``keep_words``: colour and shape of every object of the case that stays, as one gives them to --keep-words.
 THINGS = "things"
 #: Makes the output of a case from its number.
 Run = Callable[[Any, int], np.ndarray]
@@ -55,6 +55,7 @@ class Editor:
         method: of ``genkit edit``, whose values where nobody says it takes; None for the bounds.
         own: steps and guidance are those of the model's own file, as of a baseline that knows no better ones.
         presets: takes the command's preset for the kind of edit, too.
+        names: kinds of edit that are told what stays.
         changes: settings of this line in place of those.
         fits: whether a pipeline can be edited so.
         generates: outputs are drawn from the prompt alone: the prompt is judged and nothing kept.
@@ -64,6 +65,7 @@ class Editor:
     method: str | None = None
     own: bool = False
     presets: bool = False
+    names: tuple[str, ...] = ()
     changes: Mapping[str, Any] = field(default_factory=dict)
     fits: Callable[[Any], bool] = lambda pipeline: True
     generates: bool = False
@@ -76,7 +78,7 @@ class Editor:
             return {}
         preset = PRESET_OF[kind] if self.presets else None
         usual = usual_values(self.method, _flow(pipeline), preset)
-        if preset in ("background", "add") and self.method == "infedit":
+        if kind in self.names:
             usual["keep_words"] = THINGS
         return {**usual, **(_own(model) if self.own else {}), **self.changes}
 
@@ -146,7 +148,8 @@ def _edited(pipeline: Any, model: str, settings: dict[str, Any]) -> Run:
         if words:
             call["words"] = differing(case.source_prompt, case.target_prompt) if words == ("auto",) else words
         if things:
-            call["keep_words"] = [f"{actor.colour} {actor.shape}" for actor in case.before.actors]
+            kept = [actor for actor in case.before.actors if actor in case.after.actors]
+            call["keep_words"] = [f"{actor.colour} {actor.shape}" for actor in kept]
         if words and method == "vimaedit":
             call["source_words"] = differing(case.target_prompt, case.source_prompt)
         generator = torch.Generator().manual_seed(NOISE + number)
@@ -196,6 +199,7 @@ EDITORS: dict[str, Editor] = {
     "flowedit": _line("flowedit", fits=_flow),
     "infedit, no control": _line("infedit", changes={"keep": 0.0, "keep_maps": 0.0}),
     "infedit": _line("infedit"),
-    "infedit, presets": _line("infedit", presets=True),
+    "infedit, presets": _line("infedit", presets=True, names=("background", "add")),
+    "infedit, presets, named": _line("infedit", presets=True, names=("background", "add", "remove")),
     "vimaedit": _line("vimaedit"),
 }
