@@ -33,6 +33,7 @@ BENCHMARKS = {
     "editing_inpaint": "benchmarks.editing.fill",
     "kernels_cpu": "benchmarks.kernels.cpu",
     "kernels_gpu": "benchmarks.kernels.gpu",
+    "kernels_static": "benchmarks.kernels.static",
 }
 
 

@@ -1,4 +1,4 @@
-"""Compile the kernels for one target and compare registers, spills and shared memory with the budgets.
+"""Compile the kernels for one target and compare registers, spills, shared memory and hot loops with the budgets.
 
 Run through ``python -m tests.aot``, which starts one process per target.
 """
@@ -10,25 +10,34 @@ import time
 
 from genkit.kernels.block_sparse.impl.triton.tile_sizes import SHARED_KIB
 from genkit.kernels.token_select.impl.triton import backend as selection
+from tests.aot.budgets import over_budget
 from tests.aot.driver import pretend, usage
-from tests.aot.variants import DTYPES, launch, prepare, variants
+from tests.aot.loops import assembly, hot_loops
+from tests.aot.variants import DTYPES, Variant, launch, prepare, variants
 from tests.aot.variants_pool import pool
 from tests.aot.variants_select import KERNELS as SELECT_KERNELS
 from tests.aot.variants_select import token_select
 
 
 def launches(arch: str, full: bool):
-    """(label, compile function, tile, may spill) of everything to be checked."""
+    """(label, compile function, tile, may spill, variant if it is one) of everything to be checked."""
     for variant in dict.fromkeys(variants(arch, full)):
-        yield f"block_sparse {variant}", launch(variant, arch).compile, _told(variant.tile(arch)), variant.may_spill
-    yield "block_sparse prepare D=128 bf16", prepare().compile, "rows", False
+        told = _told(variant.tile(arch))
+        yield f"block_sparse {variant}", launch(variant, arch).compile, told, variant.may_spill, variant
+    yield "block_sparse prepare D=128 bf16", prepare().compile, "rows", False, None
     for kernel in SELECT_KERNELS if full else SELECT_KERNELS[:3]:
         for dim in (64, 128) if full else (128,):
             tile = selection.tiles_for(dim, DTYPES["bf16"]).get(kernel)
             told = _told(tile) if tile else "rows"
-            yield f"token_select {kernel} D={dim} bf16", token_select(kernel, dim, DTYPES["bf16"]), told, False
+            yield f"token_select {kernel} D={dim} bf16", token_select(kernel, dim, DTYPES["bf16"]), told, False, None
     for dim, dtype in ((64, "fp16"), (128, "bf16")):
-        yield f"scores pool D={dim} {dtype}", pool(dim, DTYPES[dtype], counted=dim == 128), "rows", False
+        yield f"scores pool D={dim} {dtype}", pool(dim, DTYPES[dtype], counted=dim == 128), "rows", False, None
+
+
+def _loops_over_budget(arch: str, variant: Variant | None, compiled) -> list[str]:
+    if variant is None or not variant.copies(arch):
+        return []
+    return over_budget(arch, variant, variant.tile(arch), hot_loops(assembly(compiled)))
 
 
 def _told(tile) -> str:
@@ -40,13 +49,15 @@ def check(arch: str, full: bool) -> int:
     pretend(arch)
     limit = SHARED_KIB[arch] * 1024
     broken = 0
-    for label, compile_kernel, tile, may_spill in launches(arch, full):
+    for label, compile_kernel, tile, may_spill, variant in launches(arch, full):
         start = time.process_time()
-        used = usage(compile_kernel())
+        compiled = compile_kernel()
+        used = usage(compiled)
         seconds = time.process_time() - start
         wrong = (used.spilled != 0 and not may_spill) or used.shared > limit
-        broken += wrong
-        verdict = "OVER BUDGET" if wrong else "ok"
+        told = _loops_over_budget(arch, variant, compiled)
+        broken += wrong or bool(told)
+        verdict = "OVER BUDGET " * wrong + "; ".join(told) or "ok"
         print(
             f"| {arch} | {label} | {tile} | {used.registers} | {used.spilled} | {used.shared / 1024:.0f} "
             f"| {seconds:.1f} | {verdict} |",

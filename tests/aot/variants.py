@@ -21,8 +21,8 @@ from genkit.kernels.block_sparse.impl.triton.launch import (
     forward_launch,
     prepare_launch,
 )
-from genkit.kernels.block_sparse.impl.triton.tile import BITS, NO_MASK, RULE, Lists, RuleTables, Tokens
-from genkit.kernels.block_sparse.impl.triton.tile_sizes import Tile, candidates, fit
+from genkit.kernels.block_sparse.impl.triton.tile import BITS, BOX, NO_MASK, RULE, BoxTables, Lists, RuleTables, Tokens
+from genkit.kernels.block_sparse.impl.triton.tile_sizes import BULK, Tile, bulk_candidates, candidates, fit
 
 LENGTH, HEADS, BLOCK, RANK, AXES = 1024, 4, 128, 64, 3
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
@@ -47,11 +47,13 @@ SPILLED_ONCE = {
 class Variant:
     """One way a plan can ask for a kernel; the tile is that of the table.
 
-    ``rule``: what decides partial blocks, ``"none"`` (only ragged tails), ``"box"`` (windows on three axes and token
-    groups), ``"disc"`` (the same and a distance) or ``"bits"`` (bit tiles). ``bias``: ``"none"``, ``"low rank"`` (of
+    ``rule``: what decides partial blocks, ``"none"`` (only ragged tails), ``"box"`` (windows and token groups packed
+    into words), ``"axes"`` (windows on three axes and token groups read axis by axis), ``"disc"`` (the same and a
+    distance) or ``"bits"`` (bit tiles). ``bias``: ``"none"``, ``"low rank"`` (of
     the largest rank), ``"one rank"`` (written out in the loop) or ``"quadratic"`` (of the most axes). ``general``:
     grouped heads and lengths that blocks do not divide; otherwise one key head per query head and whole blocks, which
-    compile to shorter code. ``block``: tokens per query and key block. ``measured``: whether spills count; otherwise
+    compile to shorter code. ``bulk``: whether tiles come through tensor descriptors, None as the target has it.
+    ``block``: tokens per query and key block. ``measured``: whether spills count; otherwise
     it only has to compile and to fit the shared memory.
     """
 
@@ -63,6 +65,12 @@ class Variant:
     general: bool = False
     block: tuple[int, int] = (BLOCK, BLOCK)
     measured: bool = True
+    bulk: bool | None = None
+
+    def copies(self, arch: str) -> bool:
+        """Whether the copy engine of a target is used: as by default there, or as ``bulk`` says."""
+        possible = self.bias == "none" and self.rule not in ("axes", "disc") and self.dtype != "fp32"
+        return possible and (arch in BULK if self.bulk is None else self.bulk)
 
     @property
     def may_spill(self) -> bool:
@@ -73,13 +81,25 @@ class Variant:
         """Tile that a plan of these blocks gets on a target."""
         plain = self.rule == "none" and not (self.kernel == "dkv" and self.general)
         heavy = self.bias != "none" or self.rule == "disc"
-        bits = self.rule == "bits"
-        options = candidates(arch, self.kernel, self.dim, DTYPES[self.dtype], plain, heavy, bits)
-        return fit(options, self.kernel, *self.block)
+        bits, dtype = self.rule == "bits", DTYPES[self.dtype]
+        for tile in bulk_candidates(arch, self.kernel, self.dim, dtype, bits) if self.copies(arch) else ():
+            if self.block[0] % tile.queries == 0 and self.block[1] % tile.keys == 0:
+                return tile
+        return fit(candidates(arch, self.kernel, self.dim, dtype, plain, heavy, bits), self.kernel, *self.block)
+
+    @property
+    def loops(self) -> tuple[str, ...]:
+        """What the loops over its lists are called, in the order of the source."""
+        ragged = ("ragged",) if self.kernel != "dkv" and self.rule != "bits" else ()
+        return "full", *ragged, *([self.rule] if self.rule != "none" else [])
 
     def __str__(self) -> str:
         notes = [f"{self.rule} rule" * (self.rule != "none"), f"{self.bias} bias" * (self.bias != "none")]
-        notes += ["general" * self.general, "blocks of {}x{}".format(*self.block) * (self.block != (BLOCK, BLOCK))]
+        notes += [
+            "general" * self.general,
+            "no TMA" * (self.bulk is False),
+            "blocks of {}x{}".format(*self.block) * (self.block != (BLOCK, BLOCK)),
+        ]
         return ", ".join([f"{self.kernel} D={self.dim} {self.dtype}", *filter(None, notes)])
 
 
@@ -131,46 +151,56 @@ def launch(variant: Variant, arch: str) -> Launch:
     problem = _problem(variant)
     tile, dim, dtype = variant.tile(arch), variant.dim, DTYPES[variant.dtype]
     key_heads = HEADS // 2 if variant.general else HEADS
-    q, k = (torch.zeros(1, LENGTH, heads, dim, dtype=dtype) for heads in (HEADS, key_heads))
-    row = torch.zeros(1, HEADS, LENGTH)
-    extra = None if variant.bias == "none" else torch.zeros(1, HEADS, LENGTH, problem.bias.width)
-    inputs, info = Inputs.of(q, k, k, q), Rows(row, row)
+    length = _length(variant)
+    q, k = (torch.zeros(1, length, heads, dim, dtype=dtype) for heads in (HEADS, key_heads))
+    row = torch.zeros(1, HEADS, length)
+    extra = None if variant.bias == "none" else torch.zeros(1, HEADS, length, problem.bias.width)
+    inputs, info = Inputs.of(q, k, k, q), Rows.empty(q, problem)
     if variant.kernel == "forward":
-        return forward_launch(inputs, q, row, problem, 0.1, tile)
+        return forward_launch(inputs, q, row, problem, 0.1, tile, variant.copies(arch))
     if variant.kernel == "dq":
-        return dq_launch(inputs, info, q, extra, problem, 0.1, tile)
+        return dq_launch(inputs, info, q, extra, problem, 0.1, tile, variant.copies(arch))
     extra = None if variant.bias == "quadratic" else extra
-    return dkv_launch(inputs, info, k, k, extra, problem, 0.1, tile)
+    return dkv_launch(inputs, info, k, k, extra, problem, 0.1, tile, variant.copies(arch))
 
 
 def prepare() -> Launch:
     """The launch of the kernel that the backward kernels read from."""
     x, row = torch.zeros(1, LENGTH, HEADS, 128, dtype=torch.bfloat16), torch.zeros(1, HEADS, LENGTH)
-    return prepare_launch(x, x, row, row, Rows(row, row))
+    return prepare_launch(x, x, row, row, Rows(row, row, LENGTH))
 
 
 def _table(*shape: int) -> torch.Tensor:
     return torch.zeros(shape, dtype=torch.int32)
 
 
+def _length(variant: Variant) -> int:
+    return LENGTH - 24 if variant.general else LENGTH
+
+
 def _problem(variant: Variant) -> Problem:
     block_q, block_k = variant.block
-    blocks_q, blocks_k = -(-LENGTH // block_q), -(-LENGTH // block_k)
+    length = _length(variant)
+    blocks_q, blocks_k = -(-length // block_q), -(-length // block_k)
     own = blocks_k if variant.kernel == "dkv" else blocks_q
     count, index = _table(1, HEADS, own), _table(1, HEADS, own, 7)
-    # Without a rule there are still partial blocks: ragged tails.
-    bits = variant.rule == "bits"
-    lists = Lists(count, index, 7, count, index, 7, index if bits else None, HEADS * own, own)
-    tokens = Tokens(LENGTH, LENGTH, _table(blocks_q), _table(blocks_k))
+    bits, ragged = variant.rule == "bits", variant.rule not in ("bits", "none") and variant.kernel != "dkv"
+    # Without a rule there are still partial blocks: ragged tails. dK and dV take them for full ones.
+    part = (count, index, 7) if variant.kernel != "dkv" or variant.rule != "none" else (None, None, None)
+    extra = index if bits else None, count if ragged else None
+    lists = Lists(count, index, 7, *part, *extra, HEADS * own, own)
+    tokens = Tokens(length, length, _table(blocks_q), _table(blocks_k))
     kind, mask = (BITS, _table(9, block_q, -(-block_k // 32))) if bits else _rule(variant.rule)
     axes = AXES if kind == RULE else 0
-    return Problem(block_q, block_k, blocks_q, blocks_k, lists, tokens, kind.value, mask, axes,
-                   not variant.general, _bias(variant.bias))  # fmt: skip
+    return Problem(block_q, block_k, blocks_q, blocks_k, lists, tokens, kind.value, mask, axes, _bias(variant.bias))
 
 
-def _rule(kind: str) -> tuple[tl.constexpr, RuleTables | None]:
+def _rule(kind: str) -> tuple[tl.constexpr, RuleTables | BoxTables | None]:
     if kind == "none":
         return NO_MASK, None
+    if kind == "box":
+        word = _table(LENGTH)
+        return BOX, BoxTables(word, word, word[None], word[None], 1 << 20, 0)
     axis, group = _table(AXES, LENGTH), _table(LENGTH)
     disc = (axis, 9) if kind == "disc" else (None, None)
     return RULE, RuleTables(axis, axis, axis, *disc, group, group, _table(1, LENGTH), 0, LENGTH, LENGTH)

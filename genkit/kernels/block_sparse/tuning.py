@@ -77,6 +77,8 @@ def tune(
 def tiles(arch: str, kernel: str, dim: int, dtype: torch.dtype, plan: BlockPlan) -> list[Tile]:
     """The tiles worth timing for a plan: the table's own and all usual sizes that divide its blocks."""
     found = [block_sizes.fit(block_sizes.candidates(arch, kernel, dim, dtype), kernel, plan.block_q, plan.block_k)]
+    bulk = block_sizes.bulk_candidates(arch, kernel, dim, dtype)
+    found += [t for t in bulk if plan.block_q % t.queries == 0 and plan.block_k % t.keys == 0]
     for queries, keys in _SIZES:
         if plan.block_q % queries or (plan.block_k % keys and keys % plan.block_k):
             continue

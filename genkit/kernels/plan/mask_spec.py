@@ -223,14 +223,29 @@ def classify(rule: Rule, block_q: int, block_k: int, q_valid: Tensor, k_valid: T
     """Sort every pair of blocks into FULL, PARTIAL or ABSENT from per-block hulls.
 
     FULL means every valid query sees every one of ``block_k`` keys; ABSENT means no valid pair is visible; both are
-    claimed only when certain. Cost: O(blocks_q * blocks_k * axes) per pair of token groups, no token pairs.
+    claimed only when certain. Cost and arguments as for :func:`sure_pairs`.
+
+    Returns:
+        (B, blocks_q, blocks_k) int8, B the rows of ``rule.k_group``.
+    """
+    some, every = sure_pairs(rule, block_q, block_k, q_valid, k_valid)
+    every &= (k_valid == block_k)[None, None, :]
+    state = some.to(torch.int8)
+    state[some & every] = FULL
+    return state
+
+
+def sure_pairs(rule: Rule, block_q: int, block_k: int, q_valid: Tensor, k_valid: Tensor) -> tuple[Tensor, Tensor]:
+    """For every pair of blocks, whether some valid pair of tokens may be visible, and whether all certainly are.
+
+    Cost: O(blocks_q * blocks_k * axes) per pair of token groups, no token pairs.
 
     Args:
         rule: tables of ``blocks_q * block_q`` queries and ``blocks_k * block_k`` keys (padding included).
         q_valid, k_valid: (blocks,) valid tokens at the front of each block.
 
     Returns:
-        (B, blocks_q, blocks_k) int8, B the rows of ``rule.k_group``.
+        Two of (B, blocks_q, blocks_k) bool, B the rows of ``rule.k_group``.
     """
     q_real = torch.arange(block_q, device=rule.device) < q_valid[:, None]
     k_real = torch.arange(block_k, device=rule.device) < k_valid[:, None]
@@ -255,10 +270,7 @@ def classify(rule: Rule, block_q: int, block_k: int, q_valid: Tensor, k_valid: T
                 maybe, sure = _compare(rule, bounds, _key_hull(rule, in_k))
                 some |= both & maybe
                 every &= ~both | sure
-    every &= (k_valid == block_k)[None, None, :]
-    state = some.to(torch.int8)
-    state[some & every] = FULL
-    return state
+    return some, every
 
 
 def _extremes(values: Tensor, where: Tensor) -> tuple[Tensor, Tensor]:

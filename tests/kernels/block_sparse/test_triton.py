@@ -15,7 +15,7 @@ from genkit.kernels.block_sparse.impl.triton.tile_sizes import SHARED_KIB, Tile,
 
 
 def test_kernels_equal_brute_force_in_the_interpreter():
-    assert run_checks(Path(__file__).with_name("triton_checks.py")) == 39
+    assert run_checks(Path(__file__).with_name("triton_checks.py")) == 44
 
 
 def test_without_a_device_it_says_why_not():
@@ -68,14 +68,25 @@ def test_architectures_of_devices(monkeypatch):
 
 
 def test_calls_that_need_more_registers_have_rows_of_their_own(monkeypatch):
-    monkeypatch.setattr(block_sizes, "architecture", lambda device: "sm_90")
+    monkeypatch.setattr(block_sizes, "architecture", lambda device: "sm_80")
     ask = ("dkv", 128, torch.bfloat16, torch.device("cpu"), 128, 128)
     found = [block_sizes.choose_tile(*ask, **how) for how in ({"plain": True}, {}, {"heavy": True})]
     assert found[0].queries > found[1].queries and found[2].stages == 1
     measured = Tile(128, 128, 8, 2)
-    block_sizes.prefer("sm_90", "dkv", 128, torch.bfloat16, measured)
+    block_sizes.prefer("sm_80", "dkv", 128, torch.bfloat16, measured)
     assert block_sizes.choose_tile(*ask) == measured and block_sizes.choose_tile(*ask, heavy=True) == found[2]
-    block_sizes.prefer("sm_90", "dkv", 128, torch.bfloat16, None)
+    block_sizes.prefer("sm_80", "dkv", 128, torch.bfloat16, None)
+
+
+def test_the_copy_engine_has_tiles_of_its_own_for_blocks_that_hold_them_whole(monkeypatch):
+    monkeypatch.setattr(block_sizes, "architecture", lambda device: "sm_90")
+    ask = ("forward", 128, torch.bfloat16, torch.device("cpu"))
+    assert block_sizes.choose_tile(*ask, 128, 128, bulk=True)[:2] == (128, 128)
+    assert block_sizes.choose_tile(*ask, 128, 64, bulk=True)[:2] == (128, 64)
+    assert block_sizes.choose_tile(*ask, 128, 16, bulk=True) == block_sizes.choose_tile(*ask, 128, 16)
+    assert block_sizes.choose_tile(*ask, 96, 48, bulk=True)[:2] == (32, 32)
+    assert not block_sizes.bulk_candidates("sm_90", "forward", 128, torch.float32)
+    assert not block_sizes.bulk_candidates("sm_80", "forward", 128, torch.bfloat16)
 
 
 def test_a_measured_tile_goes_first():

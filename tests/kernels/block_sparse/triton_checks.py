@@ -23,6 +23,7 @@ from genkit.kernels import (
     block_sparse_attention,
     why_not,
 )
+from genkit.kernels.block_sparse.impl.triton import launch
 from genkit.kernels.block_sparse.impl.triton import tile_sizes as block_sizes
 from genkit.kernels.block_sparse.impl.triton.tile_sizes import Tile
 
@@ -311,3 +312,39 @@ def test_refusals_say_why():
     term = LowRank(torch.zeros(20, 65), torch.zeros(20, 65))
     assert "rank 65" in why_not("triton", q, k, v, plan, bias=term)
     assert "one bias term" in why_not("triton", q, k, v, plan, bias=[table, table])
+
+
+@pytest.fixture
+def descriptors():
+    """Copy tiles through tensor descriptors, as on devices that have an engine for it; counts the launches that do."""
+    used = []
+    make = launch._descriptor
+    block_sizes.BULK.add("interpreter")
+    launch._descriptor = lambda x, box: used.append(box) or make(x, box)
+    yield used
+    launch._descriptor = make
+    block_sizes.BULK.remove("interpreter")
+
+
+@pytest.mark.parametrize("start", range(5000, 5120, 60))
+def test_generated_problems_through_descriptors(start, descriptors, nan_memory):
+    ran = spent = 0
+    for seed in range(start, start + 60):
+        case = make(seed)
+        work = cost(case, build(case)) if case.q.dtype == torch.float16 else 99
+        if work <= 16 and (ran < 3 or spent + work <= 24):
+            spent, ran = spent + work, ran + 1
+            check(seed, "triton")
+    assert ran >= 3
+
+
+@pytest.mark.parametrize("width,key_heads", [(40, 1), (128, 2), (20, 2)])
+def test_descriptors_where_strides_allow_them(width, key_heads, tiles, descriptors, nan_memory):
+    tiles(Tile(32, 32, 4, 1))
+    low = torch.arange(150)[:, None]
+    rule = Rule(low - 50, low + 40, low, torch.zeros(150), torch.zeros(150), torch.full((1, 1), WINDOW))
+    mask = ((low.T >= low - 50) & (low.T < low + 40))[None, None]
+    plan = BlockPlan.from_rule(rule, block_q=64, block_k=32)
+    compare(*tensors(31, 150, 150, 2, key_heads, width, dtype=torch.float16), plan, mask, f"descriptors, D={width}")
+    # 20 channels of 2 bytes are not a multiple of 16
+    assert len(descriptors) == (0 if width == 20 else 6)

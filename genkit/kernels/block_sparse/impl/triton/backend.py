@@ -10,11 +10,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from genkit.kernels.block_sparse.impl.triton.tile_sizes import Tile, architecture, choose_tile
+from genkit.kernels.block_sparse.impl.triton.tile_sizes import Tile, architecture, choose_tile, copies
 from genkit.kernels.inputs import triton_refuses
 from genkit.kernels.plan.bias import Bias, LowRank, Quadratic
 from genkit.kernels.plan.block_plan import BlockPlan
-from genkit.kernels.plan.mask_spec import ALL, WINDOW
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 MAX_DIM = 256
@@ -61,8 +60,9 @@ def forward(
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = _statistics(q)
     problem = _problem(plan, bias, inverse=False)
-    tile = _tile("forward", q, k, problem, bool(bias))
-    _on_device(q, launch.forward_launch(launch.Inputs.of(q, k, v), out, lse, problem, scale, tile))
+    inputs = launch.Inputs.of(q, k, v)
+    tile, bulk = _tile("forward", q, k, problem, inputs)
+    _on_device(q, launch.forward_launch(inputs, out, lse, problem, scale, tile, bulk))
     return out, lse
 
 
@@ -74,33 +74,38 @@ def backward(
     from genkit.kernels.block_sparse.impl.triton import launch
 
     out, grad_out = launch.unit_last(out), launch.unit_last(grad_out)
-    inputs, info = launch.Inputs.of(q, k, v, grad_out), launch.Rows(_statistics(q), _statistics(q))
+    rows, columns = _problem(plan, bias, inverse=False), _problem(plan, bias, True, q.shape[2] // k.shape[2])
+    inputs, info = launch.Inputs.of(q, k, v, grad_out), launch.Rows.empty(q, rows)
     grad_lse = None if grad_lse is None else grad_lse.contiguous()
     _on_device(q, launch.prepare_launch(out, grad_out, lse.contiguous(), grad_lse, info))
     dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
-    rows, columns = _problem(plan, bias, inverse=False), _problem(plan, bias, inverse=True)
     per_query = _extra(q, q.shape[1], rows.bias.width) if bias else None
     per_key = _extra(q, k.shape[1], rows.bias.width) if bias and isinstance(bias[0], LowRank) else None
-    tile = _tile("dq", q, k, rows, bool(bias))
-    _on_device(q, launch.dq_launch(inputs, info, dq, per_query, rows, scale, tile))
-    tile = _tile("dkv", q, k, columns, bool(bias))
-    _on_device(q, launch.dkv_launch(inputs, info, dk, dv, per_key, columns, scale, tile))
+    tile, bulk = _tile("dq", q, k, rows, inputs)
+    _on_device(q, launch.dq_launch(inputs, info, dq, per_query, rows, scale, tile, bulk))
+    tile, bulk = _tile("dkv", q, k, columns, inputs)
+    _on_device(q, launch.dkv_launch(inputs, info, dk, dv, per_key, columns, scale, tile, bulk))
     return dq, dk, dv, _bias_gradients(bias, per_query, per_key)
 
 
 def launch_for(kernel: str, q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, tile: Tile):
     """One launch of a kernel with a given tile on outputs of its own, for timing."""
     from genkit.kernels.block_sparse.impl.triton import launch
+    from genkit.kernels.block_sparse.impl.triton.tile import RULE
 
-    scale, row = q.shape[-1] ** -0.5, torch.zeros(q.shape[0], q.shape[2], q.shape[1], device=q.device)
+    scale = q.shape[-1] ** -0.5
     first, second, third = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
-    problem, info = _problem(plan, (), inverse=kernel == "dkv"), launch.Rows(row, row)
-    if kernel == "forward":
-        return launch.forward_launch(launch.Inputs.of(q, k, v), first, row, problem, scale, tile)
+    problem = _problem(plan, (), kernel == "dkv", q.shape[2] // k.shape[2])
+    info = launch.Rows.empty(q, problem)
+    for x in info[:2]:
+        x.zero_()
     inputs = launch.Inputs.of(q, k, v, q)
+    bulk = copies(q.device) and problem.kind != RULE.value and inputs.reachable
+    if kernel == "forward":
+        return launch.forward_launch(inputs, first, _statistics(q), problem, scale, tile, bulk)
     if kernel == "dq":
-        return launch.dq_launch(inputs, info, first, None, problem, scale, tile)
-    return launch.dkv_launch(inputs, info, second, third, None, problem, scale, tile)
+        return launch.dq_launch(inputs, info, first, None, problem, scale, tile, bulk)
+    return launch.dkv_launch(inputs, info, second, third, None, problem, scale, tile, bulk)
 
 
 def _statistics(q: Tensor) -> Tensor:
@@ -119,83 +124,32 @@ def _on_device(q: Tensor, launch) -> None:
         launch.run()
 
 
-def _tile(kernel: str, q: Tensor, k: Tensor, problem, biased: bool) -> Tile:
+def _tile(kernel: str, q: Tensor, k: Tensor, problem, inputs) -> tuple[Tile, bool]:
+    """The tile of a call, and whether the copy engine brings its tiles."""
+    from genkit.kernels.block_sparse.impl.triton.tile import BITS, RULE
+
     general = q.shape[2] != k.shape[2] or not problem.even_q
     plain = problem.mask is None and not (kernel == "dkv" and general)
+    biased = problem.bias.kind != 0
     heavy = biased or getattr(problem.mask, "radius2", None) is not None
-    bits = isinstance(problem.mask, Tensor)
+    bulk = copies(q.device) and not biased and problem.kind != RULE.value and inputs.reachable
     sizes = problem.block_q, problem.block_k
-    return choose_tile(kernel, q.shape[-1], q.dtype, q.device, *sizes, plain, heavy, bits)
+    tile = choose_tile(kernel, q.shape[-1], q.dtype, q.device, *sizes, plain, heavy, problem.kind == BITS.value, bulk)
+    return tile, bulk
 
 
-def _problem(plan: BlockPlan, bias: Sequence[Bias], inverse: bool):
-    """The kernel's view of a plan, kept in the plan's cache; the bias belongs to the call."""
+def _problem(plan: BlockPlan, bias: Sequence[Bias], inverse: bool, group: int = 1):
+    """The kernel's view of a plan, kept in the plan's cache; the bias belongs to the call. ``group``: query heads that
+    share a key head, whose inverse lists are one unless each has a gradient of its own to write."""
     from dataclasses import replace
 
-    key = ("triton", inverse)
+    from genkit.kernels.block_sparse.impl.triton.plan_tables import translate
+
+    group = group if inverse and not (bias and isinstance(bias[0], LowRank)) else 1
+    key = ("triton", inverse, group)
     if key not in plan.cache:
-        plan.cache[key] = _translate(plan, inverse)
+        plan.cache[key] = translate(plan, inverse, group)
     return replace(plan.cache[key], bias=_bias_tables(bias)) if bias else plan.cache[key]
-
-
-def _translate(plan: BlockPlan, inverse: bool):
-    from genkit.kernels.block_sparse.impl.triton.launch import Problem
-    from genkit.kernels.block_sparse.impl.triton.tile import BITS, NO_MASK, RULE, Lists, Tokens
-
-    source = plan.inverse() if inverse else plan
-    part_tile = None
-    if plan.tiles is not None:
-        part_tile = (source.partial_tile if inverse else plan.tiles.index).contiguous()
-    full_count, full_index, part_count, part_index = (
-        x.to(torch.int32).contiguous()
-        for x in (source.full_count, source.full_index, source.partial_count, source.partial_index)
-    )
-    batch, heads, blocks = full_count.shape
-    # One look at the device for both questions.
-    partial, even = torch.stack([part_count.any(), (plan.q_valid == plan.block_q).all()]).tolist()
-    lists = Lists(
-        full_count,
-        full_index,
-        full_index.shape[-1],
-        part_count if partial else None,
-        part_index if partial else None,
-        part_index.shape[-1] if partial else None,
-        part_tile if partial else None,
-        heads * blocks if batch > 1 else 0,
-        blocks if heads > 1 else 0,
-    )
-    tokens = Tokens(plan.n_q, plan.n_k, plan.q_valid.contiguous(), plan.k_valid.contiguous())
-    sizes = plan.block_q, plan.block_k, plan.blocks_q, plan.blocks_k
-    if partial and plan.tiles is not None:
-        return Problem(*sizes, lists, tokens, BITS.value, plan.tiles.words.contiguous(), 0, even)
-    rule = _rule_tables(plan) if partial else None
-    if rule is None:
-        return Problem(*sizes, lists, tokens, NO_MASK.value, None, 0, even)
-    return Problem(*sizes, lists, tokens, RULE.value, rule, plan.rule.axes, even)
-
-
-def _rule_tables(plan: BlockPlan):
-    """The rule as bit masks and axis-major tables; None when it hides nothing inside a partial block."""
-    from genkit.kernels.block_sparse.impl.triton.tile import RuleTables
-
-    rule = plan.rule
-    if rule is None:
-        return None
-    axis_major = [t.T.contiguous() for t in (rule.q_lo, rule.q_hi, rule.k_pos)]
-    q_pos = rule.q_pos.T.contiguous() if rule.radius2 is not None else None
-    everything = window = bit = None
-    if rule.visible.numel() > 1 or int(rule.visible[0, 0]) != WINDOW:
-        powers = torch.ones_like(rule.visible, dtype=torch.int32) << torch.arange(
-            rule.visible.shape[1], dtype=torch.int32, device=rule.device
-        )
-        query_group = rule.q_group.long()
-        everything = (powers * (rule.visible == ALL)).sum(1, dtype=torch.int32)[query_group]
-        window = (powers * (rule.visible == WINDOW)).sum(1, dtype=torch.int32)[query_group]
-        bit = torch.ones_like(rule.k_group, dtype=torch.int32) << rule.k_group.to(torch.int32)
-    shared = rule.k_group.shape[0] == 1
-    return RuleTables(
-        *axis_major, q_pos, rule.radius2, everything, window, bit, 0 if shared else rule.n_k, rule.n_q, rule.n_k
-    )
 
 
 def _bias_tables(bias: Sequence[Bias]):

@@ -17,29 +17,41 @@ from genkit.kernels.block_sparse.impl.triton.bias import (
 )
 from genkit.kernels.block_sparse.impl.triton.tile import (
     BITS,
+    BOX,
+    FULL,
     LOG2E,
+    MEMBER,
+    MEMBER_BLOCK,
+    MIXED,
+    NO_MASK,
+    RAGGED,
     Head,
     Side,
     base,
     bits_show,
-    full_entries,
-    key_tiles,
+    box_keys,
+    box_queries,
+    boxes_touch,
+    key_bits,
+    list_entries,
+    load_bulk,
     load_keys,
     load_tile,
     locate,
-    partial_entries,
+    read_entry,
+    rule_allows,
     store_tile,
     tile_count,
-    visible,
 )
 
 
 @triton.jit
 def prepare_kernel(
-    out, d_out, lse, d_lse, delta, exponent, n_q, heads,
+    out, d_out, lse, d_lse, to, n_q, heads,
     D: tl.constexpr, DP: tl.constexpr, TILE_Q: tl.constexpr,
 ):  # fmt: skip
-    """delta and the base-2 lse of every row; rows that saw nothing get +inf, which makes all their weights 0."""
+    """delta and the base-2 lse of every row; rows that saw nothing, and those behind the last query, get +inf, which
+    makes all their weights 0."""
     start = tl.program_id(0) * TILE_Q
     batch = tl.program_id(1) // heads
     head = tl.program_id(1) % heads
@@ -48,28 +60,35 @@ def prepare_kernel(
     o = load_tile(base(out, batch, head, start), out.token, ok, TILE_Q, D, DP, True).to(tl.float32)
     g = load_tile(base(d_out, batch, head, start), d_out.token, ok, TILE_Q, D, DP, True).to(tl.float32)
     at = tl.program_id(1).to(tl.int64) * n_q + rows
+    into = tl.program_id(1).to(tl.int64) * to.length + rows
     total = tl.load(lse + at, mask=ok, other=-float("inf"))
     row = tl.sum(o * g, 1)
     if d_lse is not None:
         row -= tl.load(d_lse + at, mask=ok, other=0.0)
     unseen = total == -float("inf")
-    tl.store(delta + at, tl.where(unseen, 0.0, row), mask=ok)
-    tl.store(exponent + at, tl.where(unseen, float("inf"), total * LOG2E), mask=ok)
+    # an infinite score made every weight of its row NaN, and so its gradients
+    total = tl.where(total == float("inf"), float("nan"), total)
+    tl.store(to.delta + into, tl.where(unseen, 0.0, row), mask=rows < to.length)
+    tl.store(to.exponent + into, tl.where(unseen, float("inf"), total * LOG2E), mask=rows < to.length)
 
 
 @triton.jit
 def _visit_keys(
-    q_tile, d_tile, queries, row_exponent, row_delta, k, v, entries, tables, head, factor, acc, extra,
-    SHAPE: tl.constexpr, PARTIAL: tl.constexpr,
+    q_tile, d_tile, queries, window, row_exponent, row_delta, k, v, bulk, entries, tables, head, factor, acc, extra,
+    SHAPE: tl.constexpr, LIST: tl.constexpr,
 ):  # fmt: skip
-    """Walk one list of key blocks for dQ."""
+    """Walk one list of key blocks for dQ. ``window`` is what a packed rule says of the queries."""
     BLOCK_K: tl.constexpr = SHAPE.BLOCK_K
     TILE_K: tl.constexpr = SHAPE.TILE_K
-    MASKED: tl.constexpr = PARTIAL or BLOCK_K % TILE_K != 0
-    for step in tl.range(0, tile_count(entries.count, BLOCK_K, TILE_K), num_stages=SHAPE.STAGES):
-        first, offset, k_ok = locate(entries, step, tables.tokens.k_valid, BLOCK_K, TILE_K, PARTIAL)
-        k_tile = load_keys(k, head, first, offset, k_ok, SHAPE, MASKED)
-        v_tile = load_keys(v, head, first, offset, k_ok, SHAPE, MASKED)
+    HELD: tl.constexpr = (BLOCK_K % TILE_K == 0) and (LIST == FULL or SHAPE.EVEN_K)
+    steps = tile_count(entries.count, BLOCK_K, TILE_K)
+    ahead, tile_ahead = read_entry(entries, 0, steps, BLOCK_K, TILE_K, True)
+    for step in tl.range(0, steps, num_stages=SHAPE.STAGES):
+        block, tile = ahead, tile_ahead
+        ahead, tile_ahead = read_entry(entries, step + 1, steps, BLOCK_K, TILE_K, True)
+        first, offset, k_ok, held = locate(entries, block, step, tables.tokens, BLOCK_K, TILE_K, LIST)
+        k_tile = load_keys(k, bulk[0], head, first, offset, held, SHAPE, not HELD)
+        v_tile = load_keys(v, bulk[1], head, first, offset, held, SHAPE, not HELD)
         scores = tl.dot(q_tile, tl.trans(k_tile), input_precision="ieee") * factor
         # `first >> 31` is 0, but only known in the loop: else the query side's tables would be kept in registers.
         own = (queries.tokens + (first >> 31))[:, None]
@@ -78,16 +97,18 @@ def _visit_keys(
         if SHAPE.BIAS:
             scores += LOG2E * tile_bias(tables.bias, head, own, other, own_ok, other_ok, SHAPE.BIAS, SHAPE.SIZE)
         weights = tl.exp2(scores - row_exponent[:, None])
-        if PARTIAL:
-            if SHAPE.MASK == BITS:
-                tile, slots = key_tiles(entries, step, BLOCK_K, TILE_K)
-                seen = bits_show(
-                    tables.mask, tile[None, :], queries.slots[:, None], slots[None, :], own_ok & other_ok, SHAPE
-                )
+        if LIST == MIXED:
+            if SHAPE.MASK == BOX:
+                k_low, k_high = box_keys(tables.mask, head.batch, other)
+                seen = boxes_touch(tables.mask.guard, window[0][:, None], window[1][:, None], k_low, k_high)
+                if BLOCK_K % TILE_K != 0:
+                    seen = seen & other_ok
+            elif SHAPE.MASK == BITS:
+                seen = key_bits(tables, queries, tile, step, own_ok, other_ok, SHAPE)
             else:
-                seen = visible(tables.mask, head.batch, own, other, own_ok, other_ok, SHAPE.AXES, SHAPE.MASK)
+                seen = rule_allows(tables.mask, head.batch, own, other, own_ok, other_ok, SHAPE.AXES)
             weights = tl.where(seen, weights, 0.0)
-        elif MASKED:
+        elif LIST == RAGGED or BLOCK_K % TILE_K != 0:
             weights = tl.where(other_ok, weights, 0.0)
         d_weights = tl.dot(d_tile, tl.trans(v_tile), input_precision="ieee")
         d_scores = weights * (d_weights - row_delta[:, None])
@@ -98,13 +119,14 @@ def _visit_keys(
 
 
 @triton.jit
-def dq_kernel(inputs, rows, dq, d_extra, tables, call, SHAPE: tl.constexpr):
+def dq_kernel(inputs, bulk_k, bulk_v, rows, dq, d_extra, tables, call, SHAPE: tl.constexpr):
     """dQ, and with a bias its per-query gradient ``d_extra`` (B, H, Nq, WIDTH) float32.
 
-    ``inputs`` are q, k, v and the gradient of out, ``rows`` what :func:`prepare_kernel` wrote: delta and exponent.
+    ``inputs`` are q, k, v and the gradient of out, ``bulk_k`` and ``bulk_v`` as in :func:`forward_kernel`,
+    ``rows`` what :func:`prepare_kernel` wrote.
     """
     q, k, v, d_out = inputs
-    delta, exponent = rows
+    bulk = (bulk_k, bulk_v)
     TILE_Q: tl.constexpr = SHAPE.TILE_Q
     SUB_Q: tl.constexpr = (SHAPE.BLOCK_Q + TILE_Q - 1) // TILE_Q
     block = tl.program_id(0) // SUB_Q
@@ -119,56 +141,98 @@ def dq_kernel(inputs, rows, dq, d_extra, tables, call, SHAPE: tl.constexpr):
     q_tile = load_tile(at, q.token, queries.ok, TILE_Q, SHAPE.D, SHAPE.DP, True)
     at = base(d_out, head.batch, head.query, start_q)
     d_tile = load_tile(at, d_out.token, queries.ok, TILE_Q, SHAPE.D, SHAPE.DP, True)
-    line = tl.program_id(1).to(tl.int64) * tables.tokens.n_q + queries.tokens
-    row_delta = tl.load(delta + line, mask=queries.ok, other=0.0)
-    row_exponent = tl.load(exponent + line, mask=queries.ok, other=float("inf"))
+    line = tl.program_id(1).to(tl.int64) * rows.length + queries.tokens
+    row_delta = tl.load(rows.delta + line, mask=queries.ok, other=0.0)
+    row_exponent = tl.load(rows.exponent + line, mask=queries.ok, other=float("inf"))
     acc = tl.zeros([TILE_Q, SHAPE.DP], tl.float32)
     extra = tl.zeros([TILE_Q, SHAPE.WIDTH], tl.float32)
     factor = call.scale * LOG2E
-    entries = full_entries(tables.lists, head, block)
+    window = (queries.tokens, queries.tokens)
+    if SHAPE.MASK == BOX:
+        window = box_queries(tables.mask, queries.tokens)
+    entries = list_entries(tables.lists, head, block, FULL, SHAPE.MASK)
     acc, extra = _visit_keys(
-        q_tile, d_tile, queries, row_exponent, row_delta, k, v, entries, tables, head, factor, acc, extra, SHAPE, False
-    )
+        q_tile, d_tile, queries, window, row_exponent, row_delta, k, v, bulk, entries, tables, head, factor, acc, extra,
+        SHAPE, FULL,
+    )  # fmt: skip
     if tables.lists.part_count is not None:
-        partial = partial_entries(tables.lists, head, block, SHAPE.MASK)
-        acc, extra = _visit_keys(
-            q_tile, d_tile, queries, row_exponent, row_delta, k, v, partial, tables, head, factor, acc, extra, SHAPE,
-            True,
-        )  # fmt: skip
+        if SHAPE.MASK == NO_MASK or tables.lists.ragged_count is not None:
+            entries = list_entries(tables.lists, head, block, RAGGED, SHAPE.MASK)
+            acc, extra = _visit_keys(
+                q_tile, d_tile, queries, window, row_exponent, row_delta, k, v, bulk, entries, tables, head, factor,
+                acc, extra, SHAPE, RAGGED,
+            )  # fmt: skip
+        if SHAPE.MASK != NO_MASK:
+            entries = list_entries(tables.lists, head, block, MIXED, SHAPE.MASK)
+            acc, extra = _visit_keys(
+                q_tile, d_tile, queries, window, row_exponent, row_delta, k, v, bulk, entries, tables, head, factor,
+                acc, extra, SHAPE, MIXED,
+            )  # fmt: skip
 
     inside = (slots < SHAPE.BLOCK_Q) & (queries.tokens < tables.tokens.n_q)
     at = base(dq, head.batch, head.query, start_q)
     store_tile(at, dq.token, acc * call.scale, inside, TILE_Q, SHAPE.D, SHAPE.DP)
     if SHAPE.BIAS:
         columns = tl.arange(0, SHAPE.WIDTH)
+        line = tl.program_id(1).to(tl.int64) * tables.tokens.n_q + queries.tokens
         tl.store(d_extra + line[:, None] * SHAPE.WIDTH + columns[None, :], extra, mask=inside[:, None])
 
 
 @triton.jit
+def _load_queries(x, bulk, head, start, ok, SHAPE: tl.constexpr):
+    """(TILE_Q, DP) queries or what belongs to them, 0 where there are none."""
+    if bulk is not None:
+        return load_bulk(bulk, head.batch, head.query, start, SHAPE.TILE_Q, SHAPE.DP)
+    else:
+        at = base(x, head.batch, head.query, start)
+        return load_tile(at, x.token, ok, SHAPE.TILE_Q, SHAPE.D, SHAPE.DP, not SHAPE.EVEN_Q)
+
+
+@triton.jit
 def _visit_queries(
-    q, d_out, rows, k_tile, v_tile, keys, entries, tables, head, line, factor, acc_k, acc_v, extra,
-    SHAPE: tl.constexpr, PARTIAL: tl.constexpr,
+    q, d_out, bulk, rows, k_tile, v_tile, keys, part, entries, tables, first_head, call, acc_k, acc_v, extra,
+    SHAPE: tl.constexpr, LIST: tl.constexpr, MEMBERS: tl.constexpr,
 ):  # fmt: skip
-    """Walk one inverse list for dK and dV. Scores are kept turned, (keys, queries), so that no tile is transposed."""
-    delta, exponent = rows
+    """Walk one inverse list for dK and dV, of ``first_head``, or with ``MEMBERS`` of all query heads from it on that
+    share a key head: an entry then holds the number of the head above ``MEMBER`` bits of the
+    block. Scores are kept turned, (keys, queries), so that no tile is transposed.
+
+    Nothing asks which queries of a block exist: those behind its end are zero rows whose exponent is +inf, so their
+    weights are 0. Nor which keys do: what is added up for others is not stored.
+    """
     TILE_Q: tl.constexpr = SHAPE.TILE_Q
     SUB_Q: tl.constexpr = (SHAPE.BLOCK_Q + TILE_Q - 1) // TILE_Q
-    for step in tl.range(0, entries.count * SUB_Q, num_stages=SHAPE.STAGES):
-        block = tl.load(entries.index + step // SUB_Q)
+    factor = call.scale * LOG2E
+    place = (keys.tokens, keys.tokens)
+    if LIST == MIXED:
+        if SHAPE.MASK == BOX:
+            place = box_keys(tables.mask, first_head.batch, keys.tokens)
+    steps = entries.count * SUB_Q
+    ahead, tile_ahead = read_entry(entries, 0, steps, SHAPE.BLOCK_Q, TILE_Q, False)
+    for step in tl.range(0, steps, num_stages=SHAPE.STAGES):
+        block, tile = ahead, tile_ahead
+        ahead, tile_ahead = read_entry(entries, step + 1, steps, SHAPE.BLOCK_Q, TILE_Q, False)
+        head = first_head
+        if MEMBERS:
+            head = Head(first_head.batch, first_head.query + (block >> MEMBER), first_head.key)
+            block = block & MEMBER_BLOCK
+        line = (head.batch * call.heads + head.query).to(tl.int64) * rows.length
         start_q = block * SHAPE.BLOCK_Q + (step % SUB_Q) * TILE_Q
         slots = (step % SUB_Q) * TILE_Q + tl.arange(0, TILE_Q)
         q_tokens = start_q + tl.arange(0, TILE_Q)
-        if SHAPE.EVEN_Q:
-            row_ok = slots < SHAPE.BLOCK_Q
-            row_exponent = tl.load(exponent + line + q_tokens)
-            row_delta = tl.load(delta + line + q_tokens)
+        row_ok = (slots < SHAPE.BLOCK_Q) & (q_tokens < tables.tokens.n_q)
+        if SHAPE.BLOCK_Q % TILE_Q == 0:
+            row_exponent = tl.load(rows.exponent + line + q_tokens)
+            row_delta = tl.load(rows.delta + line + q_tokens)
         else:
-            row_ok = slots < tl.load(tables.tokens.q_valid + block)
-            row_exponent = tl.load(exponent + line + q_tokens, mask=row_ok, other=float("inf"))
-            row_delta = tl.load(delta + line + q_tokens, mask=row_ok, other=0.0)
-        at = base(q, head.batch, head.query, start_q)
-        q_tile = load_tile(at, q.token, row_ok, TILE_Q, SHAPE.D, SHAPE.DP, not SHAPE.EVEN_Q)
-        scores = tl.dot(k_tile, tl.trans(q_tile), input_precision="ieee") * factor
+            row_exponent = tl.load(rows.exponent + line + q_tokens, mask=slots < SHAPE.BLOCK_Q, other=float("inf"))
+            row_delta = tl.load(rows.delta + line + q_tokens, mask=slots < SHAPE.BLOCK_Q, other=0.0)
+        q_tile = _load_queries(q, bulk[0], head, start_q, row_ok, SHAPE)
+        d_tile = _load_queries(d_out, bulk[1], head, start_q, row_ok, SHAPE)
+        # Both products before anything is made of either: what they leave is then turned to half as many registers of
+        # operands pair by pair, and float32 weights need not live through another product.
+        scores = tl.dot(k_tile, tl.trans(q_tile), input_precision="ieee")
+        scores *= factor
         # `block >> 31` is 0, but only known in the loop: else the key side's tables would be kept in registers.
         own = (keys.tokens + (block >> 31))[:, None]
         other = q_tokens[None, :]
@@ -176,18 +240,21 @@ def _visit_queries(
         if SHAPE.BIAS:
             scores += LOG2E * tile_bias(tables.bias, head, other, own, other_ok, own_ok, SHAPE.BIAS, SHAPE.SIZE)
         weights = tl.exp2(scores - row_exponent[None, :])
-        if PARTIAL:
-            if SHAPE.MASK == BITS:
-                tile = tl.load(entries.tile + step // SUB_Q)
-                seen = bits_show(tables.mask, tile, slots[None, :], keys.slots[:, None], own_ok & other_ok, SHAPE)
+        if LIST == MIXED:
+            if SHAPE.MASK == BOX:
+                q_low, q_high = box_queries(tables.mask, other)
+                seen = boxes_touch(tables.mask.guard, q_low, q_high, place[0][:, None], place[1][:, None])
+            elif SHAPE.MASK == BITS:
+                first = part * SHAPE.TILE_K
+                seen = own_ok & bits_show(
+                    tables.mask, tile, slots[None, :], keys.slots[:, None], first, other_ok, SHAPE.TILE_K, SHAPE
+                )
             else:
-                seen = visible(tables.mask, head.batch, other, own, other_ok, own_ok, SHAPE.AXES, SHAPE.MASK)
+                seen = rule_allows(tables.mask, head.batch, other, own, other_ok, own_ok, SHAPE.AXES)
             weights = tl.where(seen, weights, 0.0)
-        elif SHAPE.BIAS != 0 and not SHAPE.EVEN_Q:
+        if SHAPE.BIAS != 0:
             # a query that does not exist has factor 0, times an infinite one that is NaN
-            weights = tl.where(other_ok, weights, 0.0)
-        at = base(d_out, head.batch, head.query, start_q)
-        d_tile = load_tile(at, d_out.token, row_ok, TILE_Q, SHAPE.D, SHAPE.DP, not SHAPE.EVEN_Q)
+            weights = tl.where(row_exponent[None, :] == float("inf"), 0.0, weights)
         acc_v = tl.dot(weights.to(d_tile.dtype), d_tile, acc_v, input_precision="ieee")
         d_weights = tl.dot(v_tile, tl.trans(d_tile), input_precision="ieee")
         d_scores = weights * (d_weights - row_delta[None, :])
@@ -198,11 +265,33 @@ def _visit_queries(
 
 
 @triton.jit
-def dkv_kernel(inputs, rows, dk, dv, d_extra, tables, call, SHAPE: tl.constexpr):
+def _visit_both_lists(
+    q, d_out, bulk, rows, k_tile, v_tile, keys, part, tables, block, owner, head, call, acc_k, acc_v, extra,
+    SHAPE: tl.constexpr, MEMBERS: tl.constexpr,
+):  # fmt: skip
+    """Walk the inverse lists that ``owner`` has for a key block, on behalf of ``head``."""
+    entries = list_entries(tables.lists, owner, block, FULL, SHAPE.MASK)
+    acc_k, acc_v, extra = _visit_queries(
+        q, d_out, bulk, rows, k_tile, v_tile, keys, part, entries, tables, head, call, acc_k, acc_v, extra, SHAPE, FULL,
+        MEMBERS,
+    )  # fmt: skip
+    if tables.lists.part_count is not None:
+        entries = list_entries(tables.lists, owner, block, MIXED, SHAPE.MASK)
+        acc_k, acc_v, extra = _visit_queries(
+            q, d_out, bulk, rows, k_tile, v_tile, keys, part, entries, tables, head, call, acc_k, acc_v, extra, SHAPE,
+            MIXED, MEMBERS,
+        )  # fmt: skip
+    return acc_k, acc_v, extra
+
+
+@triton.jit
+def dkv_kernel(inputs, bulk_q, bulk_d_out, rows, dk, dv, d_extra, tables, call, SHAPE: tl.constexpr):
     """dK and dV of one key tile, summed over the query heads of its group; with low-rank factors also dG per query
-    head, ``d_extra`` (B, H, Nk, WIDTH) float32. ``tables`` hold the inverse lists; the rest is as in
+    head, ``d_extra`` (B, H, Nk, WIDTH) float32. ``bulk_q`` and ``bulk_d_out`` are descriptors of
+    the queries and the gradient of out, or None; ``tables`` hold the inverse lists; the rest is as in
     :func:`dq_kernel`."""
     q, k, v, d_out = inputs
+    bulk = (bulk_q, bulk_d_out)
     TILE_K: tl.constexpr = SHAPE.TILE_K
     SUB_K: tl.constexpr = (SHAPE.BLOCK_K + TILE_K - 1) // TILE_K
     block = tl.program_id(0) // SUB_K
@@ -219,28 +308,27 @@ def dkv_kernel(inputs, rows, dk, dv, d_extra, tables, call, SHAPE: tl.constexpr)
     v_tile = load_tile(base(v, batch, kv_head, start_k), v.token, keys.ok, TILE_K, SHAPE.D, SHAPE.DP, True)
     acc_k = tl.zeros([TILE_K, SHAPE.DP], tl.float32)
     acc_v = tl.zeros([TILE_K, SHAPE.DP], tl.float32)
-    factor = call.scale * LOG2E
-
-    for member in range(call.group):
-        head = Head(batch, kv_head * call.group + member, kv_head)
-        number = (batch * call.heads + head.query).to(tl.int64)
-        line = number * tables.tokens.n_q
-        extra = tl.zeros([TILE_K, SHAPE.WIDTH], tl.float32)
-        entries = full_entries(tables.lists, head, block)
-        acc_k, acc_v, extra = _visit_queries(
-            q, d_out, rows, k_tile, v_tile, keys, entries, tables, head, line, factor, acc_k, acc_v, extra, SHAPE,
-            False,
-        )  # fmt: skip
-        if tables.lists.part_count is not None:
-            partial = partial_entries(tables.lists, head, block, SHAPE.MASK)
-            acc_k, acc_v, extra = _visit_queries(
-                q, d_out, rows, k_tile, v_tile, keys, partial, tables, head, line, factor, acc_k, acc_v, extra, SHAPE,
-                True,
+    if SHAPE.BIAS == LOW_RANK:
+        # one query head after the other: each has a gradient of its own
+        for member in range(call.group):
+            head = Head(batch, kv_head * call.group + member, kv_head)
+            extra = tl.zeros([TILE_K, SHAPE.WIDTH], tl.float32)
+            acc_k, acc_v, extra = _visit_both_lists(
+                q, d_out, bulk, rows, k_tile, v_tile, keys, part, tables, block, head, head, call, acc_k, acc_v, extra,
+                SHAPE, False,
             )  # fmt: skip
-        if SHAPE.BIAS == LOW_RANK:
             columns = tl.arange(0, SHAPE.WIDTH)
+            number = (batch * call.heads + head.query).to(tl.int64)
             at = (number * tables.tokens.n_k + keys.tokens)[:, None] * SHAPE.WIDTH + columns[None, :]
             tl.store(d_extra + at, extra, mask=inside[:, None])
+    else:
+        # one loop for all query heads of the group: a loop around it would cost some sixty registers
+        shared = Head(batch, kv_head, kv_head)
+        head = Head(batch, kv_head * call.group, kv_head)
+        acc_k, acc_v, _ = _visit_both_lists(
+            q, d_out, bulk, rows, k_tile, v_tile, keys, part, tables, block, shared, head, call, acc_k, acc_v, 0, SHAPE,
+            SHAPE.GROUPED,
+        )  # fmt: skip
 
     at = base(dk, batch, kv_head, start_k)
     store_tile(at, dk.token, acc_k * call.scale, inside, TILE_K, SHAPE.D, SHAPE.DP)

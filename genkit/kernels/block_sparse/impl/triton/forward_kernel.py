@@ -8,34 +8,42 @@ import triton.language as tl
 from genkit.kernels.block_sparse.impl.triton.bias import tile_bias
 from genkit.kernels.block_sparse.impl.triton.tile import (
     BITS,
+    BOX,
+    FULL,
     LN2,
     LOG2E,
+    MIXED,
+    NO_MASK,
+    RAGGED,
     Head,
     Side,
     base,
-    bits_show,
-    full_entries,
-    key_tiles,
+    box_keys,
+    box_queries,
+    boxes_touch,
+    key_bits,
+    list_entries,
     load_keys,
     load_tile,
     locate,
-    partial_entries,
+    read_entry,
+    rule_allows,
     store_tile,
     tile_count,
-    visible,
 )
 
 
 @triton.jit
-def _online_step(scores, values, running_max, mass, acc, GUARDED: tl.constexpr):
-    """One step of the online softmax in base 2."""
-    new_max = tl.maximum(running_max, tl.max(scores, 1))
+def _online_step(scores, factor, values, running_max, mass, acc, GUARDED: tl.constexpr):
+    """One step of the online softmax in base 2. The maximum is taken before scaling, so that scaling and subtracting
+    it are one instruction; the factor is not negative."""
+    new_max = tl.maximum(running_max, tl.max(scores, 1) * factor)
     if GUARDED:
         # A row may have seen nothing yet: subtracting -inf from -inf would give NaN.
         pivot = tl.where(new_max == -float("inf"), 0.0, new_max)
     else:
         pivot = new_max
-    weights = tl.exp2(scores - pivot[:, None])
+    weights = tl.exp2(scores * factor - pivot[:, None])
     shrink = tl.exp2(running_max - pivot)
     mass = mass * shrink + tl.sum(weights, 1)
     acc = acc * shrink[:, None]
@@ -45,50 +53,63 @@ def _online_step(scores, values, running_max, mass, acc, GUARDED: tl.constexpr):
 
 @triton.jit
 def _visit(
-    q_tile, queries, k, v, entries, tables, head, factor, running_max, mass, acc,
-    SHAPE: tl.constexpr, PARTIAL: tl.constexpr,
+    q_tile, queries, window, k, v, bulk, entries, tables, head, factor, running_max, mass, acc,
+    SHAPE: tl.constexpr, LIST: tl.constexpr,
 ):  # fmt: skip
-    """Walk one list of key blocks."""
+    """Walk one list of key blocks. ``window`` is what a packed rule says of the queries, ``bulk`` the descriptors
+    of k and v, or None twice."""
     BLOCK_K: tl.constexpr = SHAPE.BLOCK_K
     TILE_K: tl.constexpr = SHAPE.TILE_K
-    MASKED: tl.constexpr = PARTIAL or BLOCK_K % TILE_K != 0
+    HELD: tl.constexpr = (BLOCK_K % TILE_K == 0) and (LIST == FULL or SHAPE.EVEN_K)
     # a bias may hide everything that a row has seen so far, as a mask may
-    GUARDED: tl.constexpr = PARTIAL or SHAPE.BIAS != 0
-    for step in tl.range(0, tile_count(entries.count, BLOCK_K, TILE_K), num_stages=SHAPE.STAGES):
-        first, offset, k_ok = locate(entries, step, tables.tokens.k_valid, BLOCK_K, TILE_K, PARTIAL)
-        k_tile = load_keys(k, head, first, offset, k_ok, SHAPE, MASKED)
-        scores = tl.dot(q_tile, tl.trans(k_tile), input_precision="ieee") * factor
+    GUARDED: tl.constexpr = LIST != FULL or SHAPE.BIAS != 0
+    # A bias is in units of the logits, and a factor that is not positive would turn the order of the scores.
+    EARLY: tl.constexpr = SHAPE.BIAS != 0 or not SHAPE.POSITIVE
+    steps = tile_count(entries.count, BLOCK_K, TILE_K)
+    ahead, tile_ahead = read_entry(entries, 0, steps, BLOCK_K, TILE_K, True)
+    for step in tl.range(0, steps, num_stages=SHAPE.STAGES):
+        block, tile = ahead, tile_ahead
+        ahead, tile_ahead = read_entry(entries, step + 1, steps, BLOCK_K, TILE_K, True)
+        first, offset, k_ok, held = locate(entries, block, step, tables.tokens, BLOCK_K, TILE_K, LIST)
+        k_tile = load_keys(k, bulk[0], head, first, offset, held, SHAPE, not HELD)
+        scores = tl.dot(q_tile, tl.trans(k_tile), input_precision="ieee")
+        if EARLY:
+            scores *= factor
         # `first >> 31` is 0, but only known in the loop: else the query side's tables would be kept in registers.
         own = (queries.tokens + (first >> 31))[:, None]
         other = (first + offset)[None, :]
         own_ok, other_ok = queries.ok[:, None], k_ok[None, :]
         if SHAPE.BIAS:
             scores += LOG2E * tile_bias(tables.bias, head, own, other, own_ok, other_ok, SHAPE.BIAS, SHAPE.SIZE)
-        if PARTIAL:
-            if SHAPE.MASK == BITS:
-                tile, slots = key_tiles(entries, step, BLOCK_K, TILE_K)
-                seen = bits_show(
-                    tables.mask, tile[None, :], queries.slots[:, None], slots[None, :], own_ok & other_ok, SHAPE
-                )
+        if LIST == MIXED:
+            if SHAPE.MASK == BOX:
+                k_low, k_high = box_keys(tables.mask, head.batch, other)
+                seen = boxes_touch(tables.mask.guard, window[0][:, None], window[1][:, None], k_low, k_high)
+                if BLOCK_K % TILE_K != 0:
+                    seen = seen & other_ok
+            elif SHAPE.MASK == BITS:
+                seen = key_bits(tables, queries, tile, step, own_ok, other_ok, SHAPE)
             else:
-                seen = visible(tables.mask, head.batch, own, other, own_ok, other_ok, SHAPE.AXES, SHAPE.MASK)
+                seen = rule_allows(tables.mask, head.batch, own, other, own_ok, other_ok, SHAPE.AXES)
             scores = tl.where(seen, scores, -float("inf"))
-        elif MASKED:
+        elif LIST == RAGGED or BLOCK_K % TILE_K != 0:
             scores = tl.where(other_ok, scores, -float("inf"))
-        v_tile = load_keys(v, head, first, offset, k_ok, SHAPE, MASKED)
-        running_max, mass, acc = _online_step(scores, v_tile, running_max, mass, acc, GUARDED)
+        v_tile = load_keys(v, bulk[1], head, first, offset, held, SHAPE, not HELD)
+        running_max, mass, acc = _online_step(scores, 1.0 if EARLY else factor, v_tile, running_max, mass, acc, GUARDED)
     return running_max, mass, acc
 
 
 @triton.jit
-def forward_kernel(inputs, out, lse, tables, call, SHAPE: tl.constexpr):
+def forward_kernel(inputs, bulk_k, bulk_v, out, lse, tables, call, SHAPE: tl.constexpr):
     """``out`` (B, Nq, H, D) in its dtype and ``lse`` (B, H, Nq) float32, natural log, of one query tile of one head.
 
     Grid: (query blocks * tiles per block, B * H). ``inputs`` are q, k, v as :class:`View`, k and v with
-    ``heads // group`` heads; the other records are those of the tile file. Full blocks are walked before partial ones;
+    ``heads // group`` heads; ``bulk_k`` and ``bulk_v`` tensor descriptors of these, or None where they are read through
+    addresses; the other records are those of the tile file. Full blocks are walked before partial ones;
     a row that sees nothing gets output 0 and lse -inf.
     """
     q, k, v = inputs
+    bulk = (bulk_k, bulk_v)
     TILE_Q: tl.constexpr = SHAPE.TILE_Q
     SUB_Q: tl.constexpr = (SHAPE.BLOCK_Q + TILE_Q - 1) // TILE_Q
     block = tl.program_id(0) // SUB_Q
@@ -106,20 +127,45 @@ def forward_kernel(inputs, out, lse, tables, call, SHAPE: tl.constexpr):
     mass = tl.zeros([TILE_Q], tl.float32)
     acc = tl.zeros([TILE_Q, SHAPE.DP], tl.float32)
     factor = call.scale * LOG2E
-    entries = full_entries(tables.lists, head, block)
+    window = (queries.tokens, queries.tokens)
+    if SHAPE.MASK == BOX:
+        window = box_queries(tables.mask, queries.tokens)
+    entries = list_entries(tables.lists, head, block, FULL, SHAPE.MASK)
     running_max, mass, acc = _visit(
-        q_tile, queries, k, v, entries, tables, head, factor, running_max, mass, acc, SHAPE, False
+        q_tile, queries, window, k, v, bulk, entries, tables, head, factor, running_max, mass, acc, SHAPE, FULL
     )
     if tables.lists.part_count is not None:
-        partial = partial_entries(tables.lists, head, block, SHAPE.MASK)
-        running_max, mass, acc = _visit(
-            q_tile, queries, k, v, partial, tables, head, factor, running_max, mass, acc, SHAPE, True
-        )
+        if SHAPE.MASK == NO_MASK or tables.lists.ragged_count is not None:
+            entries = list_entries(tables.lists, head, block, RAGGED, SHAPE.MASK)
+            running_max, mass, acc = _visit(
+                q_tile,
+                queries,
+                window,
+                k,
+                v,
+                bulk,
+                entries,
+                tables,
+                head,
+                factor,
+                running_max,
+                mass,
+                acc,
+                SHAPE,
+                RAGGED,
+            )
+        if SHAPE.MASK != NO_MASK:
+            entries = list_entries(tables.lists, head, block, MIXED, SHAPE.MASK)
+            running_max, mass, acc = _visit(
+                q_tile, queries, window, k, v, bulk, entries, tables, head, factor, running_max, mass, acc, SHAPE, MIXED
+            )
 
     # NaN mass must stay NaN: only a true zero is a row that saw nothing.
     empty = (mass == 0.0) | (queries.ok == 0)
     acc = tl.where(empty[:, None], 0.0, acc / tl.where(empty, 1.0, mass)[:, None])
     total = tl.where(empty, -float("inf"), (running_max + tl.log2(tl.where(empty, 1.0, mass))) * LN2)
+    # The weights of a row with an infinite score are NaN, its log-sum-exp is not.
+    total = tl.where(running_max == float("inf"), float("inf"), total)
     inside = (slots < SHAPE.BLOCK_Q) & (queries.tokens < tables.tokens.n_q)
     store_tile(base(out, head.batch, head.query, start_q), out.token, acc, inside, TILE_Q, SHAPE.D, SHAPE.DP)
     tl.store(lse + tl.program_id(1).to(tl.int64) * tables.tokens.n_q + queries.tokens, total, mask=inside)

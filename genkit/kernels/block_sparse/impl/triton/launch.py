@@ -6,16 +6,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from genkit.kernels.block_sparse.impl.triton.backward_kernels import dkv_kernel, dq_kernel, prepare_kernel
 from genkit.kernels.block_sparse.impl.triton.bias import LowRankTables, QuadraticTables
 from genkit.kernels.block_sparse.impl.triton.forward_kernel import forward_kernel
-from genkit.kernels.block_sparse.impl.triton.tile import Call, Lists, RuleTables, Shape, Tables, Tokens, View
+from genkit.kernels.block_sparse.impl.triton.tile import BoxTables, Call, Lists, RuleTables, Shape, Tables, Tokens, View
 from genkit.kernels.block_sparse.impl.triton.tile_sizes import Tile
 
 # Offsets inside a tile are 32-bit: 256 tokens of this stride still fit.
 MAX_TOKEN_STRIDE = 1 << 22
+# A stride that tensor descriptors take for 16-bit elements.
+UNIT = 8
 
 
 @dataclass(frozen=True)
@@ -57,8 +61,8 @@ class BiasTables:
 class Problem:
     """The tables of one call, in block order of the tokens.
 
-    ``kind`` is what decides about partial blocks (NO_MASK, RULE or BITS), ``mask`` its tables, ``axes`` those of a mask
-    specification. ``even_q`` says that every query block is whole.
+    ``kind`` is what decides about partial blocks (NO_MASK, RULE, BITS or BOX), ``mask`` its tables, ``axes`` those of a
+    mask specification read axis by axis.
     """
 
     block_q: int
@@ -68,10 +72,20 @@ class Problem:
     lists: Lists
     tokens: Tokens
     kind: int
-    mask: RuleTables | Tensor | None
+    mask: RuleTables | BoxTables | Tensor | None
     axes: int
-    even_q: bool
     bias: BiasTables = BiasTables()
+
+    @property
+    def even_q(self) -> bool:
+        """Whether there is a token, if only padding, for every slot of every query block. What is added up for padding
+        is 0: see :func:`prepare_kernel`."""
+        return self.tokens.n_q % self.block_q == 0
+
+    @property
+    def even_k(self) -> bool:
+        """Whether there is a token for every slot of every key block."""
+        return self.tokens.n_k % self.block_k == 0
 
     @property
     def tables(self) -> Tables:
@@ -80,10 +94,19 @@ class Problem:
 
 
 class Rows(NamedTuple):
-    """Per query, (B, H, Nq) float32: what is subtracted from dO V^T, and the base-2 log-sum-exp."""
+    """Per query, (B, H, length) float32: what is subtracted from dO V^T, and the base-2 log-sum-exp. ``length`` counts
+    the slots of all query blocks, so that a kernel need not ask which of a block's queries exist."""
 
     delta: Tensor
     exponent: Tensor
+    length: int
+
+    @classmethod
+    def empty(cls, q: Tensor, problem: Problem) -> Rows:
+        """For the queries of a problem, yet to be written."""
+        length = problem.blocks_q * problem.block_q
+        shape = q.shape[0], q.shape[2], length
+        return cls(*(torch.empty(shape, dtype=torch.float32, device=q.device) for _ in range(2)), length)
 
 
 @dataclass(frozen=True)
@@ -99,6 +122,11 @@ class Inputs:
     def of(cls, *tensors: Tensor) -> Inputs:
         """Copies those that no kernel can address."""
         return cls(*(unit_last(x) for x in tensors))
+
+    @property
+    def reachable(self) -> bool:
+        """Whether the copy engine can address all of them."""
+        return all(_reachable(x) for x in (self.q, self.k, self.v, self.d_out) if x is not None)
 
     def views(self) -> tuple[View, ...]:
         """Records of all of them."""
@@ -124,7 +152,8 @@ def padded(dim: int) -> int:
     return max(16, 1 << (dim - 1).bit_length())
 
 
-def _shape(problem: Problem, dim: int, tile: Tile, even_q: bool = False) -> Shape:
+def _shape(problem: Problem, inputs: Inputs, tile: Tile, scale: float) -> Shape:
+    dim = inputs.q.shape[3]
     return Shape(
         dim,
         padded(dim),
@@ -138,7 +167,10 @@ def _shape(problem: Problem, dim: int, tile: Tile, even_q: bool = False) -> Shap
         problem.bias.size,
         problem.bias.width,
         tile.stages,
-        even_q,
+        problem.even_q and problem.block_q % tile.queries == 0,
+        problem.even_k,
+        scale > 0,
+        inputs.q.shape[2] != inputs.k.shape[2],
     )
 
 
@@ -146,18 +178,49 @@ def _options(tile: Tile) -> dict[str, int]:
     return {"num_warps": tile.warps, "num_stages": tile.stages}
 
 
+def _bulk(tensors: tuple[Tensor, ...], rows: int, block: int, dim: int, wanted: bool) -> tuple[Any, ...]:
+    """Descriptors of (B, N, H, D) tensors for copies of ``rows`` tokens, or None for each: where the copy engine is not
+    wanted, or a block does not hold whole tiles."""
+    if not wanted or block % rows:
+        return (None,) * len(tensors)
+    return tuple(_descriptor(x, [1, rows, 1, padded(dim)]) for x in tensors)
+
+
+def _descriptor(x: Tensor, box: list[int]) -> TensorDescriptor:
+    # the stride of an axis of one entry is never used, but must be a legal one
+    strides = [stride if n > 1 or stride == 1 else UNIT for n, stride in zip(x.shape, x.stride(), strict=True)]
+    return TensorDescriptor(x, list(x.shape), [*strides[:-1], 1], box)
+
+
+def _reachable(x: Tensor) -> bool:
+    """Whether the copy engine can address a tensor: 16-bit, at multiples of 16 bytes on every axis, none broadcast."""
+    steps = [stride for n, stride in zip(x.shape[:-1], x.stride()[:-1], strict=True) if n > 1]
+    aligned = all(stride > 0 and stride % (16 // x.element_size()) == 0 for stride in steps)
+    return x.element_size() == 2 and x.numel() > 0 and x.data_ptr() % 16 == 0 and x.stride(-1) == 1 and aligned
+
+
 def _tiles(blocks: int, block: int, tile: int) -> int:
     return blocks * -(-block // tile)
 
 
-def forward_launch(inputs: Inputs, out: Tensor, lse: Tensor, problem: Problem, scale: float, tile: Tile) -> Launch:
-    """Writes ``out`` and ``lse``."""
+def forward_launch(
+    inputs: Inputs, out: Tensor, lse: Tensor, problem: Problem, scale: float, tile: Tile, bulk: bool = False
+) -> Launch:
+    """Writes ``out`` and ``lse``. ``bulk``: whether an engine of the target copies tiles; the inputs must be
+    reachable."""
     batch, _, heads, dim = inputs.q.shape
     return Launch(
         forward_kernel,
         (_tiles(problem.blocks_q, problem.block_q, tile.queries), batch * heads),
-        (inputs.views()[:3], view(out), lse, problem.tables, inputs.call(scale)),
-        {"SHAPE": _shape(problem, dim, tile)},
+        (
+            inputs.views()[:3],
+            *_bulk((inputs.k, inputs.v), tile.keys, problem.block_k, dim, bulk),
+            view(out),
+            lse,
+            problem.tables,
+            inputs.call(scale),
+        ),
+        {"SHAPE": _shape(problem, inputs, tile, scale)},
         _options(tile),
     )
 
@@ -168,37 +231,56 @@ def prepare_launch(out: Tensor, d_out: Tensor, lse: Tensor, d_lse: Tensor | None
     length = 64
     return Launch(
         prepare_kernel,
-        (-(-n // length), out.shape[0] * heads),
-        (view(out), view(d_out), lse, d_lse, *rows, n, heads),
+        (-(-rows.length // length), out.shape[0] * heads),
+        (view(out), view(d_out), lse, d_lse, rows, n, heads),
         {"D": dim, "DP": padded(dim), "TILE_Q": length},
         {"num_warps": 4, "num_stages": 1},
     )
 
 
 def dq_launch(
-    inputs: Inputs, rows: Rows, dq: Tensor, d_extra: Tensor | None, problem: Problem, scale: float, tile: Tile
-) -> Launch:
-    """Writes ``dq``, and with a bias ``d_extra``."""
+    inputs: Inputs, rows: Rows, dq: Tensor, d_extra: Tensor | None, problem: Problem, scale: float, tile: Tile,
+    bulk: bool = False,
+) -> Launch:  # fmt: skip
+    """Writes ``dq``, and with a bias ``d_extra``. ``bulk`` as in :func:`forward_launch`."""
     batch, _, heads, dim = inputs.q.shape
     return Launch(
         dq_kernel,
         (_tiles(problem.blocks_q, problem.block_q, tile.queries), batch * heads),
-        (inputs.views(), rows, view(dq), d_extra, problem.tables, inputs.call(scale)),
-        {"SHAPE": _shape(problem, dim, tile)},
+        (
+            inputs.views(),
+            *_bulk((inputs.k, inputs.v), tile.keys, problem.block_k, dim, bulk),
+            rows,
+            view(dq),
+            d_extra,
+            problem.tables,
+            inputs.call(scale),
+        ),
+        {"SHAPE": _shape(problem, inputs, tile, scale)},
         _options(tile),
     )
 
 
 def dkv_launch(
     inputs: Inputs, rows: Rows, dk: Tensor, dv: Tensor, d_extra: Tensor | None, problem: Problem, scale: float,
-    tile: Tile,
+    tile: Tile, bulk: bool = False,
 ) -> Launch:  # fmt: skip
-    """Writes ``dk`` and ``dv``, and with low-rank factors ``d_extra``. ``problem`` holds the inverse lists."""
-    even = problem.even_q and problem.block_q % tile.queries == 0
+    """Writes ``dk`` and ``dv``, and with low-rank factors ``d_extra``. ``problem`` holds the inverse lists. ``bulk`` as
+    in :func:`forward_launch`."""
+    dim = inputs.q.shape[3]
     return Launch(
         dkv_kernel,
         (_tiles(problem.blocks_k, problem.block_k, tile.keys), inputs.k.shape[0] * inputs.k.shape[2]),
-        (inputs.views(), rows, view(dk), view(dv), d_extra, problem.tables, inputs.call(scale)),
-        {"SHAPE": _shape(problem, inputs.q.shape[3], tile, even)},
+        (
+            inputs.views(),
+            *_bulk((inputs.q, inputs.d_out), tile.queries, problem.block_q, dim, bulk),
+            rows,
+            view(dk),
+            view(dv),
+            d_extra,
+            problem.tables,
+            inputs.call(scale),
+        ),
+        {"SHAPE": _shape(problem, inputs, tile, scale)},
         _options(tile),
     )

@@ -17,11 +17,22 @@ LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 
 
-# What decides about the pairs of a partial block.
+# What decides about the pairs of a partial block: nothing but which tokens exist, a mask specification read axis by
+# axis, bit tiles, or a mask specification packed into one word per token.
 NO_MASK = tl.constexpr(0)
 RULE = tl.constexpr(1)
 BITS = tl.constexpr(2)
+BOX = tl.constexpr(3)
 WORD = tl.constexpr(32)  # key slots whose bits share a word
+
+# The lists of a plan: full entries need no mask, ragged ones only lack the keys behind the end of a block, and the
+# pairs of the rest are decided one by one.
+FULL = tl.constexpr(0)
+RAGGED = tl.constexpr(1)
+MIXED = tl.constexpr(2)
+# An entry of a list that query heads share: the number of the head above these bits of the query block.
+MEMBER = tl.constexpr(24)
+MEMBER_BLOCK = tl.constexpr((1 << 24) - 1)
 
 
 class View(NamedTuple):
@@ -35,9 +46,12 @@ class View(NamedTuple):
 
 class Lists(NamedTuple):
     """For every (batch, head, block): how many blocks of the other side it visits and which. ``batch`` and ``head`` are
-    row strides, 0 where the lists are shared. Full entries need no mask; partial ones are checked token by token.
-    ``part_count`` is None in a plan without partial blocks, ``part_tile`` (the bit tile of each entry) in one without
-    bit tiles."""
+    row strides, 0 where the lists are shared. Full entries need no mask. Of the partial ones the first ``ragged_count``
+    are only ragged, the rest is checked token by token.
+
+    ``part_count`` is None in a plan without partial blocks, ``ragged_count`` in one where either none or every partial
+    block is only ragged (which of the two, the kind of mask tells), ``part_tile`` (the bit tile of each entry) in one
+    without bit tiles."""
 
     full_count: Any
     full_index: Any
@@ -46,6 +60,7 @@ class Lists(NamedTuple):
     part_index: Any
     part_width: Any
     part_tile: Any
+    ragged_count: Any
     batch: Any
     head: Any
 
@@ -79,9 +94,24 @@ class RuleTables(NamedTuple):
     slots_k: Any
 
 
+class BoxTables(NamedTuple):
+    """A mask specification in one int32 word per token, see :mod:`genkit.kernels.block_sparse.impl.triton.boxes`.
+
+    ``q_low``, ``q_high`` (slots of queries,); ``k_low``, ``k_high`` (B|1, slots of keys), the latter None where it is
+    ``k_low | guard``; ``guard``, the highest bit of every field; the stride of the batch, 0 where it is shared.
+    """
+
+    q_low: Any
+    q_high: Any
+    k_low: Any
+    k_high: Any
+    guard: Any
+    batch: Any
+
+
 class Tables(NamedTuple):
-    """Everything a kernel reads of a plan and of a bias. ``mask`` is a :class:`RuleTables`, the words of bit tiles, or
-    None; ``bias`` is a record of the bias file or None."""
+    """Everything a kernel reads of a plan and of a bias. ``mask`` is a :class:`RuleTables`, a :class:`BoxTables`, the
+    words of bit tiles, or None; ``bias`` is a record of the bias file or None."""
 
     lists: Lists
     tokens: Tokens
@@ -100,7 +130,8 @@ class Call(NamedTuple):
 class Shape(NamedTuple):
     """What a kernel is compiled for: channels and these padded; tokens of the plan's blocks and of the tiles; what
     decides about partial blocks, and its axes; kind of the bias, its rank or number of axes, and that padded; pipeline
-    stages; whether every query block is whole."""
+    stages; whether memory holds a token for every slot of every query block, and of every key block; whether the factor
+    of the scores is positive; whether query heads share key heads."""
 
     D: int
     DP: int
@@ -115,6 +146,9 @@ class Shape(NamedTuple):
     WIDTH: int
     STAGES: int
     EVEN_Q: bool
+    EVEN_K: bool
+    POSITIVE: bool
+    GROUPED: bool
 
 
 class Head(NamedTuple):
@@ -178,21 +212,23 @@ def store_tile(pointer, stride, value, mask, TILE: tl.constexpr, D: tl.constexpr
 
 
 @triton.jit
-def full_entries(lists, head, block):
-    """The full blocks that a block visits."""
+def list_entries(lists, head, block, LIST: tl.constexpr, MASK: tl.constexpr):
+    """One of the lists of blocks that a block visits."""
     row = head.batch.to(tl.int64) * lists.batch + head.query.to(tl.int64) * lists.head + block
-    return Entries(lists.full_index + row * lists.full_width, None, tl.load(lists.full_count + row))
-
-
-@triton.jit
-def partial_entries(lists, head, block, MASK: tl.constexpr):
-    """The partial blocks that a block visits."""
-    row = head.batch.to(tl.int64) * lists.batch + head.query.to(tl.int64) * lists.head + block
-    at = row * lists.part_width
-    if MASK == BITS:
-        return Entries(lists.part_index + at, lists.part_tile + at, tl.load(lists.part_count + row))
+    if LIST == FULL:
+        return Entries(lists.full_index + row * lists.full_width, None, tl.load(lists.full_count + row))
     else:
-        return Entries(lists.part_index + at, None, tl.load(lists.part_count + row))
+        at, tile = row * lists.part_width, None
+        first, past = 0, tl.load(lists.part_count + row)
+        if LIST == RAGGED:
+            if lists.ragged_count is not None:
+                past = tl.load(lists.ragged_count + row)
+        else:
+            if lists.ragged_count is not None:
+                first = tl.load(lists.ragged_count + row)
+            if MASK == BITS:
+                tile = lists.part_tile + at
+        return Entries(lists.part_index + at + first, tile, past - first)
 
 
 @triton.jit
@@ -205,54 +241,101 @@ def tile_count(count, BLOCK: tl.constexpr, TILE: tl.constexpr):
 
 
 @triton.jit
-def locate(entries, step, valid, BLOCK: tl.constexpr, TILE: tl.constexpr, PARTIAL: tl.constexpr):
-    """Which keys tile number ``step`` of a list holds: (first token, offsets from it, validity)."""
-    lane = tl.arange(0, TILE)
-    if BLOCK < TILE and TILE % BLOCK == 0:
-        entry = step * (TILE // BLOCK) + lane // BLOCK
+def read_entry(entries, step, steps, BLOCK: tl.constexpr, TILE: tl.constexpr, PACKS: tl.constexpr):
+    """The (block, bit tile) of tile number ``step`` of a list, or of every key of it where blocks are packed (never
+    with ``PACKS`` off). The second is the block again in lists without bit tiles.
+
+    The kernels read it one step early. A load whose address another load of the same step gives leaves the pipeline a
+    stage less, and then the wait before a step waits for every copy under way instead of the oldest ones.
+    """
+    if PACKS and BLOCK < TILE and TILE % BLOCK == 0:
+        entry = step * (TILE // BLOCK) + tl.arange(0, TILE) // BLOCK
         live = entry < entries.count
         block = tl.load(entries.index + entry, mask=live, other=0)
-        if PARTIAL:
-            live = live & (lane % BLOCK < tl.load(valid + block, mask=live, other=0))
-        # Token 0, but known only in the loop: see the kernels' use of `first >> 31`.
-        zero = tl.load(entries.index + step * (TILE // BLOCK)) >> 31
-        return zero, block * BLOCK + lane % BLOCK, live
-    else:
-        SUB: tl.constexpr = (BLOCK + TILE - 1) // TILE
-        block = tl.load(entries.index + step // SUB)
-        slot = (step % SUB) * TILE + lane
-        if PARTIAL:
-            live = slot < tl.load(valid + block)
+        if entries.tile is None:
+            return block, block
         else:
-            live = slot < BLOCK
-        return block * BLOCK + (step % SUB) * TILE, lane, live
+            return block, tl.load(entries.tile + entry, mask=live, other=0)
+    else:
+        entry = tl.maximum(tl.minimum(step, steps - 1), 0) // ((BLOCK + TILE - 1) // TILE)
+        block = tl.load(entries.index + entry)
+        if entries.tile is None:
+            return block, block
+        else:
+            return block, tl.load(entries.tile + entry)
 
 
 @triton.jit
-def key_tiles(entries, step, BLOCK: tl.constexpr, TILE: tl.constexpr):
-    """(bit tile, slot in its block) of every key of tile number ``step`` of a list."""
+def locate(entries, block, step, tokens, BLOCK: tl.constexpr, TILE: tl.constexpr, LIST: tl.constexpr):
+    """Which keys tile number ``step`` of a list holds, ``block`` being its list entry: (first token, offsets from it,
+    which of them the plan has, which of them are in memory)."""
     lane = tl.arange(0, TILE)
     if BLOCK < TILE and TILE % BLOCK == 0:
-        entry = step * (TILE // BLOCK) + lane // BLOCK
-        return tl.load(entries.tile + entry, mask=entry < entries.count, other=0), lane % BLOCK
+        live = step * (TILE // BLOCK) + lane // BLOCK < entries.count
+        if LIST != FULL:
+            live = live & (lane % BLOCK < tl.load(tokens.k_valid + block, mask=live, other=0))
+        # Token 0, but known only in the loop: see the kernels' use of `first >> 31`.
+        zero = tl.load(entries.index + step * (TILE // BLOCK)) >> 31
+        return zero, block * BLOCK + lane % BLOCK, live, live
     else:
-        SUB: tl.constexpr = (BLOCK + TILE - 1) // TILE
-        return tl.load(entries.tile + step // SUB + tl.zeros_like(lane)), (step % SUB) * TILE + lane
+        start = (step % ((BLOCK + TILE - 1) // TILE)) * TILE
+        first = block * BLOCK + start
+        live = start + lane < BLOCK
+        held = live
+        if LIST != FULL:
+            live = start + lane < tl.load(tokens.k_valid + block)
+            held = held & (first + lane < tokens.n_k)
+        return first, lane, live, held
 
 
 @triton.jit
-def load_keys(x, head, first, offset, ok, SHAPE: tl.constexpr, MASKED: tl.constexpr):
-    """The (TILE_K, DP) keys or values that :func:`locate` found."""
+def key_bits(tables, queries, tile, step, q_ok, k_ok, SHAPE: tl.constexpr):
+    """The bits of tile number ``step`` of a list for queries as rows. ``tile`` is its bit tile, or that of every key
+    where blocks are packed."""
+    slots = key_slots(step, SHAPE.BLOCK_K, SHAPE.TILE_K)
     if SHAPE.BLOCK_K < SHAPE.TILE_K and SHAPE.TILE_K % SHAPE.BLOCK_K == 0:
+        return packed_bits_show(tables.mask, tile[None, :], queries.slots[:, None], slots[None, :], q_ok & k_ok, SHAPE)
+    else:
+        first = (step % ((SHAPE.BLOCK_K + SHAPE.TILE_K - 1) // SHAPE.TILE_K)) * SHAPE.TILE_K
+        seen = bits_show(tables.mask, tile, queries.slots[:, None], slots[None, :], first, q_ok, SHAPE.TILE_K, SHAPE)
+        return seen & k_ok
+
+
+@triton.jit
+def key_slots(step, BLOCK: tl.constexpr, TILE: tl.constexpr):
+    """Slot of every key of tile number ``step`` of a list in its block."""
+    lane = tl.arange(0, TILE)
+    if BLOCK < TILE and TILE % BLOCK == 0:
+        return lane % BLOCK
+    else:
+        return (step % ((BLOCK + TILE - 1) // TILE)) * TILE + lane
+
+
+@triton.jit
+def load_bulk(x, batch, head, start, TILE: tl.constexpr, DP: tl.constexpr):
+    """(TILE, DP) tile of consecutive tokens through a tensor descriptor, which the copy engine executes by itself: no
+    address takes a register, and tokens and channels that do not exist come as 0."""
+    return x.load([batch, start, head, 0]).reshape(TILE, DP)
+
+
+@triton.jit
+def load_keys(x, bulk, head, first, offset, held, SHAPE: tl.constexpr, MASKED: tl.constexpr):
+    """The (TILE_K, DP) keys or values that :func:`locate` found; 0 where memory holds none. ``bulk`` is their
+    descriptor or None."""
+    if bulk is not None:
+        return load_bulk(bulk, head.batch, head.key, first, SHAPE.TILE_K, SHAPE.DP)
+    elif SHAPE.BLOCK_K < SHAPE.TILE_K and SHAPE.TILE_K % SHAPE.BLOCK_K == 0:
         columns = tl.arange(0, SHAPE.DP)
         at = base(x, head.batch, head.key, first) + offset.to(tl.int64)[:, None] * x.token + columns[None, :]
-        return tl.load(at, mask=ok[:, None] & (columns < SHAPE.D)[None, :], other=0.0)
+        return tl.load(at, mask=held[:, None] & (columns < SHAPE.D)[None, :], other=0.0)
     else:
-        return load_tile(base(x, head.batch, head.key, first), x.token, ok, SHAPE.TILE_K, SHAPE.D, SHAPE.DP, MASKED)
+        return load_tile(base(x, head.batch, head.key, first), x.token, held, SHAPE.TILE_K, SHAPE.D, SHAPE.DP, MASKED)
 
 
 @triton.jit
-def _rule_allows(rule, batch, q_tokens, k_tokens, q_ok, k_ok, AXES: tl.constexpr):
+def rule_allows(rule, batch, q_tokens, k_tokens, q_ok, k_ok, AXES: tl.constexpr):
+    """Which pairs a mask specification shows, axis by axis. Queries and keys come as a column and a row, either way
+    round."""
     inside = q_ok & k_ok
     for axis in tl.static_range(AXES):
         pos = tl.load(rule.k_pos + axis * rule.slots_k + k_tokens, mask=k_ok, other=0)
@@ -275,18 +358,46 @@ def _rule_allows(rule, batch, q_tokens, k_tokens, q_ok, k_ok, AXES: tl.constexpr
 
 
 @triton.jit
-def bits_show(words, tile, q_slots, k_slots, ok, SHAPE: tl.constexpr):
-    """The bits of pairs. ``tile`` and the slots are of shapes that broadcast to a tile; ``ok`` is which pairs exist."""
+def bits_show(words, tile, q_slots, k_slots, k_first, q_ok, TILE_K: tl.constexpr, SHAPE: tl.constexpr):
+    """The bits of the pairs of one bit tile, TILE_K keys from slot ``k_first`` on. Queries and keys come as a column
+    and a row, either way round. A query's words are read once each, not once for every pair."""
+    WIDTH: tl.constexpr = (SHAPE.BLOCK_K + WORD - 1) // WORD
+    line = words + tile.to(tl.int64) * (SHAPE.BLOCK_Q * WIDTH) + q_slots * WIDTH + k_first // WORD
+    found = tl.load(line, mask=q_ok, other=0)
+    for word in tl.static_range(1, TILE_K // WORD):
+        more = tl.load(line + word, mask=q_ok & (k_first // WORD + word < WIDTH), other=0)
+        found = tl.where((k_slots - k_first) // WORD == word, more, found)
+    return ((found >> (k_slots % WORD)) & 1) != 0
+
+
+@triton.jit
+def packed_bits_show(words, tile, q_slots, k_slots, ok, SHAPE: tl.constexpr):
+    """The bits of pairs whose keys are of several blocks, ``tile`` and ``k_slots`` being a row; ``ok`` is which pairs
+    exist."""
     WIDTH: tl.constexpr = (SHAPE.BLOCK_K + WORD - 1) // WORD
     at = words + tile.to(tl.int64) * (SHAPE.BLOCK_Q * WIDTH) + q_slots * WIDTH + k_slots // WORD
     return ok & (((tl.load(at, mask=ok, other=0) >> (k_slots % WORD)) & 1) != 0)
 
 
 @triton.jit
-def visible(rule, batch, q_tokens, k_tokens, q_ok, k_ok, AXES: tl.constexpr, MASK: tl.constexpr):
-    """Mask of a partial tile without bits: validity and the mask specification. Queries and keys come as a column and a
-    row, either way round."""
-    if MASK == NO_MASK:
-        return q_ok & k_ok
+def boxes_touch(guard, q_low, q_high, k_low, k_high):
+    """Which pairs of packed windows and positions meet: two subtractions do all axes at once, and a field that goes
+    below zero loses its guard bit. Queries and keys come as a column and a row, either way round."""
+    return ((k_high - q_low) & (q_high - k_low) & guard) == guard
+
+
+@triton.jit
+def box_queries(rule, tokens):
+    """Packed windows of queries."""
+    return tl.load(rule.q_low + tokens), tl.load(rule.q_high + tokens)
+
+
+@triton.jit
+def box_keys(rule, batch, tokens):
+    """Packed positions of keys; those that do not exist have one that no window holds."""
+    line = batch.to(tl.int64) * rule.batch
+    low = tl.load(rule.k_low + line + tokens)
+    if rule.k_high is None:
+        return low, low | rule.guard
     else:
-        return _rule_allows(rule, batch, q_tokens, k_tokens, q_ok, k_ok, AXES)
+        return low, tl.load(rule.k_high + line + tokens)

@@ -35,6 +35,9 @@ SHARED_KIB = {
     "gfx950": 160,
 }
 
+# Targets whose copy engine brings the tiles of calls without a bias or a distance, where strides allow it.
+BULK = {"sm_90"}
+
 # Preferred first; later entries serve plans with smaller query (forward, dq) or key (dkv) blocks. Evaluating a rule
 # costs registers, so a kernel may have a row of its own for calls without one ("plain"; for dK/dV grouped heads and
 # blocks with invalid queries cost as much as a rule); a distance or a bias costs more still ("heavy"), and so do bit
@@ -56,13 +59,25 @@ _HOPPER: _Sizes = _HEAVY | {
     }
     | _WIDE,
     "dq": {
-        64: (Tile(128, 64, 8, 2), Tile(64, 32, 4, 2), *_SMALL),
-        128: (Tile(128, 64, 8, 2), Tile(64, 64, 8, 2), *_SMALL),
+        64: (Tile(128, 64, 8, 3), Tile(64, 64, 4, 2), *_SMALL),
+        128: (Tile(128, 64, 8, 3), Tile(64, 64, 4, 2), *_SMALL),
     }
     | _WIDE,
-    "dkv": {64: (Tile(64, 64, 8, 2), *_SMALL), 128: (Tile(32, 64, 8, 2), *_SMALL), 256: (Tile(16, 16, 8, 1),)},
-    "dkv, plain": {128: (Tile(64, 64, 8, 2), *_SMALL)},
-    "dq, bits": {128: (Tile(128, 64, 8, 1), *_SMALL)},
+    # Eight warps would take the 64 rows of a tile twice, once per group of four.
+    "dkv": {64: (Tile(64, 64, 4, 2), *_SMALL), 128: (Tile(32, 64, 4, 2), *_SMALL), 256: (Tile(16, 16, 8, 1),)},
+}
+# Through the copy engine: no addresses in registers leaves room for larger tiles, which must hold whole blocks.
+_HOPPER_BULK: _Sizes = {
+    "forward": {
+        64: (Tile(128, 128, 8, 3), Tile(128, 64, 8, 3), Tile(64, 64, 4, 3)),
+        128: (Tile(128, 128, 8, 3), Tile(128, 64, 8, 3), Tile(64, 64, 4, 3)),
+    },
+    "forward, bits": {128: (Tile(128, 128, 8, 2), Tile(128, 64, 8, 3), Tile(64, 64, 4, 3))},
+    "dq": {
+        64: (Tile(128, 64, 8, 3), Tile(64, 64, 4, 3)),
+        128: (Tile(128, 64, 8, 3), Tile(64, 64, 4, 3)),
+    },
+    "dkv": {64: (Tile(64, 64, 4, 3),), 128: (Tile(64, 64, 4, 2),)},
 }
 # Here eight warps are the ones that are given too few registers, 128, for some calls.
 _BLACKWELL: _Sizes = _HOPPER | {
@@ -112,6 +127,7 @@ _TABLE: dict[str, _Sizes] = {
     "gfx942": _CDNA,
     "gfx950": _CDNA,
 }
+_BULK_TABLE: dict[str, _Sizes] = {"sm_90": _HOPPER_BULK}
 _FLOAT32 = {64: Tile(32, 32, 4, 1), 128: Tile(32, 32, 8, 1), 256: Tile(16, 16, 8, 1)}
 # In the interpreter a tile costs the same whatever its size.
 _INTERPRETER = Tile(64, 64, 4, 1)
@@ -120,6 +136,11 @@ _INTERPRETER = Tile(64, 64, 4, 1)
 def architecture(device: torch.device) -> str | None:
     """Row of the table for a device: ``"sm_90"``, ``"gfx942"``, ``"interpreter"`` for a CPU, None when too old."""
     return "interpreter" if device.type == "cpu" else _architecture(device.index or 0)
+
+
+def copies(device: torch.device) -> bool:
+    """Whether kernels for a device copy tiles through tensor descriptors."""
+    return architecture(device) in BULK
 
 
 @cache
@@ -153,6 +174,15 @@ def candidates(
     return next(sizes[row][width] for row in rows if width in sizes.get(row, {}))
 
 
+def bulk_candidates(arch: str, kernel: str, dim: int, dtype: torch.dtype, bits: bool = False) -> tuple[Tile, ...]:
+    """Tiles of the table for calls whose tiles the copy engine brings, preferred first; none where it brings none."""
+    sizes, width = _BULK_TABLE.get(arch, {}), width_class(dim)
+    if dtype == torch.float32:
+        return ()
+    rows = [f"{kernel}, bits"] * bits + [kernel]
+    return next((sizes[row][width] for row in rows if width in sizes.get(row, {})), ())
+
+
 _measured: dict[tuple[str, str, int, str], Tile] = {}
 
 
@@ -166,6 +196,7 @@ def choose_tile(
     plain: bool = False,
     heavy: bool = False,
     bits: bool = False,
+    bulk: bool = False,
 ) -> Tile:
     """The tile for a plan: the first of the table that its blocks fill, shrunk to them if none does.
 
@@ -176,9 +207,14 @@ def choose_tile(
             head of its own and every query block is whole.
         heavy: whether the rule measures a distance or the call has a bias. Tuned tiles do not serve such calls.
         bits: whether bit tiles decide about partial blocks. Nor do they serve these.
+        bulk: whether the copy engine can bring the tiles of this call.
     """
     arch = architecture(device)
     measured = None if heavy or bits else _measured.get((arch, kernel, width_class(dim), str(dtype)))
+    if bulk and not measured:
+        for tile in bulk_candidates(arch, kernel, dim, dtype, bits):
+            if block_q % tile.queries == 0 and block_k % tile.keys == 0:
+                return tile
     options = candidates(arch, kernel, dim, dtype, plain, heavy, bits)
     return fit((measured, *options) if measured else options, kernel, block_q, block_k)
 

@@ -1,0 +1,178 @@
+"""A plan as the Triton kernels read it: its lists split by what decides about their pairs, and its mask."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from genkit.kernels.block_sparse.impl.triton.boxes import pack
+from genkit.kernels.block_sparse.impl.triton.launch import Problem
+from genkit.kernels.block_sparse.impl.triton.tile import BITS, BOX, MEMBER, NO_MASK, RULE, Lists, RuleTables, Tokens
+from genkit.kernels.plan.block_plan import BlockPlan
+from genkit.kernels.plan.lists import aligned, from_mask, to_mask
+from genkit.kernels.plan.mask_spec import ALL, WINDOW, sure_pairs
+
+
+def translate(plan: BlockPlan, inverse: bool, group: int = 1) -> Problem:
+    """The tables of a plan in block order; with ``inverse`` its lists are those of dK and dV, query blocks per key
+    block, and of all ``group`` query heads of a key head in one list."""
+    split = _split(plan)
+    lists = _columns(plan, split, group) if inverse else _rows(plan, split)
+    tokens = Tokens(plan.n_q, plan.n_k, plan.q_valid.contiguous(), plan.k_valid.contiguous())
+    kind, mask, axes = _mask(plan, split)
+    return Problem(plan.block_q, plan.block_k, plan.blocks_q, plan.blocks_k, lists, tokens, kind, mask, axes)
+
+
+@dataclass(frozen=True)
+class _Split:
+    """Which partial entries only lack the keys behind the end of their block: ``ragged``, like ``partial_index``, None
+    where all or none of them do. ``mixed``: whether some hold pairs that must be decided one by one."""
+
+    ragged: Tensor | None
+    mixed: bool
+    partial: bool
+
+
+def _split(plan: BlockPlan) -> _Split:
+    if "triton split" not in plan.cache:
+        plan.cache["triton split"] = _find_split(plan)
+    return plan.cache["triton split"]
+
+
+def _find_split(plan: BlockPlan) -> _Split:
+    # One look at the device for both questions, and one more where blocks are ragged and a rule may hide pairs.
+    partial, uneven = torch.stack([plan.partial_count.any(), (plan.k_valid != plan.block_k).any()]).tolist()
+    if not partial or (plan.rule is None and plan.tiles is None):
+        return _Split(None, False, partial)
+    if plan.tiles is not None or not uneven:
+        return _Split(None, True, True)
+    _, every = sure_pairs(plan.rule, plan.block_q, plan.block_k, plan.q_valid, plan.k_valid)
+    index = plan.partial_index.long()
+    batch = max(every.shape[0], index.shape[0])
+    index = index.expand(batch, *index.shape[1:])
+    whole = every[:, None].expand(batch, index.shape[1], -1, -1).gather(-1, index)
+    used = torch.arange(index.shape[-1], device=index.device) < plan.partial_count[..., None]
+    ragged = whole & used
+    some, others = torch.stack([ragged.any(), (ragged != used).any()]).tolist()
+    return _Split(ragged if some and others else None, others, True)
+
+
+def _rows(plan: BlockPlan, split: _Split) -> Lists:
+    """Key blocks per query block."""
+    index, ragged_count = plan.partial_index, None
+    count = plan.partial_count
+    if split.ragged is not None:
+        order = torch.sort((~split.ragged).to(torch.int8), dim=-1, stable=True).indices
+        ragged_count = split.ragged.sum(-1, dtype=torch.int32)
+        batch = ragged_count.shape[0]
+        index, count = index.expand(batch, -1, -1, -1).gather(-1, order), count.expand(batch, -1, -1)
+    tile = plan.tiles.index if plan.tiles is not None else None
+    return _lists(plan.full_count, plan.full_index, count, index, tile, ragged_count, split.partial)
+
+
+def _columns(plan: BlockPlan, split: _Split, group: int) -> Lists:
+    """Query blocks per key block. Keys that do not exist are rows of their own here, which are not stored: a block that
+    only lacks some is as good as a full one."""
+    if group == 1 and split.ragged is None and split.mixed == split.partial:
+        lists = plan.inverse()
+        full, partial = (lists.full_count, lists.full_index), (lists.partial_count, lists.partial_index)
+        return _lists(*full, *partial, lists.partial_tile, None, split.partial)
+    full = to_mask(plan.full_count, plan.full_index, plan.blocks_k)
+    partial = to_mask(plan.partial_count, plan.partial_index, plan.blocks_k)
+    if split.mixed:
+        whole = _ragged_mask(plan, split)
+        full, partial = full | whole, partial & ~whole
+    else:
+        full, partial = full | partial, torch.zeros_like(partial)
+    turned = _members(partial, group).mT
+    tile = None if plan.tiles is None else aligned(turned, _members(plan.tile_numbers(), group).mT[turned])
+    full_count, full_index = from_mask(_members(full, group).mT)
+    part_count, part_index = from_mask(turned)
+    full_index, part_index = (_with_member(index, plan.blocks_q, group) for index in (full_index, part_index))
+    return _lists(full_count, full_index, part_count, part_index, tile, None, split.mixed)
+
+
+def _with_member(index: Tensor, blocks: int, group: int) -> Tensor:
+    """Entries as the kernel takes them apart: the head of the group above MEMBER bits of the block."""
+    return index if group == 1 else (index // blocks << MEMBER.value) + index % blocks
+
+
+def _ragged_mask(plan: BlockPlan, split: _Split) -> Tensor:
+    """(B, H, blocks_q, blocks_k) bool of the entries that are only ragged."""
+    shape = plan.batch, plan.heads, plan.blocks_q, plan.blocks_k
+    if split.ragged is None:
+        return torch.zeros(shape, dtype=torch.bool, device=plan.device)
+    wide = torch.zeros(len(split.ragged), *shape[1:], dtype=torch.uint8, device=plan.device)
+    index = plan.partial_index.expand(len(split.ragged), -1, -1, -1).long()
+    # entries behind the count point to block 0 and are not ragged: they must not undo what is
+    return wide.scatter_reduce_(-1, index, split.ragged.to(torch.uint8), "amax").bool()
+
+
+def _members(mask: Tensor, group: int) -> Tensor:
+    """(B, H, Mq, Mk) to (B, H / group, group * Mq, Mk), of lists that all heads share to (B, 1, group * Mq, Mk)."""
+    batch, heads, rows, columns = mask.shape
+    if heads == 1:
+        mask = mask.expand(batch, group, rows, columns)
+    return mask.reshape(batch, -1, group * rows, columns)
+
+
+def _lists(
+    full_count: Tensor, full_index: Tensor, part_count: Tensor | None, part_index: Tensor | None, tile: Tensor | None,
+    ragged_count: Tensor | None, partial: bool,
+) -> Lists:  # fmt: skip
+    if partial:
+        batch = max(full_count.shape[0], part_count.shape[0])
+        full_count, part_count = (x.expand(batch, -1, -1) for x in (full_count, part_count))
+        full_index, part_index = (x.expand(batch, -1, -1, -1) for x in (full_index, part_index))
+
+    def ready(x: Tensor | None) -> Tensor | None:
+        return x.to(torch.int32).contiguous() if partial and x is not None else None
+
+    batch, heads, blocks = full_count.shape
+    return Lists(
+        full_count.to(torch.int32).contiguous(),
+        full_index.to(torch.int32).contiguous(),
+        full_index.shape[-1],
+        ready(part_count),
+        ready(part_index),
+        part_index.shape[-1] if partial else None,
+        ready(tile),
+        ready(ragged_count),
+        heads * blocks if batch > 1 else 0,
+        blocks if heads > 1 else 0,
+    )
+
+
+def _mask(plan: BlockPlan, split: _Split) -> tuple[int, object, int]:
+    """What decides about mixed blocks: its kind, its tables and, for a rule read axis by axis, its axes."""
+    if not split.mixed:
+        return NO_MASK.value, None, 0
+    if plan.tiles is not None:
+        return BITS.value, plan.tiles.words.contiguous(), 0
+    if "triton box" not in plan.cache:
+        plan.cache["triton box"] = pack(plan)
+    if plan.cache["triton box"] is not None:
+        return BOX.value, plan.cache["triton box"], 0
+    return RULE.value, _rule_tables(plan), plan.rule.axes
+
+
+def _rule_tables(plan: BlockPlan) -> RuleTables:
+    """The rule as bit masks and axis-major tables."""
+    rule = plan.rule
+    axis_major = [t.T.contiguous() for t in (rule.q_lo, rule.q_hi, rule.k_pos)]
+    q_pos = rule.q_pos.T.contiguous() if rule.radius2 is not None else None
+    everything = window = bit = None
+    if rule.visible.numel() > 1 or int(rule.visible[0, 0]) != WINDOW:
+        powers = torch.ones_like(rule.visible, dtype=torch.int32) << torch.arange(
+            rule.visible.shape[1], dtype=torch.int32, device=rule.device
+        )
+        query_group = rule.q_group.long()
+        everything = (powers * (rule.visible == ALL)).sum(1, dtype=torch.int32)[query_group]
+        window = (powers * (rule.visible == WINDOW)).sum(1, dtype=torch.int32)[query_group]
+        bit = torch.ones_like(rule.k_group, dtype=torch.int32) << rule.k_group.to(torch.int32)
+    shared = rule.k_group.shape[0] == 1
+    return RuleTables(
+        *axis_major, q_pos, rule.radius2, everything, window, bit, 0 if shared else rule.n_k, rule.n_q, rule.n_k
+    )

@@ -1,0 +1,36 @@
+"""What a step of a block-sparse kernel may cost: budgets for its hot loops, beside those for registers and memory."""
+
+from __future__ import annotations
+
+from genkit.kernels.block_sparse.impl.triton.tile_sizes import Tile
+from tests.aot.loops import Loop
+from tests.aot.variants import BLOCK, Variant
+
+#: Instructions times warps per 1,024 scores of the loop over full blocks, by target and kernel, at 64 and 128 channels.
+FULL = {("sm_90", "forward"): 300, ("sm_90", "dq"): 350, ("sm_90", "dkv"): 450}
+#: A block whose pairs are decided one by one, against a full one.
+MIXED = {"forward": 1.85, "dq": 1.85, "dkv": 1.6}
+#: Exponentials per score: none twice. The forward pass takes one more per row and step.
+EXPONENTIALS = {"forward": 1.07, "dq": 1.0, "dkv": 1.0}
+
+
+def over_budget(arch: str, variant: Variant, tile: Tile, loops: list[Loop]) -> list[str]:
+    """What breaks a budget, in words. Only variants whose tiles the copy engine brings, in blocks of full size, have
+    one."""
+    limit = FULL.get((arch, variant.kernel))
+    if limit is None or not variant.copies(arch) or variant.block != (BLOCK, BLOCK):
+        return []
+    if len(loops) != len(variant.loops):
+        return [f"{len(loops)} loops multiply, expected {', '.join(variant.loops)}"]
+    scores = tile.queries * tile.keys
+    slots = [loop.slots(tile.warps, scores) for loop in loops]
+    wrong = [f"full blocks: {slots[0]:.0f} instructions, allowed {limit}"] * (slots[0] > limit)
+    ratio = slots[-1] / slots[0]
+    wrong += [f"mixed blocks: {ratio:.2f} times a full one"] * (ratio > MIXED[variant.kernel])
+    for name, loop in zip(variant.loops, loops, strict=True):
+        each = loop.exponentials_per_score(32 * tile.warps, scores)
+        wrong += [f"{name}: {each:.2f} exponentials per score"] * (each > EXPONENTIALS[variant.kernel])
+        wrong += [f"{name}: tiles do not come through the copy engine"] * (not loop.bulk)
+        wrong += [f"{name}: {loop.fences} fences"] * (loop.fences > 0)
+        wrong += [f"{name}: {loop.stack} instructions reach for spilled registers"] * (loop.stack > 0)
+    return wrong

@@ -1,0 +1,73 @@
+"""What kernels are made of on one target, as JSON lines: registers, stack, shared memory and their hot loops.
+
+``python -m tests.aot.measure TARGET DIM [DIM ...]``; ``python -m benchmarks kernels_static`` runs it per target and
+writes the tables.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from itertools import product
+
+from genkit.kernels.token_select.impl.triton import backend as selection
+from tests.aot.driver import pretend, usage
+from tests.aot.loops import assembly, hot_loops
+from tests.aot.variants import DTYPES, KERNELS, Variant, launch
+from tests.aot.variants_select import token_select
+
+
+def asked(dim: int) -> list[Variant]:
+    """The variants the methods use, and the one with the most code."""
+    kinds = [("none", "none", False), ("none", "none", True), ("box", "none", False), ("box", "none", True)]
+    kinds += [("bits", "none", True), ("disc", "low rank", True)]
+    return [
+        Variant(kernel, dim, "bf16", rule, bias, general)
+        for kernel, (rule, bias, general) in product(KERNELS, kinds)
+        if kernel == "dkv" or not general or bias != "none" or rule == "bits"
+    ]
+
+
+def measurements(arch: str, dim: int) -> Iterator[dict]:
+    """One row per loop of every kernel; ``arch`` is what :func:`pretend` was given."""
+    for variant in asked(dim):
+        yield from _rows(arch, str(variant), variant.tile(arch), launch(variant, arch).compile(), variant.loops)
+    tiles = selection.tiles_for(dim, DTYPES["bf16"])
+    for kernel in KERNELS:
+        compiled = token_select(kernel, dim, DTYPES["bf16"])()
+        yield from _rows(arch, f"token_select {kernel} D={dim} bf16", tiles[kernel], compiled, ("full",))
+
+
+def _rows(arch: str, label: str, tile, compiled, names: tuple[str, ...]) -> Iterator[dict]:
+    used, found = usage(compiled), hot_loops(assembly(compiled))
+    if len(found) != len(names):
+        names = tuple(f"loop {number}" for number in range(1, len(found) + 1))
+    lanes, scores = 64 if arch.startswith("gfx") else 32, tile.queries * tile.keys
+    for name, loop in zip(names, found, strict=True):
+        yield {
+            "target": arch,
+            "kernel": label,
+            "loop": name,
+            "tile": f"{tile.queries}x{tile.keys}, {tile.warps}, {tile.stages}",
+            "instructions x warps / 1,024 scores": round(loop.slots(tile.warps, scores)),
+            "exp2 / score": round(loop.exponentials_per_score(tile.warps * lanes, scores), 2),
+            "in flight": loop.waits,
+            "fences": loop.fences,
+            "products": ", ".join(f"{number} {name}" for name, number in loop.products.items()),
+            "registers": used.registers,
+            "stack": used.spilled,
+            "KiB": round(used.shared / 1024),
+        }
+
+
+def main(arch: str, *dims: str) -> None:
+    """Print a JSON object per loop."""
+    pretend(arch)
+    for dim in dims:
+        for row in measurements(arch, int(dim)):
+            print(json.dumps(row), flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
