@@ -90,7 +90,7 @@ class Variant:
     @property
     def loops(self) -> tuple[str, ...]:
         """What the loops over its lists are called, in the order of the source."""
-        ragged = ("ragged",) if self.kernel != "dkv" and self.rule != "bits" else ()
+        ragged = ("ragged",) if self.kernel != "dkv" and self.rule in ("none", "box", "axes") else ()
         return "full", *ragged, *([self.rule] if self.rule != "none" else [])
 
     def __str__(self) -> str:
@@ -184,7 +184,7 @@ def _problem(variant: Variant) -> Problem:
     blocks_q, blocks_k = -(-length // block_q), -(-length // block_k)
     own = blocks_k if variant.kernel == "dkv" else blocks_q
     count, index = _table(1, HEADS, own), _table(1, HEADS, own, 7)
-    bits, ragged = variant.rule == "bits", variant.rule not in ("bits", "none") and variant.kernel != "dkv"
+    bits, ragged = variant.rule == "bits", variant.rule in ("box", "axes") and variant.kernel != "dkv"
     # Without a rule there are still partial blocks: ragged tails. dK and dV take them for full ones.
     part = (count, index, 7) if variant.kernel != "dkv" or variant.rule != "none" else (None, None, None)
     extra = index if bits else None, count if ragged else None

@@ -107,7 +107,7 @@ class PlanTables:
 
     def in_order(self) -> Self:
         """The plan for tensors already in block order (``order.apply`` done by the caller, padding included), as when
-        hidden states stay permuted through a whole stack of layers."""
+        hidden states stay permuted through a whole stack of layers. The padding must hold finite numbers."""
         if self.order is None and self.key_order is None:
             return self
         if "in_order" not in self.cache:

@@ -267,6 +267,16 @@ def test_nan_reaches_exactly_the_rows_that_see_it():
     assert dq[0, :64].isfinite().all() and dk[0, :64].isfinite().all() and dq[0, 64:].isnan().all()
 
 
+def test_an_infinite_score_leaves_the_log_sum_exp_infinite():
+    q, k, v = tensors(33, 70, 90, heads=1, width=16)
+    k[0, 50, 0, 0] = torch.inf
+    found, exact = (
+        block_sparse_attention(q, k, v, BlockPlan.dense(70, 90), backend=b) for b in ("triton", "reference")
+    )
+    assert torch.equal(found[1].isposinf(), exact[1].isposinf()) and found[1].isposinf().any()
+    assert torch.equal(found[0].isnan(), exact[0].isnan()) and not found[1].isnan().any()
+
+
 def test_backward_repeats_bit_for_bit_and_strides_do_not_matter():
     plan = BlockPlan.from_rule(Rule.causal(70), block_q=32, block_k=32)
     runs = []

@@ -46,7 +46,8 @@ def _find_split(plan: BlockPlan) -> _Split:
     partial, uneven = torch.stack([plan.partial_count.any(), (plan.k_valid != plan.block_k).any()]).tolist()
     if not partial or (plan.rule is None and plan.tiles is None):
         return _Split(None, False, partial)
-    if plan.tiles is not None or not uneven:
+    # a distance needs so many registers that another loop beside its own would spill
+    if plan.tiles is not None or not uneven or plan.rule.radius2 is not None:
         return _Split(None, True, True)
     _, every = sure_pairs(plan.rule, plan.block_q, plan.block_k, plan.q_valid, plan.k_valid)
     index = plan.partial_index.long()

@@ -53,6 +53,7 @@ _HEAVY: _Sizes = {
     "dkv, heavy": {64: (Tile(32, 32, 8, 1), *_SMALL), 128: (Tile(32, 32, 8, 1), *_SMALL)},
 }
 _HOPPER: _Sizes = _HEAVY | {
+    "forward, heavy": {64: (Tile(64, 32, 4, 1), *_SMALL), 128: (Tile(64, 32, 4, 1), *_SMALL)},
     "forward": {
         64: (Tile(128, 64, 8, 3), Tile(64, 64, 4, 2), *_SMALL),
         128: (Tile(128, 64, 8, 3), Tile(64, 64, 4, 2), *_SMALL),
@@ -81,6 +82,13 @@ _HOPPER_BULK: _Sizes = {
 }
 # Here eight warps are the ones that are given too few registers, 128, for some calls.
 _BLACKWELL: _Sizes = _HOPPER | {
+    "dq": {
+        64: (Tile(128, 64, 8, 2), Tile(64, 32, 4, 2), *_SMALL),
+        128: (Tile(128, 64, 8, 2), Tile(64, 64, 8, 2), *_SMALL),
+    }
+    | _WIDE,
+    "dkv": {64: (Tile(64, 64, 8, 2), *_SMALL), 128: (Tile(32, 64, 8, 2), *_SMALL), 256: (Tile(16, 16, 8, 1),)},
+    "dkv, plain": {128: (Tile(64, 64, 8, 2), *_SMALL)},
     "forward, heavy": {64: (Tile(64, 32, 8, 1), *_SMALL), 128: (Tile(64, 32, 8, 1), *_SMALL)},
     # and four warps with one stage, for a quadratic bias without a rule
     "dkv, heavy": {64: (Tile(32, 32, 4, 2), *_SMALL), 128: _SMALL},
