@@ -110,6 +110,7 @@ FAMILY = Family(
         objective=Objective(FLOW, "thousand"),
         lora_targets=r"transformer_blocks\.\d+\.attn[12]\.(?:to_[qkv]|to_out\.0)",
         architecture="ltx-video",
+        tasks={"second_pass": "LTX(ImageToVideo)?Pipeline"},
     ),
     notes="Both branches are computed in one call.",
 )

@@ -118,7 +118,7 @@ FAMILY = Family(
             ),
         },
         tasks={
-            "second_pass": "WanPipeline",
+            "second_pass": "Wan(ImageToVideo)?Pipeline",
             "reference_pictures": "Wan.*",
             "train_patch": "WanPipeline",
             "train_reference": "WanPipeline",

@@ -57,13 +57,18 @@ LARGEST_STEP = 65_536
 Told = TypeVar("Told")
 
 
-def token_grid(class_name: str, config: ReadConfig, frames: int, height: int, width: int) -> Size | None:
-    """The (T, H, W) token grid of a size in pixels, or None where no record of a family tells it."""
+def token_size(class_name: str, config: ReadConfig) -> Size | None:
+    """Frames and pixels (t, h, w) behind a token of a pipeline class, or None where no record of a family tells it."""
     facts = facts_of(class_name)
     if facts is None or facts.token is None:
         return None
-    token = _told(class_name, config, facts.token, lambda told: tuple(told))
-    return grid_of(token, frames, height, width)
+    return _told(class_name, config, facts.token, lambda told: tuple(told))
+
+
+def token_grid(class_name: str, config: ReadConfig, frames: int, height: int, width: int) -> Size | None:
+    """The (T, H, W) token grid of a size in pixels, or None where no record of a family tells it."""
+    token = token_size(class_name, config)
+    return None if token is None else grid_of(token, frames, height, width)
 
 
 def size_rule(class_name: str, config: ReadConfig) -> SizeRule | None:

@@ -108,7 +108,8 @@ WRONG = [
     ("v2v", ["--source-video", "cat.png"], 2, "--source-video cat.png is a picture"),
     ("v2v", ["--source-video", "broken.mp4"], 1, "broken.mp4"),
     ("v2v", ["--source-video", "clip.gif", "--num-frames", "9"], 2, "clip.gif has 5 frames at 10 fps"),
-    ("i2v", ["--image", "cat.png", "--upscale", "2"], 2, "--upscale with --image: the second pass denoises from text"),
+    ("i2v", ["--image", "cat.png", "--upscale", "1.1"], 2, "allowed: multiples of 16"),
+    ("v2v", ["--source-video", "clip.gif", "--upscale", "2"], 1, "; WanVideoToVideoPipeline is another pipeline"),
     ("wan", ["--guidance-scale-2", "3"], 2, "has no second expert"),
     ("wan", ["--attention", "reference", "--reference", "cat.png", "--image", "cat.png"], 2, "exclude each other"),
     # What cannot be written.

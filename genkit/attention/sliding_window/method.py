@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -61,18 +62,52 @@ class DualPath:
             forward: the denoiser's forward, called with ``return_dict=False`` and keyword arguments.
             inputs: its keyword arguments; tensors whose first size is that of ``hidden_states`` are doubled.
         """
+        inputs, out = self.begin(method, step, branch, inputs), None
+        try:
+            out = forward(**inputs, return_dict=False)[0]
+        finally:
+            out = self.end(out)
+        return out
+
+    def begin(self, method: SlidingWindow, step: int, branch: str | None, inputs: dict[str, Any]) -> dict[str, Any]:
+        """The keyword arguments of a call of the denoiser, doubled where this step needs both paths; :meth:`end` is due
+        after the call."""
         self.calls += 1
         self.mode = self.plan_step(method, step, branch)
         if self.mode == BOTH and branch != "uncond":
             self.stored.clear()
+        if self.mode != BOTH:
+            return inputs
         batch = inputs["hidden_states"].shape[0]
-        if self.mode == BOTH:
-            inputs = {name: _doubled(value, batch) for name, value in inputs.items()}
+        return {name: _doubled(value, batch) for name, value in inputs.items()}
+
+    def end(self, out: Any) -> Any:
+        """The window path's prediction out of what a call returned; None for a call that failed."""
+        mode, self.mode = self.mode, OFF
+        return out[0::2] if mode == BOTH and out is not None else out
+
+    @contextmanager
+    def around(self, model: Any, begin: Callable[[dict[str, Any]], dict[str, Any]]) -> Iterator[None]:
+        """Whoever calls a denoiser within the block, such as its pipeline, runs the paths that a step needs.
+
+        Args:
+            model: the denoiser, which is called with keyword arguments and ``return_dict=False``.
+            begin: makes the arguments of a call by :meth:`begin`.
+        """
+        hooks = (
+            # Before the patch looks at the arguments: it must see all rows.
+            model.register_forward_pre_hook(
+                lambda _, args, inputs: (args, begin(inputs)), with_kwargs=True, prepend=True
+            ),
+            model.register_forward_hook(
+                lambda _, args, out: self.end(None) if out is None else (self.end(out[0]), *out[1:]), always_call=True
+            ),
+        )  # fmt: skip
         try:
-            out = forward(**inputs, return_dict=False)[0]
+            yield
         finally:
-            mode, self.mode = self.mode, OFF
-        return out[0::2] if mode == BOTH else out
+            for hook in hooks:
+                hook.remove()
 
     def clear(self) -> None:
         """Forget stored cross-attention, for instance before another video or when another denoiser takes over."""

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import tiny_pipelines
 import torch
+from diffusers.pipelines.wan import pipeline_wan_i2v
+from PIL import Image
 
 import genkit
 from genkit.errors import UnsupportedError, UsageError
@@ -171,7 +174,7 @@ def test_sizes_and_strengths():
 
 def test_what_has_no_second_pass_is_told(pipe, base):
     assert "FluxPipeline is another pipeline. --enlarge" in refusal("FluxPipeline")
-    assert refusal("WanPipeline") is None and "timestep" in refusal("WanPipeline", expand_timesteps=True)
+    assert refusal("WanPipeline") is None and "WanVACEPipeline is another" in refusal("WanVACEPipeline")
     with pytest.raises(UsageError, match="high_resolution sets latents itself"):
         again(pipe, base, latents=torch.zeros(1))
     with pytest.raises(UsageError, match="argument of the pipeline: got 'promt'"):
@@ -208,3 +211,109 @@ def test_generate_with_upscale(tiny_wan, tmp_path):
         GenerateSettings(prompt="a", upscale_shift=3.0)
     own = resolve(asked.replace(attention_args={"dual": "false", "base": "1x1"}, upscale_strength=0.5)).settings
     assert own.attention_args == {"base": "1x1", "dual": "false"} and own.upscale_strength == 0.5
+
+
+def picture(side, seed=0):
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (side, side, 3), np.uint8))
+
+
+@pytest.fixture
+def stock(monkeypatch):
+    """The stock pipeline reads prompts without ftfy, as genkit runs it where that is missing."""
+    monkeypatch.setattr(pipeline_wan_i2v, "prompt_clean", lambda text: text)
+
+
+PICTURE = {
+    "2.1": lambda: tiny_pipelines.wan_image("2.1"),
+    "A14B": lambda: tiny_pipelines.wan_image("A14B"),
+    "5B": lambda: tiny_pipelines.wan_image("5B"),
+    "ltx": lambda: tiny_pipelines.ltx(pictures=True),
+}
+
+
+@pytest.mark.parametrize("name", list(PICTURE))
+def test_from_a_picture_at_the_size_of_each_pass(name, stock):
+    pipe, seen = PICTURE[name](), []
+    call = {**CALL, "width": 32, "num_frames": 9, "num_inference_steps": 2}
+    hook = pipe.transformer.register_forward_pre_hook(
+        lambda module, args, given: seen.append(given), with_kwargs=True
+    )  # fmt: skip
+    large, call["image"] = picture(64, 1), picture(32)
+    call |= {"strength": 1.0, "method": None, "tiling": False}
+    made = high_resolution(pipe, generator=seeded(), large={"image": large}, **call)
+    hook.remove()
+    assert made.frames.shape == (1, 9, 64, 64, 3) and np.isfinite(made.frames).all()
+    sizes = [given["hidden_states"].numel() // len(given["hidden_states"]) for given in seen]
+    first = next(given for given, size in zip(seen, sizes, strict=True) if size > sizes[0])  # of the second pass
+    pixels = pipe.video_processor.preprocess(large, height=64, width=64)
+    states = first["hidden_states"].float()
+    if name == "ltx":
+        mode = pipe.vae.encode(pixels[:, :, None]).latent_dist.mode()
+        wanted = pipe._normalize_latents(mode, pipe.vae.latents_mean, pipe.vae.latents_std)
+        wanted = pipe._pack_latents(wanted, 1, 1)
+        torch.testing.assert_close(states[:, : wanted.shape[1]], wanted.expand(len(states), -1, -1))
+        assert not first["timestep"][:, : wanted.shape[1]].any() and first["timestep"][:, wanted.shape[1] :].all()
+    else:
+        told = pipe.prepare_latents(pixels, 1, 4, 64, 64, 9, torch.float32, "cpu", None, torch.zeros(1, 4, 3, 4, 4))
+        held = states[:, :, :1] if name == "5B" else states[:, 4:]
+        torch.testing.assert_close(held, told[1])
+    own = again(pipe, made.base_frames[0], **call).frames  # the first pass's picture, enlarged
+    assert own.shape == made.frames.shape and not np.allclose(own, made.frames, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["2.1", "ltx"])
+def test_windows_from_a_picture(name, stock):
+    pipe = PICTURE[name]()
+    call = {**CALL, "width": 32, "num_frames": 9, "num_inference_steps": 4, "image": picture(32), "strength": 0.5}
+    base = np.random.default_rng(0).random((9, 32, 32, 3), np.float32)
+    dense = again(pipe, base, **call, method=None).frames
+    other = {"override": "both"} if name == "ltx" else {}
+    whole = genkit.SlidingWindow(base=(9, 9), scale_factor=1.0, dual=True, cache_steps=1, **other)
+    np.testing.assert_allclose(again(pipe, base, **call, method=whole).frames, dense, atol=2e-4)
+    with Batches(pipe.transformer) as rows:
+        made = again(pipe, base, **call)
+    assert rows == ([4, 2] if name == "ltx" else [2, 1, 1, 1])
+    assert {site.role for site in made.report.sites} == {"self", "cross"}
+    assert not np.allclose(made.frames, dense, atol=1e-4)
+
+
+def test_ltx_from_text():
+    pipe, seen = tiny_pipelines.ltx(), []
+    call = {**CALL, "width": 32, "num_frames": 9, "num_inference_steps": 4, "strength": 0.75}
+    hook = pipe.transformer.register_forward_pre_hook(
+        lambda module, args, given: seen.append(float(given["timestep"][0])), with_kwargs=True
+    )  # fmt: skip
+    shifted, own = (
+        high_resolution(pipe, generator=seeded(), flow_shift=each, method=None, **call).frames for each in (9.0, None)
+    )
+    hook.remove()
+    assert shifted.shape == own.shape == (1, 9, 64, 64, 3) and not np.allclose(shifted, own, atol=1e-3)
+    assert len(seen) == 2 * (4 + 3) and pipe.scheduler.config.use_dynamic_shifting
+    # Noise of 3/4 and 1/4 of the way, shifted by 9; LTX's scheduler stretches it so that the last step begins at 0.1.
+    begin, end = (9 * share / (1 + 8 * share) for share in (0.75, 0.25))
+    assert seen[4] == pytest.approx(1000 * (1 - (1 - begin) * 0.9 / (1 - end)), abs=0.1)
+    assert seen[11:] != seen[4:7] and seen[6] == pytest.approx(100, abs=0.1)
+
+
+def test_generate_with_upscale_from_a_picture(tmp_path):
+    for name, class_name in (("2.1", "WanImageToVideoPipeline"), ("ltx", "LTXImageToVideoPipeline")):
+        (tiny_pipelines.ltx() if name == "ltx" else PICTURE[name]()).save_pretrained(tmp_path / name)
+        picture(64, 2).save(tmp_path / "a.png")
+        asked = GenerateSettings(
+            prompt="a red circle", model=str(tmp_path / name), seed=1, steps=4, upscale=2.0, width=32, height=32,
+            num_frames=9, image=(str(tmp_path / "a.png"),), attention="sliding_window",
+        )  # fmt: skip
+        made = resolve(asked)
+        assert made.model.class_name == class_name
+        own, large = made.inputs
+        assert np.array_equal(large["image"], picture(64, 2)) and own["image"].size == (32, 32)
+        result = Session(made).run()
+        assert result.frames.shape == (9, 64, 64, 3) and result.report["ran"] > 0
+        assert len(result.record["made_with"]["given_fingerprints"]) == 1
+        np.testing.assert_array_equal(Session(resolve(result.settings)).run().frames, result.frames)
+    with pytest.raises(UsageError, match="override=cond: LTXImageToVideoPipeline computes both branches in one call"):
+        resolve(asked.replace(attention_args={"override": "cond"}))
+    assert resolve(asked.replace(attention_args={"dual": "false"})).attention.method.override == "cond"
+    tiny_pipelines.wan_vace().save_pretrained(tmp_path / "vace")
+    with pytest.raises(UnsupportedError, match="built for .*WanImageToVideoPipeline.*; WanVACEPipeline is another"):
+        resolve(asked.replace(model=str(tmp_path / "vace")))

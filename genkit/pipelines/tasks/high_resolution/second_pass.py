@@ -1,10 +1,15 @@
-"""Videos larger than a model was trained on: a run at the training size, enlarged, re-noised and denoised again."""
+"""Videos larger than a model was trained on: a run at the training size, enlarged, re-noised and denoised again.
+
+Both passes are calls of the stock pipeline, so that pictures that it starts from, timesteps of single tokens and two
+experts are what it makes of them; the second one gets latents, and a scheduler that has only the last steps.
+"""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +18,18 @@ import torch.nn.functional as functional
 
 from genkit.attention.sliding_window import DualPath, SlidingWindow
 from genkit.errors import UnsupportedError, UsageError, explain
-from genkit.pipelines.tasks.high_resolution.sizes import FLOW_SHIFT, STRENGTH, kept_steps, refusal, target_size
+from genkit.families.codec import Codec
+from genkit.families.lookup import facts_of, family_of
+from genkit.pipelines.kinds import accepted, token_size
+from genkit.pipelines.tasks.high_resolution.last_steps import LastSteps, last_steps
+from genkit.pipelines.tasks.high_resolution.sizes import (
+    FLOW_SHIFT,
+    STRENGTH,
+    kept_steps,
+    merged,
+    refusal,
+    target_size,
+)
 
 AUTO = "auto"
 _OVERLAP = 4  # neighbouring tiles of the decoder share a quarter of their side
@@ -45,6 +61,7 @@ def high_resolution(
     flow_shift: float | None = FLOW_SHIFT,
     tiling: bool = True,
     frames: np.ndarray | None = None,
+    large: dict[str, Any] | None = None,
     generator: torch.Generator | None = None,
     progress: Callable[[str, int, int], None] | None = None,
     **call: Any,
@@ -53,10 +70,12 @@ def high_resolution(
 
     The pipeline runs as usual at its training size with its own attention. Its frames are enlarged (bilinear), encoded,
     noised again and denoised with windows of the training size and, beside them, a path with full attention whose text
-    cross-attention both use. Decoding works in tiles of the training size.
+    cross-attention both use. Decoding works in tiles of the training size. Pictures that the video starts from are
+    given to the second pass at its own size.
 
     Args:
-        pipeline: a Wan text-to-video pipeline (``WanPipeline``), with one or two denoisers.
+        pipeline: a Wan or LTX-Video pipeline from text or from a picture (``WanPipeline``, ``WanImageToVideoPipeline``,
+            ``LTXPipeline``, ``LTXImageToVideoPipeline``), with one or two denoisers.
         upscale: factor of height and width; the target must be a multiple of the model's token size.
         method: attention of the second pass: ``"auto"`` = sliding_window with two paths and the base run's token grid;
             a method, a list of them or a recipe; None = the model's own attention everywhere.
@@ -67,6 +86,8 @@ def high_resolution(
         tiling: encode and decode the target in tiles of the base size: less memory, and the decoder sees the size it
             was trained on.
         frames: (T, h, w, 3) in [0, 1] to start from in place of a base run.
+        large: arguments of the second pass that take the place of ``call``'s, such as ``image`` at the target size;
+            left out, the pipeline brings the pictures of the first pass to that size.
         generator: random numbers of both passes.
         progress: called as ``progress("step", done, total)`` over both passes.
         call: arguments of the pipeline's call: prompt, negative_prompt, height, width, num_frames, guidance_scale, ...
@@ -80,31 +101,39 @@ def high_resolution(
     Source: FreeSwim: Revisiting Sliding-Window Attention Mechanisms for Training-Free Ultra-High-Resolution Video
     Generation.
     """
-    reason = refusal(type(pipeline).__name__, pipeline.config.get("expand_timesteps", False))
+    name = type(pipeline).__name__
+    reason = refusal(name)
     if reason is not None:
         raise UnsupportedError(reason)
+    facts = facts_of(name)
+    assert facts is not None and facts.codec is not None, "a pipeline of a family that tells how latents are made"
     arguments = _with_defaults(pipeline, call)
     if frames is not None:
         arguments |= dict(zip(("num_frames", "height", "width"), np.shape(frames)[:3], strict=True))
-    cell = _token_size(pipeline)
-    target = target_size(arguments["height"], arguments["width"], upscale, cell)
+    token = token_size(name, lambda part: dict(getattr(pipeline, part).config))
+    assert token is not None, "a pipeline of a family that tells its tokens"
+    cell = token[1:]
+    target = target_size(arguments["height"], arguments["width"], upscale, max(cell))
     again = kept_steps(arguments["num_inference_steps"], strength)
     total = again + (0 if frames is not None else arguments["num_inference_steps"])
     if frames is None:
         frames = _base_run(pipeline, arguments, generator, progress, total)
     if isinstance(method, str) and method == AUTO:
-        method = SlidingWindow(base=(arguments["height"] // cell, arguments["width"] // cell), dual=True)
-    with _tiled(pipeline.vae, arguments["height"], arguments["width"], tiling):
-        latents = _encode(pipeline, enlarge_frames(frames, *target))
-        with _patched(pipeline, method, schedule, backend) as handle, torch.no_grad():
-            latents = _denoise(
-                pipeline, latents, arguments, strength, flow_shift, handle, generator,
-                lambda done: progress and progress("step", total - again + done, total),
-            )  # fmt: skip
-        if progress is not None:
-            progress("decode", 0, 1)
-        made = _decode(pipeline, latents)
-    pipeline.maybe_free_model_hooks()
+        base = (arguments["height"] // cell[0], arguments["width"] // cell[1])
+        method = replace(SlidingWindow(base=base, dual=True), **merged(name))
+    second = {**arguments, **(large or {}), **dict(zip(("height", "width"), target, strict=True))}
+    with ExitStack() as stack:
+        stack.enter_context(_tiled(pipeline.vae, arguments["height"], arguments["width"], tiling))
+        latents = facts.codec.encode(pipeline.vae, enlarge_frames(frames, *target))
+        handle = stack.enter_context(_patched(pipeline, method, schedule, backend))
+        steps = stack.enter_context(last_steps(pipeline, again, flow_shift))
+        paths = _Paths(pipeline, handle)
+        stack.enter_context(paths.followed())
+        made = _second_run(
+            pipeline, steps, facts.codec, latents, second, generator, paths,
+            lambda done: progress and progress("step", total - again + done, total),
+            lambda: progress and progress("decode", 0, 1),
+        )  # fmt: skip
     return HighResolutionOutput(made, np.asarray(frames)[None], None if handle is None else handle.report())
 
 
@@ -118,7 +147,6 @@ def enlarge_frames(frames: np.ndarray, height: int, width: int) -> torch.Tensor:
 
 
 def _with_defaults(pipeline: Any, call: dict[str, Any]) -> dict[str, Any]:
-    from genkit.pipelines.kinds import accepted
 
     known = accepted(type(pipeline))
     for name in call:
@@ -129,14 +157,8 @@ def _with_defaults(pipeline: Any, call: dict[str, Any]) -> dict[str, Any]:
             raise UsageError(f"high_resolution sets {name} itself; leave it out")
     if not isinstance(call.get("prompt"), str):
         raise UsageError(explain("prompt", call.get("prompt"), "one text; high resolution makes one video per call"))
-    names = ("height", "width", "num_frames", "num_inference_steps", "guidance_scale", "max_sequence_length")
+    names = ("height", "width", "num_frames", "num_inference_steps")
     return {**{name: known[name].default for name in names}, **call}
-
-
-def _token_size(pipeline: Any) -> int:
-    """Pixels along one side of a token."""
-    model = pipeline.transformer if pipeline.transformer is not None else pipeline.transformer_2
-    return pipeline.vae_scale_factor_spatial * model.config.patch_size[1]
 
 
 def _base_run(pipeline: Any, arguments: dict[str, Any], generator: Any, progress: Any, total: int) -> np.ndarray:
@@ -160,7 +182,7 @@ def _tiled(vae: Any, height: int, width: int, on: bool) -> Iterator[None]:
     before = {name: getattr(vae, name) for name in names}
     unit = vae.spatial_compression_ratio
     strides = [max(unit, (side - side // _OVERLAP) // unit * unit) for side in (height, width)]
-    vae.enable_tiling(height, width, *strides)
+    vae.enable_tiling(**dict(zip(names[1:], (height, width, *strides), strict=True)))
     try:
         yield
     finally:
@@ -176,121 +198,108 @@ def _patched(pipeline: Any, method: Any, schedule: Any, backend: str) -> Any:
     return patch(pipeline, method, schedule=schedule, backend=backend)
 
 
-def _normal(pipeline: Any, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and standard deviation of the VAE's latents per channel, for (B, C, T, H, W)."""
-    config = pipeline.vae.config
-    mean, std = (torch.tensor(each, dtype=torch.float32) for each in (config.latents_mean, config.latents_std))
-    return mean.view(1, -1, 1, 1, 1).to(like.device), std.view(1, -1, 1, 1, 1).to(like.device)
-
-
-@torch.no_grad()
-def _encode(pipeline: Any, pixels: torch.Tensor) -> torch.Tensor:
-    """Normalised float32 latents of pixels (1, 3, T, H, W) in [-1, 1]: the mode, nothing is drawn."""
-    found = pipeline.vae.encode(pixels.to(pipeline._execution_device, pipeline.vae.dtype)).latent_dist.mode().float()
-    mean, std = _normal(pipeline, found)
-    return (found - mean) / std
-
-
-@torch.no_grad()
-def _decode(pipeline: Any, latents: torch.Tensor) -> np.ndarray:
-    mean, std = _normal(pipeline, latents)
-    pixels = pipeline.vae.decode((latents.float() * std + mean).to(pipeline.vae.dtype), return_dict=False)[0]
-    return pipeline.video_processor.postprocess_video(pixels, output_type="np")
-
-
-def _scheduler(pipeline: Any, flow_shift: float | None, steps: int, start: int, device: Any) -> Any:
-    """A scheduler of the pipeline's kind that begins at step ``start``; the pipeline's own is not touched."""
-    config, changes = pipeline.scheduler.config, {}
-    if flow_shift is not None:
-        name = next((name for name in ("flow_shift", "shift") if name in config), None)
-        if name is None:
-            kind = type(pipeline.scheduler).__name__
-            raise UnsupportedError(f"{kind} has no timestep shift; give flow_shift=None, or use a flow scheduler")
-        changes[name] = flow_shift
-    scheduler = type(pipeline.scheduler).from_config(config, **changes)
-    scheduler.set_timesteps(steps, device=device)
-    scheduler.set_begin_index(start * scheduler.order)
-    return scheduler
-
-
-def _denoise(
+def _second_run(
     pipeline: Any,
-    latents: torch.Tensor,
+    steps: LastSteps,
+    codec: Codec,
+    clean: torch.Tensor,
     arguments: dict[str, Any],
-    strength: float,
-    flow_shift: float | None,
-    handle: Any,
     generator: torch.Generator | None,
-    progress: Callable[[int], Any],
-) -> torch.Tensor:
-    """Noise normalised latents (1, C, T, H, W) again and denoise them."""
+    paths: _Paths,
+    stepped: Callable[[int], Any],
+    decoding: Callable[[], Any],
+) -> np.ndarray:
+    """Noise normalised latents (1, C, T, H, W) again and let the pipeline denoise and decode them."""
     from diffusers.utils.torch_utils import randn_tensor
 
-    device, steps = pipeline._execution_device, arguments["num_inference_steps"]
-    kept = kept_steps(steps, strength)
-    scheduler = _scheduler(pipeline, flow_shift, steps, steps - kept, device)
-    timesteps = scheduler.timesteps[(steps - kept) * scheduler.order :]
-    noise = randn_tensor(latents.shape, generator=generator, device=device, dtype=torch.float32)
-    latents = scheduler.add_noise(latents.to(device), noise, timesteps[:1])
-    guider = _Guided(pipeline, arguments, handle, len(timesteps))
-    for index, timestep in enumerate(timesteps):
-        sigma = float(scheduler.sigmas[(steps - kept) * scheduler.order + index])
-        prediction = guider.predict(latents, timestep, index, sigma)
-        latents = scheduler.step(prediction, timestep, latents, return_dict=False)[0]
-        progress(index // scheduler.order + 1)
-    return latents
+    clean = clean.to(pipeline._execution_device)
+    noise = randn_tensor(clean.shape, generator=generator, device=clean.device, dtype=torch.float32)
+    first = _first_frame(pipeline, codec, arguments)
+    latents = _packed(pipeline, codec, clean.clone())
+
+    def begin(scheduler: Any) -> None:
+        """Only the pipeline knows at which noise level its last steps begin, and it plans them once it holds the
+        latents: they are made where they are."""
+        noised = _noised(scheduler, clean, noise)
+        if first is not None:
+            noised[:, :, :1] = first
+        latents.copy_(_packed(pipeline, codec, noised))
+
+    def after_step(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        paths.next_step()
+        stepped(step // pipe.scheduler.order + 1)
+        if step + 1 == len(pipe.scheduler.timesteps):
+            decoding()
+        return tensors
+
+    steps.planned = begin
+    given = {**arguments, "latents": latents, "output_type": "np", "callback_on_step_end": after_step}
+    return pipeline(**given, generator=generator).frames
 
 
-class _Guided:
-    """Predictions with guidance, on one or two paths, of the denoiser that is in charge at a timestep."""
+def _packed(pipeline: Any, codec: Codec, latents: torch.Tensor) -> torch.Tensor:
+    """Latents (1, C, T, H, W) as the pipeline takes them."""
+    if codec.axes != "packed":
+        return latents
+    sides = pipeline.transformer_spatial_patch_size, pipeline.transformer_temporal_patch_size
+    return pipeline._pack_latents(latents, *sides)
 
-    def __init__(self, pipeline: Any, arguments: dict[str, Any], handle: Any, total: int):
-        self.pipeline = pipeline
-        self.scale = arguments["guidance_scale"]
-        self.low_scale = arguments.get("guidance_scale_2") or self.scale
-        self.total = total
-        methods = [part.method for part in handle.parts] if handle is not None else []
-        self.method = next((each for each in methods if isinstance(each, SlidingWindow) and each.dual), None)
-        self.path = DualPath.of(handle.cache) if self.method is not None else None
+
+def _noised(scheduler: Any, latents: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    """Latents at the noise level of a scheduler's first step."""
+    first = scheduler.timesteps[:1]
+    if hasattr(scheduler, "scale_noise"):
+        return scheduler.scale_noise(latents, first, noise)
+    return scheduler.add_noise(latents, noise, first)
+
+
+def _first_frame(pipeline: Any, codec: Codec, arguments: dict[str, Any]) -> torch.Tensor | None:
+    """The picture that a video starts from as latents (1, C, 1, H, W), of a pipeline that looks for it in the latents
+    it is given; None of others, which encode it themselves."""
+    picture = arguments.get("image")
+    if picture is None or codec.axes != "packed":
+        return None
+    pixels = pipeline.video_processor.preprocess(picture, height=arguments["height"], width=arguments["width"])
+    return codec.encode(pipeline.vae, pixels[:, :, None]).to(pipeline._execution_device)
+
+
+class _Paths:
+    """The two paths of the second pass: which of them a call of a denoiser runs.
+
+    Args:
+        pipeline: whose denoisers are called.
+        handle: of the patch, None without one.
+    """
+
+    def __init__(self, pipeline: Any, handle: Any):
+        names = ("transformer", "transformer_2")
+        self.models = [model for name in names if (model := getattr(pipeline, name, None)) is not None]
+        self.handle = handle
+        self.step = self.calls = 0
         self.model: Any = None
-        guided = max(self.scale, self.low_scale) > 1
-        self.texts = pipeline.encode_prompt(
-            prompt=arguments["prompt"],
-            negative_prompt=arguments.get("negative_prompt"),
-            do_classifier_free_guidance=guided,
-            max_sequence_length=arguments["max_sequence_length"],
-            device=pipeline._execution_device,
-        )
 
-    def predict(self, latents: torch.Tensor, timestep: torch.Tensor, index: int, sigma: float) -> torch.Tensor:
-        """The guided prediction for latents (1, C, T, H, W) at step ``index`` of this pass."""
-        model, scale = self._in_charge(timestep)
-        if model is not self.model and self.path is not None:
-            self.path.clear()  # another denoiser's cross-attention means nothing to this one
+    def next_step(self) -> None:
+        """A step is made."""
+        self.step, self.calls = self.step + 1, 0
+
+    @contextmanager
+    def followed(self) -> Iterator[None]:
+        """Calls of the denoisers run on the paths that they need."""
+        methods = [part.method for part in self.handle.parts] if self.handle is not None else []
+        method = next((each for each in methods if isinstance(each, SlidingWindow) and each.dual), None)
+        with ExitStack() as stack:
+            for model in self.models if method is not None else ():
+                path = DualPath.of(self.handle.cache)
+                begin = functools.partial(self._begin, path, method, model, family_of(model).branches)
+                stack.enter_context(path.around(model, begin))
+            yield
+
+    def _begin(
+        self, path: DualPath, method: SlidingWindow, model: Any, branches: tuple[str, ...], inputs: dict[str, Any]
+    ) -> dict[str, Any]:
+        if model is not self.model:
+            path.clear()  # another denoiser's cross-attention means nothing to this one
         self.model = model
-        out = self._call("cond", self.texts[0], latents, timestep, index, sigma)
-        if scale <= 1:
-            return out
-        without = self._call("uncond", self.texts[1], latents, timestep, index, sigma)
-        return without + scale * (out - without)
-
-    def _in_charge(self, timestep: torch.Tensor) -> tuple[Any, float]:
-        """Wan 2.2 has a denoiser for the noisy steps and one for the rest."""
-        share = self.pipeline.config.boundary_ratio
-        if share is None or timestep >= share * self.pipeline.scheduler.config.num_train_timesteps:
-            return self.pipeline.transformer, self.scale
-        return self.pipeline.transformer_2, self.low_scale
-
-    def _call(
-        self, branch: str, text: torch.Tensor, latents: torch.Tensor, timestep: torch.Tensor, index: int, sigma: float
-    ) -> torch.Tensor:
-        model = self.model
-        inputs = {
-            "hidden_states": latents.to(model.dtype),
-            "timestep": timestep.expand(latents.shape[0]),
-            "encoder_hidden_states": text.to(model.dtype),
-        }
-        with model.cache_context(branch, step_index=index, sigma=sigma, num_inference_steps=self.total):
-            if self.path is not None:
-                return self.path.run(model, self.method, index, branch, **inputs)
-            return model(**inputs, return_dict=False)[0]
+        branch = branches[min(self.calls, len(branches) - 1)]
+        self.calls += 1
+        return path.begin(method, self.step, branch, inputs)

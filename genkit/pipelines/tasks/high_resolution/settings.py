@@ -14,7 +14,8 @@ class HighResolutionSettings(Settings):
     """How much larger, and how much is made anew."""
 
     upscale: float = option(
-        1.0, "Denoise a second time at 2, 1.5, ... times the size; goes with --attention sliding_window (Wan models).",
+        1.0, "Denoise a second time at 2, 1.5, ... times the size; goes with --attention sliding_window (Wan and "
+        "LTX-Video, from text or a picture).",
         group="High resolution", rule=Rule(low=1, high=8),
     )  # fmt: skip
     upscale_strength: float | None = option(

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from genkit.errors import UnsupportedError, UsageError, explain
-from genkit.families.lookup import able, can
+from genkit.families.lookup import able, can, records
 
 if TYPE_CHECKING:
     from genkit.pipelines.attention import Attention
@@ -20,16 +20,21 @@ FLOW_SHIFT = 9.0
 WINDOWS = "sliding_window"
 
 
-def refusal(pipeline_class: str, expand_timesteps: bool = False) -> str | None:
+def refusal(pipeline_class: str) -> str | None:
     """Why a kind of pipeline has no second pass, or None when it has one."""
     if not can(TASK, pipeline_class):
         return (
             f"--upscale denoises a second time at the target size, which is built for {', '.join(able(TASK))}; "
             f"{pipeline_class} is another pipeline. --enlarge enlarges the frames of any model"
         )
-    if expand_timesteps:
-        return "--upscale: this model gives every token a timestep of its own, which the second pass does not do"
     return None
+
+
+def merged(pipeline_class: str) -> dict[str, str]:
+    """Settings of windows with two paths on a pipeline that computes both branches in one call: what the path with full
+    attention lends goes to both, since nothing tells their rows apart."""
+    family = next((each for each in records() if pipeline_class in each.pipelines), None)
+    return {"override": "both"} if family is not None and "cond_uncond" in family.branches else {}
 
 
 def target_size(height: int, width: int, upscale: float, multiple: int) -> tuple[int, int]:
@@ -61,7 +66,7 @@ def kept_steps(steps: int, strength: float) -> int:
 
 def check_model(model: Model) -> None:
     """UnsupportedError for a model without a second pass."""
-    reason = refusal(model.class_name, bool(model.config("model_index").get("expand_timesteps")))
+    reason = refusal(model.class_name)
     if reason is not None:
         raise UnsupportedError(reason)
 
@@ -77,4 +82,13 @@ def windows(attention: Attention, settings: GenerateSettings, model: Model) -> A
     if getattr(attention.method, "name", None) != WINDOWS:
         return attention
     grid = model.grid(settings.num_frames or 1, settings.height, settings.width)
-    return attention.with_defaults(base=(grid[1], grid[2]), dual=True)
+    found, own = attention.with_defaults(base=(grid[1], grid[2]), dual=True), merged(model.class_name)
+    if not own or not found.method.dual:
+        return found
+    found = found.with_defaults(**own)
+    if found.method.override != own["override"]:
+        raise UsageError(
+            f"--attention-args override={found.method.override}: {model.class_name} computes both branches in one "
+            f"call; leave it out (override={own['override']}), or take dual=false"
+        )
+    return found

@@ -69,11 +69,6 @@ class GivenSettings(Settings):
             raise UsageError("--controlnet needs --control FILE, what it reads")
         if (self.ip_adapter is None) != (not self.image_prompt):
             raise UsageError("--image-prompt and --ip-adapter go together: the adapter reads the picture")
-        if getattr(self, "upscale", 1) > 1 and given_flags(self):
-            raise UsageError(
-                f"--upscale with {given_flags(self)[0]}: the second pass denoises from text alone and would not know "
-                "what is given; leave one of them out, or enlarge the frames with --enlarge"
-            )
         if self.strength == 0:
             raise UsageError("--strength: got 0, allowed: a number above 0 and up to 1")
 

@@ -8,8 +8,8 @@ from genkit.pipelines.tasks.inputs.settings import given_flags
 
 
 def asked_by(settings: GenerateSettings) -> str | None:
-    """Something is given."""
-    return next(iter(given_flags(settings)), None)
+    """Something is given, to a run at the model's own size; the task of larger ones takes it itself."""
+    return None if settings.upscale > 1 else next(iter(given_flags(settings)), None)
 
 
 def resolve(settings: GenerateSettings):
