@@ -16,6 +16,14 @@ def unit_rows(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
+def warps_work_in_fours(device: torch.device) -> bool:
+    """Whether four warps multiply together, 64 rows at a time, as on Hopper: more warps than rows / 16 would multiply
+    the same rows again."""
+    if device.type != "cuda" or torch.version.hip:
+        return False
+    return torch.cuda.get_device_capability(device)[0] == 9
+
+
 def triton_refuses(x: Tensor, dtypes: Collection[torch.dtype], max_dim: int) -> str | None:
     """Why no Triton kernel with a program per (batch, head) can run (B, N, H, D) inputs like ``x``, or None."""
     try:

@@ -9,14 +9,13 @@ import sys
 import time
 
 from genkit.kernels.block_sparse.impl.triton.tile_sizes import SHARED_KIB
-from genkit.kernels.token_select.impl.triton import backend as selection
 from tests.aot.budgets import over_budget
 from tests.aot.driver import pretend, usage
 from tests.aot.loops import assembly, hot_loops
 from tests.aot.variants import DTYPES, Variant, launch, prepare, variants
 from tests.aot.variants_pool import pool
 from tests.aot.variants_select import KERNELS as SELECT_KERNELS
-from tests.aot.variants_select import token_select
+from tests.aot.variants_select import tiles_on, token_select
 
 
 def launches(arch: str, full: bool):
@@ -27,9 +26,15 @@ def launches(arch: str, full: bool):
     yield "block_sparse prepare D=128 bf16", prepare().compile, "rows", False, None
     for kernel in SELECT_KERNELS if full else SELECT_KERNELS[:3]:
         for dim in (64, 128) if full else (128,):
-            tile = selection.tiles_for(dim, DTYPES["bf16"]).get(kernel)
+            tile = tiles_on(arch, dim, DTYPES["bf16"]).get(kernel)
             told = _told(tile) if tile else "rows"
-            yield f"token_select {kernel} D={dim} bf16", token_select(kernel, dim, DTYPES["bf16"]), told, False, None
+            yield (
+                f"token_select {kernel} D={dim} bf16",
+                token_select(kernel, arch, dim, DTYPES["bf16"]),
+                told,
+                False,
+                None,
+            )
     for dim, dtype in ((64, "fp16"), (128, "bf16")):
         yield f"scores pool D={dim} {dtype}", pool(dim, DTYPES[dtype], counted=dim == 128), "rows", False, None
 

@@ -11,11 +11,10 @@ import sys
 from collections.abc import Iterator
 from itertools import product
 
-from genkit.kernels.token_select.impl.triton import backend as selection
 from tests.aot.driver import pretend, usage
 from tests.aot.loops import assembly, hot_loops
 from tests.aot.variants import DTYPES, KERNELS, Variant, launch
-from tests.aot.variants_select import token_select
+from tests.aot.variants_select import tiles_on, token_select
 
 
 def asked(dim: int) -> list[Variant]:
@@ -33,9 +32,9 @@ def measurements(arch: str, dim: int) -> Iterator[dict]:
     """One row per loop of every kernel; ``arch`` is what :func:`pretend` was given."""
     for variant in asked(dim):
         yield from _rows(arch, str(variant), variant.tile(arch), launch(variant, arch).compile(), variant.loops)
-    tiles = selection.tiles_for(dim, DTYPES["bf16"])
+    tiles = tiles_on(arch, dim, DTYPES["bf16"])
     for kernel in KERNELS:
-        compiled = token_select(kernel, dim, DTYPES["bf16"])()
+        compiled = token_select(kernel, arch, dim, DTYPES["bf16"])()
         yield from _rows(arch, f"token_select {kernel} D={dim} bf16", tiles[kernel], compiled, ("full",))
 
 

@@ -13,7 +13,12 @@ KERNELS = ("forward", "dq", "dkv", "merge", "sum")
 LENGTH, HEADS, BLOCKS = 1024, 4, 8
 
 
-def token_select(kernel: str, dim: int, dtype: torch.dtype) -> Callable[[], object]:
+def tiles_on(arch: str, dim: int, dtype: torch.dtype) -> dict[str, selection.Tile]:
+    """The tiles a target gets."""
+    return selection.tiles_for(dim, dtype, fours=arch == "sm_90")
+
+
+def token_select(kernel: str, arch: str, dim: int, dtype: torch.dtype) -> Callable[[], object]:
     """A function that compiles one kernel as its launch would."""
 
     def view():
@@ -30,7 +35,7 @@ def token_select(kernel: str, dim: int, dtype: torch.dtype) -> Callable[[], obje
         options = {"TILE": 32, "num_warps": 4, "num_stages": 1}
         function = kernels.merge_kernel if kernel == "merge" else kernels.sum_kernel
     else:
-        tile = selection.tiles_for(dim, dtype)[kernel]
+        tile = tiles_on(arch, dim, dtype)[kernel]
         options = {"TILE_Q": tile.queries, "TILE_K": tile.keys, "STAGES": tile.stages, **selection._options(tile)}
         if kernel == "forward":
             function = kernels.forward_kernel

@@ -19,7 +19,7 @@ def test_kernels_equal_brute_force_in_the_interpreter():
 @pytest.mark.parametrize("dim", [16, 64, 128, 256])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_tiles_suit_the_matrix_units(dim, dtype):
-    for tile in tiles_for(dim, dtype).values():
+    for tile in (*tiles_for(dim, dtype).values(), *tiles_for(dim, dtype, fours=True).values()):
         assert tile.queries in (16, 32, 64, 128) and tile.keys in (16, 32, 64, 128)
 
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from genkit.kernels.inputs import triton_refuses
+from genkit.kernels.inputs import triton_refuses, warps_work_in_fours
 from genkit.kernels.token_select.pairs import Pairs
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -46,11 +46,15 @@ class Work(NamedTuple):
     block_start: Any
 
 
-def tiles_for(dim: int, dtype: torch.dtype) -> dict[str, Tile]:
-    """Tile sizes that spill on no architecture tried, see docs/kernels.md."""
+def tiles_for(dim: int, dtype: torch.dtype, fours: bool = False) -> dict[str, Tile]:
+    """Tile sizes that spill on no architecture tried, see docs/kernels.md. ``fours``: for targets where four warps
+    multiply together (:func:`~genkit.kernels.inputs.warps_work_in_fours`)."""
     if dtype == torch.float32:
         small = Tile(32, 32, 4, 1)
         return {"forward": small, "dq": small, "dkv": small}
+    if fours and dim <= 128:
+        queries = 64 if dim <= 64 else 32
+        return {"forward": Tile(64, 64, 4, 2), "dq": Tile(64, 64, 4, 2), "dkv": Tile(queries, 64, 4, 2)}
     if dim <= 64:
         return {"forward": Tile(64, 64, 4, 2), "dq": Tile(64, 32, 4, 2), "dkv": Tile(32, 64, 4, 2)}
     if dim <= 128:
@@ -130,7 +134,7 @@ def forward(
     lse = torch.empty(b, h, n, dtype=torch.float32, device=q.device)
     pairs = Pairs.of(selected)
     groups = _Groups(pairs, b * h, selected.shape[3], d)
-    tile = tiles_for(d, q.dtype)["forward"]
+    tile = tiles_for(d, q.dtype, warps_work_in_fours(q.device))["forward"]
     part_out = torch.empty(max(1, groups.largest), _padded(d), dtype=torch.float32, device=q.device)
     part_lse = torch.empty(max(1, groups.largest), dtype=torch.float32, device=q.device)
     edges = _starts(starts, q.device)
@@ -161,7 +165,8 @@ def backward(
     dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
     pairs = Pairs.of(selected)
     groups = _Groups(pairs, b * h, blocks, d)
-    tile, group = tiles_for(d, q.dtype)["dq"], h // k.shape[2]
+    tiles = tiles_for(d, q.dtype, warps_work_in_fours(q.device))
+    tile, group = tiles["dq"], h // k.shape[2]
     part = torch.empty(max(1, groups.largest), _padded(d), dtype=torch.float32, device=q.device)
     edges = _starts(starts, q.device)
     for run in groups.runs:
@@ -173,7 +178,7 @@ def backward(
                 D=d, DP=_padded(d), TILE_Q=tile.queries, TILE_K=tile.keys, STAGES=tile.stages, **_options(tile),
             )  # fmt: skip
         _reduce(kernels.sum_kernel, (part, _view(dq)), pairs, run, n, h, d)
-    tile = tiles_for(d, q.dtype)["dkv"]
+    tile = tiles["dkv"]
     spans = [(c, at) for c in range(blocks) for at in range(starts[c], starts[c + 1], tile.keys)]
     key_block, key_start = torch.tensor(spans, dtype=torch.int32, device=q.device).T.contiguous()
     kernels.dkv_kernel[(len(spans), b * k.shape[2])](
