@@ -31,6 +31,7 @@ BENCHMARKS = {
     "editing_consistent": "benchmarks.editing.subjects",
     "editing_style": "benchmarks.editing.style",
     "editing_inpaint": "benchmarks.editing.fill",
+    "plans": "benchmarks.kernels.plans",
     "kernels_cpu": "benchmarks.kernels.cpu",
     "kernels_gpu": "benchmarks.kernels.gpu",
     "kernels_static": "benchmarks.kernels.static",

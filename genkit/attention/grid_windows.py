@@ -9,6 +9,7 @@ import torch
 
 from genkit.attention.method import Density
 from genkit.attention.static import StaticPlan, executed_share
+from genkit.attention.strips import StripChoice, choose_strips, order_of
 from genkit.attention.tiles import TileChoice, choose_tiles
 from genkit.attention.windows import AxisTable, AxisWindow, axis_table
 from genkit.kernels.permutation import TokenOrder
@@ -36,7 +37,7 @@ class GridWindows:
     Args:
         windows: one per axis (time, height, width), for the lengths of the grid.
         disc: a further limit on the distance, or None.
-        tile: box of the grid that one query block covers; None = the best one by simulation.
+        tile: box of the grid that one query block covers; None = the best blocks, by counting.
     """
 
     windows: tuple[AxisWindow, AxisWindow, AxisWindow]
@@ -92,9 +93,21 @@ class GridWindows:
             q_pos=None if self.disc is None else columns["pos"],
         )
 
-    def tiles(self, kind: str = "cpu") -> TileChoice:
-        """Query and key tile for the kernels of a kind of device."""
-        return choose_tiles(self.tables, "cpu" if kind == "cpu" else "gpu", self.tile)
+    def tiles(self) -> TileChoice:
+        """Query and key tile for the CPU."""
+        return choose_tiles(self.tables, self.tile)
+
+    def choice(self, kind: str = "cpu") -> TileChoice | StripChoice:
+        """How blocks are cut for a kind of device (``"cpu"``, ``"cuda"``, ...)."""
+        return self.tiles() if kind == "cpu" else choose_strips(self.tables, self.tile)
+
+    def orders(self, layout: TokenLayout, kind: str = "cpu") -> tuple[TokenOrder, TokenOrder]:
+        """The permutations of queries and keys into blocks for a kind of device."""
+        segments = [(segment.name, segment.length) for segment in layout.segments]
+        choice = self.choice(kind)
+        query, key = (choice.query, choice.block_q), (choice.key, choice.block_k)
+        order = order_of(self.tables, *query, segments)
+        return order, order if key == query else order_of(self.tables, *key, segments)
 
     def plan(self, layout: TokenLayout, kind: str = "cpu", key_mask: torch.Tensor | None = None) -> StaticPlan:
         """The plan of a layout; see ``StaticMethod.build_plan``."""
@@ -103,10 +116,7 @@ class GridWindows:
             return StaticPlan(None, Density(1.0, 1.0, dense=True))
         if key_mask is not None:
             rule = rule.hide_keys(key_mask.cpu())
-        choice = self.tiles(kind)
-        dilation = [window.dilation for window in self.windows]
-        order = TokenOrder.from_layout(layout, choice.query, dilation)
-        key_order = order if choice.key == choice.query else TokenOrder.from_layout(layout, choice.key, dilation)
+        order, key_order = self.orders(layout, kind)
         plan = BlockPlan.from_rule(rule, order=order, key_order=key_order)
         return StaticPlan(plan, Density(self.pairs(layout) / layout.length**2, executed_share(plan)))
 
@@ -140,9 +150,7 @@ class GridWindows:
             values = [getattr(window, name) for window in self.windows]
             if any(value != plain for value in values):
                 text += f", {name} " + " x ".join(str(value) for value in values)
-        choice = self.tiles()
-        tiles = (" x ".join(map(str, tile)) for tile in (choice.query, choice.key))
-        return f"{text};  tiles {' by '.join(tiles)}{', none of them partial' if choice.full else ''}"
+        return f"{text};  {self.tiles().words}"
 
 
 def _disc_pairs(offsets: list[dict[int, int]], radius: float) -> int:

@@ -57,6 +57,10 @@ class StaticMethod(Method):
         """
         raise TypeError(f"{type(self).__name__} defines no build_plan()")
 
+    def arrangement(self, layout: TokenLayout, kind: str = "cpu") -> str:
+        """Which tokens the blocks of the plan hold, in a few words; "" where they are runs of the sequence."""
+        return ""
+
     def attend(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, site: Site, cache: PatchCache
     ) -> torch.Tensor | None:

@@ -65,11 +65,10 @@ def flop_bound(tables: tuple[AxisTable, ...]) -> float:
 
 @dataclass(frozen=True)
 class Kernel:
-    """What a device's kernel asks of tiles, and what its work costs.
+    """What a kernel asks of tiles, and what its work costs.
 
     Args:
         query_tokens, key_tokens: smallest and largest tokens per tile.
-        powers: whether sides must be powers of two.
         rows: (from this many query rows on, cost of a token pair) in ascending order.
         per_key: overhead of a visited tile pair, shared out over its keys.
         partial: extra cost of a pair that needs a mask.
@@ -77,17 +76,13 @@ class Kernel:
 
     query_tokens: tuple[int, int]
     key_tokens: tuple[int, int]
-    powers: bool
     rows: tuple[tuple[int, float], ...]
     per_key: float
     partial: float
 
 
 # torch's CPU kernel works in tiles of 32, 64 or 256 rows, by the number of queries it is given; costs measured.
-KERNELS = {
-    "cpu": Kernel((64, 1024), (16, 128), False, rows=((0, 1.65), (192, 1.35), (768, 1.0)), per_key=4.0, partial=0.4),
-    "gpu": Kernel((128, 128), (64, 128), True, rows=((0, 1.0),), per_key=8.0, partial=0.15),
-}
+CPU = Kernel((64, 1024), (16, 128), rows=((0, 1.65), (192, 1.35), (768, 1.0)), per_key=4.0, partial=0.4)
 
 
 @dataclass(frozen=True)
@@ -99,14 +94,25 @@ class TileChoice:
     bound: float
     full: bool
 
+    @property
+    def block_q(self) -> int:
+        """Tokens of a query tile."""
+        return prod(self.query)
 
-def _sides(length: int, powers: bool, most: int) -> list[int]:
-    """Useful tile sides of an axis: powers of two, or the smallest side for every number of tiles."""
-    if powers:
-        sides = [1]
-        while sides[-1] < length and sides[-1] * 2 <= most:
-            sides.append(sides[-1] * 2)
-        return sides
+    @property
+    def block_k(self) -> int:
+        """Tokens of a key tile."""
+        return prod(self.key)
+
+    @property
+    def words(self) -> str:
+        """The tiles in words."""
+        tiles = (" x ".join(map(str, tile)) for tile in (self.query, self.key))
+        return f"tiles {' by '.join(tiles)}{', none of them partial' if self.full else ''}"
+
+
+def _sides(length: int, most: int) -> list[int]:
+    """Useful tile sides of an axis: the smallest side for every number of tiles."""
     cut = sorted({-(-length // count) for count in range(1, length + 1)})
     return [side for side in cut if side <= most]
 
@@ -121,10 +127,10 @@ class _AxisPairs:
     full: np.ndarray
 
     @classmethod
-    def of(cls, table: AxisTable, kernel: Kernel, query: int | None) -> _AxisPairs:
+    def of(cls, table: AxisTable, query: int | None) -> _AxisPairs:
         length = max(table.groups)
-        queries = [query] if query else _sides(length, kernel.powers, min(32, kernel.query_tokens[1]))
-        keys = _sides(length, kernel.powers, min(32, kernel.key_tokens[1]))
+        queries = [query] if query else _sides(length, 32)
+        keys = _sides(length, 32)
         rows = []
         for tq, tk in product(queries, keys):
             visits = axis_visits(table, tq, tk)
@@ -139,30 +145,26 @@ def _outer(first: np.ndarray, second: np.ndarray, third: np.ndarray) -> np.ndarr
 
 
 @lru_cache(maxsize=256)
-def choose_tiles(tables: tuple[AxisTable, ...], kind: str, query: Tile | None = None) -> TileChoice:
-    """The query and key tile that cost least on a kind of device (a key of :data:`KERNELS`), by simulation.
+def choose_tiles(tables: tuple[AxisTable, ...], query: Tile | None = None) -> TileChoice:
+    """The query and key tile that cost least on the CPU, by simulation (GPUs: :mod:`genkit.attention.strips`).
 
     Args:
         tables: the windows of the grid.
         query: a query tile to keep; only the key tile is chosen then.
     """
-    kernel = KERNELS[kind]
-    axes = [_AxisPairs.of(table, kernel, None if query is None else query[axis]) for axis, table in enumerate(tables)]
+    axes = [_AxisPairs.of(table, None if query is None else query[axis]) for axis, table in enumerate(tables)]
     rows, keys = (_outer(*(getattr(axis, name) for axis in axes)) for name in ("query", "key"))
     work, full = (_outer(*(getattr(axis, name) for axis in axes)) for name in ("work", "full"))
-    starts, costs = (np.array(column) for column in zip(*kernel.rows, strict=True))
+    starts, costs = (np.array(column) for column in zip(*CPU.rows, strict=True))
     pair = costs[np.searchsorted(starts, rows, side="right") - 1]
-    cost = work * (pair + kernel.per_key / keys + kernel.partial * (1 - full))
+    cost = work * (pair + CPU.per_key / keys + CPU.partial * (1 - full))
     grid = tuple(table.window.length for table in tables)
-    misfit = _outside(keys, kernel.key_tokens, prod(grid))
+    misfit = _outside(keys, CPU.key_tokens, prod(grid))
     if query is None:
-        misfit = misfit + _outside(rows, kernel.query_tokens, prod(grid))
+        misfit = misfit + _outside(rows, CPU.query_tokens, prod(grid))
     best = np.unravel_index(np.argmin(cost * (1 + 1e3 * misfit)), cost.shape)
     query_tile = tuple(int(axis.query[at]) for axis, at in zip(axes, best, strict=True))
     key_tile = tuple(int(axis.key[at]) for axis, at in zip(axes, best, strict=True))
-    if kernel.powers:
-        query_tile = query or _stretched(query_tile, kernel.query_tokens[0])
-        key_tile = _stretched(key_tile, kernel.key_tokens[0])
     return TileChoice(
         query_tile, key_tile, speed_bound(tables, query_tile, key_tile), fully_sparse(tables, query_tile, key_tile)
     )
@@ -172,8 +174,3 @@ def _outside(tokens: np.ndarray, allowed: tuple[int, int], grid: int) -> np.ndar
     """How far (in octaves) a tile lies outside the allowed number of tokens; a small grid lowers the bounds."""
     low, high = min(allowed[0], grid), allowed[1]
     return np.maximum(0, np.log2(low / tokens)) + np.maximum(0, np.log2(tokens / high))
-
-
-def _stretched(tile: Tile, tokens: int) -> Tile:
-    """A tile with at least ``tokens`` tokens: a grid smaller than a tile is padded along the width."""
-    return (tile[0], tile[1], tile[2] * max(1, tokens // prod(tile)))

@@ -45,7 +45,8 @@ def inspect(
     Methods that decide by queries and keys are drawn with random ones, as the picture says.
 
     Computed is the share of token pairs the method wants; executed is the share in the blocks that are visited, which
-    is what the machine pays for.
+    is what the machine pays for. Methods that know everything from the layout also tell how a CPU's and a GPU's blocks
+    are cut and how well they fit; no GPU is needed for that.
     """
     if (grid is None) == (model is None):
         raise UsageError("give either --grid 7x16x16 or --model NAME with --height, --width and --num-frames")
@@ -61,6 +62,9 @@ def inspect(
         raise UsageError(explain("--output", str(target), "a name ending in .png"))
     from genkit.attention import registry
     from genkit.attention.draw import draw
+    from genkit.attention.plan_facts import plan_facts
+    from genkit.attention.static import StaticMethod
+    from genkit.attention.views import HEADS
     from genkit.layout import Segment, TokenLayout
     from genkit.media.atomic import Files
     from genkit.media.formats import check_output
@@ -73,13 +77,24 @@ def inspect(
     picture, density = draw(built, layout, seed=seed, layer=layer)
     with Files() as files:
         picture.save(files.new(target), format="PNG", optimize=True)
+    plans = []
+    if isinstance(built, StaticMethod):
+        plans = [plan_facts(built, layout, kind, HEADS) for kind in ("cpu", "cuda")]
     if json:
-        told = None if density is None else dataclasses.asdict(density)
         print_json(
-            {"file": str(target), "method": built.describe(), "grid": shape, "tokens": layout.length, "density": told}
+            {
+                "file": str(target),
+                "method": built.describe(),
+                "grid": shape,
+                "tokens": layout.length,
+                "density": None if density is None else dataclasses.asdict(density),
+                "plans": [dataclasses.asdict(plan) for plan in plans],
+            }
         )
         return
     say(f"{target}  {built.describe()} on {name} = {layout.length} tokens: {density or 'density depends on the data'}")
+    for plan in plans:
+        say(f"  {plan}")
 
 
 def _parse_grid(text: str) -> tuple[int, int, int]:

@@ -1,4 +1,4 @@
-"""Token orders: a permutation with padding, so that a block of consecutive tokens is a box of the grid."""
+"""Token orders: a permutation with padding, so that a block of consecutive tokens is near together on the grid."""
 
 from __future__ import annotations
 
@@ -11,6 +11,55 @@ from torch import Tensor
 
 from genkit.errors import UsageError
 from genkit.layout import GRID, TokenLayout
+
+
+@dataclass(frozen=True)
+class Strips:
+    """A way to walk through a grid: strips of a fixed cross-section along one axis, one after the other.
+
+    Where a strip ends the next one begins beside it and goes back, and so do rows of strips. Tokens that follow each
+    other are near each other everywhere, so blocks may be cut from the walk at any place: none of them needs padding.
+
+    Args:
+        sides: tokens across a strip on every axis, None on the one axis that strips run along.
+        even: cut an axis into strips that are as equal as can be, none wider than its side; else all strips have their
+            side but the last one, which takes what is left.
+    """
+
+    sides: tuple[int | None, ...]
+    even: bool = True
+
+    def __post_init__(self):
+        if sum(side is None for side in self.sides) != 1 or any(side is not None and side < 1 for side in self.sides):
+            raise UsageError(f"strips: sides must be whole numbers >= 1 and one None, got {self.sides}")
+
+    @property
+    def run(self) -> int:
+        """The axis that strips run along."""
+        return self.sides.index(None)
+
+    def walk(self, grid: Sequence[int], dilation: Sequence[int] | int = 1) -> Tensor:
+        """(prod(grid),) int64: the tokens of a row-major grid in the order they are met.
+
+        Args:
+            dilation: per axis; coordinates are first sorted by their remainder, and no strip crosses from one
+                remainder to the next.
+        """
+        steps = _steps(grid, dilation)
+        if len(self.sides) != len(grid) or len(steps) != len(grid):
+            raise UsageError(f"strips: {self.sides} and dilation {steps} need one number for each axis of {grid}")
+        strip = torch.zeros(1, dtype=torch.int64)
+        for axis, side in enumerate(self.sides):
+            if side is None:
+                continue
+            piece = _along(grid, axis, _pieces(grid[axis], steps[axis], side, self.even))
+            count = int(piece.max()) + 1
+            # every second row of strips goes back
+            strip = strip * count + torch.where(strip % 2 == 1, count - 1 - piece, piece)
+        length = grid[self.run]
+        place = _along(grid, self.run, _slots(length, steps[self.run]))
+        walked = strip * length + torch.where(strip % 2 == 1, length - 1 - place, place)
+        return walked.expand(*grid).reshape(-1).argsort(stable=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,24 +94,32 @@ class TokenOrder:
                 segment fills blocks of its own, padded at its end.
             dilation: per axis; tokens are first split by coordinate modulo dilation, tiles count inside a group.
         """
-        grid, tile = tuple(grid), tuple(tile)
-        steps = (dilation,) * len(grid) if isinstance(dilation, int) else tuple(dilation)
+        grid, tile, steps = tuple(grid), tuple(tile), _steps(grid, dilation)
         if not (len(grid) == len(tile) == len(steps)) or min((*tile, *steps), default=0) < 1:
             raise UsageError(
                 f"token order: tile {tile} and dilation {steps} need one number >= 1 for each axis of the grid {grid}"
             )
-        block = prod(tile)
-        blocks: list[Tensor] = []
-        start = 0
-        for name, length in segments or ((GRID, prod(grid)),):
-            if name == GRID:
-                if length != prod(grid):
-                    raise UsageError(f"token order: the grid {grid} has {prod(grid)} tokens, its segment {length}")
-                blocks += [part + start for part in _tiles(grid, tile, steps)]
-            else:
-                blocks += list(torch.arange(start, start + length).split(block))
-            start += length
-        return cls._from_blocks([part for part in blocks if part.numel()], block, start)
+        return cls._from_segments(grid, _tiles(grid, tile, steps), prod(tile), segments)
+
+    @classmethod
+    def from_strips(
+        cls,
+        grid: Sequence[int],
+        strips: Strips,
+        block: int,
+        segments: Sequence[tuple[str, int]] = (),
+        dilation: Sequence[int] | int = 1,
+    ) -> TokenOrder:
+        """Blocks that are cut one after the other from a walk through the grid: only the last one may have padding.
+
+        Args:
+            strips: the walk. block: tokens per block.
+            Others as in :meth:`from_grid`.
+        """
+        grid = tuple(grid)
+        if block < 1:
+            raise UsageError(f"token order: block must be >= 1, got {block}")
+        return cls._from_segments(grid, list(strips.walk(grid, dilation).split(block)), block, segments)
 
     @classmethod
     def from_layout(cls, layout: TokenLayout, tile: Sequence[int], dilation: Sequence[int] | int = 1) -> TokenOrder:
@@ -71,6 +128,23 @@ class TokenOrder:
         if not layout.has_grid:
             return cls.from_permutation(torch.arange(layout.length), prod(tile))
         return cls.from_grid(layout.grid, tile, segments, dilation)
+
+    @classmethod
+    def _from_segments(
+        cls, grid: tuple[int, ...], parts: Sequence[Tensor], block: int, segments: Sequence[tuple[str, int]]
+    ) -> TokenOrder:
+        """Blocks of the grid's tokens where the grid stands among the segments."""
+        blocks: list[Tensor] = []
+        start = 0
+        for name, length in segments or ((GRID, prod(grid)),):
+            if name == GRID:
+                if length != prod(grid):
+                    raise UsageError(f"token order: the grid {grid} has {prod(grid)} tokens, its segment {length}")
+                blocks += [part + start for part in parts]
+            else:
+                blocks += list(torch.arange(start, start + length).split(block))
+            start += length
+        return cls._from_blocks([part for part in blocks if part.numel()], block, start)
 
     @classmethod
     def from_permutation(cls, permutation: Tensor, block: int) -> TokenOrder:
@@ -175,3 +249,32 @@ def _tiles(grid: Sequence[int], tile: Sequence[int], dilation: Sequence[int]) ->
             pieces = [cut for piece in pieces if piece.numel() for cut in piece.split(size, dim=axis)]
         boxes += [piece.reshape(-1) for piece in pieces]
     return boxes
+
+
+def _steps(grid: Sequence[int], dilation: Sequence[int] | int) -> tuple[int, ...]:
+    return (dilation,) * len(grid) if isinstance(dilation, int) else tuple(dilation)
+
+
+def _slots(length: int, step: int) -> Tensor:
+    """(length,) int64: the place of every coordinate once coordinates are sorted by their remainder modulo ``step``."""
+    coordinate = torch.arange(length)
+    return (coordinate % step * length + coordinate).argsort().argsort()
+
+
+def _pieces(length: int, step: int, side: int, even: bool) -> Tensor:
+    """(length,) int64: the number of the piece of at most ``side`` tokens that every coordinate of an axis is in."""
+    coordinate = torch.arange(length)
+    found, first = torch.empty(length, dtype=torch.int64), 0
+    for group in range(min(step, length)):
+        place = coordinate[: len(coordinate[group::step])]
+        count = -(-len(place) // side)
+        found[group::step] = first + (place * count // len(place) if even else place // side)
+        first += count
+    return found
+
+
+def _along(grid: Sequence[int], axis: int, values: Tensor) -> Tensor:
+    """Values of the coordinates of one axis, to broadcast over a grid."""
+    shape = [1] * len(grid)
+    shape[axis] = -1
+    return values.view(shape)

@@ -168,11 +168,16 @@ def test_inspect_draws_and_counts(call):
     assert (result["tokens"], result["grid"]) == (72, [2, 6, 6])
     assert result["density"]["computed"] == pytest.approx(9 / 72)
     assert result["density"]["executed"] >= result["density"]["computed"]
+    cpu, gpu = result["plans"]
+    assert (cpu["kind"], gpu["kind"], gpu["block_q"]) == ("cpu", "cuda", 128)
+    assert cpu["visible"] == gpu["visible"] == result["density"]["computed"]
+    assert cpu["executed"] == result["density"]["executed"] and gpu["arrangement"].startswith("blocks of 128 queries")
     picture = np.asarray(Image.open("mask.png"))
     assert picture.ndim == 3 and len(np.unique(picture.reshape(-1, 3), axis=0)) > 10
     code, out, _ = call(*arguments)
     assert code == 0
     assert out.startswith("neighborhood-2x6x6.png") and "12.5% of pairs wanted" in out
+    assert "cpu: tiles" in out and "cuda: blocks of 128 queries" in out
 
 
 def test_inspect_takes_the_grid_from_a_model(call, tiny_wan):

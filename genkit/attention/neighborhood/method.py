@@ -71,7 +71,7 @@ class Neighborhood(StaticMethod):
             inside the box ``size``. A disc clips at borders and has no stride, dilation or causality.
         radius: radius of the disc in tokens.
         base_size: grid (T, H, W) the numbers were tuned for; they are rescaled to the actual grid. -1 = as actual.
-        tile: box of the grid that one query block covers; None = the best one by simulation.
+        tile: box of the grid that one query block covers; None = the best blocks, by counting.
 
     Source: Generalized Neighborhood Attention (arXiv 2504.16922), Faster Neighborhood Attention (2403.04690).
     """
@@ -86,7 +86,7 @@ class Neighborhood(StaticMethod):
     shape: Literal["box", "disc"] = field(default="box", metadata={"help": "box or disc"})
     radius: float | None = field(default=None, metadata={"help": "radius of the disc in tokens"})
     base_size: tuple[int, int, int] | None = field(default=None, metadata={"help": "grid the numbers were tuned for"})
-    tile: tuple[int, int, int] | None = field(default=None, metadata={"help": "query tile; none = by simulation"})
+    tile: tuple[int, int, int] | None = field(default=None, metadata={"help": "query tile; none = the best blocks"})
 
     roles: ClassVar[tuple[str, ...]] = ("self", "joint")
     trainable: ClassVar[bool] = True
@@ -196,6 +196,10 @@ class Neighborhood(StaticMethod):
     def details(self, layout: TokenLayout) -> str:
         """See :meth:`Method.details`."""
         return self.on(layout.grid).details()
+
+    def arrangement(self, layout: TokenLayout, kind: str = "cpu") -> str:
+        """See :meth:`StaticMethod.arrangement`."""
+        return self.on(layout.grid).choice(kind).words
 
     def build_plan(self, layout: TokenLayout, kind: str = "cpu", key_mask: torch.Tensor | None = None) -> StaticPlan:
         """The plan of a layout; see :meth:`StaticMethod.build_plan`."""

@@ -212,6 +212,10 @@ class SlidingWindow(StaticMethod):
             return "the dual path lends cross-attention, a joint-attention model has none; use dual=false"
         return super().why_not(site)
 
+    def arrangement(self, layout: TokenLayout, kind: str = "cpu") -> str:
+        """See :meth:`StaticMethod.arrangement`."""
+        return self.on(layout.grid).choice(kind).words
+
     def build_plan(self, layout: TokenLayout, kind: str = "cpu", key_mask: torch.Tensor | None = None) -> StaticPlan:
         """See :meth:`StaticMethod.build_plan`."""
         return self.on(layout.grid).plan(layout, kind, key_mask)
