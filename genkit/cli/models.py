@@ -26,7 +26,7 @@ def models(
     found = shipped() if name is None else _one(name)
     entries = [describe(each, path) for each, path in found.items()]
     if name is not None:
-        entries[0]["takes"] = _taken(*next(iter(found.items())))
+        entries[0] |= _taken(*next(iter(found.items())))
     if json:
         print_json({"models": entries})
         return
@@ -52,14 +52,15 @@ def _one(name: str) -> dict[str, Path]:
     return {place.name if place.kind == "shipped" else place.path.resolve().name: place.path}
 
 
-def _taken(name: str, path: Path) -> dict[str, str]:
-    """What ``genkit generate`` can give it beside the prompt, by the pipeline class that then runs."""
+def _taken(name: str, path: Path) -> dict[str, dict[str, str]]:
+    """What ``genkit generate`` can give it beside the prompt: by the pipeline class that then runs, and by flag."""
     from genkit.cli.output import quiet_libraries
     from genkit.pipelines.model import Model
-    from genkit.pipelines.tasks.inputs.serving import overview
+    from genkit.pipelines.tasks.inputs.serving import every_input, overview
 
     quiet_libraries()
-    return overview(Model.of(path, name))
+    model = Model.of(path, name)
+    return {"takes": overview(model), "inputs": every_input(model)}
 
 
 def _print_facts(entry: dict[str, Any]) -> None:
@@ -67,6 +68,7 @@ def _print_facts(entry: dict[str, Any]) -> None:
     rows = [("pipeline", entry["pipeline"]), ("folder", entry["folder"]), ("size", f"{entry['megabytes']:.1f} MB")]
     rows += [("checksums", _checksums(entry)), ("card", entry["card"] or "none")]
     rows += [(f"takes, as {kind}", told) for kind, told in entry["takes"].items()]
+    rows += [(f"input {name}", told) for name, told in entry["inputs"].items()]
     rows += [(f"part {name}", told) for name, told in entry["parts"].items()]
     rows += [(f"default {name}", value) for name, value in entry["defaults"].items()]
     rows += [(f"limit {name}", value) for name, value in entry["limits"].items()]

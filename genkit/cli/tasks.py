@@ -93,7 +93,7 @@ def _run_share(
                     warn(line)
     if dry_run:
         if joined.first:
-            _print_plan(jobs, json)
+            _print_plan(jobs, _inputs(request), json)
         return
     joined.wait()  # no file of one process is there before the others have looked
     session = Session(request)
@@ -206,16 +206,28 @@ def _sound(result: Any) -> dict[str, Any]:
     return {"samples": samples, "channels": channels, "sample_rate": result.sample_rate}
 
 
-def _print_plan(jobs: list, json: bool) -> None:
+def _inputs(request: Any) -> dict[str, str]:
+    """Every input beside the prompt and whether the model takes it, of commands that take such."""
+    from genkit.pipelines.settings import GivenSettings
+    from genkit.pipelines.tasks.inputs.serving import every_input
+
+    return every_input(request.model) if isinstance(request.settings, GivenSettings) else {}
+
+
+def _print_plan(jobs: list, inputs: dict[str, str], json: bool) -> None:
     plan = [{"file": str(output), "settings": job.to_dict()} for job, output in jobs]
     if json:
-        print_json({"dry_run": True, "outputs": plan})
+        print_json({"dry_run": True, "outputs": plan, "inputs": inputs})
         return
     for entry in plan:
         say(f"would write {entry['file']}")
     for name, value in plan[0]["settings"].items():
         if value not in (None, [], {}):
             say(f"  {name}: {value}")
+    if inputs:
+        say("inputs beside the prompt:")
+        for name, told in inputs.items():
+            say(f"  {name}: {told}")
 
 
 def _print_outputs(outputs: list[dict[str, Any]], notes: Sequence[str], warnings: list[str], json: bool) -> None:

@@ -213,6 +213,30 @@ def test_every_change_of_size_is_told(folders, media, capsys):
     assert "wide.png of 100x60 was scaled to 80x48 and cut to its middle, 48x48" in capsys.readouterr().err
 
 
+def test_every_input_is_listed_as_taken_or_not(folders, media, capsys):
+    from genkit.families.inputs import USUAL
+
+    def listed(*arguments):
+        assert main([*arguments, "--json"]) == 0
+        told = json.loads(capsys.readouterr().out)
+        return told["inputs"] if "inputs" in told else told["models"][0]["inputs"]
+
+    i2v = listed("models", str(folders("i2v")))
+    assert {flag.removeprefix("--").replace("-", "_") for flag in i2v} >= set(USUAL)
+    assert i2v["--image"] == "needed" and i2v["--upscale"] == "taken" and i2v["--mask"] == "not taken"
+    assert i2v["--last-image"].startswith("not taken: these weights see one picture only")
+    assert i2v["--guidance-scale-2"] == "not taken: it has no second expert"
+    assert listed("models", str(folders("a14b")))["--guidance-scale-2"] == "taken"
+    ltx = listed("models", str(folders("ltx")))
+    assert ltx["--image"] == "taken as LTXImageToVideoPipeline" and ltx["--keyframe"] == "not taken"
+    sdxl = listed("models", str(folders("sdxl")))
+    assert sdxl["--control"].endswith(", with --controlnet") and sdxl["--upscale"] == "not taken"
+    plan = ("generate", "a", "--model", str(folders("i2v")), "--image", "a.png", "--num-frames", "5", "--dry-run")
+    assert listed(*plan) == i2v
+    assert main([*plan]) == 0
+    assert "--last-image: not taken: these weights" in capsys.readouterr().out
+
+
 def test_a_patch_acts_on_a_run_from_a_picture(folders, media):
     settings = GenerateSettings(
         prompt="a red circle", model=str(folders("i2v")), image=("a.png",), seed=1, steps=2, **CLIP,

@@ -288,7 +288,9 @@ class _Paths:
         methods = [part.method for part in self.handle.parts] if self.handle is not None else []
         method = next((each for each in methods if isinstance(each, SlidingWindow) and each.dual), None)
         with ExitStack() as stack:
-            for model in self.models if method is not None else ():
+            for model in self.models:
+                if method is None:
+                    break
                 path = DualPath.of(self.handle.cache)
                 begin = functools.partial(self._begin, path, method, model, family_of(model).branches)
                 stack.enter_context(path.around(model, begin))

@@ -30,7 +30,7 @@ def refusal(pipeline_class: str) -> str | None:
     return None
 
 
-def merged(pipeline_class: str) -> dict[str, str]:
+def merged(pipeline_class: str) -> dict[str, Any]:
     """Settings of windows with two paths on a pipeline that computes both branches in one call: what the path with full
     attention lends goes to both, since nothing tells their rows apart."""
     family = next((each for each in records() if pipeline_class in each.pipelines), None)

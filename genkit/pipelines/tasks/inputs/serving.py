@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from genkit.errors import UsageError
 from genkit.families.inputs import USUAL, Inputs, inputs_of, takes
@@ -11,6 +11,7 @@ from genkit.families.lookup import facts_of
 from genkit.families.sizes import ReadConfig
 from genkit.pipelines.kinds import accepted, demanded, kind_of
 from genkit.pipelines.request import flag
+from genkit.pipelines.tasks.high_resolution.sizes import refusal as second_pass
 
 if TYPE_CHECKING:
     from genkit.pipelines.model import Model
@@ -151,12 +152,42 @@ def _refusal(model: Model, classes: list[type], wanted: list[str]) -> str:
     return f"{what}: {model.class_name} does not take it; it takes {', or '.join(dict.fromkeys(known))}"
 
 
-def overview(model: Model) -> dict[str, Any]:
-    """What a model takes, by pipeline class, for ``genkit models`` and ``--dry-run``."""
+def overview(model: Model) -> dict[str, str]:
+    """What a model takes, by pipeline class, for ``genkit models``."""
     found = {}
     for each in [model.pipeline_class, *others(model), *others(model, True)]:
         taken = taken_by(each, model.config)
         if taken.arguments or each is model.pipeline_class:
             beside = ", --controlnet (needed)" if each in others(model, True) else ""
             found[each.__name__] = f"{taken.describe()}{beside}"
+    return found
+
+
+def every_input(model: Model) -> dict[str, str]:
+    """Every kind of input that ``genkit generate`` knows beside the prompt, by its flag, and whether a model takes it:
+    ``needed``, ``taken``, ``taken as CLASS`` where another class of Diffusers runs on its parts, or ``not taken`` with
+    the reason where one is known."""
+    own, beside = taken_by(model.pipeline_class, model.config), others(model, True)
+    also = {each.__name__: taken_by(each, model.config) for each in [*others(model), *beside]}
+    adding = [each.__name__ for each in beside]
+    found = {}
+    for kind in USUAL:
+        name = next((name for name, taken in also.items() if kind in taken.arguments), None)
+        refused = next((taken.refused[kind] for taken in (own, *also.values()) if kind in taken.refused), None)
+        if kind in own.arguments:
+            found[flag(kind)] = "needed" if kind in own.needs else "taken"
+        elif name is not None:
+            found[flag(kind)] = f"taken as {name}{', with --controlnet' if name in adding else ''}"
+        else:
+            found[flag(kind)] = "not taken" if refused is None else f"not taken: {refused}"
+    found["--controlnet"] = f"taken as {adding[0]}" if adding else "not taken"
+    adapter = hasattr(model.pipeline_class, "load_ip_adapter")
+    found["--ip-adapter"] = "taken, with --image-prompt" if adapter else "not taken"
+    experts = "transformer_2" in model.parts and "guidance_scale_2" in model.accepted
+    found["--guidance-scale-2"] = "taken" if experts else "not taken: it has no second expert"
+    larger = [name for name in (model.class_name, *also) if second_pass(name) is None]
+    if model.class_name in larger:
+        found["--upscale"] = "taken"
+    else:
+        found["--upscale"] = f"taken as {larger[0]}" if larger else "not taken"
     return found
