@@ -53,6 +53,10 @@ def pass_through() -> Any:
     from genkit.attention.site import ROLES
     from genkit.patching.interception import INTERCEPTION
 
+    INTERCEPTION.hold()
+    native = INTERCEPTION.original("native")
+    INTERCEPTION.release()
+
     @dataclass(frozen=True)
     class PassThrough(Method):
         name = "pass_through"
@@ -61,7 +65,7 @@ def pass_through() -> Any:
         exact = True
 
         def attend(self, q, k, v, site, cache):
-            return INTERCEPTION.original("native")(query=q, key=k, value=v)
+            return native(query=q, key=k, value=v)
 
         def density(self, site, cache):
             return Density(1.0, 1.0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 
 import torch
 
@@ -11,10 +11,13 @@ from genkit.attention.method import Method
 from genkit.attention.site import Site
 from genkit.families.base import Streams
 from genkit.patching.call_layouts import CallLayouts
-from genkit.patching.counts import Counts
+from genkit.patching.counts import Counts, Tally
 from genkit.patching.interception import Call
 from genkit.patching.schedule import Schedule, resolve
 from genkit.patching.step_tracker import Moment
+
+#: Number of the call within its module's forward, queries, keys, heads of queries and of keys, softmax scale.
+KindKey = tuple[int, int, int, int, int, float | None]
 
 
 class Kind:
@@ -22,16 +25,20 @@ class Kind:
 
     Args:
         layouts: of the queries and keys.
+        all_heads: whether the method gets all heads.
         site: where they are made, without moment and mask.
         grid_rows: see :attr:`CallLayouts.grid_rows`.
+        plain: whether the method gets all heads of the queries, keys and values as they came.
         mask_key: which calls share one mask with these.
+        tally: where such calls are counted.
     """
 
-    __slots__ = ("layouts", "site", "grid_rows", "mask_key", "reasons")
+    __slots__ = ("layouts", "site", "grid_rows", "plain", "mask_key", "reasons", "tally")
 
-    def __init__(self, layouts: CallLayouts, site: Site, mask_key: Hashable):
+    def __init__(self, layouts: CallLayouts, all_heads: bool, site: Site, mask_key: Hashable):
         self.layouts, self.site, self.mask_key = layouts, site, mask_key
-        self.grid_rows = layouts.grid_rows
+        self.grid_rows, self.plain = layouts.grid_rows, all_heads and layouts.places is None
+        self.tally: Tally | None = None
         self.reasons: dict[bool, str | None] = {}  # whether keys are hidden -> the method's refusal
 
 
@@ -47,39 +54,32 @@ class Assignment:
 
     def __init__(self, method: Method, schedule: Schedule, heads: tuple[int, ...] | None, cache: PatchCache):
         self.method = method
-        self.schedule = schedule
         self.heads = heads
         self.cache = cache
         self.weighted = False  # whether the method has trainable weights here
         self.counts = Counts()
-        self._steps: frozenset[int] | None = None
-        self._total: int | None = None
-        self._kinds: dict[Hashable, Kind | str] = {}
-        self._kinds_of: Streams | None = None
+        self._adds = method.adds
+        self.follow(schedule)
+        #: What is known of every kind of call, or why it cannot be served, as long as ``streams`` is the same object.
+        self.kinds: dict[KindKey, Kind | str] = {}
+        self.streams: Streams | None = None
 
-    def kind(self, streams: Streams, key: Hashable, find: Callable[[], Kind | str]) -> Kind | str:
-        """What is known of a kind of call, or why it cannot be served; found out once while streams are the same.
-
-        Args:
-            streams: the model's token streams; another object tells of other streams.
-            key: the kind.
-            find: finds it out.
-        """
-        if self._kinds_of is not streams or len(self._kinds) > 64:  # prompts of ever other lengths
-            self._kinds, self._kinds_of = {}, streams
-        found = self._kinds.get(key)
-        if found is None:
-            found = self._kinds[key] = find()
-        return found
+    def forget(self, streams: Streams) -> dict[KindKey, Kind | str]:
+        """Begin anew with what is known of kinds of calls: the model tells of other token streams."""
+        self.kinds, self.streams = {}, streams
+        return self.kinds
 
     @property
     def adds(self) -> bool:
         """Whether the method's output is added to the attention; not while it makes a call for itself."""
-        return self.method.adds and not self.cache.aside
+        return self._adds and not self.cache.aside
 
     def follow(self, schedule: Schedule) -> None:
         """Apply at other steps and branches from now on."""
-        self.schedule, self._steps, self._total = schedule, None, None
+        self.schedule = schedule
+        self.everywhere = schedule.branches is None and schedule.steps is None
+        self._steps: frozenset[int] | None = None
+        self._total: int | None = None
 
     def covers(self, moment: Moment) -> bool:
         """Whether the schedule includes a call at this moment. The owner has checked that the schedule fits."""
@@ -98,13 +98,6 @@ class Assignment:
             self._steps = resolve("steps", schedule.steps, moment.steps)
             self._total = moment.steps
         return moment.step in self._steps
-
-    def why_not(self, kind: Kind, site: Site) -> str | None:
-        """The method's own refusal of a site, asked once per kind of site."""
-        masked = site.key_mask is not None
-        if masked not in kind.reasons:
-            kind.reasons[masked] = self.method.refusal(site, self.cache)
-        return kind.reasons[masked]
 
     def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, site: Site, call: Call) -> torch.Tensor | None:
         """The method's output for (B, N, H, D) tensors, heads outside the schedule computed by the model's own way."""

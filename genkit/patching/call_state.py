@@ -39,7 +39,8 @@ class CallState:
         self.run: int | None = None
         self.run_forwards = 0  # of the latest sampling run
         self._attended: set[str] = set()  # streams whose tokens are queries of some attention
-        self._moment: Moment | None = None
+        #: Step and branch of the latest call, None before the first.
+        self.moment: Moment | None = None
         self._masks: dict[Any, tuple[torch.Tensor, MaskView]] = {}
         self._masks_before: dict[Any, MaskView] = {}
 
@@ -47,7 +48,7 @@ class CallState:
         """Take in a call: when it is, and its forward arguments by name."""
         self.forwards += 1
         self._masks.clear()
-        self._moment = moment
+        self.moment = moment
         if not moment.aside:
             self.run_forwards = self.run_forwards + 1 if moment.run == self.run else 1
             self.run = moment.run
@@ -60,20 +61,12 @@ class CallState:
             self.finest = max(grids, key=prod, default=None)
         self.tiles = {} if self.family.tiles is None else self.family.tiles(model, given)
 
-    @property
-    def moment(self) -> Moment:
-        """Step and branch of the running call."""
-        if self._moment is None:
-            raise UnsupportedError(
-                f"an attention layer of the patched {self.family.name} model was called outside of the model's "
-                f"forward, so its token layout is unknown; call the whole model or remove the patch"
-            )
-        return self._moment
-
-    @property
-    def last_moment(self) -> Moment | None:
-        """Step and branch of the latest call, None before the first."""
-        return self._moment
+    def not_running(self) -> UnsupportedError:
+        """What is raised when an attention layer is called before any call of the whole model."""
+        return UnsupportedError(
+            f"an attention layer of the patched {self.family.name} model was called outside of the model's "
+            f"forward, so its token layout is unknown; call the whole model or remove the patch"
+        )
 
     def mask(
         self,

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
+from time import perf_counter
 from typing import TYPE_CHECKING
 
 import torch
 
 if TYPE_CHECKING:
     from genkit.attention.site import Site
+    from genkit.patching.assignment import Kind
+
+
+def start_watch(tensor: torch.Tensor) -> object:
+    """Begin to time work on a tensor's device; returns what :meth:`Stopwatch.stop` needs."""
+    if not tensor.is_cuda:
+        return perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
 
 
 class Stopwatch:
@@ -19,18 +29,10 @@ class Stopwatch:
         self._seconds = 0.0
         self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
 
-    def start(self, tensor: torch.Tensor) -> object:
-        """Begin; returns what :meth:`stop` needs."""
-        if tensor.is_cuda:
-            event = torch.cuda.Event(enable_timing=True)
-            event.record()
-            return event
-        return time.perf_counter()
-
     def stop(self, begun: object) -> None:
-        """End what :meth:`start` began."""
+        """End what :func:`start_watch` began."""
         if isinstance(begun, float):
-            self._seconds += time.perf_counter() - begun
+            self._seconds += perf_counter() - begun
             return
         end = torch.cuda.Event(enable_timing=True)
         end.record()
@@ -47,13 +49,18 @@ class Stopwatch:
         return self._seconds
 
 
-class _Tally:
-    """Calls and query-key pairs of one kind of site."""
+class Tally:
+    """Calls and query-key pairs of one kind of site.
 
-    __slots__ = ("site", "calls", "pairs")
+    Args:
+        site: without step and branch.
+        among: the tallies it belongs to.
+    """
 
-    def __init__(self, site: Site):
-        self.site = site
+    __slots__ = ("site", "among", "calls", "pairs")
+
+    def __init__(self, site: Site, among: object):
+        self.site, self.among = site, among
         self.calls = self.pairs = 0
 
 
@@ -77,7 +84,7 @@ class Counts:
         self.declined: Counter[str] = Counter()
         self.steps: set[int] = set()
         self.branches: set[str] = set()
-        self._tallies: dict[tuple[object, ...], _Tally] = {}
+        self._tallies: dict[tuple[object, ...], Tally] = {}
         self.pairs = 0
         self.method_time = Stopwatch()
         self.own_time = Stopwatch()
@@ -97,16 +104,26 @@ class Counts:
         """The same sites -> query-key pairs of these calls."""
         return Counter({tally.site: tally.pairs for tally in self._tallies.values()})
 
-    def note_run(self, site: Site, pairs: int) -> None:
-        """Count a call the method served with its query-key pairs, under its site without step and branch."""
+    def note_run(self, kind: Kind, site: Site, pairs: int, begun: object) -> None:
+        """Count a call the method served with its query-key pairs, under its site without step and branch.
+
+        ``begun`` is what :func:`start_watch` gave when the method was asked.
+        """
+        self.method_time.stop(begun)
         self.ran += 1
-        key = (site.layout, site.key_layout, site.heads, site.scale, site.finest)
-        tally = self._tallies.get(key)
-        if tally is None:
-            tally = self._tallies[key] = _Tally(site.at(None, None, None))
+        tally = kind.tally
+        if tally is None or tally.among is not self._tallies:
+            tally = kind.tally = self._tally(site)
         tally.calls += 1
         tally.pairs += pairs
         if site.step is not None:
             self.steps.add(site.step)
         if site.branch is not None:
             self.branches.add(site.branch)
+
+    def _tally(self, site: Site) -> Tally:
+        """The tally of a kind of site, a new one at its first call since counting began."""
+        key = (site.layout, site.key_layout, site.heads, site.scale, site.finest)
+        if key not in self._tallies:
+            self._tallies[key] = Tally(site.at(None, None, None), self._tallies)
+        return self._tallies[key]

@@ -18,8 +18,10 @@ from typing import Any, Protocol
 import torch
 import torch.nn.functional as functional
 import torch.overrides
+from torch.compiler import is_compiling
 
 SDPA = "scaled_dot_product_attention"
+_NO_WINDOWS = (None, (-1, -1))
 
 
 class Layer(Protocol):
@@ -36,14 +38,18 @@ class RunningModule:
         layer: what the module's attention goes to.
         frame: the Python frame of the module call, or None while tracing. It counts only while that call is still on
             the stack: an interrupt (which runs no hook) must not leave anything behind for the next model.
+
+    ``calls`` counts its attention calls; ``serving`` is set while one of them is served: attention functions that a
+    method or the model's own attention calls then run untouched.
     """
 
-    __slots__ = ("layer", "frame", "calls")
+    __slots__ = ("layer", "frame", "calls", "serving")
 
     def __init__(self, layer: Layer, frame: FrameType | None):
         self.layer = layer
         self.frame = frame
         self.calls = 0
+        self.serving = False
 
 
 class Call:
@@ -89,17 +95,18 @@ class _Local(threading.local):
         self.modules: list[RunningModule | None] = []
 
 
-_LOCAL = _Local()
+#: ``modules`` is the stack of the thread that asks.
+LOCAL = _Local()
 
 
 def push(running: RunningModule | None) -> None:
     """Enter an attention module, or with None a region where attention is the caller's own business."""
-    _LOCAL.modules.append(running)
+    LOCAL.modules.append(running)
 
 
 def pop(layer: Layer | None) -> RunningModule | None:
     """Leave what was pushed for ``layer``; returns it, or None if it is not on top."""
-    modules = _LOCAL.modules
+    modules = LOCAL.modules
     if not modules:
         return None
     top = modules[-1]
@@ -113,25 +120,23 @@ def pop(layer: Layer | None) -> RunningModule | None:
 
 def depth() -> int:
     """How many running modules this thread holds; 0 outside of attention modules."""
-    return len(_LOCAL.modules)
-
-
-def _on_stack(wanted: FrameType) -> bool:
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        if frame is wanted:
-            return True
-        frame = frame.f_back
-    return False
+    return len(LOCAL.modules)
 
 
 def current() -> RunningModule | None:
     """The attention module that is running on this thread, stale ones dropped."""
-    modules = _LOCAL.modules
+    modules = LOCAL.modules
     while modules:
         top = modules[-1]
-        if torch.compiler.is_compiling() or top is None or top.frame is None or _on_stack(top.frame):
+        if top is None or top.serving:
+            return None
+        if is_compiling() or top.frame is None:
             return top
+        wanted, frame = top.frame, sys._getframe(1)
+        while frame is not None:
+            if frame is wanted:
+                return top
+            frame = frame.f_back
         modules.pop()
     return None
 
@@ -140,11 +145,11 @@ class own_attention:
     """Context in which attention functions run untouched: for the original call and for a method's own dense calls."""
 
     def __enter__(self) -> None:
-        self.depth = len(_LOCAL.modules)
-        _LOCAL.modules.append(None)
+        self.depth = len(LOCAL.modules)
+        LOCAL.modules.append(None)
 
     def __exit__(self, *_: object) -> None:
-        del _LOCAL.modules[self.depth :]
+        del LOCAL.modules[self.depth :]
 
 
 class Interception:
@@ -221,15 +226,16 @@ INTERCEPTION = Interception()
 
 def _pass_through_sdpa(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
-    def scaled_dot_product_attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, **rest):
-        if not torch.compiler.is_compiling() and torch._C._len_torch_function_stack():
+    def scaled_dot_product_attention(*args, **rest):
+        if torch._C._len_torch_function_stack() and not is_compiling():
             # A mode that knows torch's function (perturbed guidance) must see this one in its place.
-            return torch.overrides.handle_torch_function(
-                scaled_dot_product_attention, (query, key, value), query, key, value, attn_mask, dropout_p, is_causal,
-                **rest,
-            )  # fmt: skip
-        running = current() if INTERCEPTION.epoch and query.ndim == 4 else None
-        if running is None:
+            tensors = (*args, *rest.values())
+            return torch.overrides.handle_torch_function(scaled_dot_product_attention, tensors, *args, **rest)
+        running = current() if LOCAL.modules and INTERCEPTION.epoch else None
+        return original(*args, **rest) if running is None else gate(running, *args, **rest)
+
+    def gate(running, query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, **rest):
+        if query.ndim != 4:
             return original(query, key, value, attn_mask, dropout_p, is_causal, **rest)
 
         def own(q, k, v, attn_mask=attn_mask):
@@ -247,7 +253,7 @@ def _pass_through_sdpa(original: Callable[..., Any]) -> Callable[..., Any]:
 
 def _perturbed() -> bool:
     """Whether Diffusers' perturbed guidance puts the values in the place of attention in this pass."""
-    if torch.compiler.is_compiling() or not torch._C._len_torch_function_stack():
+    if is_compiling():
         return False
     from diffusers.hooks.layer_skip import AttentionScoreSkipFunctionMode
 
@@ -263,28 +269,17 @@ def _pass_through_backend(name: str, original: Callable[..., Any]) -> Callable[.
             return original(query=query, key=key, value=value, **rest)
 
         def own(q, k, v, **changes):
-            return original(query=q, key=k, value=v, **{**rest, **changes})
+            return original(query=q, key=k, value=v, **({**rest, **changes} if changes else rest))
 
-        obstacle, mask = None, rest.get("attn_mask")
-        if rest.get("return_lse"):
-            obstacle = "the caller asks for the log-sum-exp too"
-        elif rest.get("window_size") not in (None, (-1, -1)):
-            obstacle = f"the caller asks the backend for windows of {rest['window_size']}, which no method would keep"
-        elif rest.get("_parallel_config") is not None:
-            obstacle = "context parallelism splits the sequence over devices"
-        elif _perturbed():
-            obstacle = "a guidance skips attention in this pass (perturbed attention)"
-        elif mask is not None and not isinstance(mask, torch.Tensor):
-            kind = type(mask).__name__
-            obstacle = f"its attention mask is a {kind}, the model's own block-sparse attention, which stays as it is"
+        asked = rest.get
         call = Call(
             name,
-            mask,
-            rest.get("dropout_p", 0.0),
-            rest.get("is_causal", False),
-            rest.get("scale"),
-            rest.get("enable_gqa", False),
-            obstacle,
+            asked("attn_mask"),
+            asked("dropout_p", 0.0),
+            asked("is_causal", False),
+            asked("scale"),
+            asked("enable_gqa", False),
+            _backend_obstacle(rest),
             own,
         )
         return running.layer.attend(running, query, key, value, call)
@@ -292,6 +287,23 @@ def _pass_through_backend(name: str, original: Callable[..., Any]) -> Callable[.
     return backend
 
 
+def _backend_obstacle(rest: dict[str, Any]) -> str | None:
+    """What no method can do of what a caller asks a Diffusers backend for, or None."""
+    if rest.get("return_lse"):
+        return "the caller asks for the log-sum-exp too"
+    if rest.get("window_size") not in _NO_WINDOWS:
+        return f"the caller asks the backend for windows of {rest['window_size']}, which no method would keep"
+    if rest.get("_parallel_config") is not None:
+        return "context parallelism splits the sequence over devices"
+    if torch._C._len_torch_function_stack() and _perturbed():
+        return "a guidance skips attention in this pass (perturbed attention)"
+    mask = rest.get("attn_mask")
+    if mask is not None and not isinstance(mask, torch.Tensor):
+        kind = type(mask).__name__
+        return f"its attention mask is a {kind}, the model's own block-sparse attention, which stays as it is"
+    return None
+
+
 def calling_frame() -> FrameType | None:
     """The frame of the module call that runs the hook which calls this; None while tracing."""
-    return None if torch.compiler.is_compiling() else sys._getframe(2)
+    return None if is_compiling() else sys._getframe(2)

@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 import weakref
+from collections.abc import Sequence
+from time import perf_counter
 from typing import Any
 
 import torch
+from torch.compiler import is_compiling
 
 from genkit.attention.site import Site
 from genkit.errors import UnsupportedError
 from genkit.families.base import FoundSite
 from genkit.patching import compiled, interception
-from genkit.patching.assignment import Assignment, Kind
+from genkit.patching.assignment import Assignment, Kind, KindKey
 from genkit.patching.bypass import bypass_reason, early_name
 from genkit.patching.call_layouts import CallLayouts, SiteLayouts
 from genkit.patching.call_state import CallState
+from genkit.patching.counts import start_watch
 from genkit.patching.interception import Call, RunningModule
-from genkit.patching.masks import MaskView, with_bias
+from genkit.patching.masks import NO_MASK, MaskView, with_bias
 from genkit.patching.order import Orders
 from genkit.patching.step_tracker import Moment
+
+_UNASKED = object()
 
 
 class PatchedLayer:
@@ -81,14 +88,16 @@ class PatchedLayer:
 
     def enter(self, module: torch.nn.Module, args: Any) -> None:
         """Forward pre-hook: attention calls that follow belong to this layer."""
-        interception.push(RunningModule(self, interception.calling_frame()))
+        # The frame of the module call that runs this hook.
+        frame = None if is_compiling() else sys._getframe(1)
+        interception.LOCAL.modules.append(RunningModule(self, frame))
 
     def leave(self, module: torch.nn.Module, args: Any, output: Any) -> None:
         """Forward hook, also after exceptions (then without output)."""
         running = interception.pop(self)
-        if torch.compiler.is_compiling():
+        if running is None or running.calls or output is None:
             return
-        if running is not None and running.calls == 0 and output is not None:
+        if not is_compiling():
             self.nothing_came(module, getattr(module, "processor", None))
 
     def nothing_came(self, module: Any, processor: Any) -> None:
@@ -110,7 +119,7 @@ class PatchedLayer:
         """Serve one attention call of the module; (B, N, H, D) in and out."""
         index = running.calls
         running.calls += 1
-        if torch.compiler.is_compiling():
+        if is_compiling():
             if torch.is_grad_enabled() and any(assignment.weighted for assignment in self.assignments):
                 # The operator gives gradients to q, k and v only; these weights would miss theirs in silence.
                 raise UnsupportedError(
@@ -118,104 +127,132 @@ class PatchedLayer:
                     f"compiling, or run inside torch.no_grad()"
                 )
             return compiled.attend(self.number, index, *_as_autocast(q, k, v), call)
-        with interception.own_attention():
+        running.serving = True
+        try:
             return self.serve(index, q, k, v, call)
+        finally:
+            running.serving = False
 
     def serve(
         self, index: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: Call, count: bool = True
     ) -> torch.Tensor:
         """Run the method that covers this call, or the model's own attention, add what is to be added, note which."""
         moment = self.state.moment
+        if moment is None:
+            raise self.state.not_running()
+        rows, n_q, heads, _ = q.shape
+        _, n_k, key_heads, _ = k.shape
+        key, pairs = (index, n_q, n_k, heads, key_heads, call.scale), rows * n_q * n_k
         if count:
-            self._meet(q, moment)
-        covering = [assignment for assignment in self.assignments if assignment.covers(moment)]
-        for assignment in self.assignments if count else ():
-            assignment.counts.pairs += _pairs(q, k)
-            if assignment not in covering:
-                assignment.counts.outside += 1
-        chosen = next((assignment for assignment in covering if not assignment.adds), None)
-        out = None if chosen is None else self._run(chosen, index, q, k, v, call, moment, count)
+            if not moment.aside:
+                self.reached = moment.run
+            if self.heads is None:
+                self.heads = heads
+        chosen: Assignment | None = None
+        adding: tuple[Assignment, ...] = ()
+        for assignment in self.assignments:
+            covers = (assignment.everywhere and not moment.aside) or assignment.covers(moment)
+            if count:
+                assignment.counts.pairs += pairs
+                if not covers:
+                    assignment.counts.outside += 1
+            if covers and assignment.adds:
+                adding = (*adding, assignment)
+            elif covers and chosen is None:
+                chosen = assignment
+        out = None if chosen is None else self._run(chosen, key, q, k, v, call, moment, pairs if count else None)
         if out is None:
-            out = self._own(self.assignments if chosen is None else [chosen], q, k, v, call, count)
-        for assignment in covering:
-            if assignment.adds:
-                term = self._run(assignment, index, q, k, v, call, moment, count)
-                out = out if term is None else out + term
+            out = self._own(self.assignments if chosen is None else (chosen,), q, k, v, call, count)
+        for assignment in adding:
+            term = self._run(assignment, key, q, k, v, call, moment, pairs if count else None)
+            out = out if term is None else out + term
         return out
-
-    def _meet(self, q: torch.Tensor, moment: Moment) -> None:
-        if not moment.aside:
-            self.reached = moment.run
-        if self.heads is None:
-            self.heads = q.shape[2]
 
     def _run(
         self,
         assignment: Assignment,
-        index: int,
+        key: KindKey,
         q: torch.Tensor,
         k: torch.Tensor,
         v: torch.Tensor,
         call: Call,
         moment: Moment,
-        count: bool,
+        pairs: int | None,
     ) -> torch.Tensor | None:
-        """What an assignment's method gives for this call; None when it cannot or declines, which is noted."""
-        q, k, v = _as_autocast(q, k, v)
-        reason = call.obstacle or self._obstacle(q, k, call)
-        if reason is None and self.state.tiles and assignment.heads is not None and call.mask is not None:
-            reason = "some heads are left to the model, whose mask is not in raster order"
-        kind: Kind | None = None
-        if reason is None:
-            heads = q.shape[2] if assignment.heads is None else len(assignment.heads)
-            sizes = (index, q.shape[1], k.shape[1], heads, call.scale)
-            found = assignment.kind(self.state.streams, sizes, lambda: self._kind(*sizes))
-            if isinstance(found, str):
-                reason = found
+        """What an assignment's method gives for this call; None when it cannot or declines, which is noted.
+
+        ``pairs`` are the call's query-key pairs; None for a call that is not to be counted.
+        """
+        autocast = torch._C._is_any_autocast_enabled()
+        if autocast:
+            q, k, v = _as_autocast(q, k, v)
+        decided = self._decide(assignment, key, q, k, call, moment)
+        if type(decided) is tuple:
+            kind, site, view = decided
+            begun = start_watch(q) if q.is_cuda else perf_counter()
+            if not kind.plain or autocast or view is not NO_MASK or self.state.tiles:
+                out = self._served(assignment, key[0], q, k, v, call, site, kind.layouts, view)
             else:
-                kind = found
-        if kind is not None:
-            view = self.state.mask(kind.mask_key, call.mask, q, k, kind.grid_rows)
-            reason = view.obstacle
-            if reason is None and view.bias is not None and assignment.heads is not None:
-                reason = "some heads are left to the model, and its attention mask is a bias"
-            if reason is None:
-                site = kind.site.at(moment.step, moment.steps, moment.branch, view.keys)
-                reason = assignment.why_not(kind, site)
-        if kind is not None and reason is None:
-            begun = assignment.counts.method_time.start(q)
-            out = self._served(assignment, index, q, k, v, call, site, kind.layouts, view)
+                out = assignment.method.attend(q, k, v, site, assignment.cache)
             if out is not None:
-                _check_output(self, assignment, out, q, v)
-                if count:
-                    assignment.counts.method_time.stop(begun)
-                    assignment.counts.note_run(site, _pairs(q, k))
+                if out.shape != q.shape or out.dtype != q.dtype or kind.tally is None:
+                    _check_output(self, assignment, out, q, v)
+                if pairs is not None:
+                    assignment.counts.note_run(kind, site, pairs, begun)
                 return out
-            reason = assignment.method.declines
-        if count:
-            assignment.counts.declined[str(reason)] += 1
+            decided = assignment.method.declines
+        if pairs is not None:
+            assignment.counts.declined[str(decided)] += 1
         return None
+
+    def _decide(
+        self, assignment: Assignment, key: KindKey, q: torch.Tensor, k: torch.Tensor, call: Call, moment: Moment
+    ) -> tuple[Kind, Site, MaskView] | str:
+        """What is known of a call that a method can serve, its site and its mask; else the reason why it cannot."""
+        if call.obstacle is not None or call.causal or call.dropout or key[3] != key[4]:
+            reason = call.obstacle or _obstacle(key, call)
+            if reason is not None:
+                return reason
+        state, mask = self.state, call.mask
+        if mask is not None and state.tiles and assignment.heads is not None:
+            return "some heads are left to the model, whose mask is not in raster order"
+        kinds = assignment.kinds if assignment.streams is state.streams else assignment.forget(state.streams)
+        kind = kinds.get(key)
+        if kind is None:
+            if len(kinds) > 64:  # prompts of ever other lengths
+                kinds.clear()
+            kind = kinds[key] = self._kind(assignment, key)
+        if type(kind) is str:
+            return kind
+        if mask is None:
+            view, verdict = NO_MASK, kind.reasons.get(False, _UNASKED)
+        else:
+            view = state.mask(kind.mask_key, mask, q, k, kind.grid_rows)
+            if view.obstacle is not None:
+                return view.obstacle
+            if view.bias is not None and assignment.heads is not None:
+                return "some heads are left to the model, and its attention mask is a bias"
+            verdict = kind.reasons.get(view.keys is not None, _UNASKED)
+        site = kind.site.at(moment.step, moment.steps, moment.branch, view.keys)
+        if verdict is _UNASKED:
+            verdict = kind.reasons[view.keys is not None] = assignment.method.refusal(site, assignment.cache)
+        return (kind, site, view) if verdict is None else verdict
 
     def _own(
-        self, assignments: list[Assignment], q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: Call, count: bool
-    ) -> torch.Tensor:
-        begun = [assignment.counts.own_time.start(q) for assignment in assignments] if count else []
+        self, assignments: Sequence[Assignment], q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: Call,
+        count: bool,
+    ) -> torch.Tensor:  # fmt: skip
+        if not count:
+            return call.own(q, k, v)
+        begun = start_watch(q)
         out = call.own(q, k, v)
-        for assignment, start in zip(assignments if count else [], begun, strict=True):
-            assignment.counts.own_time.stop(start)
+        for assignment in assignments:
+            assignment.counts.own_time.stop(begun)
         return out
 
-    def _obstacle(self, q: torch.Tensor, k: torch.Tensor, call: Call) -> str | None:
-        if call.causal:
-            return "the model asks for causal attention"
-        if call.dropout:
-            return f"the model asks for attention dropout {call.dropout}"
-        if k.shape[2] != q.shape[2] and not call.grouped:
-            return f"its keys have {k.shape[2]} heads, its queries {q.shape[2]}"
-        return None
-
-    def _kind(self, index: int, n_q: int, n_k: int, heads: int, scale: float | None) -> Kind | str:
+    def _kind(self, assignment: Assignment, key: KindKey) -> Kind | str:
         """What is known of calls of these sizes, or why they cannot be served."""
+        index, n_q, n_k, heads, _, scale = key
         layouts = self._layouts.of(self.state.streams, index, n_q, n_k)
         if isinstance(layouts, str):
             return layouts
@@ -224,13 +261,13 @@ class PatchedLayer:
             layer=self.layer,
             layers=self.layers,
             role=self.role,
-            heads=heads,
+            heads=heads if assignment.heads is None else len(assignment.heads),
             layout=layouts.queries,
             key_layout=layouts.keys,
             scale=scale,
             finest=self.state.finest,
         )
-        return Kind(layouts, site, (self.rule, self.queries, self._layouts.key_stream(index)))
+        return Kind(layouts, assignment.heads is None, site, (self.rule, self.queries, self._layouts.key_stream(index)))
 
     def _served(
         self,
@@ -290,9 +327,16 @@ class PatchedLayer:
         raise UnsupportedError("a patched model cannot be pickled: remove the patch first")
 
 
-def _pairs(q: torch.Tensor, k: torch.Tensor) -> int:
-    """Query-key pairs of a call, rows of the batch counted, heads not."""
-    return q.shape[0] * q.shape[1] * k.shape[1]
+def _obstacle(key: KindKey, call: Call) -> str | None:
+    """What no method can do of a call, or None."""
+    _, _, _, heads, key_heads, _ = key
+    if call.causal:
+        return "the model asks for causal attention"
+    if call.dropout:
+        return f"the model asks for attention dropout {call.dropout}"
+    if key_heads != heads and not call.grouped:
+        return f"its keys have {key_heads} heads, its queries {heads}"
+    return None
 
 
 def _as_autocast(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -55,7 +55,7 @@ def _row(each: Held, denoiser: Denoiser, found: FoundSite) -> SiteRow:
 def report(held: Sequence[Held], cache: PatchCache, forwards_before: int) -> Report:
     """Counts of all layers, and what the user should know about layers that no call reached."""
     models = list(dict.fromkeys(each.patched for each in held))
-    moments = [model.state.last_moment for model in models if model.state.last_moment is not None]
+    moments = [model.state.moment for model in models if model.state.moment is not None]
     steps = next((moment.steps for moment in moments if moment.steps is not None), None)
     sites = tuple(_site_report(each, cache) for each in held)
     came = forwards(held) - forwards_before

@@ -186,7 +186,7 @@ def test_windows_that_the_backend_is_asked_for_stay_with_the_model():
             passed(q, q, q, window_size=windows)
         finally:
             interception.INTERCEPTION.release()
-            interception._LOCAL.modules.clear()
+            interception.LOCAL.modules.clear()
         assert (calls[-1].obstacle is None) == served
         assert running[-1]["window_size"] == windows
     assert "windows of (128, 128)" in calls[0].obstacle
