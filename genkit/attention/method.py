@@ -66,7 +66,7 @@ class Method:
 
     def refusal(self, site: Site, cache: PatchCache) -> str | None:
         """What :meth:`why_not` says of a site, asked once per kind of site and kept in the patch's cache."""
-        kind = (site.role, site.heads, site.layout, site.key_layout, site.finest, site.key_mask is None)
+        kind = (site.role, site.heads, site.all_heads, site.layout, site.key_layout, site.finest, site.key_mask is None)
         return cache.verdict((self, *kind), lambda: self.why_not(site))
 
     def require(self, site: Site, cache: PatchCache | None = None) -> None:
@@ -96,6 +96,13 @@ class Method:
         """Whether :meth:`attend` gives a term to add to what computes the attention, instead of the whole output.
 
         Such a method shares its sites with one that computes the attention, or with the model's own attention.
+        """
+        return False
+
+    @property
+    def heads_apart(self) -> bool:
+        """Whether the output of a head follows from that head's queries, keys and values alone, so that processes may
+        share the heads of a layer (context parallelism). Where heads differ, :attr:`Site.first_head` tells which came.
         """
         return False
 

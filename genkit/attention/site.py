@@ -44,6 +44,8 @@ class Site:
         scale: softmax scale given by the model; None means ``1 / sqrt(head dim)``.
         key_mask: bool (B, Nk), True = attend; present only when the model passed a mask that hides something.
         finest: the largest token grid that attention of the model sees (UNets have several); None = that of ``layout``.
+        all_heads: number of query heads where processes share them (context parallelism): this one has ``heads`` of
+            them, beginning with number ``first_head``. None = all are here.
     """
 
     name: str
@@ -59,6 +61,8 @@ class Site:
     scale: float | None = None
     key_mask: torch.Tensor | None = dataclasses.field(default=None, compare=False)
     finest: tuple[int, int, int] | None = None
+    first_head: int = 0
+    all_heads: int | None = None
 
     def at(self, step: int | None, steps: int | None, branch: str | None, key_mask: torch.Tensor | None = None) -> Site:
         """The same site at another moment. As ``dataclasses.replace``, in a tenth of its time: every call needs one."""

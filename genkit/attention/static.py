@@ -50,6 +50,11 @@ class StaticMethod(Method):
 
     by_head: ClassVar[bool] = False
 
+    @property
+    def heads_apart(self) -> bool:
+        """See :attr:`Method.heads_apart`: the layout alone decides."""
+        return True
+
     def build_plan(self, layout: TokenLayout, kind: str = "cpu", key_mask: torch.Tensor | None = None) -> StaticPlan:
         """The plan of a layout, made on the CPU, for a kind of device (``"cpu"``, ``"cuda"``, ...).
 
@@ -67,11 +72,13 @@ class StaticMethod(Method):
         """Exact attention over the visible pairs; see :meth:`Method.attend` for shapes."""
         self.require(site, cache)
         check_tokens(q, k, site)
-        heads = (q.shape[2],) if self.by_head else ()
+        heads = (site.all_heads or q.shape[2],) if self.by_head else ()
         if site.key_mask is None:
             plan = kept(cache, static_plan, self, site.layout, q.device.type, *heads, device=q.device).plan
         else:
             plan = masked_plan(self, site.layout, site.key_mask, cache, *heads).plan
+        if plan is not None and site.all_heads is not None:
+            plan = plan.for_heads(site.first_head, q.shape[2])
         if plan is None:
             return dense_attention(q, k, v, site.scale, site.key_mask)
         out, _ = block_sparse_attention(q, k, v, plan, scale=site.scale, backend=cache.backend)
@@ -79,7 +86,7 @@ class StaticMethod(Method):
 
     def density(self, site: Site, cache: PatchCache) -> Density:
         """Densities of the plan that ran last at this layout, or that would run on this device."""
-        heads = (site.heads,) if self.by_head else ()
+        heads = (site.all_heads or site.heads,) if self.by_head else ()
         return kept(cache, static_plan, self, site.layout, cache.device.type, *heads, device=cache.device).density
 
 

@@ -25,7 +25,7 @@ class Kind:
 
     Args:
         layouts: of the queries and keys.
-        all_heads: whether the method gets all heads.
+        heads: those that the method gets, None = all of the call.
         site: where they are made, without moment and mask.
         grid_rows: see :attr:`CallLayouts.grid_rows`.
         plain: whether the method gets all heads of the queries, keys and values as they came.
@@ -33,11 +33,12 @@ class Kind:
         tally: where such calls are counted.
     """
 
-    __slots__ = ("layouts", "site", "grid_rows", "plain", "mask_key", "reasons", "tally")
+    __slots__ = ("layouts", "heads", "site", "grid_rows", "plain", "mask_key", "reasons", "tally")
 
-    def __init__(self, layouts: CallLayouts, all_heads: bool, site: Site, mask_key: Hashable):
+    def __init__(self, layouts: CallLayouts, heads: tuple[int, ...] | None, site: Site, mask_key: Hashable):
+        self.heads = heads
         self.layouts, self.site, self.mask_key = layouts, site, mask_key
-        self.grid_rows, self.plain = layouts.grid_rows, all_heads and layouts.places is None
+        self.grid_rows, self.plain = layouts.grid_rows, heads is None and layouts.places is None
         self.tally: Tally | None = None
         self.reasons: dict[bool, str | None] = {}  # whether keys are hidden -> the method's refusal
 
@@ -99,18 +100,26 @@ class Assignment:
             self._total = moment.steps
         return moment.step in self._steps
 
-    def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, site: Site, call: Call) -> torch.Tensor | None:
-        """The method's output for (B, N, H, D) tensors, heads outside the schedule computed by the model's own way."""
-        if self.heads is None:
+    def attend(
+        self,
+        heads: tuple[int, ...] | None,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        site: Site,
+        call: Call,
+    ) -> torch.Tensor | None:
+        """The method's output for (B, N, H, D) tensors, other than the covered ``heads`` computed by the model."""
+        if heads is None:
             return self._served(q, k, v, site)
         if k.shape[2] != q.shape[2]:
             repeat = q.shape[2] // k.shape[2]
             k, v = k.repeat_interleave(repeat, dim=2), v.repeat_interleave(repeat, dim=2)
-        inside = torch.tensor(self.heads, device=q.device)
+        inside = torch.tensor(heads, device=q.device)
         served = self._served(*(x.index_select(2, inside) for x in (q, k, v)), site)
         if served is None:
             return None
-        rest = torch.tensor([h for h in range(q.shape[2]) if h not in self.heads], device=q.device)
+        rest = torch.tensor([h for h in range(q.shape[2]) if h not in heads], device=q.device)
         if call.mask is not None and call.mask.ndim == 4 and call.mask.shape[1] > 1:
             own = call.own(q, k, v).index_select(2, rest)  # the mask is laid out for all heads
         else:

@@ -13,6 +13,7 @@ from genkit.errors import UnsupportedError
 from genkit.families.base import Family, Streams
 from genkit.patching.masks import NO_MASK, MaskView, view_mask
 from genkit.patching.step_tracker import Moment
+from genkit.patching.ulysses import split_inputs
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
@@ -35,6 +36,9 @@ class CallState:
         #: The largest token grid of the running call that attention sees; None when no stream has one.
         self.finest: tuple[int, int, int] | None = None
         self.tiles: dict[str, tuple[int, int, int]] = {}
+        #: Diffusers' parallel configuration of the model, or None, and the arguments it splits over processes.
+        self.parallel: Any = None
+        self.split_inputs: frozenset[str] = frozenset()
         self.forwards = 0
         self.run: int | None = None
         self.run_forwards = 0  # of the latest sampling run
@@ -59,6 +63,9 @@ class CallState:
                 self._attended = {found.queries for found in self.family.find_sites(model)}
             grids = [layout.grid for name, layout in streams.items() if name in self._attended and layout.has_grid]
             self.finest = max(grids, key=prod, default=None)
+        parallel = getattr(model, "_parallel_config", None)
+        if parallel is not self.parallel:
+            self.parallel, self.split_inputs = parallel, frozenset() if parallel is None else split_inputs(model)
         self.tiles = {} if self.family.tiles is None else self.family.tiles(model, given)
 
     def not_running(self) -> UnsupportedError:

@@ -20,6 +20,9 @@ import torch.nn.functional as functional
 import torch.overrides
 from torch.compiler import is_compiling
 
+from genkit.patching import ulysses
+from genkit.patching.ulysses import HeadSplit
+
 SDPA = "scaled_dot_product_attention"
 _NO_WINDOWS = (None, (-1, -1))
 
@@ -65,9 +68,11 @@ class Call:
         obstacle: a reason why no method can serve this call, or None.
         own: the model's own attention on (B, N, H, D) tensors; ``attn_mask=`` gives it another mask, for a part of the
             queries.
+        split: how heads are shared among processes; None = this one has all. As the model makes the call, every
+            process has a part of the sequence instead: see :mod:`genkit.patching.ulysses`.
     """
 
-    __slots__ = ("origin", "mask", "dropout", "causal", "scale", "grouped", "obstacle", "own")
+    __slots__ = ("origin", "mask", "dropout", "causal", "scale", "grouped", "obstacle", "own", "split")
 
     def __init__(
         self,
@@ -79,6 +84,7 @@ class Call:
         grouped: bool,
         obstacle: str | None,
         own: Callable[..., torch.Tensor],
+        split: HeadSplit | None = None,
     ):
         self.origin = origin
         self.mask = mask
@@ -88,6 +94,20 @@ class Call:
         self.grouped = grouped
         self.obstacle = obstacle
         self.own = own
+        self.split = split
+
+    def of_whole(self, mask: Any) -> Call:
+        """The same call on whole sequences with the heads of this process, under a mask of the whole sequence."""
+        changes: dict[str, Any] = {"_parallel_config": None}
+        if mask is not None:
+            changes["attn_mask"] = mask
+
+        def own(q: Any, k: Any, v: Any, **more: Any) -> torch.Tensor:
+            return self.own(q, k, v, **{**changes, **more})
+
+        return Call(
+            self.origin, mask, self.dropout, self.causal, self.scale, self.grouped, self.obstacle, own, self.split
+        )
 
 
 class _Local(threading.local):
@@ -231,7 +251,7 @@ def _pass_through_sdpa(original: Callable[..., Any]) -> Callable[..., Any]:
             # A mode that knows torch's function (perturbed guidance) must see this one in its place.
             tensors = (*args, *rest.values())
             return torch.overrides.handle_torch_function(scaled_dot_product_attention, tensors, *args, **rest)
-        running = current() if LOCAL.modules and INTERCEPTION.epoch else None
+        running = current() if INTERCEPTION.epoch else None
         return original(*args, **rest) if running is None else gate(running, *args, **rest)
 
     def gate(running, query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, **rest):
@@ -282,6 +302,11 @@ def _pass_through_backend(name: str, original: Callable[..., Any]) -> Callable[.
             _backend_obstacle(rest),
             own,
         )
+        parallel = asked("_parallel_config")
+        if parallel is not None and call.obstacle is None:
+            call.obstacle = ulysses.why_not(parallel, query, key)
+            if call.obstacle is None:
+                call.split = HeadSplit(parallel.context_parallel_config)
         return running.layer.attend(running, query, key, value, call)
 
     return backend
@@ -293,8 +318,6 @@ def _backend_obstacle(rest: dict[str, Any]) -> str | None:
         return "the caller asks for the log-sum-exp too"
     if rest.get("window_size") not in _NO_WINDOWS:
         return f"the caller asks the backend for windows of {rest['window_size']}, which no method would keep"
-    if rest.get("_parallel_config") is not None:
-        return "context parallelism splits the sequence over devices"
     if torch._C._len_torch_function_stack() and _perturbed():
         return "a guidance skips attention in this pass (perturbed attention)"
     mask = rest.get("attn_mask")

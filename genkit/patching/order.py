@@ -24,6 +24,10 @@ class Order:
     places: torch.Tensor
     back: torch.Tensor
 
+    def to(self, device: torch.device) -> Order:
+        """The same with its tables on ``device``."""
+        return self if self.places.device == device else Order(self.places.to(device), self.back.to(device))
+
     def to_raster(self, x: torch.Tensor) -> torch.Tensor:
         """(B, N, ...) in the model's order -> in raster order."""
         return x.index_select(1, self.places)

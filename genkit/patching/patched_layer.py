@@ -14,8 +14,8 @@ from torch.compiler import is_compiling
 
 from genkit.attention.site import Site
 from genkit.errors import UnsupportedError
-from genkit.families.base import FoundSite
-from genkit.patching import compiled, interception
+from genkit.families.base import OWN_KEYS, FoundSite
+from genkit.patching import compiled, interception, ulysses
 from genkit.patching.assignment import Assignment, Kind, KindKey
 from genkit.patching.bypass import bypass_reason, early_name
 from genkit.patching.call_layouts import CallLayouts, SiteLayouts
@@ -23,8 +23,9 @@ from genkit.patching.call_state import CallState
 from genkit.patching.counts import start_watch
 from genkit.patching.interception import Call, RunningModule
 from genkit.patching.masks import NO_MASK, MaskView, with_bias
-from genkit.patching.order import Orders
+from genkit.patching.order import Order, Orders
 from genkit.patching.step_tracker import Moment
+from genkit.patching.ulysses import HeadSplit, ShardOrders
 
 _UNASKED = object()
 
@@ -52,7 +53,7 @@ class PatchedLayer:
         self._hooks: list[Any] = []
         self._processor: weakref.ref[Any] | None = None
         self._layouts = SiteLayouts(name, state.family, found)
-        self._orders = Orders()
+        self._orders, self._shards = Orders(), ShardOrders()
 
     def hook(self, module: torch.nn.Module) -> None:
         """Start following the module's forward."""
@@ -129,7 +130,9 @@ class PatchedLayer:
             return compiled.attend(self.number, index, *_as_autocast(q, k, v), call)
         running.serving = True
         try:
-            return self.serve(index, q, k, v, call)
+            if call.split is None:
+                return self.serve(index, q, k, v, call)
+            return ulysses.attend(self, index, q, k, v, call)
         finally:
             running.serving = False
 
@@ -143,6 +146,9 @@ class PatchedLayer:
         rows, n_q, heads, _ = q.shape
         _, n_k, key_heads, _ = k.shape
         key, pairs = (index, n_q, n_k, heads, key_heads, call.scale), rows * n_q * n_k
+        split = call.split
+        if split is not None:
+            heads *= split.processes
         if count:
             if not moment.aside:
                 self.reached = moment.run
@@ -152,8 +158,10 @@ class PatchedLayer:
         adding: tuple[Assignment, ...] = ()
         for assignment in self.assignments:
             covers = (assignment.everywhere and not moment.aside) or assignment.covers(moment)
+            if split is not None:
+                covers = covers and split.here(assignment.heads, key[3])[1] != ()
             if count:
-                assignment.counts.pairs += pairs
+                assignment.counts.pairs += pairs if split is None else pairs / split.processes
                 if not covers:
                     assignment.counts.outside += 1
             if covers and assignment.adds:
@@ -191,7 +199,7 @@ class PatchedLayer:
             kind, site, view = decided
             begun = start_watch(q) if q.is_cuda else perf_counter()
             if not kind.plain or autocast or view is not NO_MASK or self.state.tiles:
-                out = self._served(assignment, key[0], q, k, v, call, site, kind.layouts, view)
+                out = self._served(assignment, key[0], q, k, v, call, site, kind, view)
             else:
                 out = assignment.method.attend(q, k, v, site, assignment.cache)
             if out is not None:
@@ -221,7 +229,7 @@ class PatchedLayer:
         if kind is None:
             if len(kinds) > 64:  # prompts of ever other lengths
                 kinds.clear()
-            kind = kinds[key] = self._kind(assignment, key)
+            kind = kinds[key] = self._kind(assignment, key, call.split)
         if type(kind) is str:
             return kind
         if mask is None:
@@ -250,24 +258,52 @@ class PatchedLayer:
             assignment.counts.own_time.stop(begun)
         return out
 
-    def _kind(self, assignment: Assignment, key: KindKey) -> Kind | str:
+    def token_orders(self, index: int, n_q: int, n_k: int, split: HeadSplit) -> tuple[Order | None, Order | None]:
+        """Where queries and keys are when the parts of all processes stand in a row; None: in place."""
+        inputs, layouts = self.state.split_inputs, self._call_layouts(index, n_q, n_k)
+        if isinstance(layouts, str) or self.role not in OWN_KEYS:
+            return None, None
+        return self._shards.of(layouts.asking, split, inputs), self._shards.of(layouts.keys, split, inputs)
+
+    def _call_layouts(self, index: int, n_q: int, n_k: int) -> CallLayouts | str:
+        """The layouts of a call, or why it cannot be served."""
+        try:
+            return self._layouts.of(self.state.streams, index, n_q, n_k)
+        except UnsupportedError:
+            if self.state.parallel is None:
+                raise
+            return f"context parallelism: {n_q} queries and {n_k} keys are not all the tokens (a part is elsewhere)"
+
+    def _kind(self, assignment: Assignment, key: KindKey, split: HeadSplit | None) -> Kind | str:
         """What is known of calls of these sizes, or why they cannot be served."""
-        index, n_q, n_k, heads, _, scale = key
-        layouts = self._layouts.of(self.state.streams, index, n_q, n_k)
+        index, n_q, n_k, count, _, scale = key
+        layouts = self._call_layouts(index, n_q, n_k)
         if isinstance(layouts, str):
             return layouts
+        first, heads, total = 0, assignment.heads, None
+        if split is not None:
+            total = count * split.processes
+            if assignment.weighted or not assignment.method.heads_apart:
+                return (
+                    f"context parallelism gives this process {count} of {total} heads, and {assignment.method.name} "
+                    f"{'has weights of all of them' if assignment.weighted else 'computes them together'}"
+                )
+            first, heads = split.here(assignment.heads, count)
+            total = total if assignment.heads is None else len(assignment.heads)
         site = Site(
             name=self.name,
             layer=self.layer,
             layers=self.layers,
             role=self.role,
-            heads=heads if assignment.heads is None else len(assignment.heads),
+            heads=count if heads is None else len(heads),
             layout=layouts.queries,
             key_layout=layouts.keys,
             scale=scale,
             finest=self.state.finest,
+            first_head=first,
+            all_heads=total,
         )
-        return Kind(layouts, assignment.heads is None, site, (self.rule, self.queries, self._layouts.key_stream(index)))
+        return Kind(layouts, heads, site, (self.rule, self.queries, self._layouts.key_stream(index)))
 
     def _served(
         self,
@@ -278,16 +314,16 @@ class PatchedLayer:
         v: torch.Tensor,
         call: Call,
         site: Site,
-        layouts: CallLayouts,
+        kind: Kind,
         view: MaskView,
     ) -> torch.Tensor | None:
         """The method's output for the queries as they came, or None when it declines."""
-        width, asked, keys, values = v.shape[3], q, k, v
+        width, asked, keys, values, layouts = v.shape[3], q, k, v, kind.layouts
         if view.bias is not None:
             scale = q.shape[3] ** -0.5 if site.scale is None else site.scale
             site = dataclasses.replace(site, scale=scale)
             asked, keys, values = with_bias(q, k, v, view.bias, scale)
-        out = self._ordered(assignment, index, layouts.spread(asked), keys, values, site, call)
+        out = self._ordered(assignment, index, kind.heads, layouts.spread(asked), keys, values, site, call)
         if out is None:
             return None
         out = layouts.gather(out)
@@ -303,12 +339,20 @@ class PatchedLayer:
         return torch.cat([own[:, :start], out[:, start:stop], own[:, start:]], dim=1)
 
     def _ordered(
-        self, assignment: Assignment, index: int, q: Any, k: Any, v: Any, site: Site, call: Call
+        self,
+        assignment: Assignment,
+        index: int,
+        heads: tuple[int, ...] | None,
+        q: Any,
+        k: Any,
+        v: Any,
+        site: Site,
+        call: Call,
     ) -> torch.Tensor | None:
         """The method's output; where the model's tokens are not in raster order, they are while the method runs."""
         tiles = self.state.tiles
         if not tiles:
-            return assignment.attend(q, k, v, site, call)
+            return assignment.attend(heads, q, k, v, site, call)
         asked = self._orders.of(site.key_layout, tiles.get(self._layouts.key_stream(index)), k.device)
         if asked is not None:
             k, v = asked.to_raster(k), asked.to_raster(v)
@@ -316,8 +360,8 @@ class PatchedLayer:
                 site = dataclasses.replace(site, key_mask=asked.to_raster(site.key_mask))
         asking = self._orders.of(site.layout, tiles.get(self.queries), q.device)
         if asking is None:
-            return assignment.attend(q, k, v, site, call)
-        out = assignment.attend(asking.to_raster(q), k, v, site, call)
+            return assignment.attend(heads, q, k, v, site, call)
+        out = assignment.attend(heads, asking.to_raster(q), k, v, site, call)
         return None if out is None else asking.from_raster(out)
 
     def __deepcopy__(self, memo: Any) -> PatchedLayer:

@@ -37,12 +37,11 @@ def work_share(held: Iterable[Held], cache: PatchCache) -> float | None:
         )
         for each in own:
             assignment = each.assignment
-            heads = (each.layer.heads or 0) if assignment.heads is None else len(assignment.heads)
             for site, pairs in assignment.counts.ran_pairs.items():
                 density = assignment.method.density(site, cache)
                 if density is None:
                     return None
-                saved += pairs * heads * (1 - density.executed)
+                saved += pairs * site.heads * (1 - density.executed)
     return 1 - saved / dense if dense else None
 
 

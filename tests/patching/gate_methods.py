@@ -29,6 +29,7 @@ class Full(Method):
     roles = ROLES
     needs_grid = False
     exact = True
+    heads_apart = True
 
     def attend(self, q, k, v, site, cache):
         return dense(q, k, v, site)

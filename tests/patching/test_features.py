@@ -259,32 +259,6 @@ def test_smoothed_energy_guidance():
     assert check(case).ran == case.calls
 
 
-# --- context parallelism --------------------------------------------------------------------------------------------
-
-
-def test_context_parallelism_is_declined_with_the_reason():
-    """Ulysses and ring both hand the backend a parallel configuration: the call is the model's own."""
-    from genkit.patching import interception
-
-    case, kept = tiny.build("wan"), {}
-    with genkit.patch(case.model, Scaled(), roles="self") as handle:
-        layer = next(iter(handle.layers.values()))
-        case.run()
-        handle.report(clear=True)
-        backend = interception._pass_through_backend(
-            "native", lambda query, key, value, **rest: kept.update(rest) or query
-        )
-        running = interception.RunningModule(layer, None)
-        interception.push(running)
-        try:
-            q = torch.randn(2, case.grid[0] * case.grid[1] * case.grid[2], 2, 12)
-            assert torch.equal(backend(q, q, q, _parallel_config=object()), q)
-        finally:
-            interception.pop(layer)
-        assert handle.report().declined == {"context parallelism splits the sequence over devices": 1}
-    assert "_parallel_config" in kept
-
-
 # --- the page -----------------------------------------------------------------------------------------------------
 
 

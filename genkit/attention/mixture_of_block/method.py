@@ -150,6 +150,11 @@ class MixtureOfBlock(Method):
         check_used(self, ("tau", "max_density"), self.select == "threshold", "select='threshold'")
         check_used(self, ("keep",), self.select == "topk", "select='topk'")
 
+    @property
+    def heads_apart(self) -> bool:
+        """See :attr:`Method.heads_apart`: unless heads share a budget."""
+        return self.scope in ("query", "head")
+
     def recommended(self, steps: int, layers: int) -> dict[str, str]:
         """The first quarter of the steps dense, as in the paper's runs without training."""
         return {"steps": f"{math.ceil(steps / 4)}:"} if steps > 1 else {}

@@ -84,8 +84,8 @@ class ShiftedGroups(StaticMethod):
 
     def why_not(self, site: Site) -> str | None:
         """As :meth:`Method.why_not`; also refuses layers of one head, which cannot be of two kinds."""
-        reason = super().why_not(site)
-        if reason is None and site.heads == 1 and 0 < self.shifted_heads < 1 and site.layout.grid[0] > 1:
+        reason, heads = super().why_not(site), site.all_heads or site.heads
+        if reason is None and heads == 1 and 0 < self.shifted_heads < 1 and site.layout.grid[0] > 1:
             return (
                 f"shifted_groups with shifted_heads={self.shifted_heads} needs two heads or more, this layer has one; "
                 "use shifted_heads=0 or 1, or leave the layer to the model's own attention"

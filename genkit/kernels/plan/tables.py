@@ -119,6 +119,21 @@ class PlanTables:
             )
         return self.cache["in_order"]
 
+    def for_heads(self, first: int, count: int) -> Self:
+        """The plan of ``count`` heads from number ``first`` on; itself where heads are not told apart."""
+        if self.heads == 1 or (first, count) == (0, self.heads):
+            return self
+        key = ("heads", first, count)
+        if key not in self.cache:
+            span = slice(first, first + count)
+            lists = ("full_count", "full_index", "partial_count", "partial_index")
+            changes: dict = {name: getattr(self, name)[:, span] for name in lists}
+            if self.tiles is not None:
+                changes["tiles"] = replace(self.tiles, index=self.tiles.index[:, span])
+            pooled = tuple(replace(part, plan=part.plan.for_heads(first, count)) for part in self.pooled)
+            self.cache[key] = replace(self, **changes, pooled=pooled, cache={})
+        return self.cache[key]
+
     # ---- derived ------------------------------------------------------------------------------------------------
 
     def states(self) -> Tensor:
