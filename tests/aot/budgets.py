@@ -20,14 +20,14 @@ def over_budget(arch: str, variant: Variant, tile: Tile, loops: list[Loop]) -> l
     limit = FULL.get((arch, variant.kernel))
     if limit is None or not variant.copies(arch) or variant.block != (BLOCK, BLOCK):
         return []
-    if len(loops) != len(variant.loops):
-        return [f"{len(loops)} loops multiply, expected {', '.join(variant.loops)}"]
+    if len(loops) != len(variant.loops(arch)):
+        return [f"{len(loops)} loops multiply, expected {', '.join(variant.loops(arch))}"]
     scores = tile.queries * tile.keys
     slots = [loop.slots(tile.warps, scores) for loop in loops]
     wrong = [f"full blocks: {slots[0]:.0f} instructions, allowed {limit}"] * (slots[0] > limit)
     ratio = slots[-1] / slots[0]
     wrong += [f"mixed blocks: {ratio:.2f} times a full one"] * (ratio > MIXED[variant.kernel])
-    for name, loop in zip(variant.loops, loops, strict=True):
+    for name, loop in zip(variant.loops(arch), loops, strict=True):
         each = loop.exponentials_per_score(32 * tile.warps, scores)
         wrong += [f"{name}: {each:.2f} exponentials per score"] * (each > EXPONENTIALS[variant.kernel])
         wrong += [f"{name}: tiles do not come through the copy engine"] * (not loop.bulk)

@@ -13,7 +13,7 @@ from itertools import product
 
 from tests.aot.driver import pretend, usage
 from tests.aot.loops import assembly, hot_loops
-from tests.aot.variants import DTYPES, KERNELS, Variant, launch
+from tests.aot.variants import DTYPES, KERNELS, PAIRS, Variant, launch
 from tests.aot.variants_select import tiles_on, token_select
 
 
@@ -21,7 +21,8 @@ def asked(dim: int) -> list[Variant]:
     """The variants the methods use, and the one with the most code."""
     kinds = [("none", "none", False), ("none", "none", True), ("box", "none", False), ("box", "none", True)]
     kinds += [("bits", "none", True), ("disc", "low rank", True)]
-    return [
+    small = [Variant("forward", dim, "bf16", "box", block=(128, 64))]
+    return small + [
         Variant(kernel, dim, "bf16", rule, bias, general)
         for kernel, (rule, bias, general) in product(KERNELS, kinds)
         if kernel == "dkv" or not general or bias != "none" or rule == "bits"
@@ -31,7 +32,7 @@ def asked(dim: int) -> list[Variant]:
 def measurements(arch: str, dim: int) -> Iterator[dict]:
     """One row per loop of every kernel; ``arch`` is what :func:`pretend` was given."""
     for variant in asked(dim):
-        yield from _rows(arch, str(variant), variant.tile(arch), launch(variant, arch).compile(), variant.loops)
+        yield from _rows(arch, str(variant), variant.tile(arch), launch(variant, arch).compile(), variant.loops(arch))
     tiles = tiles_on(arch, dim, DTYPES["bf16"])
     for kernel in KERNELS:
         compiled = token_select(kernel, arch, dim, DTYPES["bf16"])()
@@ -42,8 +43,9 @@ def _rows(arch: str, label: str, tile, compiled, names: tuple[str, ...]) -> Iter
     used, found = usage(compiled), hot_loops(assembly(compiled))
     if len(found) != len(names):
         names = tuple(f"loop {number}" for number in range(1, len(found) + 1))
-    lanes, scores = 64 if arch.startswith("gfx") else 32, tile.queries * tile.keys
+    lanes = 64 if arch.startswith("gfx") else 32
     for name, loop in zip(names, found, strict=True):
+        scores = tile.queries * tile.keys * (2 if name == PAIRS else 1)
         yield {
             "target": arch,
             "kernel": label,

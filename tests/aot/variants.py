@@ -27,6 +27,7 @@ from genkit.kernels.block_sparse.impl.triton.tile_sizes import BULK, Tile, bulk_
 LENGTH, HEADS, BLOCK, RANK, AXES = 1024, 4, 128, 64, 3
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 KERNELS = ("forward", "dq", "dkv")
+PAIRS = "pairs of full"  # a loop whose step takes two key blocks
 EVERYTHING = "sm_90"
 FAMILIES = ("sm_80", "sm_90", "gfx942")
 # Where the short list compiles the most code of all: dK/dV, which needs most registers, on more targets.
@@ -87,11 +88,13 @@ class Variant:
                 return tile
         return fit(candidates(arch, self.kernel, self.dim, dtype, plain, heavy, bits), self.kernel, *self.block)
 
-    @property
-    def loops(self) -> tuple[str, ...]:
+    def loops(self, arch: str) -> tuple[str, ...]:
         """What the loops over its lists are called, in the order of the source."""
-        ragged = ("ragged",) if self.kernel != "dkv" and self.rule in ("none", "box", "axes") else ()
-        return "full", *ragged, *([self.rule] if self.rule != "none" else [])
+        ragged = ["ragged"] if self.kernel != "dkv" and self.rule in ("none", "box", "axes") else []
+        tile = self.tile(arch)
+        paired = self.kernel == "forward" and self.block[1] == tile.keys <= 64 and tile.queries >= 2 * tile.keys
+        pairs = [PAIRS] if paired and self.copies(arch) else []
+        return *pairs, "full", *ragged, *([self.rule] if self.rule != "none" else [])
 
     def __str__(self) -> str:
         notes = [f"{self.rule} rule" * (self.rule != "none"), f"{self.bias} bias" * (self.bias != "none")]

@@ -15,6 +15,7 @@ from genkit.kernels.block_sparse.impl.triton.tile import (
     MIXED,
     NO_MASK,
     RAGGED,
+    Entries,
     Head,
     Side,
     base,
@@ -23,6 +24,7 @@ from genkit.kernels.block_sparse.impl.triton.tile import (
     boxes_touch,
     key_bits,
     list_entries,
+    load_bulk,
     load_keys,
     load_tile,
     locate,
@@ -100,6 +102,36 @@ def _visit(
 
 
 @triton.jit
+def _visit_pairs(q_tile, bulk, entries, head, factor, running_max, mass, acc, SHAPE: tl.constexpr):
+    """Walk full key blocks of one tile each two at a time, a last odd one left out: one maximum, one rescaling and one
+    set of barriers for both."""
+    BLOCK_K: tl.constexpr = SHAPE.BLOCK_K
+    pairs = entries.count // 2
+    first_ahead = tl.load(entries.index, mask=pairs > 0, other=0)
+    second_ahead = tl.load(entries.index + 1, mask=pairs > 0, other=0)
+    for step in tl.range(0, pairs, num_stages=SHAPE.STAGES):
+        first, second = first_ahead * BLOCK_K, second_ahead * BLOCK_K
+        at = entries.index + 2 * tl.minimum(step + 1, pairs - 1)
+        first_ahead, second_ahead = tl.load(at), tl.load(at + 1)
+        k_first = load_bulk(bulk[0], head.batch, head.key, first, BLOCK_K, SHAPE.DP)
+        k_second = load_bulk(bulk[0], head.batch, head.key, second, BLOCK_K, SHAPE.DP)
+        scores = tl.dot(q_tile, tl.trans(k_first), input_precision="ieee")
+        more = tl.dot(q_tile, tl.trans(k_second), input_precision="ieee")
+        new_max = tl.maximum(running_max, tl.max(tl.maximum(scores, more), 1) * factor)
+        weights = tl.exp2(scores * factor - new_max[:, None])
+        others = tl.exp2(more * factor - new_max[:, None])
+        shrink = tl.exp2(running_max - new_max)
+        mass = mass * shrink + tl.sum(weights + others, 1)
+        acc = acc * shrink[:, None]
+        v_first = load_bulk(bulk[1], head.batch, head.key, first, BLOCK_K, SHAPE.DP)
+        v_second = load_bulk(bulk[1], head.batch, head.key, second, BLOCK_K, SHAPE.DP)
+        acc = tl.dot(weights.to(v_first.dtype), v_first, acc, input_precision="ieee")
+        acc = tl.dot(others.to(v_second.dtype), v_second, acc, input_precision="ieee")
+        running_max = new_max
+    return running_max, mass, acc
+
+
+@triton.jit
 def forward_kernel(inputs, bulk_k, bulk_v, out, lse, tables, call, SHAPE: tl.constexpr):
     """``out`` (B, Nq, H, D) in its dtype and ``lse`` (B, H, Nq) float32, natural log, of one query tile of one head.
 
@@ -131,6 +163,13 @@ def forward_kernel(inputs, bulk_k, bulk_v, out, lse, tables, call, SHAPE: tl.con
     if SHAPE.MASK == BOX:
         window = box_queries(tables.mask, queries.tokens)
     entries = list_entries(tables.lists, head, block, FULL, SHAPE.MASK)
+    if bulk_k is not None:
+        # Tiles of fewer queries leave room for two programs at once, which this would take.
+        WIDE: tl.constexpr = SHAPE.TILE_Q >= 2 * SHAPE.TILE_K and SHAPE.TILE_K <= 64
+        if WIDE and SHAPE.BLOCK_K == SHAPE.TILE_K and SHAPE.BIAS == 0 and SHAPE.POSITIVE:
+            running_max, mass, acc = _visit_pairs(q_tile, bulk, entries, head, factor, running_max, mass, acc, SHAPE)
+            done = entries.count // 2 * 2
+            entries = Entries(entries.index + done, None, entries.count - done)
     running_max, mass, acc = _visit(
         q_tile, queries, window, k, v, bulk, entries, tables, head, factor, running_max, mass, acc, SHAPE, FULL
     )
