@@ -70,7 +70,7 @@ def to_block_mask(plan: PlanTables) -> BlockMask:
         wide = []
         for index in (plan.partial_index, plan.full_index):
             table = torch.zeros(shape, dtype=torch.int32, device=plan.device)
-            table[..., : index.shape[-1]] = index
+            table[..., : index.shape[-1]] = index[..., : plan.blocks_k]  # lists may be wider than there are blocks
             wide.append(table)
         plan.cache["block_mask"] = BlockMask.from_kv_blocks(
             plan.partial_count,

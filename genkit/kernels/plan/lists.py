@@ -7,6 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+#: Lists are as wide as a multiple of this: compiled kernels are told by whether a width is one, a multiple of 16 or
+#: neither, so that with any width at all a run would compile the same kernel several times.
+WIDTH_STEP = 16
+
 
 @dataclass(frozen=True)
 class InverseLists:
@@ -31,15 +35,21 @@ def from_mask(mask: Tensor) -> tuple[Tensor, Tensor]:
         mask: (..., M, K) bool.
 
     Returns:
-        count (..., M) int32 and index (..., M, W) int32, ascending, 0 beyond the count; W is the largest count, at
-        least 1 (K inside a compiled graph, where it must not depend on values).
+        count (..., M) int32 and index (..., M, W) int32, ascending, 0 beyond the count; W is the largest count rounded
+        up to a multiple of ``WIDTH_STEP`` (inside a compiled graph K is, since it must not depend on values).
     """
     count = mask.sum(-1, dtype=torch.int32)
     if torch.compiler.is_dynamo_compiling():
         ascending = torch.sort((~mask).to(torch.int8), dim=-1, stable=True).indices
         used = torch.arange(mask.shape[-1], device=mask.device) < count[..., None]
-        return count, torch.where(used, ascending, 0).to(torch.int32)
+        index = torch.where(used, ascending, 0).to(torch.int32)
+        return count, torch.nn.functional.pad(index, (0, rounded(index.shape[-1]) - index.shape[-1]))
     return count, aligned(mask, mask.nonzero(as_tuple=True)[-1])
+
+
+def rounded(width: int) -> int:
+    """The width of a list that holds ``width`` entries."""
+    return max(1, -(-width // WIDTH_STEP)) * WIDTH_STEP
 
 
 def aligned(mask: Tensor, values: Tensor) -> Tensor:
@@ -52,7 +62,7 @@ def aligned(mask: Tensor, values: Tensor) -> Tensor:
         (..., M, W) int32, 0 beyond the count.
     """
     count = mask.sum(-1)
-    width = max(1, int(count.max())) if count.numel() else 1
+    width = rounded(int(count.max()) if count.numel() else 0)
     table = torch.zeros(*mask.shape[:-1], width, dtype=torch.int32, device=mask.device)
     rank = mask.cumsum(-1, dtype=torch.int32) - 1
     where = mask.nonzero(as_tuple=True)

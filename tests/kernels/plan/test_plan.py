@@ -69,6 +69,29 @@ def test_inverse_lists_are_the_transposed_plan():
         assert found == mask[b, h, :, j].nonzero()[:, 0].tolist()
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+def test_lists_of_any_width_ask_for_one_compiled_kernel(compiled, monkeypatch):
+    jit = pytest.importorskip("triton.runtime.jit")
+    monkeypatch.setattr(torch.compiler, "is_dynamo_compiling", lambda: compiled)
+    kinds, widths = set(), set()
+    for seen in (1, 2, 15, 16, 17, 33):
+        mask = torch.arange(40) >= 40 - seen
+        plan = BlockPlan.from_dense_blocks(mask.expand(40, 40), 160, 159, block_q=4, block_k=4, check=False)
+        assert torch.equal(plan.states() != 0, mask.expand(1, 1, 40, 40))
+        lists = plan.inverse()
+        for index in (plan.full_index, plan.partial_index, lists.full_index, lists.partial_index):
+            widths.add(index.shape[-1])
+            kinds.add(_kind(jit, index.shape[-1]))
+    assert len(kinds) == 1 and (compiled or len(widths) == 3)
+
+
+def _kind(jit, number):
+    """What Triton compiles a kernel for when it is given this number."""
+    from triton.backends.compiler import BaseBackend
+
+    return jit.native_specialize_impl(BaseBackend, number, False, True, True)
+
+
 def test_lists_from_indices_ignore_what_is_beyond_the_count_and_repetitions():
     index = torch.tensor([[3, 1, 1], [0, 2, 99], [2, 0, 1]])[None, None]
     count = torch.tensor([[[3, 2, 1]]])
