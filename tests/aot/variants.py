@@ -120,6 +120,8 @@ def variants(arch: str, full: bool) -> Iterator[Variant]:
         small = replace(ruled, block=(64, 64))
         if small.tile(arch) != ruled.tile(arch):
             yield small
+        if kernel == "forward" and arch in BULK:
+            yield replace(ruled, rule="bits", block=(128, 64))  # full blocks in pairs: the most shared memory
         if full:
             yield replace(ruled, general=True)
         if full or (dim == 128 and arch in MOST_CODE[kernel]):
