@@ -30,7 +30,7 @@ BITS = 32
 def pack(plan: BlockPlan) -> BoxTables | None:
     """The tables of a plan's rule, None where it has no such form. Looks at the device once or twice."""
     rule = plan.rule
-    if rule.radius2 is not None:
+    if rule is None or rule.radius2 is not None:
         return None
     groups = _Groups.of(rule.visible.tolist())
     if groups is None:

@@ -106,7 +106,8 @@ class Rows(NamedTuple):
         """For the queries of a problem, yet to be written."""
         length = problem.blocks_q * problem.block_q
         shape = q.shape[0], q.shape[2], length
-        return cls(*(torch.empty(shape, dtype=torch.float32, device=q.device) for _ in range(2)), length)
+        delta, exponent = (torch.empty(shape, dtype=torch.float32, device=q.device) for _ in range(2))
+        return cls(delta, exponent, length)
 
 
 @dataclass(frozen=True)
@@ -178,12 +179,12 @@ def _options(tile: Tile) -> dict[str, int]:
     return {"num_warps": tile.warps, "num_stages": tile.stages}
 
 
-def _bulk(tensors: tuple[Tensor, ...], rows: int, block: int, dim: int, wanted: bool) -> tuple[Any, ...]:
+def _bulk(tensors: tuple[Tensor | None, ...], rows: int, block: int, dim: int, wanted: bool) -> tuple[Any, ...]:
     """Descriptors of (B, N, H, D) tensors for copies of ``rows`` tokens, or None for each: where the copy engine is not
     wanted, or a block does not hold whole tiles."""
     if not wanted or block % rows:
         return (None,) * len(tensors)
-    return tuple(_descriptor(x, [1, rows, 1, padded(dim)]) for x in tensors)
+    return tuple(_descriptor(x, [1, rows, 1, padded(dim)]) for x in tensors if x is not None)
 
 
 def _descriptor(x: Tensor, box: list[int]) -> TensorDescriptor:

@@ -9,10 +9,20 @@ from torch import Tensor
 
 from genkit.kernels.block_sparse.impl.triton.boxes import pack
 from genkit.kernels.block_sparse.impl.triton.launch import Problem
-from genkit.kernels.block_sparse.impl.triton.tile import BITS, BOX, MEMBER, NO_MASK, RULE, Lists, RuleTables, Tokens
+from genkit.kernels.block_sparse.impl.triton.tile import (
+    BITS,
+    BOX,
+    MEMBER,
+    NO_MASK,
+    RULE,
+    BoxTables,
+    Lists,
+    RuleTables,
+    Tokens,
+)
 from genkit.kernels.plan.block_plan import BlockPlan
 from genkit.kernels.plan.lists import aligned, from_mask, to_mask
-from genkit.kernels.plan.mask_spec import ALL, WINDOW, sure_pairs
+from genkit.kernels.plan.mask_spec import ALL, WINDOW, Rule, sure_pairs
 
 
 def translate(plan: BlockPlan, inverse: bool, group: int = 1) -> Problem:
@@ -44,12 +54,13 @@ def _split(plan: BlockPlan) -> _Split:
 def _find_split(plan: BlockPlan) -> _Split:
     # One look at the device for both questions, and one more where blocks are ragged and a rule may hide pairs.
     partial, uneven = torch.stack([plan.partial_count.any(), (plan.k_valid != plan.block_k).any()]).tolist()
-    if not partial or (plan.rule is None and plan.tiles is None):
+    rule = plan.rule
+    if not partial or (rule is None and plan.tiles is None):
         return _Split(None, False, partial)
     # a distance needs so many registers that another loop beside its own would spill
-    if plan.tiles is not None or not uneven or plan.rule.radius2 is not None:
+    if plan.tiles is not None or not uneven or rule is None or rule.radius2 is not None:
         return _Split(None, True, True)
-    _, every = sure_pairs(plan.rule, plan.block_q, plan.block_k, plan.q_valid, plan.k_valid)
+    _, every = sure_pairs(rule, plan.block_q, plan.block_k, plan.q_valid, plan.k_valid)
     index = plan.partial_index.long()
     batch = max(every.shape[0], index.shape[0])
     index = index.expand(batch, *index.shape[1:])
@@ -70,7 +81,8 @@ def _rows(plan: BlockPlan, split: _Split) -> Lists:
         batch = ragged_count.shape[0]
         index, count = index.expand(batch, -1, -1, -1).gather(-1, order), count.expand(batch, -1, -1)
     tile = plan.tiles.index if plan.tiles is not None else None
-    return _lists(plan.full_count, plan.full_index, count, index, tile, ragged_count, split.partial)
+    part = (count, index) if split.partial else None
+    return _lists(plan.full_count, plan.full_index, part, tile, ragged_count)
 
 
 def _columns(plan: BlockPlan, split: _Split, group: int) -> Lists:
@@ -78,8 +90,8 @@ def _columns(plan: BlockPlan, split: _Split, group: int) -> Lists:
     only lacks some is as good as a full one."""
     if group == 1 and split.ragged is None and split.mixed == split.partial:
         lists = plan.inverse()
-        full, partial = (lists.full_count, lists.full_index), (lists.partial_count, lists.partial_index)
-        return _lists(*full, *partial, lists.partial_tile, None, split.partial)
+        part = (lists.partial_count, lists.partial_index) if split.partial else None
+        return _lists(lists.full_count, lists.full_index, part, lists.partial_tile, None)
     full = to_mask(plan.full_count, plan.full_index, plan.blocks_k)
     partial = to_mask(plan.partial_count, plan.partial_index, plan.blocks_k)
     if split.mixed:
@@ -92,7 +104,7 @@ def _columns(plan: BlockPlan, split: _Split, group: int) -> Lists:
     full_count, full_index = from_mask(_members(full, group).mT)
     part_count, part_index = from_mask(turned)
     full_index, part_index = (_with_member(index, plan.blocks_q, group) for index in (full_index, part_index))
-    return _lists(full_count, full_index, part_count, part_index, tile, None, split.mixed)
+    return _lists(full_count, full_index, (part_count, part_index) if split.mixed else None, tile, None)
 
 
 def _with_member(index: Tensor, blocks: int, group: int) -> Tensor:
@@ -120,50 +132,50 @@ def _members(mask: Tensor, group: int) -> Tensor:
 
 
 def _lists(
-    full_count: Tensor, full_index: Tensor, part_count: Tensor | None, part_index: Tensor | None, tile: Tensor | None,
-    ragged_count: Tensor | None, partial: bool,
+    full_count: Tensor, full_index: Tensor, part: tuple[Tensor, Tensor] | None, tile: Tensor | None,
+    ragged_count: Tensor | None,
 ) -> Lists:  # fmt: skip
-    if partial:
-        batch = max(full_count.shape[0], part_count.shape[0])
-        full_count, part_count = (x.expand(batch, -1, -1) for x in (full_count, part_count))
-        full_index, part_index = (x.expand(batch, -1, -1, -1) for x in (full_index, part_index))
-
-    def ready(x: Tensor | None) -> Tensor | None:
-        return x.to(torch.int32).contiguous() if partial and x is not None else None
-
+    part_count = part_index = None
+    if part is not None:
+        batch = max(full_count.shape[0], part[0].shape[0])
+        full_count, part_count = (_ready(x.expand(batch, -1, -1)) for x in (full_count, part[0]))
+        full_index, part_index = (_ready(x.expand(batch, -1, -1, -1)) for x in (full_index, part[1]))
     batch, heads, blocks = full_count.shape
     return Lists(
-        full_count.to(torch.int32).contiguous(),
-        full_index.to(torch.int32).contiguous(),
+        _ready(full_count),
+        _ready(full_index),
         full_index.shape[-1],
-        ready(part_count),
-        ready(part_index),
-        part_index.shape[-1] if partial else None,
-        ready(tile),
-        ready(ragged_count),
+        part_count,
+        part_index,
+        None if part_index is None else part_index.shape[-1],
+        None if part is None or tile is None else _ready(tile),
+        None if ragged_count is None else _ready(ragged_count),
         heads * blocks if batch > 1 else 0,
         blocks if heads > 1 else 0,
     )
 
 
-def _mask(plan: BlockPlan, split: _Split) -> tuple[int, object, int]:
+def _ready(x: Tensor) -> Tensor:
+    return x.to(torch.int32).contiguous()
+
+
+def _mask(plan: BlockPlan, split: _Split) -> tuple[int, RuleTables | BoxTables | Tensor | None, int]:
     """What decides about mixed blocks: its kind, its tables and, for a rule read axis by axis, its axes."""
-    if not split.mixed:
-        return NO_MASK.value, None, 0
-    if plan.tiles is not None:
+    if split.mixed and plan.tiles is not None:
         return BITS.value, plan.tiles.words.contiguous(), 0
+    if not split.mixed or plan.rule is None:
+        return NO_MASK.value, None, 0
     if "triton box" not in plan.cache:
         plan.cache["triton box"] = pack(plan)
     if plan.cache["triton box"] is not None:
         return BOX.value, plan.cache["triton box"], 0
-    return RULE.value, _rule_tables(plan), plan.rule.axes
+    return RULE.value, _rule_tables(plan.rule), plan.rule.axes
 
 
-def _rule_tables(plan: BlockPlan) -> RuleTables:
+def _rule_tables(rule: Rule) -> RuleTables:
     """The rule as bit masks and axis-major tables."""
-    rule = plan.rule
-    axis_major = [t.T.contiguous() for t in (rule.q_lo, rule.q_hi, rule.k_pos)]
-    q_pos = rule.q_pos.T.contiguous() if rule.radius2 is not None else None
+    q_lo, q_hi, k_pos = (t.T.contiguous() for t in (rule.q_lo, rule.q_hi, rule.k_pos))
+    q_pos = rule.q_pos.T.contiguous() if rule.radius2 is not None and rule.q_pos is not None else None
     everything = window = bit = None
     if rule.visible.numel() > 1 or int(rule.visible[0, 0]) != WINDOW:
         powers = torch.ones_like(rule.visible, dtype=torch.int32) << torch.arange(
@@ -173,7 +185,5 @@ def _rule_tables(plan: BlockPlan) -> RuleTables:
         everything = (powers * (rule.visible == ALL)).sum(1, dtype=torch.int32)[query_group]
         window = (powers * (rule.visible == WINDOW)).sum(1, dtype=torch.int32)[query_group]
         bit = torch.ones_like(rule.k_group, dtype=torch.int32) << rule.k_group.to(torch.int32)
-    shared = rule.k_group.shape[0] == 1
-    return RuleTables(
-        *axis_major, q_pos, rule.radius2, everything, window, bit, 0 if shared else rule.n_k, rule.n_q, rule.n_k
-    )
+    stride = 0 if rule.k_group.shape[0] == 1 else rule.n_k
+    return RuleTables(q_lo, q_hi, k_pos, q_pos, rule.radius2, everything, window, bit, stride, rule.n_q, rule.n_k)

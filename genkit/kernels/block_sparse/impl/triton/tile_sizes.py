@@ -182,9 +182,11 @@ def candidates(
     return next(sizes[row][width] for row in rows if width in sizes.get(row, {}))
 
 
-def bulk_candidates(arch: str, kernel: str, dim: int, dtype: torch.dtype, bits: bool = False) -> tuple[Tile, ...]:
+def bulk_candidates(
+    arch: str | None, kernel: str, dim: int, dtype: torch.dtype, bits: bool = False
+) -> tuple[Tile, ...]:
     """Tiles of the table for calls whose tiles the copy engine brings, preferred first; none where it brings none."""
-    sizes, width = _BULK_TABLE.get(arch, {}), width_class(dim)
+    sizes, width = _BULK_TABLE.get(arch or "", {}), width_class(dim)
     if dtype == torch.float32:
         return ()
     rows = [f"{kernel}, bits"] * bits + [kernel]
