@@ -118,6 +118,7 @@ FAMILY = Family(
             ),
         },
         tasks={
+            "given_frames": "WanPipeline",
             "second_pass": "Wan(ImageToVideo)?Pipeline",
             "reference_pictures": "Wan.*",
             "train_patch": "WanPipeline",

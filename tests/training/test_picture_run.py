@@ -59,6 +59,7 @@ def test_toy_image_is_made_loaded_and_judged(image_run):
     assert sum(path.stat().st_size for path in model.rglob("*")) < 20e6
     facts = json.loads((model / "training.json").read_text())
     assert facts["steps"] >= 1 and facts["vae"]["steps"] >= 1 and facts["decoder"]["steps"] >= 1
+    assert facts["answers"]["steps"] >= 1
     card = (model / "README.md").read_text()
     assert f"({facts['steps']} steps of the UNet" in card and "{" not in card and "(7.1 million" in card
     pipeline = genkit.load(str(model))

@@ -27,6 +27,7 @@ def test_all_stages_give_a_pipeline(tmp_path):
     assert not [path for path in (tmp_path / "model").rglob("*.json") if str(tmp_path) in path.read_text()]
     facts = json.loads((tmp_path / "model" / "training.json").read_text())
     assert facts["steps"] >= 1 and facts["vae"]["steps"] >= 1 and facts["decoder"]["steps"] >= 1
+    assert facts["answers"]["steps"] >= 1
     assert sum(path.stat().st_size for path in (tmp_path / "model").rglob("*")) < 20e6
 
 

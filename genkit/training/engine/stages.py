@@ -131,13 +131,17 @@ class Making:
             "seed": options.seed,
             "tokens": options.tokens,
         }
+        log = options.folder / self.main / "log.jsonl"
+        return found | self.stage_facts(options) | {"last_log": _last_line(log) if log.exists() else None}
+
+    def stage_facts(self, options: Options) -> dict:
+        """Steps and seconds of the stages beside the main one."""
+        found = {}
         for name in self.shares:
             path = options.folder / name / "checkpoint.pt"
             if name != self.main and path.exists():
                 part = load_checkpoint(path)
                 found[name] = {"steps": part["step"], "seconds": round(part["seconds"])}
-        log = options.folder / self.main / "log.jsonl"
-        found["last_log"] = _last_line(log) if log.exists() else None
         return found
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from genkit.errors import UsageError
 from genkit.families.inputs import USUAL, Inputs, inputs_of, takes
-from genkit.families.lookup import facts_of
+from genkit.families.lookup import can, facts_of
 from genkit.families.sizes import ReadConfig
 from genkit.pipelines.kinds import accepted, demanded, kind_of
 from genkit.pipelines.request import flag
@@ -74,7 +74,7 @@ def _given_frames(model: Model) -> list[type]:
     """The pipeline for models that are trained to be given frames; it knows Wan's transformer only."""
     from genkit.pipelines.tasks.inputs.given_frames import WanGivenFramesPipeline
 
-    return [WanGivenFramesPipeline] if model.class_name == "WanPipeline" else []
+    return [WanGivenFramesPipeline] if can("given_frames", model.class_name) else []
 
 
 def served(model: Model, settings: GenerateSettings) -> Model:

@@ -10,6 +10,7 @@ from genkit.training.engine.stages import Options
 from genkit.training.toys.dit.model import ADAM_NAMES, SHIFT, TEXT_SLOTS, ToyDit
 from genkit.training.toys.shared import cards
 from genkit.training.toys.shared.assemble import write_folder
+from genkit.training.toys.shared.picture_answers import picture_answers
 from genkit.training.toys.shared.picture_run import PICTURE
 from genkit.training.toys.shared.picture_task import picture_loss
 from genkit.training.toys.shared.run import Toy
@@ -73,6 +74,7 @@ TOY = Toy(
     loss=partial(picture_loss, shift=SHIFT),
     assemble=lambda model, parts, folder, facts: assemble_toy_dit(model, parts["sharp"], folder, facts),
     teach=_teach,
+    answers=lambda options: picture_answers(SHIFT, SIDECAR["call"]["true_cfg_scale"], fresh=1.0),
     more=add_text_steps,
     **PICTURE,
 )

@@ -7,9 +7,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from genkit.training.engine.stages import Options
 from genkit.training.toys.image.model import ADAM_NAMES, LATENT_CHANNELS, ToyImage
 from genkit.training.toys.shared import cards
+from genkit.training.toys.shared.answers import Answers
 from genkit.training.toys.shared.assemble import write_folder
+from genkit.training.toys.shared.picture_answers import picture_answers
 from genkit.training.toys.shared.picture_run import PICTURE
 from genkit.training.toys.shared.picture_task import picture_loss
 from genkit.training.toys.shared.run import Toy
@@ -60,6 +63,11 @@ def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--inpaint", action="store_true", help="the nine-channel UNet that repaints a masked part")
 
 
+def _answers(options: Options) -> Answers | None:
+    """As it is sampled; the nine-channel UNet, which asks for masks, takes toy-image's decoder by ``--vae``."""
+    return None if options.inpaint else picture_answers(1.0, 4.0, SIDECAR["call"]["eta"], levels=(0.1, 0.4))
+
+
 TOY = Toy(
     name="toy-image",
     minutes=120.0,
@@ -68,6 +76,7 @@ TOY = Toy(
     adam_names=ADAM_NAMES,
     loss=partial(picture_loss, shift=1.5),
     assemble=lambda model, parts, folder, facts: assemble_toy_image(model, parts["sharp"], folder, facts),
+    answers=_answers,
     more=_options,
     **PICTURE,
 )

@@ -36,7 +36,7 @@ def _look(model: nn.Module, options: Options, parts: Parts, folder: Path, step: 
 #: The arguments of :class:`genkit.training.toys.shared.run.Toy` that both share.
 PICTURE: dict[str, Any] = {
     "main": "denoiser",
-    "shares": {"vae": 0.10, "decoder": 0.06, "denoiser": 0.84},
+    "shares": {"vae": 0.10, "decoder": 0.06, "denoiser": 0.76, "answers": 0.08},
     "classes": {"vae": "AutoencoderKL"},
     "autoencoders": (
         AutoencoderStage(

@@ -18,16 +18,21 @@ import numpy as np
 import torch
 from torch import nn
 
+from genkit.reading import read_json
+from genkit.reading.files import MIB
 from genkit.training.data.pool import Pool
 from genkit.training.engine.checkpoint import load_ema
 from genkit.training.engine.loop import LossAt, process_rank, train
 from genkit.training.engine.optim import muon_adamw
 from genkit.training.engine.stages import Making, Options, newest
-from genkit.training.toys.shared.starts import BIAS_FACTOR, begin, weights_folder
+from genkit.training.toys.shared.answers import Answers, Decoder, answers_loss
+from genkit.training.toys.shared.starts import BIAS_FACTOR, begin, begin_from_weights, weights_folder
 
 #: Frozen autoencoders by part of the pipeline; "sharp" is the "vae" with its last decoder.
 Parts = dict[str, nn.Module]
 LR = 1.2e-3
+#: The stage that trains the decoder on what the denoiser answers, and its peak learning rate.
+ANSWERS, ANSWERS_LR = "answers", 6e-4
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,7 @@ class Toy:
         look: called with (model, options, autoencoders, folder, step): writes a sheet, returns the judge's figures.
         assemble: called with (model, autoencoders, folder, facts): writes the Diffusers folder.
         teach: called with (options, model) before the first step of the denoiser.
+        answers: what the decoder is trained on once the denoiser is finished, for the options; None = it is not.
         more: adds the model's own options.
     """
 
@@ -92,6 +98,7 @@ class Toy:
     look: Callable[[nn.Module, Options, Parts, Path, int], dict[str, float]]
     assemble: Callable[[Any, Parts, Path, dict], Path]
     teach: Callable[[Options, Any], None] | None = None
+    answers: Callable[[Options], Answers | None] = lambda options: None
     more: Callable[[argparse.ArgumentParser], None] | None = None
 
     def making(self) -> Making:
@@ -99,13 +106,14 @@ class Toy:
         work: dict[str, Callable[[Options], None]] = {
             stage.name: partial(self.train_autoencoder, stage) for stage in self.autoencoders
         }
+        last = {ANSWERS: self.train_answers} if ANSWERS in self.shares else {}
         return Making(
             name=self.name,
             minutes=self.minutes,
             tokens=self.tokens,
             main=self.main,
             shares=self.shares,
-            work={**work, self.main: self.train_denoiser, "assemble": self.finish},
+            work={**work, self.main: self.train_denoiser, **last, "assemble": self.finish},
             more=self.add_arguments,
         )
 
@@ -150,7 +158,9 @@ class Toy:
             names = [stage.name for stage in self.autoencoders if stage.part == part]
             found[part] = self.load(options, part, names[0])
             if len(names) > 1:
-                found["sharp"] = self.load(options, part, *reversed(names))
+                own = options.folder / ANSWERS / "final"
+                last = (ANSWERS, *reversed(names))
+                found["sharp"] = found[part].from_pretrained(own) if own.exists() else self.load(options, part, *last)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         return {name: part.eval().requires_grad_(False).to(device) for name, part in found.items()}
 
@@ -176,12 +186,46 @@ class Toy:
 
         train(model, optimizer, self.loss(pool, model, options.seed + 2, options.tokens), config, validate, self.name)
 
+    def finished_denoiser(self, options: Options, parts: Parts) -> nn.Module:
+        """The averaged weights of this run, or the model of ``--weights`` where it has trained no denoiser."""
+        model = self.build(options, parts)
+        checkpoint = options.folder / self.main / "checkpoint.pt"
+        if options.weights and not checkpoint.exists():
+            begin_from_weights(options.weights, model)
+        else:
+            load_ema(model, checkpoint)
+        return model.eval().requires_grad_(False)
+
+    def train_answers(self, options: Options) -> None:
+        """The decoder once more, on what the finished denoiser answers."""
+        making, answers = self.making(), self.answers(options)
+        if answers is None or making.finished(options, ANSWERS):
+            return
+        parts = self.parts(options)
+        model = self.finished_denoiser(options, parts).to(next(parts["sharp"].parameters()).device)
+        module = Decoder(parts["sharp"], answers.decode)
+        trained = [(name, value) for name, value in module.named_parameters() if value.requires_grad]
+        config = making.loop(options, ANSWERS, lr=ANSWERS_LR, warmup=20, decay_from=0.2, ema_decay=0.99)
+        loss = answers_loss(model, parts["sharp"], answers, options.seed + 3)
+        ema = train(module, muon_adamw(trained, lr=ANSWERS_LR), loss, config, title="decoder on answers")
+        if process_rank() == 0:
+            with ema.applied(module):
+                module.to("cpu").vae.save_pretrained(options.folder / ANSWERS / "final")
+
     def finish(self, options: Options) -> None:
         """The averaged weights as a Diffusers folder."""
         if process_rank():
             return
         parts = {name: part.to("cpu") for name, part in self.parts(options).items()}
-        model = self.build(options, parts)
-        load_ema(model, options.folder / self.main / "checkpoint.pt")
+        model = self.finished_denoiser(options, parts)
         target = options.output or options.folder / "model"
-        print(f"written: {self.assemble(model, parts, target, self.making().facts(options))}")
+        print(f"written: {self.assemble(model, parts, target, self.facts(options))}")
+
+    def facts(self, options: Options) -> dict[str, Any]:
+        """For ``training.json``: of this run, or of the model of ``--weights`` where it has trained no denoiser."""
+        making, own = self.making(), options.folder / self.main / "checkpoint.pt"
+        if own.exists() or not options.weights:
+            return making.facts(options)
+        earlier = weights_folder(options.weights) / "training.json"
+        told = read_json(earlier, most=MIB) if earlier.is_file() else {}
+        return told | making.stage_facts(options)

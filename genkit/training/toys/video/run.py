@@ -16,6 +16,7 @@ from genkit.training.toys.shared.run import AutoencoderStage, Parts, Toy
 from genkit.training.toys.shared.starts import add_text_steps, teach_text
 from genkit.training.toys.shared.swap_gaps import CLIP_KINDS, clip_errors, swap_gaps
 from genkit.training.toys.shared.text_order import clip_question
+from genkit.training.toys.video.answers import ANSWERS
 from genkit.training.toys.video.given import given_gains
 from genkit.training.toys.video.model import ToyVideo, diffusion_loss
 from genkit.training.toys.video.probe import probe
@@ -115,7 +116,7 @@ TOY = Toy(
     minutes=170.0,
     tokens=3600,
     main="transformer",
-    shares={"vae": 0.17, "decoder": 0.13, "transformer": 0.70},
+    shares={"vae": 0.17, "decoder": 0.08, "transformer": 0.68, "answers": 0.07},
     classes={"vae": "AutoencoderKLWan"},
     autoencoders=(
         AutoencoderStage(
@@ -141,6 +142,7 @@ TOY = Toy(
     look=_look,
     assemble=lambda model, parts, folder, facts: assemble_toy_video(model, parts["sharp"], folder, facts),
     teach=_teach,
+    answers=lambda options: ANSWERS,
     more=add_text_steps,
 )
 MAKING = TOY.making()
