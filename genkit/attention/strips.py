@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
+from typing import Any
 
 import numpy as np
 import torch
@@ -118,7 +119,7 @@ def candidates(grid: Sequence[int], block: int) -> list[Strips]:
             for other in second:
                 if one * other > block:
                     break
-                sides = [one, other]
+                sides: list[int | None] = [one, other]
                 sides.insert(run, None)
                 exact = all(grid[axis] % side == 0 for axis, side in zip(across, (one, other), strict=True))
                 found += [Strips(tuple(sides), even) for even in ((True,) if exact else (True, False))]
@@ -175,7 +176,8 @@ class QueryBlocks:
             golden = (5**0.5 - 1) / 2
             taken = (torch.arange(rows, dtype=torch.float64) * golden % 1 * blocks).long()
         edges = (self.first_start, self.last_start, self.first_end, self.last_end)
-        some = every = None
+        some: Any = None
+        every: Any = None
         for low, high, *sides in zip(keys.low, keys.high, *(edge[:, taken, None] for edge in edges), strict=True):
             first_start, last_start, first_end, last_end = sides
             touched, covered = (high >= first_start) & (low < last_end), (low >= last_start) & (high < first_end)

@@ -230,8 +230,9 @@ class PatchedLayer:
             if len(kinds) > 64:  # prompts of ever other lengths
                 kinds.clear()
             kind = kinds[key] = self._kind(assignment, key, call.split)
-        if type(kind) is str:
+        if isinstance(kind, str):
             return kind
+        verdict: Any
         if mask is None:
             view, verdict = NO_MASK, kind.reasons.get(False, _UNASKED)
         else:

@@ -31,7 +31,8 @@ def _hard(scene: Scene) -> bool:
 def draw_clips(rng: np.random.Generator) -> Drawn:
     """Clips of one size, every other easy one left out."""
     size: ClipSize = _SIZES[int(rng.choice(len(_SIZES), p=[share for _, share in _SIZES]))][0]
-    texts, clips, spots = [], [], []
+    texts: list[str] = []
+    clips, spots = [], []
     while len(texts) < _COUNT:
         scene, tracks = draw_apart(rng, size, _TWO)
         if not _hard(scene) and rng.random() > _EASY:
