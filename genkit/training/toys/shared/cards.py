@@ -37,6 +37,10 @@ Prompts: `a [small|big] COLOUR SHAPE MOTION on a BACKGROUND background`, two suc
 in `genkit.world.vocabulary`, others are unknown to it. Sizes are multiples of 16 pixels; it was trained at 64 to 256
 pixels and 1 to 25 frames, 8 frames a second.
 
+It can be given its first frame, its last one, both, or how a clip begins: `genkit generate PROMPT --image FILE
+--last-image FILE`, in Python `genkit.WanGivenFramesPipeline.from_pipe(pipe)`. Stock Diffusers takes a first frame with
+`WanImageToVideoPipeline(**pipe.components, expand_timesteps=True)`.
+
 ## Training
 
 Rendered clips of `genkit.world`, nothing else. Made by

@@ -55,6 +55,7 @@ SIDECAR = {
         "frames_multiple": 4,
         "max_prompt_tokens": 64,
     },
+    "given_frames": True,
 }
 FLOW_SHIFT = 3.0
 
