@@ -89,6 +89,7 @@ _BLACKWELL: _Sizes = _HOPPER | {
     | _WIDE,
     "dkv": {64: (Tile(64, 64, 8, 2), *_SMALL), 128: (Tile(32, 64, 8, 2), *_SMALL), 256: (Tile(16, 16, 8, 1),)},
     "dkv, plain": {128: (Tile(64, 64, 8, 2), *_SMALL)},
+    "dkv, bits": {128: (Tile(32, 64, 4, 2), *_SMALL)},
     "forward, heavy": {64: (Tile(64, 32, 8, 1), *_SMALL), 128: (Tile(64, 32, 8, 1), *_SMALL)},
     # and four warps with one stage, for a quadratic bias without a rule
     "dkv, heavy": {64: (Tile(32, 32, 4, 2), *_SMALL), 128: _SMALL},
