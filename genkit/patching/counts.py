@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
 if TYPE_CHECKING:
     from genkit.attention.site import Site
-    from genkit.patching.assignment import Kind
 
 
 def start_watch(tensor: torch.Tensor) -> object:
@@ -47,6 +46,12 @@ class Stopwatch:
             self._seconds += begin.elapsed_time(end) / 1000
         self._events.clear()
         return self._seconds
+
+
+class Counted(Protocol):
+    """A kind of call, which remembers where its calls are counted."""
+
+    tally: Tally | None
 
 
 class Tally:
@@ -104,7 +109,7 @@ class Counts:
         """The same sites -> query-key pairs of these calls."""
         return Counter({tally.site: tally.pairs for tally in self._tallies.values()})
 
-    def note_run(self, kind: Kind, site: Site, pairs: int, begun: object) -> None:
+    def note_run(self, kind: Counted, site: Site, pairs: int, begun: object) -> None:
         """Count a call the method served with its query-key pairs, under its site without step and branch.
 
         ``begun`` is what :func:`start_watch` gave when the method was asked.

@@ -20,8 +20,8 @@ import torch.nn.functional as functional
 import torch.overrides
 from torch.compiler import is_compiling
 
-from genkit.patching import ulysses
-from genkit.patching.ulysses import HeadSplit
+from genkit.patching import head_split
+from genkit.patching.head_split import HeadSplit
 
 SDPA = "scaled_dot_product_attention"
 _NO_WINDOWS = (None, (-1, -1))
@@ -304,7 +304,7 @@ def _pass_through_backend(name: str, original: Callable[..., Any]) -> Callable[.
         )
         parallel = asked("_parallel_config")
         if parallel is not None and call.obstacle is None:
-            call.obstacle = ulysses.why_not(parallel, query, key)
+            call.obstacle = head_split.why_not(parallel, query, key)
             if call.obstacle is None:
                 call.split = HeadSplit(parallel.context_parallel_config)
         return running.layer.attend(running, query, key, value, call)

@@ -21,11 +21,12 @@ from genkit.patching.bypass import bypass_reason, early_name
 from genkit.patching.call_layouts import CallLayouts, SiteLayouts
 from genkit.patching.call_state import CallState
 from genkit.patching.counts import start_watch
+from genkit.patching.head_split import HeadSplit
 from genkit.patching.interception import Call, RunningModule
 from genkit.patching.masks import NO_MASK, MaskView, with_bias
 from genkit.patching.order import Order, Orders
 from genkit.patching.step_tracker import Moment
-from genkit.patching.ulysses import HeadSplit, ShardOrders
+from genkit.patching.ulysses import ShardOrders
 
 _UNASKED = object()
 

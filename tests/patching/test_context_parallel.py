@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from genkit.kernels import BlockPlan, block_sparse_attention
-from genkit.patching.ulysses import HeadSplit, _build
+from genkit.patching.head_split import HeadSplit
+from genkit.patching.ulysses import _build
 
 HERE = Path(__file__).parent
 SERVED = ("wan neighborhood", "wan mixture_of_block", "wan shifted_groups", "wan full", "flux neighborhood")

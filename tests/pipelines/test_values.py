@@ -375,7 +375,7 @@ def test_a_seed_is_drawn_of_32_bits_where_none_is_given(monkeypatch):
 
 
 def test_weights_of_a_method_are_looked_for_when_the_folder_is_known(monkeypatch):
-    def stop(name):
+    def stop(name, **_):
         raise LookupError(name)
 
     monkeypatch.setattr("genkit.pipelines.resolve.locate", stop)
