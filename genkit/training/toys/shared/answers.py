@@ -21,7 +21,7 @@ from torch import nn
 from genkit.families.training.objectives import Objective, shifted
 from genkit.training.data.pixels import as_tensor
 from genkit.training.engine.loop import process_rank
-from genkit.training.toys.shared.autoencoder import reconstruction_loss
+from genkit.training.toys.shared.autoencoder import Autoencoder, reconstruction_loss
 
 #: Share of samples that stay clean but for a jitter of at most this spread, as the decoder knows them.
 CLEAN, JITTER = 0.2, 0.06
@@ -81,7 +81,7 @@ class Answers:
     fresh: float = 0.0
 
 
-class Decoder(nn.Module):
+class Decoder(Autoencoder):
     """The decoder of an autoencoder as a module with a forward pass; the encoder stays as it is.
 
     Args:
@@ -90,14 +90,9 @@ class Decoder(nn.Module):
     """
 
     def __init__(self, vae: Any, decode: Callable[[Any, torch.Tensor], torch.Tensor]):
-        super().__init__()
-        self.vae = copy.deepcopy(vae).float().requires_grad_(True)
-        self.vae.encoder.requires_grad_(False)
-        if getattr(self.vae, "quant_conv", None) is not None:
-            self.vae.quant_conv.requires_grad_(False)
-        self.decode = decode
+        super().__init__(copy.deepcopy(vae).float().requires_grad_(True), decode, frozen=True)
 
-    def forward(self, latents: torch.Tensor) -> torch.Tensor:
+    def forward(self, latents: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
         """Pixels of latents."""
         return self.decode(self.vae, latents)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 
 from genkit.families.wan import CODEC
 from genkit.training.data.world.clips import ClipSize, draw_apart
@@ -46,9 +45,7 @@ def draw_clips(rng: np.random.Generator) -> Drawn:
 
 def ask(model: ToyVideo, texts: Sequence[str]) -> Answer:
     """What the transformer answers to."""
-    device = next(model.parameters()).device
-    batch = model.tokenizer(list(texts), padding=True, return_tensors="pt")
-    ids, mask = (torch.nn.functional.pad(part, (0, 1)).to(device) for part in (batch.input_ids, batch.attention_mask))
+    ids, mask = model.read(texts, next(model.parameters()).device)
     return lambda noisy, level: model(noisy, level, ids, mask, FULL_LENGTHS[0])
 
 

@@ -124,8 +124,7 @@ def given_gains(
     latents = torch.stack([sample.latents for sample in samples]).to(device).float()
     last = last_pictures(samples).to(device)
     scenes = [sample.scene for sample in samples if isinstance(sample.scene, Scene)]
-    batch = model.tokenizer([caption(scene) for scene in scenes], padding=True, return_tensors="pt")
-    ids, mask = (torch.nn.functional.pad(part, (0, 1)).to(device) for part in (batch.input_ids, batch.attention_mask))
+    ids, mask = model.read([caption(scene) for scene in scenes], device)
     sigma = torch.full((count,), level, device=device)
     noise = noise_like(latents, 0)
     noisy, target = (1 - level) * latents + level * noise, noise - latents

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import nn
@@ -60,6 +62,12 @@ class ToyVideo(nn.Module):
         for block in self.transformer.blocks:
             block.attn2.set_processor(self.padded)
 
+    def read(self, texts: Sequence[str], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """Token numbers and their validity, (B, slots), with at least one padding slot per row."""
+        batch = self.tokenizer(list(texts), padding=True, return_tensors="pt")
+        ids, mask = (torch.nn.functional.pad(part, (0, 1)) for part in (batch.input_ids, batch.attention_mask))
+        return ids.to(device), mask.to(device)
+
     def forward(self, noisy: torch.Tensor, sigma: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor, full: int):
         """Predicted velocity.
 
@@ -110,10 +118,7 @@ def text_batch(model: ToyVideo, samples: list[Sample], rng: np.random.Generator,
     for sample in samples:
         picture = sample.latents.shape[1] == 1
         texts.append("" if rng.random() < empty else caption(sample.scene, rng, picture=picture))
-    batch = model.tokenizer(texts, padding=True, return_tensors="pt")
-    ids = torch.nn.functional.pad(batch.input_ids, (0, 1), value=0)
-    mask = torch.nn.functional.pad(batch.attention_mask, (0, 1), value=0)
-    return ids.to(device), mask.to(device)
+    return model.read(texts, device)
 
 
 def diffusion_loss(
