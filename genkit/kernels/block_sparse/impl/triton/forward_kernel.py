@@ -7,7 +7,6 @@ import triton.language as tl
 
 from genkit.kernels.block_sparse.impl.triton.bias import tile_bias
 from genkit.kernels.block_sparse.impl.triton.tile import (
-    BITS,
     BOX,
     FULL,
     LN2,
@@ -19,17 +18,14 @@ from genkit.kernels.block_sparse.impl.triton.tile import (
     Head,
     Side,
     base,
-    box_keys,
     box_queries,
-    boxes_touch,
-    key_bits,
     list_entries,
     load_bulk,
     load_keys,
     load_tile,
     locate,
+    pairs_seen,
     read_entry,
-    rule_allows,
     store_tile,
     tile_count,
 )
@@ -84,15 +80,7 @@ def _visit(
         if SHAPE.BIAS:
             scores += LOG2E * tile_bias(tables.bias, head, own, other, own_ok, other_ok, SHAPE.BIAS, SHAPE.SIZE)
         if LIST == MIXED:
-            if SHAPE.MASK == BOX:
-                k_low, k_high = box_keys(tables.mask, head.batch, other)
-                seen = boxes_touch(tables.mask.guard, window[0][:, None], window[1][:, None], k_low, k_high)
-                if BLOCK_K % TILE_K != 0:
-                    seen = seen & other_ok
-            elif SHAPE.MASK == BITS:
-                seen = key_bits(tables, queries, tile, step, own_ok, other_ok, SHAPE)
-            else:
-                seen = rule_allows(tables.mask, head.batch, own, other, own_ok, other_ok, SHAPE.AXES)
+            seen = pairs_seen(tables, window, queries, head, own, other, own_ok, other_ok, tile, step, SHAPE)
             scores = tl.where(seen, scores, -float("inf"))
         elif LIST == RAGGED or BLOCK_K % TILE_K != 0:
             scores = tl.where(other_ok, scores, -float("inf"))

@@ -302,6 +302,22 @@ def key_bits(tables, queries, tile, step, q_ok, k_ok, SHAPE: tl.constexpr):
 
 
 @triton.jit
+def pairs_seen(tables, window, queries, head, own, other, own_ok, other_ok, tile, step, SHAPE: tl.constexpr):
+    """Which pairs of a partial block the plan shows, queries as rows. ``window`` is what a packed rule says of them,
+    ``own`` and ``other`` are the tokens; ``tile`` and ``step`` say where the bits of the block are."""
+    if SHAPE.MASK == BOX:
+        k_low, k_high = box_keys(tables.mask, head.batch, other)
+        seen = boxes_touch(tables.mask.guard, window[0][:, None], window[1][:, None], k_low, k_high)
+        if SHAPE.BLOCK_K % SHAPE.TILE_K != 0:
+            seen = seen & other_ok
+    elif SHAPE.MASK == BITS:
+        seen = key_bits(tables, queries, tile, step, own_ok, other_ok, SHAPE)
+    else:
+        seen = rule_allows(tables.mask, head.batch, own, other, own_ok, other_ok, SHAPE.AXES)
+    return seen
+
+
+@triton.jit
 def key_slots(step, BLOCK: tl.constexpr, TILE: tl.constexpr):
     """Slot of every key of tile number ``step`` of a list in its block."""
     lane = tl.arange(0, TILE)
