@@ -11,6 +11,9 @@ import torch
 
 from genkit.families.training.objectives import Flow, Table
 from genkit.models import shipped
+from genkit.training.data.pixels import as_tensor
+from genkit.training.toys.av.answers import sounding_answers
+from genkit.training.toys.av.model import OBJECTIVE, ToyAv
 from genkit.training.toys.image import run as image_run
 from genkit.training.toys.image.model import ToyImage
 from genkit.training.toys.shared.answers import Decoder, answers_loss, denoised
@@ -47,6 +50,61 @@ def test_hard_clips_and_their_spots_are_drawn():
     assert count == len(drawn.texts) == len(drawn.spots) == 3 and frames in (9, 17, 25)
     assert (drawn.spots > -13).all() and (drawn.spots < np.array([height, width]) + 13).all()
     assert ANSWERS.cell * ANSWERS.side <= min(height, width)
+
+
+def test_guidance_is_rescaled_as_diffusers_does():
+    from diffusers.pipelines.ltx2.pipeline_ltx2 import rescale_noise_cfg
+
+    generator = torch.Generator().manual_seed(0)
+    asked, free = (torch.randn(2, 3, 4, generator=generator) for _ in range(2))
+    objective = Flow()
+    latents = torch.randn(2, 3, 4, generator=generator)
+    noisy = []
+
+    def answer(twice, level):
+        noisy.append(twice[:2])
+        return (twice - torch.cat([asked, free])) / level.view(-1, 1, 1)
+
+    found = denoised(answer, objective, latents, 0.1, torch.Generator().manual_seed(1), guidance=4.0, rescale=0.7)
+    expected = rescale_noise_cfg(free + 4.0 * (asked - free), asked, 0.7)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def sounding():
+    model = ToyAv()
+    begin_from_weights("toy-av", model)
+    return model.eval().requires_grad_(False)
+
+
+def test_the_decoder_of_toy_av_learns_beside_the_sound_that_belongs_to_a_clip(sounding):
+    from diffusers import AutoencoderKLLTX2Audio, AutoencoderKLLTX2Video
+
+    folder = shipped()["toy-av"]
+    vae, audio_vae = (
+        kind.from_pretrained(folder / part, dtype=torch.float32).eval().requires_grad_(False)
+        for kind, part in ((AutoencoderKLLTX2Video, "vae"), (AutoencoderKLLTX2Audio, "audio_vae"))
+    )
+    answers = sounding_answers(audio_vae, 4.0, 4.0, 0.7)
+    drawn = answers.draw(np.random.default_rng(3))
+    assert len(drawn.asked(True)) == 6 and drawn.asked(True)[3:] == [""] * 3
+    clean = answers.encode(vae, as_tensor(drawn.pixels)).float()
+    assert answers.cell * clean.shape[-1] == drawn.pixels.shape[-2] and answers.side <= clean.shape[-1]
+    level = torch.full((3,), 0.3)
+    noisy, velocity = OBJECTIVE.noised(
+        clean, torch.randn(clean.shape, generator=torch.Generator().manual_seed(0)), level
+    )
+    with torch.no_grad():
+        told = answers.ask(sounding, drawn, False)(noisy, level)
+    assert (told - velocity).square().mean() < 0.5 * velocity.square().mean()
+
+    module = Decoder(vae, answers.decode)
+    loss, figures = answers_loss(sounding, vae, answers, seed=0)(module, 1, 0.0)
+    [value] = figures.values()
+    assert 10 < value < 60
+    loss.backward()
+    learned = {name.split(".")[1] for name, value in module.named_parameters() if value.grad is not None}
+    assert learned == {"decoder"}
 
 
 @pytest.fixture(scope="module")

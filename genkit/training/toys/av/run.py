@@ -9,6 +9,7 @@ import numpy as np
 from torch import nn
 
 from genkit.training.engine.stages import Options
+from genkit.training.toys.av.answers import sounding_answers
 from genkit.training.toys.av.model import ADAM_NAMES, ToyAv, av_loss
 from genkit.training.toys.av.parts import build_audio_vae, build_av_video_vae, build_vocoder
 from genkit.training.toys.av.pool import SoundPool
@@ -109,7 +110,7 @@ TOY = Toy(
     minutes=240.0,
     tokens=3600,
     main="transformer",
-    shares={"vae": 0.14, "decoder": 0.08, "sound": 0.06, "transformer": 0.72},
+    shares={"vae": 0.14, "decoder": 0.08, "sound": 0.06, "transformer": 0.65, "answers": 0.07},
     classes={"vae": "AutoencoderKLLTX2Video", "audio_vae": "AutoencoderKLLTX2Audio"},
     autoencoders=(
         AutoencoderStage(
@@ -141,6 +142,9 @@ TOY = Toy(
     pool=_pool,
     loss=av_loss,
     look=_look,
+    answers=lambda options, parts: sounding_answers(
+        parts["audio_vae"], FLOW_SHIFT, SIDECAR["defaults"]["guidance_scale"], SIDECAR["call"]["guidance_rescale"]
+    ),
     assemble=lambda model, parts, folder, facts: assemble_toy_av(
         model, parts["sharp"], parts["audio_vae"], folder, facts
     ),

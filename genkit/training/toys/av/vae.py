@@ -26,9 +26,7 @@ class AvVideoVae(Autoencoder):
     """LTX-2's video autoencoder in training; see :class:`genkit.training.toys.shared.autoencoder.Autoencoder`."""
 
     def __init__(self, vae: Any, frozen: bool = False):
-        super().__init__(vae, decode)
-        self.frozen = frozen
-        vae.encoder.requires_grad_(not frozen)
+        super().__init__(vae, decode, frozen)
 
 
 class AudioVae(Autoencoder):

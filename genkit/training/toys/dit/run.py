@@ -74,7 +74,7 @@ TOY = Toy(
     loss=partial(picture_loss, shift=SHIFT),
     assemble=lambda model, parts, folder, facts: assemble_toy_dit(model, parts["sharp"], folder, facts),
     teach=_teach,
-    answers=lambda options: picture_answers(SHIFT, SIDECAR["call"]["true_cfg_scale"], fresh=1.0),
+    answers=lambda options, parts: picture_answers(SHIFT, SIDECAR["call"]["true_cfg_scale"], fresh=1.0),
     more=add_text_steps,
     **PICTURE,
 )

@@ -15,7 +15,7 @@ from genkit.training.toys.shared.assemble import write_folder
 from genkit.training.toys.shared.picture_answers import picture_answers
 from genkit.training.toys.shared.picture_run import PICTURE
 from genkit.training.toys.shared.picture_task import picture_loss
-from genkit.training.toys.shared.run import Toy
+from genkit.training.toys.shared.run import Parts, Toy
 
 SIDECAR = {
     "description": "A Stable Diffusion model of the toy world: one to three plain, striped or dotted shapes, 128x128",
@@ -63,7 +63,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--inpaint", action="store_true", help="the nine-channel UNet that repaints a masked part")
 
 
-def _answers(options: Options) -> Answers | None:
+def _answers(options: Options, parts: Parts) -> Answers | None:
     """As it is sampled; the nine-channel UNet, which asks for masks, takes toy-image's decoder by ``--vae``."""
     return None if options.inpaint else picture_answers(1.0, 4.0, SIDECAR["call"]["eta"], levels=(0.1, 0.4))
 

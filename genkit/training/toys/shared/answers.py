@@ -29,6 +29,7 @@ CLEAN, JITTER = 0.2, 0.06
 GUIDED = 0.7
 #: Steps of the sampler from noise alone.
 STEPS = 12
+#: From (noisy latents, levels (B,)) to what the denoiser answers; see :func:`denoised`.
 Answer = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
@@ -40,11 +41,17 @@ class Drawn:
         texts: their captions.
         pixels: uint8 (B, H, W, 3), of clips (B, F, H, W, 3).
         spots: (B, 2) rows and columns in pixels that are worth looking at.
+        sound: what is heard with them, as the denoiser has it, and noise for it, both (B, ...); None where nothing is.
     """
 
     texts: Sequence[str]
     pixels: np.ndarray
     spots: np.ndarray
+    sound: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def asked(self, guided: bool) -> list[str]:
+        """Their prompts, followed by as many empty ones for guidance."""
+        return [*self.texts, *([""] * len(self.texts) if guided else [])]
 
 
 @dataclass(frozen=True)
@@ -53,7 +60,8 @@ class Answers:
 
     Args:
         draw: true samples, from a source of randomness.
-        ask: from (model, texts) to what the denoiser answers to (noisy latents, levels (B,)).
+        ask: from (model, samples, guided) to what the denoiser answers for them; guided: for twice the samples, the
+            second half with the empty prompt.
         encode: from (autoencoder, pixels in -1..1) to latents as the denoiser has them.
         raw: from (autoencoder, latents) to latents as the decoder takes them.
         decode: from (autoencoder, those) to pixels without a final clamp.
@@ -65,10 +73,11 @@ class Answers:
         levels: that samples are noised to, lowest and highest. From higher ones the denoiser puts edges elsewhere than
             the truth has them, and the decoder learns to blur them.
         fresh: share of the noise that is drawn anew in every step of the sampler.
+        rescale: how far the spread of guided clean latents is brought back to that of the prompt's own, 0 to 1.
     """
 
     draw: Callable[[np.random.Generator], Drawn]
-    ask: Callable[[Any, Sequence[str]], Answer]
+    ask: Callable[[Any, Drawn, bool], Answer]
     encode: Callable[[Any, torch.Tensor], torch.Tensor]
     raw: Callable[[Any, torch.Tensor], torch.Tensor]
     decode: Callable[[Any, torch.Tensor], torch.Tensor]
@@ -79,6 +88,7 @@ class Answers:
     guidance: float
     levels: tuple[float, float] = (0.1, 0.5)
     fresh: float = 0.0
+    rescale: float = 0.0
 
 
 class Decoder(Autoencoder):
@@ -107,6 +117,7 @@ def denoised(
     shift: float = 1.0,
     guidance: float | None = None,
     fresh: float = 0.0,
+    rescale: float = 0.0,
 ) -> torch.Tensor:
     """Latents that are noised to a level and brought back.
 
@@ -120,6 +131,7 @@ def denoised(
         shift: of the levels, as in sampling.
         guidance: how far to go beyond the empty prompt; None = no guidance.
         fresh: share (of the spread) of the noise that is drawn anew in every step.
+        rescale: see :class:`Answers`; Lin et al., https://arxiv.org/abs/2305.08891, section 3.4.
 
     Returns:
         As ``latents``, after at least two steps.
@@ -136,17 +148,23 @@ def denoised(
     for now, then in zip(levels[:-1], levels[1:], strict=True):
         here = now.to(latents).expand(len(latents))
         if guidance is None:
-            told = answer(found, here)
+            clean = objective.clean(found, answer(found, here), here)
         else:
-            asked, free = answer(torch.cat([found, found]), torch.cat([here, here])).chunk(2)
-            told = free + guidance * (asked - free)
-        clean = objective.clean(found, told, here)
+            twice, levels_twice = torch.cat([found, found]), torch.cat([here, here])
+            asked, free = objective.clean(twice, answer(twice, levels_twice), levels_twice).chunk(2)
+            clean = free + guidance * (asked - free)
+            clean = clean * (1 - rescale + rescale * _spread(asked) / _spread(clean))
         if then == 0:
             return clean
-        kept = objective.noise(found, told, here)
+        signal, spread = objective.parts(here, latents)
+        kept = (found - signal * clean) / spread
         signal, spread = objective.parts(then.to(latents).expand(len(latents)), latents)
         found = signal * clean + spread * ((1 - fresh**2) ** 0.5 * kept + fresh * noise())
     return found
+
+
+def _spread(latents: torch.Tensor) -> torch.Tensor:
+    return latents.flatten(1).std(1).view(-1, *[1] * (latents.ndim - 1))
 
 
 def answers_loss(model: Any, vae: Any, answers: Answers, seed: int):
@@ -166,7 +184,7 @@ def answers_loss(model: Any, vae: Any, answers: Answers, seed: int):
         pixels = as_tensor(drawn.pixels).to(device)
         with torch.no_grad():
             latents = answers.encode(vae, pixels).to(device).float()
-        latents, band = _answered(model, latents, drawn.texts, answers, rng)
+        latents, band = _answered(model, latents, drawn, answers, rng)
         cuts = [_cut(*each, answers) for each in zip(latents, pixels, drawn.spots, strict=True)]
         taken, target = (torch.stack(list(column)) for column in zip(*cuts, strict=True))
         output = module(answers.raw(vae, taken))
@@ -177,7 +195,7 @@ def answers_loss(model: Any, vae: Any, answers: Answers, seed: int):
 
 
 def _answered(
-    model: Any, latents: torch.Tensor, texts: Sequence[str], answers: Answers, rng: np.random.Generator
+    model: Any, latents: torch.Tensor, drawn: Drawn, answers: Answers, rng: np.random.Generator
 ) -> tuple[torch.Tensor, str]:
     """Latents with the denoiser's errors in them, or with a jitter, and which."""
     generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
@@ -187,10 +205,10 @@ def _answered(
     level = float(rng.uniform(*answers.levels))
     guided = rng.random() < GUIDED
     with torch.no_grad():
-        answer = answers.ask(model, [*texts, *([""] * len(texts) if guided else [])])
+        answer = answers.ask(model, drawn, guided)
     found = denoised(
         answer, answers.objective(model), latents, level, generator, answers.shift,
-        answers.guidance if guided else None, answers.fresh,
+        answers.guidance if guided else None, answers.fresh, answers.rescale,
     )  # fmt: skip
     return found, "low" if level < sum(answers.levels) / 2 else "high"
 

@@ -37,8 +37,10 @@ class Autoencoder(nn.Module):
         self.decode = decode
         self.frozen = frozen
         if frozen:
-            vae.encoder.requires_grad_(False)
-            vae.quant_conv.requires_grad_(False)
+            # LTX-2's class has no ``quant_conv``.
+            for part in (vae.encoder, getattr(vae, "quant_conv", None)):
+                if part is not None:
+                    part.requires_grad_(False)
 
     def forward(self, target: torch.Tensor, noise: float) -> tuple[torch.Tensor, torch.Tensor]:
         """Reconstruction of (B, 3, ..., H, W) and the KL divergence per latent number (zero when frozen).

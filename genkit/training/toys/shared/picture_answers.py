@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -28,9 +27,9 @@ def draw_pictures(rng: np.random.Generator) -> Drawn:
     return Drawn([picture_caption(picture, rng) for picture, _ in drawn], pixels, np.stack(spots))
 
 
-def ask(model: Any, texts: Sequence[str]) -> Answer:
+def ask(model: Any, drawn: Drawn, guided: bool) -> Answer:
     """What a denoiser of pictures answers to."""
-    tokens = model.read(list(texts), next(model.parameters()).device)
+    tokens = model.read(drawn.asked(guided), next(model.parameters()).device)
     return lambda noisy, level: model(noisy, level, *tokens)
 
 

@@ -80,7 +80,8 @@ class Toy:
         look: called with (model, options, autoencoders, folder, step): writes a sheet, returns the judge's figures.
         assemble: called with (model, autoencoders, folder, facts): writes the Diffusers folder.
         teach: called with (options, model) before the first step of the denoiser.
-        answers: what the decoder is trained on once the denoiser is finished, for the options; None = it is not.
+        answers: what the decoder is trained on once the denoiser is finished, for options and autoencoders; None = it
+            is not.
         more: adds the model's own options.
     """
 
@@ -98,7 +99,7 @@ class Toy:
     look: Callable[[nn.Module, Options, Parts, Path, int], dict[str, float]]
     assemble: Callable[[Any, Parts, Path, dict], Path]
     teach: Callable[[Options, Any], None] | None = None
-    answers: Callable[[Options], Answers | None] = lambda options: None
+    answers: Callable[[Options, Parts], Answers | None] = lambda options, parts: None
     more: Callable[[argparse.ArgumentParser], None] | None = None
 
     def making(self) -> Making:
@@ -198,10 +199,13 @@ class Toy:
 
     def train_answers(self, options: Options) -> None:
         """The decoder once more, on what the finished denoiser answers."""
-        making, answers = self.making(), self.answers(options)
-        if answers is None or making.finished(options, ANSWERS):
+        making = self.making()
+        if making.finished(options, ANSWERS):
             return
         parts = self.parts(options)
+        answers = self.answers(options, parts)
+        if answers is None:
+            return
         model = self.finished_denoiser(options, parts).to(next(parts["sharp"].parameters()).device)
         module = Decoder(parts["sharp"], answers.decode)
         trained = [(name, value) for name, value in module.named_parameters() if value.requires_grad]

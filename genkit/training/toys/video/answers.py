@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from genkit.families.wan import CODEC
@@ -20,7 +18,7 @@ _TWO, _EASY = 0.35, 0.6
 _SIZES = sizes((17, 96, 96, 0.4), (25, 96, 96, 0.25), (25, 128, 128, 0.2), (9, 96, 96, 0.15))
 
 
-def _hard(scene: Scene) -> bool:
+def is_hard(scene: Scene) -> bool:
     """What such an autoencoder finds hard: crosses, what is small, what turns or changes its way."""
     return any(
         actor.shape == "cross" or actor.size == "small" or actor.motion in ("spin", "bounce") for actor in scene.actors
@@ -34,7 +32,7 @@ def draw_clips(rng: np.random.Generator) -> Drawn:
     clips, spots = [], []
     while len(texts) < _COUNT:
         scene, tracks = draw_apart(rng, size, _TWO)
-        if not _hard(scene) and rng.random() > _EASY:
+        if not is_hard(scene) and rng.random() > _EASY:
             continue
         actor, frame = int(rng.integers(len(scene.actors))), int(rng.integers(size.frames))
         texts.append(caption(scene, rng))
@@ -43,9 +41,9 @@ def draw_clips(rng: np.random.Generator) -> Drawn:
     return Drawn(texts, np.stack(clips), np.stack(spots))
 
 
-def ask(model: ToyVideo, texts: Sequence[str]) -> Answer:
+def ask(model: ToyVideo, drawn: Drawn, guided: bool) -> Answer:
     """What the transformer answers to."""
-    ids, mask = model.read(texts, next(model.parameters()).device)
+    ids, mask = model.read(drawn.asked(guided), next(model.parameters()).device)
     return lambda noisy, level: model(noisy, level, ids, mask, FULL_LENGTHS[0])
 
 

@@ -143,7 +143,7 @@ TOY = Toy(
     look=_look,
     assemble=lambda model, parts, folder, facts: assemble_toy_video(model, parts["sharp"], folder, facts),
     teach=_teach,
-    answers=lambda options: ANSWERS,
+    answers=lambda options, parts: ANSWERS,
     more=add_text_steps,
 )
 MAKING = TOY.making()
