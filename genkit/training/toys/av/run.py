@@ -21,7 +21,7 @@ from genkit.training.toys.shared.run import AutoencoderStage, Parts, Toy
 from genkit.training.toys.video.vae import vae_loss
 
 FLOW_SHIFT = 4.0
-SIDECAR = {
+SIDECAR: dict[str, Any] = {
     "description": "An LTX-2 model of the toy world: moving shapes and the sound of what they do, 128x128, 3 seconds",
     "defaults": {
         "height": 128,
