@@ -63,6 +63,52 @@ def test_infedit_with_control_and_words_changes_the_picture_and_leaves_the_model
     assert torch.equal(before, model.predict(latents, 0.5, model.texts([SOURCE])))
 
 
+@pytest.mark.parametrize("kind", UNETS + FLOWS)
+@pytest.mark.parametrize("keep", [0, 1.0])
+def test_infedit_keeps_named_things_as_they_are_in_the_input(kind, keep, pipe_of):
+    pipe, image = pipe_of(kind), picture(kind)
+    model = EditModel.of(pipe)
+    latents = model.encode(padded(model, image))
+
+    def made(words, steps, seed=0):
+        return InfEditPipeline.from_pipe(pipe)(
+            image, TARGET, SOURCE, num_inference_steps=steps, guidance_scale=3.0, keep=keep, keep_words=words,
+            generator=torch.Generator().manual_seed(seed),
+        )  # fmt: skip
+
+    for steps in (1, 3):
+        found = made(["circle"], steps)
+        kept = found.details["kept"]
+        assert kept.shape[2:] == latents.shape[2:] and kept.any() and not kept.all()
+        everywhere = kept.expand_as(latents)
+        assert torch.equal(found.latents[everywhere], latents[everywhere])
+        assert not torch.allclose(found.latents[~everywhere], latents[~everywhere], atol=1e-3)
+    # Where things are is no question of chance, and they are shut out elsewhere: the rest comes out otherwise.
+    assert torch.equal(made(["circle"], 3, seed=1).details["kept"], kept)
+    free = made([], 3)
+    assert "kept" not in free.details
+    assert not torch.allclose(free.latents[~everywhere], found.latents[~everywhere], atol=1e-6)
+    with pytest.raises(UsageError, match="green"):
+        made(["green"], 3)  # the source prompt does not have it
+
+
+@pytest.mark.parametrize("kind", UNETS + FLOWS)
+def test_where_words_act_in_a_picture_is_looked_up_at_as_much_noise_as_signal(kind, pipe_of, monkeypatch):
+    from genkit.editing.shared.blend import acting
+
+    pipe, levels = pipe_of(kind), []
+    model = EditModel.of(pipe)
+    latents = model.encode(padded(model, picture(kind)))
+    predict = EditModel.predict
+    monkeypatch.setattr(EditModel, "predict", lambda self, *call, **more: (
+        levels.append((call[1], len(call[0]))), predict(self, *call, **more))[1])  # fmt: skip
+    found = acting(model, latents, SOURCE, ("circle", "blue"))
+    assert found.shape == (1, 1, *latents.shape[2:]) and found.min() == 0 and found.max() == 1
+    ((level, rows),) = levels
+    signal, spread = model.parts(level)
+    assert rows == 1 and signal == pytest.approx(spread, abs=0.01)
+
+
 def padded(model, image):
     from genkit.editing.shared.pipeline import Work
 

@@ -9,6 +9,7 @@ import torch
 
 from genkit.control import Rule
 from genkit.editing.infedit.control import Plan, refined_steps, unified_control
+from genkit.editing.infedit.kept import Kept
 from genkit.editing.infedit.sampler import LAYOUT, SOURCE, TARGET, Latents, virtual_inversion
 from genkit.editing.shared.blend import WordMaps, map_grid, rules_of
 from genkit.editing.shared.branches import Branch, Branches
@@ -82,8 +83,12 @@ class InfEditPipeline(EditPipeline):
                 all of it as published.
             self_inject_target: whether the target's self-attention follows too.
             words: words of the prompt; only where they act the picture changes. None given: everywhere.
-            keep_words: words of both prompts; where they act the picture stays.
-            threshold, keep_threshold: of the maps of ``words`` and ``keep_words``, as a share of their largest value.
+            keep_words: words of both prompts; where they act in the picture it stays, from the first step (with
+                ``settle`` later) to the result, and elsewhere they do not act. That is looked up before the run, see
+                :class:`genkit.editing.infedit.kept.Kept`. Of words that are in ``words`` too the layout is kept, in the
+                last blend.
+            threshold: of the maps of ``words``, as a share of their largest value.
+            keep_threshold: of those of ``keep_words``, from 0 where they act least to 1 where they act most.
             strength: share of the steps that are run; below 1 the run begins with the noised input.
             eta: share of fresh noise; 1 is the method.
             spacing: timesteps, "lcm" or "own" (the scheduler's).
@@ -95,10 +100,11 @@ class InfEditPipeline(EditPipeline):
             progress: called after every step with (done, in all, clean latents as they stand).
 
         Returns:
-            The edit; ``details["mask"]`` is where the words acted, bool (1, 1, ..., h, w), where words are given.
+            The edit; ``details["mask"]`` is where the words acted, bool (1, 1, ..., h, w), where words are given, and
+            ``details["kept"]`` where ``keep_words`` do.
 
-        Cost: per step two rows, three with guidance; four with attention control, and six in the late steps where words
-        limit the change.
+        Cost: per step two rows, three with guidance; four with attention control, and six in the late steps where
+        ``words`` limit the change; one more in all for ``keep_words``.
 
         Raises:
             UsageError: a share outside 0..1, a word that the prompts do not have, an input that is no picture.
@@ -112,8 +118,10 @@ class InfEditPipeline(EditPipeline):
         levels = model.levels(num_inference_steps, source, spacing)
         steps = len(levels) - 1
         settled = refined_steps(settle, steps)
-        chosen = tuple(words), tuple(keep_words)
-        controlled = bool(keep or keep_maps or any(chosen))
+        shared = tuple(word for word in keep_words if word in words)
+        stay = tuple(word for word in keep_words if word not in words)
+        chosen = tuple(words), shared
+        controlled = bool(keep or keep_maps or words)
         branches = {
             SOURCE: Branch(source_prompt, source_negative_prompt, source_guidance_scale),
             TARGET: Branch(prompt, negative_prompt, guidance_scale),
@@ -137,21 +145,34 @@ class InfEditPipeline(EditPipeline):
             )
             grid = map_grid(model, source)
             first = max(1, 2 * settled)
-            blend = _Blend.of(self.pipe, rows, plan, pairs, grid, prompt, chosen, (threshold, keep_threshold), first)
+            blend = _Blend.of(self.pipe, rows, plan, pairs, grid, prompt, chosen, threshold, first)
             rules = [*plan.rules, *rules, *blend.rules]
             begins[LAYOUT] = plan.begins
+        kept = None
+        if stay:
+            prompts = source_prompt, prompt
+            kept = Kept.of(model, self.pipe, source, prompts, stay, keep_threshold, max_sequence_length)
+            rules = [*rules, *kept.rules]
 
         def predict(noisy: Mapping[str, torch.Tensor], level: float, step: int, count: int) -> Latents:
             rows.guided = not settled or step < settled
             return rows(noisy, level, step, count)
 
+        def blended(clean: Latents, step: int, count: int, level: float) -> Latents:
+            if blend is not None and blend.rules:
+                clean = blend(clean, step, count, level)
+            if kept is not None and step >= 2 * settled:
+                clean = {**clean, TARGET: kept.blended(clean[TARGET])}
+            return clean
+
         with rows.under(rules):
             made = virtual_inversion(
                 model, source, predict, begins, levels, generator=generator, eta=eta,
-                start=first_step(steps, strength) if strength < 1 else 0, progress=progress,
-                blend=blend if blend is not None and blend.rules else None,
+                start=first_step(steps, strength) if strength < 1 else 0, progress=progress, blend=blended,
             )  # fmt: skip
         details = {} if blend is None or blend.mask is None else {"mask": blend.mask}
+        if kept is not None:
+            made, details["kept"] = kept.blended(made), kept.mask
         return self._output(work, made, (), **details)
 
 
@@ -161,42 +182,30 @@ class _Blend:
     Args:
         rows: whose control reads the maps.
         change: where the target may differ from the layout; None = everywhere.
-        keep: where the target is the source; None = nowhere.
-        both: where words that are in both lists act: the layout there, in the last blend.
-        thresholds: of the first and the second.
+        both: where words act of which the layout is kept, in the last blend.
+        threshold: of both maps.
         first: step after which blending begins.
     """
 
-    def __init__(
-        self, rows: Branches, change: WordMaps | None, keep: WordMaps | None, both: WordMaps | None,
-        thresholds: tuple[float, float], first: int,
-    ):  # fmt: skip
-        self.rows, self.change, self.keep, self.both = rows, change, keep, both
-        self.thresholds, self.first = thresholds, first
-        self.rules = rules_of((change, keep, both))
+    def __init__(self, rows: Branches, change: WordMaps | None, both: WordMaps | None, threshold: float, first: int):
+        self.rows, self.change, self.both = rows, change, both
+        self.threshold, self.first = threshold, first
+        self.rules = rules_of((change, both))
         self.mask: torch.Tensor | None = None
 
     @classmethod
     def of(
         cls, pipe: Any, rows: Branches, plan: Plan, alignment: Any, grid: tuple[int, int] | None, prompt: str,
-        words: tuple[tuple[str, ...], tuple[str, ...]], thresholds: tuple[float, float],
-        first: int,
+        words: tuple[tuple[str, ...], tuple[str, ...]], threshold: float, first: int,
     ) -> _Blend:  # fmt: skip
-        """The blend of words given as texts: those to change and those to keep."""
-        change, keep = words
-        shared = tuple(word for word in keep if word in change)
-        only = tuple(word for word in keep if word not in change)
+        """The blend of words given as texts: those to change, and those of them whose layout is kept."""
 
-        def maps(chosen: tuple[str, ...], reads: tuple[tuple[str, str | None], ...], name: str) -> WordMaps | None:
+        def maps(chosen: tuple[str, ...], name: str) -> WordMaps | None:
             if not chosen:
                 return None
-            places = positions(pipe, prompt, chosen, rows.slots)
-            return WordMaps(places, alignment, reads, TARGET, name, grid)
+            return WordMaps(positions(pipe, prompt, chosen, rows.slots), alignment, plan.reads, TARGET, name, grid)
 
-        return cls(
-            rows, maps(change, plan.reads, "change"), maps(only, ((SOURCE, None),), "keep"),
-            maps(shared, plan.reads, "both"), thresholds, first,
-        )  # fmt: skip
+        return cls(rows, maps(words[0], "change"), maps(words[1], "both"), threshold, first)
 
     def __call__(self, clean: Latents, step: int, steps: int, level: float) -> Latents:
         """Blend after every step but the first ones."""
@@ -205,13 +214,10 @@ class _Blend:
         maps, target = self.rows.control.maps, clean[TARGET]
         layout = clean.get(LAYOUT, clean[SOURCE])
         signal, _ = self.rows.model.parts(level)
-        change, keep = self.thresholds
         if self.change is not None:
             faint = _FAINT / max(signal, 1e-6)
-            self.mask = self.change.read(maps, target) > max(change, faint)
+            self.mask = self.change.read(maps, target) > max(self.threshold, faint)
             target = torch.where(self.mask, target, layout)
-        if self.keep is not None:
-            target = torch.where(self.keep.read(maps, target) > keep, clean[SOURCE], target)
         if self.both is not None and step == steps - 2:
-            target = torch.where(self.both.read(maps, target) > change, clean[LAYOUT], target)
+            target = torch.where(self.both.read(maps, target) > self.threshold, clean[LAYOUT], target)
         return {**clean, TARGET: target}

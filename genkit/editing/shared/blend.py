@@ -1,4 +1,4 @@
-"""Local blending: a change only where the attention of its words is, read from the run itself."""
+"""Local blending: a change only where the attention of its words is, read from the run itself or from the picture."""
 
 from __future__ import annotations
 
@@ -11,10 +11,15 @@ import torch
 
 from genkit.control import ReadMaps, Rule, Where
 from genkit.control.alignment import Alignment
+from genkit.editing.shared.branches import Branch, Branches
 from genkit.editing.shared.model import EditModel
+from genkit.editing.shared.prompts import positions
 
 #: Tokens of the map that words are read from: 16 x 16 of Stable Diffusion at 512 pixels.
 _TOKENS = 256
+#: Halvings of the levels on the way to the one with as much picture as noise.
+_HALVINGS = 12
+_READ = "acting"
 
 
 @dataclass(frozen=True)
@@ -60,13 +65,63 @@ class WordMaps:
         """(1, 1, [T,] h, w) in 0..1: the map on the grid of latents, its largest value 1."""
         shared, own = self._split()
         names = [name for name, found in ((f"{self.name}-shared", shared), (f"{self.name}-own", own)) if found]
-        found = torch.cat([maps.mean(name, self.grid) for name in names], -1).amax(-1)  # (rows, T, H, W)
-        found = found[:1, None].float()
-        size = like.shape[2:]
-        if len(size) == 2:
-            found = found[:, :, 0]
-        grown = torch.nn.functional.interpolate(found, size=tuple(size), mode="nearest")
-        return (grown / grown.amax().clamp(min=1e-12)).to(like.device)
+        grown = _on_latents(torch.cat([maps.mean(name, self.grid) for name in names], -1), like)
+        return grown / grown.amax().clamp(min=1e-12)
+
+
+def acting(
+    model: EditModel, source: torch.Tensor, prompt: str, words: tuple[str, ...], slots: int | None = None
+) -> torch.Tensor:
+    """Where words act in a picture or clip itself: (1, 1, [T,] h, w), from 0 where they act least to 1.
+
+    The denoiser looks at the input with as much noise as signal. Maps of a run's own first steps tell little: there is
+    noise alone, and words act where things might come to be.
+
+    Args:
+        model: see :class:`EditModel`.
+        source: (1, ...) clean latents.
+        prompt: what they show. words: of the prompt; the largest of their maps counts.
+        slots: text tokens, where they can be chosen.
+
+    The noise is the same in every call: where things are does not depend on a seed. Cost: one row of the denoiser.
+
+    Raises:
+        UsageError: a word that the prompt does not have.
+    """
+    rows = Branches(model, {_READ: Branch(prompt)}, slots=slots)
+    grid = map_grid(model, source)
+    where = Where(grids=None if grid is None else (grid,), conditional=True)
+    tokens = positions(model.pipe, prompt, words, rows.slots)
+    level = _balanced(model)
+    noisy = model.noised(source, model.draw(source, torch.Generator().manual_seed(0)), level)
+    with rows.under([ReadMaps(name=_READ, of=_READ, tokens=tokens, where=where)]):
+        rows({_READ: noisy}, level, 0, 1)
+        found = _on_latents(rows.control.maps.latest(_READ, grid), source, smooth=True)
+    least = found.amin()
+    return (found - least) / (found.amax() - least).clamp(min=1e-12)
+
+
+def _balanced(model: EditModel) -> float:
+    """The noise level with as much signal as noise."""
+    low, high = 0.0, 1.0
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        signal, spread = model.parts(middle)
+        low, high = (middle, high) if signal > spread else (low, middle)
+    return (low + high) / 2
+
+
+def _on_latents(found: torch.Tensor, like: torch.Tensor, smooth: bool = False) -> torch.Tensor:
+    """The largest of maps (rows, T, H, W, words) of the first row, on the grid of latents: (1, 1, [T,] h, w).
+
+    ``smooth``: with slopes between tokens in place of steps, so that a threshold cuts along outlines.
+    """
+    found = found[:1].amax(-1)[:, None].float()
+    size = like.shape[2:]
+    if len(size) == 2:
+        found = found[:, :, 0]
+    mode = "nearest" if not smooth else "bilinear" if len(size) == 2 else "trilinear"
+    return torch.nn.functional.interpolate(found, size=tuple(size), mode=mode).to(like.device)
 
 
 def map_grid(model: EditModel, latents: torch.Tensor, tokens: int = _TOKENS) -> tuple[int, int] | None:

@@ -70,11 +70,10 @@ def _idle_steps(settings: EditSettings) -> list[str]:
             f"--keep-maps {settings.keep_maps:g} has no effect: --settle {settle:g} leaves maps free in the "
             f"first {settled} of {steps} steps, where they would be kept"
         )
-    names = [name for name, given in (("words", chosen(settings)), ("keep_words", settings.keep_words)) if given]
     first = max(1, 2 * settled)  # see InfEditPipeline: after the first step, and after twice the steps that settle
-    if names and first > steps - 2:
+    if chosen(settings) and first > steps - 2:
         cause = f"--settle {settle:g} is a half of the steps or nearly" if settled else "too few steps"
-        told.append(f"{' and '.join(map(flag, names))}: no effect in {steps} steps: {cause}")
+        told.append(f"--words: no effect in {steps} steps: {cause}")
     return told
 
 
