@@ -26,6 +26,7 @@ class PatchCache:
         self.aside = ""  # name of a method that makes denoiser calls for itself, outside of the sampling loop
         self._items: dict[Hashable, Any] = {}
         self._recent: dict[Hashable, Any] = {}
+        self._held: dict[Hashable, Any] = {}
         self._seen: dict[Hashable, tuple[weakref.ref, Hashable]] = {}
         self._verdicts: dict[Hashable, str | None] = {}
         self._numbers: dict[Hashable, torch.Tensor] = {}
@@ -46,6 +47,15 @@ class PatchCache:
             while len(self._recent) > most:
                 del self._recent[next(iter(self._recent))]
             return value
+
+    def hold(self, key: Hashable, value: Any) -> None:
+        """Store what a later call of the same layer needs; replaced by the next value of the key, never dropped."""
+        with self._lock:
+            self._held[key] = value
+
+    def held(self, key: Hashable, default: Any = None) -> Any:
+        """What :meth:`hold` stored last."""
+        return self._held.get(key, default)
 
     def of_tensor(self, tensor: torch.Tensor) -> Hashable:
         """A key for the content of a small tensor; the content is read once per tensor object and version."""
@@ -82,6 +92,7 @@ class PatchCache:
         with self._lock:
             self._items.clear()
             self._recent.clear()
+            self._held.clear()
 
     def __len__(self) -> int:
         return len(self._items)

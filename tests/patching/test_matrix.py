@@ -14,6 +14,7 @@ from genkit.patching.matrix import Cell, Row, matrix, rows
 # Settings under which a method hides something on 60 tokens; what a method is for must not depend on them.
 SMALL = {
     "agent": {"cell": (1, 2, 2)},
+    "block_select": {"block": 8, "keep": 2},
     "cross_modal_context": {"window": 1.0},
     "mixture_of_block": {"temporal": 1, "spatial": (2, 2), "box": (1, 2, 2)},
     "neighborhood": {"size": 3},

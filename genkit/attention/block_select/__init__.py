@@ -1,0 +1,6 @@
+"""Block selection by the data: settings and calls in ``method``, scores by name in ``selectors``, how many blocks are
+kept in ``budget``, which tokens a block holds in ``blocks``, published settings in ``presets``."""
+
+from genkit.attention.block_select.method import BlockSelect
+
+__all__ = ["BlockSelect"]

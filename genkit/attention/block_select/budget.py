@@ -1,0 +1,60 @@
+"""How many blocks are kept, and which: a budget over scores of any kind."""
+
+from __future__ import annotations
+
+from math import ceil
+from typing import TYPE_CHECKING
+
+import torch
+
+from genkit.kernels.scores.select import select_top_k, select_top_p
+
+if TYPE_CHECKING:
+    from genkit.attention.block_select.method import BlockSelect
+
+
+def blocks_kept(settings: BlockSelect, count: int) -> int:
+    """Blocks per query block under top-k; under top-p the cap."""
+    keep = settings.keep if settings.top_p is None else settings.most
+    return max(1, min(count, keep if isinstance(keep, int) else ceil(keep * count - 1e-9)))
+
+
+def select(scores: torch.Tensor, always: torch.Tensor, settings: BlockSelect, own: torch.Tensor | None) -> torch.Tensor:
+    """The blocks that every row keeps.
+
+    Args:
+        scores: (B, H, M, M) float32, ``-inf`` forbids.
+        always: bool, broadcast: kept in any case; they count towards the budget and may exceed it.
+        settings: the budget.
+        own: with ``budget="own"``: masses (B, H, M, M) that tell how many blocks a row needs, where ``scores`` rank.
+
+    Returns:
+        bool (B, H, M, M); no row is empty.
+    """
+    count = scores.shape[-1]
+    if settings.top_p is None:
+        wanted = blocks_kept(settings, count)
+        if settings.scope == "row":
+            return select_top_k(scores, wanted, always=always)
+        return _per_head(scores, always, wanted * count)
+    masses = scores if own is None else own
+    chosen = select_top_p(masses, settings.top_p, always=always, min_blocks=settings.least, max_share=settings.most)
+    if own is None:
+        return chosen
+    return _as_many(scores, always, chosen.sum(-1, keepdim=True))
+
+
+def _per_head(scores: torch.Tensor, always: torch.Tensor, wanted: int) -> torch.Tensor:
+    """The best ``wanted`` entries of every head together: rows that need more take them from others."""
+    flat = scores.flatten(2)[:, :, None]
+    forced = always.expand(scores.shape).flatten(2)[:, :, None]
+    return select_top_k(flat, wanted, always=forced).reshape(scores.shape)
+
+
+def _as_many(scores: torch.Tensor, always: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+    """In every row as many of the best entries as ``counts`` (.., M, 1) says, those of ``always`` first."""
+    ranked = scores.masked_fill(always.expand(scores.shape), torch.inf)
+    order = ranked.sort(dim=-1, descending=True, stable=True).indices
+    place = torch.empty_like(order)
+    place.scatter_(-1, order, torch.arange(scores.shape[-1], device=scores.device).expand_as(order))
+    return place < counts

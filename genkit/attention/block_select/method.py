@@ -1,0 +1,366 @@
+"""One dynamic method with many selectors: score every pair of blocks, keep what the budget allows, attend exactly."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+
+from genkit.attention.block_select import budget
+from genkit.attention.block_select.blocks import GridBlocks, auto_across
+from genkit.attention.block_select.presets import PLAIN, PRESETS
+from genkit.attention.block_select.selectors import SELECTORS
+from genkit.attention.cache import PatchCache
+from genkit.attention.dynamic import attend_grid
+from genkit.attention.keep import kept
+from genkit.attention.method import Density, Method, check_choice, check_int
+from genkit.attention.registry import register
+from genkit.attention.site import Site
+from genkit.attention.static import check_tokens
+from genkit.errors import UsageError, explain
+from genkit.kernels import BlockPlan, block_sparse_attention
+from genkit.kernels.scores.estimate import pooled_scores
+from genkit.kernels.scores.pool import pool_blocks
+from genkit.kernels.scores.routing import kmeans_order, reordered, restored
+from genkit.layout import TokenLayout
+
+_OWNER = "block_select"
+#: Smallest value of whole numbers, and the choices of words.
+_LEAST = {
+    "block": 8, "least": 1, "refresh": 1, "seed": 0, "samples": 1, "stride": 1, "groups": 1, "fan_out": 2, "rows": 1,
+    "clusters": 1, "iterations": 1,
+}  # fmt: skip
+_CHOICES = {
+    "score": tuple(SELECTORS),
+    "ranking": ("own", "shared"),
+    "scope": ("row", "head"),
+    "sink": ("none", "first_frame"),
+    "reduction": ("mass", "max", "row_max"),
+    "pairing": ("aligned", "reversed"),
+}
+
+
+def _given(text: str) -> Any:
+    """A setting that is the preset's, or the plain one, where it is left out."""
+    return field(default=None, metadata={"help": text})
+
+
+@register(_OWNER)
+@dataclass(frozen=True)
+class BlockSelect(Method):
+    """Every block of the grid attends exactly to the blocks that a score says matter to it.
+
+    A score estimates, for every head, how much attention each block of queries pays to each block of keys; a budget
+    decides how many are kept. Nothing is trained. Text and other extra tokens see everything and are seen by
+    everything. Keep the first quarter of the steps dense (:meth:`recommended`): at high noise scores say little.
+
+    Settings that are left out are those of ``preset``, or else the defaults given here.
+
+    Args:
+        preset: published settings by name: ``xattention``, ``proxyattn``, ``hip``, ``vsa``, ``draft``, ``sparge``,
+            ``svg``, ``svg2``, ``asa``.
+        score: ``"pooled"`` (products of block means, default), ``"sampled"`` (softmax over some tokens of each block),
+            ``"antidiagonal"`` (one product per cell of ``stride`` x ``stride``), ``"proxy"`` (mean query and key of a
+            group of heads), ``"tree"`` (a search from the top down, for very many blocks), ``"offset"`` (exact rows,
+            averaged by relative place), ``"vertical"`` (exact rows, averaged by key), ``"kmeans"`` (tokens sorted by
+            content first, then pooled).
+        block: tokens per block, default 64.
+        across: frames and rows across the strips that blocks are cut from; default: blocks as long on every axis.
+            ``1x1`` = runs of the sequence.
+        keep: blocks kept per row, own included: a number, or a share of the blocks; default 0.2.
+        top_p: keep as many blocks as hold this share of the row's mass instead.
+        ranking: with ``top_p``: ``"own"``; ``"shared"``: the score ranks, and a head's own pooled map tells how many
+            blocks it needs.
+        scope: who shares ``keep``: each ``"row"`` of blocks, or each ``"head"``.
+        least, most: with ``top_p``: fewest blocks, and largest share of the blocks, per row; default 1 and 0.5.
+        sink: ``"first_frame"``: its blocks are kept by every row.
+        guard: blocks whose tokens are less alike than this (mean cosine) are kept whole, as rows and as columns, since
+            their mean says little about them.
+        tail: read the dropped blocks as means of so many neighbouring tokens, a mean of n weighing as much as n keys;
+            divides ``block``. Costs 1 / tail of what was dropped.
+        refresh: steps that one selection serves; default 1.
+        seed: of drawn tokens.
+        samples, reduction: of ``sampled``; tokens per block (8), and how pairs add up (``mass``, ``max``, ``row_max``).
+        stride, pairing: of ``antidiagonal``; divides ``block`` (8), ``aligned`` or ``reversed`` places.
+        groups, agreement: of ``proxy``; groups of heads (1), least cosine of a head's map with its group's (0.8).
+        fan_out, slack: of ``tree``; nodes below a node (8), blocks scored per block kept (1.5).
+        rows: of ``offset`` and ``vertical``; exact rows per block (1).
+        clusters, iterations: of ``kmeans``; clusters per head (32), rounds (4).
+
+    Sources: those of the presets; selection from pooled keys: docs/methods/block_select.md.
+    """
+
+    preset: str | None = field(default=None, metadata={"help": f"published settings: {', '.join(PRESETS)}"})
+    score: str = _given("how pairs of blocks are scored: " + ", ".join(SELECTORS))
+    block: int = _given("tokens per block; 64")
+    across: tuple[int, int] | None = _given("frames and rows across the strips that blocks are cut from")
+    keep: int | float = _given("blocks kept per row: number or share; 0.2")
+    top_p: float | None = _given("share of a row's mass to keep instead")
+    ranking: str = _given("with top_p: own, or shared (a head's own map tells how many)")
+    scope: str = _given("who shares keep: row or head")
+    least: int = _given("with top_p: fewest blocks per row; 1")
+    most: float = _given("with top_p: largest share of the blocks per row; 0.5")
+    sink: str = _given("kept by every row: none or first_frame")
+    tail: int | None = _given("read what is dropped as means of so many tokens")
+    guard: float | None = _given("blocks less alike than this (mean cosine) are kept whole")
+    refresh: int = _given("steps that one selection serves; 1")
+    seed: int = _given("of drawn tokens; 0")
+    samples: int = _given("sampled: tokens per block; 8")
+    reduction: str = _given("sampled: mass, max or row_max")
+    stride: int = _given("antidiagonal: cell; 8")
+    pairing: str = _given("antidiagonal: aligned or reversed")
+    groups: int = _given("proxy: groups of heads; 1")
+    agreement: float | None = _given("proxy: least cosine with the group; 0.8")
+    fan_out: int = _given("tree: nodes below a node; 8")
+    slack: float = _given("tree: blocks scored per block kept; 1.5")
+    rows: int = _given("offset, vertical: exact rows per block; 1")
+    clusters: int = _given("kmeans: clusters per head; 32")
+    iterations: int = _given("kmeans: rounds; 4")
+
+    roles: ClassVar[tuple[str, ...]] = ("self", "joint")
+    trainable: ClassVar[bool] = True
+    by_data: ClassVar[bool] = True
+    source: ClassVar[str] = "XAttention, ProxyAttn, HiP, VSA, DraftAttention, SpargeAttn, Sparse VideoGen 1 and 2"
+
+    def __post_init__(self):
+        if self.preset is not None:
+            check_choice(_OWNER, "preset", self.preset, tuple(PRESETS))
+        asked = {name: getattr(self, name) for name in PLAIN if getattr(self, name) is not None}
+        own = PRESETS[self.preset].settings if self.preset else {}
+        if "keep" in asked and "top_p" not in asked:
+            own = {name: value for name, value in own.items() if name != "top_p"}
+        for name, value in (PLAIN | own | asked).items():
+            object.__setattr__(self, name, value)
+        self._check_values()
+        self._check_effect(asked)
+
+    def _check_values(self) -> None:
+        for name, choices in _CHOICES.items():
+            check_choice(_OWNER, name, getattr(self, name), choices)
+        for name, low in _LEAST.items():
+            check_int(_OWNER, name, getattr(self, name), low)
+        if isinstance(self.keep, int) and not isinstance(self.keep, bool):
+            check_int(_OWNER, "keep", self.keep, 1)
+        for name, low, high in (
+            ("keep", 0, 1), ("top_p", 0, 1), ("most", 0, 1), ("agreement", -1, 1), ("guard", -1, 1),
+            ("slack", 1, math.inf),
+        ):  # fmt: skip
+            value = getattr(self, name)
+            if (value is None and PLAIN[name] is None) or (name == "keep" and type(value) is int):
+                continue
+            closed = name in ("agreement", "guard", "slack")
+            good = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if not good or not (low <= value if closed else low < value) or not value <= high:
+                end = "" if high == math.inf else f" and <= {high}"
+                raise UsageError(explain(f"{_OWNER}.{name}", value, f"a number {'>=' if closed else '>'} {low}{end}"))
+        if self.across is not None:
+            if not isinstance(self.across, tuple) or len(self.across) != 2:
+                raise UsageError(explain(f"{_OWNER}.across", self.across, "two numbers: frames and rows"))
+            for side in self.across:
+                check_int(_OWNER, "across", side, 1)
+        for name, used in (("stride", self.score == "antidiagonal"), ("tail", self.tail is not None)):
+            side = getattr(self, name)
+            if name == "tail" and used:
+                check_int(_OWNER, name, side, 2)
+            if used and self.block % side:
+                allowed = [part for part in range(2, self.block + 1) if self.block % part == 0]
+                raise UsageError(explain(f"{_OWNER}.{name} with block={self.block}", side, allowed))
+
+    def _check_effect(self, asked: dict[str, Any]) -> None:
+        """A setting that was changed and changes nothing is refused."""
+        selector = SELECTORS[self.score]
+        others = {name for each in SELECTORS.values() for name in each.uses} - set(selector.uses)
+        idle = dict.fromkeys(sorted(others), f"score={self.score}")
+        if self.top_p is None:
+            idle |= dict.fromkeys(("least", "most", "ranking"), "keep: they belong to top_p")
+        else:
+            idle |= dict.fromkeys(("keep", "scope"), "top_p")
+        if self.score == "kmeans":
+            idle |= dict.fromkeys(("across", "sink"), "score=kmeans, whose blocks are no boxes of the grid")
+        for name, belongs in idle.items():
+            if name in asked and asked[name] != PLAIN[name]:
+                raise UsageError(
+                    f"{_OWNER}.{name}: got {asked[name]!r}, which has no effect with {belongs}; leave it out"
+                )
+        if self.top_p is not None and not selector.masses:
+            raise UsageError(
+                f"{_OWNER}.top_p needs scores that are masses, {self.score} gives products: use keep, or one of "
+                f"{', '.join(name for name, each in SELECTORS.items() if each.masses)}"
+            )
+
+    def describe(self) -> str:
+        """See :meth:`Method.describe`: the preset, and what differs from it."""
+        base = PLAIN | (PRESETS[self.preset].settings if self.preset else {})
+        changed = [f"{name}={getattr(self, name)}" for name in base if getattr(self, name) != base[name]]
+        return f"{self.name}({', '.join([*([f'preset={self.preset}'] if self.preset else []), *changed])})"
+
+    @property
+    def heads_apart(self) -> bool:
+        """See :attr:`Method.heads_apart`: unless heads share a ranking."""
+        return SELECTORS[self.score].alone
+
+    def recommended(self, steps: int, layers: int) -> dict[str, str]:
+        """The first quarter of the steps dense: scores are flat at high noise."""
+        return {"steps": f"{math.ceil(steps / 4)}:"} if steps > 1 else {}
+
+    def blocks_on(self, grid: tuple[int, int, int]) -> GridBlocks:
+        """The blocks of a concrete grid."""
+        across = (1, 1) if self.score == "kmeans" else self.across or auto_across(grid, self.block)
+        return GridBlocks(grid, self.block, (min(across[0], grid[0]), min(across[1], grid[1])))
+
+    def details(self, layout: TokenLayout) -> str:
+        """See :meth:`Method.details`."""
+        count = math.ceil(layout.grid_length / self.block)
+        if self.top_p is None:
+            many = f"{budget.blocks_kept(self, count)} per row" + (" on average" if self.scope == "head" else "")
+        else:
+            most = budget.blocks_kept(self, count)
+            many = f"as many as hold {self.top_p:.0%} of the estimated mass, at most {most}"
+        return f"{count} blocks of {self.block} tokens, {many};  selection costs {SELECTORS[self.score].cost}"
+
+    def select_blocks(
+        self, q: torch.Tensor, k: torch.Tensor, blocks: GridBlocks, scale: float | None = None
+    ) -> torch.Tensor:
+        """bool (B, H, M, M): the blocks every row keeps; q, k (B, N, H, D) in the order of the blocks. No gradient."""
+        q, k = q.detach(), k.detach()
+        scores = SELECTORS[self.score].score(q, k, blocks, self, budget.blocks_kept(self, blocks.count), scale)
+        own = None
+        if self.ranking == "shared":
+            own = pooled_scores(q, k, self.block, self.block, scale=scale)
+        return budget.select(scores, self._always(q, k, blocks), self, own)
+
+    def _always(self, q: torch.Tensor, k: torch.Tensor, blocks: GridBlocks) -> torch.Tensor:
+        """bool, broadcast to (B, H, M, M): the own block, the sink, and blocks whose tokens are unlike each other."""
+        if self.score == "kmeans":
+            always = torch.zeros_like(blocks.own)
+        else:
+            always = blocks.own
+        if self.sink == "first_frame":
+            always = always | blocks.first
+        if self.guard is not None:
+            rows, columns = (_alike(x, self.block) < self.guard for x in (q, k))
+            if columns.shape[1] != rows.shape[1]:
+                columns = columns.repeat_interleave(rows.shape[1] // columns.shape[1], 1)
+            always = always | rows[..., None] | columns[:, :, None]
+        return always
+
+    def attend(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, site: Site, cache: PatchCache
+    ) -> torch.Tensor | None:
+        """See :meth:`Method.attend`; exact attention over the tokens of the kept blocks."""
+        self.require(site, cache)
+        check_tokens(q, k, site)
+        blocks = kept(cache, _blocks, self, site.layout.grid, device=q.device)
+
+        def run(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            if self.score != "kmeans":
+                return self._attend_blocks(q, k, v, blocks, site, cache)
+            clusters = min(self.clusters, q.shape[1])
+            order, key_order = (kmeans_order(x.detach(), clusters, self.iterations) for x in (q, k))
+            moved = reordered(q, order), reordered(k, key_order), reordered(v, key_order)
+            out, lse = self._attend_blocks(*moved, blocks, site, cache)
+            return restored(out, order), lse.gather(2, order.argsort(-1))
+
+        return attend_grid(q, k, v, site, cache, run, blocks.permutation)
+
+    def _attend_blocks(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, blocks: GridBlocks, site: Site, cache: PatchCache
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        chosen = self._selection(q, k, blocks, site, cache)
+        cache.measure((self, site.name), lambda: self._share(chosen, blocks, site.layout))
+        sizes: dict[str, Any] = {"block_q": self.block, "block_k": self.block, "check": False}
+        if self.tail is None:
+            plan = BlockPlan.from_dense_blocks(chosen, q.shape[1], k.shape[1], **sizes)
+        else:
+            levels = torch.where(chosen, 1, self.tail).to(torch.int32)
+            plan = BlockPlan.from_levels(levels, q.shape[1], k.shape[1], **sizes)
+        return block_sparse_attention(q, k, v, plan, scale=site.scale, backend=cache.backend)
+
+    def _selection(
+        self, q: torch.Tensor, k: torch.Tensor, blocks: GridBlocks, site: Site, cache: PatchCache
+    ) -> torch.Tensor:
+        """The blocks of a call: chosen now, or those of an earlier step of the same run, layer and branch."""
+        if self.refresh == 1 or site.step is None or (torch.is_grad_enabled() and q.requires_grad):
+            return self.select_blocks(q, k, blocks, site.scale)
+        key = (_OWNER, self, site.name, site.branch, tuple(q.shape))
+        last, chosen = cache.held(key, (-1, None))
+        together = last // self.refresh == site.step // self.refresh
+        if chosen is None or site.step <= last or not together:
+            fresh = self.select_blocks(q, k, blocks, site.scale)
+            if chosen is not None and site.step > last:
+                self._count_overlap(chosen, fresh, cache)
+            chosen = fresh
+        cache.hold(key, (site.step, chosen))
+        return chosen
+
+    def _count_overlap(self, old: torch.Tensor, fresh: torch.Tensor, cache: PatchCache) -> None:
+        """Remember how much of a fresh selection the one before it had."""
+        total, count = cache.held((_OWNER, self, "overlap"), (0.0, 0))
+        share = (old & fresh).sum() / fresh.sum()
+        cache.hold((_OWNER, self, "overlap"), (total + share, count + 1))
+
+    def remarks(self, cache: PatchCache) -> list[str]:
+        """See :meth:`Method.remarks`: what reusing selections missed."""
+        total, count = cache.held((_OWNER, self, "overlap"), (0.0, 0))
+        if not count:
+            return []
+        return [
+            f"{self.name}: a selection served up to {self.refresh} steps; where it was renewed, the one before held "
+            f"{float(total) / count:.0%} of the blocks of the fresh one"
+        ]
+
+    def seen(self, q: torch.Tensor, k: torch.Tensor, site: Site, cache: PatchCache) -> torch.Tensor:
+        """The share of heads in which a query reads a key; see :meth:`Method.seen`."""
+        blocks = _blocks(self, site.layout.grid)
+        start, stop = site.layout.grid_span
+        inside = blocks.permutation
+        q, k = (x[:, start:stop].index_select(1, inside.order) for x in (q, k))
+        tokens = torch.arange(q.shape[1]) // self.block
+        if self.score == "kmeans":
+            clusters = min(self.clusters, q.shape[1])
+            order, key_order = (kmeans_order(x, clusters, self.iterations) for x in (q, k))
+            chosen = self.select_blocks(reordered(q, order), reordered(k, key_order), blocks, site.scale)
+            rows, columns = (tokens[each.argsort(-1)] for each in (order, key_order))
+            pairs = torch.stack([head[row][:, column] for head, row, column in zip(
+                chosen[0], rows[0], columns[0].repeat_interleave(q.shape[2] // k.shape[2], 0), strict=True
+            )]).float().mean(0)  # fmt: skip
+        else:
+            chosen = self.select_blocks(q, k, blocks, site.scale)
+            pairs = chosen.float().mean((0, 1))[tokens][:, tokens]
+        cache.measure((self, site.name), lambda: self._share(chosen, blocks, site.layout))
+        found = torch.ones(site.layout.length, site.layout.length)
+        found[start:stop, start:stop] = pairs[inside.inverse][:, inside.inverse]
+        return found
+
+    def density(self, site: Site, cache: PatchCache) -> Density | None:
+        """Density of the last call at the site; before any call, what ``keep`` comes to, or None with ``top_p``."""
+        share = cache.measured((self, site.name))
+        if share is None:
+            if self.top_p is not None or self.guard is not None:
+                return None
+            count = math.ceil(site.layout.grid_length / self.block)
+            share = self._over_all(budget.blocks_kept(self, count) / count, site.layout)
+        return Density(share, share)
+
+    def _share(self, chosen: torch.Tensor, blocks: GridBlocks, layout: TokenLayout) -> torch.Tensor:
+        """Share of all token pairs that a choice of blocks reads, text included, as a scalar tensor; a mean counts as
+        one key."""
+        pairs = blocks.sizes[:, None] * blocks.sizes
+        return self._over_all((chosen.double().mean((0, 1)) * pairs).sum() / pairs.sum(), layout)
+
+    def _over_all(self, kept: Any, layout: TokenLayout) -> Any:
+        """The share of all pairs, from the share of the grid's pairs that is kept."""
+        dropped = 0.0 if self.tail is None else 1 / self.tail
+        return 1 - (layout.grid_length / layout.length) ** 2 * (1 - kept) * (1 - dropped)
+
+
+def _blocks(method: BlockSelect, grid: tuple[int, int, int]) -> GridBlocks:
+    return method.blocks_on(grid)
+
+
+def _alike(x: torch.Tensor, block: int) -> torch.Tensor:
+    """(B, H, M): mean cosine of all pairs of tokens of a block."""
+    unit = torch.nn.functional.normalize(x.float(), dim=-1)
+    return pool_blocks(unit, block).square().sum(-1).transpose(1, 2)
