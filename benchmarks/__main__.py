@@ -10,6 +10,7 @@ import sys
 BENCHMARKS = {
     "toy_video": "benchmarks.toy_video",
     "toy_methods": "benchmarks.toy_methods",
+    "recall": "benchmarks.recall",
     "toy_upscale": "benchmarks.toy_upscale",
     "toy_reference": "benchmarks.toy_reference",
     "toy_image": "benchmarks.toy_image",

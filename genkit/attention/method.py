@@ -138,10 +138,15 @@ class Method:
         for pictures, docs and tests."""
         raise UnsupportedError(f"{self.name} has no mask that is known without the queries and keys")
 
+    def pairs(self, q: torch.Tensor, k: torch.Tensor, site: Site, cache: PatchCache) -> torch.Tensor:
+        """The pairs that each head reads with these queries and keys (B, N, H, D), as bool (B, H, N, N). O(N^2) memory:
+        for pictures, measurements and tests. Only for methods with ``by_data`` that choose pairs."""
+        raise UnsupportedError(f"{self.name} does not choose pairs by queries and keys")
+
     def seen(self, q: torch.Tensor, k: torch.Tensor, site: Site, cache: PatchCache) -> torch.Tensor:
         """How much of every key every query reads with these queries and keys (1, N, H, D), as (N, N) from 0 to 1, the
         mean over heads. O(N^2) memory: for pictures and tests. Only for methods with ``by_data``."""
-        raise UnsupportedError(f"{self.name} does not decide by queries and keys; its mask() tells what is visible")
+        return self.pairs(q, k, site, cache)[0].float().mean(0)
 
     def mask_rows(self, layout: TokenLayout, queries: torch.Tensor) -> torch.Tensor:
         """Rows of :meth:`mask` for some queries (n,) int64, as bool (n, N)."""

@@ -57,6 +57,18 @@ def token_mask(method, q, k, layout):
     return mask
 
 
+@pytest.mark.parametrize("score", SELECTORS)
+def test_the_pairs_that_are_told_are_those_that_are_read(score):
+    layout = LAYOUTS["picture, text and reference"]
+    q, k, v = drawn(layout, key_heads=2)
+    method, cache = BlockSelect(score=score, block=16, keep=2), PatchCache("reference")
+    site = Site.of_layout(layout, heads=4)
+    told = method.pairs(q, k, site, cache)
+    torch.testing.assert_close(attend(method, q, k, v, layout), masked(q, k, v, told))
+    assert method.density(site, cache).computed == pytest.approx(told.double().mean().item())
+    torch.testing.assert_close(method.seen(q, k, site, cache), told[0].float().mean(0))
+
+
 def attend(method, q, k, v, layout, cache=None, **site):
     site = Site.of_layout(layout, heads=q.shape[2], role="joint" if layout.text_span else "self", **site)
     return method.attend(q, k, v, site, PatchCache("reference") if cache is None else cache)
@@ -119,21 +131,16 @@ def test_tokens_by_content_meet_those_of_their_cluster():
 
 def test_gradients_of_tokens_by_content():
     layout = LAYOUTS["ragged, text first"]
-    q, k, v = drawn(layout, batch=1, key_heads=2)
+    q, k, v = drawn(layout, key_heads=2)
     method = BlockSelect(score="kmeans", clusters=6, block=16, keep=0.4)
-    out = attend(method, q, k, v, layout)
-    seen = method.seen(*(x.detach() for x in (q, k)), Site.of_layout(layout, heads=4), PatchCache())
-    assert seen.shape == (layout.length, layout.length) and 0 < seen.min() + 1 and seen.max() == 1
-    step = torch.randn(k.shape, generator=torch.Generator().manual_seed(1), dtype=k.dtype)
-    grads = torch.autograd.grad(out.square().sum(), (q, k, v))
-    h = 1e-6
-    for number, grad in ((2, grads[2]),):
-        moved = [q, k, v]
-        ends = []
-        for sign in (1, -1):
-            moved[number] = (v + sign * h * step).detach()
-            ends.append(attend(method, *moved, layout).square().sum())
-        torch.testing.assert_close((grad * step).sum(), (ends[0] - ends[1]) / (2 * h), rtol=1e-5, atol=1e-5)
+    told = method.pairs(q, k, Site.of_layout(layout, heads=4), PatchCache())
+    out, expected = attend(method, q, k, v, layout), masked(q, k, v, told)
+    for ours, theirs in zip(
+        torch.autograd.grad(out.square().sum(), (q, k, v)),
+        torch.autograd.grad(expected.square().sum(), (q, k, v)),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs)
 
 
 def test_counts_are_those_of_the_budget():

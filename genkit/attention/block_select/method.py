@@ -257,8 +257,7 @@ class BlockSelect(Method):
         def run(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             if self.score != "kmeans":
                 return self._attend_blocks(q, k, v, blocks, site, cache)
-            clusters = min(self.clusters, q.shape[1])
-            order, key_order = (kmeans_order(x.detach(), clusters, self.iterations) for x in (q, k))
+            order, key_order = self._orders(q, k)
             moved = reordered(q, order), reordered(k, key_order), reordered(v, key_order)
             out, lse = self._attend_blocks(*moved, blocks, site, cache)
             return restored(out, order), lse.gather(2, order.argsort(-1))
@@ -311,28 +310,30 @@ class BlockSelect(Method):
             f"{float(total) / count:.0%} of the blocks of the fresh one"
         ]
 
-    def seen(self, q: torch.Tensor, k: torch.Tensor, site: Site, cache: PatchCache) -> torch.Tensor:
-        """The share of heads in which a query reads a key; see :meth:`Method.seen`."""
-        blocks = _blocks(self, site.layout.grid)
+    def pairs(self, q: torch.Tensor, k: torch.Tensor, site: Site, cache: PatchCache) -> torch.Tensor:
+        """The pairs of tokens whose blocks are kept; see :meth:`Method.pairs`. Means of a tail are not counted."""
+        blocks = kept(cache, _blocks, self, site.layout.grid, device=q.device)
         start, stop = site.layout.grid_span
-        inside = blocks.permutation
-        q, k = (x[:, start:stop].index_select(1, inside.order) for x in (q, k))
-        tokens = torch.arange(q.shape[1]) // self.block
+        q, k = (x.detach()[:, start:stop].index_select(1, blocks.permutation.order) for x in (q, k))
+        block_q = block_k = (torch.arange(q.shape[1], device=q.device) // self.block).expand(*_per_head(q), -1)
         if self.score == "kmeans":
-            clusters = min(self.clusters, q.shape[1])
-            order, key_order = (kmeans_order(x, clusters, self.iterations) for x in (q, k))
-            chosen = self.select_blocks(reordered(q, order), reordered(k, key_order), blocks, site.scale)
-            rows, columns = (tokens[each.argsort(-1)] for each in (order, key_order))
-            pairs = torch.stack([head[row][:, column] for head, row, column in zip(
-                chosen[0], rows[0], columns[0].repeat_interleave(q.shape[2] // k.shape[2], 0), strict=True
-            )]).float().mean(0)  # fmt: skip
-        else:
-            chosen = self.select_blocks(q, k, blocks, site.scale)
-            pairs = chosen.float().mean((0, 1))[tokens][:, tokens]
+            order, key_order = self._orders(q, k)
+            q, k = reordered(q, order), reordered(k, key_order)
+            key_order = key_order.repeat_interleave(q.shape[2] // k.shape[2], 1)
+            block_q, block_k = block_q.gather(-1, order.argsort(-1)), block_k.gather(-1, key_order.argsort(-1))
+        chosen = self.select_blocks(q, k, blocks, site.scale)
         cache.measure((self, site.name), lambda: self._share(chosen, blocks, site.layout))
-        found = torch.ones(site.layout.length, site.layout.length)
-        found[start:stop, start:stop] = pairs[inside.inverse][:, inside.inverse]
+        inverse = blocks.permutation.inverse
+        block_q, block_k = block_q[..., inverse], block_k[..., inverse]
+        rows = chosen.gather(2, block_q[..., None].expand(-1, -1, -1, chosen.shape[3]))
+        found = chosen.new_ones(*chosen.shape[:2], site.layout.length, site.layout.length)
+        found[:, :, start:stop, start:stop] = rows.gather(3, block_k[:, :, None].expand(-1, -1, len(inverse), -1))
         return found
+
+    def _orders(self, q: torch.Tensor, k: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Queries and keys by content, (B, H, N) and (B, Hk, N) int64."""
+        clusters = min(self.clusters, q.shape[1])
+        return tuple(kmeans_order(x.detach(), clusters, self.iterations) for x in (q, k))
 
     def density(self, site: Site, cache: PatchCache) -> Density | None:
         """Density of the last call at the site; before any call, what ``keep`` comes to, or None with ``top_p``."""
@@ -358,6 +359,10 @@ class BlockSelect(Method):
 
 def _blocks(method: BlockSelect, grid: tuple[int, int, int]) -> GridBlocks:
     return method.blocks_on(grid)
+
+
+def _per_head(x: torch.Tensor) -> tuple[int, int]:
+    return x.shape[0], x.shape[2]
 
 
 def _alike(x: torch.Tensor, block: int) -> torch.Tensor:

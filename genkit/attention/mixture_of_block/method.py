@@ -210,16 +210,16 @@ class MixtureOfBlock(Method):
 
         return attend_grid(q, k, v, site, cache, run, part.permutation)
 
-    def seen(self, q: torch.Tensor, k: torch.Tensor, site: Site, cache: PatchCache) -> torch.Tensor:
-        """The share of heads in which a query takes the block of a key; see :meth:`Method.seen`."""
-        part = _partition(self, site.layout.grid, self.kind(site.layer))
+    def pairs(self, q: torch.Tensor, k: torch.Tensor, site: Site, cache: PatchCache) -> torch.Tensor:
+        """The pairs of a query and the tokens of the blocks it takes; see :meth:`Method.pairs`."""
+        part = kept(cache, _partition, self, site.layout.grid, self.kind(site.layer), device=q.device)
         start, stop = site.layout.grid_span
-        moved = [x[:, start:stop].index_select(1, part.permutation.order) for x in (q, k)]
+        moved = [x.detach()[:, start:stop].index_select(1, part.permutation.order) for x in (q, k)]
         chosen = self.select_blocks(*moved, part)
         cache.measure((self, site.name), lambda: _share(chosen, part, site.layout))
-        pairs = chosen.float().mean((0, 1))[:, part.block_of][part.permutation.inverse][:, part.permutation.inverse]
-        found = torch.ones(site.layout.length, site.layout.length)
-        found[start:stop, start:stop] = pairs
+        inverse = part.permutation.inverse
+        found = chosen.new_ones(*chosen.shape[:2], site.layout.length, site.layout.length)
+        found[:, :, start:stop, start:stop] = chosen[:, :, inverse][..., part.block_of[inverse]]
         return found
 
     def density(self, site: Site, cache: PatchCache) -> Density | None:
