@@ -333,7 +333,8 @@ class BlockSelect(Method):
     def _orders(self, q: torch.Tensor, k: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Queries and keys by content, (B, H, N) and (B, Hk, N) int64."""
         clusters = min(self.clusters, q.shape[1])
-        return tuple(kmeans_order(x.detach(), clusters, self.iterations) for x in (q, k))
+        order, key_order = (kmeans_order(x.detach(), clusters, self.iterations) for x in (q, k))
+        return order, key_order
 
     def density(self, site: Site, cache: PatchCache) -> Density | None:
         """Density of the last call at the site; before any call, what ``keep`` comes to, or None with ``top_p``."""
