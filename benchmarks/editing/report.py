@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.editing.store import Row, Store, measure
+from benchmarks.editing.store import Row, Store, measure, weights_of
 from benchmarks.environment import RESULTS, environment, machine_line, table, write_results
 
 #: Title of a table, and what stands in a row's cell.
@@ -61,8 +61,12 @@ def measured(
         sheet: draws (cases, outputs, row, path).
     """
     kind, title, settings = method
-    row = store.row(options.model, kind, title, {**settings, "dtype": options.dtype, "first": options.first})
-    outputs = measure(row, cases, run, judge, lambda: save(name, store, text(store), options.output))
+    from genkit.models.registry import locate
+
+    told = {**settings, "dtype": options.dtype, "first": options.first}
+    row = store.row(options.model, kind, title, told, weights_of(locate(options.model).path))
+    at = f"{store.facts['commit']} on {store.facts['gpu'] or store.facts['cpu']}"
+    outputs = measure(row, cases, run, judge, lambda: save(name, store, text(store), options.output), at=at)
     if options.sheets:
         sheet(cases, outputs, row, options.sheets / f"{row.key.replace('/', '-').replace(' ', '-')}.png")
 
@@ -86,8 +90,20 @@ def report(title: str, store: Store, told: str, parts: Sequence[Part], order: Se
     for model in dict.fromkeys(row.model for row in store.rows.values()):
         rows = [row for row in store.rows.values() if row.model == model and row.count]
         precision = ", ".join(sorted({str(row.settings.get("dtype")) for row in rows}))
-        lines += [f"## {model}, {precision}", "", *_tables(rows, parts, order)]
+        lines += [f"## {model}, {precision}", "", *_tables(rows, parts, order), *_origins(rows)]
     return "\n".join(lines)
+
+
+def _origins(rows: Sequence[Row]) -> list[str]:
+    """With which code and weights, and where, which rows were measured."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for row in rows:
+        where = f"{', '.join(row.at) or 'an earlier commit'}, weights {row.weights or 'of that time'}"
+        found.setdefault(where, {}).setdefault(row.method, []).append(row.kind)
+    lines = ["Measured at:", ""]
+    for where, methods in found.items():
+        lines.append(f"- {where}: " + "; ".join(f"{method} ({', '.join(kinds)})" for method, kinds in methods.items()))
+    return [*lines, ""]
 
 
 def _tables(rows: Sequence[Row], parts: Sequence[Part], order: Sequence[str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -20,6 +21,8 @@ class Row:
         model, kind, method: what was measured.
         settings: of the method; a row of other settings is measured anew.
         cases: attribute -> value of every case so far, in order; flags are 0 or 1.
+        weights: what tells the model's weights from others, see :func:`weights_of`; a row of others is measured anew.
+        at: where and with which code, one text for every run that added cases.
     """
 
     model: str
@@ -27,6 +30,8 @@ class Row:
     method: str
     settings: dict[str, Any] = field(default_factory=dict)
     cases: dict[str, list[float]] = field(default_factory=dict)
+    weights: str = ""
+    at: list[str] = field(default_factory=list)
 
     @property
     def key(self) -> str:
@@ -70,11 +75,11 @@ class Store:
                 row = Row(**each, cases=cases)
                 self.rows[row.key] = row
 
-    def row(self, model: str, kind: str, method: str, settings: dict[str, Any]) -> Row:
-        """The row so far, empty where there is none or its settings were others."""
-        fresh = Row(model, kind, method, settings)
+    def row(self, model: str, kind: str, method: str, settings: dict[str, Any], weights: str = "") -> Row:
+        """The row so far, empty where there is none or its settings or weights were others."""
+        fresh = Row(model, kind, method, settings, weights=weights)
         kept = self.rows.get(fresh.key)
-        if kept is None or kept.settings != settings:
+        if kept is None or (kept.settings, kept.weights) != (settings, weights):
             self.rows[fresh.key] = kept = fresh
         return kept
 
@@ -83,7 +88,7 @@ class Store:
         rows = [
             {
                 "model": row.model, "kind": row.kind, "method": row.method, "settings": row.settings,
-                "cases": {name: _pack(values) for name, values in row.cases.items()},
+                "weights": row.weights, "at": row.at, "cases": {n: _pack(values) for n, values in row.cases.items()},
             }
             for row in self.rows.values() if row.count
         ]  # fmt: skip
@@ -103,6 +108,14 @@ def _unpack(text: str) -> list[float]:
     return [float(value) for value in text]
 
 
+def weights_of(folder: Path) -> str:
+    """Eight signs of a hash over a model's weight files, their names and contents."""
+    found = hashlib.sha256()
+    for path in sorted(folder.rglob("*.safetensors")):
+        found.update(path.relative_to(folder).as_posix().encode() + path.read_bytes())
+    return found.hexdigest()[:8]
+
+
 def measure(
     row: Row,
     cases: Sequence[Any],
@@ -110,6 +123,7 @@ def measure(
     judge: Callable[[Any, Any], dict[str, float]],
     save: Callable[[], None],
     every: int = 10,
+    at: str = "",
 ) -> dict[int, Any]:
     """Run a method over the cases that a row still lacks.
 
@@ -120,11 +134,14 @@ def measure(
         judge: attributes of an output.
         save: called after every ``every`` cases and at the end.
         every: see there.
+        at: where and with which code.
 
     Returns:
         Number of the case -> output, of the cases run now.
     """
     outputs = {}
+    if row.count < len(cases) and at and at not in row.at:
+        row.at.append(at)
     for number in range(row.count, len(cases)):
         wall, cpu = time.perf_counter(), time.process_time()
         output = run(cases[number], number)

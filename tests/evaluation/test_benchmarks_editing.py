@@ -26,25 +26,28 @@ def test_a_row_goes_on_where_it_stopped_and_begins_anew_with_other_settings(tmp_
         asked.append(number)
         return case if number != 1 else -1
 
-    def once(count, **settings):
+    def once(count, weights="one", **settings):
         store = Store(path)
-        row = store.row("m", "k", "way", settings)
+        row = store.row("m", "k", "way", settings, weights)
 
         def save():
             import json
 
             path.write_text(json.dumps(store.data()))
 
-        measure(row, list(range(count)), run, judge, save)
+        measure(row, list(range(count)), run, judge, save, at=f"run of {count}")
         return row
 
     once(2)
     row = once(4)
+    assert row.at == ["run of 2", "run of 4"]
     assert asked == [0, 1, 2, 3]
     assert row.values("right") == [1.0, 0.0, 1.0, 1.0]
     assert row.values("psnr") == pytest.approx([30.12, 31.12, 32.125, 33.125], abs=0.006)
+    assert once(4).at == row.at and len(asked) == 4
     once(1, steps=2)
-    assert asked[4:] == [0]
+    once(1, steps=2, weights="others")
+    assert asked[4:] == [0, 0]
 
 
 def test_attributes_that_a_case_lacks_are_left_out_of_its_row():
@@ -68,6 +71,8 @@ def test_the_report_of_edits_has_bounds_and_methods_with_errors(tmp_path, capsys
     store = Store(tmp_path / "editing.json")
     row = store.rows["toy-image/colour/img2img"]
     assert row.settings["steps"] == 2 and row.settings["strength"] == 0.5 and row.count == 2
+    assert len(row.weights) == 8 and len(row.at) == 1
+    assert f"- {row.at[0]}, weights {row.weights}: true target (colour); img2img (colour)" in told
     before = capsys.readouterr()
     assert edit.run(options) == 0
     assert "colour" not in capsys.readouterr().err, before.err  # nothing is measured again

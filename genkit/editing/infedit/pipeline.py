@@ -50,7 +50,7 @@ class InfEditPipeline(EditPipeline):
         words: Sequence[str] = (),
         keep_words: Sequence[str] = (),
         threshold: float = 0.6,
-        keep_threshold: float = 0.6,
+        keep_threshold: float | None = None,
         strength: float = 1.0,
         eta: float = 1.0,
         spacing: str = "lcm",
@@ -88,7 +88,8 @@ class InfEditPipeline(EditPipeline):
                 :class:`genkit.editing.infedit.kept.Kept`. Of words that are in ``words`` too the layout is kept, in the
                 last blend.
             threshold: of the maps of ``words``, as a share of their largest value.
-            keep_threshold: of those of ``keep_words``, from 0 where they act least to 1 where they act most.
+            keep_threshold: of those of ``keep_words``, from 0 where they act least to 1 where they act most; None = 0.6
+                with ``keep``, which holds outlines, and 0.3 without, where the mask alone does.
             strength: share of the steps that are run; below 1 the run begins with the noised input.
             eta: share of fresh noise; 1 is the method.
             spacing: timesteps, "lcm" or "own" (the scheduler's).
@@ -150,8 +151,11 @@ class InfEditPipeline(EditPipeline):
             begins[LAYOUT] = plan.begins
         kept = None
         if stay:
+            limit = Kept.usual(keep) if keep_threshold is None else keep_threshold
+            refined = refined_steps(keep_maps, steps)
+            free = f"{refined}:{steps}" if refined < steps else None
             prompts = source_prompt, prompt
-            kept = Kept.of(model, self.pipe, source, prompts, stay, keep_threshold, max_sequence_length)
+            kept = Kept.of(model, self.pipe, source, prompts, stay, limit, max_sequence_length, free)
             rules = [*rules, *kept.rules]
 
         def predict(noisy: Mapping[str, torch.Tensor], level: float, step: int, count: int) -> Latents:
