@@ -8,16 +8,65 @@ that the model hides (text padding) stay hidden exactly.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 
 from genkit.attention.cache import PatchCache
 from genkit.attention.keep import kept
 from genkit.attention.site import Site
-from genkit.attention.static import dense_attention
+from genkit.attention.static import dense_attention, hidden_key_bias
 from genkit.kernels import BlockPlan, Rule, block_sparse_attention, merge
+from genkit.kernels.block_lists import Budget, Kept
 
 Run = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor | None] | None]
+
+
+@dataclass(frozen=True)
+class BlockChoice:
+    """From scores to a plan: the one place where a method that scores key blocks turns scores into what is attended.
+
+    A method brings scores (B|1, H|1, query blocks, key blocks) in any way, on the device of its tensors, and gets a
+    plan whose lists stay there: their width follows from the budget and the lengths, and only the device knows how much
+    of it is used. Nothing here waits for it, in the forward pass or the backward pass, with :func:`torch.compile` or
+    without.
+
+    Args:
+        budget: how many key blocks a query block keeps, and in which sense: a number or a share (top-k), or a share of
+            the scores' mass with a floor and a cap (top-p).
+        block_q, block_k: tokens per block.
+        beside: blocks on either side of a query block's own that it always keeps, besides its own.
+        sinks: key blocks at the beginning that every query block keeps.
+    """
+
+    budget: Budget
+    block_q: int = 128
+    block_k: int = 64
+    beside: int = 0
+    sinks: int = 0
+
+    def always(self, n_q: int, n_k: int) -> Kept:
+        """What is kept in any case, made on the host from lengths. Every row keeps its own blocks, so none is empty."""
+        kept = Kept.diagonal(n_q, n_k, self.block_q, self.block_k, self.beside)
+        return kept.with_columns(list(range(min(self.sinks, kept.blocks)))) if self.sinks else kept
+
+    def plan(self, scores: torch.Tensor, n_q: int, n_k: int, cache: PatchCache) -> BlockPlan:
+        """The plan of the best blocks.
+
+        Args:
+            scores: larger means keep, ``-inf`` = forbidden, NaN = as large as can be, ties go to the lower block; see
+                :func:`genkit.kernels.block_lists.select`. No gradient flows through them.
+            n_q, n_k: queries and keys the plan is for.
+            cache: of the patch; keeps what depends on lengths alone.
+        """
+        always = kept(cache, _always, self, n_q, n_k, device=scores.device)
+        return BlockPlan.from_scores(
+            scores, self.budget, always, n_q, n_k, block_q=self.block_q, block_k=self.block_k
+        )  # fmt: skip
+
+
+def _always(choice: BlockChoice, n_q: int, n_k: int) -> Kept:
+    return choice.always(n_q, n_k)
 
 
 class Permutation:
@@ -103,12 +152,21 @@ def attend_outside(
     k, v = outside(k, site), outside(v, site)
     mask = None if site.key_mask is None else outside(site.key_mask, site)
     sizes = (q.shape[1], k.shape[1])
-    if mask is None:
+    bias = None
+    if mask is None or not on_host(q):
         plan = kept(cache, _every_pair, *sizes, device=q.device)
+        if mask is not None:
+            # A rule would have to be made from values; these keys are few, and a bias hides them without a look.
+            bias = hidden_key_bias(mask, q.shape[1])
     else:
         key = ("others", *sizes, str(q.device), cache.of_tensor(mask))
-        plan = cache.recent(key, lambda: _every_pair(*sizes, mask.cpu()).to(q.device))
-    return block_sparse_attention(q, k, v, plan, scale=site.scale, backend=cache.backend)
+        plan = cache.recent(key, lambda: _every_pair(*sizes, mask))
+    return block_sparse_attention(q, k, v, plan, scale=site.scale, backend=cache.backend, bias=bias)
+
+
+def on_host(x: torch.Tensor) -> bool:
+    """Whether a value can be looked at without waiting for a device."""
+    return x.device.type == "cpu"
 
 
 def _every_pair(queries: int, keys: int, key_mask: torch.Tensor | None = None) -> BlockPlan:

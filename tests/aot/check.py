@@ -13,6 +13,7 @@ from tests.aot.budgets import over_budget
 from tests.aot.driver import pretend, usage
 from tests.aot.loops import assembly, hot_loops
 from tests.aot.variants import DTYPES, Variant, launch, prepare, variants
+from tests.aot.variants_lists import lists
 from tests.aot.variants_pool import pool
 from tests.aot.variants_select import KERNELS as SELECT_KERNELS
 from tests.aot.variants_select import tiles_on, token_select
@@ -35,6 +36,8 @@ def launches(arch: str, full: bool):
                 False,
                 None,
             )
+    for label, compile_kernel in lists():
+        yield label, compile_kernel, "rows", False, None
     for dim, dtype in ((64, "fp16"), (128, "bf16")):
         yield f"scores pool D={dim} {dtype}", pool(dim, DTYPES[dtype], counted=dim == 128), "rows", False, None
 

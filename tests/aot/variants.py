@@ -194,6 +194,9 @@ def _problem(variant: Variant) -> Problem:
     part = (count, index, 7) if variant.kernel != "dkv" or variant.rule != "none" else (None, None, None)
     extra = index if bits else None, count if ragged else None
     lists = Lists(count, index, 7, *part, *extra, HEADS * own, own)
+    if variant.kernel == "dkv" and variant.rule == "none":
+        # without a rule the inverse lists lie one behind the other
+        lists = Lists(_table(1, HEADS, own + 1), index, 16 * own, *[None] * 5, HEADS, 1, own + 1)
     tokens = Tokens(length, length, _table(blocks_q), _table(blocks_k))
     kind, mask = (BITS, _table(9, block_q, -(-block_k // 32))) if bits else _rule(variant.rule)
     axes = AXES if kind == RULE else 0

@@ -24,14 +24,16 @@ def token_select(kernel: str, arch: str, dim: int, dtype: torch.dtype) -> Callab
     def view():
         return selection._view(torch.zeros(1, LENGTH, HEADS, dim, dtype=dtype))
 
-    width = selection._padded(dim)
+    width = selection.padded(dim)
     row, part = torch.zeros(1, HEADS, LENGTH), torch.zeros(LENGTH, width)
-    number, long = torch.zeros(LENGTH, dtype=torch.int32), torch.zeros(LENGTH, dtype=torch.int64)
-    work = selection.Work(number, long, long)
+    number = torch.zeros(LENGTH, dtype=torch.int32)
+    room = 3 * LENGTH
+    work = selection.Work(number, number, number, 16 * LENGTH, room, BLOCKS, HEADS, 0, 0)
+    parts = selection.Parts(number, number, 16, room, LENGTH, HEADS, 0, 0)
     constants = {"D": dim, "DP": width}
     if kernel in ("merge", "sum"):
         buffers = (part, part[:, 0].contiguous(), view(), row) if kernel == "merge" else (part, view())
-        arguments = (*buffers, long, long, 7, 0, LENGTH, HEADS)
+        arguments = (*buffers, parts, LENGTH) if kernel == "merge" else (*buffers, parts)
         options = {"TILE": 32, "num_warps": 4, "num_stages": 1}
         function = kernels.merge_kernel if kernel == "merge" else kernels.sum_kernel
     else:
@@ -39,14 +41,13 @@ def token_select(kernel: str, arch: str, dim: int, dtype: torch.dtype) -> Callab
         options = {"TILE_Q": tile.queries, "TILE_K": tile.keys, "STAGES": tile.stages, **selection._options(tile)}
         if kernel == "forward":
             function = kernels.forward_kernel
-            arguments = (view(), view(), view(), part, row, work, number, number, 7, 0.1, HEADS, 1, BLOCKS)
+            arguments = (view(), view(), view(), part, row, work, number, 0.1, 1)
         elif kernel == "dq":
             function = kernels.dq_kernel
-            arguments = (view(), view(), view(), view(), part, row, row, work, number, number, 7, 0.1, LENGTH, HEADS, 1)
-            arguments = (*arguments, BLOCKS)
+            arguments = (view(), view(), view(), view(), part, row, row, work, number, 0.1, LENGTH, 1)
         else:
             function = kernels.dkv_kernel
-            arguments = (*(view() for _ in range(6)), row, row, number, number, long, number, number, 0.1, LENGTH)
-            arguments = (*arguments, HEADS, 1, BLOCKS)
+            arguments = (*(view() for _ in range(6)), row, row, number, number, number, number, 16 * LENGTH, number)
+            arguments = (*arguments, 0.1, LENGTH, HEADS, 1, BLOCKS)
     options.setdefault("enable_fp_fusion", True)
     return lambda: function.warmup(*arguments, grid=(1,), **constants, **options)

@@ -222,7 +222,7 @@ def test_own_block_and_single_blocks_merge_into_the_masked_softmax():
     inputs = [torch.randn(1, 96, 2, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(s)).requires_grad_()
               for s in range(3)]  # fmt: skip
     q, k, v = inputs
-    gate = gates(q, block_means(k, torch.arange(96) // 16, 6)).detach()
+    gate = gates(q, block_means(k, torch.arange(96) // 16, torch.eye(6).bool().repeat_interleave(16, 0))).detach()
     chosen = select_threshold(gate, own, 0.35, "head", None)[0]
     assert 0.2 < chosen.double().mean() < 0.9
     mask = chosen.repeat_interleave(16, -1)
@@ -320,7 +320,7 @@ def test_gradients_are_those_of_the_chosen_pairs(name):
 def test_grouped_queries_gate_with_their_key_head():
     q, k, _ = tokens(VIDEO, heads=4, key_heads=2)
     part = Partition(VIDEO.grid, (2, 6, 6))
-    gate = gates(q, block_means(k, part.block_of, 2))
+    gate = gates(q, block_means(k, part.block_of, part.own))
     means = torch.stack([k[:, :72].mean(1), k[:, 72:].mean(1)], 1)
     for head in range(4):
         torch.testing.assert_close(gate[:, head], q[:, :, head] @ means[:, :, head // 2].transpose(1, 2))
@@ -330,7 +330,8 @@ def test_sums_that_repeat_on_every_device_are_the_same_sums():
     """On GPUs the order of additions varies from run to run; these forms do not depend on it."""
     k = torch.randn(2, 30, 3, 4, dtype=torch.float64)
     block_of = torch.arange(30) // 7
-    torch.testing.assert_close(means_by_product(k, block_of, 5), block_means(k, block_of, 5), atol=1e-14, rtol=0)
+    own = torch.nn.functional.one_hot(block_of, 5).bool()
+    torch.testing.assert_close(means_by_product(k, own), block_means(k, block_of, own), atol=1e-14, rtol=0)
     shares = torch.rand(3, 5000)
     sums = running_sum(shares)
     torch.testing.assert_close(sums, shares.double().cumsum(-1), atol=5000 * 2**-31, rtol=0)

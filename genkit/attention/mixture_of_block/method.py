@@ -12,11 +12,19 @@ from genkit.attention.cache import PatchCache
 from genkit.attention.dynamic import Permutation, attend_grid
 from genkit.attention.keep import kept
 from genkit.attention.method import Density, Method, check_choice, check_int, check_used
-from genkit.attention.mixture_of_block.select import SCOPES, block_means, gates, select_threshold, select_top_k
+from genkit.attention.mixture_of_block.select import (
+    SCOPES,
+    block_means,
+    gates,
+    list_top_k,
+    select_threshold,
+    select_top_k,
+)
 from genkit.attention.registry import register
 from genkit.attention.site import Site
 from genkit.attention.static import check_tokens
 from genkit.errors import UsageError, explain
+from genkit.kernels.block_lists import BlockLists, Kept
 from genkit.kernels.token_select import token_select_attention
 from genkit.layout import TokenLayout
 
@@ -30,7 +38,8 @@ class Partition:
 
     Attributes:
         permutation: raster order to block order; blocks of whole frames change nothing.
-        block_of: (N,) int64 block at every place. starts: C + 1 offsets. own: bool (N, C).
+        block_of: (N,) int64 block at every place. starts: C + 1 offsets. own: bool (N, C). kept: the same as ranges.
+        sizes: (C,) float32, tokens of every block.
     """
 
     def __init__(self, grid: tuple[int, int, int], box: tuple[int, int, int]):
@@ -46,6 +55,8 @@ class Partition:
         sizes = torch.bincount(number, minlength=math.prod(counts))
         self.starts = [0, *sizes.cumsum(0).tolist()]
         self.own = torch.nn.functional.one_hot(self.block_of, math.prod(counts)).bool()
+        self.kept = Kept.of(self.block_of, self.block_of + 1, math.prod(counts))
+        self.sizes = sizes.float()
 
     @property
     def blocks(self) -> int:
@@ -54,7 +65,7 @@ class Partition:
 
     def to(self, device: torch.device) -> Partition:
         """The same partition with its tables on ``device``."""
-        for name in ("permutation", "block_of", "own"):
+        for name in ("permutation", "block_of", "own", "kept", "sizes"):
             setattr(self, name, getattr(self, name).to(device))
         return self
 
@@ -188,9 +199,16 @@ class MixtureOfBlock(Method):
             found.append(f"{kind} {' x '.join(map(str, box))} ({count} blocks)")
         return "blocks: " + ", ".join(found)
 
+    def choose_blocks(self, q: torch.Tensor, k: torch.Tensor, part: Partition) -> torch.Tensor | BlockLists:
+        """:meth:`select_blocks`, as lists where the choice is made on a GPU and every query has its own budget."""
+        if q.device.type == "cpu" or self.select != "topk" or self.scope != "query":
+            return self.select_blocks(q, k, part)
+        gate = gates(q.detach(), block_means(k.detach(), part.block_of, part.own))
+        return list_top_k(gate, part.kept, self.blocks_kept(part.blocks))
+
     def select_blocks(self, q: torch.Tensor, k: torch.Tensor, part: Partition) -> torch.Tensor:
         """bool (B, H, N, C): the blocks every query takes; q and k in block order."""
-        gate = gates(q.detach(), block_means(k.detach(), part.block_of, part.blocks))
+        gate = gates(q.detach(), block_means(k.detach(), part.block_of, part.own))
         if self.select == "topk":
             return select_top_k(gate, part.own, self.blocks_kept(part.blocks), self.scope)
         return select_threshold(gate, part.own, self.tau, self.scope, self.max_density)
@@ -204,11 +222,20 @@ class MixtureOfBlock(Method):
         part = kept(cache, _partition, self, site.layout.grid, self.kind(site.layer), device=q.device)
 
         def run(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            chosen = self.select_blocks(q, k, part)
+            chosen = self.choose_blocks(q, k, part)
             cache.measure((self, site.name), lambda: _share(chosen, part, site.layout))
-            return token_select_attention(q, k, v, chosen, part.starts, scale=site.scale, backend=cache.backend)
+            # No query is without a block, since its own is always taken: nobody needs to look.
+            return token_select_attention(
+                q, k, v, chosen, part.starts, scale=site.scale, backend=cache.backend, allow_empty=True,
+                most=self._most(part),
+            )  # fmt: skip
 
         return attend_grid(q, k, v, site, cache, run, part.permutation)
+
+    def _most(self, part: Partition) -> int:
+        """Blocks of a query at most. Only where it does not share its budget there is a bound."""
+        alone = self.select == "topk" and self.scope == "query"
+        return self.blocks_kept(part.blocks) if alone else part.blocks
 
     def pairs(self, q: torch.Tensor, k: torch.Tensor, site: Site, cache: PatchCache) -> torch.Tensor:
         """The pairs of a query and the tokens of the blocks it takes; see :meth:`Method.pairs`."""
@@ -239,9 +266,13 @@ def _partition(method: MixtureOfBlock, grid: tuple[int, int, int], kind: str) ->
     return Partition(grid, method.block_box(grid, kind))
 
 
-def _share(chosen: torch.Tensor, part: Partition, layout: TokenLayout) -> torch.Tensor:
+def _share(chosen: torch.Tensor | BlockLists, part: Partition, layout: TokenLayout) -> torch.Tensor:
     """Share of all token pairs that a choice of blocks keeps, text included, as a scalar tensor."""
-    sizes = torch.tensor(part.starts, device=chosen.device).diff().float()
-    kept = (chosen.float().mean((0, 1)) @ sizes).sum()
+    if isinstance(chosen, BlockLists):
+        used = torch.arange(chosen.index.shape[-1], device=chosen.index.device) < chosen.count[..., None]
+        keys = part.sizes.index_select(0, chosen.index.flatten()).view(chosen.index.shape)
+        kept = (keys * used).mean((0, 1)).sum()
+    else:
+        kept = (chosen.float().mean((0, 1)) @ part.sizes).sum()
     grid, total = layout.grid_length, layout.length
     return (kept + total**2 - grid**2) / total**2

@@ -12,24 +12,27 @@ from math import ceil
 import numpy as np
 import torch
 
+from genkit.kernels.block_lists import BlockLists, Budget, Kept, select
+
 SCOPES = ("query", "block", "head", "all")
 _FLAT = 1e-6  # gates whose spread is below this say nothing
 
 
-def block_means(k: torch.Tensor, block_of: torch.Tensor, blocks: int) -> torch.Tensor:
-    """Mean key of every block in float32: k (B, N, Hk, D), block_of (N,) int64 -> (B, C, Hk, D)."""
+def block_means(k: torch.Tensor, block_of: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+    """Mean key of every block in float32: k (B, N, Hk, D), block_of (N,) int64, own bool (N, C) -> (B, C, Hk, D)."""
     wide = torch.float64 if k.dtype == torch.float64 else torch.float32
     if k.device.type != "cpu":
-        return means_by_product(k.to(wide), block_of, blocks)
+        return means_by_product(k.to(wide), own)
+    blocks = own.shape[1]
     sums = k.new_zeros((k.shape[0], blocks, *k.shape[2:]), dtype=wide).index_add(1, block_of, k.to(wide))
     ones = torch.ones(len(block_of), dtype=wide, device=k.device)
     counts = torch.zeros(blocks, dtype=wide, device=k.device).index_add(0, block_of, ones)
     return sums / counts[:, None, None]
 
 
-def means_by_product(k: torch.Tensor, block_of: torch.Tensor, blocks: int) -> torch.Tensor:
-    """:func:`block_means` as a product with the table of members."""
-    member = torch.nn.functional.one_hot(block_of, blocks).to(k.dtype)
+def means_by_product(k: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+    """:func:`block_means` as a product with the table of members, which adds up in the same order every time."""
+    member = own.to(k.dtype)
     return torch.einsum("bnhd,nc->bchd", k, member / member.sum(0))
 
 
@@ -92,6 +95,12 @@ def select_top_k(gate: torch.Tensor, own: torch.Tensor, count: int, scope: str) 
     budget = count * {"query": 1, "head": gate.shape[2], "all": gate.shape[1] * gate.shape[2]}[scope]
     chosen = _best(_grouped(gate.masked_fill(own, torch.inf), scope), budget)
     return _ungrouped(chosen, scope, gate.shape) | own
+
+
+@torch.no_grad()
+def list_top_k(gate: torch.Tensor, own: Kept, count: int) -> BlockLists:
+    """:func:`select_top_k` with a budget for every query as lists (B, H, N, W), made without a look at the device."""
+    return select(gate, Budget(keep=count), own)
 
 
 @torch.no_grad()

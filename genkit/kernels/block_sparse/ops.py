@@ -67,7 +67,7 @@ def tables(plan: BlockPlan) -> tuple[list[Tensor], list[int]]:
     radius2 = -1 if plan.rule is None or plan.rule.radius2 is None else plan.rule.radius2
     if not torch.compiler.is_compiling():
         remember(plan)
-    return _listed(plan), [plan.n_q, plan.n_k, plan.block_q, plan.block_k, radius2]
+    return _listed(plan), [plan.n_q, plan.n_k, plan.block_q, plan.block_k, radius2, int(plan.even_keys)]
 
 
 def remember(plan: BlockPlan) -> None:
@@ -82,13 +82,17 @@ def recover(found: Sequence[Tensor], sizes: Sequence[int]) -> BlockPlan:
         own = _listed(plan)
         if len(own) == len(found) and all(a is b for a, b in zip(own, found, strict=True)):
             return plan
-    n_q, n_k, block_q, block_k, radius2 = sizes
+    n_q, n_k, block_q, block_k, radius2, even = sizes
     rule = tiles = None
     if len(found) == _WITH_TILES:
         tiles = BitTiles(*found[6:])
     elif len(found) > 6:
         rule = Rule.from_tensors(found[6:], None if radius2 < 0 else radius2)
-    return BlockPlan(n_q, n_k, block_q, block_k, *found[:6], rule=rule, tiles=tiles)
+    count, index, part_count, part_index, q_valid, k_valid = found[:6]
+    return BlockPlan(
+        n_q, n_k, block_q, block_k, count, index, part_count, part_index, q_valid, k_valid, rule, tiles,
+        even_keys=bool(even),
+    )  # fmt: skip
 
 
 @torch.library.custom_op("genkit::block_sparse", mutates_args=())

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from genkit.errors import UsageError
+from genkit.kernels.block_lists import BlockLists, Budget, Kept, rounded, select
 from genkit.kernels.permutation import TokenOrder
 from genkit.kernels.plan.bit_tiles import BitTiles, distinct
 from genkit.kernels.plan.checks import refuse_empty_rows, refuse_empty_tokens
 from genkit.kernels.plan.density import Density, measure
-from genkit.kernels.plan.lists import aligned, from_mask, to_mask
+from genkit.kernels.plan.lists import aligned, from_mask, split_ragged, tidied, to_mask
 from genkit.kernels.plan.mask_mods import MaskMod, Seen, read_blocks
 from genkit.kernels.plan.mask_spec import ABSENT, FULL, PARTIAL, Rule, classify
 from genkit.kernels.plan.sizes import SAME, Sizes
@@ -28,8 +29,9 @@ class BlockPlan(PlanTables):
     """Which key blocks every (batch, head, query block) visits: what ``block_sparse_attention`` executes.
 
     Make one with ``from_rule`` (a mask in closed form), ``from_mask_mod`` or ``from_block_mask`` (any mask),
-    ``from_dense_blocks``, ``from_indices``, ``from_levels`` (whole blocks) or ``dense``. The fields, which backends
-    read, are those of :class:`~genkit.kernels.plan.tables.PlanTables`.
+    ``from_dense_blocks``, ``from_indices``, ``from_levels`` (whole blocks), ``from_scores`` or ``from_lists`` (chosen
+    on a device) or ``dense``. The fields, which backends read, are those of
+    :class:`~genkit.kernels.plan.tables.PlanTables`.
     """
 
     @classmethod
@@ -129,7 +131,8 @@ class BlockPlan(PlanTables):
         Args:
             index: (B|1, H|1, Mq, K) integer key blocks, any order; repetitions count once.
             count: (B|1, H|1, Mq) entries used of each list, None = all K.
-            options: as in :meth:`from_dense_blocks`.
+            options: as in :meth:`from_dense_blocks`. With ``check=False``, and without a rule and rows that are off,
+                nothing waits for the device: entries outside are taken for the nearest block.
         """
         order, key_order = options.get("order"), options.get("key_order", SAME)
         if key_order == SAME:
@@ -141,6 +144,10 @@ class BlockPlan(PlanTables):
             count = torch.full(index.shape[:3], index.shape[3], dtype=torch.int32, device=index.device)
         elif count.shape != index.shape[:3]:
             raise UsageError(f"plan: count must be {tuple(index.shape[:3])}, got {tuple(count.shape)}")
+        looks = options.get("check", True)
+        if not looks and options.get("rule") is None and options.get("off") is None:
+            sizes = {"block_q": block_q, "block_k": block_k, "order": order, "key_order": key_order}
+            return cls.from_lists(tidied(count, index, blocks_k), n_q, n_k, **sizes)
         if not torch.compiler.is_dynamo_compiling():
             used = torch.arange(index.shape[3], device=index.device) < count[..., None]
             if bool((used & ((index < 0) | (index >= blocks_k))).any()):
@@ -151,6 +158,68 @@ class BlockPlan(PlanTables):
         return cls.from_dense_blocks(
             to_mask(count, index, blocks_k), n_q, n_k, block_q=block_q, block_k=block_k, **options
         )
+
+    @classmethod
+    def from_lists(
+        cls,
+        lists: BlockLists,
+        n_q: int,
+        n_k: int,
+        *,
+        block_q: int = 64,
+        block_k: int = 64,
+        order: TokenOrder | None = None,
+        key_order: TokenOrder | str | None = SAME,
+    ) -> BlockPlan:
+        """Plan of lists that :mod:`genkit.kernels.block_lists` made: nothing is read back from the device, whatever
+        backend runs it.
+
+        Entries are not looked at. They cannot lie outside: such lists hold positions of a row's own scores, the shapes
+        are checked here, and a list made elsewhere goes through :meth:`from_indices`. A row whose list is empty is
+        switched off.
+
+        Args:
+            lists: over the key blocks of the plan, ascending. Others as in :meth:`from_rule`.
+        """
+        sizes = Sizes.of(n_q, n_k, block_q, block_k, order, key_order, lists.index.device)
+        blocks_q, blocks_k = len(sizes.q_valid), len(sizes.k_valid)
+        count, index = lists
+        shape = (*count.shape, index.shape[-1])
+        if index.dim() != 4 or index.shape != shape or count.shape[2] != blocks_q or index.shape[3] > rounded(blocks_k):
+            raise UsageError(
+                f"plan: lists must be (B|1, H|1, {blocks_q}, up to {rounded(blocks_k)}), got count "
+                f"{tuple(count.shape)} and index {tuple(index.shape)}"
+            )
+        full, partial = split_ragged(lists, sizes.k_valid, sizes.block_k, sizes.even_keys, sizes.key_order is None)
+        return cls(
+            n_q, n_k, sizes.block_q, sizes.block_k, full.count, full.index, partial.count, partial.index, sizes.q_valid,
+            sizes.k_valid, order=sizes.order, key_order=sizes.key_order, even_keys=sizes.even_keys,
+        )  # fmt: skip
+
+    @classmethod
+    def from_scores(
+        cls,
+        scores: Tensor,
+        budget: Budget,
+        kept: Kept,
+        n_q: int,
+        n_k: int,
+        *,
+        block_q: int = 64,
+        block_k: int = 64,
+        order: TokenOrder | None = None,
+        key_order: TokenOrder | str | None = SAME,
+        backend: str = "auto",
+    ) -> BlockPlan:
+        """Plan of the best key blocks of every query block, chosen and listed on the device of the scores.
+
+        Args:
+            scores: (B|1, H|1, Mq, Mk), see :func:`genkit.kernels.block_lists.select`.
+            budget: how many. kept: what is kept in any case, made once and moved to the device.
+            backend: of the selection. Others as in :meth:`from_rule`.
+        """
+        lists = select(scores, budget, kept, backend=backend)
+        return cls.from_lists(lists, n_q, n_k, block_q=block_q, block_k=block_k, order=order, key_order=key_order)
 
     @classmethod
     def from_levels(
@@ -324,6 +393,8 @@ class BlockPlan(PlanTables):
             tiles,
             sizes.order,
             sizes.key_order,
+            (),
+            sizes.even_keys,
         )
         if check:
             refuse_empty_rows(plan.full_count + plan.partial_count, sizes, off, rule)

@@ -27,6 +27,7 @@ class Sizes:
     k_valid: Tensor
     order: TokenOrder | None = None
     key_order: TokenOrder | None = None
+    even_keys: bool = False
 
     @classmethod
     def of(
@@ -59,7 +60,9 @@ class Sizes:
         if order is not None and key_order is order:
             sides[1] = sides[0]
         (block_q, q_valid, order), (block_k, k_valid, key_order) = sides
-        return cls(n_q, n_k, block_q, block_k, q_valid, k_valid, order, key_order)
+        # from shapes alone: no look at a device
+        even = len(k_valid) * block_k == n_k
+        return cls(n_q, n_k, block_q, block_k, q_valid, k_valid, order, key_order, even)
 
     @property
     def device(self) -> torch.device:

@@ -34,6 +34,7 @@ class PlanTables:
             or tiles, or neither.
         order, key_order: set when the tensors come in another order than the blocks; the operator then permutes.
         pooled: parts of the keys read as means of several tokens, see ``from_levels``.
+        even_keys: whether no key block lacks a key, as far as shapes tell; False = some may.
 
     A query block with both counts 0 is switched off: output 0, log-sum-exp -inf.
     """
@@ -53,6 +54,7 @@ class PlanTables:
     order: TokenOrder | None = None
     key_order: TokenOrder | None = None
     pooled: tuple[PooledKeys, ...] = ()
+    even_keys: bool = False
     cache: dict = field(default_factory=dict, repr=False)
 
     # ---- shape and place ----------------------------------------------------------------------------------------

@@ -9,7 +9,9 @@ from torch import Tensor
 
 from genkit.errors import UnsupportedError, UsageError, explain
 from genkit.kernels import discovery
+from genkit.kernels.block_lists import BlockLists
 from genkit.kernels.token_select import impl
+from genkit.kernels.token_select.tables import as_mask
 
 _BACKENDS: dict[str, ModuleType] = discovery.implementations(impl)
 
@@ -30,25 +32,31 @@ def token_select_attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    selected: Tensor,
+    selected: Tensor | BlockLists,
     blocks: Tensor | list[int] | int,
     *,
     scale: float | None = None,
     backend: str = "auto",
     allow_empty: bool = False,
+    most: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Attention in which every query token attends exactly to the keys of the blocks it selected (VMoBA).
 
     Args:
         q: (B, Nq, H, D).
         k, v: (B, Nk, Hk, D), Hk divides H. Tokens of a key block are neighbours in the sequence: permute first.
-        selected: bool (B|1, H|1, Nq, C), which key blocks each query token attends to. No gradient flows through it.
+        selected: bool (B|1, H|1, Nq, C), which key blocks each query token attends to, or the same as
+            :class:`~genkit.kernels.block_lists.BlockLists` of one list a token. No gradient flows through it.
         blocks: how keys split into C blocks: tokens per block (the last may be short), or the C + 1 token offsets
             ``[0, ..., Nk]`` of blocks of any length.
         scale: softmax scale, default 1/sqrt(D).
         backend: ``"auto"``, or one of :func:`backends`, which then runs or raises.
         allow_empty: let a query that selected nothing give output 0 and lse -inf (for merging with another part).
-            Otherwise such a query raises, which costs one synchronisation with a GPU.
+            Otherwise such a query raises, which costs one synchronisation with a GPU; lists, which a selection under a
+            budget made, are not asked.
+        most: blocks that a query chose at most, where that is known beforehand; None = C, or the width of the lists. On
+            a GPU as much work is laid out as could be needed, and nobody looks whether it is true: of more blocks of a
+            query the first ``most`` count.
 
     Returns:
         ``out`` (B, Nq, H, D) in the dtype of q, and ``lse`` (B, H, Nq) float32, natural logarithm; both differentiable
@@ -65,12 +73,17 @@ def token_select_attention(
     _check(q, k, v, selected, starts)
     chosen = _choose(backend, q, k, v)
     factor = float(q.shape[-1] ** -0.5 if scale is None else scale)
-    mask = selected.expand(q.shape[0], q.shape[2], *selected.shape[2:])
-    if not allow_empty:
-        _refuse_empty(mask)
+    wide = q.shape[0], q.shape[2]
+    tables = [x.expand(*wide, *x.shape[2:]) for x in (selected if isinstance(selected, BlockLists) else (selected,))]
+    blocks_of_a_row = min(len(starts) - 1, tables[-1].shape[-1])
+    most = blocks_of_a_row if most is None else max(1, min(most, blocks_of_a_row))
+    if len(tables) == 2 and q.device.type == "cpu" and bool((tables[0] > most).any()):
+        raise UsageError(f"a query chose {int(tables[0].max())} key blocks, but most={most} was given")
+    if len(tables) == 1 and not allow_empty:
+        _refuse_empty(tables[0])
     if chosen == "reference":
-        return _BACKENDS[chosen].attention(q, k, v, mask, starts, factor)
-    return torch.ops.genkit.token_select(q, k, v, mask, starts, factor, chosen)
+        return _BACKENDS[chosen].attention(q, k, v, as_mask(tables, len(starts) - 1), starts, factor)
+    return torch.ops.genkit.token_select(q, k, v, tables, most, starts, factor, chosen)
 
 
 def _offsets(blocks: Tensor | list[int] | int, n: int) -> list[int]:
@@ -93,7 +106,7 @@ def _offsets(blocks: Tensor | list[int] | int, n: int) -> list[int]:
     return starts
 
 
-def _check(q: Tensor, k: Tensor, v: Tensor, selected: Tensor, starts: list[int]) -> None:
+def _check(q: Tensor, k: Tensor, v: Tensor, selected: Tensor | BlockLists, starts: list[int]) -> None:
     if q.dim() != 4 or k.dim() != 4 or k.shape != v.shape or k.shape[0] != q.shape[0] or k.shape[3] != q.shape[3]:
         raise UsageError(
             "token_select_attention needs q (B, Nq, H, D) and k, v (B, Nk, Hk, D), got "
@@ -101,18 +114,28 @@ def _check(q: Tensor, k: Tensor, v: Tensor, selected: Tensor, starts: list[int])
         )
     if q.shape[2] % k.shape[2]:
         raise UsageError(f"query heads must be a multiple of key heads, got {q.shape[2]} and {k.shape[2]}")
-    if not q.dtype == k.dtype == v.dtype or not q.device == k.device == v.device == selected.device:
+    lists = isinstance(selected, BlockLists)
+    table = selected.index if isinstance(selected, BlockLists) else selected
+    if not q.dtype == k.dtype == v.dtype or not q.device == k.device == v.device == table.device:
         raise UsageError(
             f"q, k, v must share dtype and device (with selected), got {q.dtype}, {k.dtype}, {v.dtype} on {q.device}, "
-            f"{k.device}, {v.device}, {selected.device}"
+            f"{k.device}, {v.device}, {table.device}"
         )
     wanted = (q.shape[0], q.shape[2], q.shape[1], len(starts) - 1)
-    fits = selected.dim() == 4 and all(
-        have == want or (axis < 2 and have == 1)
-        for axis, (have, want) in enumerate(zip(selected.shape, wanted, strict=True))
+    fits = table.dim() == 4 and all(
+        have == want or (axis < 2 and have == 1) or (axis == 3 and lists)
+        for axis, (have, want) in enumerate(zip(table.shape, wanted, strict=True))
     )
-    if selected.dtype != torch.bool or not fits:
-        raise UsageError(f"selected must be bool {wanted}, got {selected.dtype} {tuple(selected.shape)}")
+    if isinstance(selected, BlockLists):
+        count, index = selected
+        if not fits or count.shape != index.shape[:3] or not count.dtype == index.dtype == torch.int32:
+            raise UsageError(
+                f"selected must be int32 lists of {wanted[:3]} rows, got count {tuple(count.shape)} and index "
+                f"{tuple(index.shape)}"
+            )
+        return
+    if table.dtype != torch.bool or not fits:
+        raise UsageError(f"selected must be bool {wanted}, got {table.dtype} {tuple(table.shape)}")
 
 
 def _refuse_empty(selected: Tensor) -> None:
@@ -143,41 +166,39 @@ def _choose(backend: str, q: Tensor, k: Tensor, v: Tensor) -> str:
 
 @torch.library.custom_op("genkit::token_select", mutates_args=())
 def _token_select(
-    q: Tensor, k: Tensor, v: Tensor, selected: Tensor, starts: list[int], scale: float, backend: str
+    q: Tensor, k: Tensor, v: Tensor, selected: list[Tensor], most: int, starts: list[int], scale: float, backend: str
 ) -> tuple[Tensor, Tensor]:
-    return _BACKENDS[backend].forward(q, k, v, selected, starts, scale)
+    return _BACKENDS[backend].forward(q, k, v, selected, most, starts, scale)
 
 
 @_token_select.register_fake
-def _(q, k, v, selected, starts, scale, backend):
+def _(q, k, v, selected, most, starts, scale, backend):
     wide = torch.float64 if q.dtype == torch.float64 else torch.float32
     return q.new_empty(q.shape), q.new_empty(q.shape[0], q.shape[2], q.shape[1], dtype=wide)
 
 
 @torch.library.custom_op("genkit::token_select_backward", mutates_args=())
 def _token_select_backward(
-    d_out: Tensor, d_lse: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, selected: Tensor,
-    starts: list[int], scale: float, backend: str,
+    d_out: Tensor, d_lse: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, selected: list[Tensor],
+    most: int, starts: list[int], scale: float, backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    return _BACKENDS[backend].backward(d_out, d_lse, q, k, v, out, lse, selected, starts, scale)
+    return _BACKENDS[backend].backward(d_out, d_lse, q, k, v, out, lse, selected, most, starts, scale)
 
 
 @_token_select_backward.register_fake
-def _(d_out, d_lse, q, k, v, out, lse, selected, starts, scale, backend):
+def _(d_out, d_lse, q, k, v, out, lse, selected, most, starts, scale, backend):
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 
 
 def _save(ctx, inputs, output):
-    q, k, v, selected, ctx.starts, ctx.scale, ctx.backend = inputs
-    ctx.save_for_backward(q, k, v, selected, *output)
+    q, k, v, selected, *ctx.rest = inputs
+    ctx.save_for_backward(q, k, v, *output, *selected)
 
 
 def _differentiate(ctx, d_out, d_lse):
-    q, k, v, selected, out, lse = ctx.saved_tensors
-    grads = torch.ops.genkit.token_select_backward(
-        d_out, d_lse, q, k, v, out, lse, selected, ctx.starts, ctx.scale, ctx.backend
-    )
-    return (*grads, None, None, None, None)
+    q, k, v, out, lse, *selected = ctx.saved_tensors
+    grads = torch.ops.genkit.token_select_backward(d_out, d_lse, q, k, v, out, lse, selected, *ctx.rest)
+    return (*grads, [None] * len(selected), *[None] * len(ctx.rest))
 
 
 torch.library.register_autograd("genkit::token_select", _differentiate, setup_context=_save)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from cases import bit_tiles, make
 from oracle import visible
+from syncs import Syncs
 
 from genkit.errors import UsageError
 from genkit.kernels import NONE, WINDOW, BlockPlan, Rule, TokenOrder, block_sparse_attention
@@ -98,6 +99,19 @@ def test_lists_from_indices_ignore_what_is_beyond_the_count_and_repetitions():
     plan = BlockPlan.from_indices(index, 12, 16, count=count, block_q=4, block_k=4)
     assert plan.full_count[0, 0].tolist() == [2, 2, 1]
     assert [plan.full_index[0, 0, i, :c].tolist() for i, c in enumerate((2, 2, 1))] == [[1, 3], [0, 2], [2]]
+
+
+def test_lists_from_indices_are_tidied_without_a_look():
+    g = torch.Generator().manual_seed(1)
+    for n_k, width in ((16, 3), (14, 9), (200, 20)):
+        index = torch.randint(0, -(-n_k // 4), (2, 2, 3, width), generator=g)
+        count = torch.randint(1, width + 1, (2, 2, 3), generator=g)
+        sizes = {"count": count, "block_q": 4, "block_k": 4}
+        with Syncs() as syncs:
+            plan = BlockPlan.from_indices(index, 12, n_k, check=False, **sizes)
+        assert torch.equal(plan.states(), BlockPlan.from_indices(index, 12, n_k, **sizes).states()) and not syncs.found
+        beyond = BlockPlan.from_indices(index + 1000, 12, n_k, check=False, **sizes)
+        assert (beyond.states()[..., :-1] == 0).all() and (beyond.states()[..., -1] != 0).all()
 
 
 def empty_rule():

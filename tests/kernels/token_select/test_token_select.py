@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from genkit.errors import UnsupportedError, UsageError
+from genkit.kernels.block_lists import BlockLists, list_mask
 from genkit.kernels.merge import merge
 from genkit.kernels.native import compiler
 from genkit.kernels.native.attention import passes as block_sparse
@@ -279,8 +280,26 @@ def test_a_backend_asked_for_by_name_runs_or_says_why_not():
 def test_operator_registration_passes_the_checks_of_torch():
     q, k, v, selected, starts = problem(8, b=1, n=6, h=2, hk=1)
     q, k, v = (x.requires_grad_() for x in (q, k, v))
-    result = torch.library.opcheck(torch.ops.genkit.token_select.default, (q, k, v, selected, starts, 0.3, "cpu"))
-    assert set(result.values()) == {"SUCCESS"}
+    for chosen in ([selected], list(list_mask(selected))):
+        given = (q, k, v, chosen, len(starts) - 1, starts, 0.3, "cpu")
+        assert set(torch.library.opcheck(torch.ops.genkit.token_select.default, given).values()) == {"SUCCESS"}
+
+
+def test_lists_are_as_good_as_a_mask_and_have_a_bound():
+    q, k, v, selected, starts = problem(11)
+    lists = list_mask(selected)
+    for backend in ("cpu", "reference"):
+        found = [
+            run_with_gradients(lambda *x, s=s, b=backend: token_select_attention(*x, s, starts, backend=b), q, k, v)
+            for s in (selected, lists)
+        ]
+        assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    most = int(selected.sum(-1).max())
+    token_select_attention(q, k, v, lists, starts, most=most)
+    with pytest.raises(UsageError, match=f"chose {most} key blocks, but most={most - 1}"):
+        token_select_attention(q, k, v, lists, starts, most=most - 1)
+    with pytest.raises(UsageError, match="must be int32 lists of"):
+        token_select_attention(q, k, v, BlockLists(lists.count[:, :, :3], lists.index), starts)
 
 
 def test_compiles_as_one_graph():

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from genkit.kernels.block_lists import BlockLists, invert
 from genkit.kernels.block_sparse.impl.triton.boxes import pack
 from genkit.kernels.block_sparse.impl.triton.launch import Problem
 from genkit.kernels.block_sparse.impl.triton.tile import (
@@ -52,11 +53,14 @@ def _split(plan: BlockPlan) -> _Split:
 
 
 def _find_split(plan: BlockPlan) -> _Split:
+    rule = plan.rule
+    if rule is None and plan.tiles is None:
+        # only raggedness can make a block partial, and shapes tell of it: a plan chosen on the device is not looked at
+        return _Split(None, False, not plan.even_keys)
     # One look at the device for both questions, and one more where blocks are ragged and a rule may hide pairs.
     partial, uneven = torch.stack([plan.partial_count.any(), (plan.k_valid != plan.block_k).any()]).tolist()
-    rule = plan.rule
-    if not partial or (rule is None and plan.tiles is None):
-        return _Split(None, False, partial)
+    if not partial:
+        return _Split(None, False, False)
     # a distance needs so many registers that another loop beside its own would spill
     if plan.tiles is not None or not uneven or rule is None or rule.radius2 is not None:
         return _Split(None, True, True)
@@ -88,6 +92,8 @@ def _rows(plan: BlockPlan, split: _Split) -> Lists:
 def _columns(plan: BlockPlan, split: _Split, group: int) -> Lists:
     """Query blocks per key block. Keys that do not exist are rows of their own here, which are not stored: a block that
     only lacks some is as good as a full one."""
+    if plan.rule is None and plan.tiles is None:
+        return _chained(plan, group)
     if group == 1 and split.ragged is None and split.mixed == split.partial:
         lists = plan.inverse()
         part = (lists.partial_count, lists.partial_index) if split.partial else None
@@ -105,6 +111,30 @@ def _columns(plan: BlockPlan, split: _Split, group: int) -> Lists:
     part_count, part_index = from_mask(turned)
     full_index, part_index = (_with_member(index, plan.blocks_q, group) for index in (full_index, part_index))
     return _lists(full_count, full_index, (part_count, part_index) if split.mixed else None, tile, None)
+
+
+def _chained(plan: BlockPlan, group: int) -> Lists:
+    """Query blocks per key block in lists one behind the other, made without a look at the device: how long the
+    longest is, only the device knows."""
+    tables = [(plan.full_count, plan.full_index)]
+    if not plan.even_keys:
+        tables.append((plan.partial_count, plan.partial_index))
+    found = invert([BlockLists(_rows_of_group(n, group), _rows_of_group(x, group)) for n, x in tables], plan.blocks_k)
+    batch, heads, entries = found.entry.shape
+    index = _with_member(found.entry, plan.blocks_q, group)
+    chain = found.start.shape[-1]
+    lines = heads if batch > 1 else 0, 1 if heads > 1 else 0
+    return Lists(_ready(found.start), _ready(index), entries, None, None, None, None, None, *lines, chain)
+
+
+def _rows_of_group(table: Tensor, group: int) -> Tensor:
+    """(B, H, Mq, ...) to (B, H / group, group * Mq, ...), of lists that all heads share to (B, 1, group * Mq, ...)."""
+    batch, heads, rows, *rest = table.shape
+    if group == 1:
+        return table
+    if heads == 1:
+        table = table.expand(batch, group, rows, *rest)
+    return table.reshape(batch, -1, group * rows, *rest)
 
 
 def _with_member(index: Tensor, blocks: int, group: int) -> Tensor:

@@ -51,7 +51,11 @@ class Lists(NamedTuple):
 
     ``part_count`` is None in a plan without partial blocks, ``ragged_count`` in one where either none or every partial
     block is only ragged (which of the two, the kind of mask tells), ``part_tile`` (the bit tile of each entry) in one
-    without bit tiles."""
+    without bit tiles.
+
+    ``chain`` is None where every list has ``full_width`` places. Else lists lie one behind the other, ``full_width``
+    entries for every (batch, head), whose strides then count these; ``full_count`` holds where each begins, ``chain``
+    numbers per (batch, head), and there are no partial ones."""
 
     full_count: Any
     full_index: Any
@@ -63,6 +67,7 @@ class Lists(NamedTuple):
     ragged_count: Any
     batch: Any
     head: Any
+    chain: Any = None
 
 
 class Tokens(NamedTuple):
@@ -215,7 +220,12 @@ def store_tile(pointer, stride, value, mask, TILE: tl.constexpr, D: tl.constexpr
 def list_entries(lists, head, block, LIST: tl.constexpr, MASK: tl.constexpr):
     """One of the lists of blocks that a block visits."""
     row = head.batch.to(tl.int64) * lists.batch + head.query.to(tl.int64) * lists.head + block
-    if LIST == FULL:
+    if lists.chain is not None:
+        line = row - block
+        first = tl.load(lists.full_count + line * lists.chain + block)
+        past = tl.load(lists.full_count + line * lists.chain + block + 1)
+        return Entries(lists.full_index + line * lists.full_width + first, None, past - first)
+    elif LIST == FULL:
         return Entries(lists.full_index + row * lists.full_width, None, tl.load(lists.full_count + row))
     else:
         at, tile = row * lists.part_width, None

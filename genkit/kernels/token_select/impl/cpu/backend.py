@@ -18,6 +18,7 @@ from genkit.kernels.inputs import unit_rows
 from genkit.kernels.native.attention import passes as block_sparse
 from genkit.kernels.token_select.impl.cpu import visits as native
 from genkit.kernels.token_select.pairs import Pairs
+from genkit.kernels.token_select.tables import as_mask
 
 _forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
@@ -84,9 +85,10 @@ def _parts(selected: Tensor, width: int) -> Iterator[_Part]:
 
 
 def forward(
-    q: Tensor, k: Tensor, v: Tensor, selected: Tensor, starts: list[int], scale: float
+    q: Tensor, k: Tensor, v: Tensor, chosen: list[Tensor], most: int, starts: list[int], scale: float
 ) -> tuple[Tensor, Tensor]:
     """Out in the dtype of q and lse in float32; accumulation in float32 (float64 for float64 input)."""
+    selected = as_mask(chosen, len(starts) - 1)
     if not selected.numel():  # no queries
         return torch.zeros_like(q), torch.zeros(selected.shape[:3], dtype=torch.promote_types(q.dtype, torch.float32))
     if block_sparse.inputs_why_not(q, scale) is None:
@@ -134,10 +136,11 @@ def _merged(mass: Tensor, row: Tensor, rows: int) -> tuple[Tensor, Tensor]:
 
 
 def backward(
-    d_out: Tensor, d_lse: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, selected: Tensor,
-    starts: list[int], scale: float,
+    d_out: Tensor, d_lse: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, chosen: list[Tensor],
+    most: int, starts: list[int], scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of q, k, v: every visit is the backward of a dense call fed with the merged out and lse."""
+    selected = as_mask(chosen, len(starts) - 1)
     if not selected.numel():
         return tuple(torch.zeros_like(x) for x in (q, k, v))
     if block_sparse.inputs_why_not(q, scale) is None:

@@ -24,26 +24,40 @@ def _gather(x, batch, head, rows, ok, D: tl.constexpr, DP: tl.constexpr):
 
 
 @triton.jit
-def _pair_tile(tiles, work, heads, blocks, TILE_Q: tl.constexpr):
-    """Where one query tile of the work list belongs: (batch, head, block, pair numbers, validity)."""
-    segment = tl.load(tiles.segment + work)
-    first = tl.load(tiles.start + work)
-    last = tl.load(tiles.block_start + segment + 1)
-    block = segment % blocks
-    head = (segment // blocks) % heads
-    batch = segment // (blocks * heads)
-    pairs = first + tl.arange(0, TILE_Q)
-    return batch, head, block, pairs, pairs < last
+def _pair_tile(work, TILE_Q: tl.constexpr):
+    """What one query tile of a head works on: (line, batch, head, block, the queries' tokens, their slots, validity).
+
+    How many tiles every block makes only the device knows: there are as many programs as could be needed, and the block
+    of a tile is the number of blocks that end before it. Behind the last one it is ``work.blocks``.
+    """
+    number, line = tl.program_id(0), tl.program_id(1)
+    ends = work.tile_end + line.to(tl.int64) * work.blocks
+    block, before = 0, 0
+    for first in range(0, work.blocks, 64):
+        at = first + tl.arange(0, 64)
+        end = tl.load(ends + at, mask=at < work.blocks, other=2**31 - 1)
+        block += tl.sum((end <= number).to(tl.int32), 0)
+        before = tl.maximum(before, tl.max(tl.where(end <= number, end, 0), 0))
+    starts = work.start + line.to(tl.int64) * (work.blocks + 1) + block
+    live = block < work.blocks
+    begin = tl.load(starts, mask=live, other=0)
+    pairs = begin + (number - before) * TILE_Q + tl.arange(0, TILE_Q)
+    ok = pairs < tl.load(starts + 1, mask=live, other=0)
+    row = tl.load(work.entry + line.to(tl.int64) * work.entries + pairs, mask=ok, other=0)
+    where = work.first_line + line
+    slots = line.to(tl.int64) * work.room + pairs
+    return where, where // work.heads, where % work.heads, block, work.first_query + row, slots, ok
 
 
 @triton.jit
 def forward_kernel(
-    q, k, v, part_out, part_lse, tiles, starts, pair_query, first_pair, scale, heads, group, blocks,
+    q, k, v, part_out, part_lse, work, starts, scale, group,
     D: tl.constexpr, DP: tl.constexpr, TILE_Q: tl.constexpr, TILE_K: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Attention of one tile of gathered queries over one key block, unmerged."""
-    batch, head, block, pairs, ok = _pair_tile(tiles, tl.program_id(0), heads, blocks, TILE_Q)
-    rows = tl.load(pair_query + pairs, mask=ok, other=0)
+    line, batch, head, block, rows, slots, ok = _pair_tile(work, TILE_Q)
+    if block >= work.blocks:
+        return
     q_tile = _gather(q, batch, head, rows, ok, D, DP)
     key_start = tl.load(starts + block)
     key_end = tl.load(starts + block + 1)
@@ -64,31 +78,41 @@ def forward_kernel(
         acc = acc * shrink[:, None]
         acc = tl.dot(weights.to(v_tile.dtype), v_tile, acc, input_precision="ieee")
         running_max = new_max
-    slots = pairs - first_pair
     columns = tl.arange(0, DP)
     tl.store(part_out + slots[:, None] * DP + columns[None, :], acc / mass[:, None], mask=ok[:, None])
     tl.store(part_lse + slots, running_max + tl.log2(mass), mask=ok)
 
 
 @triton.jit
-def merge_kernel(
-    part_out, part_lse, out, lse, row_start, row_pair, first_pair, first_head, n, heads,
-    D: tl.constexpr, DP: tl.constexpr, TILE: tl.constexpr,
-):  # fmt: skip
+def _parts_of(lists, TILE: tl.constexpr):
+    """Of TILE queries: (batch, head, the tokens, validity, where their lists of places begin, how long they are)."""
+    line = tl.program_id(1)
+    rows = tl.program_id(0) * TILE + tl.arange(0, TILE)
+    ok = rows < lists.rows
+    at = line.to(tl.int64) * lists.rows + rows
+    count = tl.load(lists.held + at, mask=ok, other=0)
+    where = lists.first_line + line
+    return (
+        where // lists.heads,
+        where % lists.heads,
+        lists.first_query + rows,
+        ok,
+        lists.place + at * lists.width,
+        count,
+    )
+
+
+@triton.jit
+def merge_kernel(part_out, part_lse, out, lse, lists, n, D: tl.constexpr, DP: tl.constexpr, TILE: tl.constexpr):
     """Log-sum-exp merge of the parts of TILE query rows, in ascending block order."""
-    where = first_head + tl.program_id(1)
-    tokens = tl.program_id(0) * TILE + tl.arange(0, TILE)
-    ok = tokens < n
-    at = where.to(tl.int64) * n + tokens
-    begin = tl.load(row_start + at, mask=ok, other=0)
-    count = tl.load(row_start + at + 1, mask=ok, other=0) - begin
+    batch, head, tokens, ok, places, count = _parts_of(lists, TILE)
     columns = tl.arange(0, DP)
     top = tl.full([TILE], -float("inf"), tl.float32)
     mass = tl.zeros([TILE], tl.float32)
     acc = tl.zeros([TILE, DP], tl.float32)
     for step in range(tl.max(count, 0)):
         live = step < count
-        slot = tl.load(row_pair + begin + step, mask=live, other=first_pair) - first_pair
+        slot = tl.program_id(1).to(tl.int64) * lists.room + tl.load(places + step, mask=live, other=0)
         part = tl.load(part_lse + slot, mask=live, other=-float("inf"))
         new_top = tl.maximum(top, part)
         pivot = tl.where(new_top == -float("inf"), 0.0, new_top)
@@ -101,23 +125,24 @@ def merge_kernel(
     empty = mass == 0.0
     acc = tl.where(empty[:, None], 0.0, acc / tl.where(empty, 1.0, mass)[:, None])
     total = tl.where(empty, -float("inf"), (top + tl.log2(tl.where(empty, 1.0, mass))) * LN2)
-    target = out.ptr + (where // heads).to(tl.int64) * out.batch + (where % heads).to(tl.int64) * out.head
+    target = out.ptr + batch.to(tl.int64) * out.batch + head.to(tl.int64) * out.head
     target = target + tokens.to(tl.int64)[:, None] * out.token + columns[None, :]
     tl.store(target, acc.to(out.ptr.dtype.element_ty), mask=ok[:, None] & (columns < D)[None, :])
-    tl.store(lse + at, total, mask=ok)
+    tl.store(lse + (lists.first_line + tl.program_id(1)).to(tl.int64) * n + tokens, total, mask=ok)
 
 
 @triton.jit
 def dq_kernel(
-    q, k, v, d_out, part_dq, delta, exponent, tiles, starts, pair_query, first_pair, scale, n, heads, group, blocks,
+    q, k, v, d_out, part_dq, delta, exponent, work, starts, scale, n, group,
     D: tl.constexpr, DP: tl.constexpr, TILE_Q: tl.constexpr, TILE_K: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """The share of dQ that one key block gives to the queries that chose it."""
-    batch, head, block, pairs, ok = _pair_tile(tiles, tl.program_id(0), heads, blocks, TILE_Q)
-    rows = tl.load(pair_query + pairs, mask=ok, other=0)
+    line, batch, head, block, rows, slots, ok = _pair_tile(work, TILE_Q)
+    if block >= work.blocks:
+        return
     q_tile = _gather(q, batch, head, rows, ok, D, DP)
     d_tile = _gather(d_out, batch, head, rows, ok, D, DP)
-    at = (batch * heads + head).to(tl.int64) * n + rows
+    at = line.to(tl.int64) * n + rows
     row_delta = tl.load(delta + at, mask=ok, other=0.0)
     row_exponent = tl.load(exponent + at, mask=ok, other=float("inf"))
     key_start = tl.load(starts + block)
@@ -134,36 +159,27 @@ def dq_kernel(
         d_scores = weights * (d_weights - row_delta[:, None])
         acc = tl.dot(d_scores.to(k_tile.dtype), k_tile, acc, input_precision="ieee")
     columns = tl.arange(0, DP)
-    slots = pairs - first_pair
     tl.store(part_dq + slots[:, None] * DP + columns[None, :], acc * scale, mask=ok[:, None])
 
 
 @triton.jit
-def sum_kernel(
-    part_dq, dq, row_start, row_pair, first_pair, first_head, n, heads,
-    D: tl.constexpr, DP: tl.constexpr, TILE: tl.constexpr,
-):  # fmt: skip
+def sum_kernel(part_dq, dq, lists, D: tl.constexpr, DP: tl.constexpr, TILE: tl.constexpr):
     """dQ of TILE rows as the sum of their parts, in ascending block order."""
-    where = first_head + tl.program_id(1)
-    tokens = tl.program_id(0) * TILE + tl.arange(0, TILE)
-    ok = tokens < n
-    at = where.to(tl.int64) * n + tokens
-    begin = tl.load(row_start + at, mask=ok, other=0)
-    count = tl.load(row_start + at + 1, mask=ok, other=0) - begin
+    batch, head, tokens, ok, places, count = _parts_of(lists, TILE)
     columns = tl.arange(0, DP)
     acc = tl.zeros([TILE, DP], tl.float32)
     for step in range(tl.max(count, 0)):
         live = step < count
-        slot = tl.load(row_pair + begin + step, mask=live, other=first_pair) - first_pair
+        slot = tl.program_id(1).to(tl.int64) * lists.room + tl.load(places + step, mask=live, other=0)
         acc += tl.load(part_dq + slot[:, None] * DP + columns[None, :], mask=live[:, None], other=0.0)
-    target = dq.ptr + (where // heads).to(tl.int64) * dq.batch + (where % heads).to(tl.int64) * dq.head
+    target = dq.ptr + batch.to(tl.int64) * dq.batch + head.to(tl.int64) * dq.head
     target = target + tokens.to(tl.int64)[:, None] * dq.token + columns[None, :]
     tl.store(target, acc.to(dq.ptr.dtype.element_ty), mask=ok[:, None] & (columns < D)[None, :])
 
 
 @triton.jit
 def dkv_kernel(
-    q, k, v, d_out, dk, dv, delta, exponent, key_tile_block, key_tile_start, block_start, starts, pair_query, scale, n,
+    q, k, v, d_out, dk, dv, delta, exponent, key_tile_block, key_tile_start, start, entry, entries, starts, scale, n,
     heads, group, blocks,
     D: tl.constexpr, DP: tl.constexpr, TILE_Q: tl.constexpr, TILE_K: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
@@ -180,14 +196,14 @@ def dkv_kernel(
     acc_v = tl.zeros([TILE_K, DP], tl.float32)
     for member in range(group):
         head = kv_head * group + member
-        segment = (batch * heads + head) * blocks + block
-        begin = tl.load(block_start + segment)
-        end = tl.load(block_start + segment + 1)
-        line = (batch * heads + head).to(tl.int64) * n
+        number = (batch * heads + head).to(tl.int64)
+        begin = tl.load(start + number * (blocks + 1) + block)
+        end = tl.load(start + number * (blocks + 1) + block + 1)
+        line = number * n
         for at in tl.range(begin, end, TILE_Q, num_stages=STAGES):
             pairs = at + tl.arange(0, TILE_Q)
             ok = pairs < end
-            rows = tl.load(pair_query + pairs, mask=ok, other=0)
+            rows = tl.load(entry + number * entries + pairs, mask=ok, other=0)
             row_delta = tl.load(delta + line + rows, mask=ok, other=0.0)
             row_exponent = tl.load(exponent + line + rows, mask=ok, other=float("inf"))
             q_tile = _gather(q, batch, head, rows, ok, D, DP)

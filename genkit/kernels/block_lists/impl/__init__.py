@@ -1,0 +1,1 @@
+"""The implementations, one module or folder each; none imports another."""

@@ -1,0 +1,53 @@
+"""A patched model whose attention chooses its blocks waits for the device no more often than the model alone: forward
+and backward, on the meta device, where whoever asks for a value fails. Families that tell the places of tokens by a
+tensor's values (ids, masks) are read once a forward before any layer and are not among these."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+
+import genkit
+from genkit.attention.mixture_of_block import MixtureOfBlock
+from genkit.kernels.block_sparse.impl.triton import backend as block_triton
+from genkit.kernels.token_select.impl.triton import backend as token_triton
+from genkit.patching import step_tracker
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "kernels"))
+from syncs import Syncs
+
+
+def on_meta(x):
+    return x.to("meta") if isinstance(x, torch.Tensor) else x
+
+
+def waits(case: tiny.Tiny) -> Syncs:
+    """Those of a forward and a backward pass."""
+    with Syncs() as syncs:
+        (out, *_) = case.model(**case.args)
+        out.float().sum().backward()
+    return syncs
+
+
+@pytest.mark.parametrize("name", ["wan", "sd3"])
+@pytest.mark.parametrize("method", [MixtureOfBlock(), MixtureOfBlock(select="threshold", scope="head")], ids=str)
+def test_a_patch_adds_no_wait(name, method, monkeypatch):
+    for module in (block_triton, token_triton):
+        monkeypatch.setattr(module, "triton_refuses", lambda *given: None)
+    # The tracker of steps reads the timestep, once a forward and before the model begins; no layer does.
+    monkeypatch.setattr(step_tracker, "_as_number", lambda timestep: 500.0)
+    case = tiny.build(name)
+    case.model.to("meta")
+    case.args = {key: on_meta(value) for key, value in case.args.items()}
+    alone = waits(case)
+    with genkit.patch(case.model, method, backend="triton"):
+        waits(case)  # tables of the layout are made once
+        patched = waits(case)
+    sites = case.roles.get("self", 0) + case.roles.get("joint", 0)
+    for operator in ("token_select", "token_select_backward"):
+        assert patched.every[f"genkit.{operator}.default"] == sites > 0
+    assert patched.found == alone.found
