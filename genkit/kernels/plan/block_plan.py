@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from genkit.errors import UsageError
-from genkit.kernels.block_lists import BlockLists, Budget, Kept, rounded, select
+from genkit.kernels.block_lists import BlockLists, Budget, Kept, list_mask, rounded, select
 from genkit.kernels.permutation import TokenOrder
 from genkit.kernels.plan.bit_tiles import BitTiles, distinct
 from genkit.kernels.plan.checks import refuse_empty_rows, refuse_empty_tokens
@@ -91,7 +91,8 @@ class BlockPlan(PlanTables):
         Args:
             mask: (B|1, H|1, Mq, Mk) or (Mq, Mk) bool, True = visit, in block order.
             rule: a mask specification applied on top, stated in original token order, or None.
-            Others as in :meth:`from_rule`.
+            Others as in :meth:`from_rule`. With ``check=False``, and without a rule and rows that are off, nothing
+            waits for a GPU; lists then are as wide as there are key blocks, where :meth:`from_scores` knows a bound.
         """
         mask = mask[None, None] if mask.dim() == 2 else mask
         if rule is not None:
@@ -111,6 +112,9 @@ class BlockPlan(PlanTables):
             )
         sizes = Sizes.of(n_q, n_k, block_q, block_k, order, key_order, mask.device)
         sizes.expect("mask", mask)
+        if mask.device.type != "cpu" and off is None and not check:
+            options = {"block_q": block_q, "block_k": block_k, "order": order, "key_order": key_order}
+            return cls.from_lists(list_mask(mask), n_q, n_k, **options)
         whole = sizes.whole_keys
         return cls._build(sizes, mask & whole, mask & ~whole, off=off, check=check)
 
