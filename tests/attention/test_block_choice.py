@@ -10,6 +10,8 @@ import pytest
 import torch
 from attention_helpers import attention_over
 
+from genkit.attention.block_select import BlockSelect
+from genkit.attention.block_select.selectors import SELECTORS
 from genkit.attention.cache import PatchCache
 from genkit.attention.dynamic import BlockChoice, attend_grid
 from genkit.attention.mixture_of_block import MixtureOfBlock
@@ -178,6 +180,39 @@ def test_mixture_of_block_with_gradients_never_waits(method, text, monkeypatch):
             out = method.attend(x, x * 2, x * 3, site, cache)
             out.sum().backward()
     assert not syncs.found and syncs.every.total() > 10 and x.grad.shape == x.shape
+
+
+SELECTIONS = [
+    *({"score": name} for name in SELECTORS),
+    *({"score": name, "top_p": 0.8} for name, selector in SELECTORS.items() if selector.masses),
+    {"tail": 8},
+    {"guard": 0.1},
+]
+
+
+@pytest.mark.parametrize("settings", SELECTIONS, ids=str)
+def test_block_select_with_gradients_never_waits(settings, monkeypatch):
+    layout = TokenLayout.of_grid(4, 9, 16, text=7)
+    on_meta(monkeypatch)
+    mask = torch.empty(1, layout.length, dtype=torch.bool, device="meta")
+    site = Site.of_layout(layout, heads=4, key_mask=mask)
+    x, cache = torch.empty(1, layout.length, 4, 64, device="meta", requires_grad=True), PatchCache("triton")
+    for _ in range(2):  # tables of the layout are moved once
+        with Syncs() as syncs:
+            BlockSelect(block=64, **settings).attend(x, x * 2, x * 3, site, cache).sum().backward()
+    assert not syncs.found and syncs.every.total() > 20 and x.grad.shape == x.shape
+
+
+def test_means_of_what_is_dropped_are_the_same_where_nobody_looks():
+    g = torch.Generator().manual_seed(8)
+    levels = torch.where(torch.rand(1, 2, 3, 5, generator=g) < 0.5, 1, 4).to(torch.int32)
+    q, k, v = tensors(90, 150, heads=2, key_heads=2)
+    found = []
+    for factors in (None, (1, 4), (1, 2, 4)):
+        plan = BlockPlan.from_levels(levels, 90, 150, block_q=32, block_k=32, check=False, factors=factors)
+        found.append(block_sparse_attention(q, k, v, plan)[0])
+    assert torch.equal(found[0], found[1])
+    torch.testing.assert_close(found[2], found[0], atol=1e-12, rtol=0)
 
 
 def on_meta(monkeypatch):

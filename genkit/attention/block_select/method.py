@@ -274,7 +274,7 @@ class BlockSelect(Method):
             plan = BlockPlan.from_dense_blocks(chosen, q.shape[1], k.shape[1], **sizes)
         else:
             levels = torch.where(chosen, 1, self.tail).to(torch.int32)
-            plan = BlockPlan.from_levels(levels, q.shape[1], k.shape[1], **sizes)
+            plan = BlockPlan.from_levels(levels, q.shape[1], k.shape[1], factors=(1, self.tail), **sizes)
         return block_sparse_attention(q, k, v, plan, scale=site.scale, backend=cache.backend)
 
     def _selection(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -239,6 +240,7 @@ class BlockPlan(PlanTables):
         off: Tensor | None = None,
         key_mask: Tensor | None = None,
         check: bool = True,
+        factors: Sequence[int] | None = None,
     ) -> BlockPlan:
         """Plan of a pyramid: each visited key block is read in full or as means of p neighbouring tokens, a mean of p
         keys weighing as much as p keys (its logit gets ln p). Paper: Pyramid Sparse Attention.
@@ -248,10 +250,12 @@ class BlockPlan(PlanTables):
                 Means take valid tokens only; the last mean of a ragged block weighs as many tokens as it has.
             key_mask: (B, Nk) or (Nk,) bool, True = attend. A hidden key (padded text) enters no mean, and a mean weighs
                 as much as its visible keys; one without any is hidden.
+            factors: the levels above 0 that may occur, where they are known beforehand; None = look. Nothing then waits
+                for a GPU, with ``check=False`` and without hidden keys.
         """
         sizes = Sizes.of(n_q, n_k, block_q, block_k, order, key_order, levels.device)
         sizes.expect("levels", levels, (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8))
-        factors = [int(p) for p in levels.unique().tolist() if p != 0]
+        factors = [int(p) for p in (levels.unique().tolist() if factors is None else factors) if p != 0]
         wrong = [p for p in factors if p < 0 or sizes.block_k % p]
         if wrong:
             raise UsageError(f"plan: levels {wrong} given, allowed: 0 (skip) and divisors of block_k={sizes.block_k}")
@@ -366,6 +370,14 @@ class BlockPlan(PlanTables):
 
     @classmethod
     def _build_blocks(cls, sizes: Sizes, mask: Tensor) -> BlockPlan:
+        if mask.device.type != "cpu":
+            # blocks of means may be ragged anywhere
+            full, partial = split_ragged(list_mask(mask), sizes.k_valid, sizes.block_k, sizes.even_keys, False)
+            return cls(
+                sizes.n_q, sizes.n_k, sizes.block_q, sizes.block_k, full.count, full.index, partial.count,
+                partial.index, sizes.q_valid, sizes.k_valid, order=sizes.order, key_order=sizes.key_order,
+                even_keys=sizes.even_keys,
+            )  # fmt: skip
         return cls._build(sizes, mask & sizes.whole_keys, mask & ~sizes.whole_keys, check=False)
 
     @classmethod

@@ -113,7 +113,9 @@ class Sizes:
         """Tokens behind each mean, or None when every mean with a token has ``factor`` of them."""
         first = torch.arange(0, self.block_k, factor, device=self.device)
         count = (self.k_valid[:, None] - first).clamp(0, factor).flatten()
-        return None if bool((count % factor == 0).all()) else count.float()[None]
+        if self.even_keys or (count.device.type == "cpu" and bool((count % factor == 0).all())):
+            return None
+        return count.float()[None]
 
     def visible(self, key_mask: Tensor) -> Tensor:
         """(B, Mk * block_k) bool: the keys of a mask (B, Nk) in block order; padding is not visible."""

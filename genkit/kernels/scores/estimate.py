@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -163,11 +165,19 @@ def sampled_scores(
     return weights.amax((3, 5))
 
 
+@lru_cache(maxsize=64)
+def _kept_on(places: tuple[int, ...], device: torch.device) -> Tensor:
+    """Numbers on a device. Kept, because a copy from the host waits."""
+    return torch.tensor(places, device=device)
+
+
 def _sample(x: Tensor, block: int, samples: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """The same random places of every block, wrapped into its real tokens: (B, M, samples, H, D) and which are real."""
     if not 1 <= samples <= block:
         raise UsageError(f"samples per block must lie between 1 and the block size {block}, got {samples}")
-    places = torch.randperm(block, generator=generator)[:samples].sort().values.to(x.device)
+    places = torch.randperm(block, generator=generator)[:samples].sort().values
+    if x.device.type != "cpu":
+        places = _kept_on(tuple(places.tolist()), x.device)
     counts = token_validity(x.shape[1], block, None, x.device).sum(1)
     # A short block has fewer tokens than places: wrap into it and drop the repeats, so that no token counts twice.
     wrapped = places % counts[:, None]
