@@ -285,3 +285,22 @@ def test_an_offloaded_autoencoder_is_given_pixels_where_it_computes():
     assert device_of(vae) == torch.device("cpu")
     cpu_offload_with_hook(vae, torch.device("meta"))
     assert next(vae.parameters()).device == torch.device("cpu") and device_of(vae) == torch.device("meta")
+
+
+@pytest.mark.parametrize("kind", UNETS + FLOWS)
+def test_words_for_what_stays_are_blind_only_far_from_it_and_only_where_maps_are_free(kind, pipe_of):
+    from genkit.editing.infedit.kept import Kept
+    from genkit.editing.shared.blend import acting
+
+    pipe = pipe_of(kind)
+    model = EditModel.of(pipe)
+    latents = model.encode(padded(model, picture(kind)))
+    found = acting(model, latents, SOURCE, ("circle",))
+    given = (model, pipe, latents, (SOURCE, TARGET), ("circle",), 0.6, None)
+    kept = Kept.of(*given, "1:3")
+    assert torch.equal(kept.mask, found > 0.6)
+    (rule,) = kept.rules
+    assert rule.weight == 0 and rule.where.conditional and torch.equal(rule.region > 0, (found < 0.3)[0, 0])
+    assert not (kept.mask[0, 0] & (rule.region > 0)).any()
+    assert Kept.of(*given, None).rules == ()
+    assert Kept.usual(0.0) < Kept.usual(0.7)
