@@ -13,8 +13,10 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -22,17 +24,15 @@ import torch.nn.functional as F
 
 from benchmarks.environment import environment, machine_line, table, write_results
 from benchmarks.kernels.problems import random_blocks
+from genkit.errors import UnsupportedError
 from genkit.kernels import BlockPlan, block_sparse_attention
-from genkit.kernels.native.compiler import why_not
+from genkit.kernels.native import kinds
 
 ROOT = Path(__file__).parents[2]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+GOALS = {"avx2": 1.3}  # of a kind that uses less than this processor may have
 HEADS, WIDTH, BLOCK_Q, BLOCK_K = 8, 64, 256, 64
-WITH_AMX = "This processor has AMX: bfloat16 runs in genkit's own kernels, dense attention in torch's."
-WITHOUT_AMX = (
-    "Without AMX the backend widens bfloat16 to float32, because torch's own bfloat16 kernels are slower there; dense "
-    "attention runs in the dtype given."
-)
+KERNELS = ("emitted", "avx512", "avx2", "portable", "torch")  # that --kernels names beside the default, "auto"
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--problem", action="append", help="a problem's name (repeatable); default: all")
     parser.add_argument("--turns", type=int, default=5, help="times every problem is measured")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument(
+        "--kernels",
+        choices=("auto", *KERNELS),
+        action="append",
+        help="kinds of kernels to measure in the same turns (repeatable); default: auto",
+    )
     parser.add_argument("--output", default="kernels_cpu", help="name of the result files in benchmarks/results")
 
 
@@ -100,11 +106,21 @@ def run(options: argparse.Namespace) -> int:
         print("the operator disagrees with brute force: no speed is reported", file=sys.stderr)
         return 1
     torch.set_num_threads(options.threads)
+    chosen_kernels = options.kernels or ["auto"]
+    try:
+        for kind in chosen_kernels:
+            with switched(kind):
+                kinds.kind_for(torch.float32, WIDTH)
+    except kinds.NoKernel:
+        pass  # torch's kernel, which is measured like the others
+    except UnsupportedError as error:
+        print(error, file=sys.stderr)
+        return 1
     clock = time.process_time if options.threads == 1 else time.perf_counter
     rows = []
     for name in options.dtype or DTYPES:
         for group in (False, True):
-            rows += _measure([p for p in chosen if p.backward == group], name, options.turns, clock)
+            rows += _measure([p for p in chosen if p.backward == group], name, options.turns, clock, chosen_kernels)
     facts = {**environment(), "load average": os.getloadavg()}
     unit = "processor" if options.threads == 1 else "wall-clock"
     text = (
@@ -115,7 +131,8 @@ def run(options: argparse.Namespace) -> int:
                 f"{options.turns} turns, {unit} seconds, dense attention measured in the same turns. Load average "
                 f"at the end: {facts['load average'][0]:.1f} (caches are shared with whatever else runs).",
                 table(rows),
-                f"ratio = time / (density x dense time). {WITHOUT_AMX if why_not('tiles') else WITH_AMX}",
+                "ratio = time / (density x dense time). Dense attention runs in torch, in the dtype given and with all "
+                "that the processor has, whatever the kernels beside it may use.",
             ]
         )
         + "\n"
@@ -131,8 +148,24 @@ def _green() -> bool:
     return subprocess.run([sys.executable, "-m", "pytest", "-q", *wanted], cwd=ROOT).returncode == 0
 
 
-def _measure(chosen: list[Problem], dtype: str, turns: int, clock: Callable[[], float]) -> list[dict[str, object]]:
-    """One row per problem; all problems of one length take turns with dense attention."""
+@contextmanager
+def switched(kind: str) -> Iterator[None]:
+    """The switch of the CPU's kernels set to a kind."""
+    before = os.environ.get(kinds.SWITCH)
+    os.environ[kinds.SWITCH] = kind
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[kinds.SWITCH]
+        else:
+            os.environ[kinds.SWITCH] = before
+
+
+def _measure(
+    chosen: list[Problem], dtype: str, turns: int, clock: Callable[[], float], kernels: list[str]
+) -> list[dict[str, object]]:
+    """One row per problem and kind of kernels; all problems of one length take turns with dense attention."""
     if not chosen:
         return []
     tokens, backward = chosen[0].tokens, chosen[0].backward
@@ -146,36 +179,41 @@ def _measure(chosen: list[Problem], dtype: str, turns: int, clock: Callable[[], 
     def dense() -> torch.Tensor:
         return F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in tensors)).transpose(1, 2)
 
-    runs: dict[str, Callable[[], torch.Tensor]] = {"dense": dense}
+    runs: dict[tuple[str, str], Callable[[], torch.Tensor]] = {("dense", "auto"): dense}
     planning, plans = {}, {}
     for problem in chosen:
         start = clock()
         plans[problem.name] = plan = problem.plan(torch.device("cpu"))
         planning[problem.name] = clock() - start
-        runs[problem.name] = lambda plan=plan: block_sparse_attention(*tensors, plan, backend="cpu")[0]
+        for kind in kernels:
+            runs[problem.name, kind] = lambda plan=plan: block_sparse_attention(*tensors, plan, backend="cpu")[0]
     best = dict.fromkeys(runs, float("inf"))
     for _ in range(turns):
-        for name, call in runs.items():
-            start = clock()
-            out = call()
-            if backward:
-                torch.autograd.grad(out, tensors, seed)
-            best[name] = min(best[name], clock() - start)
+        for run, call in runs.items():
+            with switched(run[1]):
+                start = clock()
+                out = call()
+                if backward:
+                    torch.autograd.grad(out, tensors, seed)
+                best[run] = min(best[run], clock() - start)
     rows = []
-    for problem in chosen:
-        density = plans[problem.name].density().executed
-        ratio = best[problem.name] / (density * best["dense"])
+    dense_time = best["dense", "auto"]
+    for problem, kind in product(chosen, kernels):
+        density, taken = plans[problem.name].density().executed, best[problem.name, kind]
+        with switched(kind):
+            told = kinds.report(DTYPES[dtype], WIDTH).partition(":")[0]
         rows.append(
             {
                 "problem": problem.name,
+                "kernels": told,
                 "dtype": dtype,
                 "N": tokens,
                 "density": round(density, 4),
-                "dense ms": round(1e3 * best["dense"], 1),
-                "ms": round(1e3 * best[problem.name], 1),
-                "speed-up": round(best["dense"] / best[problem.name], 2),
-                "ratio": round(ratio, 3),
-                "goal": round(problem.goal[dtype], 2),
+                "dense ms": round(1e3 * dense_time, 1),
+                "ms": round(1e3 * taken, 1),
+                "speed-up": round(dense_time / taken, 2),
+                "ratio": round(taken / (density * dense_time), 3),
+                "goal": round(GOALS.get(kind, problem.goal[dtype]), 2),
                 "plan ms": round(1e3 * planning[problem.name], 1),
             }
         )

@@ -94,13 +94,17 @@ def processors() -> list[Finding]:
 
 def _native() -> Finding:
     """What of block-sparse attention runs in genkit's own kernels for the CPU."""
-    from genkit.kernels.native.compiler import why_not
+    import torch
 
-    vectors, tiles = (why_not(kind) for kind in ("vectors", "tiles"))
-    if vectors is not None:
-        return Finding("cpu", "native kernels", "absent", f"torch's kernel is used: {one_line(vectors)}")
-    sixteen = "bfloat16 with AMX" if tiles is None else f"bfloat16 widened: {one_line(tiles)}"
-    return Finding("cpu", "native kernels", "ok", f"block-sparse attention: float32 with AVX-512, {sixteen}")
+    from genkit.kernels.native import kinds, library
+
+    told = [
+        f"{name} in {kinds.report(dtype)}" for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16))
+    ]
+    by = " ".join(library.compilers()[0]) if library.compilers() else "none found; pip install ziglang brings one"
+    state = "absent" if any("torch's kernel" in text for text in told) else "ok"
+    detail = f"block-sparse attention: {one_line('; '.join(told))}. C++ compiler: {by}"
+    return Finding("cpu", "native kernels", state, detail)
 
 
 def _usable_cores() -> int | None:

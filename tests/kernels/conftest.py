@@ -31,7 +31,7 @@ def nan_memory(monkeypatch):
 
 @pytest.fixture
 def torch_kernel(monkeypatch):
-    """Block-sparse attention on the CPU in torch's kernel, as on a processor without AVX-512."""
+    """Block-sparse attention on the CPU in torch's kernel, as on a machine without native kernels."""
     from genkit.kernels.native.attention import passes as native
 
     monkeypatch.setattr(native, "why_not", lambda *given: "for this test")

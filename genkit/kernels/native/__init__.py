@@ -1,6 +1,6 @@
-"""Kernels for x86-64 processors with AVX-512, and for those that also multiply tiles of bfloat16 (AMX).
+"""Kernels for CPUs, from two origins behind one interface (``compiler.Compiled``, run by ``batch``).
 
-The code is written as LLVM instructions from Python and compiled where it runs, in less than a second; no compiler
-needs to be installed. ``emitter`` holds the building blocks, ``compiler`` says what this machine can and compiles,
-``batch`` runs many calls at once.
+``csrc`` holds C++ for vectors of any width, ``library`` compiles and loads it with whatever compiler there is. What C++
+does not serve, bfloat16 in AMX tiles, is written as LLVM instructions from Python: ``emitter`` holds the building blocks,
+``compiler`` says what this machine can and compiles. ``kinds`` says which of all these runs.
 """

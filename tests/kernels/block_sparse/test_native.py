@@ -13,16 +13,51 @@ from tolerance import assert_close
 from genkit.kernels import ALL, NONE, WINDOW, BlockPlan, LowRank, Quadratic, Rule, Table, block_sparse_attention
 from genkit.kernels.block_sparse.impl.cpu import backend as cpu
 from genkit.kernels.block_sparse.impl.cpu import plan_lists
-from genkit.kernels.native import batch, compiler
+from genkit.kernels.native import batch, compiler, library
+from genkit.kernels.native import kinds as native_kinds
 from genkit.kernels.native.attention import bias as native_bias
 from genkit.kernels.native.attention import passes as native
+from genkit.kernels.native.library import KINDS
 
-REFUSED = {kind: compiler.why_not(kind) for kind in ("vectors", "tiles")}
-vectors = pytest.mark.skipif(REFUSED["vectors"] is not None, reason=f"no native kernel: {REFUSED['vectors']}")
-tiles = pytest.mark.skipif(REFUSED["tiles"] is not None, reason=f"no tiles: {REFUSED['tiles']}")
-KINDS = [pytest.param(torch.float32, marks=vectors), pytest.param(torch.bfloat16, marks=tiles)]
-kinds = pytest.mark.parametrize("dtype", KINDS, ids=["vectors", "tiles"])
+
+def why_not(kind: str) -> str | None:
+    return library.processor_why_not(kind) or (None if library.compilers() else "no C++ compiler")
+
+
+REFUSED = {
+    **{kind: compiler.why_not(kind) for kind in ("vectors", "tiles")},
+    **{kind: why_not(kind) for kind in KINDS},
+}
+RUNS = {  # what the switch asks for, and the numbers: with bfloat16 the emitted kernels are tiles, or vectors widen it
+    "vectors": ("emitted", torch.float32),
+    "tiles": ("emitted", torch.bfloat16),
+    **{kind: (kind, torch.float32) for kind in KINDS},
+}
+kinds = pytest.mark.parametrize(
+    "dtype",
+    [
+        pytest.param(run, id=kind, marks=pytest.mark.skipif(REFUSED[kind] is not None, reason=f"{REFUSED[kind]}"))
+        for kind, run in RUNS.items()
+    ],
+    indirect=True,
+)
+widened = pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(kind, marks=pytest.mark.skipif(REFUSED[kind] is not None, reason=f"{REFUSED[kind]}"))
+        for kind in RUNS
+        if kind != "tiles"
+    ],
+)
 DIMS = (32, 40, 64, 80, 96, 128, 160)
+
+
+@pytest.fixture
+def dtype(request, monkeypatch):
+    """The numbers of a run, with the switch set to its kernels."""
+    switch, numbers = request.param
+    monkeypatch.setenv(native_kinds.SWITCH, switch)
+    return numbers
 
 
 def make(seed: int, dtype: torch.dtype) -> tuple[Case, BlockPlan]:
@@ -90,12 +125,13 @@ def test_generated_problems_equal_brute_force(dtype, start, nan_memory):
         compare(seed, dtype)
 
 
-@vectors
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_sixteen_bits_are_widened_for_vectors(dtype, monkeypatch, nan_memory):
-    monkeypatch.setattr(native, "with_tiles", lambda dtype: False)
+@widened
+@pytest.mark.parametrize("numbers", [torch.float16, torch.bfloat16])
+def test_sixteen_bits_are_widened_for_vectors(kind, numbers, monkeypatch, nan_memory):
+    monkeypatch.setenv(native_kinds.SWITCH, RUNS[kind][0])
+    monkeypatch.setattr(native_kinds, "with_tiles", lambda dtype: False)
     for seed in range(12):
-        compare(seed, dtype)
+        compare(seed, numbers)
 
 
 def compare(seed: int, dtype: torch.dtype) -> None:
@@ -109,11 +145,11 @@ def compare(seed: int, dtype: torch.dtype) -> None:
         assert_close(*row[:3], f"seed {seed} {name}", row[3])
 
 
-@pytest.mark.parametrize("dtype, units", [(torch.float32, {8, 16, 28, 40, 48, 56, 64}), (torch.bfloat16, {32, 64})])
-def test_the_generated_problems_hold_what_is_hard(dtype, units):
-    made = [make(seed, dtype) for seed in range(120)]
+@pytest.mark.parametrize("numbers, units", [(torch.float32, {8, 16, 28, 40, 48, 56, 64}), (torch.bfloat16, {32, 64})])
+def test_the_generated_problems_hold_what_is_hard(numbers, units):
+    made = [make(seed, numbers) for seed in range(120)]
     assert {case.q.shape[-1] for case, _ in made} == set(DIMS)
-    assert {plan_lists.PlanLists(plan, dtype == torch.bfloat16).unit for _, plan in made} == units
+    assert {plan_lists.PlanLists(plan, numbers == torch.bfloat16).unit for _, plan in made} == units
     assert any(plan.batch > 1 for _, plan in made) and any(plan.heads > 1 for _, plan in made)
     assert any(bool(plan.off.any()) for _, plan in made)
     assert any(bool(plan.full_count.any()) and bool(plan.partial_count.any()) for _, plan in made)
@@ -206,12 +242,31 @@ def test_threads_memory_limits_and_torchs_own_tiles_change_nothing(dtype, seed, 
     finally:
         torch.set_num_threads(before)
     for name, a, b, c in zip(("out", "lse", "dq", "dk", "dv"), expected, threaded, limited, strict=True):
-        if name in ("dk", "dv"):  # each thread has its own sums
-            torch.testing.assert_close(a, b, rtol=0.02, atol=0.02)
-            torch.testing.assert_close(a, c, rtol=0.02, atol=0.02)
-        else:
-            assert torch.equal(a, b) and torch.equal(a, c), name
+        assert torch.equal(a, b) and torch.equal(a, c), name
     assert torch.equal(left @ left, product)
+
+
+@kinds
+def test_gradients_added_up_in_shares_do_not_depend_on_the_number_of_threads(dtype):
+    noise = torch.Generator().manual_seed(0)
+    n = 3 * native._SHARED_QUERIES + 50
+    q, k, v = (torch.randn(1, size, 1, 32, generator=noise).to(dtype).requires_grad_() for size in (n, 300, 300))
+    plan = BlockPlan.from_dense_blocks(torch.rand(-(-n // 64), 5, generator=noise) < 0.7, n, 300, check=False)
+    incoming, found = torch.randn(q.shape, generator=noise).to(dtype), []
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            out, _ = block_sparse_attention(q, k, v, plan, backend="cpu")
+            found.append((out, *torch.autograd.grad(out, (q, k, v), incoming)))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for more in found[1:] for a, b in zip(found[0], more, strict=True))
+    wide = [x.detach().double().requires_grad_() for x in (q, k, v)]
+    exact, _ = block_sparse_attention(*wide, plan, backend="reference")
+    rough = 0.03 if dtype == torch.bfloat16 else 1e-4
+    for a, b in zip(found[0][1:], torch.autograd.grad(exact, wide, incoming.double()), strict=True):
+        assert (a.double() - b).abs().max() <= rough * b.abs().max()
 
 
 @kinds
@@ -239,7 +294,7 @@ def test_it_is_what_the_cpu_backend_runs(dtype, monkeypatch):
     real = native.forward
     monkeypatch.setattr(native, "forward", lambda *given: calls.append(given) or real(*given))
     found = cpu.forward(case.q, case.k, case.v, plan, case.scale, ())
-    monkeypatch.setattr(compiler, "why_not", lambda kind: "for this test")
+    monkeypatch.setenv(native_kinds.SWITCH, "torch")
     without = cpu.forward(case.q, case.k, case.v, plan, case.scale, ())
     assert len(calls) == 1
     rough = 0.03 if dtype == torch.bfloat16 else 1e-4
@@ -255,10 +310,12 @@ def test_reasons_to_leave_it_to_torch(monkeypatch):
     assert "blocks of 8x64" in native.why_not(q, BlockPlan.dense(64, 64, block_q=8), 1.0)
     assert "head dim 288" in native.why_not(q.new_zeros(1, 64, 1, 288), plan, 1.0)
     assert "not positive" in native.why_not(q, plan, 0.0)
-    monkeypatch.setattr(compiler, "why_not", lambda kind: f"no {kind}")
-    assert native.why_not(q, plan, 1.0) == "no vectors" and not native.with_tiles(torch.bfloat16)
     monkeypatch.setattr(compiler, "why_not", lambda kind: None)
     assert native.with_tiles(torch.bfloat16) and not native.with_tiles(torch.float16)
+    for name in (*KINDS, "torch"):
+        monkeypatch.setenv(native_kinds.SWITCH, name)
+        assert not native.with_tiles(torch.bfloat16)
+    assert "GENKIT_CPU_KERNELS=torch" in native.why_not(q, plan, 1.0)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from genkit.errors import UnsupportedError, UsageError
 from genkit.kernels.block_lists import BlockLists, list_mask
 from genkit.kernels.merge import merge
-from genkit.kernels.native import compiler
+from genkit.kernels.native import compiler, kinds, library
 from genkit.kernels.native.attention import passes as block_sparse
 from genkit.kernels.token_select import backends, token_select_attention, why_not
 from genkit.kernels.token_select.impl.cpu import backend as cpu
@@ -63,6 +63,17 @@ def run_with_gradients(function, q, k, v, seed=7):
     return out, lse, *(x.grad for x in leaves)
 
 
+REFUSED = {
+    **{kind: library.processor_why_not(kind) for kind in library.KINDS},
+    "emitted": compiler.why_not("vectors"),
+}
+every_kind = pytest.mark.parametrize(
+    "switch",
+    [
+        pytest.param(kind, marks=pytest.mark.skipif(reason is not None, reason=f"{reason}"))
+        for kind, reason in REFUSED.items()
+    ],
+)
 WAYS = ("torch", "by query", "by block")
 
 
@@ -122,12 +133,13 @@ def test_torch_kernel_in_many_parts_equals_brute_force(monkeypatch, limit, densi
         torch.testing.assert_close(got.double(), exact, rtol=0, atol=2e-5)
 
 
-@pytest.mark.skipif(compiler.why_not("vectors") is not None, reason="no native kernels here")
+@every_kind
 @pytest.mark.parametrize("way", WAYS[1:])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("starts", [range(0, 449, 64), (0, 40, 100, 129, 137, 300, 470), range(0, 300, 23)])
-def test_native_kernels_equal_brute_force(monkeypatch, way, dtype, starts):
+def test_native_kernels_equal_brute_force(monkeypatch, switch, way, dtype, starts):
     """Blocks of whole units, of any length, and shorter than a unit; three groups of queries, some without a block."""
+    monkeypatch.setenv(kinds.SWITCH, switch)
     go(way, monkeypatch)
     starts = list(starts)
     q, k, v, selected, starts = problem(5, 2, 150, starts[-1], 2, 1, 64, starts, 0.3, dtype)
@@ -145,9 +157,11 @@ def test_native_kernels_equal_brute_force(monkeypatch, way, dtype, starts):
         assert (got.double() - exact)[seen].abs().max() <= rough * exact[seen].abs().max().clamp(min=1)
 
 
-@pytest.mark.skipif(compiler.why_not("vectors") is not None, reason="no native kernels here")
+@every_kind
 @pytest.mark.parametrize("heads", [(1, 1), (2, 1), (3, 3), (4, 4)])
-def test_heads_shared_out_among_threads_change_nothing(monkeypatch, heads):
+def test_heads_shared_out_among_threads_change_nothing(monkeypatch, switch, heads):
+    monkeypatch.setenv(kinds.SWITCH, switch)
+    monkeypatch.setattr(native, "_RANGE", 100)
     go("by block", monkeypatch)
     q, k, v, selected, starts = problem(7, 1, 300, 200, *heads, 16, range(0, 201, 50))
     found = {}
@@ -159,7 +173,7 @@ def test_heads_shared_out_among_threads_change_nothing(monkeypatch, heads):
     torch.set_num_threads(before)
     for threads in (2, 3):
         for got, exact in zip(found[threads], found[1], strict=True):
-            torch.testing.assert_close(got, exact, rtol=0, atol=1e-4 * exact.abs().max().item())
+            assert torch.equal(got, exact)
 
 
 def test_blocks_are_visited_one_by_one_where_neighbours_choose_differently_or_they_must_be():

@@ -1,4 +1,4 @@
-"""Block-sparse attention on processors with AVX-512 or AMX; the CPU backend hands over what this can do.
+"""Block-sparse attention in native kernels; the CPU backend hands over what these can do.
 
 Keys are used as they lie in memory once a head is laid out, nothing is gathered or merged, and masks are a bit a pair.
 """
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from genkit.kernels.inputs import unit_rows
-from genkit.kernels.native import compiler
+from genkit.kernels.native import compiler, kinds, library
 from genkit.kernels.native.attention.bias import BiasTiles
 from genkit.kernels.native.attention.visits import HALF, LOWEST, QUERIES, Lists
 from genkit.kernels.native.batch import Batch, Values
@@ -26,8 +26,9 @@ _MIN_QUERIES = 16  # of a block: the kernels work on 64 at a time
 _MIN_KEYS = 8
 _BITS_BYTES = 16 << 20  # of masks from which on a part is run by itself
 _PIECES = 4  # of work for every thread
+_SHARES = 16  # of the heads' gradients of keys and values, for as many threads
+_SHARED_QUERIES = 1024  # that a share should have
 _SET_BYTES = 4 << 20  # keys and values laid out together, per thread: what a level-2 cache holds, or near it
-_CHANNELS = {"vectors": 16, "tiles": 32}  # of a head, padded to a multiple
 
 
 def why_not(q: Tensor, plan: PlanTables, scale: float) -> str | None:
@@ -45,17 +46,27 @@ def inputs_why_not(q: Tensor, scale: float) -> str | None:
         return f"head dim {q.shape[-1]} exceeds {MAX_DIM}"
     if not scale > 0:
         return f"scale {scale} is not positive"
-    return compiler.why_not("vectors")
+    try:
+        kinds.kind_for(q.dtype, q.shape[-1])
+    except kinds.NoKernel as error:
+        return str(error)
+    return None
 
 
 def with_tiles(dtype: torch.dtype) -> bool:
     """Whether bfloat16 can be multiplied in tiles; otherwise 16 bits are widened for vectors of float32."""
-    return dtype == torch.bfloat16 and compiler.why_not("tiles") is None
+    return kinds.with_tiles(dtype)
+
+
+def _kernel(name: str, kind: str, dim: int, unit: int) -> compiler.Compiled:
+    """The kernel with this name, for ``dim`` padded channels and visits of ``unit`` keys."""
+    if kind in library.KINDS:  # these take biases and queries anywhere besides
+        return library.kernel(kind, name.partition(" ")[0], dim)
+    return _emitted(name, kind, dim, unit)
 
 
 @cache
-def _kernel(name: str, kind: str, dim: int, unit: int) -> compiler.Compiled:
-    """The kernel with this name, for ``dim`` padded channels and visits of ``unit`` keys."""
+def _emitted(name: str, kind: str, dim: int, unit: int) -> compiler.Compiled:
     from genkit.kernels.native.attention.anywhere import BackwardAnywhere, ForwardAnywhere
     from genkit.kernels.native.attention.backward import Backward, BackwardWithBias
     from genkit.kernels.native.attention.forward import Forward
@@ -71,14 +82,14 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """out (B, Nq, H, D) like q and lse (B, H, Nq) float32."""
     batch, n_q, heads, dim = q.shape
-    group, dtype, kind = heads // k.shape[2], q.dtype, "tiles" if lists.tiles else "vectors"
+    group, dtype, kind = heads // k.shape[2], q.dtype, _kind(lists, q)
     q, k, v = (_padded(x, kind) for x in (q, k, v))
-    q = q if kind == "tiles" else q.float()
+    q = q if lists.tiles else q.float()
     out, total = _results(lists, q), torch.zeros(batch, heads, n_q)
     top = torch.full_like(total, LOWEST if lists.anywhere else 0.0)
     common, tiles = _common(lists, scale, q=q, out=out), BiasTiles(bias, lists, scale)
     work = Batch(_kernel("forward anywhere" if lists.anywhere else "forward", kind, q.shape[-1], lists.unit))
-    for entry, low, keys, values in _laid_out(lists, work.threads, q.dtype, (k, False), (v, kind == "tiles")):
+    for entry, low, keys, values in _laid_out(lists, work.threads, q.dtype, (k, False), (v, lists.tiles)):
         pieces = _pieces(work.threads, len(keys) * group)
         for head in range(low * group, (low + len(keys)) * group):
             own = {**common, "k": keys[head // group - low], "v": values[head // group - low]}
@@ -128,24 +139,24 @@ def backward(
     found: Sequence[Sequence[Tensor]] = (),
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and v from that of the output and its :func:`row_term`; those of the tables of biases are added
-    to ``found``. With fewer key heads than threads a head's queries are shared out, and what the shares found is added
-    in a fixed order: results repeat bit for bit with the same number of threads."""
-    dim, dtype, kind = q.shape[-1], q.dtype, "tiles" if lists.tiles else "vectors"
+    to ``found``. With few key heads and many queries a head's queries are shared out, and what the shares found is
+    added in a fixed order: results are the same bit for bit, whatever the number of threads."""
+    dim, dtype, kind = q.shape[-1], q.dtype, _kind(lists, q)
     group = q.shape[2] // k.shape[2]
     lse = (lse * log2(e)).masked_fill_(lse == -torch.inf, torch.inf)
     lse, delta = (torch.nn.functional.pad(x, (0, QUERIES)) for x in (lse, delta))
     q, k, v, grad_out = (_padded(x, kind) for x in (q, k, v, grad_out))
-    if kind == "vectors":
+    if not lists.tiles:
         q, grad_out = q.float(), grad_out.float()
     d_q = _results(lists, q)
     d_k, d_v = (torch.empty(x.shape, dtype=x.dtype) for x in (k, v))
     common = {**_common(lists, scale, q=q, d_out=grad_out, d_q=d_q), "factor": scale}
     name = "backward anywhere" if lists.anywhere else "backward with bias" if bias else "backward"
     work, tiles = Batch(_kernel(name, kind, q.shape[-1], lists.unit)), BiasTiles(bias, lists, scale, found)
-    sources = [(k, False), (v, False), *([(k, True)] if kind == "tiles" else [])]
+    sources = [(k, False), (v, False), *([(k, True)] if lists.tiles else [])]
+    shares = min(-(-_SHARES // k.shape[2]), max(1, q.shape[1] // _SHARED_QUERIES))
     for entry, low, keys, values, *turned in _laid_out(lists, work.threads, q.dtype, *sources):
         [turned] = turned or [keys]
-        shares = -(-work.threads // len(keys))
         sums = torch.zeros(2, len(keys), shares, *keys.shape[1:])
         chains = _Chains(work, len(keys) * shares)
         for at, head in product(range(len(keys)), range(group)):
@@ -196,6 +207,10 @@ class _Chains:
         self._work.run()
 
 
+def _kind(lists: Lists, q: Tensor) -> str:
+    return kinds.TILES if lists.tiles else kinds.kind_for(q.dtype, q.shape[-1])
+
+
 def _results(lists: Lists, q: Tensor) -> Tensor:
     """Memory for a result of every query."""
     dtype = torch.float32 if lists.anywhere else q.dtype
@@ -210,12 +225,12 @@ def _pieces(threads: int, heads: int) -> int:
 def _common(lists: Lists, scale: float, **rows: Tensor) -> dict[str, int | float]:
     """Arguments that all calls share; ``rows`` are (B, N, H, D)."""
     strides = {f"{name}_stride": x.element_size() * x.stride(1) for name, x in rows.items()}
-    return {**strides, "block": lists.block, "halves": lists.halves, "scale": scale * log2(e)}
+    return {**strides, "block": lists.block, "halves": lists.halves, "unit": lists.unit, "scale": scale * log2(e)}
 
 
 def _padded(x: Tensor, kind: str) -> Tensor:
     """x (B, N, H, D) with its channels side by side, and zeros up to what the kernels want."""
-    missing = -x.shape[-1] % _CHANNELS[kind]
+    missing = -x.shape[-1] % kinds.CHANNELS.get(kind, 16)
     return torch.nn.functional.pad(x, (0, missing)) if missing else unit_rows(x)
 
 

@@ -42,7 +42,8 @@ class Visits:
     @cached_property
     def tables(self) -> dict[str, int]:
         """Addresses of what a kernel is given of them, which must live as long as it runs."""
-        return {name: getattr(self, name).data_ptr() for name in ("starts", "units", "masks", "bits", "valid")}
+        found = {name: getattr(self, name).data_ptr() for name in ("starts", "units", "masks", "bits", "valid")}
+        return {**found, "rows": 0}
 
     def pieces(self, count: int) -> list[tuple[int, int]]:
         """At most so many ranges of blocks with about equally many visits each."""

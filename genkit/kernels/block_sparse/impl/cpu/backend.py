@@ -1,5 +1,5 @@
-"""Block-sparse attention on the CPU: in native kernels where the processor has AVX-512, else, and where those do not
-take the inputs, with torch's own flash kernel. The latter is what this file and its neighbours ``cpu_*`` do.
+"""Block-sparse attention on the CPU: in native kernels, and where those cannot be had or do not take the inputs, with
+torch's own flash kernel. The latter is what this file and its neighbours ``cpu_*`` do.
 
 Heads are laid out in memory one after the other, as many at a time as a cache holds. Keys that lie side by side are
 used where they are; others are copied together for a few query blocks at a time. Where neighbouring query blocks see

@@ -23,7 +23,8 @@ _PADDING = 1.15  # slots for keys, blocks filled up to whole units, at most so m
 _ROW = {True: 130, False: 50}  # keys that take as long as reading and writing a row; with tiles keys are faster
 _SAMPLES = 64  # groups of queries that are looked at
 _TOGETHER = 8 << 20  # entries of the selection that are made into lists at once
-_RANGES = 2  # for every thread, where heads cannot be shared out evenly
+_RANGES = 16  # of the queries of all heads, for as many threads; not by their number, on which results would depend
+_RANGE = 2048  # queries that a range should have
 
 
 class _Blocks(Lists):
@@ -163,8 +164,8 @@ def lists(q: Tensor, k: Tensor, v: Tensor, selected: Tensor, starts: list[int]) 
         (k.sum(dtype=torch.float32) + v.sum(dtype=torch.float32)).isfinite()
     ):
         return ByQuery(selected, starts, tiles)
-    threads, heads = torch.get_num_threads(), selected.shape[1]
-    return ByBlock(selected, starts, tiles, 1 if heads % threads == 0 else -(-_RANGES * threads // heads))
+    _, heads, n, _ = selected.shape
+    return ByBlock(selected, starts, tiles, min(-(-_RANGES // heads), max(1, n // _RANGE)))
 
 
 def _shares(selected: Tensor) -> tuple[float, float]:
