@@ -146,7 +146,10 @@ def test_the_widest_vectors_of_the_processor_are_chosen(found, best, monkeypatch
     monkeypatch.setattr(library, "capability", lambda: found)
     monkeypatch.setattr(library.platform, "machine", lambda: "x86_64")
     monkeypatch.setattr(library, "load", lambda kind, dim: object())
+    monkeypatch.setattr(compiler, "why_not", lambda kind: None if kind == "vectors" else "not here")
     monkeypatch.delenv(kinds.SWITCH, raising=False)
+    assert kinds.kind_for(torch.float32, 64) == "vectors"  # the emitted ones
+    monkeypatch.setattr(compiler, "why_not", lambda kind: "not here")
     assert kinds.kind_for(torch.float32, 64) == best
     monkeypatch.setattr(library.platform, "machine", lambda: "aarch64")
     assert kinds.kind_for(torch.float32, 64) == "portable"

@@ -1,12 +1,11 @@
 """Which native kernels run: the switch ``GENKIT_CPU_KERNELS``, and what is best where it does not say.
 
 =============  ========================================================================================================
-``auto``       bfloat16 in AMX tiles where the processor has them; else the C++ kernels for its widest vectors; else,
-               on Linux with AVX-512 and without a compiler, the emitted ones; else torch's kernel
+``auto``       the emitted kernels where they run; else the C++ ones for the processor's widest vectors; else torch's
 ``avx512``     the C++ kernels with vectors of 512 bits
 ``avx2``       the C++ kernels with vectors of 256 bits
 ``portable``   the C++ kernels with vectors of 128 bits and no options: SSE2 on x86-64, NEON on ARM
-``emitted``    the kernels that Python writes for LLVM: AMX for bfloat16 where it can be had, else AVX-512
+``emitted``    the kernels that Python writes for LLVM, on Linux: AMX for bfloat16 where it can be had, else AVX-512
 ``torch``      torch's own kernel
 =============  ========================================================================================================
 """
@@ -71,15 +70,15 @@ def _choice(name: str, dim: int) -> tuple[str | None, str]:
     if name == "torch":
         return None, f"{SWITCH}=torch asks for torch's kernel"
     emitted = compiler.why_not(VECTORS)
+    if name in ("auto", "emitted") and emitted is None:
+        return VECTORS, ""
     if name == "emitted":
-        return (VECTORS, "") if emitted is None else (None, emitted)
+        return None, emitted
     best = next(kind for kind in library.KINDS if library.processor_why_not(kind) is None)
     kind = best if name == "auto" else name
     made = library.load(kind, dim)
     if not isinstance(made, str):
         return kind, ""
-    if name == "auto" and emitted is None:
-        return VECTORS, ""
     if name == "auto":
         _say_once(made)
     return None, made
