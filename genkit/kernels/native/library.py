@@ -128,12 +128,12 @@ def folder() -> Path:
     """Where libraries are kept: ``genkit/kernels`` in the user's folder for caches (``XDG_CACHE_HOME``), or a folder of
     this process alone where that cannot be written to."""
     home = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA")
-    kept = (Path(home) if home else Path.home() / ".cache") / "genkit" / "kernels"
     try:
+        kept = (Path(home) if home else Path.home() / ".cache") / "genkit" / "kernels"
         kept.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=kept):
             return kept
-    except OSError:
+    except (OSError, RuntimeError):  # the latter where there is no home
         return _private()
 
 
