@@ -24,7 +24,7 @@ _ROW = {True: 130, False: 50}  # keys that take as long as reading and writing a
 _SAMPLES = 64  # groups of queries that are looked at
 _TOGETHER = 8 << 20  # entries of the selection that are made into lists at once
 _RANGES = 16  # of the queries of all heads, for as many threads; not by their number, on which results would depend
-_RANGE = 2048  # queries that a range should have
+_RANGE = 3072  # queries that a range should have: the fewer, the less full are the groups of 64 that chose a block
 
 
 class _Blocks(Lists):
