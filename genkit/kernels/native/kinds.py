@@ -73,7 +73,7 @@ def _choice(name: str, dim: int) -> tuple[str | None, str]:
     if name in ("auto", "emitted") and emitted is None:
         return VECTORS, ""
     if name == "emitted":
-        return None, emitted
+        return None, str(emitted)
     best = next(kind for kind in library.KINDS if library.processor_why_not(kind) is None)
     kind = best if name == "auto" else name
     made = library.load(kind, dim)
