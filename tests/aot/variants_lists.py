@@ -15,7 +15,7 @@ SHORT, LONG = 72, 5000
 
 def lists() -> Iterator[tuple[str, Callable[[], object]]]:
     """(label, function that compiles the kernel as its launch would) of every kernel."""
-    for columns, mass in ((SHORT, -1.0), (LONG, -1.0), (LONG, 0.5)):
+    for columns, mass in ((SHORT, -1.0), (SHORT, 0.5), (LONG, -1.0), (LONG, 0.5)):
         told = f"lists select{' by mass' * (mass >= 0)}, {columns} columns"
         yield told, select(columns, mass)
     count, index = _lists(32)

@@ -14,6 +14,8 @@ from genkit.kernels.inputs import MAX_PROGRAMS
 #: Entries of a table that a program works on at once: rows times columns.
 ENTRIES = 512
 LEAST_COLUMNS = 16
+#: Entries where a program holds several rows: with as many as in one long row it spilled on sm_120.
+SHORT = 256
 
 
 def why_not(table: Tensor) -> str | None:
@@ -33,7 +35,8 @@ def shape_of(columns: int) -> dict[str, int]:
     """Rows and columns of a program's tile. Rows of up to ``ENTRIES`` columns are held whole, several at once when they
     are short; longer ones are walked."""
     tile = min(ENTRIES, max(LEAST_COLUMNS, 1 << max(0, columns - 1).bit_length()))
-    return {"ROWS": ENTRIES // tile, "TILE": tile, "num_warps": 4, "num_stages": 1, "enable_fp_fusion": True}
+    rows = max(1, SHORT // tile)
+    return {"ROWS": rows, "TILE": tile, "num_warps": 4, "num_stages": 1, "enable_fp_fusion": True}
 
 
 def kernel(name: str) -> Any:
