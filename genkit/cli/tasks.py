@@ -79,7 +79,7 @@ def _run_share(
     from genkit.pipelines.session import Session
 
     request = resolve(_for_all(joined, settings))
-    jobs = expand(request, prompts)
+    jobs = expand(request, [request.settings.prompt if prompt is None else prompt for prompt in prompts])
     check_outputs(jobs, force=force)
     speak = note if joined.first else _silent
     told = list(request.notes)

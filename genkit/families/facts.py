@@ -98,6 +98,7 @@ class PipelineFacts:
             and videos they take.
         others: class of a folder -> further classes of Diffusers that the same parts serve, by what they take beside
             the prompt; the first that fits is used.
+        priors: pipeline classes that make a prompt of pictures for those of this family.
         tasks: task of genkit -> regular expression for the pipelines of this family it can drive.
     """
 
@@ -113,6 +114,7 @@ class PipelineFacts:
     architecture: str | None = None
     inputs: Mapping[str, Inputs] = field(default_factory=dict)
     others: Mapping[str, tuple[Other, ...]] = field(default_factory=dict)
+    priors: tuple[str, ...] = ()
     tasks: Mapping[str, str] = field(default_factory=dict)
 
     def covers(self, class_name: str) -> bool:

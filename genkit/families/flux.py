@@ -41,6 +41,7 @@ FLUX = Family(
                 Other("FluxControlNetInpaintPipeline", controlnet=True),
             )
         },
+        priors=("FluxPriorReduxPipeline",),
         sizes=packed_image,
         token=packed_image_token,
         codec=scaled("packed"),

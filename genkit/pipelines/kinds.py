@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import inspect
 import re
+import typing
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import TypeVar
 
 from genkit.errors import ArtifactError, escaped, shortened, shown
@@ -17,11 +18,11 @@ from genkit.families.sizes import ReadConfig, Size, SizeRule, grid_of
 ARGUMENTS = {
     "negative_prompt": ("negative_prompt",),
     "steps": ("num_inference_steps",),
-    "guidance_scale": ("guidance_scale",),
+    "guidance_scale": ("guidance_scale", "max_guidance_scale"),
     "height": ("height",),
     "width": ("width",),
     "num_frames": ("num_frames", "video_length", "frames"),
-    "fps": ("frame_rate",),
+    "fps": ("frame_rate", "fps"),
     "max_sequence_length": ("max_sequence_length",),
     "guidance_scale_2": ("guidance_scale_2",),
 }
@@ -34,17 +35,19 @@ class Kind:
     Args:
         name: ``"video"``, ``"image"`` or ``"audio-video"``.
         fields: the attributes of the pipeline's output that carry it.
+        also: another name that outputs have for the first of them; it holds one video, or the pictures of a batch.
         suffix: of the default output file.
     """
 
     name: str
     fields: tuple[str, ...]
     suffix: str
+    also: str
 
 
-AUDIO_VIDEO = Kind("audio-video", ("frames", "audio"), ".mp4")
-VIDEO = Kind("video", ("frames",), ".mp4")
-IMAGE = Kind("image", ("images",), ".png")
+AUDIO_VIDEO = Kind("audio-video", ("frames", "audio"), ".mp4", "video")
+VIDEO = Kind("video", ("frames",), ".mp4", "video")
+IMAGE = Kind("image", ("images",), ".png", "image")
 
 _INPUTS = re.compile(
     r"(control_|mask_|pose_|face_|source_|original_|input_|reference_)?(image|images|video|mask|audio)"
@@ -156,3 +159,18 @@ def kind_of(pipeline_class: type) -> Kind:
     if not any(name in arguments for name in (*ARGUMENTS["num_frames"], *CLIPS)):
         return IMAGE
     return AUDIO_VIDEO if any(name.startswith("audio") for name in arguments) else VIDEO
+
+
+def makes_nothing(pipeline_class: type) -> str | None:
+    """What a pipeline class returns in place of pictures and videos; None where it makes these, or does not tell.
+
+    Told by the fields of the output that its call is annotated with.
+    """
+    try:
+        told = inspect.signature(pipeline_class.__call__, eval_str=True).return_annotation
+    except (TypeError, NameError):  # annotations that cannot be evaluated
+        return None
+    names = [each.name for kind in (typing.get_args(told) or (told,)) if is_dataclass(kind) for each in fields(kind)]
+    if not names or any(name in (*kind.fields, kind.also) for kind in (VIDEO, IMAGE) for name in names):
+        return None
+    return "sound alone" if names == ["audios"] else ", ".join(names)

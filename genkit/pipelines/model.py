@@ -128,6 +128,11 @@ class Model:
         return accepted(self.pipeline_class)
 
     @property
+    def reads_prompt(self) -> bool:
+        """Whether its call takes a prompt; some start from a picture or from noise alone."""
+        return "prompt" in self.accepted
+
+    @property
     def flow(self) -> bool:
         """Whether it is trained on flows: as its family says, else as its scheduler does."""
         facts, scheduler = facts_of(self.class_name), self.config("scheduler")

@@ -47,9 +47,11 @@ def to_frames(output: Any, kind: Kind) -> np.ndarray:
         UnsupportedError: the output has a form that is not known.
     """
     raw = getattr(output, kind.fields[0], None)
+    raw = getattr(output, kind.also, None) if raw is None else raw
     if raw is None:
         raise UnsupportedError(f"the pipeline returned no {kind.fields[0]}")
-    first = raw[0]
+    single = kind is not IMAGE and np.ndim(raw[0]) == 3  # a video, not a list of them
+    first = raw if single else raw[0]
     values = np.stack([np.asarray(image) for image in first]) if isinstance(first, list) else np.asarray(first)
     if values.ndim == 3:
         values = values[None]

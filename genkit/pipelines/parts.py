@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from genkit.errors import ArtifactError, said
+from genkit.errors import ArtifactError, UnsupportedError, said
 from genkit.models.check import read_part_config
+from genkit.reading.files import place
+
+_LACKING = re.compile(r"requires the ([\w-]+) library")
+_PROCESSOR = re.compile(r"(?:Processor|FeatureExtractor)(?:Fast|Pil)?$")
 
 
 @contextmanager
@@ -54,3 +59,31 @@ def empty_part(folder: Path, part: str, kind: Any) -> Any:
             return kind(kind.config_class.from_dict(config)).eval()
     except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError, RuntimeError) as error:
         raise ArtifactError(f"{folder / part / 'config.json'} makes no {kind.__name__}: {said(error)}") from error
+
+
+def check_processors(folder: Path, parts: Mapping[str, tuple[str, str]]) -> None:
+    """Make what prepares pictures for encoders of Transformers and hold it against the packages that it needs.
+
+    Args:
+        folder: of the pipeline.
+        parts: its parts, by (library, class).
+
+    Raises:
+        UnsupportedError: a package that is not installed. ArtifactError: files that make no processor.
+    """
+    for part, (library, name) in parts.items():
+        kind = class_named(library, name) if library == "transformers" else None
+        if kind is None or not _PROCESSOR.search(name):
+            continue
+        try:
+            with errors_only():
+                kind.from_pretrained(str(folder / part), local_files_only=True)
+        except ImportError as error:
+            lacking = _LACKING.search(str(error))
+            package = "a package" if lacking is None else f"the package {lacking[1].lower()}"
+            how = said(error) if lacking is None else f"install {lacking[1].lower()}"
+            raise UnsupportedError(
+                f"{place(folder / part)} ({name}) needs {package}, which is missing: {how}"
+            ) from error
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
+            raise ArtifactError(f"{folder / part} cannot be loaded as {name}: {said(error)}") from error

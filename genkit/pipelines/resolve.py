@@ -12,7 +12,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from genkit.errors import UnsupportedError, UsageError
+from genkit.errors import UnsupportedError, UsageError, shown
+from genkit.families.lookup import facts_of
 from genkit.lora.files import parse_lora
 from genkit.lora.load import Share, check_lora, match_loras
 from genkit.lora.mixture.asked import Mixing
@@ -20,10 +21,11 @@ from genkit.models import locate
 from genkit.pipelines import cleaning, guidance
 from genkit.pipelines.attention import Attention
 from genkit.pipelines.few_steps import FewSteps, fast_lora, few_steps_of
-from genkit.pipelines.kinds import IMAGE
+from genkit.pipelines.kinds import IMAGE, makes_nothing
 from genkit.pipelines.load import resolve_device, resolve_dtype
 from genkit.pipelines.model import Model
 from genkit.pipelines.outputs import check_format
+from genkit.pipelines.parts import check_processors
 from genkit.pipelines.prompts import Prompts, read_prompts, tokenizers_of
 from genkit.pipelines.quantise import FOLDERS_ONLY, check_quantise
 from genkit.pipelines.recipes import recipe_place
@@ -42,6 +44,9 @@ if TYPE_CHECKING:
 
     from genkit.lora.files import Lora
     from genkit.lora.match import Matched
+
+
+_NO_PROMPT = 'no prompt: give one, or "" for an unconditional run'
 
 
 @dataclass(frozen=True)
@@ -137,8 +142,6 @@ class Draft:
     single: tuple[SingleFile, ...] = ()
 
     def __init__(self, given: Any, inputs: tuple[str, ...] = (), model: Callable[[Model], Model] | None = None):
-        if given.prompt is None:
-            raise UsageError('no prompt: give one, or "" for an unconditional run')
         self.task = task_of(given)
         self.notes: list[str] = []
         attends, loads = isinstance(given, AttentionSettings), isinstance(given, LoadSettings)
@@ -159,6 +162,8 @@ class Draft:
         self.matches: list[Matched] = []
         self.shares = shares_of(given, len(self.loras), self.mixing is not None) if loads else ()
         location = locate(given.model, files=loads)
+        if given.prompt is None and location.kind not in ("folder", "file"):
+            raise UsageError(_NO_PROMPT)
         self.device = resolve_device(given.device if loads else None)
         self.dtype = resolve_dtype(given.dtype if loads else None, self.device)
         if loads and given.offload != "none" and self.device.type == "cpu":
@@ -170,6 +175,8 @@ class Draft:
             self.model.check_inputs(self.task.command, inputs)
         else:
             self.model = model(self.model)
+        self._check_call()
+        given = self.given
         if attends and not early:
             self.attention = Attention.of(given, self.model.folder)
         if self.attention is not None:
@@ -177,6 +184,26 @@ class Draft:
         self._take_fast()
         if loads:
             self._check_parts(given)
+
+    def _check_call(self) -> None:
+        """Refuse a class that makes no pictures, and a prompt where none is read or none where one is."""
+        made = makes_nothing(self.model.pipeline_class)
+        if made is not None:
+            facts = facts_of(self.model.class_name)
+            prior = facts is not None and self.model.class_name in facts.priors
+            instead = (
+                "give it as --ip-adapter, with --image-prompt FILE, and a model of its family as --model"
+                if prior
+                else "call it from Python (genkit.load, genkit.patch)"
+            )
+            raise UnsupportedError(f"{self.model.class_name} makes {made}, no pictures or videos; {instead}")
+        prompt = self.given.prompt
+        if prompt is None and self.model.reads_prompt:
+            raise UsageError(_NO_PROMPT)
+        if prompt and not self.model.reads_prompt:
+            raise UsageError(f"{self.model.class_name} reads no prompt: got {shown(prompt)}; leave it out")
+        if prompt is None:
+            self.given = self.settings = self.given.replace(prompt="")
 
     def _take_fast(self) -> None:
         """The model's few-step LoRA where it is asked for, and what distilled LoRAs ask of the run."""
@@ -316,6 +343,7 @@ class Draft:
         output = getattr(settings, "output", None)
         if output is not None:
             check_format(output, self.model.kind, frames)
+        check_processors(self.model.folder, self.model.parts)
         tokenizers = tokenizers_of(self.model)
         prompts = read_words(tokenizers, settings, self.model, self.attention, self.taught)
         return Request(

@@ -19,6 +19,7 @@ from genkit.media import enlarge, write_media
 from genkit.pipelines.cleaning import as_they_are
 from genkit.pipelines.following import DECODE, STEP, Latents, Progress, Stop, stoppable
 from genkit.pipelines.guidance import argument_names
+from genkit.pipelines.kinds import IMAGE
 from genkit.pipelines.load import load
 from genkit.pipelines.quantise import reading, store_in_eight
 from genkit.pipelines.record import build_record, made_with
@@ -86,6 +87,7 @@ class Run:
         latents: called with the latents after each step; None for nobody. A task that steps by itself calls
             :meth:`step`, which tells both.
         rules: of the weights in its prompts, of tasks that put them on the model themselves.
+        prior: the loaded pipeline that makes prompts of pictures; None without.
     """
 
     request: Request
@@ -95,6 +97,7 @@ class Run:
     progress: Progress | None = None
     latents: Latents | None = None
     rules: tuple[Reweight, ...] = ()
+    prior: Any = None
 
     def step(self, done: int, total: int, latents: Any = None) -> None:
         """Tell who follows the run that ``done`` of ``total`` steps are made.
@@ -147,6 +150,7 @@ class Session:
         warnings: what the user should know, one line each; filled while running.
         pipeline: the Diffusers pipeline, None before :meth:`load`.
         mixture: LoRAs that are mixed token by token, None without.
+        prior: a pipeline beside it that makes prompts of pictures, None without.
         made: versions, machine and model of this session, see :func:`genkit.pipelines.record.made_with`.
     """
 
@@ -154,6 +158,7 @@ class Session:
     warnings: list[str] = field(default_factory=list)
     pipeline: Any = None
     mixture: Any = None
+    prior: Any = None
     made: dict[str, Any] = field(default_factory=dict)
 
     def load(self) -> None:
@@ -176,6 +181,8 @@ class Session:
         self.warnings += apply_loras(pipeline, request.loras, partial, request.take_matches(), request.shares)
         if request.added is not None:
             request.added.apply(pipeline)
+            if request.added.prior is not None:
+                self.prior = request.added.prior.load(pipeline, request.dtype, request.device)
         if request.mixing is not None:
             self.mixture = request.mixing.apply(pipeline)
         if request.few is not None:
@@ -214,7 +221,7 @@ class Session:
             return None
         request.take_matches()
         kept = {name: value for name, value in self.made.items() if name not in mine.fingerprints}
-        return Session(request, [], self.pipeline, self.mixture, kept | request.fingerprints)
+        return Session(request, [], self.pipeline, self.mixture, self.prior, kept | request.fingerprints)
 
     def close(self) -> None:
         """Give the model's memory back; the next :meth:`run` loads it again."""
@@ -222,7 +229,7 @@ class Session:
 
         import torch
 
-        self.pipeline = self.mixture = None
+        self.pipeline = self.mixture = self.prior = None
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -258,7 +265,7 @@ class Session:
         self._tell(*request.notes, *prompts.told)
         arguments = self.arguments(settings, prompts.prompt, prompts.negative, progress, latents)
         own, ours = (prompts.rules, ()) if request.task.weighs else ((), prompts.rules)
-        run = Run(request, self.pipeline, settings, arguments, progress, latents, own)
+        run = Run(request, self.pipeline, settings, arguments, progress, latents, own, self.prior)
         seconds = -time.perf_counter()
         with (
             stoppable(self.pipeline, stop),
@@ -268,6 +275,9 @@ class Session:
         ):
             made = request.task.run(run)
         seconds += time.perf_counter()
+        asked = getattr(settings, "num_frames", None)
+        if asked is not None and request.model.kind is not IMAGE and len(made.frames) != asked:
+            self._tell(f"{request.model.class_name} made {len(made.frames)} frames of the {asked} asked for")
         if words is not None:
             self._tell(*words.report().remarks)
         if request.attention is not None:
@@ -305,17 +315,24 @@ class Session:
     ) -> dict[str, Any]:
         """The arguments of the pipeline's call, without the generator."""
         model = self.request.model
-        values: dict[str, Any] = {"prompt": prompt, "output_type": "np", **model.sidecar.call}
+        values: dict[str, Any] = {"output_type": "np", **model.sidecar.call}
+        if model.reads_prompt:
+            values["prompt"] = prompt
         if self.request.few is not None:
             values |= self.request.few.arguments(model)
         for name, targets in argument_names(model).items():
             value = negative if name == "negative_prompt" else getattr(settings, name, None)
             target = next((target for target in targets if target in model.accepted), None)
             if target is not None and value is not None:
-                values[target] = float(Fraction(value)) if name == "fps" else value
+                values[target] = _rate(value) if target == "fps" else float(Fraction(value)) if name == "fps" else value
         if progress is not None and "callback_on_step_end" in model.accepted:
             values["callback_on_step_end"] = _step_callback(progress, latents, settings.steps)
         return values
+
+
+def _rate(fps: str) -> int | float:
+    rate = Fraction(fps)
+    return rate.numerator if rate.denominator == 1 else float(rate)
 
 
 def _lora_files(request: Request) -> list[Path]:

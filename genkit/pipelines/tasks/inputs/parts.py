@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from genkit.errors import ArtifactError, UnsupportedError, UsageError, said
 from genkit.models.check import check_safetensors, fingerprint, read_part_config
+from genkit.pipelines.tasks.inputs.prior import Prior
 from genkit.reading import file_digest, regular, user_path
 from genkit.reading.files import place
 from genkit.reading.strength import STRENGTH, path_and_strength, strength_text
@@ -31,12 +32,14 @@ class Added:
         kind: its class.
         adapter: file of an image prompt adapter; None without.
         scale: of the adapter.
+        prior: an adapter that is a pipeline of its own; None without.
     """
 
     controlnet: Path | None = None
     kind: Any = None
     adapter: Path | None = None
     scale: float = 1.0
+    prior: Prior | None = None
 
     def parts(self, dtype: Any) -> dict[str, Any]:
         """The parts that the pipeline is made with."""
@@ -66,14 +69,17 @@ class Added:
     def places(self) -> dict[str, Any]:
         """The settings as they mean the same from any folder."""
         after = f"{STRENGTH}{strength_text(self.scale)}" if self.scale != 1 else ""
+        adapter = self.adapter if self.prior is None else self.prior.folder
         return {
             CONTROLNET: None if self.controlnet is None else str(self.controlnet.resolve()),
-            "ip_adapter": None if self.adapter is None else f"{self.adapter.resolve()}{after}",
+            "ip_adapter": None if adapter is None else f"{adapter.resolve()}{after}",
         }
 
     def fingerprints(self) -> dict[str, str]:
         """Digests, for the record."""
         found = {} if self.controlnet is None else {"controlnet_fingerprint": fingerprint(self.controlnet)}
+        if self.prior is not None:
+            found["ip_adapter_fingerprint"] = fingerprint(self.prior.folder)
         return found if self.adapter is None else found | {"ip_adapter_fingerprint": file_digest(self.adapter)[:16]}
 
 
@@ -89,6 +95,8 @@ def find_added(settings: GenerateSettings) -> Added:
         kind = _controlnet_class(controlnet)
     if settings.ip_adapter is not None:
         adapter, scale = path_and_strength(settings.ip_adapter, "--ip-adapter", low=0)
+        if adapter.is_dir():
+            return Added(controlnet, kind, None, scale, Prior.find(adapter, scale))
         regular(adapter, "--ip-adapter")
         if adapter.suffix != ".safetensors":
             raise UsageError(f"--ip-adapter {place(adapter)}: only .safetensors files are read")
@@ -130,6 +138,8 @@ def check_added(added: Added, model: Model) -> None:
             raise UsageError(
                 f"--controlnet: it reads text of {width} numbers and {model.name} of {own}; it is for another model"
             )
+    if added.prior is not None:
+        added.prior.check(model)
     if added.adapter is not None:
         if not hasattr(model.pipeline_class, "load_ip_adapter"):
             raise UsageError(f"--ip-adapter: {model.class_name} takes no image prompt adapters; leave it out")

@@ -45,7 +45,7 @@ class GivenSettings(Settings):
         group="Given pictures and clips", parse=as_texts, stored=WHEN_GIVEN,
     )  # fmt: skip
     ip_adapter: str | None = option(
-        None, "Image prompt adapter (IP-Adapter, .safetensors), with @0.6 for its strength.",
+        None, "Image prompt adapter (IP-Adapter, .safetensors; the folder of Flux Redux), with @0.6 for its strength.",
         group="Given pictures and clips", stored=WHEN_GIVEN,
     )  # fmt: skip
     mask: str | None = option(

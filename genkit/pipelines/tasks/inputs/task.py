@@ -39,8 +39,11 @@ def run(run) -> Made:
     """Call the pipeline with what is given."""
     from genkit.pipelines.outputs import collect
 
+    inputs, added = run.request.inputs, run.request.added
+    if added is not None and added.prior is not None:
+        inputs = inputs | run.call(lambda **given: added.prior.prompt(run.prior, given), **inputs)
     with run.patched() as handle:
-        output = run.call(run.pipeline, **run.request.inputs)
+        output = run.call(run.pipeline, **inputs)
     return collect(run, output, handle)
 
 
