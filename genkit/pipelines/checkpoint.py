@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from genkit.errors import ArtifactError, UsageError, said
-from genkit.models.check import check_folder, check_safetensors, parts_of, read_index, read_part_config
+from genkit.models.check import check_folder, check_safetensors, parts_of, read_index
 from genkit.models.registry import locate
 from genkit.pipelines.checkpoint_names import (
     BESIDE,
@@ -24,6 +24,7 @@ from genkit.pipelines.checkpoint_names import (
     without_values,
 )
 from genkit.pipelines.hub import fetch_files
+from genkit.pipelines.kept import by_own_names, kept_names, restore, rules_of
 from genkit.pipelines.parts import class_named, empty_part, errors_only
 from genkit.reading.files import place
 
@@ -95,6 +96,8 @@ class Checkpoint:
             library, name, part, dict(tensors), pipelines, hasattr(pipelines, library), str(self.folder),
             local_files_only=True, torch_dtype=dtype,
         )  # fmt: skip
+        if kept_names(type(made), dtype) is not None:
+            restore(made, _own(self.folder, part, type(made), tensors) or {}, dtype)
         if hasattr(made, "tie_weights"):
             made.tie_weights()  # the file has a tied tensor once
         return made
@@ -207,19 +210,14 @@ def _held(folder: Path, tensors: Mapping[str, torch.Tensor]) -> dict[str, tuple[
 
 def _own(folder: Path, part: str, kind: Any, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor] | None:
     """A part's tensors by Diffusers' names; None when the file has none for it."""
-    import diffusers
-    from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES as KNOWN
-
     if kind.__module__.startswith("transformers"):
         return _text_encoder(folder, part, kind, tensors)
-    rules = next((rule for name, rule in KNOWN.items() if issubclass(kind, getattr(diffusers, name))), None)
     bare = part in DENOISERS and alone(tensors)
-    if rules is None or not (bare or any(name.startswith(PREFIXES.get(part, ())) for name in tensors)):
+    if rules_of(kind) is None or not (bare or any(name.startswith(PREFIXES.get(part, ())) for name in tensors)):
         return None
     if bare and empty_part(folder, part, kind).state_dict().keys() == tensors.keys():
         return dict(tensors)
-    rename: Any = rules["checkpoint_mapping_fn"]
-    return rename(config=read_part_config(folder, part), checkpoint=dict(tensors))
+    return by_own_names(folder, part, kind, tensors)
 
 
 def _text_encoder(folder: Path, part: str, kind: Any, tensors: Mapping[str, torch.Tensor]) -> dict[str, Any] | None:

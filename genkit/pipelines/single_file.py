@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from genkit.errors import ArtifactError, UnsupportedError, UsageError, explain, said
 from genkit.models.check import check_safetensors
 from genkit.pipelines.checkpoint_names import PREFIXES, check_unscaled
+from genkit.pipelines.kept import by_own_names, kept_names, restore
 from genkit.pipelines.quantise import FOLDERS_ONLY
 from genkit.reading import file_digest, regular, user_path
 from genkit.reading.files import place
@@ -44,23 +45,30 @@ class SingleFile:
         """The part with the file's weights and the model's configuration; names of other programs are translated by
         Diffusers."""
         more: dict[str, Any] = {}
+        source: Any = str(self.path)
+        kept = None if self.path.suffix == _GGUF else kept_names(self.kind, dtype)  # Diffusers keeps those of .gguf
         if self.path.suffix == _GGUF:
             from diffusers import GGUFQuantizationConfig
 
             more["quantization_config"] = GGUFQuantizationConfig(compute_dtype=dtype)
         try:
-            return self.kind.from_single_file(
-                str(self.path),
-                config=str(model.folder),
-                subfolder=self.part,
-                dtype=dtype,
-                local_files_only=True,
-                **more,
+            if kept is not None:
+                from diffusers.loaders.single_file_utils import load_single_file_checkpoint
+
+                source = load_single_file_checkpoint(source, local_files_only=True)
+            tensors = None if kept is None else dict(source)
+            made = self.kind.from_single_file(
+                source, config=str(model.folder), subfolder=self.part, dtype=dtype, local_files_only=True, **more
             )
+            if tensors is not None:
+                if made.state_dict().keys() != tensors.keys():
+                    tensors = by_own_names(model.folder, self.part, self.kind, tensors)
+                restore(made, tensors, dtype)
         except Exception as error:  # whatever a class says about files that it was not made for
             raise ArtifactError(
                 f"--denoiser {place(self.path)} does not suit {self.kind.__name__} of {model.name}: {said(error)}"
             ) from error
+        return made
 
     @property
     def text(self) -> str:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Any
 
 from genkit.errors import ArtifactError, said
+from genkit.pipelines.kept import kept_names
 from genkit.pipelines.load import without_bars
 from genkit.pipelines.model import Model
 from genkit.pipelines.parts import errors_only
@@ -49,13 +49,7 @@ def skeleton(model: Model, dtype: torch.dtype | None = None) -> Any:
 
 def cast(network: nn.Module, dtype: torch.dtype) -> None:
     """Give parameters the type that ``from_pretrained`` would load them in: some parts of some classes stay float32."""
-    import torch
-
-    kept = getattr(network, "_keep_in_fp32_modules", None) or ()
-    # Transformers keep theirs for float16 alone, Diffusers for every type.
-    if type(network).__module__.startswith("transformers") and dtype != torch.float16:
-        kept = ()
-    pattern = re.compile("|".join(rf"(^|\.){re.escape(name)}(\.|$)" for name in kept)) if kept else None
+    kept = kept_names(type(network), dtype)
     for name, parameter in network.named_parameters():
-        if parameter.is_floating_point() and not (pattern and pattern.search(name)):
+        if parameter.is_floating_point() and not (kept is not None and kept(name)):
             parameter.data = parameter.data.to(dtype)

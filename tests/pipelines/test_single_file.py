@@ -7,11 +7,13 @@ import shutil
 
 import numpy as np
 import pytest
+import tiny_pipelines
 import torch
 from safetensors.torch import save_file
 from tiny_wan import build_tiny_wan
 
 from genkit.errors import ArtifactError, UnsupportedError, UsageError
+from genkit.pipelines.checkpoint import Checkpoint, find_checkpoint
 from genkit.pipelines.resolve import resolve
 from genkit.pipelines.session import Session
 from genkit.pipelines.settings import GenerateSettings
@@ -73,6 +75,42 @@ def test_one_file_in_place_of_the_denoiser(tiny_wan, other, tmp_path, name):
     assert len(made.record["made_with"]["denoiser_fingerprints"]) == 1
     again = GenerateSettings.from_mappings(stored=("record", json.loads(json.dumps(stored))))
     assert resolve(again).single == session.request.single
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("door", ["diffusers", "comfy", "model"])
+def test_what_a_class_keeps_in_float32_stays_exact(tiny_wan, other, door, dtype):
+    """By every door a file's weights are those that ``from_pretrained`` reads from the folder, type by type."""
+    from diffusers import WanTransformer3DModel
+
+    wanted = WanTransformer3DModel.from_pretrained(other / "transformer", dtype=dtype).state_dict()
+    assert {each.dtype for each in wanted.values()} == {dtype, torch.float32}
+    if door == "model":
+        loaded = find_checkpoint(other / "comfy.safetensors", str(tiny_wan)).load(dtype)["transformer"]
+    else:
+        request = resolve(ask(tiny_wan, denoiser=(str(other / f"{door}.safetensors"),)))
+        loaded = request.single[0].load(request.model, dtype)
+    found = loaded.state_dict()
+    assert found.keys() == wanted.keys()
+    for name, value in wanted.items():
+        assert found[name].dtype == value.dtype and torch.equal(found[name], value), name
+
+
+def test_text_encoders_keep_theirs_for_float16(tmp_path):
+    """T5 in a whole file of Stable Diffusion 3: rounded to float16 by Diffusers before it is kept in float32."""
+    text_encoder = tiny_pipelines.t5(16)
+    text_encoder.save_pretrained(tmp_path / "model" / "text_encoder_3")
+    prefix = "text_encoders.t5xxl.transformer."
+    tensors = {f"{prefix}{name}": value.clone() for name, value in text_encoder.state_dict().items()}
+    save_file(tensors, tmp_path / "all.safetensors")
+    parts = {"text_encoder_3": ("transformers", "T5EncoderModel")}
+    checkpoint = Checkpoint(tmp_path / "all.safetensors", tmp_path / "model", "model", parts)
+    for dtype, kept in ((torch.float16, torch.float32), (torch.bfloat16, torch.bfloat16)):
+        wanted = type(text_encoder).from_pretrained(tmp_path / "model" / "text_encoder_3", dtype=dtype).state_dict()
+        found = checkpoint.load(dtype)["text_encoder_3"].state_dict()
+        assert {value.dtype for value in wanted.values()} == {dtype, kept}
+        for name, value in wanted.items():
+            assert found[name].dtype == value.dtype and torch.equal(found[name], value), name
 
 
 def test_files_that_do_not_fit_are_refused_before_weights(tiny_wan, tmp_path, monkeypatch):
