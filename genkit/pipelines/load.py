@@ -63,12 +63,7 @@ def load(
     location = locate(str(model), files=True)
     where = resolve_device(device)
     kind = resolve_dtype(dtype, where)
-    if offload not in OFFLOADS:
-        raise UsageError(explain("offload", offload, OFFLOADS))
-    if offload != "none" and where.type == "cpu":
-        raise UnsupportedError(
-            f"offload {offload!r} moves parts between a GPU and main memory, but the device is the CPU; leave it out"
-        )
+    check_offload(offload, where)
     folder, checkpoint = source_of(location, None if parts_from is None else str(parts_from))
     index = check_folder(folder, () if checkpoint is None else (*checkpoint.parts, *checkpoint.left))
     check_fits(folder)
@@ -140,6 +135,24 @@ def _present(kind: str) -> bool:
         return torch.backends.mps.is_available()
     module: Any = getattr(torch, kind, None)
     return bool(hasattr(module, "is_available") and module.is_available())
+
+
+_FEWER = " (--quantize fp8 stores them in 8 bits)"
+
+
+def check_offload(offload: str, device: torch.device, flags: str = "") -> None:
+    """Refuse a way of offloading that is none, or that saves nothing on a device.
+
+    Args:
+        offload: the way. device: of the run. flags: what stands before a setting's name, for the message.
+    """
+    if offload not in OFFLOADS:
+        raise UsageError(explain("offload", offload, OFFLOADS))
+    if offload != "none" and device.type == "cpu":
+        raise UnsupportedError(
+            f"{flags}offload {offload} keeps weights in main memory until a GPU needs them, and on the CPU they are "
+            f"used where they are: it would save nothing; leave it out{_FEWER if flags else ''}"
+        )
 
 
 def resolve_dtype(dtype: torch.dtype | str | None, device: torch.device) -> torch.dtype:

@@ -22,12 +22,12 @@ from genkit.pipelines import cleaning, guidance
 from genkit.pipelines.attention import Attention
 from genkit.pipelines.few_steps import FewSteps, fast_lora, few_steps_of
 from genkit.pipelines.kinds import IMAGE, makes_nothing
-from genkit.pipelines.load import resolve_device, resolve_dtype
+from genkit.pipelines.load import check_offload, resolve_device, resolve_dtype
 from genkit.pipelines.model import Model
 from genkit.pipelines.outputs import check_format
 from genkit.pipelines.parts import check_processors
 from genkit.pipelines.prompts import Prompts, read_prompts, tokenizers_of
-from genkit.pipelines.quantise import FOLDERS_ONLY, check_quantise
+from genkit.pipelines.quantise import choose, folders_only
 from genkit.pipelines.recipes import recipe_place
 from genkit.pipelines.request import Settings, flag
 from genkit.pipelines.schedulers import Sampler, find_sampler
@@ -166,8 +166,8 @@ class Draft:
             raise UsageError(_NO_PROMPT)
         self.device = resolve_device(given.device if loads else None)
         self.dtype = resolve_dtype(given.dtype if loads else None, self.device)
-        if loads and given.offload != "none" and self.device.type == "cpu":
-            raise UnsupportedError(f"--offload {given.offload} needs a GPU, and the device is the CPU; leave it out")
+        if loads:
+            check_offload(given.offload, self.device, "--")
         self.model = Model.at(location, given.model, given.parts_from if loads else None)
         if self.model.checkpoint is not None:
             self.notes.append(self.model.checkpoint.told())
@@ -227,12 +227,15 @@ class Draft:
 
     def _check_parts(self, given: LoadSettings) -> None:
         """Refuse what the model's classes or this machine do not have."""
-        if given.quantize in FOLDERS_ONLY and self.model.checkpoint is not None:
+        if folders_only(given.quantize) and self.model.checkpoint is not None:
             raise UsageError(
                 f"--quantize {given.quantize} with a model in one file: only folders are read that way; take fp8"
             )
         if given.quantize is not None:
-            check_quantise(given.quantize, self.device, bool(self.loras or self.mixing is not None))
+            loras = bool(self.loras or self.mixing is not None)
+            chosen, told = choose(given.quantize, self.device, loras, given.denoiser)
+            self.set(quantize=chosen)
+            self.notes += [] if told is None else [told]
         self.single = find_files(given.denoiser, self.model, given.quantize)
         if given.vae_tiling:
             self.model.check_vae("enable_tiling", "--vae-tiling")

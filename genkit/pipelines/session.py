@@ -21,7 +21,7 @@ from genkit.pipelines.following import DECODE, STEP, Latents, Progress, Stop, st
 from genkit.pipelines.guidance import argument_names
 from genkit.pipelines.kinds import IMAGE
 from genkit.pipelines.load import load
-from genkit.pipelines.quantise import reading, store_in_eight
+from genkit.pipelines.quantise import finish, reading
 from genkit.pipelines.record import build_record, made_with
 from genkit.pipelines.request import Settings, flag
 from genkit.pipelines.resolve import Request, resolve
@@ -176,7 +176,7 @@ class Session:
         options["quantization"] = reading(fewer, model, request.dtype)
         place, options["parts_from"] = model.source
         pipeline = load(place, request.dtype, request.device, **options)
-        store_in_eight(pipeline, fewer, model, request.dtype)
+        finish(pipeline, fewer, model, request.dtype)
         partial = isinstance(given, LoadSettings) and given.lora_partial
         self.warnings += apply_loras(pipeline, request.loras, partial, request.take_matches(), request.shares)
         if request.added is not None:

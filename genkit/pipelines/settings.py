@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from genkit.errors import UsageError, explain
 from genkit.models.registry import DEFAULT_MODEL
+from genkit.pipelines.quantise import QUANTISED
 from genkit.pipelines.request import NEVER, WHEN_GIVEN, Settings, option
 from genkit.pipelines.tasks.audio_video.settings import AudioVideoSettings
 from genkit.pipelines.tasks.high_resolution.settings import HighResolutionSettings
@@ -21,7 +22,6 @@ from genkit.schema import Rule
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "half": "float16"}
 DTYPE_CHOICES = ("auto", "float32", "bfloat16", "float16")
 OFFLOADS = ("none", "model", "sequential", "group")
-QUANTISED = ("nf4", "int8", "fp8")
 NONE = "none"
 #: Value of ``attention``: as the LoRA file says it was trained.
 AUTO = "auto"
@@ -255,7 +255,8 @@ class LoadSettings(Settings):
         "PART=FILE for one of several. Repeatable.", group="Model", parse=as_texts, stored=WHEN_GIVEN,
     )  # fmt: skip
     quantize: str | None = option(
-        None, "Keep the denoiser's weights in fewer bits: fp8 (anywhere), nf4 or int8 (bitsandbytes, NVIDIA GPU).",
+        None, "Keep the denoiser's weights in fewer bits: fp8 (anywhere), int8, nf4 (bitsandbytes, NVIDIA GPU), gguf "
+        "with --denoiser FILE.gguf; int8:NAME and fp8:NAME say by what (bitsandbytes, torchao, quanto).",
         group="Model", rule=Rule(choices=QUANTISED), stored=WHEN_GIVEN,
     )  # fmt: skip
     vae_tiling: bool = option(False, "Decode in tiles: less memory, slower, faint seams possible.", group="Model")

@@ -14,7 +14,7 @@ from genkit.errors import ArtifactError, UnsupportedError, UsageError, explain, 
 from genkit.models.check import check_safetensors
 from genkit.pipelines.checkpoint_names import PREFIXES, check_unscaled
 from genkit.pipelines.kept import by_own_names, kept_names, restore
-from genkit.pipelines.quantise import FOLDERS_ONLY
+from genkit.pipelines.quantise import GGUF, folders_only
 from genkit.reading import file_digest, regular, user_path
 from genkit.reading.files import place
 
@@ -96,10 +96,12 @@ def find_files(texts: Sequence[str], model: Model, quantize: str | None) -> tupl
         kind: Any = model.part_class(part)
         if not hasattr(kind, "from_single_file"):
             raise UnsupportedError(f"--denoiser: Diffusers reads no single files for {kind.__name__}")
-        if quantize in FOLDERS_ONLY:
+        if folders_only(quantize):
             raise UsageError(
                 f"--denoiser with --quantize {quantize}: only folders are read that way; take fp8, or neither"
             )
+        if path.suffix == _GGUF and quantize not in (None, GGUF):
+            raise UsageError(f"--denoiser {place(path)} is in fewer bits already; leave out --quantize {quantize}")
         _check(path, part, model)
         found.append(SingleFile(part, kind, path))
     return tuple(found)

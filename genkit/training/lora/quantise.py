@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from genkit.errors import UnsupportedError, UsageError, explain, shown
+from genkit.pipelines.quantise import quantised
 from genkit.schema import number
 
 #: Name in settings -> package that it needs.
@@ -71,7 +72,7 @@ def quantisation(component: str, name: str, arguments: Mapping[str, Any], dtype:
 
 def check_quantised(name: str, model: nn.Module) -> None:
     """Refuse a denoiser that a quantiser left as it was: it passes over layers of sizes that it cannot divide."""
-    if all(type(value) is nn.Parameter and value.is_floating_point() for value in model.parameters()):
+    if not quantised(model):
         raise UnsupportedError(
             f"--quantization {name} quantised no layer of {type(model).__name__}, whose sizes do not suit it; choose "
             "other --quantization-args, or leave it out"
