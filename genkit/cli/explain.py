@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 def explain_folder(folder: str, name: str | None, model_class: str | None, inputs: list[str], json: bool) -> None:
     """Print what is found of every denoiser of a folder."""
-    from genkit.errors import UsageError
+    from genkit.errors import UnsupportedError, UsageError
     from genkit.pipelines.explain import draft, explain_model, models_in
     from genkit.pipelines.explain.inputs import tensors
 
@@ -22,14 +22,17 @@ def explain_folder(folder: str, name: str | None, model_class: str | None, input
     found = []
     for part, model in models_in(folder, model_class).items():
         explanation = explain_model(model, tensors(inputs))
-        found.append((part, explanation, draft(explanation), _record(model)))
+        attends = bool(explanation.groups or explanation.likely)
+        found.append((part, explanation, draft(explanation) if attends else "", _record(model)))
     if json:
         print_json({"models": [_as_data(*each) for each in found]})
-        return
-    for part, explanation, text, record in found:
+    for part, explanation, text, record in [] if json else found:
         _print(part, explanation, record)
-        say("")
-        say(text)
+        if text:
+            say("")
+            say(text)
+    if not any(text for _, _, text, _ in found):
+        raise UnsupportedError(f"no attention was found in {folder}, so there is no record to draft")
 
 
 def _record(model: Any) -> str:

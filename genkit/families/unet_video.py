@@ -9,8 +9,16 @@ from typing import Any
 from genkit.families.base import Family, SiteRule, Streams, grid_with, shape
 from genkit.families.facts import PipelineFacts
 from genkit.families.grids import unet_levels
+from genkit.families.sizes import ReadConfig, SizeRule
 
 _TIME = "time"
+
+
+def _pixels(config: ReadConfig) -> SizeRule:
+    """What the pipelines check; frames may be any number."""
+    return SizeRule(8, 1)
+
+
 _PLACES = ((r"(down|up)_blocks\.(\d+)\.", "{1}{2}"), (r"mid_block\.", "mid"))
 
 
@@ -54,7 +62,7 @@ TEXT_TO_VIDEO = Family(
     grid="sample (B, C, F, H, W), halved (rounding up) at every downsampling; frames, or places, sit in the batch",
     text="apart",
     video=True,
-    facts=PipelineFacts(pattern="TextToVideoSD.*|VideoToVideoSD.*", fps="8"),
+    facts=PipelineFacts(pattern="TextToVideoSD.*|VideoToVideoSD.*", fps="8", sizes=_pixels),
     notes="Layers are numbered in the order of execution: down, middle, up. Both attentions of a temporal block are "
     "along the frames. Both branches are computed in one call.",
 )
@@ -71,7 +79,7 @@ I2VGEN = replace(
     ),
     streams=_sizes("I2VGen-XL", "BCTHW"),
     order=("image_latents_temporal_encoder", *TEXT_TO_VIDEO.order),
-    facts=PipelineFacts(pattern="I2VGenXL.*", fps="8", needs_input=".*"),
+    facts=PipelineFacts(pattern="I2VGenXL.*", fps="8", sizes=_pixels, needs_input=".*"),
     notes="Keys of cross-attention are the text, then tokens of the image, in one call. Layers are numbered in the "
     "order of execution: down, middle, up. Both branches are computed in one call.",
 )
@@ -86,7 +94,7 @@ MOTION = replace(
         SiteRule(r".+\.motion_modules\.\d+\.transformer_blocks\.\d+\.attn[12]", "temporal", _TIME),
     ),
     streams=_sizes("AnimateDiff", "BCTHW"),
-    facts=PipelineFacts(pattern="AnimateDiff.*|PIAPipeline", fps="8"),
+    facts=PipelineFacts(pattern="AnimateDiff.*|PIAPipeline", fps="8", sizes=_pixels),
     notes="Layers are numbered in the order of execution: down, middle, up. Both attentions of a motion module are "
     "along the frames. An image prompt adapter attends in further calls with keys named 'image'. Both branches are "
     "computed in one call.",
@@ -106,7 +114,7 @@ STABLE_VIDEO = replace(
     ),
     streams=_sizes("Stable Video Diffusion", "BTCHW"),
     grid="sample (B, F, C, H, W), halved (rounding up) at every downsampling; frames, or places, sit in the batch",
-    facts=PipelineFacts(pattern="StableVideoDiffusion.*", fps="7", needs_input=".*"),
+    facts=PipelineFacts(pattern="StableVideoDiffusion.*", fps="7", sizes=_pixels, needs_input=".*"),
     notes="Cross-attention has one key, the image given. Layers are numbered in the order of execution: down, middle, "
     "up. Both branches are computed in one call.",
 )

@@ -79,7 +79,7 @@ def _check_exactly(folder: Path, part: str, kind: Any, stored: dict[str, Tensor]
     if not hasattr(kind, "from_config"):
         return
     config = read_part_config(folder, part)
-    _check_numbers(folder / part / "config.json", config)
+    check_numbers(folder / part / "config.json", config)
     model = _empty(folder, part, lambda: kind.from_config(config), kind.__name__)
     found = dict(stored)
     if hasattr(model, "_fix_state_dict_keys_on_load"):
@@ -97,15 +97,13 @@ def _check_exactly(folder: Path, part: str, kind: Any, stored: dict[str, Tensor]
             )
 
 
-def _check_numbers(path: Path, config: dict[str, Any]) -> None:
+def check_numbers(path: Path, config: dict[str, Any]) -> None:
     """Refuse layers and sizes out of all proportion, which would take long to build even without values."""
     for name, value in config.items():
         for number in value if isinstance(value, list) else [value]:
             counts = isinstance(number, int) and name.startswith(("num_", "n_", "layers", "depth"))
             if counts and "train" not in name and not -1 <= number <= _LARGEST:
-                raise ArtifactError(
-                    f"{place(path)}: {name} is {shortened(repr(number), 60)}, allowed: up to {_LARGEST}"
-                )
+                raise ArtifactError(f"{place(path)}: {name} is {shortened(repr(number), 60)}, allowed: 0 to {_LARGEST}")
 
 
 def _check_layers(folder: Path, part: str, class_name: str, stored: dict[str, Tensor]) -> None:
@@ -117,7 +115,7 @@ def _check_layers(folder: Path, part: str, class_name: str, stored: dict[str, Te
     if kind is None or not hasattr(kind, "config_class"):
         return
     config = read_part_config(folder, part)
-    _check_numbers(folder / part / "config.json", config)
+    check_numbers(folder / part / "config.json", config)
     made = _empty(folder, part, lambda: kind(kind.config_class.from_dict(config)), class_name)
     wanted, found = _numbers(dict(made.named_parameters())), _numbers(stored)
     for ending in sorted(wanted.keys() & found.keys()):

@@ -248,11 +248,25 @@ class Model:
         ):
             if value is None:
                 continue
-            flag = f"--{name.replace('_', '-')}"
             if low in limits and value < limits[low]:
-                raise UsageError(f"{flag}: got {value}, {self.name} starts at {limits[low]}")
+                raise UsageError(f"{flag(name)}: got {value}, {self.name} starts at {limits[low]}")
             if high in limits and value > limits[high]:
-                raise UsageError(f"{flag}: got {value}, {self.name} goes up to {limits[high]}")
+                raise UsageError(f"{flag(name)}: got {value}, {self.name} goes up to {limits[high]}")
+        self._check_positions(height, width, num_frames)
+
+    def _check_positions(self, height: int | None, width: int | None, num_frames: int | None) -> None:
+        """Refuse sizes beyond the table of rotary positions that some models have for every axis."""
+        most = self.config("transformer").get("rope_max_seq_len")
+        if type(most) is not int or height is None or width is None:
+            return
+        grid = self.grid(num_frames or 1, height, width) or (0, 0, 0)
+        for name, value, tokens in zip(
+            ("num_frames", "height", "width"), (num_frames, height, width), grid, strict=True
+        ):
+            if tokens > most:
+                raise UsageError(
+                    f"{flag(name)}: got {value}, which is {tokens} tokens; the positions of {self.name} end at {most}"
+                )
 
     def check_vae(self, method: str, flag: str) -> None:
         """Refuse a way of decoding that the model's VAE does not have; UnsupportedError."""

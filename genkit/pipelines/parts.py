@@ -10,6 +10,7 @@ from typing import Any
 
 from genkit.errors import ArtifactError, UnsupportedError, said
 from genkit.models.check import read_part_config
+from genkit.pipelines.fits import check_numbers
 from genkit.reading.files import place
 
 _LACKING = re.compile(r"requires the ([\w-]+) library")
@@ -52,6 +53,7 @@ def empty_part(folder: Path, part: str, kind: Any) -> Any:
     from accelerate import init_empty_weights
 
     config = read_part_config(folder, part)
+    check_numbers(folder / part / "config.json", config)
     try:
         with init_empty_weights():
             if hasattr(kind, "from_config"):

@@ -172,3 +172,18 @@ def test_a_pipelines_folder_shows_its_denoisers(call, tiny_wan):
     assert [(each["part"], each["class"]) for each in found] == [("transformer", "WanTransformer3DModel")]
     assert "the record 'Wan' describes it" in found[0]["record"]
     assert [each["role"] for each in found[0]["attention"]] == ["self", "cross"]
+
+
+@pytest.mark.parametrize(
+    "config, told",
+    [
+        ({"num_layers": 100_000_000}, "num_layers is 100000000, allowed: 0 to 10000"),
+        ({"num_layers": -3}, "num_layers is -3, allowed: 0 to 10000"),
+        ({"num_layers": 0}, "no attention was found in"),
+    ],
+)
+def test_a_model_without_attention_gets_no_draft(tmp_path, capsys, config, told):
+    (tmp_path / "config.json").write_text(json.dumps({"_class_name": "WanTransformer3DModel", **config}))
+    assert main(["families", "--explain", str(tmp_path)]) == 1
+    printed = capsys.readouterr()
+    assert told in printed.err and "FAMILY" not in printed.out

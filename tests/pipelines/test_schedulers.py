@@ -76,6 +76,7 @@ WRONG = [
     ("tiny_sd", "DDIM:clip_sample=perhaps", "clip_sample: got 'perhaps', allowed: true or false"),
     ("tiny_sd", "EulerDiscrete:timestep_spacing=wide", "--scheduler EulerDiscreteScheduler: wide is not supported"),
     ("tiny_sd", "DDIM:num_train_timesteps=2", "--scheduler DDIMScheduler"),
+    ("tiny_sd", "EulerDiscrete:num_train_timesteps=-5", "--scheduler EulerDiscreteScheduler: number of steps must be"),
     ("kontext", "SASolver", "hands its scheduler sigmas, which SASolverScheduler does not take"),
 ]
 

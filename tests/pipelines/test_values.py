@@ -13,7 +13,7 @@ from genkit.lora.load import apply_loras
 from genkit.lora.match import Matched
 from genkit.patching import Schedule
 from genkit.pipelines.attention import Attention, _check_branches, parse_schedule, plain
-from genkit.pipelines.fits import _check_numbers
+from genkit.pipelines.fits import check_numbers
 from genkit.pipelines.kinds import AUDIO_VIDEO, IMAGE, VIDEO
 from genkit.pipelines.load import load, resolve_device, resolve_dtype
 from genkit.pipelines.outputs import fit_sound, one_sound, to_frames, to_sound
@@ -266,10 +266,10 @@ def test_counts_out_of_all_proportion(tmp_path):
         {"size": 10**6},
         {"num_x": "y"},
     ):
-        _check_numbers(tmp_path / "config.json", fine)
+        check_numbers(tmp_path / "config.json", fine)
     for bad in ({"num_layers": 10_001}, {"num_layers": -2}, {"layers_per_block": [1, 10**5]}, {"depth": 10**9}):
-        with pytest.raises(ArtifactError, match="allowed: up to 10000"):
-            _check_numbers(tmp_path / "config.json", bad)
+        with pytest.raises(ArtifactError, match="allowed: 0 to 10000"):
+            check_numbers(tmp_path / "config.json", bad)
 
 
 def test_devices_by_name(monkeypatch):
@@ -386,7 +386,7 @@ def test_weights_of_a_method_are_looked_for_when_the_folder_is_known(monkeypatch
 
 
 def test_offloading_needs_a_gpu():
-    with pytest.raises(UnsupportedError, match="the device is the CPU"):
+    with pytest.raises(UnsupportedError, match="on the CPU they are used where they are"):
         load("toy-video", device="cpu", offload="model")
 
 

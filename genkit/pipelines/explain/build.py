@@ -9,6 +9,7 @@ from typing import Any
 
 from genkit.errors import ArtifactError, UnsupportedError, UsageError, escaped, explain, said, shortened
 from genkit.models.check import parts_of, read_index, read_part_config
+from genkit.pipelines.fits import check_numbers
 from genkit.reading.files import place, user_path
 
 #: Parts of a pipeline that are not denoisers.
@@ -88,6 +89,7 @@ def _empty(home: Path, part: str, kind: Any) -> Any:
     from accelerate import init_empty_weights
 
     config = read_part_config(home, part)
+    check_numbers(home / part / "config.json", config)
     try:
         with init_empty_weights(), warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -298,6 +298,16 @@ def test_a_last_picture_that_the_pipeline_would_pass_over_is_refused(folders, me
             resolve(settings)
 
 
+def test_a_moving_file_is_no_picture_and_positions_end(folders, media, capsys):
+    """Clips of any kind, and sizes beyond the table of rotary positions (32 here): told before weights are read."""
+    given = ["generate", "a", "--model", str(folders("i2v")), "--dry-run"]
+    assert main([*given, "--image", "clip.webp"]) == 2
+    assert "--image clip.webp is a clip; WanImageToVideoPipeline takes a picture" in capsys.readouterr().err
+    assert main([*given, "--image", "a.png", "--height", "528", "--width", "32"]) == 2
+    assert "--height: got 528, which is 33 tokens; the positions of" in capsys.readouterr().err
+    assert main([*given, "--image", "a.png", "--height", "512", "--width", "32", "--num-frames", "5"]) == 0
+
+
 @pytest.fixture
 def beside(tmp_path, tiny_sd):
     """A ControlNet in a folder of its own, and a Stable Diffusion with an encoder of pictures and an adapter's file."""

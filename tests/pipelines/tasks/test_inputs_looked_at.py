@@ -180,6 +180,10 @@ def test_what_does_not_go_together_is_told_before_loading(folders, media, capsys
         (["a red circle", "--model", str(folders("svd")), "--image", "a.png"], "reads no prompt: got 'a red circle'"),
         (["--model", str(folders("fill")), "--image", "a.png", "--mask", "mask.png"], "no prompt: give one"),
         (["a", "--model", str(folders("fill")), "--image", "a.png"], "FluxFillPipeline needs --mask too"),
+        (
+            ["--model", str(folders("svd")), "--image", "a.png", "--height", "30"],
+            "--height: got 30, allowed: multiples",
+        ),
     ):
         assert main(["generate", *command, "--dry-run"]) != 0
         assert told in capsys.readouterr().err

@@ -125,7 +125,7 @@ class Arguments:
 
     def picture(self, each: GivenFile) -> np.ndarray:
         """A picture, uint8 (1, H, W, 3), at the size of the run unless it is only looked at."""
-        if each.video is not None:
+        if each.moving:
             raise UsageError(f"{_said(each)} is a clip; {self.model.class_name} takes a picture")
         frames = each.still()[None]
         looks = each.setting == "image_prompt" or (each.setting == "image" and self.plan.taken.told.looks)
