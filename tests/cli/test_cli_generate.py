@@ -201,7 +201,7 @@ BAD = [
     (["a", "--dtype", "float8"], 2, "--dtype"),
     (["a", "--dtype", "fp16"], 1, "float16 needs a GPU"),
     (["a", "--device", "tpu9"], 2, "device"),
-    (["a", "--offload", "model"], 1, "needs a GPU"),
+    (["a", "--offload", "model"], 1, "keeps weights in main memory until a GPU needs them"),
     (["a", "--lora", "none.safetensors"], 1, "does not exist"),
     (["a", "-o", "clip.avi"], 2, "allowed: *.mp4"),
     (["a", "-o", ""], 2, "allowed: *.mp4"),

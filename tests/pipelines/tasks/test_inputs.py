@@ -231,7 +231,8 @@ def test_every_input_is_listed_as_taken_or_not(folders, media, capsys):
     assert ltx["--image"] == "taken as LTXImageToVideoPipeline" and ltx["--keyframe"] == "not taken"
     sdxl = listed("models", str(folders("sdxl")))
     assert sdxl["--control"].endswith(", with --controlnet") and sdxl["--upscale"] == "not taken"
-    plan = ("generate", "a", "--model", str(folders("i2v")), "--image", "a.png", "--num-frames", "5", "--dry-run")
+    size = ("--num-frames", "5", "--height", "32", "--width", "32")
+    plan = ("generate", "a", "--model", str(folders("i2v")), "--image", "a.png", *size, "--dry-run")
     assert listed(*plan) == i2v
     assert main([*plan]) == 0
     assert "--last-image: not taken: these weights" in capsys.readouterr().out
