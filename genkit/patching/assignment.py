@@ -59,7 +59,7 @@ class Assignment:
         self.cache = cache
         self.weighted = False  # whether the method has trainable weights here
         self.counts = Counts()
-        self._adds = method.adds
+        self.may_add = method.adds  # asked at every call before the property
         self.follow(schedule)
         #: What is known of every kind of call, or why it cannot be served, as long as ``streams`` is the same object.
         self.kinds: dict[KindKey, Kind | str] = {}
@@ -73,7 +73,7 @@ class Assignment:
     @property
     def adds(self) -> bool:
         """Whether the method's output is added to the attention; not while it makes a call for itself."""
-        return self._adds and not self.cache.aside
+        return self.may_add and not self.cache.aside
 
     def follow(self, schedule: Schedule) -> None:
         """Apply at other steps and branches from now on."""

@@ -165,7 +165,7 @@ class PatchedLayer:
                 assignment.counts.pairs += pairs if split is None else pairs / split.processes
                 if not covers:
                     assignment.counts.outside += 1
-            if covers and assignment.adds:
+            if covers and assignment.may_add and assignment.adds:
                 adding = (*adding, assignment)
             elif covers and chosen is None:
                 chosen = assignment
