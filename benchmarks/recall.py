@@ -37,6 +37,7 @@ VARIANTS: dict[str, tuple[tuple[str, dict[str, str]], ...]] = {
                 {"score": "pooled", "tail": "16"},
             )
         ),
+        ("pyramid", {}),
     ),
     "a tenth": (
         ("neighborhood", {"size": "allx5x5"}),
@@ -45,6 +46,7 @@ VARIANTS: dict[str, tuple[tuple[str, dict[str, str]], ...]] = {
         ("block_select", {"keep": "0.1", "score": "antidiagonal"}),
         ("block_select", {"keep": "0.1", "score": "kmeans"}),
         ("block_select", {"keep": "0.1", "tail": "16"}),
+        ("pyramid", {"mode": "share"}),
         ("block_select", {"keep": "0.2"}),
     ),
     "by mass": (
@@ -149,6 +151,13 @@ def _weights(q, k):
     return scores.softmax(-1)
 
 
+def _pairs(method, q, k, site, cache):
+    """The pairs that are read, None where means are, too."""
+    if not method.by_data:
+        return method.mask(site.layout)[None, None]
+    return None if method.name == "pyramid" else method.pairs(q, k, site, cache)
+
+
 def _measure(method, q, k, v, site, weights, row: Row, repeat: int) -> None:
     """One call: mass kept, densities, error of the output; times where ``repeat`` is not 0."""
     import torch
@@ -157,11 +166,9 @@ def _measure(method, q, k, v, site, weights, row: Row, repeat: int) -> None:
 
     cache = PatchCache()
     with torch.no_grad():
-        if method.by_data:
-            pairs = method.pairs(q, k, site, cache)
-        else:
-            pairs = method.mask(site.layout)[None, None]
-        row.recall.append(float((weights * pairs).sum(-1).mean()))
+        pairs = _pairs(method, q, k, site, cache)
+        if pairs is not None:
+            row.recall.append(float((weights * pairs).sum(-1).mean()))
         dense = torch.einsum("bhqk,bkhd->bqhd", weights, v)
         out = method.attend(q, k, v, site, cache)
         row.error.append(float((out - dense).norm() / dense.norm()))
@@ -187,7 +194,8 @@ def _shown(method: str, row: Row) -> dict[str, object]:
     cell = {"method": method, "density computed": f"{np.mean(row.density):.3f}"}
     cell["density executed"] = f"{np.mean(row.executed):.3f}"
     for name, values in (("mass kept", row.recall), ("error of the output", row.error)):
-        cell[name] = f"{np.mean(values):.3f} ± {np.std(values) / max(1, len(values) - 1) ** 0.5:.3f}"
+        error = np.std(values) / max(1, len(values) - 1) ** 0.5
+        cell[name] = f"{np.mean(values):.3f} ± {error:.3f}" if values else ""
     cell["call ms"] = f"{1e3 * np.median(row.call):.1f}" if row.call else ""
     cell["of it choosing ms"] = f"{1e3 * np.median(row.select):.1f}" if row.select else ""
     cell["dense ms"] = f"{1e3 * np.median(row.dense):.1f}" if row.dense else ""

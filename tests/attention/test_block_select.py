@@ -9,10 +9,10 @@ import torch
 
 from genkit.attention import registry
 from genkit.attention.block_select import BlockSelect
-from genkit.attention.block_select.blocks import GridBlocks, auto_across
 from genkit.attention.block_select.presets import PLAIN, PRESETS
 from genkit.attention.block_select.selectors import SELECTORS
 from genkit.attention.cache import PatchCache
+from genkit.attention.grid_blocks import GridBlocks, auto_across
 from genkit.attention.site import Site
 from genkit.errors import UsageError
 from genkit.kernels.scores import block_mass

@@ -18,6 +18,7 @@ SMALL = {
     "cross_modal_context": {"window": 1.0},
     "mixture_of_block": {"temporal": 1, "spatial": (2, 2), "box": (1, 2, 2)},
     "neighborhood": {"size": 3},
+    "pyramid": {"block": 8, "thresholds": (0.2, 0.3, 0.5, 0.6)},
     "radial": {"block_size": 16, "near": "decay", "sink": False, "decay_factor": 0.01, "thin_below": 128},
     "shifted_groups": {"group": 1, "sink": "none"},
     "sliding_window": {"base": (2, 2)},

@@ -9,11 +9,11 @@ from typing import Any, ClassVar
 import torch
 
 from genkit.attention.block_select import budget
-from genkit.attention.block_select.blocks import GridBlocks, auto_across
 from genkit.attention.block_select.presets import PLAIN, PRESETS
 from genkit.attention.block_select.selectors import SELECTORS
 from genkit.attention.cache import PatchCache
 from genkit.attention.dynamic import attend_grid
+from genkit.attention.grid_blocks import GridBlocks, auto_across, share_of_all
 from genkit.attention.keep import kept
 from genkit.attention.method import Density, Method, check_choice, check_int
 from genkit.attention.registry import register
@@ -268,7 +268,7 @@ class BlockSelect(Method):
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, blocks: GridBlocks, site: Site, cache: PatchCache
     ) -> tuple[torch.Tensor, torch.Tensor]:
         chosen = self._selection(q, k, blocks, site, cache)
-        cache.measure((self, site.name), lambda: self._share(chosen, blocks, site.layout))
+        cache.measure((self, site.name), lambda: blocks.share(self._read(chosen.double()), site.layout))
         sizes: dict[str, Any] = {"block_q": self.block, "block_k": self.block, "check": False}
         if self.tail is None:
             plan = BlockPlan.from_dense_blocks(chosen, q.shape[1], k.shape[1], **sizes)
@@ -322,7 +322,7 @@ class BlockSelect(Method):
             key_order = key_order.repeat_interleave(q.shape[2] // k.shape[2], 1)
             block_q, block_k = block_q.gather(-1, order.argsort(-1)), block_k.gather(-1, key_order.argsort(-1))
         chosen = self.select_blocks(q, k, blocks, site.scale)
-        cache.measure((self, site.name), lambda: self._share(chosen, blocks, site.layout))
+        cache.measure((self, site.name), lambda: blocks.share(self._read(chosen.double()), site.layout))
         inverse = blocks.permutation.inverse
         block_q, block_k = block_q[..., inverse], block_k[..., inverse]
         rows = chosen.gather(2, block_q[..., None].expand(-1, -1, -1, chosen.shape[3]))
@@ -343,19 +343,12 @@ class BlockSelect(Method):
             if self.top_p is not None or self.guard is not None:
                 return None
             count = math.ceil(site.layout.grid_length / self.block)
-            share = self._over_all(budget.blocks_kept(self, count) / count, site.layout)
+            share = share_of_all(self._read(budget.blocks_kept(self, count) / count), site.layout)
         return Density(share, share)
 
-    def _share(self, chosen: torch.Tensor, blocks: GridBlocks, layout: TokenLayout) -> torch.Tensor:
-        """Share of all token pairs that a choice of blocks reads, text included, as a scalar tensor; a mean counts as
-        one key."""
-        pairs = blocks.sizes[:, None] * blocks.sizes
-        return self._over_all((chosen.double().mean((0, 1)) * pairs).sum() / pairs.sum(), layout)
-
-    def _over_all(self, kept: Any, layout: TokenLayout) -> Any:
-        """The share of all pairs, from the share of the grid's pairs that is kept."""
-        dropped = 0.0 if self.tail is None else 1 / self.tail
-        return 1 - (layout.grid_length / layout.length) ** 2 * (1 - kept) * (1 - dropped)
+    def _read(self, chosen: Any) -> Any:
+        """Keys that are read per key of a block; a mean of the tail counts as one."""
+        return chosen + (1 - chosen) / self.tail if self.tail else chosen
 
 
 def _blocks(method: BlockSelect, grid: tuple[int, int, int]) -> GridBlocks:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from genkit.attention.block_select.blocks import GridBlocks
+from genkit.attention.grid_blocks import GridBlocks
 from genkit.kernels.scores.estimate import antidiagonal_scores, pooled_scores, sampled_scores
 from genkit.kernels.scores.proxy import proxy_scores
 from genkit.kernels.scores.rows import offset_scores, row_mass, vertical_scores

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from math import ceil, prod, sqrt
+from typing import Any
 
 import torch
 
 from genkit.attention.dynamic import Permutation
 from genkit.kernels.permutation import Strips
+from genkit.layout import TokenLayout
 
 Across = tuple[int, int]
 
@@ -25,6 +27,7 @@ class GridBlocks:
         grid: tokens per axis (T, H, W).
         block: tokens per block.
         across: frames and rows across the strips that blocks are cut from; (1, 1) is the order of the sequence.
+        walk: (T*H*W,) int64, another order of the tokens to cut blocks from.
 
     Attributes:
         permutation: from the order of the sequence. places: (M, 3) int64, where a block lies, in blocks.
@@ -32,10 +35,9 @@ class GridBlocks:
         sizes: (M,) float64, tokens.
     """
 
-    def __init__(self, grid: tuple[int, int, int], block: int, across: Across):
-        walk = torch.arange(prod(grid))
-        if across != (1, 1):
-            walk = Strips((*across, None)).walk(grid)
+    def __init__(self, grid: tuple[int, int, int], block: int, across: Across, walk: torch.Tensor | None = None):
+        if walk is None:
+            walk = torch.arange(prod(grid)) if across == (1, 1) else Strips((*across, None)).walk(grid)
         self.block = block
         self.permutation = Permutation(walk)
         count = ceil(len(walk) / block)
@@ -53,8 +55,24 @@ class GridBlocks:
         """Number of blocks M."""
         return len(self.sizes)
 
+    def share(self, read: torch.Tensor, layout: TokenLayout) -> torch.Tensor:
+        """The share of all token pairs that is read, as a scalar tensor.
+
+        Args:
+            read: (B, H, M, M), the share of the pairs of two blocks.
+            layout: tokens outside the grid see all and are seen by all.
+        """
+        pairs = self.sizes[:, None] * self.sizes
+        inside = (read.double().flatten(0, -3).mean(0) * pairs).sum() / pairs.sum()
+        return share_of_all(inside, layout)
+
     def to(self, device: torch.device) -> GridBlocks:
         """The same with its tables on ``device``."""
         for name in ("permutation", "places", "own", "first", "sizes"):
             setattr(self, name, getattr(self, name).to(device))
         return self
+
+
+def share_of_all(inside: Any, layout: TokenLayout) -> Any:
+    """The share of all token pairs that is read, from that of the pairs of grid tokens."""
+    return 1 - (layout.grid_length / layout.length) ** 2 * (1 - inside)
