@@ -46,7 +46,7 @@ VARIANTS: dict[str, tuple[tuple[str, dict[str, str]], ...]] = {
         ("block_select", {"keep": "0.1", "score": "antidiagonal"}),
         ("block_select", {"keep": "0.1", "score": "kmeans"}),
         ("block_select", {"keep": "0.1", "tail": "16"}),
-        ("pyramid", {"mode": "share"}),
+        ("pyramid", {"mode": "quantile"}),
         ("block_select", {"keep": "0.2"}),
     ),
     "by mass": (

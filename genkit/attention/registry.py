@@ -40,6 +40,9 @@ def register(name: str) -> Callable[[M], M]:
     def enter(cls: M) -> M:
         if not (isinstance(cls, type) and issubclass(cls, Method) and dataclasses.is_dataclass(cls)):
             raise UsageError(f"{cls!r} cannot be registered: a method is a frozen dataclass derived from Method")
+        hidden = sorted({field.name for field in dataclasses.fields(cls)} & set(dir(Method)))
+        if hidden:
+            raise UsageError(f"{name}: settings named {', '.join(hidden)} hide what every method has; rename them")
         owner = _other_owner(name, cls)
         if owner is not None:
             raise UsageError(f"the name {name!r} already belongs to {owner}; choose another")

@@ -164,3 +164,15 @@ def test_sites_and_densities_speak_plainly():
     assert "dense" in str(Density(1.0, 1.0, dense=True))
     with pytest.raises(UnsupportedError, match="cross attention"):
         Radial().require(Site("a.b", 0, 1, "cross", 1, site.layout, site.layout))
+
+
+def test_a_setting_may_not_hide_what_every_method_has():
+    @dataclasses.dataclass(frozen=True)
+    class Hiding(Method):
+        """Has a setting named like a question that reports ask."""
+
+        shares: float = 0.5
+
+    with pytest.raises(UsageError, match="shares hide"):
+        registry.register("hiding")(Hiding)
+    assert "hiding" not in registry.names()

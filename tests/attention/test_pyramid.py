@@ -110,8 +110,8 @@ def test_similar_blocks_may_be_read_coarsely():
         {"thresholds": (0.3, 0.45, 0.6, 0.8)},
         {"thresholds": (0.2, 0.2, 0.5, 0.6), "order": "box", "importance": "row_max"},
         {"thresholds": (0.1, 0.3, 0.5, 0.8), "crossing": False, "order": "sequence"},
-        {"mode": "share", "shares": (0.2, 0.2, 0.2, 0.2)},
-        {"mode": "share", "shares": (0.3, 0.0, 0.0, 0.7), "cap": (0.0, 0.0, 0.0)},
+        {"mode": "quantile", "quantiles": (0.2, 0.2, 0.2, 0.2)},
+        {"mode": "quantile", "quantiles": (0.3, 0.0, 0.0, 0.7), "cap": (0.0, 0.0, 0.0)},
     ],
     ids=str,
 )
@@ -152,7 +152,7 @@ def test_everything_at_the_finest_level_is_dense_attention():
 def test_keys_that_are_equal_in_eights_are_read_exactly_at_any_level():
     layout = layout_of((4, 4, 8))
     q, k, v = (x.detach() for x in drawn(layout))
-    method = Pyramid(block=16, mode="share", shares=(0.25, 0.25, 0.25, 0.25), order="sequence")
+    method = Pyramid(block=16, mode="quantile", quantiles=(0.25, 0.25, 0.25, 0.25), order="sequence")
     k, v = (x[:, ::8].repeat_interleave(8, 1) for x in (k, v))
     torch.testing.assert_close(attend(method, q, k, v, layout), dense(q, k, v))
 
@@ -176,10 +176,10 @@ def test_hidden_text_is_hidden_and_text_is_read_exactly():
         ({"thresholds": (0.5, 0.4, 0.7, 0.8)}, "ascending"),
         ({"thresholds": (0.5, 0.6, 0.7)}, "4 numbers"),
         ({"thresholds": (0.0, 0.0, 0.0, 0.0)}, "above 0"),
-        ({"mode": "share", "shares": (0.5, 0.5, 0.5, 0.0)}, "at most 1"),
-        ({"mode": "share", "shares": (0.0, 0.0, 0.0, 0.0)}, "more than 0"),
-        ({"shares": (0.5, 0.1, 0.1, 0.1)}, "mode='share'"),
-        ({"mode": "share", "crossing": False}, "mode='threshold'"),
+        ({"mode": "quantile", "quantiles": (0.5, 0.5, 0.5, 0.0)}, "at most 1"),
+        ({"mode": "quantile", "quantiles": (0.0, 0.0, 0.0, 0.0)}, "more than 0"),
+        ({"quantiles": (0.5, 0.1, 0.1, 0.1)}, "mode='quantile'"),
+        ({"mode": "quantile", "crossing": False}, "mode='threshold'"),
         ({"cap": (0.5, 0.5)}, "3 numbers"),
         ({"cap": (2.0, 0.5, 0.5)}, "-1 to 1"),
         ({"samples": 0.0}, "samples"),

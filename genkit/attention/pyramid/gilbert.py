@@ -19,14 +19,10 @@ def gilbert_order(grid: tuple[int, int, int]) -> torch.Tensor:
     The curve starts along the longest axis; of equal ones width goes before height before time.
     """
     frames, rows, columns = grid
-    axes = sorted(range(3), key=lambda axis: -(columns, rows, frames)[axis])
-    first = axes[0]
-    sides = [
-        tuple(length if axis == place else 0 for place in range(3))
-        for axis, length in enumerate((columns, rows, frames))
-    ]
-    others = [sides[axis] for axis in range(3) if axis != first]
-    met = [x + columns * (y + rows * z) for x, y, z in _walk((0, 0, 0), sides[first], *others)]
+    across, down, through = (columns, 0, 0), (0, rows, 0), (0, 0, frames)
+    longest = max((across, down, through), key=_length)
+    second, third = (down, through) if longest == across else (across, through if longest == down else down)
+    met = [x + columns * (y + rows * z) for x, y, z in _walk((0, 0, 0), longest, second, third)]
     return torch.tensor(met, dtype=torch.int64)
 
 

@@ -24,7 +24,7 @@ from genkit.kernels.scores.estimate import sampled_scores
 from genkit.layout import TokenLayout
 
 _OWNER = "pyramid"
-_MODES, _ORDERS, _IMPORTANCE = ("threshold", "share"), ("gilbert", "box", "sequence"), ("softmax", "row_max")
+_MODES, _ORDERS, _IMPORTANCE = ("threshold", "quantile"), ("gilbert", "box", "sequence"), ("softmax", "row_max")
 Four = tuple[float, float, float, float]
 
 
@@ -38,9 +38,9 @@ class Pyramid(Method):
     everything and are seen by everything.
 
     Args:
-        mode: ``"threshold"``: by running share of the row's importance; ``"share"``: by rank.
+        mode: ``"threshold"``: by running share of the row's importance; ``"quantile"``: by rank.
         thresholds: of the levels 1, 2, 4 and 8, ascending; where the last one is reached the rest is dropped.
-        shares: of the row's blocks that the levels take.
+        quantiles: of the row's blocks that the levels take.
         block: tokens per block, a multiple of 8. Published: 128.
         order: ``"gilbert"`` (published), ``"box"`` (strips through the grid, blocks of :class:`BlockSelect`) or
             ``"sequence"``.
@@ -55,11 +55,11 @@ class Pyramid(Method):
     Source: Pyramid Sparse Attention, arXiv 2512.04025.
     """
 
-    mode: Literal["threshold", "share"] = field(default="threshold", metadata={"help": "how levels are given out"})
+    mode: Literal["threshold", "quantile"] = field(default="threshold", metadata={"help": "how levels are given out"})
     thresholds: Four = field(
         default=(0.5, 0.6, 0.7, 0.8), metadata={"help": "running importance up to which each level goes"}
     )
-    shares: Four = field(default=(0.1, 0.05, 0.0, 0.2), metadata={"help": "shares of the blocks for each level"})
+    quantiles: Four = field(default=(0.1, 0.05, 0.0, 0.2), metadata={"help": "shares of the blocks for each level"})
     block: int = field(default=64, metadata={"help": "tokens per block, a multiple of 8"})
     order: Literal["gilbert", "box", "sequence"] = field(default="gilbert", metadata={"help": "order of the tokens"})
     importance: Literal["softmax", "row_max"] = field(default="softmax", metadata={"help": "how pairs are judged"})
@@ -82,17 +82,19 @@ class Pyramid(Method):
         if self.block % FACTORS[-1]:
             raise UsageError(explain(f"{_OWNER}.block", self.block, f"a multiple of {FACTORS[-1]}"))
         self._check_row("thresholds", self.thresholds, 4)
-        self._check_row("shares", self.shares, 4)
+        self._check_row("quantiles", self.quantiles, 4)
         if self.cap is not None:
             self._check_row("cap", self.cap, 3, low=-1.0)
         if list(self.thresholds) != sorted(self.thresholds) or not self.thresholds[-1]:
             raise UsageError(explain(f"{_OWNER}.thresholds", self.thresholds, "ascending numbers, the last above 0"))
-        if not 0 < sum(self.shares) <= 1 + 1e-9:
-            raise UsageError(explain(f"{_OWNER}.shares", self.shares, "shares that add up to more than 0, at most 1"))
+        if not 0 < sum(self.quantiles) <= 1 + 1e-9:
+            raise UsageError(
+                explain(f"{_OWNER}.quantiles", self.quantiles, "shares that add up to more than 0, at most 1")
+            )
         if isinstance(self.samples, bool) or not isinstance(self.samples, (int, float)) or not 0 < self.samples <= 1:
             raise UsageError(explain(f"{_OWNER}.samples", self.samples, "a number > 0 and <= 1"))
         check_used(self, ("thresholds", "crossing"), self.mode == "threshold", "mode='threshold'")
-        check_used(self, ("shares",), self.mode == "share", "mode='share'")
+        check_used(self, ("quantiles",), self.mode == "quantile", "mode='quantile'")
 
     def _check_row(self, name: str, values: object, count: int, low: float = 0.0) -> None:
         good = isinstance(values, tuple) and len(values) == count
@@ -120,7 +122,7 @@ class Pyramid(Method):
     def details(self, layout: TokenLayout) -> str:
         """See :meth:`Method.details`."""
         count = math.ceil(layout.grid_length / self.block)
-        values = self.thresholds if self.mode == "threshold" else self.shares
+        values = self.thresholds if self.mode == "threshold" else self.quantiles
         told = ", ".join(
             f"{value:g} as means of {p}" if p > 1 else f"{value:g} exact"
             for value, p in zip(values, FACTORS, strict=True)
@@ -137,8 +139,8 @@ class Pyramid(Method):
             q, k, self.block, self.block, samples_q=count, samples_k=count,
             reduction="max" if self.importance == "softmax" else "row_max", seed=self.seed, scale=scale,
         )  # fmt: skip
-        if self.mode == "share":
-            found = levels_by_share(scores, self.shares)
+        if self.mode == "quantile":
+            found = levels_by_share(scores, self.quantiles)
         else:
             found = levels_by_threshold(scores, self.thresholds, self.crossing)
         best = torch.nn.functional.one_hot(scores.argmax(-1), scores.shape[-1]).bool()
@@ -172,8 +174,8 @@ class Pyramid(Method):
         :meth:`Method.seen`."""
         blocks = _blocks(self, site.layout.grid)
         start, stop = site.layout.grid_span
-        moved = [x[:, start:stop].index_select(1, blocks.permutation.order) for x in (q, k)]
-        levels = self.levels(*moved, site.scale)
+        q, k = (x[:, start:stop].index_select(1, blocks.permutation.order) for x in (q, k))
+        levels = self.levels(q, k, site.scale)
         cache.measure((self, site.name), lambda: blocks.share(_weight(levels), site.layout))
         block_of = (torch.arange(stop - start) // self.block)[blocks.permutation.inverse]
         found = torch.ones(site.layout.length, site.layout.length)
@@ -187,7 +189,7 @@ class Pyramid(Method):
             if self.mode == "threshold" or self.cap is not None:
                 return None
             count = math.ceil(site.layout.grid_length / self.block)
-            levels = levels_by_share(torch.arange(count).float()[None], self.shares)
+            levels = levels_by_share(torch.arange(count).float()[None], self.quantiles)
             share = share_of_all(float(_weight(levels).mean()), site.layout)
         return Density(share, share)
 
