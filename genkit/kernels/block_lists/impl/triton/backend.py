@@ -14,8 +14,8 @@ from genkit.kernels.inputs import MAX_PROGRAMS
 #: Entries of a table that a program works on at once: rows times columns.
 ENTRIES = 512
 LEAST_COLUMNS = 16
-#: Entries where a program holds several rows: with as many as in one long row it spilled on sm_120.
-SHORT = 256
+#: Entries where a program holds several rows, and where it also adds masses up: what spills on no target.
+SHORT, SHORT_MASS = 256, 128
 
 
 def why_not(table: Tensor) -> str | None:
@@ -31,11 +31,11 @@ def why_not(table: Tensor) -> str | None:
     return None
 
 
-def shape_of(columns: int) -> dict[str, int]:
+def shape_of(columns: int, short: int = SHORT) -> dict[str, int]:
     """Rows and columns of a program's tile. Rows of up to ``ENTRIES`` columns are held whole, several at once when they
     are short; longer ones are walked."""
     tile = min(ENTRIES, max(LEAST_COLUMNS, 1 << max(0, columns - 1).bit_length()))
-    rows = max(1, SHORT // tile)
+    rows = max(1, short // tile)
     return {"ROWS": rows, "TILE": tile, "num_warps": 4, "num_stages": 1, "enable_fp_fusion": True}
 
 
@@ -59,7 +59,7 @@ def select_arguments(
     held = None if columns is None else columns.view(torch.uint8)
     given = (scores, *scores.stride()[:3], first, last, held, count, index)
     numbers = (rows, wide, index.shape[-1], heads, max(mass, 0.0), floor, cap)
-    return (*given, *numbers), {"MASS": mass >= 0, **shape_of(wide)}
+    return (*given, *numbers), {"MASS": mass >= 0, **shape_of(wide, SHORT_MASS if mass >= 0 else SHORT)}
 
 
 def select(
