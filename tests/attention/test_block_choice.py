@@ -15,6 +15,7 @@ from genkit.attention.block_select.selectors import SELECTORS
 from genkit.attention.cache import PatchCache
 from genkit.attention.dynamic import BlockChoice, attend_grid
 from genkit.attention.mixture_of_block import MixtureOfBlock
+from genkit.attention.pyramid import Pyramid
 from genkit.attention.site import Site
 from genkit.kernels import BlockPlan, TokenOrder, block_sparse_attention
 from genkit.kernels.block_lists import BlockLists, Budget, Kept
@@ -190,8 +191,15 @@ SELECTIONS = [
 ]
 
 
-@pytest.mark.parametrize("settings", SELECTIONS, ids=str)
-def test_block_select_with_gradients_never_waits(settings, monkeypatch):
+PYRAMIDS = [{}, {"mode": "quantile"}, {"cap": (0.1, 0.1, 0.1)}, {"importance": "row_max", "crossing": False}]
+
+
+@pytest.mark.parametrize(
+    "method",
+    [*(BlockSelect(block=64, **settings) for settings in SELECTIONS), *(Pyramid(**settings) for settings in PYRAMIDS)],
+    ids=lambda method: method.describe(),
+)
+def test_methods_that_choose_blocks_with_gradients_never_wait(method, monkeypatch):
     layout = TokenLayout.of_grid(4, 9, 16, text=7)
     on_meta(monkeypatch)
     mask = torch.empty(1, layout.length, dtype=torch.bool, device="meta")
@@ -199,7 +207,7 @@ def test_block_select_with_gradients_never_waits(settings, monkeypatch):
     x, cache = torch.empty(1, layout.length, 4, 64, device="meta", requires_grad=True), PatchCache("triton")
     for _ in range(2):  # tables of the layout are moved once
         with Syncs() as syncs:
-            BlockSelect(block=64, **settings).attend(x, x * 2, x * 3, site, cache).sum().backward()
+            method.attend(x, x * 2, x * 3, site, cache).sum().backward()
     assert not syncs.found and syncs.every.total() > 20 and x.grad.shape == x.shape
 
 

@@ -163,7 +163,7 @@ class Pyramid(Method):
             levels = self.levels(q, k, site.scale)
             cache.measure((self, site.name), lambda: blocks.share(_weight(levels), site.layout))
             plan = BlockPlan.from_levels(
-                levels, q.shape[1], k.shape[1], block_q=self.block, block_k=self.block, check=False
+                levels, q.shape[1], k.shape[1], block_q=self.block, block_k=self.block, check=False, factors=FACTORS
             )
             return block_sparse_attention(q, k, v, plan, scale=site.scale, backend=cache.backend)
 
