@@ -243,7 +243,7 @@ class PatchedLayer:
             if view.bias is not None and assignment.heads is not None:
                 return "some heads are left to the model, and its attention mask is a bias"
             verdict = kind.reasons.get(view.keys is not None, _UNASKED)
-        site = kind.site.at(moment.step, moment.steps, moment.branch, view.keys)
+        site = kind.site.at(moment.step, moment.steps, moment.branch, view.keys, moment.run)
         if verdict is _UNASKED:
             verdict = kind.reasons[view.keys is not None] = assignment.method.refusal(site, assignment.cache)
         return (kind, site, view) if verdict is None else verdict

@@ -227,8 +227,8 @@ def test_a_selection_serves_the_steps_it_should_and_what_that_missed_is_told():
     cache = PatchCache("reference")
     inputs = [[x.detach() for x in drawn(layout, seed=seed)] for seed in range(5)]
 
-    def at(step, seed, branch="cond"):
-        return attend(method, *inputs[seed], layout, cache, step=step, steps=4, branch=branch)
+    def at(step, seed, branch="cond", run=0):
+        return attend(method, *inputs[seed], layout, cache, step=step, steps=4, branch=branch, run=run)
 
     def with_mask_of(chooser, seed):
         q, k, v = inputs[seed]
@@ -246,6 +246,8 @@ def test_a_selection_serves_the_steps_it_should_and_what_that_missed_is_told():
     # another run begins at an earlier step
     torch.testing.assert_close(at(2, 1), with_mask_of(1, 1))
     torch.testing.assert_close(attend(method, *inputs[3], layout, cache), with_mask_of(3, 3))
+    # or at a later one, where a schedule counts from the end
+    torch.testing.assert_close(at(3, 4, run=1), with_mask_of(4, 4))
 
 
 def test_rows_of_a_batch_do_not_meet():
@@ -316,6 +318,10 @@ def test_blocks_are_compact_and_of_one_size():
         ({"across": (0, 4)}, "across"),
         ({"refresh": 0}, "refresh"),
         ({"guard": 2.0}, "guard"),
+        ({"block": 8192}, "from 8 to 4096"),
+        ({"block": 2**70, "tail": 7}, "block"),
+        ({"score": "sampled", "seed": 2**70}, "seed"),
+        ({"score": "kmeans", "iterations": 1001}, "iterations"),
         ({"score": "tree", "slack": 0.5}, "slack"),
         ({"score": "proxy", "agreement": -2.0}, "agreement"),
     ],
@@ -324,3 +330,32 @@ def test_settings_that_make_no_sense_are_refused(settings, text):
     with pytest.raises(UsageError) as refused:
         BlockSelect(**settings)
     assert text in str(refused.value) and "block_select" in str(refused.value)
+
+
+@pytest.mark.parametrize("preset", [None, *PRESETS])
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {}, {"top_p": 0.9}, {"keep": 0.3}, {"keep": 0.2, "scope": "head"}, {"top_p": None}, {"tail": None},
+        {"guard": None}, {"across": None}, {"agreement": None}, *({"score": name} for name in SELECTORS),
+    ],
+)  # fmt: skip
+def test_settings_can_be_given_again(preset, changed):
+    """Reports, files and recipes hold the settings; what is made of them is the same method."""
+    base = PLAIN | (PRESETS[preset].settings if preset else {}) | changed
+    if (base["score"] == "tree" and base["top_p"]) or ("agreement" in changed and base["score"] != "proxy"):
+        with pytest.raises(UsageError, match="masses|no effect"):
+            BlockSelect(preset=preset, **changed)
+        return
+    method = BlockSelect(preset=preset, **changed)
+    assert BlockSelect(**method.settings()) == method
+    assert registry.build("block_select", method.settings()) == method
+    for name, value in changed.items():
+        assert getattr(method, name) == value
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_none_goes_before_a_preset(preset):
+    for name in ("across", "top_p", "tail", "guard", *(["agreement"] if preset == "proxyattn" else [])):
+        built = registry.build("block_select", {"preset": preset, name: "none"})
+        assert getattr(built, name) is None

@@ -173,6 +173,8 @@ def test_hidden_text_is_hidden_and_text_is_read_exactly():
         ({"mode": "best"}, "threshold"),
         ({"block": 12}, "multiple of 8"),
         ({"block": 4}, "block"),
+        ({"block": 8192}, "from 8 to 4096"),
+        ({"seed": 2**70}, "seed"),
         ({"thresholds": (0.5, 0.4, 0.7, 0.8)}, "ascending"),
         ({"thresholds": (0.5, 0.6, 0.7)}, "4 numbers"),
         ({"thresholds": (0.0, 0.0, 0.0, 0.0)}, "above 0"),

@@ -32,6 +32,19 @@ _LEAST = {
     "block": 8, "least": 1, "refresh": 1, "seed": 0, "samples": 1, "stride": 1, "groups": 1, "fan_out": 2, "rows": 1,
     "clusters": 1, "iterations": 1,
 }  # fmt: skip
+_MOST = {"block": 4096, "seed": 2**63 - 1, "iterations": 1000}
+#: Settings that may be None, which then goes before the preset's value.
+_NONE = ("across", "top_p", "tail", "guard", "agreement")
+
+
+class _LeftOut:
+    """The value of a setting that is not given; None is one that may be given."""
+
+    def __repr__(self) -> str:
+        return "preset's"
+
+
+_LEFT_OUT = _LeftOut()
 _CHOICES = {
     "score": tuple(SELECTORS),
     "ranking": ("own", "shared"),
@@ -44,7 +57,7 @@ _CHOICES = {
 
 def _given(text: str) -> Any:
     """A setting that is the preset's, or the plain one, where it is left out."""
-    return field(default=None, metadata={"help": text})
+    return field(default=_LEFT_OUT, metadata={"help": text})
 
 
 @register(_OWNER)
@@ -56,7 +69,8 @@ class BlockSelect(Method):
     decides how many are kept. Nothing is trained. Text and other extra tokens see everything and are seen by
     everything. Keep the first quarter of the steps dense (:meth:`recommended`): at high noise scores say little.
 
-    Settings that are left out are those of ``preset``, or else the defaults given here.
+    Settings that are left out are those of ``preset``, or else the defaults given here. ``None`` for ``across``,
+    ``top_p``, ``tail``, ``guard`` or ``agreement`` turns off what a preset or a default would set.
 
     Args:
         preset: published settings by name: ``xattention``, ``proxyattn``, ``hip``, ``vsa``, ``draft``, ``sparge``,
@@ -127,20 +141,30 @@ class BlockSelect(Method):
     def __post_init__(self):
         if self.preset is not None:
             check_choice(_OWNER, "preset", self.preset, tuple(PRESETS))
-        asked = {name: getattr(self, name) for name in PLAIN if getattr(self, name) is not None}
+        asked = {name: getattr(self, name) for name in PLAIN if self._is_given(name)}
         own = PRESETS[self.preset].settings if self.preset else {}
         if "keep" in asked and "top_p" not in asked:
             own = {name: value for name, value in own.items() if name != "top_p"}
-        for name, value in (PLAIN | own | asked).items():
-            object.__setattr__(self, name, value)
+        self._set(PLAIN | own | asked)
+        check_choice(_OWNER, "score", self.score, tuple(SELECTORS))
+        # what a preset gives and others leave without effect is not refused, nor kept: files repeat what is here
+        self._set({name: PLAIN[name] for name in self._without_effect() if name not in asked})
         self._check_values()
         self._check_effect(asked)
+
+    def _is_given(self, name: str) -> bool:
+        value = getattr(self, name)
+        return value is not _LEFT_OUT and (value is not None or name in _NONE)
+
+    def _set(self, values: dict[str, Any]) -> None:
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
 
     def _check_values(self) -> None:
         for name, choices in _CHOICES.items():
             check_choice(_OWNER, name, getattr(self, name), choices)
         for name, low in _LEAST.items():
-            check_int(_OWNER, name, getattr(self, name), low)
+            check_int(_OWNER, name, getattr(self, name), low, _MOST.get(name))
         if isinstance(self.keep, int) and not isinstance(self.keep, bool):
             check_int(_OWNER, "keep", self.keep, 1)
         for name, low, high in (
@@ -148,7 +172,7 @@ class BlockSelect(Method):
             ("slack", 1, math.inf),
         ):  # fmt: skip
             value = getattr(self, name)
-            if (value is None and PLAIN[name] is None) or (name == "keep" and type(value) is int):
+            if (value is None and name in _NONE) or (name == "keep" and type(value) is int):
                 continue
             closed = name in ("agreement", "guard", "slack")
             good = isinstance(value, (int, float)) and not isinstance(value, bool)
@@ -168,8 +192,8 @@ class BlockSelect(Method):
                 allowed = [part for part in range(2, self.block + 1) if self.block % part == 0]
                 raise UsageError(explain(f"{_OWNER}.{name} with block={self.block}", side, allowed))
 
-    def _check_effect(self, asked: dict[str, Any]) -> None:
-        """A setting that was changed and changes nothing is refused."""
+    def _without_effect(self) -> dict[str, str]:
+        """The settings that change nothing beside the others, each with what makes it idle."""
         selector = SELECTORS[self.score]
         others = {name for each in SELECTORS.values() for name in each.uses} - set(selector.uses)
         idle = dict.fromkeys(sorted(others), f"score={self.score}")
@@ -179,7 +203,12 @@ class BlockSelect(Method):
             idle |= dict.fromkeys(("keep", "scope"), "top_p")
         if self.score == "kmeans":
             idle |= dict.fromkeys(("across", "sink"), "score=kmeans, whose blocks are no boxes of the grid")
-        for name, belongs in idle.items():
+        return idle
+
+    def _check_effect(self, asked: dict[str, Any]) -> None:
+        """A setting that was changed and changes nothing is refused."""
+        selector = SELECTORS[self.score]
+        for name, belongs in self._without_effect().items():
             if name in asked and asked[name] != PLAIN[name]:
                 raise UsageError(
                     f"{_OWNER}.{name}: got {asked[name]!r}, which has no effect with {belongs}; leave it out"
@@ -284,14 +313,16 @@ class BlockSelect(Method):
         if self.refresh == 1 or site.step is None or (torch.is_grad_enabled() and q.requires_grad):
             return self.select_blocks(q, k, blocks, site.scale)
         key = (_OWNER, self, site.name, site.branch, tuple(q.shape))
-        last, chosen = cache.held(key, (-1, None))
+        run, last, chosen = cache.held(key, (site.run, -1, None))
+        if run != site.run:  # another prompt: its schedule may begin at a later step than the last run ended with
+            last, chosen = -1, None
         together = last // self.refresh == site.step // self.refresh
         if chosen is None or site.step <= last or not together:
             fresh = self.select_blocks(q, k, blocks, site.scale)
             if chosen is not None and site.step > last:
                 self._count_overlap(chosen, fresh, cache)
             chosen = fresh
-        cache.hold(key, (site.step, chosen))
+        cache.hold(key, (site.run, site.step, chosen))
         return chosen
 
     def _count_overlap(self, old: torch.Tensor, fresh: torch.Tensor, cache: PatchCache) -> None:

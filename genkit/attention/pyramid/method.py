@@ -77,8 +77,8 @@ class Pyramid(Method):
         for name, choices in (("mode", _MODES), ("order", _ORDERS), ("importance", _IMPORTANCE)):
             check_choice(_OWNER, name, getattr(self, name), choices)
         check_choice(_OWNER, "crossing", self.crossing, (True, False))
-        check_int(_OWNER, "block", self.block, FACTORS[-1])
-        check_int(_OWNER, "seed", self.seed, 0)
+        check_int(_OWNER, "block", self.block, FACTORS[-1], 4096)
+        check_int(_OWNER, "seed", self.seed, 0, 2**63 - 1)
         if self.block % FACTORS[-1]:
             raise UsageError(explain(f"{_OWNER}.block", self.block, f"a multiple of {FACTORS[-1]}"))
         self._check_row("thresholds", self.thresholds, 4)
