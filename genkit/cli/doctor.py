@@ -102,7 +102,9 @@ def _native() -> Finding:
         f"{name} in {kinds.report(dtype)}" for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16))
     ]
     by = " ".join(library.compilers()[0]) if library.compilers() else "none found; pip install ziglang brings one"
-    state = "absent" if any("torch's kernel" in text for text in told) else "ok"
+    state = "absent" if any(" in torch's kernel" in text for text in told) else "ok"
+    if any(" in nothing" in text for text in told):  # asked for by name, so attention refuses to run
+        state = "broken"
     detail = f"block-sparse attention: {one_line('; '.join(told))}. C++ compiler: {by}"
     return Finding("cpu", "native kernels", state, detail)
 

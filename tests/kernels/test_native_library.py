@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from genkit.cli import doctor
 from genkit.errors import UnsupportedError, UsageError
 from genkit.kernels import BlockPlan, block_sparse_attention
 from genkit.kernels.native import compiler, kinds, library
@@ -42,6 +43,10 @@ def machine_without(monkeypatch, fresh, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(library, "find_spec", lambda name: None)
     monkeypatch.setattr(compiler, "why_not", lambda kind: "not here")
+
+
+def libraries(folder):
+    return [path for path in folder.iterdir() if path.suffix != ".sha256"]
 
 
 def attend():
@@ -73,22 +78,38 @@ def test_arguments_have_the_order_of_the_structures_in_the_source():
 @needs_compiler
 def test_a_library_is_made_once_and_kept_under_source_compiler_and_options(fresh, monkeypatch, tmp_path):
     assert not isinstance(library.load("portable", 16), str)
-    [made] = fresh.iterdir()
+    [made] = libraries(fresh)
     before = made.stat().st_mtime_ns
     library.load.cache_clear()
     assert not isinstance(library.load("portable", 16), str)
-    assert made.stat().st_mtime_ns == before and [made] == list(fresh.iterdir())
+    assert made.stat().st_mtime_ns == before and [made] == libraries(fresh)
     copy = tmp_path / "csrc"
     shutil.copytree(library.SOURCE, copy)
     (copy / "walk.h").write_text((copy / "walk.h").read_text() + "\n")
     monkeypatch.setattr(library, "SOURCE", copy)
     library.load.cache_clear()
     assert not isinstance(library.load("portable", 16), str)
-    assert len(list(fresh.iterdir())) == 2
+    assert len(libraries(fresh)) == 2
     monkeypatch.setattr(library, "_OPTIONS", [*library._OPTIONS, "-DANOTHER"])
     library.load.cache_clear()
     assert not isinstance(library.load("portable", 16), str)
-    assert len(list(fresh.iterdir())) == 3
+    assert len(libraries(fresh)) == 3
+
+
+@needs_compiler
+@pytest.mark.parametrize("left", [0, 100, 6000, None])
+def test_a_kept_library_that_lost_its_end_or_checksum_is_made_anew(fresh, left):
+    code = "from genkit.kernels.native import library; print(library.load('portable', 16))"
+    assert "CDLL" in subprocess.check_output([sys.executable, "-c", code], text=True)
+    [made] = libraries(fresh)
+    whole = made.read_bytes()
+    if left is None:
+        made.with_suffix(".sha256").unlink()
+    else:
+        os.truncate(made, left)
+    assert not isinstance(library.load("portable", 16), str)
+    assert [made] == libraries(fresh) and made.stat().st_size == len(whole)
+    assert library._is_whole(made, made.with_suffix(".sha256"))
 
 
 @needs_compiler
@@ -97,7 +118,8 @@ def test_processes_that_start_together_do_not_collide(fresh):
     both = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(2)]
     told = [process.communicate()[0] for process in both]
     assert all("CDLL" in text for text in told) and [process.returncode for process in both] == [0, 0]
-    [made] = fresh.iterdir()  # nothing half made is left
+    assert len(list(fresh.iterdir())) == 2  # the library and its checksum; nothing half made is left
+    [made] = libraries(fresh)
     assert made.name.startswith("attention-portable-16-")
 
 
@@ -182,3 +204,23 @@ def test_the_kernels_run_on_arm(tmp_path):
     target = ["-target", "aarch64-linux-musl", "-static", f"-I{library.SOURCE}"]
     subprocess.run([*line, *target, str(CHECK), "-lm", "-o", str(program)], check=True)
     assert subprocess.run([emulator, str(program)]).returncode == 0
+
+
+@pytest.mark.parametrize("block", [8, 64])
+def test_a_misspelt_switch_is_refused_whoever_would_compute(fresh, monkeypatch, block):
+    x = torch.ones(1, 64, 2, 16)
+    plan = BlockPlan.dense(64, 64, block_q=block, block_k=block)
+    monkeypatch.setenv(kinds.SWITCH, "nonsense")
+    with pytest.raises(UsageError, match="got 'nonsense'"):
+        block_sparse_attention(x, x, x, plan, backend="cpu")
+    monkeypatch.setenv(kinds.SWITCH, "")
+    assert kinds.wanted() == "auto"
+
+
+def test_kernels_asked_for_by_name_that_cannot_run_are_broken(fresh, monkeypatch):
+    monkeypatch.setenv(kinds.SWITCH, "portable")
+    monkeypatch.setenv("CXX", shutil.which("false") or "false")
+    with pytest.raises(UnsupportedError, match="portable asks for kernels that cannot run here"):
+        attend()
+    finding = doctor._native()
+    assert finding.state == "broken" and "in nothing" in finding.detail and "ended with status 1" in finding.detail

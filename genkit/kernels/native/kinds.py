@@ -33,7 +33,7 @@ def wanted() -> str:
     Raises:
         UsageError: it holds no known name.
     """
-    name = os.environ.get(SWITCH, "auto")
+    name = os.environ.get(SWITCH) or "auto"
     if name not in NAMES:
         raise UsageError(explain(f"the environment variable {SWITCH}", name, NAMES))
     return name
@@ -97,8 +97,10 @@ def report(dtype: torch.dtype, dim: int = 64) -> str:
     """In words, what runs attention over blocks of keys on the CPU, or why it is torch's kernel."""
     try:
         kind = kind_for(dtype, dim)
-    except UnsupportedError as error:
+    except NoKernel as error:
         return f"torch's kernel: {error}"
+    except UnsupportedError as error:
+        return f"nothing: {error}"
     if kind == TILES:
         return "emitted kernels with AMX"
     if kind == VECTORS:

@@ -7,6 +7,7 @@ use, in a second or two, and kept on disk under a name that holds a hash of the 
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import hashlib
 import os
@@ -139,7 +140,9 @@ def folder() -> Path:
 
 @cache
 def _private() -> Path:
-    return Path(tempfile.mkdtemp(prefix="genkit-kernels-"))
+    made = tempfile.mkdtemp(prefix="genkit-kernels-")
+    atexit.register(shutil.rmtree, made, ignore_errors=True)
+    return Path(made)
 
 
 def command(compiler: Sequence[str], kind: str, dim: int) -> list[str]:
@@ -156,7 +159,8 @@ def _made(compiler: tuple[str, ...], kind: str, dim: int) -> Path:
     told = repr((line[:-1], _identity(compiler), platform.system(), platform.machine())).encode()
     key = hashlib.sha256(told + b"".join(path.read_bytes() for path in sorted(SOURCE.iterdir()))).hexdigest()[:24]
     target = folder() / f"attention-{kind}-{dim}-{key}.{'dll' if platform.system() == 'Windows' else 'so'}"
-    if target.is_file():
+    seal = target.with_suffix(".sha256")
+    if _is_whole(target, seal):
         return target
     with tempfile.TemporaryDirectory(dir=target.parent, prefix="making-") as scratch:
         made = Path(scratch) / target.name
@@ -170,12 +174,27 @@ def _made(compiler: tuple[str, ...], kind: str, dim: int) -> Path:
             timeout=_SECONDS,
             env={**places, **os.environ},
         )
+        checksum = Path(scratch) / seal.name
+        checksum.write_text(_checksum(made), "ascii")
         try:
             os.replace(made, target)
+            os.replace(checksum, seal)
         except PermissionError:  # another process has made it, and Windows does not replace what is in use
             if not target.is_file():
                 raise
     return target
+
+
+def _is_whole(library: Path, seal: Path) -> bool:
+    """Whether a kept library is what was compiled. One that lost its end may load and then kill the process."""
+    try:
+        return seal.read_text("ascii") == _checksum(library)
+    except (OSError, ValueError):
+        return False
+
+
+def _checksum(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _identity(compiler: tuple[str, ...]) -> object:
@@ -202,5 +221,7 @@ def _opened(path: Path, kind: str, dim: int) -> ctypes.CDLL:
 
 def _told(error: Exception) -> str:
     text = getattr(error, "stderr", None) or str(error)
+    if isinstance(error, subprocess.CalledProcessError) and not error.stderr:
+        return f"it ended with status {error.returncode} and said nothing"
     lines = [line for line in str(text).splitlines() if line.strip()]
     return next((line for line in lines if "error" in line), lines[-1] if lines else type(error).__name__)

@@ -32,14 +32,16 @@ _SET_BYTES = 4 << 20  # keys and values laid out together, per thread: what a le
 
 
 def why_not(q: Tensor, plan: PlanTables, scale: float) -> str | None:
-    """Why torch's own kernel has to do this, or None."""
+    """Why torch's own kernel has to do this, or None. UsageError where the switch holds no known name."""
+    kinds.wanted()
     if plan.block_q < _MIN_QUERIES or plan.block_k < _MIN_KEYS:
         return f"blocks of {plan.block_q}x{plan.block_k} are below {_MIN_QUERIES}x{_MIN_KEYS}"
     return inputs_why_not(q, scale)
 
 
 def inputs_why_not(q: Tensor, scale: float) -> str | None:
-    """Why no native kernel can run such inputs, whatever they visit, or None."""
+    """Why no native kernel can run such inputs, whatever they visit, or None. UsageError as :func:`why_not`."""
+    kinds.wanted()
     if q.dtype == torch.float64:
         return "the kernels have no float64"
     if q.shape[-1] > MAX_DIM:
