@@ -16,11 +16,11 @@ from benchmarks.toy_common import parse_size, tell
 #: Methods and settings, in groups of about the same density.
 VARIANTS: dict[str, tuple[tuple[str, dict[str, str]], ...]] = {
     "a quarter": (
-        ("neighborhood", {"size": "7x8x8", "stride": "1x4x4"}),
-        ("neighborhood", {"size": "allx8x8"}),
-        ("neighborhood", {"size": "3x12x12"}),
+        ("neighborhood", {"size": "allx0.5x0.5", "stride": "1x3x3"}),
+        ("neighborhood", {"size": "allx0.5x0.5"}),
+        ("neighborhood", {"size": "3x0.75x0.75"}),
         ("radial", {"near": "decay", "sink": "false", "decay_factor": "0.3"}),
-        ("mixture_of_block", {"temporal": "1", "spatial": "4,4", "box": "1,8,8"}),
+        ("mixture_of_block", {"temporal": "1", "spatial": "4,4", "box": "1,6,6"}),
         *(
             ("block_select", {"keep": "0.25"} | settings)
             for settings in (
@@ -40,7 +40,7 @@ VARIANTS: dict[str, tuple[tuple[str, dict[str, str]], ...]] = {
         ("pyramid", {}),
     ),
     "a tenth": (
-        ("neighborhood", {"size": "allx5x5"}),
+        ("neighborhood", {"size": "allx0.33x0.33"}),
         ("block_select", {"keep": "0.1"}),
         ("block_select", {"keep": "0.1", "block": "32"}),
         ("block_select", {"keep": "0.1", "score": "antidiagonal"}),
@@ -62,8 +62,8 @@ VARIANTS: dict[str, tuple[tuple[str, dict[str, str]], ...]] = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of ``python -m benchmarks recall``."""
     parser.add_argument("--model", default="toy-video")
-    parser.add_argument("--prompts", type=int, default=4)
-    parser.add_argument("--size", default="25x256x256", help="frames x height x width")
+    parser.add_argument("--prompts", type=int, default=8)
+    parser.add_argument("--size", default="25x192x192", help="frames x height x width")
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--at", default="3,6,9", help="steps whose queries and keys are looked at")
     parser.add_argument("--groups", default=",".join(VARIANTS), help="of methods, separated by commas")
