@@ -39,6 +39,26 @@ def test_families(name):
 
 
 @pytest.mark.parametrize("name", ["wan", "sd3"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        genkit.BlockSelect(block=8, keep=2),
+        genkit.BlockSelect(block=8, keep=2, tail=4),
+        genkit.Pyramid(block=8, thresholds=(0.2, 0.3, 0.5, 0.6)),
+    ],
+    ids=lambda method: method.describe(),
+)
+def test_methods_that_choose_blocks(name, method):
+    case = tiny.build(name)
+    with genkit.patch(case.model, method):
+        expected = case.run()
+    plain = _compile(case)
+    with genkit.patch(plain, method) as handle:
+        torch.testing.assert_close(case.run(), expected, atol=2e-5, rtol=2e-5)
+        assert handle.report().ran > 0
+
+
+@pytest.mark.parametrize("name", ["wan", "sd3"])
 def test_patched_after_compiling_and_restored(name):
     """Also while another model is patched, so that the pass-through is already there when the second patch comes."""
     case, other = tiny.build(name), tiny.build(name, seed=1)
