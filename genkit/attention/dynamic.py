@@ -24,7 +24,9 @@ Run = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], tuple[torch.Tensor, t
 
 @dataclass(frozen=True)
 class BlockChoice:
-    """From scores to a plan: the one place where a method that scores key blocks turns scores into what is attended.
+    """From scores to a plan, without a mask of all blocks in between: for methods that score key blocks.
+
+    ``block_select`` goes by masks: its rankings and budgets may be shared by heads, and blocks are kept by their data.
 
     A method brings scores (B|1, H|1, query blocks, key blocks) in any way, on the device of its tensors, and gets a
     plan whose lists stay there: their width follows from the budget and the lengths, and only the device knows how much

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from math import ceil, prod, sqrt
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 
 from genkit.attention.dynamic import Permutation
 from genkit.kernels.permutation import Strips
+from genkit.kernels.scores.rows import relative_places
 from genkit.layout import TokenLayout
 
 Across = tuple[int, int]
@@ -54,6 +56,11 @@ class GridBlocks:
     def count(self) -> int:
         """Number of blocks M."""
         return len(self.sizes)
+
+    @cached_property
+    def apart(self) -> torch.Tensor:
+        """(M, M) int64: pairs of blocks that lie equally far apart have the same number. Read it after :meth:`to`."""
+        return relative_places(self.places)
 
     def share(self, read: torch.Tensor, layout: TokenLayout) -> torch.Tensor:
         """The share of all token pairs that is read, as a scalar tensor.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from genkit.kernels.scores.select import select_top_k, select_top_p
+from genkit.kernels.scores.select import select_counts, select_top_k, select_top_p
 
 if TYPE_CHECKING:
     from genkit.attention.block_select.method import BlockSelect
@@ -26,7 +26,7 @@ def select(scores: torch.Tensor, always: torch.Tensor, settings: BlockSelect, ow
         scores: (B, H, M, M) float32, ``-inf`` forbids.
         always: bool, broadcast: kept in any case; they count towards the budget and may exceed it.
         settings: the budget.
-        own: with ``budget="own"``: masses (B, H, M, M) that tell how many blocks a row needs, where ``scores`` rank.
+        own: with ``ranking="shared"``: masses (B, H, M, M) that tell how many blocks a row needs; ``scores`` rank.
 
     Returns:
         bool (B, H, M, M); no row is empty.
@@ -41,7 +41,7 @@ def select(scores: torch.Tensor, always: torch.Tensor, settings: BlockSelect, ow
     chosen = select_top_p(masses, settings.top_p, always=always, min_blocks=settings.least, max_share=settings.most)
     if own is None:
         return chosen
-    return _as_many(scores, always, chosen.sum(-1, keepdim=True))
+    return select_counts(scores, chosen.sum(-1, keepdim=True), always=always)
 
 
 def _per_head(scores: torch.Tensor, always: torch.Tensor, wanted: int) -> torch.Tensor:
@@ -49,12 +49,3 @@ def _per_head(scores: torch.Tensor, always: torch.Tensor, wanted: int) -> torch.
     flat = scores.flatten(2)[:, :, None]
     forced = always.expand(scores.shape).flatten(2)[:, :, None]
     return select_top_k(flat, wanted, always=forced).reshape(scores.shape)
-
-
-def _as_many(scores: torch.Tensor, always: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
-    """In every row as many of the best entries as ``counts`` (.., M, 1) says, those of ``always`` first."""
-    ranked = scores.masked_fill(always.expand(scores.shape), torch.inf)
-    order = ranked.sort(dim=-1, descending=True, stable=True).indices
-    place = torch.empty_like(order)
-    place.scatter_(-1, order, torch.arange(scores.shape[-1], device=scores.device).expand_as(order))
-    return place < counts

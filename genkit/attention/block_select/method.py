@@ -23,7 +23,7 @@ from genkit.errors import UsageError, explain
 from genkit.kernels import BlockPlan, block_sparse_attention
 from genkit.kernels.scores.estimate import pooled_scores
 from genkit.kernels.scores.pool import pool_blocks
-from genkit.kernels.scores.routing import kmeans_order, reordered, restored
+from genkit.kernels.scores.routing import kmeans_order, reordered
 from genkit.layout import TokenLayout
 
 _OWNER = "block_select"
@@ -289,7 +289,8 @@ class BlockSelect(Method):
             order, key_order = self._orders(q, k)
             moved = reordered(q, order), reordered(k, key_order), reordered(v, key_order)
             out, lse = self._attend_blocks(*moved, blocks, site, cache)
-            return restored(out, order), lse.gather(2, order.argsort(-1))
+            back = order.argsort(-1)
+            return reordered(out, back), lse.gather(2, back)
 
         return attend_grid(q, k, v, site, cache, run, blocks.permutation)
 

@@ -74,7 +74,7 @@ def _rows(q, k, blocks, settings, scale):
 
 
 def _offset(q, k, blocks, settings, wanted, scale):
-    return offset_scores(_rows(q, k, blocks, settings, scale), blocks.places)
+    return offset_scores(_rows(q, k, blocks, settings, scale), blocks.apart)
 
 
 def _vertical(q, k, blocks, settings, wanted, scale):

@@ -15,6 +15,7 @@ from genkit.kernels.scores.pool import pool_backends, pool_blocks, pool_why_not
 from genkit.kernels.scores.select import (
     block_lists,
     own_blocks,
+    select_counts,
     select_threshold,
     select_top_k,
     select_top_p,
@@ -30,6 +31,7 @@ __all__ = [
     "pool_why_not",
     "pooled_scores",
     "sampled_scores",
+    "select_counts",
     "select_threshold",
     "select_top_k",
     "select_top_p",

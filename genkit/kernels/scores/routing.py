@@ -62,10 +62,5 @@ def _nearest(points: Tensor, centres: Tensor) -> Tensor:
 
 
 def reordered(x: Tensor, order: Tensor) -> Tensor:
-    """x (B, N, H, D) with the tokens of every head in an order (B, H, N)."""
+    """x (B, N, H, D) with the tokens of every head in an order (B, H, N); ``order.argsort(-1)`` is the way back."""
     return x.gather(1, order.transpose(1, 2)[..., None].expand(x.shape))
-
-
-def restored(x: Tensor, order: Tensor) -> Tensor:
-    """The way back of :func:`reordered`."""
-    return reordered(x, order.argsort(-1))

@@ -44,40 +44,41 @@ def row_mass(
     return weights.sum(3).unflatten(-1, (-1, block_k)).sum(-1) / real.sum(1).clamp(min=1)[:, None]
 
 
+def relative_places(places: Tensor) -> Tensor:
+    """(M, M) int64: pairs of blocks that lie equally far apart have the same number, from 0 without gaps.
+
+    Args:
+        places: (M, axes) int64, where every block lies, in blocks.
+    """
+    number = torch.zeros(len(places), len(places), dtype=torch.int64, device=places.device)
+    # sizes come from the number of blocks, so that nothing waits for the device
+    side = 2 * len(places) - 1
+    for axis in range(places.shape[1]):
+        number = number * side + (places[:, None, axis] - places[None, :, axis]) + len(places) - 1
+    ordered, order = number.reshape(-1).sort(stable=True)
+    first = torch.cat([torch.zeros_like(ordered[:1]), (ordered.diff() != 0).long()])
+    return torch.empty_like(ordered).scatter_(0, order, first.cumsum(0)).reshape(number.shape)
+
+
 @torch.no_grad()
-def offset_scores(mass: Tensor, places: Tensor) -> Tensor:
+def offset_scores(mass: Tensor, apart: Tensor) -> Tensor:
     """Every block pair gets the mean mass of all pairs that lie equally far apart: the same for all places of the grid.
 
     Args:
         mass: (B, H, M, M), for instance from :func:`row_mass`.
-        places: (M, axes) int64, where every block lies, in blocks.
+        apart: (M, M) int64, from :func:`relative_places`; made once per layout.
 
     Returns:
         (B, H, M, M) float32.
     """
-    if mass.shape[-2:] != (len(places), len(places)):
-        raise UsageError(f"offset_scores needs a square map of {len(places)} blocks, got {tuple(mass.shape)}")
-    apart = places[:, None] - places[None]
-    number = torch.zeros(apart.shape[:2], dtype=torch.int64, device=places.device)
-    total = 1
-    for axis in range(places.shape[1]):
-        # sizes come from the number of blocks, so that nothing waits for the device
-        side = 2 * len(places) - 1
-        number = number * side + apart[..., axis] + len(places) - 1
-        total *= side
-    number = _dense_numbers(number.reshape(-1))
+    if mass.shape[-2:] != apart.shape:
+        raise UsageError(f"offset_scores needs a square map of {len(apart)} blocks, got {tuple(mass.shape)}")
+    number = apart.reshape(-1)
     whole = (mass.flatten(2).double() * _UNIT).round().long()
     sums = torch.zeros_like(whole).index_add_(2, number, whole)
     often = torch.zeros_like(number).index_add_(0, number, torch.ones_like(number))
     mean = sums.double() / _UNIT / often.clamp(min=1)
     return mean[..., number].reshape(mass.shape).float()
-
-
-def _dense_numbers(number: Tensor) -> Tensor:
-    """The same groups, numbered from 0 without gaps."""
-    ordered, order = number.sort(stable=True)
-    first = torch.cat([torch.zeros_like(ordered[:1]), (ordered.diff() != 0).long()])
-    return torch.empty_like(number).scatter_(0, order, first.cumsum(0))
 
 
 @torch.no_grad()

@@ -106,6 +106,13 @@ def select_threshold(
     return _bounded(scores, forced, rank, wanted, min_blocks, max_share)
 
 
+@torch.no_grad()
+def select_counts(scores: Tensor, counts: Tensor, *, always: Tensor | None = None) -> Tensor:
+    """Keep as many of the best blocks of every row as ``counts`` (.., Mq, 1) says, those of ``always`` first."""
+    _, rank = _ranking(scores, _forced(scores, always))
+    return rank < counts
+
+
 def _forced(scores: Tensor, always: Tensor | None) -> Tensor:
     if scores.dim() != 4:
         raise UsageError(f"scores must be (B|1, H|1, Mq, Mk), got shape {tuple(scores.shape)}")
