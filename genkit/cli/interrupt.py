@@ -9,7 +9,8 @@ import os
 import signal
 import sys
 import threading
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 INTERRUPTED = 130
@@ -18,8 +19,11 @@ TERMINATED = 143
 GRACE = 3.0
 CODES = {signal.SIGINT: INTERRUPTED, signal.SIGTERM: TERMINATED}
 
-_told = threading.Event()
+_guarded = threading.Event()
 _seen = threading.Event()
+#: Which thread writes the line about the interruption; set once, in one step that no signal can divide.
+_teller: dict[str, tuple[int, object]] = {}
+_told = threading.Event()
 
 
 def guard() -> None:
@@ -32,6 +36,7 @@ def guard() -> None:
         return
     if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         return  # a shell made this process deaf to Ctrl-C, or another program listens
+    _guarded.set()
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
@@ -40,8 +45,9 @@ def guard() -> None:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    if _seen.is_set():
+    if _seen.is_set() or _teller:
         leave(INTERRUPTED)
+        return  # the line is being written by what was interrupted here
     _seen.set()
     raise KeyboardInterrupt
 
@@ -63,17 +69,34 @@ def _watch(reader: int) -> None:
                 timer.start()
 
 
-def told() -> None:
-    """The line about the interruption is written; it is not written again."""
-    _told.set()
+@contextmanager
+def telling() -> Iterator[bool]:
+    """Whether the line about the interruption is the caller's to write, inside; it is written once.
+
+    The main thread, a signal in the middle of it and the watching thread may all come here at once.
+    """
+    if not _guarded.is_set():  # called by a program, which may call again
+        yield True
+        return
+    mine = threading.get_ident(), object()
+    first = _teller.setdefault("line", mine) is mine
+    try:
+        yield first
+    finally:
+        if first:
+            _told.set()
 
 
 def leave(code: int) -> None:
     """End the process now, without the interpreter's own way out, which may take long and print tracebacks."""
-    if not _told.is_set():
-        _told.set()
-        with suppress(OSError):
-            os.write(2, b"genkit: error: interrupted\n")
+    with telling() as first:
+        if first:
+            with suppress(OSError):
+                os.write(2, b"genkit: error: interrupted\n")
+    if _guarded.is_set() and not _told.is_set():
+        if _teller["line"][0] == threading.get_ident():
+            return  # called by a signal while this very thread writes the line; it ends right after
+        _told.wait(GRACE)
     for stream in (sys.stdout, sys.stderr):
         with suppress(Exception):
             stream.flush()

@@ -6,7 +6,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Annotated
 
 import typer
@@ -120,15 +120,15 @@ def _fail(error: object, code: int, options: Sequence[str], debug: bool) -> int:
 
         traceback.print_exc()
     message = one_line(error)
-    if code in (INTERRUPTED, TERMINATED):
-        interrupt.told()
-    if "--json" in options:
-        try:
-            print_json({"error": message, "exit_code": code})
-            flush()
-        except OutputError:
-            abandon()
-    complain(f"genkit: error: {message}")
+    with interrupt.telling() if code in (INTERRUPTED, TERMINATED) else nullcontext(True) as ours:
+        if ours and "--json" in options:
+            try:
+                print_json({"error": message, "exit_code": code})
+                flush()
+            except OutputError:
+                abandon()
+        if ours:
+            complain(f"genkit: error: {message}")
     return code
 
 

@@ -127,6 +127,17 @@ CASES = {
         "importing": "pass", "really": False,
         "running": "print('now', flush=True); hashlib.pbkdf2_hmac('sha256', b'x', b'y', 10**9)",
     },
+    "twice, and the line is slow": {
+        "importing": "pass", "really": False,
+        "running": "write = os.write; os.write = lambda *to: (time.sleep(0.3), write(*to))\n"
+        f"    try:\n        {KILL}; time.sleep(30)\n    finally:\n        {KILL}; time.sleep(30)",
+    },
+    "while the command writes the line": {
+        "importing": "pass", "really": False,
+        "running": "with interrupt.telling() as ours:\n"
+        f"        {KILL}; time.sleep(0.1); {KILL}; time.sleep(0.1)\n"
+        "        print('genkit: error: interrupted' if ours else 'not ours', file=sys.stderr)\n    return 130",
+    },
     "while leaving takes long": {
         "importing": "pass", "really": False,
         "running": f"import atexit; atexit.register(time.sleep, 30)\n    {KILL}; time.sleep(30)",
