@@ -35,6 +35,7 @@ _EXPORTS = {
     "patches": "genkit.patching",
     "recipe": "genkit.pipelines.recipes",
     "register_family": "genkit.families.lookup",
+    "rotary_base": "genkit.patching",
     "unpatch": "genkit.patching",
     "why_not": "genkit.patching",
 }

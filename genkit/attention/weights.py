@@ -54,6 +54,10 @@ class PatchWeights(nn.Module):
         """The weights of a method at a layer; KeyError without."""
         return self.layers[_key(method, site)]
 
+    def has(self, method: str, site: str) -> bool:
+        """Whether a method has weights at a layer."""
+        return _key(method, site) in self.layers
+
     def __contains__(self, site: str) -> bool:
         """Whether any method has weights at a layer."""
         tail = "/" + site.replace(".", "/")

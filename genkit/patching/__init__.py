@@ -9,6 +9,7 @@ from genkit.patching.positions import time_shift
 from genkit.patching.processors import attn_processors
 from genkit.patching.removal import patches, unpatch
 from genkit.patching.report import Description, Report
+from genkit.patching.rotary import rotary_base
 from genkit.patching.schedule import Schedule
 from genkit.patching.targets import why_not
 
@@ -23,6 +24,7 @@ __all__ = [
     "families",
     "patch",
     "patches",
+    "rotary_base",
     "time_shift",
     "unpatch",
     "why_not",

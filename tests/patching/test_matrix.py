@@ -15,6 +15,7 @@ from genkit.patching.matrix import Cell, Row, matrix, rows
 SMALL = {
     "agent": {"cell": (1, 2, 2)},
     "block_select": {"block": 8, "keep": 2},
+    "clear": {"radius": 1.5},
     "cross_modal_context": {"window": 1.0},
     "mixture_of_block": {"temporal": 1, "spatial": (2, 2), "box": (1, 2, 2)},
     "neighborhood": {"size": 3},
