@@ -23,6 +23,8 @@ from benchmarks.environment import environment, machine_line, table, write_resul
 from benchmarks.kernels.problems import Problem, problems
 from benchmarks.kernels.timing import peak_bytes, roofline, seconds
 from genkit.kernels import block_sparse_attention
+from genkit.kernels.block_sparse.impl import flex as flex_plain
+from genkit.kernels.block_sparse.impl import flex_flash, flex_tma
 
 ROOT = Path(__file__).parents[2]
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -31,6 +33,8 @@ DENSE = {
     "cudnn": SDPBackend.CUDNN_ATTENTION,
     "efficient": SDPBackend.EFFICIENT_ATTENTION,
 }
+
+FLEX = {"flex": flex_plain, "flex TMA": flex_tma, "flex FLASH": flex_flash}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -202,22 +206,37 @@ def dense(problem: Problem, q, k, v, grad, timed) -> dict[str, object]:
 
 
 def flex(problem: Problem, plan, q, k, v, grad, timed) -> dict[str, object]:
-    """Compiled FlexAttention on the same plan, tokens already in block order."""
+    """Compiled FlexAttention on the same plan, tokens already in block order: its own kernels, with TMA, and on
+    FlashAttention 4."""
+    mask = plan.in_order().to_block_mask()
+    with torch.no_grad():
+        if plan.order is not None:
+            q, grad = plan.order.apply(q), plan.order.apply(grad)
+        if plan.key_order is not None:
+            k, v = plan.key_order.apply(k), plan.key_order.apply(v)
+    row: dict[str, object] = {}
+    for name, module in FLEX.items():
+        row |= {f"{name} ms": "-", f"{name} backward ms": "-"}
+        if reason := module.why_not(q, k, v, plan.in_order(), needs_grad=True):
+            row[f"{name} ms"] = f"refused: {reason[:60]}"
+            continue
+        # Every problem compiles anew; after a few the compiler would give up and run the N x N version instead.
+        torch._dynamo.reset()
+        inputs = [x.transpose(1, 2).contiguous().requires_grad_() for x in (q, k, v)]
+        try:
+            call = flex_call(inputs, mask, getattr(module, "OPTIONS", None))
+            forward = timed(lambda call=call: call().detach())
+            both = timed(lambda call=call, x=inputs: torch.autograd.grad(call(), x, grad.transpose(1, 2)))
+        except Exception as error:  # the compiler raises many kinds; the row must say that it did
+            row[f"{name} ms"] = f"failed: {type(error).__name__}"
+            continue
+        row |= {f"{name} ms": round(1e3 * forward, 3), f"{name} backward ms": round(1e3 * (both - forward), 3)}
+    return row
+
+
+def flex_call(inputs, mask, options):
+    """A call of compiled FlexAttention."""
     from torch.nn.attention.flex_attention import flex_attention
 
-    # Every problem compiles anew; after a few the compiler would give up and run the N x N version instead.
-    torch._dynamo.reset()
     compiled = torch.compile(flex_attention, dynamic=False, fullgraph=True)
-    try:
-        mask = plan.in_order().to_block_mask()
-        with torch.no_grad():
-            if plan.order is not None:
-                q, grad = plan.order.apply(q), plan.order.apply(grad)
-            if plan.key_order is not None:
-                k, v = plan.key_order.apply(k), plan.key_order.apply(v)
-        inputs = [x.transpose(1, 2).contiguous().requires_grad_() for x in (q, k, v)]
-        forward = timed(lambda: compiled(*inputs, block_mask=mask).detach())
-        both = timed(lambda: torch.autograd.grad(compiled(*inputs, block_mask=mask), inputs, grad.transpose(1, 2)))
-    except Exception as error:  # the compiler raises many kinds; the row must say that it did
-        return {"flex ms": f"failed: {type(error).__name__}", "flex backward ms": "-"}
-    return {"flex ms": round(1e3 * forward, 3), "flex backward ms": round(1e3 * (both - forward), 3)}
+    return lambda: compiled(*inputs, block_mask=mask, kernel_options=options)

@@ -14,7 +14,8 @@ def implementations(impl: ModuleType) -> dict[str, ModuleType]:
     """The implementations in a package by name, in the order in which ``auto`` tries them.
 
     An implementation is a module or a folder with the operator's functions and a ``PRIORITY``: a number, the smallest
-    is tried first, or None for one that runs only when asked for by name (an approximate one); these come last.
+    is tried first, or None for one that runs only when asked for by name (an approximate or
+    experimental one); these come last.
     """
     return _found(impl.__name__, tuple(impl.__path__))
 

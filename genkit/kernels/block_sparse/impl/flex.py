@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 
 import torch
@@ -48,9 +49,15 @@ def _compiled() -> Callable:
 
 
 def attention(
-    q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, scale: float, bias: Sequence[Bias] = ()
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    plan: BlockPlan,
+    scale: float,
+    bias: Sequence[Bias] = (),
+    options: Mapping[str, object] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """(out, lse) by FlexAttention, differentiable on a GPU."""
+    """(out, lse) by FlexAttention, differentiable on a GPU. ``options``: FlexAttention's ``kernel_options``."""
     from torch.nn.attention.flex_attention import AuxRequest, flex_attention
 
     run = flex_attention if q.device.type == "cpu" else _compiled()
@@ -61,6 +68,7 @@ def attention(
         scale=scale,
         enable_gqa=q.shape[2] != k.shape[2],
         return_aux=AuxRequest(lse=True),
+        kernel_options=None if options is None else dict(options),
     )
     out, lse = out.transpose(1, 2), aux.lse.to(torch.float64 if q.dtype == torch.float64 else torch.float32)
     slot = torch.arange(plan.block_q, device=q.device)
@@ -99,28 +107,36 @@ def _value(term: Bias, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
     return total
 
 
-def forward(
-    q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, scale: float, bias: Sequence[Bias]
-) -> tuple[Tensor, Tensor]:
-    """:func:`attention` without a graph."""
-    with torch.no_grad():
-        out, lse = attention(q, k, v, plan, scale, bias)
-    return out.contiguous(), lse.contiguous()
+@dataclass(frozen=True)
+class Kernels:
+    """The two passes of the backend with FlexAttention's ``kernel_options``."""
+
+    options: Mapping[str, object] | None = None
+
+    def attention(
+        self, q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, scale: float, bias: Sequence[Bias]
+    ) -> tuple[Tensor, Tensor]:
+        """:func:`attention` with these options."""
+        return attention(q, k, v, plan, scale, bias, self.options)
+
+    def forward(
+        self, q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, scale: float, bias: Sequence[Bias]
+    ) -> tuple[Tensor, Tensor]:
+        """:func:`attention` without a graph."""
+        with torch.no_grad():
+            out, lse = self.attention(q, k, v, plan, scale, bias)
+        return out.contiguous(), lse.contiguous()
+
+    def backward(
+        self, grad_out: Tensor, grad_lse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
+        plan: BlockPlan, scale: float, bias: Sequence[Bias],
+    ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:  # fmt: skip
+        """Gradients of q, k, v and of the trainable bias tables, by FlexAttention's own backward through a second
+        run."""
+        if grad_lse is not None:
+            grad_lse = grad_lse.masked_fill(lse == -torch.inf, 0)
+        run = lambda q, k, v, bias: self.attention(q, k, v, plan, scale, bias)  # noqa: E731
+        return gradients(run, grad_out, grad_lse, q, k, v, bias)
 
 
-def backward(
-    grad_out: Tensor,
-    grad_lse: Tensor | None,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    plan: BlockPlan,
-    scale: float,
-    bias: Sequence[Bias],
-) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
-    """Gradients of q, k, v and of the trainable bias tables, by FlexAttention's own backward through a second run."""
-    if grad_lse is not None:
-        grad_lse = grad_lse.masked_fill(lse == -torch.inf, 0)
-    return gradients(lambda q, k, v, bias: attention(q, k, v, plan, scale, bias), grad_out, grad_lse, q, k, v, bias)
+forward, backward = Kernels().forward, Kernels().backward
