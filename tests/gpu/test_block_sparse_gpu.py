@@ -63,6 +63,28 @@ def test_every_tile_of_this_device_against_the_reference(dtype, dim, blocks, dev
         assert error < budget, f"{name}: {error:.2e}"
 
 
+@pytest.mark.parametrize("backend", ["flex", "flex_tma", "flex_flash"])
+@pytest.mark.parametrize("ragged", [False, True])
+def test_flex_and_its_variants_use_the_lists(backend, ragged, device):
+    """A plan that keeps one block in eight: a kernel that skips the lists gives another result."""
+    n = 2000 if ragged else 2048
+    keep = torch.zeros(1, 1, 8, 16, dtype=torch.bool)
+    keep[..., [0, 7]] = True
+    plan = BlockPlan.from_dense_blocks(keep.to(device), n, n, block_q=256, block_k=128)
+    inputs = [random(device, 1, n, 4, 64, seed=s).requires_grad_() for s in range(3)]
+    if reason := why_not(backend, *inputs, plan):
+        pytest.skip(reason)
+    grad = random(device, 1, n, 4, 64, seed=3)
+    out, lse = block_sparse_attention(*inputs, plan, backend=backend)
+    wide = [x.detach().double().requires_grad_() for x in inputs]
+    wanted, wanted_lse = block_sparse_attention(*wide, plan, backend="reference")
+    found = [out, lse, *torch.autograd.grad(out, inputs, grad)]
+    exact = [wanted, wanted_lse, *torch.autograd.grad(wanted, wide, grad.double())]
+    for name, x, y in zip(("out", "lse", "dq", "dk", "dv"), found, exact, strict=True):
+        error = ((x.double() - y).abs().max() / y.abs().max()).item()
+        assert error < 1.6e-2, f"{name}: {error:.2e}"
+
+
 def test_float32_is_not_rounded_to_tf32(device):
     plan = BlockPlan.dense(256, 256)
     q, k, v = (random(device, 1, 256, 1, 64, dtype=torch.float32, seed=s) for s in range(3))
