@@ -61,7 +61,7 @@ def done(tmp_path_factory):
 
 
 def test_a_backend_is_found_last_where_it_is_not_for_auto(done):
-    assert done["names"] == ["cpu", "triton", "flex", "reference", "eager", "flex_flash", "flex_tma"]
+    assert done["names"] == ["cpu", "triton", "flex", "reference", "eager", "flex_flash", "flex_tma", "triton_int8"]
 
 
 def test_why_not_and_the_refusal_give_its_own_reason(done):

@@ -20,7 +20,7 @@ import triton
 _LABEL = re.compile(r"^\s*(\.L\w+):")
 _NVIDIA = re.compile(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:\{\s*)?(?:@!?U?P\w+\s+)?([A-Z][\w.]*)(.*)")
 _AMD = re.compile(r"^\s+([a-z]\w+)(.*)")
-_PRODUCT = re.compile(r"HGMMA|HMMA|UTC\w*MMA|v_mfma")
+_PRODUCT = re.compile(r"[HI]GMMA|[HI]MMA|UTC\w*MMA|v_mfma")
 _LEAVES = ("EXIT", "s_endpgm")
 
 

@@ -22,6 +22,7 @@ def asked(dim: int) -> list[Variant]:
     kinds = [("none", "none", False), ("none", "none", True), ("box", "none", False), ("box", "none", True)]
     kinds += [("bits", "none", True), ("disc", "low rank", True)]
     small = [Variant("forward", dim, "bf16", "box", block=(128, 64))]
+    small += [Variant("forward", dim, "bf16", "box", eight=True)]
     return small + [
         Variant(kernel, dim, "bf16", rule, bias, general)
         for kernel, (rule, bias, general) in product(KERNELS, kinds)

@@ -21,7 +21,17 @@ from genkit.kernels.block_sparse.impl.triton.launch import (
     forward_launch,
     prepare_launch,
 )
-from genkit.kernels.block_sparse.impl.triton.tile import BITS, BOX, NO_MASK, RULE, BoxTables, Lists, RuleTables, Tokens
+from genkit.kernels.block_sparse.impl.triton.tile import (
+    BITS,
+    BOX,
+    NO_MASK,
+    RULE,
+    BoxTables,
+    Lists,
+    RuleTables,
+    Steps,
+    Tokens,
+)
 from genkit.kernels.block_sparse.impl.triton.tile_sizes import BULK, Tile, bulk_candidates, candidates, fit
 
 LENGTH, HEADS, BLOCK, RANK, AXES = 1024, 4, 128, 64, 3
@@ -55,7 +65,7 @@ class Variant:
     grouped heads and lengths that blocks do not divide; otherwise one key head per query head and whole blocks, which
     compile to shorter code. ``bulk``: whether tiles come through tensor descriptors, None as the target has it.
     ``block``: tokens per query and key block. ``measured``: whether spills count; otherwise
-    it only has to compile and to fit the shared memory.
+    it only has to compile and to fit the shared memory. ``eight``: queries and keys are int8, forward only.
     """
 
     kernel: str
@@ -67,10 +77,11 @@ class Variant:
     block: tuple[int, int] = (BLOCK, BLOCK)
     measured: bool = True
     bulk: bool | None = None
+    eight: bool = False
 
     def copies(self, arch: str) -> bool:
         """Whether the copy engine of a target is used: as by default there, or as ``bulk`` says."""
-        possible = self.bias == "none" and self.rule not in ("axes", "disc") and self.dtype != "fp32"
+        possible = self.bias == "none" and self.rule not in ("axes", "disc") and self.dtype != "fp32" and not self.eight
         return possible and (arch in BULK if self.bulk is None else self.bulk)
 
     @property
@@ -101,6 +112,7 @@ class Variant:
         notes += [
             "general" * self.general,
             "no TMA" * (self.bulk is False),
+            "int8 queries and keys" * self.eight,
             "blocks of {}x{}".format(*self.block) * (self.block != (BLOCK, BLOCK)),
         ]
         return ", ".join([f"{self.kernel} D={self.dim} {self.dtype}", *filter(None, notes)])
@@ -122,6 +134,8 @@ def variants(arch: str, full: bool) -> Iterator[Variant]:
             yield small
         if kernel == "forward" and arch in BULK:
             yield replace(ruled, rule="bits", block=(128, 64))  # full blocks in pairs: the most shared memory
+        if kernel == "forward":
+            yield replace(ruled, eight=True)
         if full:
             yield replace(ruled, general=True)
         if full or (dim == 128 and arch in MOST_CODE[kernel]):
@@ -161,6 +175,9 @@ def launch(variant: Variant, arch: str) -> Launch:
     row = torch.zeros(1, HEADS, length)
     extra = None if variant.bias == "none" else torch.zeros(1, HEADS, length, problem.bias.width)
     inputs, info = Inputs.of(q, k, k, q), Rows.empty(q, problem)
+    if variant.eight:
+        steps = Steps(row, torch.zeros(1, key_heads, length))
+        inputs = Inputs(q.to(torch.int8), k.to(torch.int8), k, steps=steps)
     if variant.kernel == "forward":
         return forward_launch(inputs, q, row, problem, 0.1, tile, variant.copies(arch))
     if variant.kernel == "dq":

@@ -18,6 +18,10 @@ def test_kernels_equal_brute_force_in_the_interpreter():
     assert run_checks(Path(__file__).with_name("triton_checks.py")) == 45
 
 
+def test_int8_scores_equal_brute_force_on_the_rounded_inputs():
+    assert run_checks(Path(__file__).with_name("triton_int8_checks.py")) == 13
+
+
 def test_without_a_device_it_says_why_not():
     q = torch.zeros(1, 8, 1, 16)
     plan = BlockPlan.dense(8, 8)

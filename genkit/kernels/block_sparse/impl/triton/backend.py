@@ -59,10 +59,10 @@ def forward(
 
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = _statistics(q)
-    problem = _problem(plan, bias, inverse=False)
+    problem = problem_of(plan, bias, inverse=False)
     inputs = launch.Inputs.of(q, k, v)
-    tile, bulk = _tile("forward", q, k, problem, inputs)
-    _on_device(q, launch.forward_launch(inputs, out, lse, problem, scale, tile, bulk))
+    tile, bulk = tile_of("forward", q, k, problem, inputs)
+    on_device(q, launch.forward_launch(inputs, out, lse, problem, scale, tile, bulk))
     return out, lse
 
 
@@ -74,17 +74,17 @@ def backward(
     from genkit.kernels.block_sparse.impl.triton import launch
 
     out, grad_out = launch.unit_last(out), launch.unit_last(grad_out)
-    rows, columns = _problem(plan, bias, inverse=False), _problem(plan, bias, True, q.shape[2] // k.shape[2])
+    rows, columns = problem_of(plan, bias, inverse=False), problem_of(plan, bias, True, q.shape[2] // k.shape[2])
     inputs, info = launch.Inputs.of(q, k, v, grad_out), launch.Rows.empty(q, rows)
     grad_lse = None if grad_lse is None else grad_lse.contiguous()
-    _on_device(q, launch.prepare_launch(out, grad_out, lse.contiguous(), grad_lse, info))
+    on_device(q, launch.prepare_launch(out, grad_out, lse.contiguous(), grad_lse, info))
     dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
     per_query = _extra(q, q.shape[1], rows.bias.width) if bias else None
     per_key = _extra(q, k.shape[1], rows.bias.width) if bias and isinstance(bias[0], LowRank) else None
-    tile, bulk = _tile("dq", q, k, rows, inputs)
-    _on_device(q, launch.dq_launch(inputs, info, dq, per_query, rows, scale, tile, bulk))
-    tile, bulk = _tile("dkv", q, k, columns, inputs)
-    _on_device(q, launch.dkv_launch(inputs, info, dk, dv, per_key, columns, scale, tile, bulk))
+    tile, bulk = tile_of("dq", q, k, rows, inputs)
+    on_device(q, launch.dq_launch(inputs, info, dq, per_query, rows, scale, tile, bulk))
+    tile, bulk = tile_of("dkv", q, k, columns, inputs)
+    on_device(q, launch.dkv_launch(inputs, info, dk, dv, per_key, columns, scale, tile, bulk))
     return dq, dk, dv, _bias_gradients(bias, per_query, per_key)
 
 
@@ -95,7 +95,7 @@ def launch_for(kernel: str, q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, ti
 
     scale = q.shape[-1] ** -0.5
     first, second, third = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
-    problem = _problem(plan, (), kernel == "dkv", q.shape[2] // k.shape[2])
+    problem = problem_of(plan, (), kernel == "dkv", q.shape[2] // k.shape[2])
     info = launch.Rows.empty(q, problem)
     for x in info[:2]:
         x.zero_()
@@ -116,7 +116,8 @@ def _extra(q: Tensor, length: int, width: int) -> Tensor:
     return torch.empty(q.shape[0], q.shape[2], length, width, dtype=torch.float32, device=q.device)
 
 
-def _on_device(q: Tensor, launch) -> None:
+def on_device(q: Tensor, launch) -> None:
+    """Run a launch where a tensor is."""
     if q.device.type == "cuda":
         with torch.cuda.device(q.device):
             launch.run()
@@ -124,7 +125,7 @@ def _on_device(q: Tensor, launch) -> None:
         launch.run()
 
 
-def _tile(kernel: str, q: Tensor, k: Tensor, problem, inputs) -> tuple[Tile, bool]:
+def tile_of(kernel: str, q: Tensor, k: Tensor, problem, inputs) -> tuple[Tile, bool]:
     """The tile of a call, and whether the copy engine brings its tiles."""
     from genkit.kernels.block_sparse.impl.triton.tile import BITS, RULE
 
@@ -138,7 +139,7 @@ def _tile(kernel: str, q: Tensor, k: Tensor, problem, inputs) -> tuple[Tile, boo
     return tile, bulk
 
 
-def _problem(plan: BlockPlan, bias: Sequence[Bias], inverse: bool, group: int = 1):
+def problem_of(plan: BlockPlan, bias: Sequence[Bias] = (), inverse: bool = False, group: int = 1):
     """The kernel's view of a plan, kept in the plan's cache; the bias belongs to the call. ``group``: query heads that
     share a key head, whose inverse lists are one unless each has a gradient of its own to write."""
     from dataclasses import replace

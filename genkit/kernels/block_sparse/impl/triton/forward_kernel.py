@@ -51,11 +51,11 @@ def _online_step(scores, factor, values, running_max, mass, acc, GUARDED: tl.con
 
 @triton.jit
 def _visit(
-    q_tile, queries, window, k, v, bulk, entries, tables, head, factor, running_max, mass, acc,
+    q_tile, queries, window, k, v, bulk, entries, tables, head, factor, steps, running_max, mass, acc,
     SHAPE: tl.constexpr, LIST: tl.constexpr,
 ):  # fmt: skip
     """Walk one list of key blocks. ``window`` is what a packed rule says of the queries, ``bulk`` the descriptors
-    of k and v, or None twice."""
+    of k and v, or None twice; ``steps`` those of int8 queries and the address of the keys', or None twice."""
     BLOCK_K: tl.constexpr = SHAPE.BLOCK_K
     TILE_K: tl.constexpr = SHAPE.TILE_K
     HELD: tl.constexpr = (BLOCK_K % TILE_K == 0) and (LIST == FULL or SHAPE.EVEN_K)
@@ -63,14 +63,19 @@ def _visit(
     GUARDED: tl.constexpr = LIST != FULL or SHAPE.BIAS != 0
     # A bias is in units of the logits, and a factor that is not positive would turn the order of the scores.
     EARLY: tl.constexpr = SHAPE.BIAS != 0 or not SHAPE.POSITIVE
-    steps = tile_count(entries.count, BLOCK_K, TILE_K)
-    ahead, tile_ahead = read_entry(entries, 0, steps, BLOCK_K, TILE_K, True)
-    for step in tl.range(0, steps, num_stages=SHAPE.STAGES):
+    count = tile_count(entries.count, BLOCK_K, TILE_K)
+    ahead, tile_ahead = read_entry(entries, 0, count, BLOCK_K, TILE_K, True)
+    for step in tl.range(0, count, num_stages=SHAPE.STAGES):
         block, tile = ahead, tile_ahead
-        ahead, tile_ahead = read_entry(entries, step + 1, steps, BLOCK_K, TILE_K, True)
+        ahead, tile_ahead = read_entry(entries, step + 1, count, BLOCK_K, TILE_K, True)
         first, offset, k_ok, held = locate(entries, block, step, tables.tokens, BLOCK_K, TILE_K, LIST)
         k_tile = load_keys(k, bulk[0], head, first, offset, held, SHAPE, not HELD)
-        scores = tl.dot(q_tile, tl.trans(k_tile), input_precision="ieee")
+        if steps[0] is None:
+            scores = tl.dot(q_tile, tl.trans(k_tile), input_precision="ieee")
+        else:
+            key_steps = tl.load(steps[1] + first + offset, mask=held, other=0.0)
+            scores = tl.dot(q_tile, tl.trans(k_tile), out_dtype=tl.int32).to(tl.float32)
+            scores = scores * (steps[0][:, None] * key_steps[None, :])
         if EARLY:
             scores *= factor
         # `first >> 31` is 0, but only known in the loop: else the query side's tables would be kept in registers.
@@ -150,6 +155,12 @@ def forward_kernel(inputs, bulk_k, bulk_v, out, lse, tables, call, SHAPE: tl.con
     window = (queries.tokens, queries.tokens)
     if SHAPE.MASK == BOX:
         window = box_queries(tables.mask, queries.tokens)
+    steps = (None, None)
+    if call.steps is not None:
+        line = tl.program_id(1).to(tl.int64) * tables.tokens.n_q
+        own = tl.load(call.steps.queries + line + queries.tokens, mask=queries.ok, other=0.0)
+        line = head.batch.to(tl.int64) * (call.heads // call.group) + head.key
+        steps = (own, call.steps.keys + line * tables.tokens.n_k)
     entries = list_entries(tables.lists, head, block, FULL, SHAPE.MASK)
     if bulk_k is not None:
         # Tiles of fewer queries leave room for two programs at once, which this would take.
@@ -159,7 +170,7 @@ def forward_kernel(inputs, bulk_k, bulk_v, out, lse, tables, call, SHAPE: tl.con
             done = entries.count // 2 * 2
             entries = Entries(entries.index + done, None, entries.count - done)
     running_max, mass, acc = _visit(
-        q_tile, queries, window, k, v, bulk, entries, tables, head, factor, running_max, mass, acc, SHAPE, FULL
+        q_tile, queries, window, k, v, bulk, entries, tables, head, factor, steps, running_max, mass, acc, SHAPE, FULL
     )
     if tables.lists.part_count is not None:
         if SHAPE.MASK == NO_MASK or tables.lists.ragged_count is not None:
@@ -175,6 +186,7 @@ def forward_kernel(inputs, bulk_k, bulk_v, out, lse, tables, call, SHAPE: tl.con
                 tables,
                 head,
                 factor,
+                steps,
                 running_max,
                 mass,
                 acc,
@@ -184,7 +196,22 @@ def forward_kernel(inputs, bulk_k, bulk_v, out, lse, tables, call, SHAPE: tl.con
         if SHAPE.MASK != NO_MASK:
             entries = list_entries(tables.lists, head, block, MIXED, SHAPE.MASK)
             running_max, mass, acc = _visit(
-                q_tile, queries, window, k, v, bulk, entries, tables, head, factor, running_max, mass, acc, SHAPE, MIXED
+                q_tile,
+                queries,
+                window,
+                k,
+                v,
+                bulk,
+                entries,
+                tables,
+                head,
+                factor,
+                steps,
+                running_max,
+                mass,
+                acc,
+                SHAPE,
+                MIXED,
             )
 
     # NaN mass must stay NaN: only a true zero is a row that saw nothing.

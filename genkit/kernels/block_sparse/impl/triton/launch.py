@@ -13,7 +13,17 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from genkit.kernels.block_sparse.impl.triton.backward_kernels import dkv_kernel, dq_kernel, prepare_kernel
 from genkit.kernels.block_sparse.impl.triton.bias import LowRankTables, QuadraticTables
 from genkit.kernels.block_sparse.impl.triton.forward_kernel import forward_kernel
-from genkit.kernels.block_sparse.impl.triton.tile import BoxTables, Call, Lists, RuleTables, Shape, Tables, Tokens, View
+from genkit.kernels.block_sparse.impl.triton.tile import (
+    BoxTables,
+    Call,
+    Lists,
+    RuleTables,
+    Shape,
+    Steps,
+    Tables,
+    Tokens,
+    View,
+)
 from genkit.kernels.block_sparse.impl.triton.tile_sizes import Tile
 
 # Offsets inside a tile are 32-bit: 256 tokens of this stride still fit.
@@ -112,12 +122,14 @@ class Rows(NamedTuple):
 
 @dataclass(frozen=True)
 class Inputs:
-    """The tensors of a call as kernels can address them; ``d_out`` only in the backward pass."""
+    """The tensors of a call as kernels can address them; ``d_out`` only in the backward pass, ``steps`` only where q and
+    k are int8."""
 
     q: Tensor
     k: Tensor
     v: Tensor
     d_out: Tensor | None = None
+    steps: Steps | None = None
 
     @classmethod
     def of(cls, *tensors: Tensor) -> Inputs:
@@ -135,7 +147,7 @@ class Inputs:
 
     def call(self, scale: float) -> Call:
         """The numbers of the call."""
-        return Call(scale, self.q.shape[2], self.q.shape[2] // self.k.shape[2])
+        return Call(scale, self.q.shape[2], self.q.shape[2] // self.k.shape[2], self.steps)
 
 
 def view(x: Tensor) -> View:
@@ -157,7 +169,7 @@ def _shape(problem: Problem, inputs: Inputs, tile: Tile, scale: float) -> Shape:
     dim = inputs.q.shape[3]
     return Shape(
         dim,
-        padded(dim),
+        max(32, padded(dim)) if inputs.steps is not None else padded(dim),  # of int8 a product takes 32 at a time
         problem.block_q,
         problem.block_k,
         tile.queries,

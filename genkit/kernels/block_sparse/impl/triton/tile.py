@@ -124,12 +124,21 @@ class Tables(NamedTuple):
     bias: Any
 
 
+class Steps(NamedTuple):
+    """What one step of whole-number queries and keys stands for: (B, H, Nq) and (B, Hk, Nk) float32, contiguous."""
+
+    queries: Any
+    keys: Any
+
+
 class Call(NamedTuple):
-    """Numbers of a call: factor of the scores, query heads, query heads per key head."""
+    """Numbers of a call: factor of the scores, query heads, query heads per key head; ``steps`` is a :class:`Steps`
+    where queries and keys are int8, else None."""
 
     scale: Any
     heads: Any
     group: Any
+    steps: Any = None
 
 
 class Shape(NamedTuple):
