@@ -122,8 +122,8 @@ class Rows(NamedTuple):
 
 @dataclass(frozen=True)
 class Inputs:
-    """The tensors of a call as kernels can address them; ``d_out`` only in the backward pass, ``steps`` only where q and
-    k are int8."""
+    """The tensors of a call as kernels can address them; ``d_out`` only in the backward pass, ``steps`` only where
+    queries and keys are int8."""
 
     q: Tensor
     k: Tensor
