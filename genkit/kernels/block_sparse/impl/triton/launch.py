@@ -132,9 +132,9 @@ class Inputs:
     steps: Steps | None = None
 
     @classmethod
-    def of(cls, *tensors: Tensor) -> Inputs:
+    def of(cls, q: Tensor, k: Tensor, v: Tensor, d_out: Tensor | None = None) -> Inputs:
         """Copies those that no kernel can address."""
-        return cls(*(unit_last(x) for x in tensors))
+        return cls(unit_last(q), unit_last(k), unit_last(v), None if d_out is None else unit_last(d_out))
 
     @property
     def reachable(self) -> bool:
