@@ -15,8 +15,8 @@ import torch
 from genkit.attention.cache import PatchCache
 from genkit.attention.keep import kept
 from genkit.attention.site import Site
-from genkit.attention.static import dense_attention, hidden_key_bias
-from genkit.kernels import BlockPlan, Rule, block_sparse_attention, merge
+from genkit.attention.static import dense_attention, every_pair, hidden_key_bias
+from genkit.kernels import BlockPlan, block_sparse_attention, merge
 from genkit.kernels.block_lists import Budget, Kept
 
 Run = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor | None] | None]
@@ -156,23 +156,16 @@ def attend_outside(
     sizes = (q.shape[1], k.shape[1])
     bias = None
     if mask is None or not on_host(q):
-        plan = kept(cache, _every_pair, *sizes, device=q.device)
+        plan = kept(cache, every_pair, *sizes, device=q.device)
         if mask is not None:
             # A rule would have to be made from values; these keys are few, and a bias hides them without a look.
             bias = hidden_key_bias(mask, q.shape[1])
     else:
         key = ("others", *sizes, str(q.device), cache.of_tensor(mask))
-        plan = cache.recent(key, lambda: _every_pair(*sizes, mask))
+        plan = cache.recent(key, lambda: every_pair(*sizes, mask))
     return block_sparse_attention(q, k, v, plan, scale=site.scale, backend=cache.backend, bias=bias)
 
 
 def on_host(x: torch.Tensor) -> bool:
     """Whether a value can be looked at without waiting for a device."""
     return x.device.type == "cpu"
-
-
-def _every_pair(queries: int, keys: int, key_mask: torch.Tensor | None = None) -> BlockPlan:
-    if key_mask is None:
-        return BlockPlan.dense(queries, keys, block_q=256)
-    rule = Rule.everything(queries, keys).hide_keys(key_mask)
-    return BlockPlan.from_rule(rule, block_q=256, block_k=64, check=False)

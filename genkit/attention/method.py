@@ -106,6 +106,11 @@ class Method:
         """
         return False
 
+    @property
+    def needs_heads(self) -> bool:
+        """Whether :meth:`install` needs a layer's number of heads before its first call."""
+        return type(self).install is not Method.install
+
     def install(self, place: Place, cache: PatchCache) -> Iterable[Any]:
         """Called once per attention module when a patch is made: makes weights (see ``PatchWeights``), sets hooks.
 

@@ -13,12 +13,14 @@ import torch
 
 from genkit.attention.cache import PatchCache
 from genkit.attention.keep import kept
-from genkit.attention.method import Density, Method
+from genkit.attention.method import Density
+from genkit.attention.scored import WithBias
 from genkit.attention.site import Site
 from genkit.errors import UsageError
 from genkit.kernels import block_sparse_attention
 from genkit.kernels.plan.bias import LowRank
 from genkit.kernels.plan.block_plan import BlockPlan
+from genkit.kernels.plan.mask_spec import Rule
 from genkit.layout import TokenLayout
 
 _HIDDEN = -1e30  # added to the logit of a hidden key; finite, so that no row of a block is -inf minus -inf
@@ -42,7 +44,7 @@ def executed_share(plan: BlockPlan) -> float:
     return entries * plan.block_q * plan.block_k / (plan.n_q * plan.n_k)
 
 
-class StaticMethod(Method):
+class StaticMethod(WithBias):
     """A method that knows everything from the layout; subclasses give :meth:`build_plan` and :meth:`mask`.
 
     With ``by_head`` heads see different pairs: ``build_plan`` then takes the number of heads as a fourth argument.
@@ -72,6 +74,7 @@ class StaticMethod(Method):
         """Exact attention over the visible pairs; see :meth:`Method.attend` for shapes."""
         self.require(site, cache)
         check_tokens(q, k, site)
+        site = self.scaled(q, site)
         heads = (site.all_heads or q.shape[2],) if self.by_head else ()
         if site.key_mask is None:
             plan = kept(cache, static_plan, self, site.layout, q.device.type, *heads, device=q.device).plan
@@ -79,9 +82,12 @@ class StaticMethod(Method):
             plan = masked_plan(self, site.layout, site.key_mask, cache, *heads).plan
         if plan is not None and site.all_heads is not None:
             plan = plan.for_heads(site.first_head, q.shape[2])
-        if plan is None:
+        bias = self.bias_terms(q, site, cache)
+        if plan is None and not bias:
             return dense_attention(q, k, v, site.scale, site.key_mask)
-        out, _ = block_sparse_attention(q, k, v, plan, scale=site.scale, backend=cache.backend)
+        if plan is None:
+            plan = whole_plan(q.shape[1], k.shape[1], site.key_mask, q.device, cache)
+        out, _ = block_sparse_attention(q, k, v, plan, scale=site.scale, backend=cache.backend, bias=bias or None)
         return out
 
     def density(self, site: Site, cache: PatchCache) -> Density:
@@ -111,6 +117,24 @@ def masked_plan(
     device = key_mask.device
     key = ("masked", method, layout, *heads, str(device), cache.of_tensor(key_mask))
     return cache.recent(key, lambda: method.build_plan(layout, device.type, key_mask, *heads).to(device))
+
+
+def every_pair(queries: int, keys: int, key_mask: torch.Tensor | None = None) -> BlockPlan:
+    """A plan of all pairs but those that a mask bool (B, Nk) on the CPU hides."""
+    if key_mask is None:
+        return BlockPlan.dense(queries, keys, block_q=256)
+    rule = Rule.everything(queries, keys).hide_keys(key_mask)
+    return BlockPlan.from_rule(rule, block_q=256, block_k=64, check=False)
+
+
+def whole_plan(
+    queries: int, keys: int, key_mask: torch.Tensor | None, device: torch.device, cache: PatchCache
+) -> BlockPlan:
+    """:func:`every_pair` on a device, kept by lengths and by the content of the mask."""
+    if key_mask is None:
+        return kept(cache, every_pair, queries, keys, device=device)
+    key = ("every pair", queries, keys, str(device), cache.of_tensor(key_mask))
+    return cache.recent(key, lambda: every_pair(queries, keys, key_mask.cpu()).to(device))
 
 
 def hidden_key_bias(key_mask: torch.Tensor, queries: int) -> LowRank:

@@ -10,6 +10,7 @@ import torch
 
 from genkit.attention.cache import PatchCache
 from genkit.attention.method import Density, Method
+from genkit.attention.scored import WithBias, bias_rows
 from genkit.attention.site import Site
 from genkit.errors import UnsupportedError, UsageError, explain
 from genkit.layout import TokenLayout
@@ -57,6 +58,16 @@ def view_of(method: Method, layout: TokenLayout, seed: int = 0, layer: int = 0) 
         raise UnsupportedError(f"{method.name} works on {', '.join(method.roles)} attention: leave the text tokens out")
     method.require(site)
     cache = PatchCache()
+    bias = method.bias_spec if isinstance(method, WithBias) else None
+    if not method.by_data and bias is not None:
+        note = "weights that equal scores get: the bias alone, the mean of what heads give"
+        note += "; nothing is learned yet" if bias.trains else ""
+
+        def weights(queries: torch.Tensor) -> torch.Tensor:
+            weight = bias_rows(bias, layout, queries, HEADS).exp().mean(0)
+            return method.shares(layout, queries, HEADS) * weight
+
+        return View(weights, method.density(site, cache), note, weights=True)
     if not method.by_data:
         return View(lambda queries: method.shares(layout, queries, HEADS), method.density(site, cache))
     if layout.length > MOST_DRAWN:

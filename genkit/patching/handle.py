@@ -165,7 +165,7 @@ class PatchHandle:
     def _fit(self, placement: Placement, patched: PatchedModel, layer: PatchedLayer, assignment: Assignment) -> None:
         """Let the method make weights and hooks at a layer."""
         method, found = assignment.method, placement.found
-        if layer.heads is None and type(method).install is not Method.install:
+        if layer.heads is None and method.needs_heads:
             raise UnsupportedError(
                 f"layer {layer.name} tells its number of heads only when called, and {method.name} needs it before"
             )

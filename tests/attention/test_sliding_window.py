@@ -54,11 +54,11 @@ def test_published_sizes_have_the_published_densities(base, h, w, density):
 
 
 def test_the_scale_factor_is_the_published_one():
-    assert SlidingWindow().factor() ** 2 == pytest.approx(1.0942744, abs=1e-7)
-    assert SlidingWindow().factor() == pytest.approx(1.0460758, abs=1e-7)
-    assert SlidingWindow().factor() * 128**-0.5 == pytest.approx(0.0924609, abs=1e-7)
-    assert SlidingWindow(scale_factor=1.0).factor() == 1.0
-    assert SlidingWindow(base=(1, 2)).factor() ** 2 == pytest.approx(2)  # log 4 / log 2
+    assert SlidingWindow().score_factor(GRID) ** 2 == pytest.approx(1.0942744, abs=1e-7)
+    assert SlidingWindow().score_factor(GRID) == pytest.approx(1.0460758, abs=1e-7)
+    assert SlidingWindow().score_factor(GRID) * 128**-0.5 == pytest.approx(0.0924609, abs=1e-7)
+    assert SlidingWindow(scale_factor=1.0).score_factor(GRID) == 1.0
+    assert SlidingWindow(base=(1, 2)).score_factor(GRID) ** 2 == pytest.approx(2)  # log 4 / log 2
 
 
 @pytest.mark.parametrize("layout", [GRID, TokenLayout.of_grid(2, 5, 6, text=4)], ids=["self", "joint"])
@@ -66,7 +66,7 @@ def test_attention_uses_the_windows_and_the_scale(layout):
     q, k, v = tokens(layout)
     method = SlidingWindow(base=(2, 4))
     out = method.attend(q, k, v, Site.of_layout(layout, heads=2, scale=0.3), PatchCache())
-    right = attention_over(q, k, v, method.mask(layout), 0.3 * method.factor())
+    right = attention_over(q, k, v, method.mask(layout), 0.3 * method.score_factor(GRID))
     torch.testing.assert_close(out.double(), right, atol=3e-6, rtol=1e-5)
 
 

@@ -49,7 +49,7 @@ class Written(Full):
     def attend(self, q, k, v, site, cache):
         logits = torch.einsum("bqhd,bkhd->bhqk", q, k) * (site.scale or q.shape[-1] ** -0.5)
         if isinstance(self.method, genkit.SlidingWindow):
-            logits = logits * self.method.factor()
+            logits = logits * self.method.score_factor(site.layout)
         seen = self._seen(q.detach(), k.detach(), site)
         if site.key_mask is not None:
             seen = seen & site.key_mask[:, None, None]

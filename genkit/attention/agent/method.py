@@ -15,8 +15,9 @@ from genkit.attention.agent.weights import AgentWeights, Positions
 from genkit.attention.cache import PatchCache
 from genkit.attention.dynamic import attend_grid, outside
 from genkit.attention.keep import kept
-from genkit.attention.method import Density, Method, check_choice, check_int, check_used
+from genkit.attention.method import Density, check_choice, check_int, check_used
 from genkit.attention.registry import register
+from genkit.attention.scored import WithScale
 from genkit.attention.site import Place, Site
 from genkit.attention.static import check_tokens, dense_attention
 from genkit.attention.token_merge import Merge, destinations, match
@@ -104,7 +105,7 @@ def downsample(site: Site) -> int:
 
 @register("agent")
 @dataclass(frozen=True)
-class Agent(Method):
+class Agent(WithScale):
     """A few agent tokens read all keys, every query reads the agents: cost linear in the number of tokens.
 
     ``agents="cells"`` pools the queries of each cell of the grid; meant for video transformers, where it is
@@ -169,6 +170,7 @@ class Agent(Method):
     source: ClassVar[str] = "Agent Attention, arXiv 2312.08874"
 
     def __post_init__(self):
+        super().__post_init__()
         check_choice("agent", "agents", self.agents, ("cells", "merge"))
         check_choice("agent", "pool", self.pool, ("auto", "mean", "centre"))
         check_choice("agent", "count_bias", self.count_bias, (True, False))
@@ -238,6 +240,7 @@ class Agent(Method):
         """See :meth:`Method.attend`. Declines where agents would not save work."""
         self.require(site, cache)
         check_tokens(q, k, site)
+        site = self.scaled(q, site)
         scale = q.shape[-1] ** -0.5 if site.scale is None else site.scale
         run = self._merged if self.agents == "merge" else self._pooled
         return run(q, k, v, site, cache, scale)

@@ -19,6 +19,15 @@ def blocks_kept(settings: BlockSelect, count: int) -> int:
     return max(1, min(count, keep if isinstance(keep, int) else ceil(keep * count - 1e-9)))
 
 
+def with_bias(scores: torch.Tensor, bias: torch.Tensor, masses: bool) -> torch.Tensor:
+    """Scores (B, H, M, M) of blocks whose pairs get a bias, (1, H|1, M, M) on average: logits are added to, masses
+    multiplied with its exponential, rows summing to 1 again."""
+    if not masses:
+        return scores + bias
+    weight = scores * (bias - bias.amax(-1, keepdim=True)).exp()
+    return weight / weight.sum(-1, keepdim=True).clamp(min=torch.finfo(weight.dtype).tiny)
+
+
 def select(scores: torch.Tensor, always: torch.Tensor, settings: BlockSelect, own: torch.Tensor | None) -> torch.Tensor:
     """The blocks that every row keeps.
 

@@ -15,8 +15,9 @@ from genkit.attention.cache import PatchCache
 from genkit.attention.dynamic import attend_grid
 from genkit.attention.grid_blocks import GridBlocks, auto_across, share_of_all
 from genkit.attention.keep import kept
-from genkit.attention.method import Density, Method, check_choice, check_int
+from genkit.attention.method import Density, check_choice, check_int
 from genkit.attention.registry import register
+from genkit.attention.scored import WithBias
 from genkit.attention.site import Site
 from genkit.attention.static import check_tokens
 from genkit.errors import UsageError, explain
@@ -45,6 +46,8 @@ class _LeftOut:
 
 
 _LEFT_OUT = _LeftOut()
+#: Settings that methods share.
+_SHARED = ("bias", "weights", "length_scale")
 _CHOICES = {
     "score": tuple(SELECTORS),
     "ranking": ("own", "shared"),
@@ -62,7 +65,7 @@ def _given(text: str) -> Any:
 
 @register(_OWNER)
 @dataclass(frozen=True)
-class BlockSelect(Method):
+class BlockSelect(WithBias):
     """Every block of the grid attends exactly to the blocks that a score says matter to it.
 
     A score estimates, for every head, how much attention each block of queries pays to each block of keys; a budget
@@ -139,6 +142,7 @@ class BlockSelect(Method):
     source: ClassVar[str] = "XAttention, ProxyAttn, HiP, VSA, DraftAttention, SpargeAttn, Sparse VideoGen 1 and 2"
 
     def __post_init__(self):
+        super().__post_init__()
         if self.preset is not None:
             check_choice(_OWNER, "preset", self.preset, tuple(PRESETS))
         asked = {name: getattr(self, name) for name in PLAIN if self._is_given(name)}
@@ -213,6 +217,11 @@ class BlockSelect(Method):
                 raise UsageError(
                     f"{_OWNER}.{name}: got {asked[name]!r}, which has no effect with {belongs}; leave it out"
                 )
+        if self.bias is not None and self.score == "kmeans":
+            raise UsageError(
+                f"{_OWNER}.bias: got {self.bias!r}, and score=kmeans sorts the tokens of every head in its own way, "
+                f"where a bias of places is not known; use another score, or leave bias out"
+            )
         if self.top_p is not None and not selector.masses:
             raise UsageError(
                 f"{_OWNER}.top_p needs scores that are masses, {self.score} gives products: use keep, or one of "
@@ -223,6 +232,7 @@ class BlockSelect(Method):
         """See :meth:`Method.describe`: the preset, and what differs from it."""
         base = PLAIN | (PRESETS[self.preset].settings if self.preset else {})
         changed = [f"{name}={getattr(self, name)}" for name in base if getattr(self, name) != base[name]]
+        changed += [f"{name}={getattr(self, name)}" for name in _SHARED if getattr(self, name) is not None]
         return f"{self.name}({', '.join([*([f'preset={self.preset}'] if self.preset else []), *changed])})"
 
     @property
@@ -250,14 +260,26 @@ class BlockSelect(Method):
         return f"{count} blocks of {self.block} tokens, {many};  selection costs {SELECTORS[self.score].cost}"
 
     def select_blocks(
-        self, q: torch.Tensor, k: torch.Tensor, blocks: GridBlocks, scale: float | None = None
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        blocks: GridBlocks,
+        scale: float | None = None,
+        bias: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """bool (B, H, M, M): the blocks every row keeps; q, k (B, N, H, D) in the order of the blocks. No gradient."""
+        """bool (B, H, M, M): the blocks every row keeps; q, k (B, N, H, D) in the order of the blocks. No gradient.
+
+        ``bias`` (1, H|1, M, M), the mean bias of two blocks, counts with the scores.
+        """
         q, k = q.detach(), k.detach()
-        scores = SELECTORS[self.score].score(q, k, blocks, self, budget.blocks_kept(self, blocks.count), scale)
+        selector = SELECTORS[self.score]
+        scores = selector.score(q, k, blocks, self, budget.blocks_kept(self, blocks.count), scale)
         own = None
         if self.ranking == "shared":
             own = pooled_scores(q, k, self.block, self.block, scale=scale)
+        if bias is not None:
+            scores = budget.with_bias(scores, bias, selector.masses)
+            own = None if own is None else budget.with_bias(own, bias, True)
         return budget.select(scores, self._always(q, k, blocks), self, own)
 
     def _always(self, q: torch.Tensor, k: torch.Tensor, blocks: GridBlocks) -> torch.Tensor:
@@ -281,6 +303,7 @@ class BlockSelect(Method):
         """See :meth:`Method.attend`; exact attention over the tokens of the kept blocks."""
         self.require(site, cache)
         check_tokens(q, k, site)
+        site = self.scaled(q, site)
         blocks = kept(cache, _blocks, self, site.layout.grid, device=q.device)
 
         def run(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -297,7 +320,8 @@ class BlockSelect(Method):
     def _attend_blocks(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, blocks: GridBlocks, site: Site, cache: PatchCache
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        chosen = self._selection(q, k, blocks, site, cache)
+        order = blocks.permutation.order
+        chosen = self._selection(q, k, blocks, site, cache, self.block_bias(q, site, cache, order, self.block))
         cache.measure((self, site.name), lambda: blocks.share(self._read(chosen.double()), site.layout))
         sizes: dict[str, Any] = {"block_q": self.block, "block_k": self.block, "check": False}
         if self.tail is None:
@@ -305,21 +329,28 @@ class BlockSelect(Method):
         else:
             levels = torch.where(chosen, 1, self.tail).to(torch.int32)
             plan = BlockPlan.from_levels(levels, q.shape[1], k.shape[1], factors=(1, self.tail), **sizes)
-        return block_sparse_attention(q, k, v, plan, scale=site.scale, backend=cache.backend)
+        bias = self.bias_terms(q, site, cache, order, pooled=self.tail is not None) or None
+        return block_sparse_attention(q, k, v, plan, scale=site.scale, backend=cache.backend, bias=bias)
 
     def _selection(
-        self, q: torch.Tensor, k: torch.Tensor, blocks: GridBlocks, site: Site, cache: PatchCache
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        blocks: GridBlocks,
+        site: Site,
+        cache: PatchCache,
+        bias: torch.Tensor | None,
     ) -> torch.Tensor:
         """The blocks of a call: chosen now, or those of an earlier step of the same run, layer and branch."""
         if self.refresh == 1 or site.step is None or (torch.is_grad_enabled() and q.requires_grad):
-            return self.select_blocks(q, k, blocks, site.scale)
+            return self.select_blocks(q, k, blocks, site.scale, bias)
         key = (_OWNER, self, site.name, site.branch, tuple(q.shape))
         run, last, chosen = cache.held(key, (site.run, -1, None))
         if run != site.run:  # another prompt: its schedule may begin at a later step than the last run ended with
             last, chosen = -1, None
         together = last // self.refresh == site.step // self.refresh
         if chosen is None or site.step <= last or not together:
-            fresh = self.select_blocks(q, k, blocks, site.scale)
+            fresh = self.select_blocks(q, k, blocks, site.scale, bias)
             if chosen is not None and site.step > last:
                 self._count_overlap(chosen, fresh, cache)
             chosen = fresh
@@ -335,11 +366,13 @@ class BlockSelect(Method):
     def remarks(self, cache: PatchCache) -> list[str]:
         """See :meth:`Method.remarks`: what reusing selections missed."""
         total, count = cache.held((_OWNER, self, "overlap"), (0.0, 0))
+        told = super().remarks(cache)
         if not count:
-            return []
+            return told
         return [
+            *told,
             f"{self.name}: a selection served up to {self.refresh} steps; where it was renewed, the one before held "
-            f"{float(total) / count:.0%} of the blocks of the fresh one"
+            f"{float(total) / count:.0%} of the blocks of the fresh one",
         ]
 
     def pairs(self, q: torch.Tensor, k: torch.Tensor, site: Site, cache: PatchCache) -> torch.Tensor:
@@ -353,7 +386,9 @@ class BlockSelect(Method):
             q, k = reordered(q, order), reordered(k, key_order)
             key_order = key_order.repeat_interleave(q.shape[2] // k.shape[2], 1)
             block_q, block_k = block_q.gather(-1, order.argsort(-1)), block_k.gather(-1, key_order.argsort(-1))
-        chosen = self.select_blocks(q, k, blocks, site.scale)
+        site = self.scaled(q, site)
+        bias = self.block_bias(q, site, cache, blocks.permutation.order, self.block)
+        chosen = self.select_blocks(q, k, blocks, site.scale, bias)
         cache.measure((self, site.name), lambda: blocks.share(self._read(chosen.double()), site.layout))
         inverse = blocks.permutation.inverse
         block_q, block_k = block_q[..., inverse], block_k[..., inverse]

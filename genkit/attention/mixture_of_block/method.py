@@ -11,7 +11,7 @@ import torch
 from genkit.attention.cache import PatchCache
 from genkit.attention.dynamic import Permutation, attend_grid
 from genkit.attention.keep import kept
-from genkit.attention.method import Density, Method, check_choice, check_int, check_used
+from genkit.attention.method import Density, check_choice, check_int, check_used
 from genkit.attention.mixture_of_block.select import (
     SCOPES,
     block_means,
@@ -21,6 +21,7 @@ from genkit.attention.mixture_of_block.select import (
     select_top_k,
 )
 from genkit.attention.registry import register
+from genkit.attention.scored import WithScale
 from genkit.attention.site import Site
 from genkit.attention.static import check_tokens
 from genkit.errors import UsageError, explain
@@ -91,7 +92,7 @@ def _auto_box(grid: tuple[int, int, int], kind: str) -> tuple[int, int, int]:
 
 @register("mixture_of_block")
 @dataclass(frozen=True)
-class MixtureOfBlock(Method):
+class MixtureOfBlock(WithScale):
     """Every query token attends exactly to its own block of the grid and to the blocks whose mean key suits it best.
 
     Layers take turns between blocks of frames (temporal), of places through all frames (spatial) and of both (box). The
@@ -135,6 +136,7 @@ class MixtureOfBlock(Method):
     source: ClassVar[str] = "VMoBA, arXiv 2506.23858"
 
     def __post_init__(self):
+        super().__post_init__()
         owner = "mixture_of_block"
         for name in ("temporal", "spatial", "box"):
             value = getattr(self, name)
@@ -219,6 +221,7 @@ class MixtureOfBlock(Method):
         """See :meth:`Method.attend`; exact attention over the keys of the chosen blocks."""
         self.require(site, cache)
         check_tokens(q, k, site)
+        site = self.scaled(q, site)
         part = kept(cache, _partition, self, site.layout.grid, self.kind(site.layer), device=q.device)
 
         def run(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

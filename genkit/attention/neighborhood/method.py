@@ -93,6 +93,7 @@ class Neighborhood(StaticMethod):
     source: ClassVar[str] = "Generalized Neighborhood Attention, arXiv 2504.16922"
 
     def __post_init__(self):
+        super().__post_init__()
         check_choice("neighborhood", "border", self.border, BORDERS)
         check_choice("neighborhood", "shape", self.shape, SHAPES)
         for size in self.sizes():

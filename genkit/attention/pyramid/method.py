@@ -12,10 +12,11 @@ from genkit.attention.cache import PatchCache
 from genkit.attention.dynamic import attend_grid
 from genkit.attention.grid_blocks import GridBlocks, auto_across, share_of_all
 from genkit.attention.keep import kept
-from genkit.attention.method import Density, Method, check_choice, check_int, check_used
+from genkit.attention.method import Density, check_choice, check_int, check_used
 from genkit.attention.pyramid.gilbert import gilbert_order
 from genkit.attention.pyramid.levels import FACTORS, levels_by_share, levels_by_threshold, similarity_cap
 from genkit.attention.registry import register
+from genkit.attention.scored import WithBias
 from genkit.attention.site import Site
 from genkit.attention.static import check_tokens
 from genkit.errors import UsageError, explain
@@ -30,7 +31,7 @@ Four = tuple[float, float, float, float]
 
 @register(_OWNER)
 @dataclass(frozen=True)
-class Pyramid(Method):
+class Pyramid(WithBias):
     """Blocks of keys are read the more coarsely the less they matter: token by token, as means, or not at all.
 
     A mean of p neighbouring keys weighs as much as p keys. At the same number of products a query then sees several
@@ -74,6 +75,7 @@ class Pyramid(Method):
     source: ClassVar[str] = "Pyramid Sparse Attention, arXiv 2512.04025"
 
     def __post_init__(self):
+        super().__post_init__()
         for name, choices in (("mode", _MODES), ("order", _ORDERS), ("importance", _IMPORTANCE)):
             check_choice(_OWNER, name, getattr(self, name), choices)
         check_choice(_OWNER, "crossing", self.crossing, (True, False))
@@ -130,15 +132,19 @@ class Pyramid(Method):
         up_to = "importance up to " if self.mode == "threshold" else "of the blocks "
         return f"{count} blocks of {self.block} tokens; {up_to}{told}"
 
-    def levels(self, q: torch.Tensor, k: torch.Tensor, scale: float | None = None) -> torch.Tensor:
+    def levels(
+        self, q: torch.Tensor, k: torch.Tensor, scale: float | None = None, bias: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """int32 (B, H, M, M): tokens that a mean stands for, 0 = dropped; q, k (B, N, H, D) in the order of the
-        blocks. No gradient."""
+        blocks. No gradient. ``bias`` (1, H|1, M, M), the mean bias of two blocks, counts with the importance."""
         q, k = q.detach(), k.detach()
         count = max(1, round(self.samples * self.block))
         scores = sampled_scores(
             q, k, self.block, self.block, samples_q=count, samples_k=count,
             reduction="max" if self.importance == "softmax" else "row_max", seed=self.seed, scale=scale,
         )  # fmt: skip
+        if bias is not None:
+            scores = scores * (bias - bias.amax(-1, keepdim=True)).exp()
         if self.mode == "quantile":
             found = levels_by_share(scores, self.quantiles)
         else:
@@ -157,15 +163,19 @@ class Pyramid(Method):
         """See :meth:`Method.attend`; one softmax over tokens and means."""
         self.require(site, cache)
         check_tokens(q, k, site)
+        site = self.scaled(q, site)
         blocks = kept(cache, _blocks, self, site.layout.grid, device=q.device)
 
         def run(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            levels = self.levels(q, k, site.scale)
+            levels = self.levels(
+                q, k, site.scale, self.block_bias(q, site, cache, blocks.permutation.order, self.block)
+            )
             cache.measure((self, site.name), lambda: blocks.share(_weight(levels), site.layout))
             plan = BlockPlan.from_levels(
                 levels, q.shape[1], k.shape[1], block_q=self.block, block_k=self.block, check=False, factors=FACTORS
             )
-            return block_sparse_attention(q, k, v, plan, scale=site.scale, backend=cache.backend)
+            bias = self.bias_terms(q, site, cache, blocks.permutation.order, pooled=True) or None
+            return block_sparse_attention(q, k, v, plan, scale=site.scale, backend=cache.backend, bias=bias)
 
         return attend_grid(q, k, v, site, cache, run, blocks.permutation)
 
@@ -175,7 +185,8 @@ class Pyramid(Method):
         blocks = _blocks(self, site.layout.grid)
         start, stop = site.layout.grid_span
         q, k = (x[:, start:stop].index_select(1, blocks.permutation.order) for x in (q, k))
-        levels = self.levels(q, k, site.scale)
+        site = self.scaled(q, site)
+        levels = self.levels(q, k, site.scale, self.block_bias(q, site, cache, blocks.permutation.order, self.block))
         cache.measure((self, site.name), lambda: blocks.share(_weight(levels), site.layout))
         block_of = (torch.arange(stop - start) // self.block)[blocks.permutation.inverse]
         found = torch.ones(site.layout.length, site.layout.length)

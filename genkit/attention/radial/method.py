@@ -79,6 +79,7 @@ class Radial(StaticMethod):
     source: ClassVar[str] = "Radial Attention, arXiv 2506.19852"
 
     def __post_init__(self):
+        super().__post_init__()
         for name, low in (("block_size", 8), ("thin_below", 1)):
             if getattr(self, name) != "auto":
                 check_int("radial", name, getattr(self, name), low, 4096)

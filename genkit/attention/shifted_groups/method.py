@@ -60,6 +60,7 @@ class ShiftedGroups(StaticMethod):
     source: ClassVar[str] = "LongLoRA, arXiv 2309.12307; SinkLoRA, arXiv 2406.05678"
 
     def __post_init__(self):
+        super().__post_init__()
         if self.group != "quarter":
             check_int("shifted_groups", "group", self.group, 1)
         share = self.shifted_heads

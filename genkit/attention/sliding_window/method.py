@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from genkit.attention.cache import PatchCache
 from genkit.attention.grid_windows import GridWindows
 from genkit.attention.method import Density, check_choice, check_int, check_used
 from genkit.attention.registry import register
+from genkit.attention.score_scale import log_factor
 from genkit.attention.site import Site
 from genkit.attention.static import StaticMethod, StaticPlan, dense_attention
 from genkit.attention.windows import AxisWindow
@@ -164,6 +164,7 @@ class SlidingWindow(StaticMethod):
     source: ClassVar[str] = "FreeSwim, sliding-window attention for training-free ultra-high-resolution video"
 
     def __post_init__(self):
+        super().__post_init__()
         if not (isinstance(self.base, tuple) and len(self.base) == 2):
             raise UsageError(explain("sliding_window.base", self.base, "two numbers (height, width) of tokens"))
         for side in self.base:
@@ -173,7 +174,14 @@ class SlidingWindow(StaticMethod):
         check_int("sliding_window", "cache_steps", self.cache_steps, 1)
         check_choice("sliding_window", "override", self.override, ("cond", "both"))
         check_used(self, ("cache_steps", "override", "offload"), self.dual, "dual=true")
+        if self.dual and self.bias is not None:
+            raise UsageError("sliding_window.bias has no place in the second path of dual=true; leave one of them out")
         factor = self.scale_factor
+        if self.length_scale is not None and factor != "auto":
+            raise UsageError(
+                f"sliding_window: scale_factor={factor} and length_scale={self.length_scale} are both factors of the "
+                f"softmax scale; give one of them"
+            )
         if factor != "auto" and (
             isinstance(factor, bool) or not isinstance(factor, (int, float)) or not 0 < factor < 100
         ):
@@ -189,16 +197,19 @@ class SlidingWindow(StaticMethod):
             windows.append(AxisWindow(length, min(size, length) if self.inward else size, border=border))
         return GridWindows(tuple(windows))
 
-    def factor(self) -> float:
-        """The factor applied to the softmax scale of self-attention."""
+    def score_factor(self, layout: TokenLayout) -> float:
+        """The factor applied to the softmax scale of self-attention: ``length_scale`` where given, else the setting
+        of the method's own, which does not depend on the layout."""
+        if self.length_scale is not None:
+            return super().score_factor(layout)
         if self.scale_factor != "auto":
             return float(self.scale_factor)
         tokens = max(2, self.base[0] * self.base[1])
-        return math.sqrt(math.log(2 * tokens) / math.log(tokens))
+        return log_factor(tokens, 2 * tokens)
 
     def details(self, layout: TokenLayout) -> str:
         """See :meth:`Method.details`."""
-        return f"{self.on(layout.grid).details()};  softmax scale x {self.factor():.4f}"
+        return f"{self.on(layout.grid).details()};  softmax scale x {self.score_factor(layout):.4f}"
 
     def why_not(self, site: Site) -> str | None:
         """As :meth:`Method.why_not`; cross-attention is touched only by the dual path, which joint models lack."""
@@ -230,12 +241,14 @@ class SlidingWindow(StaticMethod):
 
     def remarks(self, cache: PatchCache) -> list[str]:
         """Says when two paths were asked for and nothing ran them."""
+        told = super().remarks(cache)
         if not self.dual or DualPath.of(cache).calls:
-            return []
+            return told
         return [
+            *told,
             "sliding_window with dual=true ran windows alone: the second path needs every denoiser call to go through "
             "DualPath.run, as genkit generate --upscale and genkit.pipelines' high_resolution do; ordinary calls equal "
-            "dual=false"
+            "dual=false",
         ]
 
     def density(self, site: Site, cache: PatchCache) -> Density | None:
@@ -250,18 +263,18 @@ class SlidingWindow(StaticMethod):
         path = DualPath.of(cache) if self.dual else None
         if site.role == "cross":
             return self._lent(q, k, v, site, path)
-        scale = (q.shape[-1] ** -0.5 if site.scale is None else site.scale) * self.factor()
         if path is None or path.mode != BOTH:
-            return super().attend(q, k, v, dataclasses.replace(site, scale=scale), cache)
+            return super().attend(q, k, v, site, cache)
         _expect_pairs(q, site)
         mask = site.key_mask
         window = super().attend(
             q[0::2],
             k[0::2],
             v[0::2],
-            dataclasses.replace(site, scale=scale, key_mask=None if mask is None else mask[0::2]),
+            dataclasses.replace(site, key_mask=None if mask is None else mask[0::2]),
             cache,
         )
+        scale = self.scaled(q, site).scale
         full = dense_attention(q[1::2], k[1::2], v[1::2], scale, None if mask is None else mask[1::2])
         return torch.stack([window, full], 1).flatten(0, 1)
 

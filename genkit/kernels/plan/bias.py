@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import ClassVar
 
 import torch
@@ -106,6 +107,11 @@ class Quadratic:
         """The tables in a fixed order."""
         return [self.q_pos, self.k_pos, self.weight, self.hinge, self.q_gain, self.k_gain]
 
+    @cached_property
+    def key_places(self) -> list[tuple[Tensor, Tensor]]:
+        """Per axis the different coordinates of keys (U,), and which of them every key has (Nk,) int64."""
+        return _places(self.k_pos)
+
     def reorder(self, order: TokenOrder | None, key_order: TokenOrder | None) -> Quadratic:
         """The same bias for tokens in block order."""
         changes = {}
@@ -162,6 +168,11 @@ class Table:
         """The tables in a fixed order."""
         return [*self.values, self.q_pos, self.k_pos]
 
+    @cached_property
+    def key_places(self) -> list[tuple[Tensor, Tensor]]:
+        """Per axis the different coordinates of keys (U,), and which of them every key has (Nk,) int64."""
+        return _places(self.k_pos)
+
     def reorder(self, order: TokenOrder | None, key_order: TokenOrder | None) -> Table:
         """The same bias for tokens in block order."""
         return Table(
@@ -183,6 +194,10 @@ def _coordinates(q_pos: Tensor, k_pos: Tensor, n_q: int, n_k: int) -> str | None
     if (q_pos.shape[0], k_pos.shape[0]) != (n_q, n_k):
         return f"coordinates are for {q_pos.shape[0]} queries and {k_pos.shape[0]} keys, there are {n_q} and {n_k}"
     return None
+
+
+def _places(positions: Tensor) -> list[tuple[Tensor, Tensor]]:
+    return [torch.unique(column, return_inverse=True) for column in positions.unbind(1)]
 
 
 def _per_head(name: str, table: Tensor, heads: int) -> str | None:

@@ -3,30 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
 
 import torch
 from torch import Tensor
 
 from genkit.kernels.plan.bias import Bias, LowRank, Quadratic, Table
 
+_JOINED = 4  # keys to a place from which on axes are looked up together
+
 
 def values(terms: Sequence[Bias], batch: int, head: int, start: int, stop: int, tokens: Tensor | slice) -> Tensor:
     """(stop - start, keys) sum of all terms for the queries [start, stop) and the given keys, at least float32."""
-    return sum(_values(term, batch, head, slice(start, stop), tokens) for term in terms)
+    return sum(_turned(term, batch, head, slice(start, stop), tokens).mT for term in terms)
 
 
 def turned_values(
     terms: Sequence[Bias], batch: int, head: int, start: int, stop: int, tokens: Tensor, factor: float, into: Tensor
 ) -> None:
     """Write :func:`values` times a factor to float32 ``into`` (keys, stop - start)."""
-    first, *others = terms
-    if isinstance(first, LowRank) and first.f.dtype != torch.float64:
-        f, g = _factors(first, batch, head, slice(start, stop), tokens)
-        torch.mm(g, (f * factor).mT, out=into)
-    else:
-        torch.mul(_values(first, batch, head, slice(start, stop), tokens).mT, factor, out=into)
-    for term in others:
-        into.add_(_values(term, batch, head, slice(start, stop), tokens).mT, alpha=factor)
+    rows = slice(start, stop)
+    for number, term in enumerate(terms):
+        if number == 0 and isinstance(term, LowRank) and term.f.dtype != torch.float64:
+            f, g = _factors(term, batch, head, rows, tokens)
+            torch.mm(g, (f * factor).mT, out=into)
+        elif number == 0 and not isinstance(term, LowRank):
+            _look_up(term, head, rows, tokens, factor, into)
+        else:
+            part = _turned(term, batch, head, rows, tokens)
+            torch.mul(part, factor, out=into) if number == 0 else into.add_(part, alpha=factor)
 
 
 def _pick(table: Tensor, axis: int, at: int) -> Tensor:
@@ -39,43 +45,87 @@ def _factors(term: LowRank, batch: int, head: int, rows: slice, tokens: Tensor |
     return f[rows].to(wide), g[tokens].to(wide)
 
 
-def _apart(term: Quadratic, axis: int, rows: slice, tokens: Tensor | slice) -> Tensor:
-    """Signed distance on an axis, or how far it is beyond the hinge."""
-    apart = term.q_pos[rows, axis][:, None] - term.k_pos[tokens, axis]
-    hinge = float(term.hinge[axis])
-    return apart.abs_().sub_(hinge).clamp_(min=0) if hinge else apart
+@dataclass
+class _Along:
+    """Axes that are looked up together: every key has one of few places on them.
+
+    Attributes:
+        axes: their numbers. sizes: places per axis. at: (keys,) int64, the place of every key, last axis fastest.
+    """
+
+    axes: list[int]
+    sizes: list[int]
+    at: Tensor
 
 
-def _with_gains(term: Quadratic, x: Tensor, rows: slice, tokens: Tensor | slice) -> Tensor:
-    """x (queries, keys) times the gains, in its own memory."""
-    for gain in (term.q_gain[rows][:, None], term.k_gain[tokens]):
-        if not bool((gain == 1).all()):
-            x = x.mul_(gain)
-    return x
+def _axes(term: Quadratic | Table, tokens: Tensor | slice) -> list[_Along]:
+    """The axes of a term, joined as long as all places of a group are a small part of the keys."""
+    groups: list[_Along] = []
+    for axis, (places, inverse) in enumerate(term.key_places):
+        at = inverse[tokens]
+        last = groups[-1] if groups else None
+        if last is not None and _JOINED * prod(last.sizes) * len(places) <= len(at):
+            last.axes.append(axis)
+            last.at = last.at * len(places) + at
+            last.sizes.append(len(places))
+        else:
+            groups.append(_Along([axis], [len(places)], at))
+    return groups
 
 
-def _places(term: Table, axis: int, rows: slice, tokens: Tensor | slice) -> tuple[Tensor, Tensor]:
-    """Index into the table of an axis, clamped, and where it was in range."""
+def _apart(term: Quadratic, axis: int, rows: slice) -> Tensor:
+    """(places, queries) squared distance on an axis beyond the hinge."""
+    apart = (term.q_pos[rows, axis] - term.key_places[axis][0][:, None]).abs_().sub_(term.hinge[axis])
+    return apart.clamp_(min=0).square_()
+
+
+def _entries(term: Table, axis: int, rows: slice) -> tuple[Tensor, Tensor]:
+    """(places, queries): index into the table of an axis, clamped, and where it was in range."""
     size = term.values[axis].shape[1]
-    place = term.q_pos[rows, axis][:, None] - term.k_pos[tokens, axis] + size // 2
-    return place.clamp(0, size - 1).long(), (place >= 0) & (place < size)
+    entry = term.q_pos[rows, axis] - term.key_places[axis][0][:, None] + size // 2
+    return entry.clamp(0, size - 1).long(), (entry >= 0) & (entry < size)
 
 
-def _values(term: Bias, batch: int, head: int, rows: slice, tokens: Tensor | slice) -> Tensor:
+def _column(term: Quadratic | Table, axis: int, head: int, rows: slice) -> Tensor:
+    """(places, queries) what an axis adds."""
+    if isinstance(term, Quadratic):
+        return _apart(term, axis, rows) * (-_pick(term.weight, 0, head)[axis] * term.q_gain[rows])
+    entry, inside = _entries(term, axis, rows)
+    return _pick(term.values[axis], 0, head)[entry].where(inside, 0)
+
+
+def _turned(term: Bias, batch: int, head: int, rows: slice, tokens: Tensor | slice) -> Tensor:
+    """(keys, queries) one term."""
     if isinstance(term, LowRank):
         f, g = _factors(term, batch, head, rows, tokens)
-        return f @ g.mT
+        return g @ f.mT
+    wide = term.weight.dtype if isinstance(term, Quadratic) else term.values[0].dtype
+    shape = len(term.k_pos[tokens]), len(term.q_pos[rows])
+    into = term.k_pos.new_empty(shape, dtype=torch.promote_types(wide, torch.float32))
+    _look_up(term, head, rows, tokens, 1.0, into)
+    return into
+
+
+def _look_up(
+    term: Quadratic | Table, head: int, rows: slice, tokens: Tensor | slice, factor: float, into: Tensor
+) -> None:
+    """Write a term times a factor to ``into`` (keys, queries). Distances are looked up by the few places that an axis
+    has, not computed for every pair."""
+    for number, group in enumerate(_axes(term, tokens)):
+        column = _column(term, group.axes[0], head, rows)
+        for axis in group.axes[1:]:
+            column = (column[:, None] + _column(term, axis, head, rows)).flatten(0, 1)
+        column = (column * factor).to(into.dtype)
+        if number == 0 and into.is_contiguous():
+            torch.index_select(column, 0, group.at, out=into)
+        elif number == 0:
+            into.copy_(column.index_select(0, group.at))
+        else:
+            into.add_(column.index_select(0, group.at))
     if isinstance(term, Quadratic):
-        found = term.q_pos.new_zeros(())
-        for axis, weight in enumerate(_pick(term.weight, 0, head).tolist()):
-            apart = _apart(term, axis, rows, tokens)
-            found = torch.addcmul(found, apart, apart, value=-weight)
-        return _with_gains(term, found, rows, tokens)
-    total = 0
-    for axis, table in enumerate(term.values):
-        place, inside = _places(term, axis, rows, tokens)
-        total = total + _pick(table, 0, head)[place].where(inside, 0)
-    return total
+        gain = term.k_gain[tokens]
+        if not bool((gain == 1).all()):
+            into.mul_(gain[:, None])
 
 
 def gradients(terms: Sequence[Bias]) -> list[list[Tensor]]:
@@ -113,13 +163,24 @@ def accumulate(
             f, g = (side.masked_fill(side.isinf(), 0) for side in (f, g))
             df[rows] += (d_scores.to(f.dtype) @ g).to(df.dtype)
             dg.index_add_(0, tokens, (d_scores.mT.to(f.dtype) @ f).to(dg.dtype))
-        elif isinstance(term, Quadratic):
-            weighted = _with_gains(term, d_scores.to(term.q_pos.dtype, copy=True), rows, tokens)
-            for axis in range(term.q_pos.shape[1]):
-                apart = _apart(term, axis, rows, tokens)
-                _pick(found[0], 0, head)[axis] -= torch.linalg.vecdot(weighted, apart.square_()).sum()
         else:
-            for axis, into in enumerate(found):
-                place, inside = _places(term, axis, rows, tokens)
-                part = (d_scores * inside).flatten().to(into.dtype)
-                _pick(into, 0, head).index_add_(0, place.flatten(), part)
+            turned = d_scores.mT.to(torch.promote_types(found[0].dtype, torch.float32))
+            if isinstance(term, Quadratic):
+                turned = turned * term.k_gain[tokens][:, None] * term.q_gain[rows]
+            for group in _axes(term, tokens):
+                sums_of = turned.new_zeros(prod(group.sizes), turned.shape[1]).index_add_(0, group.at, turned)
+                for place, axis in enumerate(group.axes):
+                    others = [other for other in range(len(group.axes)) if other != place]
+                    column = sums_of.unflatten(0, group.sizes)
+                    _accumulate_column(term, found, axis, head, rows, column.sum(others) if others else column)
+
+
+def _accumulate_column(
+    term: Quadratic | Table, found: list[Tensor], axis: int, head: int, rows: slice, column: Tensor
+) -> None:
+    """Add the gradient of what an axis adds, (places, queries)."""
+    if isinstance(term, Quadratic):
+        _pick(found[0], 0, head)[axis] -= (column * _apart(term, axis, rows)).sum()
+        return
+    entry, inside = _entries(term, axis, rows)
+    _pick(found[axis], 0, head).index_add_(0, entry.flatten(), (column * inside).flatten().to(found[axis].dtype))
