@@ -23,6 +23,7 @@ BENCHMARKS = {
     "swap_gaps": "benchmarks.swap_gaps",
     "same_outputs": "benchmarks.same_outputs",
     "methods_cpu": "benchmarks.methods_cpu",
+    "biases": "benchmarks.biases",
     "lora_kills": "benchmarks.lora.kills",
     "lora_speed": "benchmarks.lora.speed",
     "lora_length": "benchmarks.lora.length",

@@ -200,7 +200,7 @@ def describe_method(name: str) -> MethodInfo:
     cls = method_class(name)
     hints = typing.get_type_hints(cls)
     fields = []
-    for field in dataclasses.fields(cls):
+    for field in sorted(dataclasses.fields(cls), key=lambda field: field.kw_only):  # what methods share comes last
         missing = field.default is dataclasses.MISSING
         text = field.metadata.get("help", "")
         fields.append(

@@ -6,9 +6,14 @@ from typing import Any
 
 from genkit.attention import registry
 from genkit.attention.method import Method
+from genkit.attention.scored import WithBias
+from genkit.errors import UsageError
 from genkit.pipelines.text import parse_pairs
 
 from .patch import apply
+
+# A learned bias is installed, too; a method that has one is refused where it is built.
+_PLAIN = (Method.install, WithBias.install)
 
 
 def methods() -> list[str]:
@@ -17,7 +22,9 @@ def methods() -> list[str]:
     return [
         name
         for name, cls in classes.items()
-        if cls.install is Method.install and cls.arguments is Method.arguments and "self" in cls.roles
+        if cls.install in (Method.install, WithBias.install)
+        and cls.arguments is Method.arguments
+        and "self" in cls.roles
     ]
 
 
@@ -88,4 +95,10 @@ class SparseAttention:
             UsageError: a setting the method or the model does not have.
         """
         settings = parse_pairs(arguments, "arguments") if arguments.strip() else {}
-        return (apply(model, registry.build(method, settings), start_percent, end_percent, dense_blocks),)
+        built = registry.build(method, settings)
+        if built.needs_heads:
+            raise UsageError(
+                f"arguments: {built.describe()} has weights of its own, which this node cannot hold; use a bias "
+                f"without learned terms"
+            )
+        return (apply(model, built, start_percent, end_percent, dense_blocks),)

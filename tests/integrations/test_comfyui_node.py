@@ -258,6 +258,8 @@ def test_inputs_of_the_node():
     names, given = inputs["method"]
     assert {"neighborhood", "radial", "mixture_of_block", "sliding_window", "shifted_groups"} <= set(names)
     assert not {"reference", "cross_modal_context", "agent"} & set(names)  # they need more than q, k and v
+    with pytest.raises(UsageError, match="weights of its own"):
+        node().patch(None, "radial", "bias=table:t=2", 0.0, 1.0, "")
     assert given["default"] in names and node.RETURN_TYPES == ("MODEL",)
     assert load().NODE_DISPLAY_NAME_MAPPINGS.keys() == load().NODE_CLASS_MAPPINGS.keys()
 

@@ -14,6 +14,7 @@ from genkit.patching.matrix import Cell, Row, matrix, rows
 # Settings under which a method hides something on 60 tokens; what a method is for must not depend on them.
 SMALL = {
     "agent": {"cell": (1, 2, 2)},
+    "biased": {"bias": "distance:t=0.5:h=0.5:w=0.5", "block": 8},
     "block_select": {"block": 8, "keep": 2},
     "clear": {"radius": 1.5},
     "cross_modal_context": {"window": 1.0},

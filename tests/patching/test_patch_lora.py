@@ -15,14 +15,18 @@ from peft.tuners.lora import LoraLayer
 import genkit
 from genkit.attention.mixture_of_block.method import _partition
 from genkit.attention.reference.store import References
+from genkit.attention.scored import bias_rows
 from genkit.families.lookup import family_of
 
 AGENT = genkit.Agent(form="trained", cell=(1, 2, 2), lattice=(2, 2, 2), lines=(2, 2, 2))
 REFERENCE = genkit.Reference(form="residual", rank=2)
 CONTEXT = genkit.CrossModalContext(tokens=3, window=1.0)
+BIAS = genkit.Neighborhood(size=3, bias="table:t=1:h=2:w=1+alibi:learned=true")
 BLOCKS = {"temporal": 1, "spatial": (2, 2), "box": (1, 2, 2)}
 METHODS = {
+    "biased": genkit.Biased(bias="distance:t=0.5:h=0.5:w=0.5", block=8),
     "radial": genkit.Radial(block_size=8, near="decay", sink=False, decay_factor=0.1),
+    "learned bias": BIAS,
     "shifted_groups": genkit.ShiftedGroups(group=2),
     "neighborhood": genkit.Neighborhood(size=3),
     "sliding_window": genkit.SlidingWindow(base=(2, 2)),
@@ -50,6 +54,9 @@ class Written(Full):
         logits = torch.einsum("bqhd,bkhd->bhqk", q, k) * (site.scale or q.shape[-1] ** -0.5)
         if isinstance(self.method, genkit.SlidingWindow):
             logits = logits * self.method.score_factor(site.layout)
+        if isinstance(self.method, genkit.Biased):
+            every = torch.arange(site.layout.length)
+            logits = logits + bias_rows(self.method.bias_spec, site.layout, every, site.heads).to(q)
         seen = self._seen(q.detach(), k.detach(), site)
         if site.key_mask is not None:
             seen = seen & site.key_mask[:, None, None]
@@ -136,7 +143,7 @@ def test_gradients_of_lora_are_those_of_the_definition(name, family):
         assert patch.report().ran
         own = patch.weights.named_weights().keys()
         state = {key: value.clone() for key, value in patch.weights.state_dict().items()}
-    written = method in (AGENT, REFERENCE, CONTEXT)  # theirs is the plain backend of the operators
+    written = method in (AGENT, REFERENCE, CONTEXT, BIAS)  # theirs is the plain backend of the operators
     with (
         genkit.patch(case.model, method, backend="reference")
         if written

@@ -155,6 +155,31 @@ def test_agents_learn_the_dense_model(tiny_wan):
         assert torch.equal(task.predict(batch), dense)
 
 
+def test_a_bias_learns_the_dense_model_and_is_used_from_its_file(tiny_wan, tmp_path, capsys):
+    command = ["bias", "--model", str(tiny_wan), "--folder", str(tmp_path), "--tokens", "100", "--steps", "12"]
+    settings = ["--attention-args", "size=3,bias=table:t=2:h=3:w=3", "--lr", "0.05", "--measure", "4"]
+    assert main("test", [*command, *settings]) == 0, capsys.readouterr().err
+    made = trained("neighborhood", tmp_path / "bias.safetensors")
+    assert (made.size, made.bias) == (3, "table:t=2:h=3:w=3")
+    facts = json.loads((tmp_path / "training.json").read_text())
+    assert facts["loss trained"] < facts["loss untrained"]
+    with genkit.patch(_load(tiny_wan), made) as patched:
+        assert all(parameter.any() for parameter in patched.weights.parameters())
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (["--attention", "agent"], "--attention: got 'agent', allowed: biased, block_select"),
+        (["--attention-args", "bias=alibi"], "has no bias with weights"),
+        (["--attention-args", "bias=nope"], "bias: got 'nope'"),
+    ],
+)
+def test_a_method_without_a_learned_bias_is_refused(tiny_wan, given, words, capsys):
+    assert main("test", ["bias", "--model", str(tiny_wan), *given]) == 2
+    assert words in capsys.readouterr().err
+
+
 def test_bad_options_are_one_line(tiny_wan, capsys):
     assert main("test", ["agent", "--model", str(tiny_wan), "--tokens", "5"]) == 2
     assert "error: --minutes must be above 0 and --tokens" in capsys.readouterr().err
@@ -192,7 +217,7 @@ def test_a_reference_is_not_recorded_while_activations_are_recomputed(tiny_wan, 
 
 
 def test_what_can_be_trained_is_found_in_its_room():
-    assert set(kinds()) == {"reference", "agent", "cross_modal_context"}
+    assert set(kinds()) == {"reference", "agent", "bias", "cross_modal_context"}
     for name, kind in kinds().items():
         assert (
             kind.name == name
@@ -204,7 +229,7 @@ def test_what_can_be_trained_is_found_in_its_room():
 @pytest.mark.parametrize(
     "given, words",
     [
-        (["nope"], "method: got 'nope', allowed: agent, cross_modal_context, reference"),
+        (["nope"], "method: got 'nope', allowed: agent, bias, cross_modal_context, reference"),
         (["agnet"], "did you mean 'agent'?"),
         (["agent", "--no-such"], "unrecognized arguments: --no-such"),
         (["agent", "--seed", "x"], "invalid int value"),

@@ -57,7 +57,6 @@ class Biased(StaticMethod):
     roles: ClassVar[tuple[str, ...]] = ("self", "joint")
     trainable: ClassVar[bool] = True
     by_head: ClassVar[bool] = True
-    variants: ClassVar[tuple[dict, ...]] = ({}, {"bias": "table:t=4:h=8:w=8"})
     source: ClassVar[str] = "FlashBias, arXiv 2505.12044; ALiBi, arXiv 2108.12409"
 
     def __post_init__(self):

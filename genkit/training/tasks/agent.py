@@ -1,4 +1,4 @@
-"""Distilling dense attention into trained agent attention: the patched model learns what the model itself answers."""
+"""Distilling dense attention into a method with weights: the patched model learns what the model itself answers."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from genkit.attention.agent import Agent
+from genkit.attention.method import Method
 from genkit.patching import Schedule
 from genkit.training.data.pool import Sample
 from genkit.training.data.world.clips import LatentPool
@@ -25,20 +26,26 @@ STAGES = (Stage(0.0, sizes((25, 256, 256, 0.7), (25, 192, 192, 0.3))),)
 
 
 class AgentTask(CaptionedTask):
-    """Agent attention learns the velocity of the dense model on the same noised latents.
+    """A method with weights learns the velocity of the dense model on the same noised latents.
 
     Args:
         pipeline, pool: see :class:`genkit.training.tasks.base.PatchTask`.
-        layers: layers with agents.
+        layers: layers with the method.
         stages: sizes over the budget.
+        method: whose weights are trained; None = agent attention.
     """
 
     def __init__(
-        self, pipeline: Any, pool: LatentPool, layers: str | None = "2:-2", stages: tuple[Stage, ...] = STAGES
+        self,
+        pipeline: Any,
+        pool: LatentPool,
+        layers: str | None = "2:-2",
+        stages: tuple[Stage, ...] = STAGES,
+        method: Method | None = None,
     ):
         # A copy made before the patch: it stays dense. Kept in a tuple, so that it is no part of the module.
         dense = deepcopy(Denoiser(pipeline).module).requires_grad_(False).eval()
-        super().__init__(pipeline, Agent(form="trained"), pool, stages, Schedule(layers=layers))
+        super().__init__(pipeline, method or Agent(form="trained"), pool, stages, Schedule(layers=layers))
         self.dense = (dense,)
 
     def caption_of(self, sample: Sample, rng: np.random.Generator) -> str:
