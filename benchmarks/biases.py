@@ -10,6 +10,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--grid", action="append", help="frames x rows x columns of tokens (repeatable)")
     parser.add_argument("--turns", type=int, default=7, help="times everything is measured")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--no-training", action="store_true", help="leave forward and backward out")
+    parser.add_argument(
+        "--training-tokens",
+        type=int,
+        default=2000,
+        help="measure forward and backward on grids of at most so many tokens",
+    )
     parser.add_argument("--output", type=Path, default=RESULTS)
 
 
@@ -47,17 +53,19 @@ def run(options: argparse.Namespace) -> int:
     facts = {**environment(), "load average": os.getloadavg()}
     rows = []
     for grid in options.grid or GRIDS:
-        for training in (False,) if options.no_training else (False, True):
-            rows += measure(grid, options.turns, training)
+        rows += measure(grid, options.turns, training=False)
+        if prod(parse_size(grid)) <= options.training_tokens:
+            rows += measure(grid, options.turns, training=True)
     text = (
         "\n\n".join(
             [
                 "# Biases of places on the CPU",
                 f"{machine_line(facts)} One attention call without a model, {HEADS} heads of {WIDTH} channels, "
-                f"float32, {options.turns} turns, everything once a turn. `against the tensor` is the mean over turns of the "
-                f"time of torch's attention with the finished bias as a tensor of all pairs (its making not counted), over "
-                f"that of the row in the same turn, with the standard error; above 1 is faster. `forward, backward`: "
-                f"gradients of queries, keys and values; the bias is fixed. Bias memory: what is kept between calls.",
+                f"float32, {options.turns} turns, everything once a turn. `against the tensor` is the mean over turns "
+                f"of the time of torch's attention with the finished bias as a tensor of all pairs (its making not "
+                f"counted), over that of the row in the same turn, with the standard error; above 1 is faster. "
+                f"`forward, backward`: gradients of queries, keys and values; the bias is fixed. Bias memory: what is "
+                f"kept between calls.",
                 table(rows),
             ]
         )

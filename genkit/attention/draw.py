@@ -239,7 +239,7 @@ def _frames_panel(view: View, layout: TokenLayout, query: _Query) -> Image.Image
             low, high = layout.span(part.name)
             counts += f", {_count(row[low:high])} of {part.length} {part.name}"
     if view.weights:
-        counts = f"reads everything through agents; {_effective(row):,.0f} of {row.size:,} tokens carry the weight"
+        counts = f"{view.reads}; {_effective(row):,.0f} of {row.size:,} tokens carry the weight"
     elif view.note:
         counts += " (mean over heads)"
     panel = Image.new("RGB", (max(columns * (w * cell + SPACE), 640), HEAD + rows * (h * cell + CAPTION)), PAPER)

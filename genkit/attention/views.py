@@ -28,12 +28,14 @@ class View:
         density: of the method here, None = not known.
         note: where queries and keys came from; "" when the layout alone decides.
         weights: whether the numbers are attention weights (1 = the row's largest) rather than visible or not.
+        reads: with weights: how a query comes to them, in words.
     """
 
     rows: Callable[[torch.Tensor], torch.Tensor]
     density: Density | None
     note: str = ""
     weights: bool = False
+    reads: str = "reads everything through agents"
 
 
 def view_of(method: Method, layout: TokenLayout, seed: int = 0, layer: int = 0) -> View:
@@ -67,7 +69,7 @@ def view_of(method: Method, layout: TokenLayout, seed: int = 0, layer: int = 0) 
             weight = bias_rows(bias, layout, queries, HEADS).exp().mean(0)
             return method.shares(layout, queries, HEADS) * weight
 
-        return View(weights, method.density(site, cache), note, weights=True)
+        return View(weights, method.density(site, cache), note, weights=True, reads="weighs keys by their distance")
     if not method.by_data:
         return View(lambda queries: method.shares(layout, queries, HEADS), method.density(site, cache))
     if layout.length > MOST_DRAWN:
