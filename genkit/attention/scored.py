@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -18,6 +18,7 @@ from genkit.attention.method import Method, check_used
 from genkit.attention.score_scale import scale_of
 from genkit.attention.site import Place, Site
 from genkit.attention.weights import PatchWeights, like
+from genkit.errors import UsageError
 from genkit.kernels.plan.bias import Bias
 from genkit.layout import TokenLayout
 
@@ -85,8 +86,15 @@ class WithBias(WithScale):
     )
     weights: str | None = field(default=None, kw_only=True, metadata={"help": "file with the weights of learned terms"})
 
+    #: False where a method has another use for ``weights`` and no place for a bias
+    takes_bias: ClassVar[bool] = True
+
     def __post_init__(self):
         super().__post_init__()
+        if not self.takes_bias:
+            if self.bias is not None:
+                raise UsageError(f"{self.name}.bias: got {self.bias!r}, and {self.name} takes none; leave it out")
+            return
         if self.bias is not None:
             object.__setattr__(self, "bias", str(spec_of(self.bias)))
         check_used(self, ("weights",), self.learns, "a bias with learned terms (table, or learned=true)")

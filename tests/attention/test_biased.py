@@ -12,7 +12,7 @@ import genkit
 from genkit.attention import registry
 from genkit.attention.bias_terms import TokenPlaces
 from genkit.attention.cache import PatchCache
-from genkit.attention.scored import WithBias, WithScale, bias_rows
+from genkit.attention.scored import WithScale, bias_rows
 from genkit.attention.site import Place, Projections, Site
 from genkit.attention.weights import PatchWeights
 from genkit.errors import ArtifactError, UnsupportedError, UsageError
@@ -257,12 +257,14 @@ def test_refusals():
         (lambda: genkit.SlidingWindow(dual=True, bias="alibi"), "second path"),
         (lambda: genkit.SlidingWindow(scale_factor=1.1, length_scale=1.2), "give one of them"),
         (lambda: registry.build("mixture_of_block", {"bias": "alibi"}), "bias"),
+        (lambda: genkit.Clear(bias="alibi"), "takes none"),
+        (lambda: genkit.Clear(proportional=True, length_scale=1.2), "give one of them"),
         (lambda: registry.build("agent", {"bias": "alibi"}), "bias"),
     ):
         with pytest.raises(UsageError, match=words):
             make()
     assert genkit.BlockSelect(bias="alibi").describe() == "block_select(bias=alibi)"
-    takers = {name for name in registry.names() if issubclass(registry.method_class(name), WithBias)}
+    takers = {name for name in registry.names() if getattr(registry.method_class(name), "takes_bias", False)}
     assert takers == {
         "biased", "block_select", "neighborhood", "pyramid", "radial", "shifted_groups", "sliding_window"
     }  # fmt: skip

@@ -11,7 +11,7 @@ from attention_helpers import attention_over, tokens
 import genkit
 from genkit.attention.cache import PatchCache
 from genkit.attention.clear import Clear
-from genkit.attention.clear.pooled import pool, scale_factor
+from genkit.attention.clear.pooled import pool
 from genkit.attention.site import Place, Site
 from genkit.attention.weights import PatchWeights
 from genkit.errors import UnsupportedError, UsageError
@@ -163,14 +163,17 @@ def test_hidden_text_stays_hidden_beside_pooled_keys():
 
 
 def test_the_published_factors_of_the_scale():
-    assert scale_factor(512 + 128 * 256, 4608, 1) == pytest.approx(1.11103, abs=5e-6)
-    assert scale_factor(512 + 128 * 256, 4608, 4) == pytest.approx(1.22774, abs=5e-6)
-    assert scale_factor(4608, 4608, 1) == 1.0
+    large = TokenLayout.of_grid(1, 128, 256, text=512)
+    assert Clear(proportional=True).score_factor(large) == pytest.approx(1.11103, abs=5e-6)
+    assert Clear(proportional=True, down=4).score_factor(large) == pytest.approx(1.22774, abs=5e-6)
+    assert Clear(proportional=True).score_factor(TokenLayout.of_grid(1, 64, 64, text=512)) == 1.0
+    assert Clear().score_factor(large) == 1.0
     layout = LAYOUTS["text first"]
     q, k, v = tokens(layout)
     for down in (1, 2):
-        factor = scale_factor(layout.length, 20, down)
-        found = Clear(radius=2, down=down, proportional=True, trained=20).attend(q, k, v, site_of(layout), PatchCache())
+        method = Clear(radius=2, down=down, proportional=True, trained=20)
+        factor = (math.log(layout.length * (10 if down > 1 else 1)) / math.log(20)) ** 0.5
+        found = method.attend(q, k, v, site_of(layout), PatchCache())
         right = Clear(radius=2, down=down).attend(q, k, v, site_of(layout, scale=8**-0.5 * factor), PatchCache())
         assert torch.equal(found, right)
 

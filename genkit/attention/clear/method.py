@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -12,13 +11,14 @@ from typing import Any, ClassVar
 import torch
 
 from genkit.attention.cache import PatchCache
-from genkit.attention.clear.pooled import pool, pooled_count, pooled_plan, scale_factor
+from genkit.attention.clear.pooled import pool, pooled_count, pooled_plan
 from genkit.attention.clear.published import Published, is_published
 from genkit.attention.clear.weights import PoolWeights, average
 from genkit.attention.grid_windows import Disc, GridWindows
 from genkit.attention.keep import kept
 from genkit.attention.method import check_choice, check_int, check_used
 from genkit.attention.registry import register
+from genkit.attention.score_scale import log_factor
 from genkit.attention.site import Place, Site
 from genkit.attention.static import StaticMethod, StaticPlan, check_tokens, masked_plan, static_plan
 from genkit.attention.weights import PatchWeights
@@ -63,9 +63,11 @@ class Clear(StaticMethod):
 
     roles: ClassVar[tuple[str, ...]] = ("self", "joint")
     trainable: ClassVar[bool] = True
+    takes_bias: ClassVar[bool] = False
     source: ClassVar[str] = "CLEAR, arXiv 2412.16112"
 
     def __post_init__(self):
+        super().__post_init__()
         good = isinstance(self.radius, (int, float)) and not isinstance(self.radius, bool)
         if not good or not 0 < self.radius < 32768:
             raise UsageError(explain(f"{_OWNER}.radius", self.radius, "a number > 0, in tokens"))
@@ -73,6 +75,11 @@ class Clear(StaticMethod):
         check_choice(_OWNER, "proportional", self.proportional, (True, False))
         check_int(_OWNER, "trained", self.trained, 2)
         check_used(self, ("trained",), self.proportional, "proportional=true")
+        if self.proportional and self.length_scale is not None:
+            raise UsageError(
+                f"{_OWNER}: proportional=true and length_scale={self.length_scale} are both factors of the softmax "
+                f"scale; give one of them"
+            )
 
     def on(self, grid: tuple[int, int, int]) -> GridWindows:
         """The disc on a concrete grid, cut at its borders."""
@@ -92,13 +99,20 @@ class Clear(StaticMethod):
             )
         return reason
 
+    def score_factor(self, layout: TokenLayout) -> float:
+        """See :meth:`WithScale.score_factor`; ``proportional`` counts the tokens of the sequence, ten times as many
+        with pooled keys."""
+        if not self.proportional:
+            return super().score_factor(layout)
+        return log_factor(self.trained, layout.length if self.down == 1 else 10 * layout.length)
+
     def details(self, layout: TokenLayout) -> str:
         """See :meth:`Method.details`."""
         text = f"disc of radius {self.radius:g}, up to {self.most_keys(layout)} keys;  {self.on(layout.grid).details()}"
         if self.down > 1:
             text += f";  {pooled_count(layout.grid, self.down)} pooled keys of {self.down} x {self.down} tokens"
         if self.proportional:
-            text += f";  softmax scale x {scale_factor(layout.length, self.trained, self.down):.4f}"
+            text += f";  softmax scale x {self.score_factor(layout):.4f}"
         return text
 
     def most_keys(self, layout: TokenLayout) -> int:
@@ -175,14 +189,11 @@ class Clear(StaticMethod):
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, site: Site, cache: PatchCache
     ) -> torch.Tensor | None:
         """See :meth:`Method.attend`; one softmax over the disc, the text and the pooled keys."""
-        if self.proportional:
-            factor = scale_factor(site.layout.length, self.trained, self.down)
-            scale = q.shape[-1] ** -0.5 if site.scale is None else site.scale
-            site = dataclasses.replace(site, scale=scale * factor)
         if self.down == 1:
             return super().attend(q, k, v, site, cache)
         self.require(site, cache)
         check_tokens(q, k, site)
+        site = self.scaled(q, site)
         if site.key_mask is None:
             plan = kept(cache, static_plan, self, site.layout, q.device.type, device=q.device).plan
         else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import torch
@@ -81,12 +80,3 @@ def _orders(windows: GridWindows, layout: TokenLayout, kind: str, more: int) -> 
     choice = windows.choice(kind)
     order = order_of(windows.tables, choice.query, choice.block_q, segments)
     return order, order_of(windows.tables, choice.key, choice.block_k, [*segments, ("pooled", more)])
-
-
-def scale_factor(tokens: int, trained: int, factor: int) -> float:
-    """What a softmax scale of 1 / sqrt(D) is multiplied by when a sequence is longer than in training.
-
-    ``sqrt(log(n) / log(trained))`` with n the tokens of the sequence, ten times as many with pooled keys.
-    """
-    n = tokens if factor == 1 else 10 * tokens
-    return math.sqrt(math.log(n) / math.log(trained))

@@ -23,7 +23,7 @@ def method_of(name: str, args: str) -> WithBias:
     Raises:
         UsageError: a method that takes no bias, or a bias in which nothing is learned.
     """
-    takers = [each for each in registry.names() if issubclass(registry.method_class(each), WithBias)]
+    takers = [each for each in registry.names() if getattr(registry.method_class(each), "takes_bias", False)]
     if name not in takers:
         raise UsageError(explain("--attention", name, takers))
     method = registry.build(name, parse_pairs(args, "--attention-args"))
