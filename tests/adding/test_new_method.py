@@ -74,7 +74,9 @@ def test_its_class_and_its_settings_are_listed(done):
     assert done["class"] == ["Rows", "rows(reach=2)"]
     entry = next(entry for entry in json.loads(done["listed"]["out"])["methods"] if entry["name"] == "rows")
     assert entry["summary"].startswith("Every grid token sees the rows near its own")
-    assert [field["name"] for field in entry["fields"]] == ["reach"] and entry["fields"][0]["help"]
+    assert [field["name"] for field in entry["fields"]] == ["reach", "length_scale", "bias", "weights"] and entry[
+        "fields"
+    ][0]["help"]
 
 
 def test_it_is_drawn_with_its_density(done):
