@@ -92,11 +92,11 @@ def split_tables(tables: Tables, grid: Grid, svd: Svd | None = None) -> Split:
     found = {axis: _pairs(table, grid[axis]) for axis, table in enumerate(tables) if table is not None}
     full = sum(grid[axis] for axis in found)
     if svd is None:
-        factors = tuple(
+        exact = tuple(
             (axis, pairs, torch.eye(grid[axis], dtype=pairs.dtype, device=pairs.device)[None])
             for axis, pairs in found.items()
         )
-        return Split(factors, full, full, 0.0)
+        return Split(exact, full, full, 0.0)
     parts = {axis: torch.linalg.svd(pairs.detach().double().cpu()) for axis, pairs in found.items()}
     ranks = dict.fromkeys(found, 0)
 
@@ -134,8 +134,8 @@ def _pairs(table: torch.Tensor, n: int) -> torch.Tensor:
 def _largest(rest: dict[int, torch.Tensor]) -> float:
     """Largest absolute value of the sum of what is left on the axes, over heads."""
     heads = max(each.shape[0] for each in rest.values())
-    high = sum(each.amax((1, 2)).expand(heads) for each in rest.values())
-    low = sum(each.amin((1, 2)).expand(heads) for each in rest.values())
+    high = torch.stack([each.amax((1, 2)).expand(heads) for each in rest.values()]).sum(0)
+    low = torch.stack([each.amin((1, 2)).expand(heads) for each in rest.values()]).sum(0)
     return float(torch.maximum(high.abs(), low.abs()).max())
 
 
@@ -182,9 +182,9 @@ def operator_terms(
         return (_quadratic(only, places, asked, weights or {}),)
     if asked.pooled or (on_gpu and rank <= _MOST_RANK):
         return (_low_rank(split_tables(tables, places.grid), places),)
-    axes = [axis for axis, table in enumerate(tables) if table is not None]
-    q_pos, k_pos = places.apart()
-    return (Table(tuple(tables[axis] for axis in axes), q_pos[:, axes], k_pos[:, axes]),)
+    found = {axis: table for axis, table in enumerate(tables) if table is not None}
+    axes, (q_pos, k_pos) = list(found), places.apart()
+    return (Table(tuple(found.values()), q_pos[:, axes], k_pos[:, axes]),)
 
 
 def _cut(table: torch.Tensor, asked: TermRequest) -> torch.Tensor:
@@ -194,8 +194,8 @@ def _cut(table: torch.Tensor, asked: TermRequest) -> torch.Tensor:
 def _low_rank(split: Split, places: TokenPlaces) -> LowRank:
     """Factors of tokens from factors of places; zero for exempt tokens."""
     sides = []
-    for number in (1, 2):
-        parts = [part[number][:, places.at[:, part[0]]] for part in split.factors]
+    for left in (True, False):
+        parts = [(f if left else g)[:, places.at[:, axis]] for axis, f, g in split.factors]
         heads = max(part.shape[0] for part in parts)
         side = torch.cat([part.expand(heads, -1, -1) for part in parts], -1)
         sides.append((side * places.inside[:, None]).transpose(0, 1)[None])
@@ -205,14 +205,14 @@ def _low_rank(split: Split, places: TokenPlaces) -> LowRank:
 def _quadratic(
     term: Distance, places: TokenPlaces, asked: TermRequest, weights: Mapping[str, torch.Tensor]
 ) -> Quadratic:
-    axes = [axis for axis in range(3) if term.sigma(axis, 1) is not None]
+    sigmas = {axis: sigma for axis, n in enumerate(places.grid) if (sigma := term.sigma(axis, n)) is not None}
+    axes = list(sigmas)
     if term.learned:
         first = term.weights(asked.heads)
         rows = [weights.get(f"0.{'thw'[axis]}", first["thw"[axis]]) for axis in axes]
         weight = _cut(torch.stack(rows, 1), asked)
     else:
-        sigmas = [term.sigma(axis, places.grid[axis]) for axis in axes]
-        weight = torch.tensor([[1 / (2 * sigma**2) for sigma in sigmas]], dtype=torch.float64)
+        weight = torch.tensor([[1 / (2 * sigma**2) for sigma in sigmas.values()]], dtype=torch.float64)
     at = places.at[:, axes].to(asked.wide)
     gain = places.inside.to(asked.wide)
     hinge = torch.tensor([term.free(axis) for axis in axes], device=asked.device, dtype=asked.wide)

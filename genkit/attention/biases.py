@@ -366,8 +366,9 @@ class BiasSpec:
             for name in own:
                 own[name] = (weights or {}).get(f"{number}.{name}", own[name])
             for axis, table in enumerate(term.tables(grid, heads, own)):
+                before = total[axis]
                 if table is not None:
-                    total[axis] = table if total[axis] is None else total[axis] + table.to(total[axis].device)
+                    total[axis] = table if before is None else before + table.to(before.device)
         return total
 
     def __str__(self) -> str:

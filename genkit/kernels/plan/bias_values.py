@@ -16,7 +16,10 @@ _JOINED = 4  # keys to a place from which on axes are looked up together
 
 def values(terms: Sequence[Bias], batch: int, head: int, start: int, stop: int, tokens: Tensor | slice) -> Tensor:
     """(stop - start, keys) sum of all terms for the queries [start, stop) and the given keys, at least float32."""
-    return sum(_turned(term, batch, head, slice(start, stop), tokens).mT for term in terms)
+    first, *others = (_turned(term, batch, head, slice(start, stop), tokens).mT for term in terms)
+    for other in others:
+        first = first + other
+    return first
 
 
 def turned_values(
@@ -33,6 +36,12 @@ def turned_values(
         else:
             part = _turned(term, batch, head, rows, tokens)
             torch.mul(part, factor, out=into) if number == 0 else into.add_(part, alpha=factor)
+
+
+def _given(table: Tensor | None) -> Tensor:
+    """A table that a bias has filled in where it was left out."""
+    assert table is not None
+    return table
 
 
 def _pick(table: Tensor, axis: int, at: int) -> Tensor:
@@ -75,7 +84,7 @@ def _axes(term: Quadratic | Table, tokens: Tensor | slice) -> list[_Along]:
 
 def _apart(term: Quadratic, axis: int, rows: slice) -> Tensor:
     """(places, queries) squared distance on an axis beyond the hinge."""
-    apart = (term.q_pos[rows, axis] - term.key_places[axis][0][:, None]).abs_().sub_(term.hinge[axis])
+    apart = (term.q_pos[rows, axis] - term.key_places[axis][0][:, None]).abs_().sub_(_given(term.hinge)[axis])
     return apart.clamp_(min=0).square_()
 
 
@@ -89,7 +98,7 @@ def _entries(term: Table, axis: int, rows: slice) -> tuple[Tensor, Tensor]:
 def _column(term: Quadratic | Table, axis: int, head: int, rows: slice) -> Tensor:
     """(places, queries) what an axis adds."""
     if isinstance(term, Quadratic):
-        return _apart(term, axis, rows) * (-_pick(term.weight, 0, head)[axis] * term.q_gain[rows])
+        return _apart(term, axis, rows) * (-_pick(term.weight, 0, head)[axis] * _given(term.q_gain)[rows])
     entry, inside = _entries(term, axis, rows)
     return _pick(term.values[axis], 0, head)[entry].where(inside, 0)
 
@@ -123,7 +132,7 @@ def _look_up(
         else:
             into.add_(column.index_select(0, group.at))
     if isinstance(term, Quadratic):
-        gain = term.k_gain[tokens]
+        gain = _given(term.k_gain)[tokens]
         if not bool((gain == 1).all()):
             into.mul_(gain[:, None])
 
@@ -166,7 +175,7 @@ def accumulate(
         else:
             turned = d_scores.mT.to(torch.promote_types(found[0].dtype, torch.float32))
             if isinstance(term, Quadratic):
-                turned = turned * term.k_gain[tokens][:, None] * term.q_gain[rows]
+                turned = turned * _given(term.k_gain)[tokens][:, None] * _given(term.q_gain)[rows]
             for group in _axes(term, tokens):
                 sums_of = turned.new_zeros(prod(group.sizes), turned.shape[1]).index_add_(0, group.at, turned)
                 for place, axis in enumerate(group.axes):
