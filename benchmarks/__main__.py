@@ -24,6 +24,7 @@ BENCHMARKS = {
     "same_outputs": "benchmarks.same_outputs",
     "methods_cpu": "benchmarks.methods_cpu",
     "biases": "benchmarks.biases",
+    "routing": "benchmarks.routing",
     "lora_kills": "benchmarks.lora.kills",
     "lora_speed": "benchmarks.lora.speed",
     "lora_length": "benchmarks.lora.length",
