@@ -54,9 +54,10 @@ class HeadsTask(AgentTask):
         self.sparse, self.sparsity, self.penalty = sparse, sparsity, penalty
 
     def gates(self) -> dict[int, list[float]]:
-        """Layer -> its gates."""
+        """Layer -> its gates, within 0 and 1."""
         found: Any = self.weights.layers.values()
-        return {each.layer: each.gate.detach().tolist() for each in sorted(found, key=lambda each: each.layer)}
+        ordered = sorted(found, key=lambda each: each.layer)
+        return {each.layer: each.gate.detach().clamp(0, 1).tolist() for each in ordered}
 
     def forward(self, batch: Noised) -> torch.Tensor:
         """See the class; gates are kept within 0 and 1 between steps."""
@@ -75,7 +76,7 @@ class HeadsTask(AgentTask):
     def save(self, path: Path) -> Path:
         """The gates, and beside them the recipe: ``heads.yaml``."""
         found = super().save(path)
-        gates = {layer: [min(1.0, max(0.0, gate)) for gate in row] for layer, row in self.gates().items()}
+        gates = self.gates()
         table = full_heads(gates, self.sparsity)
         heads = max(len(row) for row in gates.values())
         about = f"{self.sparse.name} in {self.sparsity:.0%} of the heads, chosen by gates that were trained"
