@@ -18,6 +18,7 @@ BENCHMARKS = {
     "toy_av": "benchmarks.toy_av",
     "toy_context": "benchmarks.toy_context",
     "few_steps": "benchmarks.few_steps",
+    "sparse_student": "benchmarks.sparse_student",
     "first_prompts": "benchmarks.first_prompts",
     "seam": "benchmarks.seam",
     "swap_gaps": "benchmarks.swap_gaps",

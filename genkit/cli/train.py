@@ -150,9 +150,18 @@ def _planned(settings: LoraSettings) -> LoraPlan:
     return LoraPlan.of(settings, counting("genkit: reading files:", is_first()))
 
 
-def announced(plan: LoraPlan, tell: Callable[[str], None]) -> float | None:
+_LESS = "--gradient-checkpointing, a smaller --resolution or --train-batch-size, or --quantization"
+
+
+def announced(plan: Any, tell: Callable[[str], None], less: str = _LESS) -> float | None:
     """Bytes that a run will need, told before its weights are read, with a warning when there are fewer; None when
-    they cannot be estimated."""
+    they cannot be estimated.
+
+    Args:
+        plan: of the run, with ``estimate()`` and ``device``.
+        tell: called with a warning.
+        less: options that make it need less, in words.
+    """
     from genkit.training.lora.estimate import there_is
 
     note("estimating memory ...")
@@ -166,7 +175,7 @@ def announced(plan: LoraPlan, tell: Callable[[str], None]) -> float | None:
     if free is not None and needed > free:
         tell(
             f"this run needs about {size(needed)} of memory and {size(free)} are free; --dry-run shows the parts, and "
-            "--gradient-checkpointing, a smaller --resolution or --train-batch-size, or --quantization makes it less"
+            f"{less} makes it less"
         )
     return needed
 

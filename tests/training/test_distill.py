@@ -18,8 +18,9 @@ from genkit.pipelines.resolve import resolve
 from genkit.pipelines.session import Session
 from genkit.pipelines.settings import GenerateSettings
 from genkit.training.distill.grid import Stride, grid_of, sampler_of
+from genkit.training.distill.plan import Plan
 from genkit.training.distill.prompts import prompts_of
-from genkit.training.distill.run import Plan, distill
+from genkit.training.distill.run import Run, distill
 from genkit.training.distill.settings import DistillSettings
 
 PROMPT = "a red circle moves right"
@@ -105,16 +106,16 @@ def test_levels_are_those_the_sampler_calls_at():
 
 
 def test_without_guidance_and_substeps_the_student_is_the_teacher(tiny_wan, prompts, tmp_path):
-    run = Plan.of(settings(tiny_wan, prompts, tmp_path, guidance_scale=1.0, substeps=1)).open(print)
+    run = Run.open(Plan.of(settings(tiny_wan, prompts, tmp_path, guidance_scale=1.0, substeps=1)), print)
     losses = [float(run.task(number)[0].detach()) for number in range(4)]
     assert max(losses) < 1e-9
-    run = Plan.of(settings(tiny_wan, prompts, tmp_path)).open(print)
+    run = Run.open(Plan.of(settings(tiny_wan, prompts, tmp_path)), print)
     assert min(float(run.task(number)[0].detach()) for number in range(4)) > 1e-7
 
 
 def test_the_teacher_walks_as_the_stock_pipeline_does(tiny_wan, prompts, tmp_path):
     """All steps of the teacher from one noise are a run of the stock pipeline by the same sampler."""
-    run = Plan.of(settings(tiny_wan, prompts, tmp_path, steps=3, substeps=1, own_path=0.0)).open(print)
+    run = Run.open(Plan.of(settings(tiny_wan, prompts, tmp_path, steps=3, substeps=1, own_path=0.0)), print)
     task, teaching = run.task, run.task.teaching
     text, noisy = task._begin(0, 0, 0)
     asked = [teaching.prompts.at(teaching.seed, 0, place) for place in range(2)]
@@ -131,7 +132,7 @@ def test_the_teacher_walks_as_the_stock_pipeline_does(tiny_wan, prompts, tmp_pat
 
 
 def test_training_brings_the_students_steps_to_the_teachers(tiny_wan, prompts, tmp_path):
-    run = Plan.of(settings(tiny_wan, prompts, tmp_path, rank=8, target_modules="all-linear")).open(print)
+    run = Run.open(Plan.of(settings(tiny_wan, prompts, tmp_path, rank=8, target_modules="all-linear")), print)
     optimizer = torch.optim.Adam([value for value in run.task.parameters() if value.requires_grad], lr=0.01)
 
     def mean():
@@ -223,8 +224,8 @@ def test_fast_is_the_lora_beside_the_model(trained, tiny_wan, tmp_path):
 
 def test_a_method_in_the_student_leaves_the_teacher_dense(tiny_wan, prompts, tmp_path):
     given = {"attention": "neighborhood", "attention_args": {"size": "1x1x1"}}
-    plain = Plan.of(settings(tiny_wan, prompts, tmp_path)).open(print)
-    sparse = Plan.of(settings(tiny_wan, prompts, tmp_path, **given)).open(print)
+    plain = Run.open(Plan.of(settings(tiny_wan, prompts, tmp_path)), print)
+    sparse = Run.open(Plan.of(settings(tiny_wan, prompts, tmp_path, **given)), print)
     text, noisy = plain.task._begin(0, 0, 0)
     assert torch.equal(plain.task._teach(noisy, text, 0), sparse.task._teach(noisy, text, 0))
     assert plain.task(0)[0].item() != sparse.task(0)[0].item()
@@ -253,7 +254,7 @@ def test_a_method_in_the_student_leaves_the_teacher_dense(tiny_wan, prompts, tmp
 def test_bad_settings_are_refused_with_what_is_allowed(tiny_wan, prompts, tmp_path, change, said):
     given = {"model": tiny_wan, "prompts": prompts, **change}
     with pytest.raises((UsageError, UnsupportedError, ArtifactError), match=said):
-        Plan.of(settings(output=tmp_path / "fast", **given)).open(print)
+        Run.open(Plan.of(settings(output=tmp_path / "fast", **given)), print)
 
 
 def test_prompts_come_from_a_file_or_the_world(prompts, tmp_path):
@@ -277,6 +278,6 @@ def test_prompts_come_from_a_file_or_the_world(prompts, tmp_path):
 
 
 def test_loss_is_a_number(tiny_wan, prompts, tmp_path):
-    run = Plan.of(settings(tiny_wan, prompts, tmp_path)).open(print)
+    run = Run.open(Plan.of(settings(tiny_wan, prompts, tmp_path)), print)
     loss, figures = run.task(1)
     assert math.isfinite(loss.item()) and set(figures) == {"loss step 2"}

@@ -38,7 +38,7 @@ class Clear(StaticMethod):
     With ``down`` it also sees a pooled view of the whole picture: keys and values of p x p tokens, after rotary
     positions, weighed by p x p trainable numbers per layer and summed. Text sees everything but the pooled keys. The
     mask and the pooling are exact; a model that was not trained for them makes rather worse pictures: give trained
-    ``weights``, or a LoRA that was trained with it.
+    ``weights``, or a LoRA made by ``genkit train distill --kind features``.
 
     Args:
         radius: of the disc in tokens; a key is seen when it is strictly nearer. Published 8, 16 and 32; larger is

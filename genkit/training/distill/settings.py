@@ -18,18 +18,29 @@ from genkit.training.lora.groups import (
 
 #: Value of ``prompts``: captions of the toy world, for the shipped models.
 WORLD = "world"
+#: Kinds of students: several of the teacher's steps at once; dense answers under sparse attention (CLEAR); samples as
+#: likely as the teacher's in few steps (TDM).
+STEPS, FEATURES, TDM = "steps", "features", "tdm"
+KINDS = (STEPS, FEATURES, TDM)
 _GROUP = "What is trained"
+_STEPS = 6
 _STUDENT = "Teacher and student"
+_ONLY_FEATURES, _ONLY_TDM = "Kind features", "Kind tdm"
 
 
 @dataclass(frozen=True)
 class StudentSettings(Settings):
-    """What is distilled, from which prompts, and into how many steps."""
+    """What is distilled, from which prompts, and into what."""
 
     model: str = option("", MODEL, group=_GROUP)
     parts_from: str | None = option(
         None, "For a whole model in one file as --model: Diffusers folder or hub id of a model of its kind, with the "
         "configurations and what the file does not hold.", group=_GROUP, stored=WHEN_GIVEN,
+    )  # fmt: skip
+    kind: str = option(
+        STEPS, "What the student learns: steps (several of the teacher's steps at once), features (to answer under "
+        "--attention as the dense model does, CLEAR) or tdm (few steps whose samples are as likely as the teacher's).",
+        group=_GROUP, rule=Rule(choices=KINDS),
     )  # fmt: skip
     prompts: str = option(
         "", "Text file with a prompt on every line, or 'world' for captions of the toy world (shipped models).",
@@ -43,19 +54,22 @@ class StudentSettings(Settings):
         group=_GROUP, parse=as_dtype, rule=Rule(choices=DTYPE_CHOICES),
     )  # fmt: skip
     device: str = option("auto", "auto, cpu, cuda, cuda:1, mps, ...", group=_GROUP, stored=NEVER)
-    steps: int = option(6, "Denoising steps of the student.", group=_STUDENT, rule=Rule(low=1, high=100))
+    steps: int | None = option(
+        None, "Denoising steps of the student, 6 when left out; with features those of the model's samples, its own "
+        "when left out.", group=_STUDENT, rule=Rule(low=1, high=1000),
+    )  # fmt: skip
     substeps: int = option(
-        3, "Steps of the teacher in each of the student's: more are closer to the model's own path and slower.",
-        group=_STUDENT, rule=Rule(low=1, high=100),
+        3, "Kind steps: steps of the teacher in each of the student's: more are closer to the model's own path and "
+        "slower.", group=_STUDENT, rule=Rule(low=1, high=100),
     )  # fmt: skip
     guidance_scale: float | None = option(
-        None, "Guidance of the teacher, which the student learns to do without; the model's own when left out.",
+        None, "Guidance of the teacher, which a few-step student learns to do without; the model's own when left out.",
         group=_STUDENT, rule=Rule(low=0, high=1000),
     )  # fmt: skip
     negative_prompt: str = option("", "What the teacher is guided away from.", group=_STUDENT, prose=True)
     own_path: float = option(
-        0.5, "Share of samples that go on from where the student's step led, the others from the teacher's: the "
-        "student meets, and learns to mend, its own errors.", group=_STUDENT, rule=Rule(low=0, high=1),
+        0.5, "Kind steps: share of samples that go on from where the student's step led, the others from the "
+        "teacher's: the student meets, and learns to mend, its own errors.", group=_STUDENT, rule=Rule(low=0, high=1),
     )  # fmt: skip
     height: int | None = option(None, "Pixels; the model's own when left out.", group=_STUDENT)
     width: int | None = option(None, "Pixels; the model's own when left out.", group=_STUDENT)
@@ -66,9 +80,69 @@ class StudentSettings(Settings):
 
 
 @dataclass(frozen=True)
+class FeatureSettings(Settings):
+    """What a sparse student learns of its dense teacher."""
+
+    num_samples: int = option(
+        200, "Samples that the model makes first, to learn on, kept in OUTPUT/cache; published 10,000.",
+        group=_ONLY_FEATURES, rule=Rule(low=1, high=10_000_000),
+    )  # fmt: skip
+    answer_weight: float = option(
+        0.5, "Weight of the distance to the teacher's answer; that to the samples counts 1.", group=_ONLY_FEATURES,
+        rule=Rule(low=0, high=1e6),
+    )  # fmt: skip
+    feature_weight: float = option(
+        0.5, "Weight of the distance of attention outputs.", group=_ONLY_FEATURES, rule=Rule(low=0, high=1e6)
+    )
+    feature_every: int = option(
+        4, "Compare the attention outputs of every so many layers, single-stream blocks where there are any.",
+        group=_ONLY_FEATURES, rule=Rule(low=1, high=10_000),
+    )  # fmt: skip
+    caption_dropout: float = option(
+        0.1, "Share of samples whose prompt is replaced by the negative one, so that guidance keeps working.",
+        group=_ONLY_FEATURES, rule=Rule(low=0, high=1),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TdmSettings(Settings):
+    """How the likelihood of a student's samples is matched."""
+
+    fake_learning_rate: float | None = option(
+        None, "Of the adapter that learns the scores of the student's samples; five times --learning-rate when left "
+        "out.", group=_ONLY_TDM, rule=Rule(low=1e-30, high=100),
+    )  # fmt: skip
+    fake_updates: int = option(
+        1, "Updates of that adapter for each of the student; all are steps of --max-train-steps.", group=_ONLY_TDM,
+        rule=Rule(low=1, high=100),
+    )  # fmt: skip
+    fake_attention: bool = option(
+        False, "Put --attention into that model, too, as the published script does: one model more in memory.",
+        group=_ONLY_TDM,
+    )  # fmt: skip
+    renoise: float = option(
+        0.9, "Share of its own noise that the end of a step keeps in training; the rest is fresh.", group=_ONLY_TDM,
+        rule=Rule(low=0, high=1),
+    )  # fmt: skip
+    regularization: float = option(
+        0.0, "Weight of the distance of those scores to the teacher's without guidance; published 0 (Wan) and 0.5 "
+        "(CogVideoX).", group=_ONLY_TDM, rule=Rule(low=0, high=1e6),
+    )  # fmt: skip
+
+
+#: Settings that belong to some kinds alone.
+_BELONG = {
+    **dict.fromkeys(("substeps", "own_path"), (STEPS,)),
+    **dict.fromkeys(FeatureSettings.__annotations__, (FEATURES,)),
+    **dict.fromkeys(TdmSettings.__annotations__, (TDM,)),
+}
+
+
+@dataclass(frozen=True)
 class DistillSettings(
-    CheckpointSettings, MethodWeightsSettings, OptimizationSettings, AdapterSettings, StudentSettings
-):
+    CheckpointSettings, MethodWeightsSettings, OptimizationSettings, AdapterSettings, TdmSettings, FeatureSettings,
+    StudentSettings,
+):  # fmt: skip
     """Everything that decides what ``genkit train distill`` makes. The last group comes first in ``--help``."""
 
     def check(self) -> None:
@@ -77,6 +151,9 @@ class DistillSettings(
         for name, example in (("model", "toy-video"), ("prompts", WORLD), ("output", "runs/fast")):
             if not getattr(self, name):
                 raise UsageError(f"distillation needs {flag(name)}, for instance {flag(name)} {example}")
+        for name, kinds in _BELONG.items():
+            if self.kind not in kinds and getattr(self, name) != type(self).__dataclass_fields__[name].default:
+                raise UsageError(f"{flag(name)} has no effect with --kind {self.kind}: it belongs to {kinds[0]}")
         budgets = [name for name in ("max_train_steps", "minutes") if getattr(self, name) is not None]
         if len(budgets) != 1:
             found = " and ".join(map(flag, budgets)) or "none"
@@ -87,7 +164,23 @@ class DistillSettings(
             raise UsageError("a student is a plain LoRA, which every program loads: leave --adapter and --use-dora out")
         if self.attention == AUTO:
             raise UsageError("--attention auto takes the method from a LoRA that is used; in training name one")
-        if self.train_attention_weights:
-            raise UsageError("--train-attention-weights is for genkit train lora: leave it out")
         if self.offload != "none" or self.compile:
             raise UsageError("--offload and --compile are for genkit train lora: leave them out")
+        self._check_attention()
+
+    def _check_attention(self) -> None:
+        has = (self.attention not in (None, "none")) or self.recipe is not None
+        if self.kind == FEATURES and not has:
+            raise UsageError(
+                "--kind features teaches a model to answer under sparse attention as it does without: give --attention "
+                "METHOD (clear, neighborhood, ...) or --recipe NAME"
+            )
+        if self.train_attention_weights and not has:
+            raise UsageError("--train-attention-weights needs --attention or --recipe with a method that has weights")
+        if self.fake_attention and not has:
+            raise UsageError("--fake-attention needs --attention or --recipe")
+
+    @property
+    def student_steps(self) -> int:
+        """Denoising steps of a few-step student."""
+        return _STEPS if self.steps is None else self.steps

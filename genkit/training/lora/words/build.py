@@ -17,7 +17,8 @@ from genkit.training.engine.journal import counting
 from genkit.training.engine.loop import process_count, process_rank
 from genkit.training.lora.data import CACHE, slots_of
 from genkit.training.lora.groups import ACTIVATIONS
-from genkit.training.lora.words.prior import PriorImages, prior_images, prior_request
+from genkit.training.lora.made import MadeSamples
+from genkit.training.lora.words.prior import prior_images, prior_request
 from genkit.training.lora.words.subjects import Subjects, check_new, positions_of, words_record
 from genkit.training.lora.words.table import WordTable
 from genkit.training.lora.words.task import Taught, WordOptions, WordTask
@@ -71,7 +72,7 @@ def word_factors(settings: Any) -> dict[str, float] | None:
     return {ROWS: 1.0 if own is None else own / settings.learning_rate}
 
 
-def made_before(plan: LoraPlan, pipeline: Any) -> PriorImages | None:
+def made_before(plan: LoraPlan, pipeline: Any) -> MadeSamples | None:
     """The pictures of the prior, made by the model as it is; None for a run without."""
     settings = plan.settings
     if not settings.prior_weight:
@@ -92,7 +93,7 @@ def put_words(plan: LoraPlan, pipeline: Any) -> WordTable:
 
 
 def word_task(
-    plan: LoraPlan, pipeline: Any, adapter: Any, table: WordTable | None = None, prior: PriorImages | None = None
+    plan: LoraPlan, pipeline: Any, adapter: Any, table: WordTable | None = None, prior: MadeSamples | None = None
 ) -> WordTask:
     """The task of a run.
 

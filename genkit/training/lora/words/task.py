@@ -14,9 +14,9 @@ from genkit.control import Rows
 from genkit.errors import UsageError, shown
 from genkit.families.training.base import IMAGE, Call, Tensors, Words
 from genkit.training.data.batch import Batch
+from genkit.training.lora.made import MadeSamples
 from genkit.training.lora.task import LoraTask
 from genkit.training.lora.words.masks import attention_losses, masks_of, min_max, similarity
-from genkit.training.lora.words.prior import PriorImages
 from genkit.training.lora.words.reading import PICTURE, PRIOR, Reading
 from genkit.training.lora.words.settings import UNIFORM
 from genkit.training.lora.words.subjects import Subjects
@@ -64,7 +64,7 @@ class Taught:
     options: WordOptions
     size: tuple[int, int]
     slots: int
-    prior: PriorImages | None = None
+    prior: MadeSamples | None = None
 
 
 class WordTask(LoraTask):
