@@ -23,6 +23,7 @@ BENCHMARKS = {
     "seam": "benchmarks.seam",
     "swap_gaps": "benchmarks.swap_gaps",
     "same_outputs": "benchmarks.same_outputs",
+    "streaming": "benchmarks.streaming",
     "methods_cpu": "benchmarks.methods_cpu",
     "biases": "benchmarks.biases",
     "routing": "benchmarks.routing",

@@ -54,6 +54,7 @@ _ROOMS = (
     "patching",
     "pipelines",
     "plugins",
+    "streaming",
     "training",
     "world",
 )

@@ -17,7 +17,7 @@ FLOORS = (
     ("demo",),
     ("training", "evaluation"),
     ("pipelines",),
-    ("editing",),
+    ("editing", "streaming"),
     ("control",),
     ("lora",),
     ("patching",),

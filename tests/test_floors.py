@@ -20,7 +20,7 @@ FLOORS = [
     {"patching"},
     {"lora"},
     {"control"},
-    {"editing"},
+    {"editing", "streaming"},
     {"pipelines"},
     {"training", "evaluation"},
     {"demo"},

@@ -77,6 +77,27 @@ class Objective:
 
 
 @dataclass(frozen=True)
+class Streaming:
+    """How the models of a family make a video chunk by chunk.
+
+    Args:
+        frames: of pixels, that the published models were trained on.
+        told: (denoiser, noise levels (B, F) of the latent frames as timesteps, tokens of a frame, frames per second)
+            -> the arguments of its forward that tell them. Levels that are all the same may be told once.
+        forcing: regular expression for the pipelines whose models are trained with noise levels of their own for every
+            frame (diffusion forcing), so that clean frames can stand before noisy ones.
+        carry: latent frames that stand before a chunk by default in such a model.
+        one_picture: (reader of configurations) -> whether a model is trained to be given its first frame alone.
+    """
+
+    frames: int
+    told: Callable[[Any, Any, int, float], dict[str, Any]]
+    forcing: str = ""
+    carry: int = 3
+    one_picture: Callable[[ReadConfig], bool] = lambda config: False
+
+
+@dataclass(frozen=True)
 class PipelineFacts:
     """The pipelines of one family. What is None is not known, and whoever needs it says so.
 
@@ -99,6 +120,7 @@ class PipelineFacts:
         others: class of a folder -> further classes of Diffusers that the same parts serve, by what they take beside
             the prompt; the first that fits is used.
         priors: pipeline classes that make a prompt of pictures for those of this family.
+        streaming: how videos are made chunk by chunk; None where they are not.
         tasks: task of genkit -> regular expression for the pipelines of this family it can drive.
     """
 
@@ -115,6 +137,7 @@ class PipelineFacts:
     inputs: Mapping[str, Inputs] = field(default_factory=dict)
     others: Mapping[str, tuple[Other, ...]] = field(default_factory=dict)
     priors: tuple[str, ...] = ()
+    streaming: Streaming | None = None
     tasks: Mapping[str, str] = field(default_factory=dict)
 
     def covers(self, class_name: str) -> bool:

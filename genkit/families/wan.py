@@ -8,7 +8,7 @@ from typing import Any
 
 from genkit.families.base import MAIN, Family, SiteRule, Streams, grid_with, shape
 from genkit.families.codec import standardised
-from genkit.families.facts import FLOW, Objective, PipelineFacts, TextRule
+from genkit.families.facts import FLOW, Objective, PipelineFacts, Streaming, TextRule
 from genkit.families.inputs import Inputs, Other
 from genkit.families.sizes import ReadConfig, Size, SizeRule
 
@@ -39,6 +39,12 @@ def _token(config: ReadConfig) -> Size:
 
 def _states(pipeline: Any, prompts: list[str], slots: int) -> Any:
     return pipeline.encode_prompt(prompts, do_classifier_free_guidance=False, max_sequence_length=slots)[0]
+
+
+def _levels(model: Any, levels: Any, tokens: int, fps: float) -> dict[str, Any]:
+    """Every token has a timestep of its own; one for all where they are the same, which is less to compute."""
+    same = bool((levels == levels[:, :1]).all())
+    return {"timestep": levels[:, 0] if same else levels.repeat_interleave(tokens, 1)}
 
 
 def _own_timesteps(config: ReadConfig) -> bool:
@@ -117,8 +123,10 @@ FAMILY = Family(
                 Other("WanVideoToVideoPipeline", _plain_latents),
             ),
         },
+        streaming=Streaming(81, _levels, one_picture=_own_timesteps),
         tasks={
             "given_frames": "WanPipeline",
+            "stream": "WanPipeline",
             "second_pass": "Wan(ImageToVideo)?Pipeline",
             "reference_pictures": "Wan.*",
             "train_patch": "WanPipeline",

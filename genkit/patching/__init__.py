@@ -5,7 +5,7 @@ from __future__ import annotations
 from genkit.families import FamilyInfo, families
 from genkit.patching.handle import PatchHandle, patch
 from genkit.patching.parts import Part
-from genkit.patching.positions import time_shift
+from genkit.patching.positions import Positions, time_shift, unrotated
 from genkit.patching.processors import attn_processors
 from genkit.patching.removal import patches, unpatch
 from genkit.patching.report import Description, Report
@@ -18,6 +18,7 @@ __all__ = [
     "FamilyInfo",
     "Part",
     "PatchHandle",
+    "Positions",
     "Report",
     "Schedule",
     "attn_processors",
@@ -27,5 +28,6 @@ __all__ = [
     "rotary_base",
     "time_shift",
     "unpatch",
+    "unrotated",
     "why_not",
 ]

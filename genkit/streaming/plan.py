@@ -1,0 +1,156 @@
+"""How a pipeline's model can be streamed: by a cache of keys and values, or by clean frames before each chunk."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from genkit.errors import UnsupportedError, UsageError, explain
+from genkit.families.codec import Codec
+from genkit.families.facts import Streaming
+from genkit.families.lookup import able, facts_of
+from genkit.models import Sidecar, read_sidecar
+from genkit.streaming.window import Window
+
+CACHE, FRAMES = "cache", "frames"
+CONTEXTS = (CACHE, FRAMES)
+LATENTS, PIXELS = "latents", "pixels"
+CARRIED = (LATENTS, PIXELS)
+
+
+@dataclass(frozen=True)
+class StreamPlan:
+    """What a stream does, with nothing left open.
+
+    Args:
+        context: "cache": earlier frames are keys and values that a clean pass wrote after each chunk, for causal and
+            diffusion-forcing models. "frames": the latest clean frames stand before the chunk in the sequence at noise
+            level 0, for models that are trained to be given frames.
+        window: which frames a chunk sees. With "frames" it has no sink.
+        carried: with "frames", what is carried over: "latents" as they are, or "pixels" of the latest frames, encoded
+            anew as the beginning of a clip.
+        record: of the family. codec: likewise.
+    """
+
+    context: str
+    window: Window
+    carried: str
+    record: Streaming
+    codec: Codec
+
+    def new(self, made: int) -> int:
+        """Latent frames of the chunk after ``made`` ones: where clean frames stand before the later chunks, the first
+        one fills their place."""
+        return self.window.length if self.context == FRAMES and made == 0 else self.window.chunk
+
+
+def plan_stream(
+    class_name: str,
+    config: Any,
+    sidecar: Sidecar,
+    *,
+    context: str | None = None,
+    chunk: int | None = None,
+    sink: int | None = None,
+    recent: int | None = None,
+    trained: int | None = None,
+    carried: str | None = None,
+) -> StreamPlan:
+    """Fill in what is left open, from the family's record and the model's configurations.
+
+    Args:
+        class_name: of the pipeline.
+        config: reader of configurations: part -> mapping; "model_index" is the pipeline's own.
+        sidecar: the model's ``genkit.json``.
+        context, carried: see :class:`StreamPlan`. chunk, sink, recent, trained: see :class:`Window`.
+
+    Raises:
+        UnsupportedError: a pipeline that is not streamed. UsageError: settings that do not go together, or a model that
+            does not tell how it is trained.
+    """
+    facts = facts_of(class_name)
+    record = None if facts is None else facts.streaming
+    if facts is None or record is None or not facts.can("stream", class_name):
+        known = ", ".join(able("stream"))
+        raise UnsupportedError(f"{class_name} cannot be streamed; pipelines that can: {known}")
+    if facts.codec is None:
+        raise UnsupportedError(f"{class_name}: its family's record does not tell how latents are normalised")
+    if config("transformer_2"):
+        raise UnsupportedError(f"{class_name} with two transformers cannot be streamed: each knows some levels only")
+    block = int(config("transformer").get("num_frame_per_block") or 1)
+    one = record.one_picture(config)
+    context = _context(class_name, record, sidecar, block, one, context)
+    every = int(config("vae").get("scale_factor_temporal") or 4)
+    patch = int(tuple(config("transformer").get("patch_size") or (1,))[0])
+    if trained is None:
+        trained = (int(sidecar.defaults.get("num_frames") or record.frames) - 1) // every + 1
+    if context == CACHE:
+        window = _cached(block, chunk, sink, recent, trained)
+        if carried is not None:
+            raise UsageError(f"carried={carried!r} belongs to context='frames'; a cache carries keys and values")
+        carried = LATENTS
+    else:
+        if block > 1:
+            raise UsageError(
+                f"context='frames': this model's blocks of {block} frames see only earlier ones; take context='cache'"
+            )
+        if sink:
+            raise UsageError("sink belongs to context='cache'; clean frames before a chunk have none, leave it out")
+        recent = (1 if one else min(record.carry, trained - 1)) if recent is None else recent
+        window = Window(trained - recent if chunk is None else chunk, 0, recent, trained)
+        carried = (PIXELS if one else LATENTS) if carried is None else carried
+        if carried not in CARRIED:
+            raise UsageError(explain("carried", carried, CARRIED))
+        if one and recent > 1:
+            raise UsageError(f"recent={recent}: this model is trained to be given its first frame alone; take recent=1")
+    if patch > 1:
+        raise UnsupportedError(f"{class_name}: its tokens span {patch} latent frames; streams make them one by one")
+    return StreamPlan(context, window, carried, record, facts.codec)
+
+
+def _context(class_name: str, record: Streaming, sidecar: Sidecar, block: int, one: bool, context: str | None) -> str:
+    """How earlier frames are seen: as asked for, else as the model tells."""
+    if context is not None:
+        if context not in CONTEXTS:
+            raise UsageError(explain("context of a stream", context, CONTEXTS))
+        return context
+    if block > 1:
+        return CACHE
+    if re.fullmatch(record.forcing, class_name) or sidecar.given_frames or one:
+        return FRAMES
+    raise UsageError(
+        f"{class_name}: its weights do not tell whether they are causal; say context='cache' for causal ones (CausVid, "
+        "Self-Forcing), or context='frames' for ones that are trained to be given clean frames"
+    )
+
+
+def _cached(block: int, chunk: int | None, sink: int | None, recent: int | None, trained: int) -> Window:
+    """A window over a cache; by default as Hybrid Forcing has it, smaller where the model knows fewer positions."""
+    chunk = min(block if block > 1 else 3, trained) if chunk is None else chunk
+    if block > 1 and chunk != block:
+        raise UsageError(explain("chunk", chunk, f"{block} latent frames, the blocks that the model is trained on"))
+    left = max(0, trained - chunk)
+    sink = min(chunk, left // 2) if sink is None else sink
+    recent = min(chunk, left - sink) if recent is None else recent
+    return Window(chunk, sink, recent, trained)
+
+
+def sidecar_of(pipeline: Any) -> Sidecar:
+    """The ``genkit.json`` of the folder that a pipeline was loaded from; an empty one without."""
+    name = getattr(pipeline, "name_or_path", None) or getattr(pipeline.config, "_name_or_path", None)
+    folder = Path(str(name)) if name else None
+    return read_sidecar(folder if folder is not None and folder.is_dir() else None)
+
+
+def configs_of(pipeline: Any) -> Any:
+    """Reader of the configurations of a loaded pipeline's parts."""
+
+    def config(part: str) -> Any:
+        if part == "model_index":
+            return pipeline.config
+        found = getattr(pipeline, part, None)
+        return {} if found is None else found.config
+
+    return config
