@@ -26,7 +26,7 @@ def calibration(pipeline: Any, size: ClipSize, count: int, seed: int, each: int 
     rng, generator = np.random.default_rng((seed, 1)), torch.Generator().manual_seed(seed)
     found = []
     for _ in range(count):
-        samples = pool.draw(size, each)
+        samples: Any = pool.draw(size, each)
         clean = torch.stack([sample.latents for sample in samples]).float()
         level = denoiser.objective.levels(each, SHIFT, generator)
         noise = torch.randn(clean.shape, generator=generator)

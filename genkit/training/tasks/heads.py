@@ -61,7 +61,7 @@ class HeadsTask(AgentTask):
 
     def forward(self, batch: Noised) -> torch.Tensor:
         """See the class; gates are kept within 0 and 1 between steps."""
-        gates = list(self.weights.parameters())
+        gates: list[torch.Tensor] = list(self.weights.parameters())
         with torch.no_grad():
             for gate in gates:
                 gate.clamp_(0, 1)
