@@ -57,7 +57,8 @@ def linear_state(
     Feature maps, rotary embedding, gates and projections belong to the method: q and k come already featured.
 
     Args:
-        q, k: (B, N, H, D), features of the numerator. v: (B, N, H, Dv).
+        q, k: (B, N, H, D), features of the numerator. v: (B, N, H, Dv). In mode ``"all"`` there may be more or fewer
+            queries than keys.
         q_den, k_den: features of the denominator, (B, N, H, D); default q and k (pass the unrotated ones with RoPE).
         key_weight: (B, N, H), weight of each key in numerator and denominator (RALA's weights, validity of padding).
         value_weight: (B, N, H), weight in the numerator only (Flowformer's competition).
@@ -78,9 +79,9 @@ def linear_state(
         ``out`` (B, N, H, Dv) in the dtype of v, and the new state over all tokens (None with ``exclude``). Both are
         differentiable in every tensor argument.
 
-    Cost: 4 * D * Dv per token and head; memory of the causal modes adds one D x Dv state per group. ``exclude`` adds
-        one
-    state per key block and head.
+    Cost: 4 * D * Dv operations per token and head, five times as many in the backward pass, which computes every step
+        again: kept are the inputs and a D x Dv state per some thousand tokens. ``exclude`` makes a state per block and
+        head, some heads at a time, and adds 2 * D * Dv operations per pair of blocks. First derivatives only.
 
     Raises:
         UsageError: shapes that do not fit, options that exclude one another.
@@ -90,18 +91,17 @@ def linear_state(
         if reason:
             raise UsageError(f"linear_state: {reason}")
     _check_options(mode, group, decay, norm, exclude, state, q_den, k_den)
-    _check_shapes(q, k, v, q_den, k_den, key_weight, value_weight, decay, group, mode, state)
-    wide = torch.float64 if q.dtype == torch.float64 else torch.float32
+    _check_shapes(q, k, v, q_den, k_den, key_weight, value_weight, decay, group, mode, state, exclude)
     softmax = norm == "channel_softmax"
     features = Features(
-        q.to(wide),
-        k.to(wide),
-        v.to(wide),
-        None if norm != "sum" else (q if q_den is None else q_den).to(wide),
-        None if norm == "channel_softmax" else (k if k_den is None else k_den).to(wide),
-        None if key_weight is None else key_weight.to(wide),
-        None if value_weight is None else value_weight.to(wide),
-        None if decay is None else decay.to(wide),
+        q,
+        k,
+        v,
+        None if norm != "sum" else q if q_den is None else q_den,
+        None if softmax else k if k_den is None else k_den,
+        key_weight,
+        value_weight,
+        decay,
         mode,
         group,
         softmax,
@@ -117,8 +117,8 @@ def linear_state(
 
 def _empty(x: Features) -> LinearState:
     b, _, h, d = x.k.shape
-    z = x.k.new_full((b, h, d), -torch.inf if x.softmax else 0.0)
-    return LinearState(x.k.new_zeros(b, h, d, x.v.shape[-1]), z, 0, x.softmax)
+    z = x.k.new_full((b, h, d), -torch.inf if x.softmax else 0.0, dtype=x.wide)
+    return LinearState(x.k.new_zeros(b, h, d, x.v.shape[-1], dtype=x.wide), z, 0, x.softmax)
 
 
 def _check_options(mode, group, decay, norm, exclude, state, q_den, k_den) -> None:
@@ -145,17 +145,25 @@ def _check_options(mode, group, decay, norm, exclude, state, q_den, k_den) -> No
         raise UsageError(f"the state was made with channel softmax: {state.channel_softmax}, but norm={norm!r}")
 
 
-def _check_shapes(q, k, v, q_den, k_den, key_weight, value_weight, decay, group, mode, state) -> None:
-    if q.dim() != 4 or q.shape != k.shape or v.dim() != 4 or v.shape[:3] != q.shape[:3]:
+def _check_shapes(q, k, v, q_den, k_den, key_weight, value_weight, decay, group, mode, state, exclude) -> None:
+    fits = q.dim() == k.dim() == v.dim() == 4 and v.shape[:3] == k.shape[:3]
+    if not fits or (q.shape[0], *q.shape[2:]) != (k.shape[0], *k.shape[2:]):
         raise UsageError(
-            f"linear_state needs q, k (B, N, H, D) and v (B, N, H, Dv), got {tuple(q.shape)}, "
+            f"linear_state needs q (B, Nq, H, D), k (B, N, H, D) and v (B, N, H, Dv), got {tuple(q.shape)}, "
             f"{tuple(k.shape)}, {tuple(v.shape)}"
         )
+    if q.shape[1] != k.shape[1] and mode != "all":
+        raise UsageError(
+            f"mode={mode!r} needs as many queries as keys, got {q.shape[1]} and {k.shape[1]}: use mode='all', or read "
+            "a state with LinearState.read"
+        )
+    if not q.shape[1] or not k.shape[1]:
+        raise UsageError(f"linear_state needs queries and keys, got {q.shape[1]} and {k.shape[1]}")
     if not q.device == k.device == v.device:
         raise UsageError(f"q, k and v must be on one device, got {q.device}, {k.device}, {v.device}")
-    b, n, h, d = q.shape
+    b, n, h, d = k.shape
     for name, x, shape in (
-        ("q_den", q_den, (b, n, h, None)),
+        ("q_den", q_den, (b, q.shape[1], h, None)),
         ("k_den", k_den, (b, n, h, None)),
         ("key_weight", key_weight, (b, n, h)),
         ("value_weight", value_weight, (b, n, h)),
@@ -164,10 +172,19 @@ def _check_shapes(q, k, v, q_den, k_den, key_weight, value_weight, decay, group,
             x.dim() != len(shape) or any(w not in (None, s) for s, w in zip(x.shape, shape, strict=True))
         ):
             raise UsageError(f"{name} must be {shape}, got {tuple(x.shape)}")
-    if q_den is not None and k_den is not None and q_den.shape != k_den.shape:
-        raise UsageError(f"q_den and k_den must agree, got {tuple(q_den.shape)} and {tuple(k_den.shape)}")
+    widths = [(y if x is None else x).shape[-1] for x, y in ((q_den, q), (k_den, k))]
+    if widths[0] != widths[1]:
+        raise UsageError(f"q_den and k_den must have as many features, got {widths[0]} and {widths[1]}")
     steps = n if mode == "token" else -(-n // group) if group else 0
     if decay is not None and tuple(decay.shape) not in ((h,), (b, steps, h)):
         raise UsageError(f"decay must be ({h},) or ({b}, {steps}, {h}), got {tuple(decay.shape)}")
     if state is not None and tuple(state.kv.shape) != (b, h, d, v.shape[-1]):
         raise UsageError(f"state.kv must be {(b, h, d, v.shape[-1])}, got {tuple(state.kv.shape)}")
+    if exclude is not None and (exclude.n_q, exclude.n_k) != (q.shape[1], n):
+        raise UsageError(
+            f"exclude is a plan for {exclude.n_q} queries and {exclude.n_k} keys, got {q.shape[1]} and {n}"
+        )
+    if exclude is not None and (h % exclude.heads or b % exclude.batch):
+        raise UsageError(
+            f"exclude is a plan for {exclude.batch} rows and {exclude.heads} heads, got {b} rows and {h} heads"
+        )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from genkit.errors import UsageError
+from genkit.errors import UsageError, explain
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,6 +27,44 @@ class LinearState:
     z: Tensor
     count: int
     channel_softmax: bool = False
+
+    @classmethod
+    def of_means(cls, kv: Tensor, z: Tensor, count: int) -> LinearState:
+        """The state of a stream that keeps means over ``count`` tokens instead of sums (Hybrid Forcing).
+
+        Reading equals the mean form when ``eps`` is ``count`` times as large.
+        """
+        return cls(kv * count, z * count, count)
+
+    def means(self) -> tuple[Tensor, Tensor]:
+        """``kv`` and ``z`` per token seen; zeros of a state that has seen none."""
+        if self.channel_softmax:
+            raise UsageError("a channel-softmax state holds weighted means already: take kv and z")
+        return self.kv / max(1, self.count), self.z / max(1, self.count)
+
+    def read(self, q: Tensor, q_den: Tensor | None = None, *, norm: str = "sum", eps: float = 1e-6) -> Tensor:
+        """What queries read from the state, without adding anything to it: ``o_i = q_i kv / (q_den_i z + eps)``.
+
+        Args:
+            q: (B, Nq, H, D), features as in :func:`~genkit.kernels.linear_state.linear_state`. q_den: of the
+                denominator; default q.
+            norm: ``"sum"`` divides, ``"none"`` does not; a channel-softmax state is never divided.
+            eps: added to the denominator.
+
+        Returns:
+            (B, Nq, H, Dv) in the dtype of q. Differentiable in queries and state. Cost: 2 D Dv per query and head.
+        """
+        if norm not in ("sum", "none"):
+            raise UsageError(explain("norm", norm, ("sum", "none")))
+        wanted = (self.kv.shape[0], *self.kv.shape[1:3])
+        if q.dim() != 4 or (q.shape[0], *q.shape[2:]) != wanted:
+            b, h, d = wanted
+            raise UsageError(f"q must be (B={b}, Nq, H={h}, D={d}) as the state is, got {tuple(q.shape)}")
+        out = torch.einsum("bnhd,bhde->bnhe", q.to(self.kv.dtype), self.kv)
+        if norm == "sum" and not self.channel_softmax:
+            den = torch.einsum("bnhd,bhd->bnh", (q if q_den is None else q_den).to(self.z.dtype), self.z)
+            out = out / (den[..., None] + eps)
+        return out.to(q.dtype)
 
     def merge(self, other: LinearState) -> LinearState:
         """The state after seeing the tokens of both; order does not matter."""

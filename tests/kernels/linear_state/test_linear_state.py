@@ -227,12 +227,18 @@ def test_wrong_options_are_refused():
         {"mode": "frames"}, {"mode": "frame"}, {"group": 4}, {"norm": "l2"}, {"mode": "frame", "group": 0},
         {"decay": torch.zeros(2)}, {"mode": "token", "decay": torch.zeros(3)}, {"exclude": plan, "mode": "token"},
         {"norm": "channel_softmax", "k_den": k}, {"state": soft}, {"key_weight": weight[:, :4]}, {"q_den": q[:, :4]},
-        {"backend": "cuda"},
+        {"backend": "cuda"}, {"exclude": BlockPlan.dense(12, 12, block_q=4, block_k=4)},
     ):  # fmt: skip
         with pytest.raises(UsageError):
             linear_state(q, k, v, **options)
-    with pytest.raises(UsageError):
-        linear_state(q, k[:, :4], v)
+    for wrong in ((q, k[:, :4], v), (q, k, v[:, :, :1]), (q[:1], k, v), (q[:, :0], k, v)):
+        with pytest.raises(UsageError):
+            linear_state(*wrong)
+    with pytest.raises(UsageError, match=r"LinearState\.read"):
+        linear_state(q[:, :4], k, v, mode="token")
+    three = BlockPlan.from_dense_blocks(torch.ones(1, 3, 4, 4, dtype=torch.bool), 13, 13, block_q=4, block_k=4)
+    with pytest.raises(UsageError, match="3 heads, got 2 rows and 2 heads"):
+        linear_state(q, k, v, exclude=three)
     with pytest.raises(UsageError):
         soft.merge(linear_state(q, k, v)[1])
     with pytest.raises(UsageError):
