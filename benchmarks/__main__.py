@@ -11,6 +11,7 @@ BENCHMARKS = {
     "toy_video": "benchmarks.toy_video",
     "toy_methods": "benchmarks.toy_methods",
     "recall": "benchmarks.recall",
+    "linear_branch": "benchmarks.linear_branch",
     "toy_upscale": "benchmarks.toy_upscale",
     "toy_reference": "benchmarks.toy_reference",
     "toy_image": "benchmarks.toy_image",
@@ -38,6 +39,7 @@ BENCHMARKS = {
     "editing_inpaint": "benchmarks.editing.fill",
     "plans": "benchmarks.kernels.plans",
     "kernels_cpu": "benchmarks.kernels.cpu",
+    "kernels_linear": "benchmarks.kernels.linear",
     "kernels_gpu": "benchmarks.kernels.gpu",
     "kernels_static": "benchmarks.kernels.static",
 }

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import torch
 
     from genkit.attention.cache import PatchCache
+    from genkit.attention.read_blocks import BlocksRead
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,17 @@ class Method:
             (B, Nq, H, D), or None to decline: then the model's own attention runs.
         """
         raise TypeError(f"{type(self).__name__} defines no attend()")
+
+    @property
+    def tells_blocks(self) -> bool:
+        """Whether the method reads whole blocks of keys, token by token, and tells which: see :meth:`attend_blocks`."""
+        return False
+
+    def attend_blocks(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, site: Site, cache: PatchCache
+    ) -> tuple[torch.Tensor, BlocksRead] | None:
+        """:meth:`attend`, and which blocks it read. Only of methods with :attr:`tells_blocks`."""
+        raise UnsupportedError(f"{self.describe()} does not tell which blocks of keys it reads")
 
     @property
     def adds(self) -> bool:

@@ -14,6 +14,7 @@ import torch
 from genkit.attention.cache import PatchCache
 from genkit.attention.keep import kept
 from genkit.attention.method import Density
+from genkit.attention.read_blocks import BlocksRead
 from genkit.attention.scored import WithBias
 from genkit.attention.site import Site
 from genkit.errors import UsageError
@@ -72,6 +73,25 @@ class StaticMethod(WithBias):
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, site: Site, cache: PatchCache
     ) -> torch.Tensor | None:
         """Exact attention over the visible pairs; see :meth:`Method.attend` for shapes."""
+        return self._attend(q, k, v, site, cache)[0]
+
+    @property
+    def tells_blocks(self) -> bool:
+        """See :attr:`Method.tells_blocks`: where attention is that of the plan and nothing else."""
+        return type(self).attend is StaticMethod.attend
+
+    def attend_blocks(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, site: Site, cache: PatchCache
+    ) -> tuple[torch.Tensor, BlocksRead] | None:
+        """See :meth:`Method.attend_blocks`. Of a block that is visible in part, all counts as read."""
+        if not self.tells_blocks:
+            return super().attend_blocks(q, k, v, site, cache)
+        out, plan = self._attend(q, k, v, site, cache)
+        return out, BlocksRead(plan)
+
+    def _attend(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, site: Site, cache: PatchCache
+    ) -> tuple[torch.Tensor, BlockPlan | None]:
         self.require(site, cache)
         check_tokens(q, k, site)
         site = self.scaled(q, site)
@@ -84,11 +104,12 @@ class StaticMethod(WithBias):
             plan = plan.for_heads(site.first_head, q.shape[2])
         bias = self.bias_terms(q, site, cache)
         if plan is None and not bias:
-            return dense_attention(q, k, v, site.scale, site.key_mask)
-        if plan is None:
-            plan = whole_plan(q.shape[1], k.shape[1], site.key_mask, q.device, cache)
-        out, _ = block_sparse_attention(q, k, v, plan, scale=site.scale, backend=cache.backend, bias=bias or None)
-        return out
+            return dense_attention(q, k, v, site.scale, site.key_mask), None
+        run = plan
+        if run is None:
+            run = whole_plan(q.shape[1], k.shape[1], site.key_mask, q.device, cache)
+        out, _ = block_sparse_attention(q, k, v, run, scale=site.scale, backend=cache.backend, bias=bias or None)
+        return out, plan
 
     def density(self, site: Site, cache: PatchCache) -> Density:
         """Densities of the plan that ran last at this layout, or that would run on this device."""

@@ -35,7 +35,7 @@ class View:
     density: Density | None
     note: str = ""
     weights: bool = False
-    reads: str = "reads everything through agents"
+    reads: str = "weighs every token"
 
 
 def view_of(method: Method, layout: TokenLayout, seed: int = 0, layer: int = 0) -> View:
@@ -96,3 +96,21 @@ def fields(layout: TokenLayout, seed: int, part: int) -> torch.Tensor:
     start, stop = layout.grid_span
     found[:, start:stop] = smooth[None] + 0.5 * found[:, start:stop]
     return found
+
+
+def weights_by_values(run: Callable[[torch.Tensor], torch.Tensor], q: torch.Tensor) -> torch.Tensor:
+    """The weights that queries end up giving keys, (N, N), 1 = a row's largest, negative ones as 0; mean over heads.
+
+    Args:
+        run: attention of values (1, N, H, D), linear in them. q: (1, N, H, D), for its sizes. One value channel per
+            key, D keys a call.
+    """
+    tokens, heads, width = q.shape[1:]
+    found = []
+    for begin in range(0, tokens, width):
+        value = torch.zeros(1, tokens, heads, width)
+        count = min(width, tokens - begin)
+        value[0, begin : begin + count, :, :count] = torch.eye(count)[:, None]
+        found.append(run(value)[0].mean(1)[:, :count])
+    weights = torch.cat(found, 1).clamp(min=0)
+    return weights / weights.amax(1, keepdim=True).clamp(min=1e-30)

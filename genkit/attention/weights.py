@@ -6,7 +6,7 @@ They are never part of the model: its state dict, its ``save_pretrained`` and it
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -99,8 +99,11 @@ class PatchWeights(nn.Module):
         """Name in the file -> parameter."""
         return {name.removeprefix("layers."): value for name, value in self.named_parameters()}
 
-    def load(self, path: str | Path, method: str | None = None) -> None:
+    def load(self, path: str | Path, method: str | None = None, fixed: Sequence[str] = ()) -> None:
         """Read weights from a file made by :meth:`save`, of one method or of all of them.
+
+        Args:
+            fixed: settings of ``method`` that must be those of training, although the sizes do not tell.
 
         Raises:
             ArtifactError: a missing, truncated or foreign file, or one made for other layers, sizes or settings.
@@ -109,7 +112,15 @@ class PatchWeights(nn.Module):
         from safetensors.torch import load_file
 
         path = Path(path)
-        told = self._differences(self.settings_of(path), method)
+        made = self.settings_of(path)
+        told = self._differences(made, method)
+        for name in fixed:
+            here, there = self.made_with[method or ""][name], made.get(method or "", {}).get(name)
+            if here != there:
+                raise ArtifactError(
+                    f"{path} does not fit this patch: {method}.{name} was {there} in training, here it is {here}; use "
+                    "the settings it was trained with"
+                )
         begin = "" if method is None else f"{method}/"
         stored = {name: value for name, value in load_file(path).items() if name.startswith(begin)}
         wanted = {name: value for name, value in self.named_weights().items() if name.startswith(begin)}

@@ -219,11 +219,12 @@ def _observe_fake(sample, tensors, numbers, tensor_names, number_names, model, t
 
 
 def _count_tensors(ctx, inputs, output):
-    ctx.tensors = len(inputs[1])
+    ctx.tensors, ctx.numbers = len(inputs[1]), len(inputs[2])
 
 
 def _observe_backward(ctx, grad):
-    return grad, [None] * ctx.tensors, None, None, None, None, None
+    # An empty list counts as one of tensors, whose gradients are a list too.
+    return grad, [None] * ctx.tensors, None if ctx.numbers else [], None, None, None, None
 
 
 _observe.register_autograd(_observe_backward, setup_context=_count_tensors)

@@ -23,7 +23,9 @@ SMALL = {
     "pyramid": {"block": 8, "thresholds": (0.2, 0.3, 0.5, 0.6)},
     "radial": {"block_size": 16, "near": "decay", "sink": False, "decay_factor": 0.01, "thin_below": 128},
     "shifted_groups": {"group": 1, "sink": "none"},
+    "linear_attention": {},
     "sliding_window": {"base": (2, 2)},
+    "sparse_linear": {"sparse": "block_select block=8 keep=2"},
 }
 
 

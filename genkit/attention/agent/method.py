@@ -21,6 +21,7 @@ from genkit.attention.scored import WithScale
 from genkit.attention.site import Place, Site
 from genkit.attention.static import check_tokens, dense_attention
 from genkit.attention.token_merge import Merge, destinations, match
+from genkit.attention.views import weights_by_values
 from genkit.attention.weights import PatchWeights
 from genkit.errors import UnsupportedError, UsageError, explain
 from genkit.kernels.agent import agent_attention
@@ -325,21 +326,17 @@ class Agent(WithScale):
         Read off :meth:`attend` itself, with one value channel per key and without the shortcut.
         """
         plain = dataclasses.replace(self, shortcut=0.0, **self._untrained())
-        tokens, heads, width = q.shape[1:]
-        found = []
-        for begin in range(0, tokens, width):
-            value = torch.zeros(1, tokens, heads, width)
-            count = min(width, tokens - begin)
-            value[0, begin : begin + count, :, :count] = torch.eye(count)[:, None]
+
+        def run(value: torch.Tensor) -> torch.Tensor:
             out = plain.attend(q, k, value, site, cache)
             if out is None:
                 raise UnsupportedError(
                     f"agents save no work on the grid {'x'.join(map(str, site.layout.grid))} with these settings, so "
                     f"dense attention runs; draw a larger grid or larger cells"
                 )
-            found.append(out[0].mean(1)[:, :count])
-        weights = torch.cat(found, 1).clamp(min=0)
-        return weights / weights.amax(1, keepdim=True).clamp(min=1e-30)
+            return out
+
+        return weights_by_values(run, q)
 
     def _untrained(self) -> dict[str, Any]:
         """Settings of the same agents without trained weights, for any length."""

@@ -12,10 +12,11 @@ from genkit.attention.block_select import budget
 from genkit.attention.block_select.presets import PLAIN, PRESETS
 from genkit.attention.block_select.selectors import SELECTORS
 from genkit.attention.cache import PatchCache
-from genkit.attention.dynamic import attend_grid
+from genkit.attention.dynamic import Permutation, attend_grid
 from genkit.attention.grid_blocks import GridBlocks, auto_across, share_of_all
 from genkit.attention.keep import kept
 from genkit.attention.method import Density, check_choice, check_int
+from genkit.attention.read_blocks import BlocksRead
 from genkit.attention.registry import register
 from genkit.attention.scored import WithBias
 from genkit.attention.site import Site
@@ -301,36 +302,57 @@ class BlockSelect(WithBias):
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, site: Site, cache: PatchCache
     ) -> torch.Tensor | None:
         """See :meth:`Method.attend`; exact attention over the tokens of the kept blocks."""
+        return self._attend(q, k, v, site, cache)[0]
+
+    @property
+    def tells_blocks(self) -> bool:
+        """See :attr:`Method.tells_blocks`: not with means of the rest, nor with an order of its own in every head."""
+        return self.tail is None and self.score != "kmeans"
+
+    def attend_blocks(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, site: Site, cache: PatchCache
+    ) -> tuple[torch.Tensor, BlocksRead] | None:
+        """See :meth:`Method.attend_blocks`."""
+        if not self.tells_blocks:
+            return super().attend_blocks(q, k, v, site, cache)
+        out, plan, permutation = self._attend(q, k, v, site, cache)
+        return out, BlocksRead(plan, True, permutation)
+
+    def _attend(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, site: Site, cache: PatchCache
+    ) -> tuple[torch.Tensor, BlockPlan, Permutation]:
         self.require(site, cache)
         check_tokens(q, k, site)
         site = self.scaled(q, site)
         blocks = kept(cache, _blocks, self, site.layout.grid, device=q.device)
+        plans: list[BlockPlan] = []
+
+        def attended(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            plans.append(self._plan(q, k, blocks, site, cache))
+            order = blocks.permutation.order
+            bias = self.bias_terms(q, site, cache, order, pooled=self.tail is not None) or None
+            return block_sparse_attention(q, k, v, plans[0], scale=site.scale, backend=cache.backend, bias=bias)
 
         def run(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             if self.score != "kmeans":
-                return self._attend_blocks(q, k, v, blocks, site, cache)
+                return attended(q, k, v)
             order, key_order = self._orders(q, k)
-            moved = reordered(q, order), reordered(k, key_order), reordered(v, key_order)
-            out, lse = self._attend_blocks(*moved, blocks, site, cache)
+            out, lse = attended(reordered(q, order), reordered(k, key_order), reordered(v, key_order))
             back = order.argsort(-1)
             return reordered(out, back), lse.gather(2, back)
 
-        return attend_grid(q, k, v, site, cache, run, blocks.permutation)
+        out: Any = attend_grid(q, k, v, site, cache, run, blocks.permutation)
+        return out, plans[0], blocks.permutation
 
-    def _attend_blocks(
-        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, blocks: GridBlocks, site: Site, cache: PatchCache
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def _plan(self, q: torch.Tensor, k: torch.Tensor, blocks: GridBlocks, site: Site, cache: PatchCache) -> BlockPlan:
         order = blocks.permutation.order
         chosen = self._selection(q, k, blocks, site, cache, self.block_bias(q, site, cache, order, self.block))
         cache.measure((self, site.name), lambda: blocks.share(self._read(chosen.double()), site.layout))
         sizes: dict[str, Any] = {"block_q": self.block, "block_k": self.block, "check": False}
         if self.tail is None:
-            plan = BlockPlan.from_dense_blocks(chosen, q.shape[1], k.shape[1], **sizes)
-        else:
-            levels = torch.where(chosen, 1, self.tail).to(torch.int32)
-            plan = BlockPlan.from_levels(levels, q.shape[1], k.shape[1], factors=(1, self.tail), **sizes)
-        bias = self.bias_terms(q, site, cache, order, pooled=self.tail is not None) or None
-        return block_sparse_attention(q, k, v, plan, scale=site.scale, backend=cache.backend, bias=bias)
+            return BlockPlan.from_dense_blocks(chosen, q.shape[1], k.shape[1], **sizes)
+        levels = torch.where(chosen, 1, self.tail).to(torch.int32)
+        return BlockPlan.from_levels(levels, q.shape[1], k.shape[1], factors=(1, self.tail), **sizes)
 
     def _selection(
         self,

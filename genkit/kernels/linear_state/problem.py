@@ -13,6 +13,9 @@ from torch import Tensor
 #: The fields that are tensors, in the order of the operator's arguments.
 TENSORS = ("q", "k", "v", "q_den", "k_den", "key_weight", "value_weight", "decay")
 
+#: The others.
+FORM = ("mode", "group", "softmax", "eps")
+
 
 @dataclass(frozen=True, eq=False)
 class Features:
@@ -62,8 +65,8 @@ class Features:
     @classmethod
     def again(cls, tensors: Sequence[Tensor | None], owners: Mapping[str, str], *form: Any) -> Features:
         """What :meth:`tensors` and :attr:`owners` were taken from; ``form`` are the fields that are no tensors."""
-        found = dict(zip(TENSORS, tensors, strict=True))
-        return cls(*(found[owners[name]] for name in TENSORS), *form)
+        found: dict[str, Any] = dict(zip(TENSORS, tensors, strict=True))
+        return cls(**{name: found[owners[name]] for name in TENSORS}, **dict(zip(FORM, form, strict=True)))
 
     @property
     def form(self) -> tuple[Any, ...]:
@@ -72,5 +75,6 @@ class Features:
 
     def widened(self) -> Features:
         """The same with every tensor in the precision of the sums."""
-        found = {name: getattr(self, name) for name in TENSORS}
-        return dataclasses.replace(self, **{n: None if x is None else x.to(self.wide) for n, x in found.items()})
+        wholes = {name: getattr(self, name) for name in TENSORS}
+        wide: dict[str, Any] = {n: None if x is None else x.to(self.wide) for n, x in wholes.items()}
+        return dataclasses.replace(self, **wide)

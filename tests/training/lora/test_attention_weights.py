@@ -9,6 +9,7 @@ from memory import load
 from safetensors.torch import load_file
 
 import genkit
+from genkit.attention import registry
 from genkit.errors import UsageError
 from genkit.lora.contents import read_lora
 from genkit.media.files import write_media
@@ -73,6 +74,24 @@ def test_both_files_make_the_trained_model_in_a_stock_pipeline(opened, tiny_wan)
     with genkit.patch(pipeline, METHOD):  # the method's weights at their start: the file matters
         assert not torch.allclose(answer(pipeline.transformer), trained, atol=1e-4)
     assert not torch.allclose(plain, trained, atol=1e-4)
+
+
+def test_a_linear_branch_trains_beside_a_lora_and_both_come_back(opened, tiny_wan, tmp_path):
+    _, folder = opened
+    (tmp_path / "data").symlink_to(folder / "data")
+    arguments = {"sparse": "block_select block=8 keep=2", "keys": "all"}
+    more = {"attention": "sparse_linear", "attention_args": arguments}
+    run = Run.open(settings(tiny_wan, tmp_path, **more))
+    run.go()
+    stored = load_file(tmp_path / "lora" / "attention.safetensors")
+    assert stored and all(name.startswith("sparse_linear/") and value.any() for name, value in stored.items())
+    facts = read_lora(tmp_path / "lora").facts
+    assert (facts.attention, dict(facts.attention_args)) == ("sparse_linear", arguments)
+    trained, pipeline = answer(run.adapter.model), load(tiny_wan)
+    pipeline.load_lora_weights(str(tmp_path / "lora"))
+    method = registry.trained("sparse_linear", tmp_path / "lora" / "attention.safetensors")
+    with genkit.patch(pipeline, method):
+        torch.testing.assert_close(answer(pipeline.transformer), trained, atol=1e-5, rtol=1e-4)
 
 
 def test_a_stopped_run_goes_on_with_both(opened, tiny_wan, tmp_path):

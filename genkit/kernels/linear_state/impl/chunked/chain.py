@@ -39,7 +39,7 @@ def _run(x: Features, steps: list[Step], state: State, keep: bool) -> tuple[Tens
 
 class _Chain(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Features, *tensors: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(ctx: Any, x: Features, *tensors: Any) -> tuple[Tensor, ...]:
         inputs, start = tensors[: len(TENSORS)], tensors[len(TENSORS) :]
         needed = any(ctx.needs_input_grad)
         out, (kv, z), states = _run(x, program(x), (start[0], start[1]), keep=needed)
@@ -60,7 +60,8 @@ class _Chain(torch.autograd.Function):
             for name, needed in zip(TENSORS, ctx.needs_input_grad[1:], strict=False)
             if needed
         }
-        grad_out, grad_state = grads[0], (grads[1], grads[2])
+        grad_out = grads[0]
+        grad_state: tuple[Tensor, ...] = (grads[1], grads[2])
         end = grad_out.shape[1]
         for step, state in zip(reversed(program(x)), reversed(states), strict=True):
             with torch.enable_grad():

@@ -44,7 +44,7 @@ def _forward(x: Features, plan: Any, unseen: Tensor) -> Tensor:
     return torch.cat(outs, 2)
 
 
-def _heads(part: dict[str, Tensor | None], plan: Any, unseen: Tensor, heads: slice, eps: float) -> Tensor:
+def _heads(part: dict[str, Any], plan: Any, unseen: Tensor, heads: slice, eps: float) -> Tensor:
     v, den = weighted(part, False)
     order, key_order = plan.order, plan.key_order
     q, q_den = (t if t is None or order is None else order.apply(t) for t in (part["q"], part["q_den"]))

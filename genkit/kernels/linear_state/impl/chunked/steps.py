@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from torch import Tensor
 from genkit.kernels.linear_state.problem import TENSORS, Features
 
 State = tuple[Tensor, Tensor]
-Piece = dict[str, Tensor | None]
+Piece = dict[str, Any]  # tensors, or None where an input is not given
 
 # Tokens summed or read by one product: larger copies leave the cache.
 SUM_CHUNK = 4096
@@ -164,7 +165,7 @@ def _softmax_state(logits: Tensor, v: Tensor, at: int) -> State:
     return kv, (top + total.log()).masked_fill(empty, -torch.inf)
 
 
-def _in_groups(x: Tensor | None, size: int, fill: float = 0.0) -> Tensor | None:
+def _in_groups(x: Any, size: int, fill: float = 0.0) -> Any:
     """(B, n, ...) to (B, T, size, ...), the last group filled up."""
     if x is None:
         return None
