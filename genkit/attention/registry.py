@@ -226,7 +226,8 @@ def _parse_text(hint: Any, text: str) -> Any:
     """A value of the type ``hint`` from text; ValueError when it does not fit."""
     origin = typing.get_origin(hint)
     if origin in (Union, types.UnionType):
-        for part in typing.get_args(hint):
+        # any text is a text, so what says more goes first
+        for part in sorted(typing.get_args(hint), key=lambda part: part is str):
             try:
                 return _parse_text(part, text)
             except ValueError:
