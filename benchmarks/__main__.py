@@ -21,6 +21,7 @@ BENCHMARKS = {
     "few_steps": "benchmarks.few_steps",
     "sparse_student": "benchmarks.sparse_student",
     "first_prompts": "benchmarks.first_prompts",
+    "storyboards": "benchmarks.storyboards",
     "seam": "benchmarks.seam",
     "swap_gaps": "benchmarks.swap_gaps",
     "same_outputs": "benchmarks.same_outputs",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
@@ -143,7 +143,10 @@ class ControlMethod(Method):
         if k.shape[2] != q.shape[2]:
             repeat = q.shape[2] // k.shape[2]
             k, v = k.repeat_interleave(repeat, dim=2), v.repeat_interleave(repeat, dim=2)
-        q, k, v = taken([rule for rule in rules if isinstance(rule, Take)], q, k, v, rows, site)
+        takes = [rule for rule in rules if isinstance(rule, Take)]
+        q, k, v = taken(takes, q, k, v, rows, site)
+        mask = taken_mask(takes, rows, site)
+        site = site if mask is site.key_mask else replace(site, key_mask=mask)
         step = site.step if state.step is None else state.step
         seen = Seen(site, q, k, v, rows, step, site.steps if state.steps is None else state.steps)
         self._keep(rules, seen)
@@ -184,6 +187,22 @@ def taken(
                 span = _span(rule, "q", site)
                 new["q"] = _with_row(new["q"], taker, span, rule.temperature * new["q"][taker, span])
     return new["q"], new["k"], new["v"]
+
+
+def taken_mask(rules: Sequence[Take], rows: Rows, site: Site) -> torch.Tensor | None:
+    """The key mask (B, keys) after all takes: keys of text that are taken bring their padding with them."""
+    mask = site.key_mask
+    if mask is None:
+        return None
+    found = mask
+    for rule in rules:
+        if "k" not in rule.what or rule.tokens != "all" or not rule.blend:
+            continue
+        for giver, taker in rows.pairs(rule.of, rule.into, rule.where.conditional):
+            theirs = mask[giver] if rule.blend == 1 else mask[giver] & found[taker]
+            found = found.clone()
+            found[taker] = theirs
+    return found
 
 
 def mixed(rule: Mix, out: torch.Tensor, seen: Seen) -> torch.Tensor:

@@ -59,6 +59,7 @@ FAMILY = Family(
         text=TextRule(("encoder_hidden_states",), 226, _states),
         objective=Objective(None, "index"),
         lora_targets=r"transformer_blocks\.\d+\.attn1\.(?:to_[qkv]|to_out\.0)",
+        tasks={"storyboard": "CogVideoXPipeline"},
     ),
     notes="Both branches are computed in one call.",
 )

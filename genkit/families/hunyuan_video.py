@@ -52,6 +52,7 @@ FAMILY = Family(
         objective=Objective(FLOW, "thousand"),
         lora_targets=r"(?:single_)?transformer_blocks\.\d+\.attn\.(?:to_[qkv]|to_out\.0)",
         architecture="hunyuan-video",
+        tasks={"storyboard": "HunyuanVideoPipeline"},
     ),
     notes="Padding of the text is hidden by a key mask; a mask without padding is dropped. The text refiner keeps its "
     "own attention.",

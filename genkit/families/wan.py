@@ -127,6 +127,7 @@ FAMILY = Family(
         tasks={
             "given_frames": "WanPipeline",
             "stream": "WanPipeline",
+            "storyboard": "WanPipeline",
             "second_pass": "Wan(ImageToVideo)?Pipeline",
             "reference_pictures": "Wan.*",
             "train_patch": "WanPipeline",

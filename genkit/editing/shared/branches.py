@@ -29,7 +29,72 @@ class Branch:
     guidance: float = 1.0
 
 
-class Branches:
+class Calls:
+    """Calls of the denoiser for named rows, as pipelines of its family make them.
+
+    Args:
+        model: whose denoiser is called.
+        control: attention control; told what the rows are before every call. None = none.
+        guidance: scale by role, of denoisers that take it as an input; None for the others.
+        beside: (1, c, h, w) further channels of every row, see :meth:`EditModel.predict`.
+    """
+
+    #: The half that is called first where a family calls them apart; the last one's maps and pairs are kept.
+    first_half = False
+
+    def __init__(
+        self,
+        model: EditModel,
+        control: Any = None,
+        guidance: Mapping[str, float] | None = None,
+        beside: torch.Tensor | None = None,
+    ):
+        self.model, self.control, self.guidance, self.beside = model, control, guidance, beside
+        self._apart = bool(model.family.branches)
+
+    def answers(
+        self, rows: Rows, batch: torch.Tensor, conditions: Conditions, level: float, step: int, steps: int
+    ) -> torch.Tensor:
+        """Answers (B, ...) of named rows.
+
+        Args:
+            rows: who they are. batch: (B, ...) their latents. conditions: of as many rows.
+            level: noise level of all of them.
+            step, steps: where the run is.
+        """
+        if self._apart:
+            return self._halves(rows, batch, conditions, level, step, steps)
+        return self._call(rows, batch, conditions, level, step, steps)
+
+    def _halves(
+        self, rows: Rows, batch: torch.Tensor, conditions: Conditions, level: float, step: int, steps: int
+    ) -> torch.Tensor:
+        """One call for each half, as pipelines of this family make them, announced likewise."""
+        parts: dict[int, torch.Tensor] = {}
+        network = self.model.network(level)
+        for conditional in (self.first_half, not self.first_half):
+            numbers = [number for number, row in enumerate(rows.entries) if row.conditional is conditional]
+            if not numbers:
+                continue
+            with _announced(network, "cond" if conditional else "uncond", step, level, steps):
+                half = rows.half(conditional)
+                found = self._call(half, batch[numbers], conditions.rows(numbers), level, step, steps)
+            parts.update(zip(numbers, found, strict=True))
+        return torch.stack([parts[number] for number in sorted(parts)])
+
+    def _call(
+        self, rows: Rows, batch: torch.Tensor, conditions: Conditions, level: float, step: int, steps: int
+    ) -> torch.Tensor:
+        if self.control is not None:
+            self.control.begin(step=step, steps=steps, rows=rows)
+        guidance = None
+        if self.guidance is not None:
+            guidance = [self.guidance[row.role] for row in rows.entries]
+        beside = None if self.beside is None else self.beside.expand(len(batch), -1, -1, -1)
+        return self.model.predict(batch, level, conditions, guidance=guidance, beside=beside)
+
+
+class Branches(Calls):
     """Answers for several branches at once.
 
     Args:
@@ -52,9 +117,9 @@ class Branches:
         slots: int | None = None,
         beside: torch.Tensor | None = None,
     ):
-        self.model, self.branches, self.control, self.beside = model, dict(branches), control, beside
-        embedded = model.embeds_guidance
-        self.guidance = [branch.guidance for branch in self.branches.values()] if embedded else None
+        self.branches, embedded = dict(branches), model.embeds_guidance
+        told = {role: branch.guidance for role, branch in self.branches.items()} if embedded else None
+        super().__init__(model, control, told, beside)
         scales = {role: 1.0 if embedded else branch.guidance for role, branch in self.branches.items()}
         guided = [role for role, scale in scales.items() if scale != 1]
         self.scales = scales
@@ -64,7 +129,6 @@ class Branches:
         unique = list(dict.fromkeys(texts.values()))
         made = model.texts(unique, slots)
         self.conditions = made.rows([unique.index(texts[row]) for row in self.rows.entries])
-        self.apart = bool(model.family.branches)
         #: Whether guidance counts; without it only rows with the prompts are called.
         self.guided = True
 
@@ -98,8 +162,7 @@ class Branches:
             rows = Rows(tuple(self.rows.entries[number] for number in chosen))
             conditions = self.conditions.rows(chosen)
         batch = torch.cat([latents[row.role] for row in rows.entries])
-        run = self._apart if self.apart else self._call
-        answers = run(rows, batch, conditions, level, step, steps)
+        answers = self.answers(rows, batch, conditions, level, step, steps)
         found = {}
         for role in latents:
             (row,) = rows.index(role, conditional=True)
@@ -112,35 +175,6 @@ class Branches:
 
     def _called(self, row: Row, latents: Mapping[str, torch.Tensor]) -> bool:
         return row.role in latents and (self.guided or row.conditional)
-
-    def _apart(
-        self, rows: Rows, batch: torch.Tensor, conditions: Conditions, level: float, step: int, steps: int
-    ) -> torch.Tensor:
-        """One call for each half, as pipelines of this family make them, announced likewise."""
-        parts: dict[int, torch.Tensor] = {}
-        network = self.model.network(level)
-        # The conditional half comes last: what a control kept of the latest call is read of its rows.
-        for conditional, name in ((False, "uncond"), (True, "cond")):
-            numbers = [number for number, row in enumerate(rows.entries) if row.conditional is conditional]
-            if not numbers:
-                continue
-            with _announced(network, name, step, level, steps):
-                half = rows.half(conditional)
-                found = self._call(half, batch[numbers], conditions.rows(numbers), level, step, steps)
-            parts.update(zip(numbers, found, strict=True))
-        return torch.stack([parts[number] for number in sorted(parts)])
-
-    def _call(
-        self, rows: Rows, batch: torch.Tensor, conditions: Conditions, level: float, step: int, steps: int
-    ) -> torch.Tensor:
-        if self.control is not None:
-            self.control.begin(step=step, steps=steps, rows=rows)
-        guidance = None
-        if self.guidance is not None:
-            by_role = dict(zip(self.branches, self.guidance, strict=True))
-            guidance = [by_role[row.role] for row in rows.entries]
-        beside = None if self.beside is None else self.beside.expand(len(batch), -1, -1, -1)
-        return self.model.predict(batch, level, conditions, guidance=guidance, beside=beside)
 
 
 def _announced(network: Any, name: str, step: int, level: float, steps: int) -> Any:

@@ -59,6 +59,18 @@ def lcm_timesteps(steps: int, count: int = 1000, original: int = ORIGINAL_STEPS)
 
 
 def _flow(pipe: Any, record: Training, steps: int, shape: tuple[int, ...]) -> tuple[float, ...]:
+    scheduler = _timed_flow(pipe, record, steps, shape)
+    sigmas = getattr(scheduler, "sigmas", None)
+    if sigmas is None:
+        raise UnsupportedError(
+            f"{type(scheduler).__name__} tells no noise levels (sigmas); give the pipeline a scheduler that does, such "
+            "as FlowMatchEulerDiscreteScheduler"
+        )
+    found = sorted({float(sigma) for sigma in torch.as_tensor(sigmas) if float(sigma) > 0}, reverse=True)
+    return (*found, 0.0)
+
+
+def _timed_flow(pipe: Any, record: Training, steps: int, shape: tuple[int, ...]) -> Any:
     scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
     known = inspect.signature(scheduler.set_timesteps).parameters
     # Pipelines whose denoiser is told the level itself hand even levels to the scheduler; the others leave it to it.
@@ -72,11 +84,19 @@ def _flow(pipe: Any, record: Training, steps: int, shape: tuple[int, ...]) -> tu
         line = pipe.scheduler.config.get("time_shift_type", "exponential") != "exponential"
         options["mu"] = shift if line else math.log(shift)
     scheduler.set_timesteps(**options)
-    sigmas = getattr(scheduler, "sigmas", None)
-    if sigmas is None:
-        raise UnsupportedError(
-            f"{type(scheduler).__name__} tells no noise levels (sigmas); give the pipeline a scheduler that does, such "
-            "as FlowMatchEulerDiscreteScheduler"
-        )
-    found = sorted({float(sigma) for sigma in torch.as_tensor(sigmas) if float(sigma) > 0}, reverse=True)
-    return (*found, 0.0)
+    return scheduler
+
+
+def timed_scheduler(pipe: Any, record: Training, objective: Objective, steps: int, shape: tuple[int, ...]) -> Any:
+    """A fresh copy of a pipeline's scheduler with the timesteps of a run; arguments as of :func:`levels_of`.
+
+    Raises:
+        UsageError: no step.
+    """
+    if steps < 1:
+        raise UsageError(explain("steps", steps, "1 or more"))
+    if isinstance(objective, Flow):
+        return _timed_flow(pipe, record, steps, shape)
+    scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
+    scheduler.set_timesteps(steps)
+    return scheduler
