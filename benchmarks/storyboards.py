@@ -30,7 +30,7 @@ Run = Callable[[Any, int], tuple[np.ndarray, Any]]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of ``python -m benchmarks storyboards``."""
     parser.add_argument("--model", default="toy-video")
-    parser.add_argument("--cases", type=int, default=12, help="storyboards of three shots each (default 12)")
+    parser.add_argument("--cases", type=int, default=10, help="storyboards of three shots each (default 10)")
     parser.add_argument("--size", default="25x128x128", help="frames x height x width of what the model makes at once")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--minutes", type=float, default=20.0, help="of processor time, then it stops (default 20)")
@@ -95,13 +95,39 @@ def _long(pipeline: Any, size: tuple[int, int, int], steps: int) -> Run:
     return run
 
 
+def _continued(pipeline: Any, size: tuple[int, int, int], steps: int) -> Run:
+    import torch
+    from PIL import Image
+
+    import genkit
+
+    given = genkit.WanGivenFramesPipeline.from_pipe(pipeline)
+    given.set_progress_bar_config(disable=True)
+    frames, *canvas = size
+
+    def run(case: Any, seed: int) -> tuple[np.ndarray, Any]:
+        clip = np.zeros((0, *canvas, 3), np.uint8)
+        for number, prompt in enumerate(case.prompts):
+            made = given(
+                prompt, image=Image.fromarray(clip[-1]) if len(clip) else None, num_frames=frames, height=canvas[0],
+                width=canvas[1], num_inference_steps=steps, guidance_scale=4.0, max_sequence_length=64,
+                generator=torch.Generator().manual_seed(seed + number), output_type="np",
+            )  # fmt: skip
+            new = (np.asarray(made.frames[0]) * 255).round().astype(np.uint8)
+            clip = np.concatenate([clip, new[1:] if len(clip) else new])
+        return clip, _spans([frames, *[frames - 1] * (len(case.prompts) - 1)])
+
+    return run
+
+
 #: Line of the table -> what makes it.
 METHODS: dict[str, Callable[..., Run]] = {
     "clips one after the other": _concatenated,
     "one long run": _long,
     "DiTCtrl": _ditctrl(),
-    "DiTCtrl, no sharing": _ditctrl(sharing="none"),
-    "DiTCtrl, all tiles at once": _ditctrl(pairs=False),
+    "DiTCtrl, no transition": _ditctrl(overlap=2, transitions=0),
+    "DiTCtrl, no transition, no sharing": _ditctrl(overlap=2, transitions=0, sharing="none"),
+    "each shot from the last frame before": _continued,
 }
 
 
@@ -158,8 +184,8 @@ def _report(store: Store, rows: dict[str, Row], options: argparse.Namespace) -> 
             "# Three prompts, one clip",
             "",
             machine_line(store.facts),
-            f"{options.model}, {options.size} at once, {options.steps} steps, guidance 4, one thread. One object of the "
-            "training's kind, three directions. Shots are judged one by one, by their own prompts; shares in percent "
+            f"{options.model}, {options.size} at once, {options.steps} steps, guidance 4, one thread. One object of "
+            "the training's kind, three directions. Shots are judged one by one, by their own prompts; shares in percent "
             "with their standard error over the storyboards. Keeps colour and shape: the judge reads the same of both "
             "in the shots before and behind a border. Without a cut: the largest difference of neighbouring frames "
             "within three of a border is at most 1.5 medians of the others; jump: that largest difference, in medians, "

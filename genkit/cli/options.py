@@ -42,7 +42,8 @@ def with_settings(settings: type, argument: str | None = None) -> Callable[[Call
             for parameter in inspect.signature(command, eval_str=True).parameters.values()
             if parameter.name != "given"
         ]
-        added = [_parameter(field, kinds[name]) for name, field in fields.items()]
+        repeated = {field.metadata["repeats"]: name for name, field in fields.items() if field.metadata["repeats"]}
+        added = [_parameter(field, kinds[name], name in repeated) for name, field in fields.items()]
         if argument is not None:
             own.insert(0, _argument(fields[argument]))
 
@@ -50,6 +51,8 @@ def with_settings(settings: type, argument: str | None = None) -> Callable[[Call
         def call(**values: Any) -> Any:
             typed = {name: values.pop(name) for name in fields}
             given = {name: value for name, value in typed.items() if value is not None and value != []}
+            for name, several in repeated.items():
+                _take_repeated(name, several, given)
             if argument is not None:
                 _take(argument, values.pop(_ARGUMENT), given)
             for name in given:
@@ -80,7 +83,18 @@ def usage_text(error: Any) -> str:
     return f'{shortened(message)}; a prompt of several words needs quotes, such as "a red circle"'
 
 
-def _parameter(field: dataclasses.Field, kind: type) -> inspect.Parameter:
+def _take_repeated(name: str, several: str, given: dict[str, Any]) -> None:
+    """One value of a flag is its setting's; more of them are the values of the setting that they are meant for."""
+    values = given.pop(name, [])
+    if len(values) == 1:
+        given[name] = values[0]
+    elif values:
+        if several in given:
+            raise UsageError(f"{flag(name)} several times and {flag(several)} say the same; leave one out")
+        given[several] = values
+
+
+def _parameter(field: dataclasses.Field, kind: type, repeated: bool = False) -> inspect.Parameter:
     """A keyword parameter with a Typer annotation. Its default is always None: "not typed" must differ from "typed
     the default". Numbers come as text, which :func:`genkit.schema.number` reads within limits."""
     names = (flag(field.name), *SHORT.get(field.name, ()))
@@ -90,7 +104,7 @@ def _parameter(field: dataclasses.Field, kind: type) -> inspect.Parameter:
         *names, help=_help(field), rich_help_panel=field.metadata["group"], show_default=False,
         metavar=NUMBERS.get(kind),
     )  # fmt: skip
-    annotation = list[str] | None if kind is tuple else (bool if kind is bool else str) | None
+    annotation = list[str] | None if kind is tuple or repeated else (bool if kind is bool else str) | None
     return inspect.Parameter(
         field.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[annotation, option]
     )
@@ -110,7 +124,7 @@ def _take(name: str, value: str | None, given: dict[str, Any]) -> None:
     if value is None:
         return
     if name in given:
-        raise UsageError(f"the {name} is given twice: as an argument and with {flag(name)}")
+        raise UsageError(f"the {name} is given twice: as an argument and with {flag(name)}; leave one out")
     given[name] = value
 
 

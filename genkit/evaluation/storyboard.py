@@ -43,20 +43,27 @@ class Storyboard:
 
 
 def draw_storyboards(count: int, seed: int = 0, shots: int = 3) -> list[Storyboard]:
-    """Storyboards at random, the same for the same seed: an object of the training's kind, and a direction for every
-    shot that is not the one before."""
+    """Storyboards at random, the same for the same seed: an object of the training's kind, and for every shot a
+    direction that does not go on the way of those before, at whose end is the edge of the picture."""
     rng = np.random.default_rng(seed)
-    names, found = list(DIRECTIONS), []
+    found: list[Storyboard] = []
     while len(found) < count:
         scene = draw_scene(rng, "train", actors=1)
         motions: list[str] = []
         while len(motions) < shots:
-            drawn = names[int(rng.integers(len(names)))]
-            if drawn not in motions[-1:]:
-                motions.append(drawn)
+            open_ways = [name for name in DIRECTIONS if all(_along(name, other) <= 0 for other in motions)]
+            if not open_ways:
+                motions.clear()
+                continue
+            motions.append(open_ways[int(rng.integers(len(open_ways)))])
         (actor,) = scene.actors
         found.append(Storyboard(tuple(replace(scene, actors=(replace(actor, motion=each),)) for each in motions)))
     return found
+
+
+def _along(one: str, other: str) -> int:
+    """Above 0 where two directions have a way in common."""
+    return sum(a * b for a, b in zip(DIRECTIONS[one], DIRECTIONS[other], strict=True))
 
 
 def judge_shots(scenes: Sequence[Scene], clip: np.ndarray, spans: Spans) -> dict[str, float]:

@@ -52,10 +52,13 @@ class Objective:
     Args:
         kind: "flow" (noise minus clean latents), or None when the scheduler's ``prediction_type`` says it.
         timestep: "thousand" (1000 sigma), "sigma", or "index" (a number in the scheduler's table of betas).
+        even: whether the pipelines hand noise levels at even distances to the scheduler, which then shifts them; those
+            whose denoiser is told sigma itself always do.
     """
 
     kind: str | None
     timestep: str
+    even: bool = False
 
     def of(self, scheduler: Any) -> str:
         """One of :data:`OBJECTIVES` for a pipeline with this scheduler; UsageError for another prediction type."""

@@ -49,7 +49,7 @@ FAMILY = Family(
         token=_token,
         codec=scaled("BCTHW"),
         text=TextRule(("encoder_hidden_states", "encoder_attention_mask", "pooled_projections"), 256),
-        objective=Objective(FLOW, "thousand"),
+        objective=Objective(FLOW, "thousand", even=True),
         lora_targets=r"(?:single_)?transformer_blocks\.\d+\.attn\.(?:to_[qkv]|to_out\.0)",
         architecture="hunyuan-video",
         tasks={"storyboard": "HunyuanVideoPipeline"},

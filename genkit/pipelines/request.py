@@ -38,6 +38,7 @@ def option(
     belongs: str | None = None,
     before: Any = None,
     prose: bool = False,
+    repeats: str | None = None,
 ) -> Any:
     """A settings field with the text that ``--help``, documentation and error messages show.
 
@@ -53,10 +54,11 @@ def option(
         belongs: name of the setting without which this one means nothing; another value of that one drops it.
         before: what runs did whose records do not name the setting, since it came later; None = the default.
         prose: words for a model, which are whole characters. Names of files may hold any bytes.
+        repeats: name of the setting of which several values, each by its flag, are meant as values of this one.
     """
     metadata = {
         "help": help, "group": group, RULE: rule or Rule(), "parse": parse, "stored": stored, "one_way": one_way,
-        "belongs": belongs, "before": before, "prose": prose,
+        "belongs": belongs, "before": before, "prose": prose, "repeats": repeats,
     }  # fmt: skip
     if default is dict:
         return dataclasses.field(default_factory=dict, metadata=metadata)

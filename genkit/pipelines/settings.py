@@ -15,6 +15,7 @@ from genkit.pipelines.tasks.audio_video.settings import AudioVideoSettings
 from genkit.pipelines.tasks.high_resolution.settings import HighResolutionSettings
 from genkit.pipelines.tasks.inputs.settings import GivenSettings
 from genkit.pipelines.tasks.references.settings import ReferenceSettings
+from genkit.pipelines.tasks.storyboard.settings import StoryboardSettings
 from genkit.pipelines.text import as_factors, as_pairs, as_pairs_text, as_texts, shares
 from genkit.reading import rate
 from genkit.schema import Rule
@@ -310,6 +311,7 @@ class GenerateSettings(
     AudioVideoSettings,
     ReferenceSettings,
     AttentionSettings,
+    StoryboardSettings,
     GivenSettings,
     SamplerSettings,
     WordSettings,

@@ -66,7 +66,13 @@ class Plan:
 
     @classmethod
     def published(
-        cls, shots: int, length: int, overlap: int, transitions: int = TRANSITIONS, longer_middle: int = 0, each: int = 4
+        cls,
+        shots: int,
+        length: int,
+        overlap: int,
+        transitions: int = TRANSITIONS,
+        longer_middle: int = 0,
+        each: int = 4,
     ) -> Plan:
         """The plan of the publication: as many tiles as the prompts and the blocks between them need.
 
@@ -118,23 +124,36 @@ class Plan:
                 f"the shots have {sum(frames)} frames together; the model makes {least} at once: give them more, or "
                 "make the tiles shorter (--tile-frames, tile_frames)"
             )
+        plan = cls._spread(frames, length, overlap, transitions, each)
+        hidden = plan._hidden()
+        if hidden is None:
+            return plan
+        least, longer = frames[hidden], list(frames)
+        while cls._spread(longer, length, overlap, transitions, each)._hidden() == hidden:
+            longer[hidden] += each
+            least = longer[hidden]
+        raise UsageError(
+            f"shot {hidden + 1} has {frames[hidden]} frames, too few for the model to show its prompt (it makes "
+            f"{1 + each * (length - 1)} at once): give it {least} or more, or take fewer frames a tile or less "
+            "transition"
+        )
+
+    @classmethod
+    def _spread(cls, frames: Sequence[int], length: int, overlap: int, transitions: int, each: int) -> Plan:
+        """Tiles spread evenly over shots of given lengths."""
+        total = 1 + (sum(frames) - 1) // each
         count = 1 + ceil((total - length) / (length - overlap))
         spacing = (total - length) / max(count - 1, 1)
         starts = [round(number * spacing) for number in range(count)]
         ends = [sum(frames[: shot + 1]) for shot in range(len(frames) - 1)]
         borders = [1 + (end - 1) / each for end in ends]
         ramp = (transitions + 1) * (spacing or 1.0)
-        plan = cls(length, _tiles(starts, length, borders, ramp), tuple(borders), each)
-        for shot, own in enumerate(frames):
-            if max(tile.shares[shot] for tile in plan.tiles) < 0.5:
-                outer = shot in (0, len(frames) - 1)
-                least = each * ceil(ramp + (length - ramp) / 2 if outer else ramp)
-                raise UsageError(
-                    f"shot {shot + 1} has {own} frames, too few for the model to show its prompt (it makes "
-                    f"{1 + each * (length - 1)} at once): give it {least} or more, or take fewer frames a tile, less "
-                    "overlap or no transition"
-                )
-        return plan
+        return cls(length, _tiles(starts, length, borders, ramp), tuple(borders), each)
+
+    def _hidden(self) -> int | None:
+        """The first shot whose prompt has less than half of the text of every tile."""
+        shots = range(len(self.borders) + 1)
+        return next((shot for shot in shots if max(tile.shares[shot] for tile in self.tiles) < 0.5), None)
 
     @property
     def total(self) -> int:

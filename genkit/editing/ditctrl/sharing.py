@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
 from genkit.control import Control, Forbid, ReadMaps, Rule, Take, Where
 from genkit.control.regions import Seen
 from genkit.errors import UsageError, explain
+from genkit.families.lookup import family_of
 
 NONE, KV, MASK = "none", "kv", "mask"
 FORMS = (KV, MASK, NONE)
@@ -49,7 +51,7 @@ class Sharing:
 
     def where(self, layers: int) -> Where:
         """Where it acts in a model of so many layers."""
-        first = layers - max(round(layers * LAYERS - 1e-9), 1)
+        first = layers - max(int(layers * LAYERS + 1e-9), 1)
         chosen = f"{first}:" if self.layers is None else self.layers
         return Where(layers=chosen, start=self.steps[0], stop=self.steps[1])
 
@@ -140,3 +142,8 @@ def rules_of(pairs: Sequence[tuple[str, str]], sharing: Sharing, layers: int, ma
             asking, hidden = masks.side(of, into, True, front), masks.side(of, into, False, not front)
             rules.append(Forbid(queries=asking, keys=hidden, into=into, where=where))
     return rules
+
+
+def shared_layers(denoiser: Any) -> int:
+    """Layers of self- or joint attention of a denoiser, of which :class:`Sharing` takes some."""
+    return sum(site.role in ("self", "joint") for site in family_of(denoiser).find_sites(denoiser))

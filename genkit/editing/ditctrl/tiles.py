@@ -11,7 +11,7 @@ import torch
 from genkit.control import Control
 from genkit.control.rows import Rows
 from genkit.editing.ditctrl.plan import Blend, Plan, Tile
-from genkit.editing.ditctrl.sharing import MASK, Masks, Sharing, rules_of
+from genkit.editing.ditctrl.sharing import MASK, Masks, Sharing, rules_of, shared_layers
 from genkit.editing.shared.branches import Calls
 from genkit.editing.shared.model import Conditions, EditModel
 
@@ -105,8 +105,7 @@ class TileCalls(Calls):
         self.masks = None
         if sharing.form == MASK and sharing.acts and texts.words:
             self.masks = Masks(sharing.threshold, read=tuple(sorted({p for own in texts.words for p in own})))
-        roles = ("self", "joint")
-        layers = sum(site.role in roles for site in model.family.find_sites(model.network(1.0)))
+        layers = shared_layers(model.network(1.0))
         joined = list(zip(self.roles, self.roles[1:], strict=False))
         self.rules = rules_of(joined, sharing, layers, self.masks) if joined else []
 

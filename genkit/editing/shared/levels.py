@@ -73,10 +73,10 @@ def _flow(pipe: Any, record: Training, steps: int, shape: tuple[int, ...]) -> tu
 def _timed_flow(pipe: Any, record: Training, steps: int, shape: tuple[int, ...]) -> Any:
     scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
     known = inspect.signature(scheduler.set_timesteps).parameters
-    # Pipelines whose denoiser is told the level itself hand even levels to the scheduler; the others leave it to it.
-    even = [1 - index / steps for index in range(steps)]
-    told = facts(pipe).objective.timestep == "sigma"
-    options: dict[str, Any] = {"sigmas": even} if told and "sigmas" in known else {"num_inference_steps": steps}
+    # Some pipelines hand even levels to the scheduler; the others leave it to it.
+    even, objective = [1 - index / steps for index in range(steps)], facts(pipe).objective
+    told = (objective.even or objective.timestep == "sigma") and "sigmas" in known
+    options: dict[str, Any] = {"sigmas": even} if told else {"num_inference_steps": steps}
     if pipe.scheduler.config.get("use_dynamic_shifting"):
         import math
 

@@ -38,7 +38,7 @@ class Solver:
 
     def begin(self, noise: torch.Tensor) -> torch.Tensor:
         """Latents of the first step, from normal noise."""
-        return noise * self.scheduler.init_noise_sigma
+        return noise * getattr(self.scheduler, "init_noise_sigma", 1.0)  # flows start from the noise itself
 
     def seen(self, latents: torch.Tensor, index: int) -> torch.Tensor:
         """Latents as the denoiser sees them in a step."""

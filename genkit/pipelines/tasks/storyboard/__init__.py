@@ -1,0 +1,1 @@
+"""``genkit generate`` with several prompts in a row."""
