@@ -185,11 +185,12 @@ def _report(store: Store, rows: dict[str, Row], options: argparse.Namespace) -> 
             "",
             machine_line(store.facts),
             f"{options.model}, {options.size} at once, {options.steps} steps, guidance 4, one thread. One object of "
-            "the training's kind, three directions. Shots are judged one by one, by their own prompts; shares in percent "
-            "with their standard error over the storyboards. Keeps colour and shape: the judge reads the same of both "
-            "in the shots before and behind a border. Without a cut: the largest difference of neighbouring frames "
-            "within three of a border is at most 1.5 medians of the others; jump: that largest difference, in medians, "
-            "its median over the storyboards. Clips one after the other are the model's accuracy on single clips.",
+            "the training's kind, three directions. Shots are judged one by one, by their own prompts; shares in "
+            "percent with their standard error over the storyboards. Keeps colour and shape: the judge reads the same "
+            "of both in the shots before and behind a border. Without a cut: the largest difference of neighbouring "
+            "frames within three of a border is at most 1.5 medians of the others; jump: that largest difference, in "
+            "medians, its median over the storyboards. Clips one after the other are the model's accuracy on single "
+            "clips. Stopped runs go on where they were: the numbers of cases may differ.",
             "",
             table(lines),
             "",

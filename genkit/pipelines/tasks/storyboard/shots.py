@@ -62,7 +62,7 @@ def read_storyboard(path: str | Path) -> tuple[Shot, ...]:
 
 def _shot(value: Any, what: str) -> Shot:
     if isinstance(value, str):
-        return Shot(value)
+        return Shot.of(value)
     if not isinstance(value, Mapping):
         raise UsageError(explain(what, value, "prompt and frames, or a text alone"))
     known = [field.name for field in fields(Shot)]
