@@ -71,7 +71,8 @@ def mixed(shots: Conditions, shares: Sequence[float]) -> Conditions:
     found = {}
     for name, value in shots.tensors.items():
         if value.is_floating_point():
-            found[name] = sum(shares[number] * value[number : number + 1] for number in chosen)
+            parts = [shares[number] * value[number : number + 1] for number in chosen]
+            found[name] = torch.stack(parts).sum(0)
         else:
             found[name] = torch.stack([value[number : number + 1] for number in chosen]).amax(0)
     return Conditions(found)

@@ -16,6 +16,7 @@ from genkit.pipelines.tasks.storyboard.shots import Shot, checked, read_storyboa
 from genkit.pipelines.text import shares
 
 if TYPE_CHECKING:
+    from genkit.control.spans import TextPart
     from genkit.pipelines.model import Model
     from genkit.pipelines.resolve import Draft, Request
 
@@ -115,7 +116,7 @@ def read_shots(board: Board, request: Request) -> tuple[Board, list[str]]:
 
     settings, limit = request.settings, request.model.sidecar.limits.get("max_prompt_tokens")
     prompts, told = [], []
-    parts = None
+    parts: tuple[TextPart, ...] = ()
     if settings.sharing_words:
         parts = text_parts(
             SimpleNamespace(**request.tokenizers), settings.max_sequence_length, request.model.class_name
@@ -126,7 +127,7 @@ def read_shots(board: Board, request: Request) -> tuple[Board, list[str]]:
         read = read_prompts(request.tokenizers, asked, limit, name=name, taught=request.taught)
         if read.words:
             raise UsageError(f"{name}: weights such as (red:1.3) are for a single prompt; write the words plainly")
-        for word in settings.sharing_words if parts is not None else ():
+        for word in settings.sharing_words:
             try:
                 tokens_at(parts, read.prompt or "", find_words(read.prompt or "", word))
             except UsageError as error:

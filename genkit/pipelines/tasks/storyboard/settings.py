@@ -88,6 +88,7 @@ class StoryboardSettings(Settings):
     @classmethod
     def merge(cls, before: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
         """A later prompt replaces earlier shots with all that belongs to them, later shots an earlier prompt."""
+        dropped: tuple[str, ...]
         if given.get("shots") or given.get("storyboard"):
             dropped = ("prompt", "shots", "storyboard")
         elif given.get("prompt") is not None and before.get("prompt") is None:
