@@ -8,6 +8,9 @@ from typing import Any
 from genkit.errors import UnsupportedError
 from genkit.families.base import MAIN, TEXT, Streams, grid_with, shape, text_length
 
+#: Attribute of a tensor without storage that holds its values.
+_VALUES = "genkit_values"
+
 
 def latent_grid(
     family: str, axes: str = "BCTHW", argument: str = "hidden_states", patch: str = "patch_size", patch_t: str = ""
@@ -81,12 +84,25 @@ def text_image_references(family: str, number: int = 0) -> Callable[..., Streams
     return streams
 
 
+def with_values(make: Callable[[Any], Any], device: Any) -> Any:
+    """``make(device)``, a tensor that depends on the device alone; without storage it carries its values along.
+
+    Positions follow from sizes, and a grid is read from their values, also where memory is estimated on the meta
+    device.
+    """
+    made = make(device)
+    if made.is_meta:
+        setattr(made, _VALUES, make("cpu"))
+    return made
+
+
 def grid_of_ids(ids: Any, number: int, family: str, name: str = "img_ids") -> tuple[int, int, int]:
     """The grid of the image being made, from positions (N, 3 or 4) or (B, N, 3 or 4): number of the image, row, column.
 
     Its tokens are those with ``number`` as their first coordinate. They come before all others, in raster order; their
     rows and columns may begin anywhere and be any distance apart.
     """
+    ids = getattr(ids, _VALUES, ids)
     ids = (ids[0] if ids.ndim == 3 else ids).detach().float().cpu()
     image = ids[ids[:, 0] == number]
     if not len(image):

@@ -221,6 +221,12 @@ def test_the_estimate_counts_the_teacher(tiny_wan, prompts, tmp_path):
     assert student.training >= student.weights + student.encoders + student.adapter + student.activations
 
 
+def test_a_model_whose_grid_is_in_its_positions_is_estimated_too(flux, prompts, tmp_path):
+    found = Plan.of(settings(flux, prompts, tmp_path, height=64, width=64, attention_args={"radius": 2})).estimate()
+    densities = [density for density in found.densities.values() if density is not None]
+    assert densities and all(0 < density.computed < 1 for density in densities)
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

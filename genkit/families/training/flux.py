@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from genkit.families.grids import with_values
 from genkit.families.lookup import unwrap
 from genkit.families.training.base import IMAGE, Call, Media, Tensors, Training, Words
 from genkit.families.training.parts import dtype_of, encode_image, need_channels, rows, sampled_shift, tokens_of
@@ -39,19 +40,35 @@ _WORDS = Words(
 )
 
 
-def _packed(call: Call, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Tokens (B, h w / 4, 4 C) and their positions (h w / 4, 3)."""
-    kind, dtype = type(call.pipeline), dtype_of(call)
+def _packed(call: Call, latents: torch.Tensor) -> torch.Tensor:
+    """Tokens (B, h w / 4, 4 C)."""
     count, channels, height, width = latents.shape
-    tokens = kind._pack_latents(latents.to(dtype), count, channels, height, width)
-    return tokens, kind._prepare_latent_image_ids(count, height // 2, width // 2, latents.device, dtype)
+    return type(call.pipeline)._pack_latents(latents.to(dtype_of(call)), count, channels, height, width)
+
+
+def _places(call: Call, *pictures: torch.Tensor) -> torch.Tensor:
+    """Positions (N, 3) of the tokens of pictures; the first coordinate numbers them."""
+    import torch
+
+    kind, dtype = type(call.pipeline), dtype_of(call)
+
+    def make(device: Any) -> torch.Tensor:
+        found = []
+        for number, latents in enumerate(pictures):
+            height, width = latents.shape[2:]
+            places = kind._prepare_latent_image_ids(len(latents), height // 2, width // 2, device, dtype)
+            places[..., 0] = number
+            found.append(places)
+        return torch.cat(found)
+
+    return with_values(make, pictures[0].device)
 
 
 def _arguments(call: Call) -> dict[str, Any]:
     import torch
 
     dtype = dtype_of(call)
-    tokens, places = _packed(call, call.noisy[IMAGE])
+    tokens = _packed(call, call.noisy[IMAGE])
     states = call.text["states"].to(dtype)
     guidance = None
     if unwrap(call.model).config.guidance_embeds:
@@ -65,7 +82,7 @@ def _arguments(call: Call) -> dict[str, Any]:
         "pooled_projections": call.text["pooled"].to(dtype),
         "encoder_hidden_states": states,
         "txt_ids": torch.zeros(states.shape[1], 3, dtype=dtype, device=states.device),
-        "img_ids": places,
+        "img_ids": _places(call, call.noisy[IMAGE]),
         "return_dict": False,
     }
 
@@ -95,13 +112,11 @@ def _edit_arguments(call: Call) -> dict[str, Any]:
     """The reference's tokens come after the picture's; the first coordinate of their positions is 1."""
     import torch
 
-    found = _arguments(call)
-    tokens, places = _packed(call, call.media["reference"])
-    places[..., 0] = 1
+    found, reference = _arguments(call), call.media["reference"]
     return {
         **found,
-        "hidden_states": torch.cat([found["hidden_states"], tokens], 1),
-        "img_ids": torch.cat([found["img_ids"], places]),
+        "hidden_states": torch.cat([found["hidden_states"], _packed(call, reference)], 1),
+        "img_ids": _places(call, call.noisy[IMAGE], reference),
     }
 
 
