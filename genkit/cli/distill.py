@@ -16,7 +16,6 @@ from genkit.training.distill.settings import FEATURES, STEPS, TDM, DistillSettin
 
 if TYPE_CHECKING:
     from genkit.training.distill.plan import Plan
-    from genkit.training.distill.run import Run
     from genkit.training.lora.estimate import Estimate
 
 _LESS = "--gradient-checkpointing, a smaller --height, --width or --train-batch-size, or --dtype bfloat16"
@@ -47,6 +46,7 @@ def distill(
         note("loading libraries ...")
     quiet_libraries()
     from genkit.training.distill.plan import Plan
+    from genkit.training.distill.run import Run
     from genkit.training.lora.estimate import most_used
 
     plan = Plan.of(settings)

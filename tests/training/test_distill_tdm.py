@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import diffusers
@@ -170,6 +171,29 @@ def test_the_fake_scores_have_a_rate_of_their_own(tiny_wan, prompts, tmp_path):
         groups = optimizer_for_student(run.plan.settings, named).param_groups
         factors = sorted(group.get("factor", 1.0) for group in groups)
         assert factors == [1.0, pytest.approx(wanted)] and all(group["params"] for group in groups)
+
+
+def test_the_command_tells_memory_and_writes_the_file(tiny_wan, prompts, tmp_path, capsys):
+    from genkit.cli.main import main
+
+    flags = [
+        "train", "distill", "--kind", "tdm", "--model", str(tiny_wan), "--prompts", str(prompts), "--height", "32",
+        "--width", "32", "--num-frames", "5", "--steps", "2", "--rank", "2", "--max-train-steps", "2", "--attention",
+        "neighborhood", "--attention-args", "size=1x1x1", "--optimizer-args", "betas=(0.0,0.95)", "--json",
+    ]  # fmt: skip
+    assert main([*flags, "--output", str(tmp_path / "dry"), "--dry-run"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (
+        found["kind"] == "tdm"
+        and found["memory"]["peak"] > 0
+        and found["attention"] == ["neighborhood(size=(1, 1, 1))"]
+    )
+    assert not (tmp_path / "dry").exists() or not list((tmp_path / "dry").iterdir())
+    assert main([*flags, "--output", str(tmp_path / "run")]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["file"] == str(tmp_path / "run" / NAMED) and found["memory"]["estimated"] > 0
+    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert "loss fake" in lines[0] and "loss student" in lines[1]
 
 
 def test_several_processes_are_refused(tiny_wan, prompts, tmp_path, monkeypatch):
