@@ -13,26 +13,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from genkit.errors import UnsupportedError, UsageError, explain
+from genkit.errors import UsageError
 from genkit.kernels import discovery
 from genkit.kernels.block_lists import impl
 from genkit.kernels.block_lists.budget import Budget, Kept
 from genkit.kernels.block_lists.lists import SCORE_BYTES, BlockLists, Inverse, rounded
 
-_BACKENDS: dict[str, ModuleType] = discovery.implementations(impl)
+_BACKENDS = discovery.Backends(impl, "block_lists")
 _MOST_ENTRIES = 1 << 31
 
 
 def backends() -> tuple[str, ...]:
     """Names of the backends, in the order ``auto`` tries them."""
-    return tuple(_BACKENDS)
+    return _BACKENDS.names()
 
 
 def why_not(backend: str, table: Tensor) -> str | None:
     """None when ``backend`` can work on tables (B, H, M, C) like this one, otherwise the reason why not."""
-    if backend not in _BACKENDS:
-        raise UsageError(explain("backend", backend, ("auto", *_BACKENDS)))
-    return _BACKENDS[backend].why_not(table)
+    return _BACKENDS.why_not(backend, table)
 
 
 @torch.no_grad()
@@ -147,13 +145,7 @@ def _check_scores(scores: Tensor, kept: Kept, rows: int) -> None:
 
 
 def _choose(backend: str, table: Tensor) -> ModuleType:
-    if backend == "auto":
-        # The interpreter is for tests: far too slow to be chosen on its own.
-        fused = table.device.type == "cuda" and why_not("triton", table) is None
-        return _BACKENDS["triton" if fused else "torch"]
-    if reason := why_not(backend, table):
-        raise UnsupportedError(f"block_lists backend {backend!r}: {reason}")
-    return _BACKENDS[backend]
+    return _BACKENDS[_BACKENDS.choose(backend, table)]
 
 
 @torch.library.custom_op("genkit::select_lists", mutates_args=())

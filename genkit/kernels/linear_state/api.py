@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,18 +18,17 @@ if TYPE_CHECKING:
 
 MODES = ("all", "frame", "chunk", "token")
 NORMS = ("sum", "none", "channel_softmax")
-_BACKENDS: dict[str, ModuleType] = discovery.implementations(impl)
+_BACKENDS = discovery.Backends(impl, "linear_state")
 
 
 def backends() -> tuple[str, ...]:
     """Names of the backends, in the order ``auto`` tries them. Both are plain torch and run on every device."""
-    return tuple(_BACKENDS)
+    return _BACKENDS.names()
 
 
 def why_not(backend: str, q: Tensor) -> str | None:
     """None when ``backend`` can run such inputs, otherwise the reason why not."""
-    if backend not in _BACKENDS:
-        raise UsageError(explain("backend", backend, ("auto", *_BACKENDS)))
+    _BACKENDS[backend]  # one of the names
     return None if q.is_floating_point() else f"dtype {q.dtype} is not a floating-point type"
 
 

@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-from types import ModuleType
-
 import torch
 from torch import Tensor
 
-from genkit.errors import UnsupportedError, UsageError, explain
+from genkit.errors import UsageError
 from genkit.kernels import discovery
 from genkit.kernels.scores import impl
 from genkit.kernels.scores.blocks import check_valid
 
-_BACKENDS: dict[str, ModuleType] = discovery.implementations(impl)
+_BACKENDS = discovery.Backends(impl, "pool_blocks")
 
 
 def pool_backends() -> tuple[str, ...]:
     """Names of the backends of :func:`pool_blocks`, in the order ``auto`` tries them."""
-    return tuple(_BACKENDS)
+    return _BACKENDS.names()
 
 
 def pool_why_not(backend: str, x: Tensor) -> str | None:
     """None when ``backend`` can pool x (B, N, H, D), otherwise the reason why not."""
-    if backend not in _BACKENDS:
-        raise UsageError(explain("backend", backend, ("auto", *_BACKENDS)))
-    return _BACKENDS[backend].why_not(x)
+    return _BACKENDS.why_not(backend, x)
 
 
 @torch.no_grad()
@@ -49,19 +45,9 @@ def pool_blocks(x: Tensor, block: int, valid: Tensor | None = None, *, backend: 
     return torch.ops.genkit.pool_blocks(x, block, valid, backend)
 
 
-def _choose(backend: str, x: Tensor) -> ModuleType:
-    if backend == "auto":
-        # The interpreter is for tests: far too slow to be chosen on its own.
-        fused = x.device.type == "cuda" and pool_why_not("triton", x) is None
-        return _BACKENDS["triton" if fused else "torch"]
-    if reason := pool_why_not(backend, x):
-        raise UnsupportedError(f"pool_blocks backend {backend!r}: {reason}")
-    return _BACKENDS[backend]
-
-
 @torch.library.custom_op("genkit::pool_blocks", mutates_args=())
 def _pool(x: Tensor, block: int, valid: Tensor | None, backend: str) -> Tensor:
-    return _choose(backend, x).pool(x, block, valid)
+    return _BACKENDS[_BACKENDS.choose(backend, x)].pool(x, block, valid)
 
 
 @_pool.register_fake

@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-from types import ModuleType
-
 import torch
 from torch import Tensor
 
-from genkit.errors import UnsupportedError, UsageError, explain
+from genkit.errors import UsageError
 from genkit.kernels import discovery
 from genkit.kernels.block_lists import BlockLists
 from genkit.kernels.token_select import impl
 from genkit.kernels.token_select.tables import as_mask
 
-_BACKENDS: dict[str, ModuleType] = discovery.implementations(impl)
+_BACKENDS = discovery.Backends(impl, "token_select")
 
 
 def backends() -> tuple[str, ...]:
     """Names of the backends, in the order ``auto`` tries them."""
-    return tuple(_BACKENDS)
+    return _BACKENDS.names()
 
 
 def why_not(backend: str, q: Tensor, k: Tensor, v: Tensor) -> str | None:
     """None when ``backend`` can run these inputs, otherwise the reason why not."""
-    if backend not in _BACKENDS:
-        raise UsageError(explain("backend", backend, ("auto", *_BACKENDS)))
-    return _BACKENDS[backend].why_not(q, k, v)
+    return _BACKENDS.why_not(backend, q, k, v)
 
 
 def token_select_attention(
@@ -71,7 +67,7 @@ def token_select_attention(
     """
     starts = _offsets(blocks, k.shape[1] if k.dim() == 4 else 0)
     _check(q, k, v, selected, starts)
-    chosen = _choose(backend, q, k, v)
+    chosen = _BACKENDS.choose(backend, q, k, v)
     factor = float(q.shape[-1] ** -0.5 if scale is None else scale)
     wide = q.shape[0], q.shape[2]
     tables = [x.expand(*wide, *x.shape[2:]) for x in (selected if isinstance(selected, BlockLists) else (selected,))]
@@ -151,17 +147,6 @@ def _refuse_empty(selected: Tensor) -> None:
             f"query token {token} of batch {batch}, head {head} selects no key block; select at least one "
             "(its own), or pass allow_empty=True to get output 0 and lse -inf"
         )
-
-
-def _choose(backend: str, q: Tensor, k: Tensor, v: Tensor) -> str:
-    if backend != "auto":
-        reason = why_not(backend, q, k, v)
-        if reason:
-            raise UnsupportedError(f"token_select backend {backend!r}: {reason}")
-        return backend
-    # The interpreter is for tests: far too slow to be chosen on its own.
-    order = [name for name in discovery.automatic(_BACKENDS) if name != "triton" or q.device.type == "cuda"]
-    return next(name for name in order if why_not(name, q, k, v) is None)
 
 
 @torch.library.custom_op("genkit::token_select", mutates_args=())

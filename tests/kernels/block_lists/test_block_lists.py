@@ -145,7 +145,7 @@ def test_shapes_and_nothing_else_decide_sizes_and_no_value_is_read(monkeypatch):
             lists = select(scores, budget, kept)
             assert lists.index.shape == (1, 4, 60, rounded(max(budget.bounds(90)[1], kept.most)))
             assert invert(lists, 90, placed=True).entry.shape == (1, 4, 60 * lists.index.shape[-1])
-        for form in block_lists._BACKENDS.values():
+        for form in block_lists._BACKENDS.found.values():
             count, index = form.select(scores, kept.first, kept.last, None, 0.5, 1, 20, 32)
             form.list_mask(scores > 0, 96)
             assert form.invert([count], [index], 90, True)[2].shape == (1, 4, 60, 32)
