@@ -9,6 +9,7 @@ import torch
 from cases import bit_tiles, make
 from oracle import visible
 from syncs import Syncs
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from genkit.errors import UsageError
 from genkit.kernels import NONE, WINDOW, BlockPlan, Rule, TokenOrder, block_sparse_attention
@@ -215,6 +216,32 @@ def test_a_token_order_puts_boxes_and_text_into_blocks_of_their_own():
     x = torch.randn(2, 29, 3, dtype=torch.float64, requires_grad=True)
     assert torch.equal(order.restore(order.apply(x)), x)
     assert torch.autograd.gradcheck(order.apply, (x,)) and torch.autograd.gradcheck(order.restore, (order.apply(x),))
+
+
+def test_padding_is_zero_whatever_the_tokens_hold_and_no_pass_over_all_slots_makes_it_so():
+    order = TokenOrder.from_grid((2, 9, 7), (1, 4, 4), (("text", 3), ("grid", 126)))
+    assert torch.equal(order.padding, (order.gather < 0).nonzero().flatten()) and 0 < len(order.padding)
+    x = torch.full((2, 129, 3), torch.nan)
+    with Operators() as seen:
+        slots = order.apply(x)
+    assert torch.equal(slots.isnan().all(-1)[0], order.gather >= 0) and slots[:, order.padding].eq(0).all()
+    whole = [name for name, size in seen.found if size >= slots.numel()]
+    assert whole == ["index_select", "index_fill_"] and seen.found[-1][0] == "index_fill_"
+    moved = order.to("meta")
+    assert moved.padding.device.type == "meta" and moved.apply(x.to("meta")).shape == slots.shape
+
+
+class Operators(TorchDispatchMode):
+    """Names of the operators that run, and the elements of what each gives."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        self.found.append((func.overloadpacket.__name__, out.numel()))
+        return out
 
 
 def test_dilation_separates_the_residues():
