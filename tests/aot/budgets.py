@@ -18,7 +18,7 @@ def over_budget(arch: str, variant: Variant, tile: Tile, loops: list[Loop]) -> l
     """What breaks a budget, in words. Only variants whose tiles the copy engine brings, in blocks of full size, have
     one."""
     limit = FULL.get((arch, variant.kernel))
-    if limit is None or not variant.copies(arch) or variant.block != (BLOCK, BLOCK):
+    if limit is None or variant.dim not in (64, 128) or not variant.copies(arch) or variant.block != (BLOCK, BLOCK):
         return []
     if len(loops) != len(variant.loops(arch)):
         return [f"{len(loops)} loops multiply, expected {', '.join(variant.loops(arch))}"]

@@ -32,11 +32,22 @@ from genkit.kernels.block_sparse.impl.triton.tile import (
     Steps,
     Tokens,
 )
-from genkit.kernels.block_sparse.impl.triton.tile_sizes import BULK, Tile, bulk_candidates, candidates, fit
+from genkit.kernels.block_sparse.impl.triton.tile_sizes import (
+    BULK,
+    Tile,
+    apart,
+    bulk_candidates,
+    candidates,
+    fit,
+    parts_on,
+    unpipelined,
+)
+from genkit.kernels.channels import one_part
 
 LENGTH, HEADS, BLOCK, RANK, AXES = 1024, 4, 128, 64, 3
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 KERNELS = ("forward", "dq", "dkv")
+OTHER_SIZES = (40, 72, 80, 96, 160, 192, 256)
 PAIRS = "pairs of full"  # a loop whose step takes two key blocks
 EVERYTHING = "sm_90"
 FAMILIES = ("sm_80", "sm_90", "gfx942")
@@ -85,6 +96,11 @@ class Variant:
         return possible and (arch in BULK if self.bulk is None else self.bulk)
 
     @property
+    def heavy(self) -> bool:
+        """Whether there is a bias or a distance."""
+        return self.bias != "none" or self.rule == "disc"
+
+    @property
     def may_spill(self) -> bool:
         """Whether spills are let pass. float32 has no matrix unit to go to; it must compile, no more."""
         return self.dtype == "fp32" or not self.measured
@@ -92,12 +108,13 @@ class Variant:
     def tile(self, arch: str) -> Tile:
         """Tile that a plan of these blocks gets on a target."""
         plain = self.rule == "none" and not (self.kernel == "dkv" and self.general)
-        heavy = self.bias != "none" or self.rule == "disc"
+        heavy = self.heavy
         bits, dtype = self.rule == "bits", DTYPES[self.dtype]
         for tile in bulk_candidates(arch, self.kernel, self.dim, dtype, bits) if self.copies(arch) else ():
             if self.block[0] % tile.queries == 0 and self.block[1] % tile.keys == 0:
                 return tile
-        return fit(candidates(arch, self.kernel, self.dim, dtype, plain, heavy, bits), self.kernel, *self.block)
+        tile = fit(candidates(arch, self.kernel, self.dim, dtype, plain, heavy, bits), self.kernel, *self.block)
+        return unpipelined(tile, arch, self.kernel, aligned=self.dim % 16 == 0)
 
     def loops(self, arch: str) -> tuple[str, ...]:
         """What the loops over its lists are called, in the order of the source."""
@@ -105,7 +122,10 @@ class Variant:
         tile = self.tile(arch)
         paired = self.kernel == "forward" and self.block[1] == tile.keys <= 64 and tile.queries >= 2 * tile.keys
         pairs = [PAIRS] if paired and self.copies(arch) else []
-        return *pairs, "full", *ragged, *([self.rule] if self.rule != "none" else [])
+        names = *pairs, "full", *ragged, *([self.rule] if self.rule != "none" else [])
+        if self.kernel == "dkv" and apart(self.dim):
+            return tuple(f"{which}: {name}" for which in ("dK", "dV") for name in names)
+        return names
 
     def __str__(self) -> str:
         notes = [f"{self.rule} rule" * (self.rule != "none"), f"{self.bias} bias" * (self.bias != "none")]
@@ -145,6 +165,21 @@ def variants(arch: str, full: bool) -> Iterator[Variant]:
             yield from (replace(rare, measured=full or kernel == "dkv") for rare in _rare(kernel, dim))
         if full:
             yield from _every_combination(kernel, dim)
+    yield from _other_sizes(arch, full)
+
+
+def _other_sizes(arch: str, full: bool) -> Iterator[Variant]:
+    """Heads in two parts, and wider ones than 128: with a packed rule everywhere, and where wide heads have tiles of
+    their own with everything that chooses another of them."""
+    for kernel, dim in product(
+        KERNELS, OTHER_SIZES if full or arch == EVERYTHING else (72, 80) if arch == "sm_100" else (80,)
+    ):
+        ruled = Variant(kernel, dim, "bf16", "box", general=kernel == "dkv")
+        yield ruled
+        if arch == EVERYTHING and dim in (160, 256):
+            yield replace(ruled, rule="bits")
+        if full or (arch == EVERYTHING and dim == 256):
+            yield from (replace(ruled, block=(64, 64)), replace(ruled, rule="axes"))
 
 
 def _rare(kernel: str, dim: int) -> Iterator[Variant]:
@@ -174,10 +209,11 @@ def launch(variant: Variant, arch: str) -> Launch:
     q, k = (torch.zeros(1, length, heads, dim, dtype=dtype) for heads in (HEADS, key_heads))
     row = torch.zeros(1, HEADS, length)
     extra = None if variant.bias == "none" else torch.zeros(1, HEADS, length, problem.bias.width)
-    inputs, info = Inputs.of(q, k, k, q), Rows.empty(q, problem)
+    parts = parts_on(arch, dim, variant.heavy)
+    inputs, info = Inputs.of(q, k, k, q, parts=parts), Rows.empty(q, problem)
     if variant.eight:
         steps = Steps(row, torch.zeros(1, key_heads, length))
-        inputs = Inputs(q.to(torch.int8), k.to(torch.int8), k, steps=steps)
+        inputs = Inputs(q.to(torch.int8), k.to(torch.int8), k, steps=steps, parts=one_part(max(32, dim)))
     if variant.kernel == "forward":
         return forward_launch(inputs, q, row, problem, 0.1, tile, variant.copies(arch))
     if variant.kernel == "dq":

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 
+from genkit.kernels.channels import padded
 from genkit.kernels.token_select.impl.triton import backend as selection
 from genkit.kernels.token_select.impl.triton import kernels
 
@@ -24,21 +25,26 @@ def token_select(kernel: str, arch: str, dim: int, dtype: torch.dtype) -> Callab
     def view():
         return selection._view(torch.zeros(1, LENGTH, HEADS, dim, dtype=dtype))
 
-    width = selection.padded(dim)
-    row, part = torch.zeros(1, HEADS, LENGTH), torch.zeros(LENGTH, width)
+    row, part = torch.zeros(1, HEADS, LENGTH), torch.zeros(LENGTH, dim)
     number = torch.zeros(LENGTH, dtype=torch.int32)
     room = 3 * LENGTH
     work = selection.Work(number, number, number, 16 * LENGTH, room, BLOCKS, HEADS, 0, 0)
     parts = selection.Parts(number, number, 16, room, LENGTH, HEADS, 0, 0)
-    constants = {"D": dim, "DP": width}
+    constants = {"D": dim}
     if kernel in ("merge", "sum"):
         buffers = (part, part[:, 0].contiguous(), view(), row) if kernel == "merge" else (part, view())
         arguments = (*buffers, parts, LENGTH) if kernel == "merge" else (*buffers, parts)
-        options = {"TILE": 32, "num_warps": 4, "num_stages": 1}
+        options = {"DP": padded(dim), "TILE": 32, "num_warps": 4, "num_stages": 1}
         function = kernels.merge_kernel if kernel == "merge" else kernels.sum_kernel
     else:
         tile = tiles_on(arch, dim, dtype)[kernel]
-        options = {"TILE_Q": tile.queries, "TILE_K": tile.keys, "STAGES": tile.stages, **selection._options(tile)}
+        options = {
+            "PARTS": selection.parts_of(dim),
+            "TILE_Q": tile.queries,
+            "TILE_K": tile.keys,
+            "STAGES": tile.stages,
+            **selection._options(tile),
+        }
         if kernel == "forward":
             function = kernels.forward_kernel
             arguments = (view(), view(), view(), part, row, work, number, 0.1, 1)

@@ -17,6 +17,7 @@ from genkit.kernels.block_lists import Budget, Kept
 from genkit.kernels.block_sparse.impl.triton import backward_kernels, forward_kernel, launch
 from genkit.kernels.block_sparse.impl.triton.plan_tables import translate
 from genkit.kernels.block_sparse.impl.triton.tile_sizes import Tile
+from genkit.kernels.channels import head_parts
 
 q = torch.zeros(1, 4096, 2, 16, dtype=torch.float16)
 row, tile = torch.zeros(1, 2, 4096), Tile(16, 16, 1, 1)
@@ -26,7 +27,7 @@ for keep in (1, 3, 17, 40, 77, 128):
     plan = BlockPlan.from_scores(scores, Budget(keep=keep), kept, 4096, 4096, block_q=64, block_k=32)
     widths.add(plan.full_index.shape[-1])
     rows, columns = translate(plan, False), translate(plan, True)
-    inputs, info = launch.Inputs.of(q, q, q, q), launch.Rows.empty(q, rows)
+    inputs, info = launch.Inputs.of(q, q, q, q, parts=head_parts(q.shape[-1])), launch.Rows.empty(q, rows)
     launch.forward_launch(inputs, q, row, rows, 0.1, tile).compile()
     launch.dq_launch(inputs, info, q, None, rows, 0.1, tile).compile()
     launch.dkv_launch(inputs, info, q, q, None, columns, 0.1, tile).compile()

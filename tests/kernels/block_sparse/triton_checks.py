@@ -26,6 +26,7 @@ from genkit.kernels import (
 from genkit.kernels.block_sparse.impl.triton import launch
 from genkit.kernels.block_sparse.impl.triton import tile_sizes as block_sizes
 from genkit.kernels.block_sparse.impl.triton.tile_sizes import Tile
+from genkit.kernels.channels import head_parts
 
 
 @pytest.fixture
@@ -34,13 +35,13 @@ def tiles():
 
     def use(tile: Tile) -> None:
         for kernel in block_sizes.KERNELS:
-            for width in (64, 128, 256):
+            for width in block_sizes.WIDTHS:
                 for dtype in (torch.float32, torch.float16):
                     block_sizes.prefer("interpreter", kernel, width, dtype, tile)
 
     yield use
     for kernel in block_sizes.KERNELS:
-        for width in (64, 128, 256):
+        for width in block_sizes.WIDTHS:
             for dtype in (torch.float32, torch.float16):
                 block_sizes.prefer("interpreter", kernel, width, dtype, None)
 
@@ -104,12 +105,12 @@ def test_generated_problems(start, plan_of, nan_memory):
     assert ran >= 5
 
 
-@pytest.mark.parametrize("width", [40, 64, 80, 96, 128, 160])
+@pytest.mark.parametrize("width", [40, 48, 64, 72, 80, 96, 112, 128, 160, 192, 256])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_head_sizes_and_scales(width, dtype):
     rule = Rule.causal(130)
     mask = torch.ones(130, 130, dtype=torch.bool).tril()[None, None]
-    size = {40: 16.0, 64: 1.0, 80: 4.0, 96: 1.0, 128: 16.0, 160: 4.0}[width]
+    size = {40: 16.0, 80: 4.0, 128: 16.0, 160: 4.0}.get(width, 1.0)
     q, k, v = tensors(width, 130, 130, heads=1, width=width, dtype=dtype, size=size)
     compare(q, k, v, BlockPlan.from_rule(rule, block_q=64, block_k=64), mask, f"D={width} {dtype}")
 
@@ -158,6 +159,21 @@ def test_low_rank_bias_and_its_gradients(rank, nan_memory):
         bias=LowRank,
         leaves=(f, other),
         dense_bias=lambda f, g: torch.einsum("bihr,bjhr->bhij", f.expand(2, -1, -1, -1), g.expand(-1, -1, 2, -1)),
+    )
+
+
+@pytest.mark.parametrize("width", [80, 192])
+def test_low_rank_bias_of_heads_in_parts_and_of_wide_ones(width):
+    g = torch.Generator().manual_seed(8)
+    f, other = torch.randn(1, 40, 2, 2, generator=g), torch.randn(1, 50, 2, 2, generator=g)
+    compare(
+        *tensors(9, 40, 50, heads=2, key_heads=1, width=width),
+        BlockPlan.dense(40, 50),
+        torch.ones(1, 1, 40, 50, dtype=torch.bool),
+        f"low rank, D={width}",
+        bias=LowRank,
+        leaves=(f, other),
+        dense_bias=lambda f, g: torch.einsum("bihr,bjhr->bhij", f, g),
     )
 
 
@@ -348,7 +364,7 @@ def test_generated_problems_through_descriptors(start, descriptors, nan_memory):
     assert ran >= 3
 
 
-@pytest.mark.parametrize("width,key_heads", [(40, 1), (128, 2), (20, 2)])
+@pytest.mark.parametrize("width,key_heads", [(40, 1), (80, 1), (128, 2), (20, 2)])
 def test_descriptors_where_strides_allow_them(width, key_heads, tiles, descriptors, nan_memory):
     tiles(Tile(64, 32, 4, 1))
     low = torch.arange(150)[:, None]
@@ -358,4 +374,4 @@ def test_descriptors_where_strides_allow_them(width, key_heads, tiles, descripto
     assert plan.full_count.max() >= 3  # full blocks in pairs, and an odd one
     compare(*tensors(31, 150, 150, 2, key_heads, width, dtype=torch.float16), plan, mask, f"descriptors, D={width}")
     # 20 channels of 2 bytes are not a multiple of 16
-    assert len(descriptors) == (0 if width == 20 else 6)
+    assert len(descriptors) == (0 if width == 20 else 6 * len(head_parts(width)))

@@ -10,10 +10,10 @@ from genkit.kernels.token_select import token_select_attention, why_not
 from genkit.kernels.token_select.impl.triton import backend as triton
 
 
-@pytest.mark.parametrize("d", [16, 40, 96])
+@pytest.mark.parametrize("d", [16, 40, 80, 96, 112, 160])
 @pytest.mark.parametrize("dtype,budget", [(torch.float32, 1e-5), (torch.float16, 3e-3)])
 def test_outputs_and_gradients_equal_brute_force(d, dtype, budget, nan_memory):
-    size = {16: 1.0, 40: 4.0, 96: 1.0}[d]
+    size = 4.0 if d == 40 else 1.0
     q, k, v, selected, starts = problem(d, 1, 21, 50, 2, 1, d, (0, 7, 8, 45, 50), 0.5, dtype, size)
     want = run_with_gradients(lambda *x: brute_force(*x, selected, starts), q.double(), k.double(), v.double())
     have = run_with_gradients(lambda *x: token_select_attention(*x, selected, starts, backend="triton"), q, k, v)

@@ -10,7 +10,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from genkit.kernels.block_sparse.impl.triton.tile_sizes import Tile, architecture, choose_tile, copies
+from genkit.kernels.block_sparse.impl.triton.tile_sizes import (
+    Tile,
+    architecture,
+    choose_tile,
+    copies,
+    parts_on,
+    unpipelined,
+)
 from genkit.kernels.inputs import triton_refuses
 from genkit.kernels.plan.bias import Bias, LowRank, Quadratic
 from genkit.kernels.plan.block_plan import BlockPlan
@@ -60,7 +67,7 @@ def forward(
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = _statistics(q)
     problem = problem_of(plan, bias, inverse=False)
-    inputs = launch.Inputs.of(q, k, v)
+    inputs = _inputs(problem, q, k, v)
     tile, bulk = tile_of("forward", q, k, problem, inputs)
     on_device(q, launch.forward_launch(inputs, out, lse, problem, scale, tile, bulk))
     return out, lse
@@ -75,7 +82,7 @@ def backward(
 
     out, grad_out = launch.unit_last(out), launch.unit_last(grad_out)
     rows, columns = problem_of(plan, bias, inverse=False), problem_of(plan, bias, True, q.shape[2] // k.shape[2])
-    inputs, info = launch.Inputs.of(q, k, v, grad_out), launch.Rows.empty(q, rows)
+    inputs, info = _inputs(rows, q, k, v, grad_out), launch.Rows.empty(q, rows)
     grad_lse = None if grad_lse is None else grad_lse.contiguous()
     on_device(q, launch.prepare_launch(out, grad_out, lse.contiguous(), grad_lse, info))
     dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
@@ -99,13 +106,25 @@ def launch_for(kernel: str, q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, ti
     info = launch.Rows.empty(q, problem)
     for x in info[:2]:
         x.zero_()
-    inputs = launch.Inputs.of(q, k, v, q)
+    inputs = _inputs(problem, q, k, v, q)
     bulk = copies(q.device) and problem.kind != RULE.value and inputs.reachable
     if kernel == "forward":
         return launch.forward_launch(inputs, first, _statistics(q), problem, scale, tile, bulk)
     if kernel == "dq":
         return launch.dq_launch(inputs, info, first, None, problem, scale, tile, bulk)
     return launch.dkv_launch(inputs, info, second, third, None, problem, scale, tile, bulk)
+
+
+def _heavy(problem) -> bool:
+    """Whether a call has a bias, or its rule measures a distance."""
+    return problem.bias.kind != 0 or getattr(problem.mask, "radius2", None) is not None
+
+
+def _inputs(problem, *tensors: Tensor):
+    from genkit.kernels.block_sparse.impl.triton.launch import Inputs
+
+    q = tensors[0]
+    return Inputs.of(*tensors, parts=parts_on(architecture(q.device), q.shape[-1], _heavy(problem)))
 
 
 def _statistics(q: Tensor) -> Tensor:
@@ -132,11 +151,12 @@ def tile_of(kernel: str, q: Tensor, k: Tensor, problem, inputs) -> tuple[Tile, b
     general = q.shape[2] != k.shape[2] or not problem.even_q
     plain = problem.mask is None and not (kernel == "dkv" and general)
     biased = problem.bias.kind != 0
-    heavy = biased or getattr(problem.mask, "radius2", None) is not None
+    heavy = _heavy(problem)
     bulk = copies(q.device) and not biased and problem.kind != RULE.value and inputs.reachable
     sizes = problem.block_q, problem.block_k
-    tile = choose_tile(kernel, q.shape[-1], q.dtype, q.device, *sizes, plain, heavy, problem.kind == BITS.value, bulk)
-    return tile, bulk
+    channels = sum(width for _, width in inputs.parts)
+    tile = choose_tile(kernel, channels, q.dtype, q.device, *sizes, plain, heavy, problem.kind == BITS.value, bulk)
+    return unpipelined(tile, architecture(q.device), kernel, bulk or inputs.aligned), bulk
 
 
 def problem_of(plan: BlockPlan, bias: Sequence[Bias] = (), inverse: bool = False, group: int = 1):

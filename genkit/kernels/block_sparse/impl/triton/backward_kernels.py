@@ -33,7 +33,6 @@ from genkit.kernels.block_sparse.impl.triton.tile import (
     box_queries,
     boxes_touch,
     list_entries,
-    load_bulk,
     load_keys,
     load_tile,
     locate,
@@ -43,12 +42,18 @@ from genkit.kernels.block_sparse.impl.triton.tile import (
     store_tile,
     tile_count,
 )
+from genkit.kernels.channels.triton import add_products, dot_channels, load_bulk, scale_parts, zero_parts
+
+# Which gradients of a key tile a program makes.
+BOTH = tl.constexpr(0)
+KEYS = tl.constexpr(1)
+VALUES = tl.constexpr(2)
 
 
 @triton.jit
 def prepare_kernel(
     out, d_out, lse, d_lse, to, n_q, heads,
-    D: tl.constexpr, DP: tl.constexpr, TILE_Q: tl.constexpr,
+    D: tl.constexpr, PARTS: tl.constexpr, TILE_Q: tl.constexpr,
 ):  # fmt: skip
     """delta and the base-2 lse of every row; rows that saw nothing, and those behind the last query, get +inf, which
     makes all their weights 0."""
@@ -57,12 +62,14 @@ def prepare_kernel(
     head = tl.program_id(1) % heads
     rows = start + tl.arange(0, TILE_Q)
     ok = rows < n_q
-    o = load_tile(base(out, batch, head, start), out.token, ok, TILE_Q, D, DP, True).to(tl.float32)
-    g = load_tile(base(d_out, batch, head, start), d_out.token, ok, TILE_Q, D, DP, True).to(tl.float32)
+    o = load_tile(base(out, batch, head, start), out.token, ok, TILE_Q, D, PARTS, True)
+    g = load_tile(base(d_out, batch, head, start), d_out.token, ok, TILE_Q, D, PARTS, True)
     at = tl.program_id(1).to(tl.int64) * n_q + rows
     into = tl.program_id(1).to(tl.int64) * to.length + rows
     total = tl.load(lse + at, mask=ok, other=-float("inf"))
-    row = tl.sum(o * g, 1)
+    row = tl.zeros([TILE_Q], tl.float32)
+    for part in tl.static_range(len(PARTS)):
+        row += tl.sum(o[part].to(tl.float32) * g[part].to(tl.float32), 1)
     if d_lse is not None:
         row -= tl.load(d_lse + at, mask=ok, other=0.0)
     unseen = total == -float("inf")
@@ -89,7 +96,7 @@ def _visit_keys(
         first, offset, k_ok, held = locate(entries, block, step, tables.tokens, BLOCK_K, TILE_K, LIST)
         k_tile = load_keys(k, bulk[0], head, first, offset, held, SHAPE, not HELD)
         v_tile = load_keys(v, bulk[1], head, first, offset, held, SHAPE, not HELD)
-        scores = tl.dot(q_tile, tl.trans(k_tile), input_precision="ieee") * factor
+        scores = dot_channels(q_tile, k_tile, SHAPE.PARTS) * factor
         # `first >> 31` is 0, but only known in the loop: else the query side's tables would be kept in registers.
         own = (queries.tokens + (first >> 31))[:, None]
         other = (first + offset)[None, :]
@@ -102,9 +109,9 @@ def _visit_keys(
             weights = tl.where(seen, weights, 0.0)
         elif LIST == RAGGED or BLOCK_K % TILE_K != 0:
             weights = tl.where(other_ok, weights, 0.0)
-        d_weights = tl.dot(d_tile, tl.trans(v_tile), input_precision="ieee")
+        d_weights = dot_channels(d_tile, v_tile, SHAPE.PARTS)
         d_scores = weights * (d_weights - row_delta[:, None])
-        acc = tl.dot(d_scores.to(k_tile.dtype), k_tile, acc, input_precision="ieee")
+        acc = add_products(acc, d_scores, k_tile, SHAPE.PARTS)
         if SHAPE.BIAS:
             extra = add_query_gradient(extra, tables.bias, d_scores, head, own, other, own_ok, other_ok, SHAPE)
     return acc, extra
@@ -130,13 +137,13 @@ def dq_kernel(inputs, bulk_k, bulk_v, rows, dq, d_extra, tables, call, SHAPE: tl
     slots = part * TILE_Q + tl.arange(0, TILE_Q)
     queries = Side(start_q + tl.arange(0, TILE_Q), slots, slots < tl.load(tables.tokens.q_valid + block))
     at = base(q, head.batch, head.query, start_q)
-    q_tile = load_tile(at, q.token, queries.ok, TILE_Q, SHAPE.D, SHAPE.DP, True)
+    q_tile = load_tile(at, q.token, queries.ok, TILE_Q, SHAPE.D, SHAPE.PARTS, True)
     at = base(d_out, head.batch, head.query, start_q)
-    d_tile = load_tile(at, d_out.token, queries.ok, TILE_Q, SHAPE.D, SHAPE.DP, True)
+    d_tile = load_tile(at, d_out.token, queries.ok, TILE_Q, SHAPE.D, SHAPE.PARTS, True)
     line = tl.program_id(1).to(tl.int64) * rows.length + queries.tokens
     row_delta = tl.load(rows.delta + line, mask=queries.ok, other=0.0)
     row_exponent = tl.load(rows.exponent + line, mask=queries.ok, other=float("inf"))
-    acc = tl.zeros([TILE_Q, SHAPE.DP], tl.float32)
+    acc = zero_parts(TILE_Q, SHAPE.PARTS)
     extra = tl.zeros([TILE_Q, SHAPE.WIDTH], tl.float32)
     factor = call.scale * LOG2E
     window = (queries.tokens, queries.tokens)
@@ -163,7 +170,7 @@ def dq_kernel(inputs, bulk_k, bulk_v, rows, dq, d_extra, tables, call, SHAPE: tl
 
     inside = (slots < SHAPE.BLOCK_Q) & (queries.tokens < tables.tokens.n_q)
     at = base(dq, head.batch, head.query, start_q)
-    store_tile(at, dq.token, acc * call.scale, inside, TILE_Q, SHAPE.D, SHAPE.DP)
+    store_tile(at, dq.token, scale_parts(acc, call.scale, SHAPE.PARTS), inside, TILE_Q, SHAPE.D, SHAPE.PARTS)
     if SHAPE.BIAS:
         columns = tl.arange(0, SHAPE.WIDTH)
         line = tl.program_id(1).to(tl.int64) * tables.tokens.n_q + queries.tokens
@@ -172,18 +179,18 @@ def dq_kernel(inputs, bulk_k, bulk_v, rows, dq, d_extra, tables, call, SHAPE: tl
 
 @triton.jit
 def _load_queries(x, bulk, head, start, ok, SHAPE: tl.constexpr):
-    """(TILE_Q, DP) queries or what belongs to them, 0 where there are none."""
+    """Parts of TILE_Q queries or of what belongs to them, 0 where there are none."""
     if bulk is not None:
-        return load_bulk(bulk, head.batch, head.query, start, SHAPE.TILE_Q, SHAPE.DP)
+        return load_bulk(bulk, head.batch, head.query, start, SHAPE.TILE_Q, SHAPE.PARTS)
     else:
         at = base(x, head.batch, head.query, start)
-        return load_tile(at, x.token, ok, SHAPE.TILE_Q, SHAPE.D, SHAPE.DP, not SHAPE.EVEN_Q)
+        return load_tile(at, x.token, ok, SHAPE.TILE_Q, SHAPE.D, SHAPE.PARTS, not SHAPE.EVEN_Q)
 
 
 @triton.jit
 def _visit_queries(
     q, d_out, bulk, rows, k_tile, v_tile, keys, part, entries, tables, first_head, call, acc_k, acc_v, extra,
-    SHAPE: tl.constexpr, LIST: tl.constexpr, MEMBERS: tl.constexpr,
+    SHAPE: tl.constexpr, LIST: tl.constexpr, MEMBERS: tl.constexpr, WANTED: tl.constexpr,
 ):  # fmt: skip
     """Walk one inverse list for dK and dV, of ``first_head``, or with ``MEMBERS`` of all query heads from it on that
     share a key head: an entry then holds the number of the head above ``MEMBER`` bits of the
@@ -223,7 +230,7 @@ def _visit_queries(
         d_tile = _load_queries(d_out, bulk[1], head, start_q, row_ok, SHAPE)
         # Both products before anything is made of either: what they leave is then turned to half as many registers of
         # operands pair by pair, and float32 weights need not live through another product.
-        scores = tl.dot(k_tile, tl.trans(q_tile), input_precision="ieee")
+        scores = dot_channels(k_tile, q_tile, SHAPE.PARTS)
         scores *= factor
         # `block >> 31` is 0, but only known in the loop: else the key side's tables would be kept in registers.
         own = (keys.tokens + (block >> 31))[:, None]
@@ -247,43 +254,41 @@ def _visit_queries(
         if SHAPE.BIAS != 0:
             # a query that does not exist has factor 0, times an infinite one that is NaN
             weights = tl.where(row_exponent[None, :] == float("inf"), 0.0, weights)
-        acc_v = tl.dot(weights.to(d_tile.dtype), d_tile, acc_v, input_precision="ieee")
-        d_weights = tl.dot(v_tile, tl.trans(d_tile), input_precision="ieee")
-        d_scores = weights * (d_weights - row_delta[None, :])
-        acc_k = tl.dot(d_scores.to(q_tile.dtype), q_tile, acc_k, input_precision="ieee")
-        if SHAPE.BIAS == LOW_RANK:
-            extra = add_factor_gradient(extra, tables.bias.f, d_scores, head, other, other_ok, SHAPE)
+        if WANTED != KEYS:
+            acc_v = add_products(acc_v, weights, d_tile, SHAPE.PARTS)
+        if WANTED != VALUES:
+            d_weights = dot_channels(v_tile, d_tile, SHAPE.PARTS)
+            d_scores = weights * (d_weights - row_delta[None, :])
+            acc_k = add_products(acc_k, d_scores, q_tile, SHAPE.PARTS)
+            if SHAPE.BIAS == LOW_RANK:
+                extra = add_factor_gradient(extra, tables.bias.f, d_scores, head, other, other_ok, SHAPE)
     return acc_k, acc_v, extra
 
 
 @triton.jit
 def _visit_both_lists(
     q, d_out, bulk, rows, k_tile, v_tile, keys, part, tables, block, owner, head, call, acc_k, acc_v, extra,
-    SHAPE: tl.constexpr, MEMBERS: tl.constexpr,
+    SHAPE: tl.constexpr, MEMBERS: tl.constexpr, WANTED: tl.constexpr,
 ):  # fmt: skip
     """Walk the inverse lists that ``owner`` has for a key block, on behalf of ``head``."""
     entries = list_entries(tables.lists, owner, block, FULL, SHAPE.MASK)
     acc_k, acc_v, extra = _visit_queries(
         q, d_out, bulk, rows, k_tile, v_tile, keys, part, entries, tables, head, call, acc_k, acc_v, extra, SHAPE, FULL,
-        MEMBERS,
+        MEMBERS, WANTED,
     )  # fmt: skip
     if tables.lists.part_count is not None:
         entries = list_entries(tables.lists, owner, block, MIXED, SHAPE.MASK)
         acc_k, acc_v, extra = _visit_queries(
             q, d_out, bulk, rows, k_tile, v_tile, keys, part, entries, tables, head, call, acc_k, acc_v, extra, SHAPE,
-            MIXED, MEMBERS,
+            MIXED, MEMBERS, WANTED,
         )  # fmt: skip
     return acc_k, acc_v, extra
 
 
 @triton.jit
-def dkv_kernel(inputs, bulk_q, bulk_d_out, rows, dk, dv, d_extra, tables, call, SHAPE: tl.constexpr):
-    """dK and dV of one key tile, summed over the query heads of its group; with low-rank factors also dG per query
-    head, ``d_extra`` (B, H, Nk, WIDTH) float32. ``bulk_q`` and ``bulk_d_out`` are descriptors of
-    the queries and the gradient of out, or None; ``tables`` hold the inverse lists; the rest is as in
-    :func:`dq_kernel`."""
+def _keys_and_values(inputs, bulk, rows, dk, dv, d_extra, tables, call, SHAPE: tl.constexpr, WANTED: tl.constexpr):
+    """Both gradients of one key tile, or only one of them; the other's accumulator is then left out."""
     q, k, v, d_out = inputs
-    bulk = (bulk_q, bulk_d_out)
     TILE_K: tl.constexpr = SHAPE.TILE_K
     SUB_K: tl.constexpr = (SHAPE.BLOCK_K + TILE_K - 1) // TILE_K
     block = tl.program_id(0) // SUB_K
@@ -296,10 +301,15 @@ def dkv_kernel(inputs, bulk_q, bulk_d_out, rows, dk, dv, d_extra, tables, call, 
     slots = part * TILE_K + tl.arange(0, TILE_K)
     keys = Side(start_k + tl.arange(0, TILE_K), slots, slots < tl.load(tables.tokens.k_valid + block))
     inside = (slots < SHAPE.BLOCK_K) & (keys.tokens < tables.tokens.n_k)
-    k_tile = load_tile(base(k, batch, kv_head, start_k), k.token, keys.ok, TILE_K, SHAPE.D, SHAPE.DP, True)
-    v_tile = load_tile(base(v, batch, kv_head, start_k), v.token, keys.ok, TILE_K, SHAPE.D, SHAPE.DP, True)
-    acc_k = tl.zeros([TILE_K, SHAPE.DP], tl.float32)
-    acc_v = tl.zeros([TILE_K, SHAPE.DP], tl.float32)
+    k_tile = load_tile(base(k, batch, kv_head, start_k), k.token, keys.ok, TILE_K, SHAPE.D, SHAPE.PARTS, True)
+    v_tile = ()
+    if WANTED != VALUES:
+        v_tile = load_tile(base(v, batch, kv_head, start_k), v.token, keys.ok, TILE_K, SHAPE.D, SHAPE.PARTS, True)
+    acc_k, acc_v = (), ()
+    if WANTED != VALUES:
+        acc_k = zero_parts(TILE_K, SHAPE.PARTS)
+    if WANTED != KEYS:
+        acc_v = zero_parts(TILE_K, SHAPE.PARTS)
     if SHAPE.BIAS == LOW_RANK:
         # one query head after the other: each has a gradient of its own
         for member in range(call.group):
@@ -307,21 +317,44 @@ def dkv_kernel(inputs, bulk_q, bulk_d_out, rows, dk, dv, d_extra, tables, call, 
             extra = tl.zeros([TILE_K, SHAPE.WIDTH], tl.float32)
             acc_k, acc_v, extra = _visit_both_lists(
                 q, d_out, bulk, rows, k_tile, v_tile, keys, part, tables, block, head, head, call, acc_k, acc_v, extra,
-                SHAPE, False,
+                SHAPE, False, WANTED,
             )  # fmt: skip
-            columns = tl.arange(0, SHAPE.WIDTH)
-            number = (batch * call.heads + head.query).to(tl.int64)
-            at = (number * tables.tokens.n_k + keys.tokens)[:, None] * SHAPE.WIDTH + columns[None, :]
-            tl.store(d_extra + at, extra, mask=inside[:, None])
+            if WANTED != VALUES:
+                columns = tl.arange(0, SHAPE.WIDTH)
+                number = (batch * call.heads + head.query).to(tl.int64)
+                at = (number * tables.tokens.n_k + keys.tokens)[:, None] * SHAPE.WIDTH + columns[None, :]
+                tl.store(d_extra + at, extra, mask=inside[:, None])
     else:
         # one loop for all query heads of the group: a loop around it would cost some sixty registers
         shared = Head(batch, kv_head, kv_head)
         head = Head(batch, kv_head * call.group, kv_head)
         acc_k, acc_v, _ = _visit_both_lists(
             q, d_out, bulk, rows, k_tile, v_tile, keys, part, tables, block, shared, head, call, acc_k, acc_v, 0, SHAPE,
-            SHAPE.GROUPED,
+            SHAPE.GROUPED, WANTED,
         )  # fmt: skip
 
-    at = base(dk, batch, kv_head, start_k)
-    store_tile(at, dk.token, acc_k * call.scale, inside, TILE_K, SHAPE.D, SHAPE.DP)
-    store_tile(base(dv, batch, kv_head, start_k), dv.token, acc_v, inside, TILE_K, SHAPE.D, SHAPE.DP)
+    if WANTED != VALUES:
+        at = base(dk, batch, kv_head, start_k)
+        acc_k = scale_parts(acc_k, call.scale, SHAPE.PARTS)
+        store_tile(at, dk.token, acc_k, inside, TILE_K, SHAPE.D, SHAPE.PARTS)
+    if WANTED != KEYS:
+        store_tile(base(dv, batch, kv_head, start_k), dv.token, acc_v, inside, TILE_K, SHAPE.D, SHAPE.PARTS)
+
+
+@triton.jit
+def dkv_kernel(inputs, bulk_q, bulk_d_out, rows, dk, dv, d_extra, tables, call, SHAPE: tl.constexpr):
+    """dK and dV of one key tile, summed over the query heads of its group; with low-rank factors also dG per query
+    head, ``d_extra`` (B, H, Nk, WIDTH) float32. ``bulk_q`` and ``bulk_d_out`` are descriptors of
+    the queries and the gradient of out, or None; ``tables`` hold the inverse lists; the rest is as in
+    :func:`dq_kernel`.
+
+    Wide heads have a program for each of the two (``SHAPE.APART``, grid axis 2): two accumulators would leave no
+    register for scores, which are then computed twice, five products for four."""
+    bulk = (bulk_q, bulk_d_out)
+    if SHAPE.APART:
+        if tl.program_id(2) == 0:
+            _keys_and_values(inputs, bulk, rows, dk, dv, d_extra, tables, call, SHAPE, KEYS)
+        else:
+            _keys_and_values(inputs, bulk, rows, dk, dv, d_extra, tables, call, SHAPE, VALUES)
+    else:
+        _keys_and_values(inputs, bulk, rows, dk, dv, d_extra, tables, call, SHAPE, BOTH)

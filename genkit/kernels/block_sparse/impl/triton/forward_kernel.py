@@ -20,7 +20,6 @@ from genkit.kernels.block_sparse.impl.triton.tile import (
     base,
     box_queries,
     list_entries,
-    load_bulk,
     load_keys,
     load_tile,
     locate,
@@ -29,10 +28,20 @@ from genkit.kernels.block_sparse.impl.triton.tile import (
     store_tile,
     tile_count,
 )
+from genkit.kernels.channels.triton import (
+    add_products,
+    divide_parts,
+    dot_channels,
+    load_bulk,
+    scale_parts,
+    zero_parts,
+)
 
 
 @triton.jit
-def _online_step(scores, factor, values, running_max, mass, acc, GUARDED: tl.constexpr):
+def _online_step(
+    scores, factor, values, running_max, mass, acc, GUARDED: tl.constexpr, PARTS: tl.constexpr,
+):  # fmt: skip
     """One step of the online softmax in base 2. The maximum is taken before scaling, so that scaling and subtracting
     it are one instruction; the factor is not negative."""
     new_max = tl.maximum(running_max, tl.max(scores, 1) * factor)
@@ -44,8 +53,7 @@ def _online_step(scores, factor, values, running_max, mass, acc, GUARDED: tl.con
     weights = tl.exp2(scores * factor - pivot[:, None])
     shrink = tl.exp2(running_max - pivot)
     mass = mass * shrink + tl.sum(weights, 1)
-    acc = acc * shrink[:, None]
-    acc = tl.dot(weights.to(values.dtype), values, acc, input_precision="ieee")
+    acc = add_products(scale_parts(acc, shrink[:, None], PARTS), weights, values, PARTS)
     return new_max, mass, acc
 
 
@@ -71,10 +79,10 @@ def _visit(
         first, offset, k_ok, held = locate(entries, block, step, tables.tokens, BLOCK_K, TILE_K, LIST)
         k_tile = load_keys(k, bulk[0], head, first, offset, held, SHAPE, not HELD)
         if steps[0] is None:
-            scores = tl.dot(q_tile, tl.trans(k_tile), input_precision="ieee")
+            scores = dot_channels(q_tile, k_tile, SHAPE.PARTS)
         else:
             key_steps = tl.load(steps[1] + first + offset, mask=held, other=0.0)
-            scores = tl.dot(q_tile, tl.trans(k_tile), out_dtype=tl.int32).to(tl.float32)
+            scores = tl.dot(q_tile[0], tl.trans(k_tile[0]), out_dtype=tl.int32).to(tl.float32)
             scores = scores * (steps[0][:, None] * key_steps[None, :])
         if EARLY:
             scores *= factor
@@ -90,7 +98,9 @@ def _visit(
         elif LIST == RAGGED or BLOCK_K % TILE_K != 0:
             scores = tl.where(other_ok, scores, -float("inf"))
         v_tile = load_keys(v, bulk[1], head, first, offset, held, SHAPE, not HELD)
-        running_max, mass, acc = _online_step(scores, 1.0 if EARLY else factor, v_tile, running_max, mass, acc, GUARDED)
+        running_max, mass, acc = _online_step(
+            scores, 1.0 if EARLY else factor, v_tile, running_max, mass, acc, GUARDED, SHAPE.PARTS
+        )
     return running_max, mass, acc
 
 
@@ -106,20 +116,20 @@ def _visit_pairs(q_tile, bulk, entries, head, factor, running_max, mass, acc, SH
         first, second = first_ahead * BLOCK_K, second_ahead * BLOCK_K
         at = entries.index + 2 * tl.minimum(step + 1, pairs - 1)
         first_ahead, second_ahead = tl.load(at), tl.load(at + 1)
-        k_first = load_bulk(bulk[0], head.batch, head.key, first, BLOCK_K, SHAPE.DP)
-        k_second = load_bulk(bulk[0], head.batch, head.key, second, BLOCK_K, SHAPE.DP)
-        scores = tl.dot(q_tile, tl.trans(k_first), input_precision="ieee")
-        more = tl.dot(q_tile, tl.trans(k_second), input_precision="ieee")
+        k_first = load_bulk(bulk[0], head.batch, head.key, first, BLOCK_K, SHAPE.PARTS)
+        k_second = load_bulk(bulk[0], head.batch, head.key, second, BLOCK_K, SHAPE.PARTS)
+        scores = dot_channels(q_tile, k_first, SHAPE.PARTS)
+        more = dot_channels(q_tile, k_second, SHAPE.PARTS)
         new_max = tl.maximum(running_max, tl.max(tl.maximum(scores, more), 1) * factor)
         weights = tl.exp2(scores * factor - new_max[:, None])
         others = tl.exp2(more * factor - new_max[:, None])
         shrink = tl.exp2(running_max - new_max)
         mass = mass * shrink + tl.sum(weights + others, 1)
-        acc = acc * shrink[:, None]
-        v_first = load_bulk(bulk[1], head.batch, head.key, first, BLOCK_K, SHAPE.DP)
-        v_second = load_bulk(bulk[1], head.batch, head.key, second, BLOCK_K, SHAPE.DP)
-        acc = tl.dot(weights.to(v_first.dtype), v_first, acc, input_precision="ieee")
-        acc = tl.dot(others.to(v_second.dtype), v_second, acc, input_precision="ieee")
+        acc = scale_parts(acc, shrink[:, None], SHAPE.PARTS)
+        v_first = load_bulk(bulk[1], head.batch, head.key, first, BLOCK_K, SHAPE.PARTS)
+        v_second = load_bulk(bulk[1], head.batch, head.key, second, BLOCK_K, SHAPE.PARTS)
+        acc = add_products(acc, weights, v_first, SHAPE.PARTS)
+        acc = add_products(acc, others, v_second, SHAPE.PARTS)
         running_max = new_max
     return running_max, mass, acc
 
@@ -129,9 +139,9 @@ def forward_kernel(inputs, bulk_k, bulk_v, out, lse, tables, call, SHAPE: tl.con
     """``out`` (B, Nq, H, D) in its dtype and ``lse`` (B, H, Nq) float32, natural log, of one query tile of one head.
 
     Grid: (query blocks * tiles per block, B * H). ``inputs`` are q, k, v as :class:`View`, k and v with
-    ``heads // group`` heads; ``bulk_k`` and ``bulk_v`` tensor descriptors of these, or None where they are read through
-    addresses; the other records are those of the tile file. Full blocks are walked before partial ones;
-    a row that sees nothing gets output 0 and lse -inf.
+    ``heads // group`` heads; ``bulk_k`` and ``bulk_v`` tensor descriptors of their parts, or None where they are read
+    through addresses; the other records are those of the tile file. Full blocks are walked before partial ones; a row
+    that sees nothing gets output 0 and lse -inf.
     """
     q, k, v = inputs
     bulk = (bulk_k, bulk_v)
@@ -146,11 +156,11 @@ def forward_kernel(inputs, bulk_k, bulk_v, out, lse, tables, call, SHAPE: tl.con
     slots = part * TILE_Q + tl.arange(0, TILE_Q)
     queries = Side(start_q + tl.arange(0, TILE_Q), slots, slots < tl.load(tables.tokens.q_valid + block))
     at = base(q, head.batch, head.query, start_q)
-    q_tile = load_tile(at, q.token, queries.ok, TILE_Q, SHAPE.D, SHAPE.DP, True)
+    q_tile = load_tile(at, q.token, queries.ok, TILE_Q, SHAPE.D, SHAPE.PARTS, True)
 
     running_max = tl.full([TILE_Q], -float("inf"), tl.float32)
     mass = tl.zeros([TILE_Q], tl.float32)
-    acc = tl.zeros([TILE_Q, SHAPE.DP], tl.float32)
+    acc = zero_parts(TILE_Q, SHAPE.PARTS)
     factor = call.scale * LOG2E
     window = (queries.tokens, queries.tokens)
     if SHAPE.MASK == BOX:
@@ -216,10 +226,10 @@ def forward_kernel(inputs, bulk_k, bulk_v, out, lse, tables, call, SHAPE: tl.con
 
     # NaN mass must stay NaN: only a true zero is a row that saw nothing.
     empty = (mass == 0.0) | (queries.ok == 0)
-    acc = tl.where(empty[:, None], 0.0, acc / tl.where(empty, 1.0, mass)[:, None])
+    acc = divide_parts(acc, mass, empty, SHAPE.PARTS)
     total = tl.where(empty, -float("inf"), (running_max + tl.log2(tl.where(empty, 1.0, mass))) * LN2)
     # The weights of a row with an infinite score are NaN, its log-sum-exp is not.
     total = tl.where(running_max == float("inf"), float("inf"), total)
     inside = (slots < SHAPE.BLOCK_Q) & (queries.tokens < tables.tokens.n_q)
-    store_tile(base(out, head.batch, head.query, start_q), out.token, acc, inside, TILE_Q, SHAPE.D, SHAPE.DP)
+    store_tile(base(out, head.batch, head.query, start_q), out.token, acc, inside, TILE_Q, SHAPE.D, SHAPE.PARTS)
     tl.store(lse + tl.program_id(1).to(tl.int64) * tables.tokens.n_q + queries.tokens, total, mask=inside)

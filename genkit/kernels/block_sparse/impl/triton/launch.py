@@ -24,7 +24,8 @@ from genkit.kernels.block_sparse.impl.triton.tile import (
     Tokens,
     View,
 )
-from genkit.kernels.block_sparse.impl.triton.tile_sizes import Tile
+from genkit.kernels.block_sparse.impl.triton.tile_sizes import Tile, apart
+from genkit.kernels.channels import Parts, one_part
 
 # Offsets inside a tile are 32-bit: 256 tokens of this stride still fit.
 MAX_TOKEN_STRIDE = 1 << 22
@@ -130,16 +131,26 @@ class Inputs:
     v: Tensor
     d_out: Tensor | None = None
     steps: Steps | None = None
+    parts: Parts = ()
 
     @classmethod
-    def of(cls, q: Tensor, k: Tensor, v: Tensor, d_out: Tensor | None = None) -> Inputs:
-        """Copies those that no kernel can address."""
-        return cls(unit_last(q), unit_last(k), unit_last(v), None if d_out is None else unit_last(d_out))
+    def of(cls, q: Tensor, k: Tensor, v: Tensor, d_out: Tensor | None = None, *, parts: Parts) -> Inputs:
+        """Copies those that no kernel can address. ``parts``: how kernels take their heads apart."""
+        d_out = None if d_out is None else unit_last(d_out)
+        return cls(unit_last(q), unit_last(k), unit_last(v), d_out, parts=parts)
 
     @property
     def reachable(self) -> bool:
         """Whether the copy engine can address all of them."""
         return all(_reachable(x) for x in (self.q, self.k, self.v, self.d_out) if x is not None)
+
+    @property
+    def aligned(self) -> bool:
+        """Whether Triton knows that rows of keys and values begin at multiples of 16 bytes, so that copies of them can
+        be asynchronous: it asks whether strides are multiples of 16 elements."""
+        return all(n % 16 == 0 for x in (self.k, self.v) for n in x.stride()[:-1]) and not (
+            self.k.data_ptr() % 16 or self.v.data_ptr() % 16
+        )
 
     def views(self) -> tuple[View, ...]:
         """Records of all of them."""
@@ -160,16 +171,11 @@ def unit_last(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 and 0 <= x.stride(1) < MAX_TOKEN_STRIDE else x.contiguous()
 
 
-def padded(dim: int) -> int:
-    """Head dim as the kernels compute it: the next power of two, at least 16."""
-    return max(16, 1 << (dim - 1).bit_length())
-
-
 def _shape(problem: Problem, inputs: Inputs, tile: Tile, scale: float) -> Shape:
     dim = inputs.q.shape[3]
     return Shape(
         dim,
-        max(32, padded(dim)) if inputs.steps is not None else padded(dim),  # of int8 a product takes 32 at a time
+        inputs.parts,
         problem.block_q,
         problem.block_k,
         tile.queries,
@@ -184,6 +190,7 @@ def _shape(problem: Problem, inputs: Inputs, tile: Tile, scale: float) -> Shape:
         problem.even_k,
         scale > 0,
         inputs.q.shape[2] != inputs.k.shape[2],
+        apart(dim),
     )
 
 
@@ -191,12 +198,13 @@ def _options(tile: Tile) -> dict[str, int]:
     return {"num_warps": tile.warps, "num_stages": tile.stages}
 
 
-def _bulk(tensors: tuple[Tensor | None, ...], rows: int, block: int, dim: int, wanted: bool) -> tuple[Any, ...]:
-    """Descriptors of (B, N, H, D) tensors for copies of ``rows`` tokens, or None for each: where the copy engine is not
-    wanted, or a block does not hold whole tiles."""
+def _bulk(tensors: tuple[Tensor | None, ...], rows: int, block: int, parts: Parts, wanted: bool) -> tuple[Any, ...]:
+    """Descriptors of the parts of (B, N, H, D) tensors for copies of ``rows`` tokens, or None for each: where the copy
+    engine is not wanted, or a block does not hold whole tiles."""
     if not wanted or block % rows:
         return (None,) * len(tensors)
-    return tuple(_descriptor(x, [1, rows, 1, padded(dim)]) for x in tensors if x is not None)
+    boxes = [[1, rows, 1, width] for _, width in parts]
+    return tuple(tuple(_descriptor(x, box) for box in boxes) for x in tensors if x is not None)
 
 
 def _descriptor(x: Tensor, box: list[int]) -> TensorDescriptor:
@@ -221,13 +229,13 @@ def forward_launch(
 ) -> Launch:
     """Writes ``out`` and ``lse``. ``bulk``: whether an engine of the target copies tiles; the inputs must be
     reachable."""
-    batch, _, heads, dim = inputs.q.shape
+    batch, _, heads, _ = inputs.q.shape
     return Launch(
         forward_kernel,
         (_tiles(problem.blocks_q, problem.block_q, tile.queries), batch * heads),
         (
             inputs.views()[:3],
-            *_bulk((inputs.k, inputs.v), tile.keys, problem.block_k, dim, bulk),
+            *_bulk((inputs.k, inputs.v), tile.keys, problem.block_k, inputs.parts, bulk),
             view(out),
             lse,
             problem.tables,
@@ -246,7 +254,7 @@ def prepare_launch(out: Tensor, d_out: Tensor, lse: Tensor, d_lse: Tensor | None
         prepare_kernel,
         (-(-rows.length // length), out.shape[0] * heads),
         (view(out), view(d_out), lse, d_lse, rows, n, heads),
-        {"D": dim, "DP": padded(dim), "TILE_Q": length},
+        {"D": dim, "PARTS": one_part(dim), "TILE_Q": length},
         {"num_warps": 4, "num_stages": 1},
     )
 
@@ -256,13 +264,13 @@ def dq_launch(
     bulk: bool = False,
 ) -> Launch:  # fmt: skip
     """Writes ``dq``, and with a bias ``d_extra``. ``bulk`` as in :func:`forward_launch`."""
-    batch, _, heads, dim = inputs.q.shape
+    batch, _, heads, _ = inputs.q.shape
     return Launch(
         dq_kernel,
         (_tiles(problem.blocks_q, problem.block_q, tile.queries), batch * heads),
         (
             inputs.views(),
-            *_bulk((inputs.k, inputs.v), tile.keys, problem.block_k, dim, bulk),
+            *_bulk((inputs.k, inputs.v), tile.keys, problem.block_k, inputs.parts, bulk),
             rows,
             view(dq),
             d_extra,
@@ -283,10 +291,14 @@ def dkv_launch(
     dim = inputs.q.shape[3]
     return Launch(
         dkv_kernel,
-        (_tiles(problem.blocks_k, problem.block_k, tile.keys), inputs.k.shape[0] * inputs.k.shape[2]),
+        (
+            _tiles(problem.blocks_k, problem.block_k, tile.keys),
+            inputs.k.shape[0] * inputs.k.shape[2],
+            2 if apart(dim) else 1,
+        ),
         (
             inputs.views(),
-            *_bulk((inputs.q, inputs.d_out), tile.queries, problem.block_q, dim, bulk),
+            *_bulk((inputs.q, inputs.d_out), tile.queries, problem.block_q, inputs.parts, bulk),
             rows,
             view(dk),
             view(dv),

@@ -12,6 +12,9 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
+from genkit.kernels.channels import Parts
+from genkit.kernels.channels.triton import load_bulk, load_parts, store_parts
+
 # Masks and exponents live in base 2: exp2 is one instruction, exp is two.
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
@@ -142,13 +145,14 @@ class Call(NamedTuple):
 
 
 class Shape(NamedTuple):
-    """What a kernel is compiled for: channels and these padded; tokens of the plan's blocks and of the tiles; what
-    decides about partial blocks, and its axes; kind of the bias, its rank or number of axes, and that padded; pipeline
-    stages; whether memory holds a token for every slot of every query block, and of every key block; whether the factor
-    of the scores is positive; whether query heads share key heads."""
+    """What a kernel is compiled for: channels and the parts they are taken in; tokens of the plan's blocks and of the
+    tiles; what decides about partial blocks, and its axes; kind of the bias, its rank or number of axes, and that
+    padded; pipeline stages; whether memory holds a token for every slot of every query block, and of every key block;
+    whether the factor of the scores is positive; whether query heads share key heads; whether dK and dV have a program
+    each."""
 
     D: int
-    DP: int
+    PARTS: Parts
     BLOCK_Q: int
     BLOCK_K: int
     TILE_Q: int
@@ -163,6 +167,7 @@ class Shape(NamedTuple):
     EVEN_K: bool
     POSITIVE: bool
     GROUPED: bool
+    APART: bool
 
 
 class Head(NamedTuple):
@@ -196,33 +201,17 @@ def base(x, batch, head, start):
 
 
 @triton.jit
-def load_tile(pointer, stride, mask, TILE: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, MASKED: tl.constexpr):
-    """(TILE, DP) tile of consecutive tokens from ``pointer``; channels beyond D and masked rows are 0."""
-    rows = tl.arange(0, TILE)
-    columns = tl.arange(0, DP)
-    at = pointer + rows[:, None] * stride + columns[None, :]
-    if MASKED:
-        if D == DP:
-            return tl.load(at, mask=mask[:, None], other=0.0)
-        else:
-            return tl.load(at, mask=mask[:, None] & (columns < D)[None, :], other=0.0)
-    else:
-        if D == DP:
-            return tl.load(at)
-        else:
-            return tl.load(at, mask=(columns < D)[None, :], other=0.0)
+def load_tile(
+    pointer, stride, mask, TILE: tl.constexpr, D: tl.constexpr, PARTS: tl.constexpr, MASKED: tl.constexpr
+):  # fmt: skip
+    """Parts of a tile of consecutive tokens from ``pointer``; channels beyond D and masked rows are 0."""
+    return load_parts(pointer + tl.arange(0, TILE) * stride, mask, D, PARTS, MASKED)
 
 
 @triton.jit
-def store_tile(pointer, stride, value, mask, TILE: tl.constexpr, D: tl.constexpr, DP: tl.constexpr):
+def store_tile(pointer, stride, tiles, mask, TILE: tl.constexpr, D: tl.constexpr, PARTS: tl.constexpr):
     """Inverse of :func:`load_tile`."""
-    rows = tl.arange(0, TILE)
-    columns = tl.arange(0, DP)
-    at = pointer + rows[:, None] * stride + columns[None, :]
-    if D == DP:
-        tl.store(at, value.to(pointer.dtype.element_ty), mask=mask[:, None])
-    else:
-        tl.store(at, value.to(pointer.dtype.element_ty), mask=mask[:, None] & (columns < D)[None, :])
+    store_parts(pointer + tl.arange(0, TILE) * stride, tiles, mask, D, PARTS)
 
 
 @triton.jit
@@ -347,24 +336,17 @@ def key_slots(step, BLOCK: tl.constexpr, TILE: tl.constexpr):
 
 
 @triton.jit
-def load_bulk(x, batch, head, start, TILE: tl.constexpr, DP: tl.constexpr):
-    """(TILE, DP) tile of consecutive tokens through a tensor descriptor, which the copy engine executes by itself: no
-    address takes a register, and tokens and channels that do not exist come as 0."""
-    return x.load([batch, start, head, 0]).reshape(TILE, DP)
-
-
-@triton.jit
 def load_keys(x, bulk, head, first, offset, held, SHAPE: tl.constexpr, MASKED: tl.constexpr):
-    """The (TILE_K, DP) keys or values that :func:`locate` found; 0 where memory holds none. ``bulk`` is their
-    descriptor or None."""
+    """The TILE_K keys or values that :func:`locate` found, in parts; 0 where memory holds none. ``bulk`` are their
+    descriptors or None."""
     if bulk is not None:
-        return load_bulk(bulk, head.batch, head.key, first, SHAPE.TILE_K, SHAPE.DP)
+        return load_bulk(bulk, head.batch, head.key, first, SHAPE.TILE_K, SHAPE.PARTS)
     elif SHAPE.BLOCK_K < SHAPE.TILE_K and SHAPE.TILE_K % SHAPE.BLOCK_K == 0:
-        columns = tl.arange(0, SHAPE.DP)
-        at = base(x, head.batch, head.key, first) + offset.to(tl.int64)[:, None] * x.token + columns[None, :]
-        return tl.load(at, mask=held[:, None] & (columns < SHAPE.D)[None, :], other=0.0)
+        at = base(x, head.batch, head.key, first) + offset.to(tl.int64) * x.token
+        return load_parts(at, held, SHAPE.D, SHAPE.PARTS, True)
     else:
-        return load_tile(base(x, head.batch, head.key, first), x.token, held, SHAPE.TILE_K, SHAPE.D, SHAPE.DP, MASKED)
+        at = base(x, head.batch, head.key, first)
+        return load_tile(at, x.token, held, SHAPE.TILE_K, SHAPE.D, SHAPE.PARTS, MASKED)
 
 
 @triton.jit

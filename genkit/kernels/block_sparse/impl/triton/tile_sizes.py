@@ -7,10 +7,12 @@ the machine at hand and lets its findings go first.
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, lru_cache
 from typing import NamedTuple
 
 import torch
+
+from genkit.kernels.channels import Parts, head_parts, one_part
 
 
 class Tile(NamedTuple):
@@ -23,6 +25,9 @@ class Tile(NamedTuple):
 
 
 KERNELS = ("forward", "dq", "dkv")
+WIDTHS = (64, 128, 160, 192, 256)
+# Columns that a row may have besides, for heads in two parts.
+_BETWEEN = (80, 96)
 
 # Shared memory one block may use, KiB.
 SHARED_KIB = {
@@ -44,7 +49,14 @@ BULK = {"sm_90"}
 # tiles on some ("bits").
 _Sizes = dict[str, dict[int, tuple[Tile, ...]]]
 _SMALL = (Tile(32, 32, 4, 1), Tile(16, 32, 4, 1))
-_WIDE = {256: (Tile(16, 32, 8, 1),)}
+
+
+def _wide(*tiles: Tile) -> dict[int, tuple[Tile, ...]]:
+    """The same tiles for all heads wider than 128 channels."""
+    return dict.fromkeys((160, 192, 256), tiles)
+
+
+_WIDE = _wide(Tile(16, 32, 8, 1))
 
 _HEAVY: _Sizes = {
     "forward, heavy": {64: (Tile(64, 64, 8, 1), *_SMALL), 128: (Tile(64, 64, 8, 1), *_SMALL)},
@@ -53,32 +65,39 @@ _HEAVY: _Sizes = {
     "dkv, heavy": {64: (Tile(32, 32, 8, 1), *_SMALL), 128: (Tile(32, 32, 8, 1), *_SMALL)},
 }
 _HOPPER: _Sizes = _HEAVY | {
-    "forward, heavy": {64: (Tile(64, 32, 4, 1), *_SMALL), 128: (Tile(64, 32, 4, 1), *_SMALL)},
+    "forward, heavy": {64: (Tile(64, 32, 4, 1), *_SMALL), 128: (Tile(64, 32, 4, 1), *_SMALL)} | _WIDE,
     "forward": {
         64: (Tile(128, 64, 8, 3), Tile(64, 64, 4, 2), *_SMALL),
         128: (Tile(128, 64, 8, 3), Tile(64, 64, 4, 2), *_SMALL),
     }
-    | _WIDE,
+    | _wide(Tile(64, 32, 4, 2), Tile(16, 32, 8, 1)),
     "dq": {
         64: (Tile(128, 64, 8, 3), Tile(64, 64, 4, 2), *_SMALL),
         128: (Tile(128, 64, 8, 3), Tile(64, 64, 4, 2), *_SMALL),
     }
     | _WIDE,
     # Eight warps would take the 64 rows of a tile twice, once per group of four.
-    "dkv": {64: (Tile(64, 64, 4, 2), *_SMALL), 128: (Tile(32, 64, 4, 2), *_SMALL), 256: (Tile(16, 16, 8, 1),)},
+    "dkv": {64: (Tile(64, 64, 4, 2), *_SMALL), 128: (Tile(32, 64, 4, 2), *_SMALL), **_wide(Tile(16, 16, 8, 1))},
 }
 # Through the copy engine: no addresses in registers leaves room for larger tiles, which must hold whole blocks.
 _HOPPER_BULK: _Sizes = {
     "forward": {
         64: (Tile(128, 128, 8, 3), Tile(128, 64, 8, 3), Tile(64, 64, 4, 3)),
         128: (Tile(128, 128, 8, 3), Tile(128, 64, 8, 3), Tile(64, 64, 4, 3)),
+        160: (Tile(128, 128, 8, 2), Tile(128, 64, 8, 3), Tile(64, 64, 4, 2)),
+        192: (Tile(128, 64, 8, 3), Tile(64, 64, 4, 2)),
+        256: (Tile(128, 64, 8, 2), Tile(64, 64, 4, 2)),
     },
     "forward, bits": {128: (Tile(128, 128, 8, 2), Tile(128, 64, 8, 3), Tile(64, 64, 4, 3))},
     "dq": {
         64: (Tile(128, 64, 8, 3), Tile(64, 64, 4, 3)),
         128: (Tile(128, 64, 8, 3), Tile(64, 64, 4, 3)),
+        160: (Tile(128, 64, 8, 2), Tile(64, 64, 4, 2)),
+        192: (Tile(128, 64, 8, 2), Tile(64, 64, 4, 2)),
+        256: (Tile(64, 32, 4, 2),),
     },
-    "dkv": {64: (Tile(64, 64, 4, 3),), 128: (Tile(64, 64, 4, 2),)},
+    "dkv": {64: (Tile(64, 64, 4, 3),), 128: (Tile(64, 64, 4, 2),), **_wide(Tile(32, 64, 4, 2))},
+    "dkv, bits": {256: (Tile(16, 64, 4, 2),)},
 }
 # Here eight warps are the ones that are given too few registers, 128, for some calls.
 _BLACKWELL: _Sizes = _HOPPER | {
@@ -87,7 +106,7 @@ _BLACKWELL: _Sizes = _HOPPER | {
         128: (Tile(128, 64, 8, 2), Tile(64, 64, 8, 2), *_SMALL),
     }
     | _WIDE,
-    "dkv": {64: (Tile(64, 64, 8, 2), *_SMALL), 128: (Tile(32, 64, 8, 2), *_SMALL), 256: (Tile(16, 16, 8, 1),)},
+    "dkv": {64: (Tile(64, 64, 8, 2), *_SMALL), 128: (Tile(32, 64, 8, 2), *_SMALL), **_wide(Tile(16, 16, 8, 1))},
     "dkv, plain": {128: (Tile(64, 64, 8, 2), *_SMALL)},
     "dkv, bits": {128: (Tile(32, 64, 4, 2), *_SMALL)},
     "forward, heavy": {64: (Tile(64, 32, 8, 1), *_SMALL), 128: (Tile(64, 32, 8, 1), *_SMALL)},
@@ -95,16 +114,24 @@ _BLACKWELL: _Sizes = _HOPPER | {
     "dkv, heavy": {64: (Tile(32, 32, 4, 2), *_SMALL), 128: _SMALL},
 }
 _AMPERE: _Sizes = _HEAVY | {
-    "forward": {64: (Tile(128, 64, 8, 3), Tile(64, 64, 4, 2), *_SMALL), 128: (Tile(64, 64, 8, 2), *_SMALL)} | _WIDE,
+    "forward": {64: (Tile(128, 64, 8, 3), Tile(64, 64, 4, 2), *_SMALL), 128: (Tile(64, 64, 8, 2), *_SMALL)}
+    | _WIDE
+    # Heads in two parts: with 64 rows eight warps would take the scores twice.
+    | {96: (Tile(128, 64, 8, 2), Tile(64, 64, 4, 2), *_SMALL)},
     "forward, plain": {128: (Tile(128, 64, 8, 2), Tile(64, 64, 8, 2), *_SMALL)},
-    "dq": {64: (Tile(128, 64, 8, 2), Tile(64, 32, 4, 2), *_SMALL), 128: (Tile(64, 64, 8, 2), *_SMALL)} | _WIDE,
+    "dq": {64: (Tile(128, 64, 8, 2), Tile(64, 32, 4, 2), *_SMALL), 128: (Tile(64, 64, 8, 2), *_SMALL)}
+    | _WIDE
+    | {96: (Tile(128, 32, 8, 2), Tile(64, 32, 4, 2), *_SMALL)},
     "dkv": {
         64: (Tile(32, 64, 8, 2), *_SMALL),
+        80: (Tile(32, 64, 4, 2), *_SMALL, Tile(16, 16, 4, 1)),
         128: (Tile(32, 64, 8, 2), *_SMALL, Tile(16, 16, 4, 1)),  # 16x32 spills for 80 channels and blocks of 48 keys
-        256: (Tile(16, 16, 8, 1),),
+        **_wide(Tile(16, 16, 8, 1)),
     },
     "dkv, plain": {
         64: (Tile(64, 128, 8, 2), Tile(32, 64, 4, 2), *_SMALL),
+        80: (Tile(32, 64, 4, 2), *_SMALL),
+        96: (Tile(32, 64, 8, 2), *_SMALL),
         128: (Tile(64, 64, 8, 2), *_SMALL),
     },
     # Reading bits of masks costs registers that the tiles above leave none of.
@@ -121,7 +148,7 @@ _BLACKWELL_DESKTOP: _Sizes = _AMPERE | {
 _CDNA: _Sizes = {
     "forward": {64: (Tile(64, 64, 4, 2), *_SMALL), 128: (Tile(128, 32, 4, 2), Tile(64, 32, 4, 2), *_SMALL)} | _WIDE,
     "dq": {64: (Tile(64, 64, 4, 2), *_SMALL), 128: (Tile(64, 32, 4, 2), *_SMALL)} | _WIDE,
-    "dkv": {64: (Tile(32, 64, 4, 1), *_SMALL), 128: (Tile(32, 64, 4, 1), *_SMALL), 256: (Tile(16, 16, 8, 1),)},
+    "dkv": {64: (Tile(32, 64, 4, 1), *_SMALL), 128: (Tile(32, 64, 4, 1), *_SMALL), **_wide(Tile(16, 16, 8, 1))},
     "dkv, plain": {64: (Tile(32, 64, 4, 2), *_SMALL)},
     "forward, heavy": {64: (Tile(64, 32, 4, 1), *_SMALL), 128: (Tile(64, 32, 4, 1), *_SMALL)},
     "dq, heavy": {64: _SMALL, 128: _SMALL},
@@ -137,7 +164,7 @@ _TABLE: dict[str, _Sizes] = {
     "gfx950": _CDNA,
 }
 _BULK_TABLE: dict[str, _Sizes] = {"sm_90": _HOPPER_BULK}
-_FLOAT32 = {64: Tile(32, 32, 4, 1), 128: Tile(32, 32, 8, 1), 256: Tile(16, 16, 8, 1)}
+_FLOAT32 = {64: Tile(32, 32, 4, 1), 128: Tile(32, 32, 8, 1)} | dict.fromkeys((160, 192, 256), Tile(16, 16, 8, 1))
 # In the interpreter a tile costs the same whatever its size.
 _INTERPRETER = Tile(64, 64, 4, 1)
 
@@ -164,8 +191,21 @@ def _architecture(index: int) -> str | None:
 
 
 def width_class(dim: int) -> int:
-    """Column of the table: 64, 128 or 256."""
-    return 64 if dim <= 64 else 128 if dim <= 128 else 256
+    """Column of the table: the least of :data:`WIDTHS` that holds the head."""
+    return next(width for width in WIDTHS if dim <= width)
+
+
+def parts_on(arch: str | None, dim: int, heavy: bool = False) -> Parts:
+    """How kernels for an architecture take heads apart; docs/kernels.md has the counts. ``heavy`` as in
+    :func:`choose_tile`: such calls have no registers left for a second part's addresses."""
+    # Where the matrix unit is fastest, empty lanes of a small head cost less than the second part's instructions.
+    return one_part(dim) if heavy or (dim <= 64 and arch in ("sm_90", "sm_100")) else head_parts(dim)
+
+
+def apart(dim: int) -> bool:
+    """Whether dK and dV of a head size are made by a program each: together their accumulators, float32 and as wide as
+    the head, would leave no register for the scores of a tile that a matrix unit is fed well with."""
+    return dim > 160
 
 
 def candidates(
@@ -180,7 +220,8 @@ def candidates(
     kind = " ".join(["plain"] * plain + ["heavy"] * heavy)
     special = ["heavy"] if heavy else ["bits"] if bits else []
     rows = [f"{kernel}, {kind}", *(f"{kernel}, {name}" for name in special), kernel]
-    return next(sizes[row][width] for row in rows if width in sizes.get(row, {}))
+    narrow = [column for column in _BETWEEN if 64 < dim <= column and len(parts_on(arch, dim, heavy)) > 1]
+    return next(sizes[row][column] for row in rows for column in (*narrow, width) if column in sizes.get(row, {}))
 
 
 def bulk_candidates(
@@ -220,7 +261,14 @@ def choose_tile(
         bits: whether bit tiles decide about partial blocks. Nor do they serve these.
         bulk: whether the copy engine can bring the tiles of this call.
     """
-    arch = architecture(device)
+    return _chosen(architecture(device), kernel, dim, dtype, block_q, block_k, plain, heavy, bits, bulk)
+
+
+@lru_cache(maxsize=256)
+def _chosen(
+    arch: str, kernel: str, dim: int, dtype: torch.dtype, block_q: int, block_k: int, plain: bool, heavy: bool,
+    bits: bool, bulk: bool,
+) -> Tile:  # fmt: skip
     measured = None if heavy or bits else _measured.get((arch, kernel, width_class(dim), str(dtype)))
     if bulk and not measured:
         for tile in bulk_candidates(arch, kernel, dim, dtype, bits):
@@ -228,6 +276,12 @@ def choose_tile(
                 return tile
     options = candidates(arch, kernel, dim, dtype, plain, heavy, bits)
     return fit((measured, *options) if measured else options, kernel, block_q, block_k)
+
+
+def unpipelined(tile: Tile, arch: str | None, kernel: str, aligned: bool) -> Tile:
+    """The tile with one stage where Triton 3.9 fails an assertion of its pipeliner otherwise: the forward pass on
+    sm_100 with keys and values that no asynchronous copy takes, whose strides are no multiple of 16 elements."""
+    return tile._replace(stages=1) if arch == "sm_100" and kernel == "forward" and not aligned else tile
 
 
 def fit(options: tuple[Tile, ...], kernel: str, block_q: int, block_k: int) -> Tile:
@@ -252,6 +306,7 @@ def _shrink(tile: int, block: int) -> int:
 def prefer(arch: str, kernel: str, dim: int, dtype: torch.dtype, tile: Tile | None) -> None:
     """Put a measured tile before the table for this process; None forgets it."""
     key = (arch, kernel, width_class(dim), str(dtype))
+    _chosen.cache_clear()
     if tile is None:
         _measured.pop(key, None)
     else:

@@ -14,6 +14,7 @@ from torch import Tensor
 from genkit.errors import UnsupportedError
 from genkit.kernels.block_sparse.impl.triton import backend as exact
 from genkit.kernels.block_sparse.impl.triton_int8.quantise import quantise, split_mean
+from genkit.kernels.channels import one_part
 from genkit.kernels.plan.bias import Bias
 from genkit.kernels.plan.block_plan import BlockPlan
 
@@ -40,7 +41,8 @@ def forward(
     lse = torch.empty(q.shape[0], q.shape[2], q.shape[1], dtype=torch.float32, device=q.device)
     keys, mean = split_mean(k)
     (q8, q_steps), (k8, k_steps) = quantise(q), quantise(keys)
-    inputs = replace(launch.Inputs.of(q8, k8, v), steps=Steps(q_steps, k_steps))
+    parts = one_part(max(32, q.shape[-1]))  # a product of int8 takes 32 channels at a time, and not all second parts do
+    inputs = replace(launch.Inputs.of(q8, k8, v, parts=parts), steps=Steps(q_steps, k_steps))
     tile, _ = exact.tile_of("forward", q, k, exact.problem_of(plan), inputs)
     exact.on_device(q, launch.forward_launch(inputs, out, lse, exact.problem_of(plan), scale, tile))
     group = q.shape[2] // k.shape[2]

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from genkit.kernels.block_lists import BlockLists, invert, list_mask
+from genkit.kernels.channels import Parts as HeadParts
+from genkit.kernels.channels import head_parts, one_part, padded
 from genkit.kernels.inputs import triton_refuses, warps_work_in_fours
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -93,13 +95,14 @@ def why_not(q: Tensor, k: Tensor, v: Tensor) -> str | None:
     return triton_refuses(q, DTYPES, MAX_DIM)
 
 
+def parts_of(dim: int) -> HeadParts:
+    """Parts of a head here. From 64 + 32 on two parts do not fit the registers of these kernels everywhere, whose
+    addresses are per row."""
+    return head_parts(dim) if dim <= 80 else one_part(dim)
+
+
 def _view(x: Tensor) -> View:
     return View(x, x.stride(0), x.stride(1), x.stride(2))
-
-
-def padded(dim: int) -> int:
-    """Head dim as the kernels compute it."""
-    return max(16, 1 << (dim - 1).bit_length())
 
 
 def _options(tile: Tile) -> dict[str, Any]:
@@ -138,7 +141,7 @@ class _Run:
 def _runs(lists: BlockLists, most: int, blocks: int, dim: int, heads: int) -> Iterator[_Run]:
     """All queries of all heads, in runs whose parts fit the buffer: several heads, or a range of queries of one."""
     lines, n = lists.count.shape[1:]
-    fit = max(1, BUFFER_BYTES // (4 * padded(dim) * most))  # queries
+    fit = max(1, BUFFER_BYTES // (4 * dim * most))  # queries
     together, span = max(1, fit // n), n if fit >= n else -(-fit // ROWS) * ROWS
     for line in range(0, lines, together):
         for row in range(0, n, span):
@@ -189,11 +192,11 @@ def forward(
     tile, edges = tiles_for(d, q.dtype, warps_work_in_fours(q.device))["forward"], _edges(tuple(starts), q.device)
     for run in _runs(_as_lines(selected, most), most, len(starts) - 1, d, h):
         work, grid = run.work(tile.queries)
-        part_out = torch.empty(run.lines * run.room, padded(d), dtype=torch.float32, device=q.device)
+        part_out = torch.empty(run.lines * run.room, d, dtype=torch.float32, device=q.device)
         part_lse = torch.empty(run.lines * run.room, dtype=torch.float32, device=q.device)
         kernels.forward_kernel[grid](
             _view(q), _view(k), _view(v), part_out, part_lse, work, edges, scale, h // k.shape[2],
-            D=d, DP=padded(d), TILE_Q=tile.queries, TILE_K=tile.keys, STAGES=tile.stages, **_options(tile),
+            D=d, PARTS=parts_of(d), TILE_Q=tile.queries, TILE_K=tile.keys, STAGES=tile.stages, **_options(tile),
         )  # fmt: skip
         _reduce(kernels.merge_kernel, (part_out, part_lse, _view(out), lse), run, (n,), d)
     return out, lse
@@ -218,10 +221,10 @@ def backward(
     edges, tile = _edges(tuple(starts), q.device), tiles["dq"]
     for run in _runs(lists, most, blocks, d, h):
         work, grid = run.work(tile.queries)
-        part = torch.empty(run.lines * run.room, padded(d), dtype=torch.float32, device=q.device)
+        part = torch.empty(run.lines * run.room, d, dtype=torch.float32, device=q.device)
         kernels.dq_kernel[grid](
             _view(q), _view(k), _view(v), _view(d_out), part, delta, exponent, work, edges, scale, n, group,
-            D=d, DP=padded(d), TILE_Q=tile.queries, TILE_K=tile.keys, STAGES=tile.stages, **_options(tile),
+            D=d, PARTS=parts_of(d), TILE_Q=tile.queries, TILE_K=tile.keys, STAGES=tile.stages, **_options(tile),
         )  # fmt: skip
         _reduce(kernels.sum_kernel, (part, _view(dq)), run, (), d)
     tile = tiles["dkv"]
@@ -229,6 +232,6 @@ def backward(
     kernels.dkv_kernel[(key_tiles.shape[1], b * k.shape[2])](
         _view(q), _view(k), _view(v), _view(d_out), _view(dk), _view(dv), delta, exponent, key_tiles[0], key_tiles[1],
         inverse.start, inverse.entry, inverse.entry.shape[-1], edges, scale, n, h, group, blocks,
-        D=d, DP=padded(d), TILE_Q=tile.queries, TILE_K=tile.keys, STAGES=tile.stages, **_options(tile),
+        D=d, PARTS=parts_of(d), TILE_Q=tile.queries, TILE_K=tile.keys, STAGES=tile.stages, **_options(tile),
     )  # fmt: skip
     return dq, dk, dv
