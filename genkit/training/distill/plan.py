@@ -37,7 +37,7 @@ from genkit.training.lora.build import adapter_config, loop_config
 from genkit.training.lora.checks import check_finished, check_login
 from genkit.training.lora.chosen import attention_of, component_of, device_of, precision_of
 from genkit.training.lora.data import slots_of_model
-from genkit.training.lora.estimate import Estimate, Memory, Subject, estimate
+from genkit.training.lora.estimate import Estimate, Memory, Subject, call_bytes, estimate
 from genkit.training.lora.plan import starting_pairs
 from genkit.training.lora.task import LoraTask
 
@@ -197,32 +197,37 @@ class Plan:
         if self.attention is not None:
             handle, weights, _ = put_in(network, self.attention, settings.train_attention_weights)
         try:
-            found = estimate(
-                Subject(
-                    pipeline=pipeline,
-                    training=training,
-                    task=LoraTask(pipeline, training, adapter, seed=settings.seed, attention=weights),
-                    size=Bucket(*self.size),
-                    count=settings.train_batch_size,
-                    fps=self.fps,
-                    slots=settings.max_sequence_length or slots_of_model(self.model) or training.slots,
-                    precision=self.precision,
-                    methods=() if handle is None else handle.methods,
-                    optimizer=lambda named: optimizer_for_student(settings, named),
-                    device=self.device.type,
-                    encoders_stay=True,
-                    checkpointing=settings.gradient_checkpointing,
-                )
+            subject = Subject(
+                pipeline=pipeline,
+                training=training,
+                task=LoraTask(pipeline, training, adapter, seed=settings.seed, attention=weights),
+                size=Bucket(*self.size),
+                count=settings.train_batch_size,
+                fps=self.fps,
+                slots=settings.max_sequence_length or slots_of_model(self.model) or training.slots,
+                precision=self.precision,
+                methods=() if handle is None else handle.methods,
+                optimizer=lambda named: optimizer_for_student(settings, named),
+                device=self.device.type,
+                encoders_stay=True,
+                checkpointing=settings.gradient_checkpointing,
             )
+            found = estimate(subject)
+            beside = 0.0
+            if settings.kind == TDM:  # fake scores and teacher are called while the student's graph is kept
+                beside = call_bytes(subject, settings.train_batch_size * (2 if self.guidance != 1 else 1))
         finally:
             if handle is not None:
                 handle.remove()
-        return replace(found, memory=self._with_copies(found.memory))
+        return replace(found, memory=self._with_copies(found.memory, beside))
 
-    def _with_copies(self, memory: Memory) -> Memory:
-        """The memory of a student with that of the denoisers beside it."""
+    def _with_copies(self, memory: Memory, beside: float) -> Memory:
+        """The memory of a student with that of the denoisers beside it, and of their calls."""
         fake = 2.0 if self.settings.kind == TDM else 1.0
-        return replace(memory, weights=(1 + self.copies) * memory.weights, adapter=fake * memory.adapter)
+        return replace(
+            memory, weights=(1 + self.copies) * memory.weights, adapter=fake * memory.adapter,
+            activations=memory.activations + beside,
+        )  # fmt: skip
 
 
 #: Number among the arguments of :meth:`Prompts.at` that samples of the model have for themselves.

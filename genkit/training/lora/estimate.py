@@ -10,7 +10,7 @@ import resource
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -166,6 +166,19 @@ def estimate(subject: Subject) -> Estimate:
             f"the memory of {type(subject.pipeline).__name__} cannot be estimated: without values it does not run "
             f"({said})"
         ) from error
+
+
+def call_bytes(subject: Subject, rows: int) -> float:
+    """The most that a call of the denoiser with ``rows`` samples needs beside its weights, without a gradient."""
+    asked = replace(subject, count=rows)
+    _, batch = encoded(asked)
+    with counting(subject.methods) as (footprint, _), torch.no_grad():
+        footprint.hold((*subject.task.network.parameters(), *subject.task.network.buffers()))
+        begin = footprint.mark()
+        generators = [torch.Generator().manual_seed(0) for _ in range(rows)]
+        subject.task.errors(batch, torch.full((rows,), _LEVEL), generators)
+        needed = float(footprint.peak - begin)
+    return (_GAPS if subject.device == "cpu" else 1.0) * needed
 
 
 def _estimated(subject: Subject) -> Estimate:
