@@ -35,6 +35,9 @@ def families(
         list[str] | None,
         typer.Option(metavar="NAME=SHAPE", help="With --explain: a forward argument that cannot be guessed (2x13x64)."),
     ] = None,
+    tasks: Annotated[
+        bool, typer.Option("--tasks", help="Show which tasks run on which families, or on NAME, and by which pipeline.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """List the model families that attention methods can be applied to, or one of them in full."""
@@ -47,6 +50,9 @@ def families(
         from genkit.errors import UsageError
 
         raise UsageError("--model-class and --input belong to --explain FOLDER")
+    if tasks:
+        _show_tasks(name, json)
+        return
     import genkit
     from genkit.families.out_of_scope import OUT_OF_SCOPE
 
@@ -71,6 +77,30 @@ def families(
     print_table(["cannot be patched", "because"], sorted(OUT_OF_SCOPE.items()))
     say("")
     say("genkit families NAME tells a family's grid, pipelines, branches and methods")
+
+
+def _show_tasks(name: str | None, json: bool) -> None:
+    """The table of tasks and families; of one family with the pipelines."""
+    import genkit
+    from genkit.pipelines.routes import TASKS, missing, table
+
+    made, absent = table(), missing()
+    if name is not None:
+        known = _named(name, list(genkit.families())).name
+        made = {known: made.get(known, {})}
+    if json:
+        print_json({"tasks": TASKS, "families": made, "missing": absent})
+    elif name is not None:
+        rows = [(task, TASKS[task], ", ".join(found)) for task, found in made[known].items()]
+        print_table(["task", "is", "pipelines"], rows)
+    else:
+        ordered = sorted(made.items(), key=lambda each: each[0].lower())
+        print_table(["family", "tasks"], [(family, ", ".join(found)) for family, found in ordered])
+        say("")
+        say("\n".join(f"{task}: {words}" for task, words in TASKS.items()))
+        if absent:
+            say(f"not told, since Diffusers or a package of theirs lacks them here: {', '.join(absent)}")
+        say("genkit families --tasks NAME tells the pipelines; genkit models MODEL what one folder takes")
 
 
 def _named(name: str, found: list[FamilyInfo]) -> FamilyInfo:

@@ -49,6 +49,10 @@ def _command(name: str, task: Task) -> Callable:
         dry_run: Annotated[
             bool, typer.Option("--dry-run", help="Check everything, print the settings, generate nothing.")
         ] = False,
+        explain: Annotated[
+            bool,
+            typer.Option("--explain", help="Tell which task this is, what plays which role and why; generate nothing."),
+        ] = False,
         json: Json = False,
     ) -> None:
         read = config is not None or source is not None  # a file may name the model; otherwise it is said at once
@@ -57,23 +61,26 @@ def _command(name: str, task: Task) -> Callable:
         record, prompts, settings = _settings(name, task, given, config, source, prompt_file)
         if read:
             note(f"loading {task.model_of(settings.to_dict())} ...")
-        _run(settings, prompts, record, force, dry_run, json)
+        _run(settings, prompts, record, force, dry_run, json, explain)
 
     command.__name__ = name
     command.__doc__ = f"{task.help}\n\n{MORE.format(usual=task.usual)}"
     return command
 
 
-def _run(settings: Settings, prompts: list[str], record: Any, force: bool, dry_run: bool, json: bool) -> None:
+def _run(
+    settings: Settings, prompts: list[str], record: Any, force: bool, dry_run: bool, json: bool, explain: bool
+) -> None:
     """Check everything, then make one output after the other; several processes share them."""
     quiet_libraries()
     with processes() as joined:
-        _run_share(joined, settings, prompts, record, force, dry_run, json)
+        _run_share(joined, settings, prompts, record, force, dry_run, json, explain)
 
 
 def _run_share(
-    joined: Processes, settings: Any, prompts: list[str], record: Any, force: bool, dry_run: bool, json: bool
-) -> None:
+    joined: Processes, settings: Any, prompts: list[str], record: Any, force: bool, dry_run: bool, json: bool,
+    explain: bool = False,
+) -> None:  # fmt: skip
     from genkit.pipelines.jobs import check_outputs, expand
     from genkit.pipelines.resolve import resolve
     from genkit.pipelines.session import Session
@@ -91,6 +98,10 @@ def _run_share(
                 told.append(line)
                 if joined.first:
                     warn(line)
+    if explain:
+        if joined.first:
+            _print_route(request, json)
+        return
     if dry_run:
         if joined.first:
             _print_plan(jobs, _inputs(request), json)
@@ -212,6 +223,17 @@ def _inputs(request: Any) -> dict[str, str]:
     from genkit.pipelines.tasks.inputs.serving import every_input
 
     return every_input(request.model) if isinstance(request.settings, GivenSettings) else {}
+
+
+def _print_route(request: Any, json: bool) -> None:
+    from genkit.pipelines.routes import route_of
+
+    route = route_of(request)
+    if json:
+        print_json({"route": route.to_dict()})
+        return
+    for line in route.lines():
+        say(line)
 
 
 def _print_plan(jobs: list, inputs: dict[str, str], json: bool) -> None:

@@ -1,0 +1,146 @@
+"""The table of tasks and families is what requests are taken for, on folders of real classes; decisions say why."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import tiny_pipelines
+from PIL import Image
+
+from genkit.cli.main import main
+from genkit.errors import GenkitError
+from genkit.families.lookup import records
+from genkit.media import write_media
+from genkit.models import locate
+from genkit.pipelines.model import Model
+from genkit.pipelines.resolve import resolve
+from genkit.pipelines.routes import TASKS, classes_of, missing, route_of, table, tasks_of
+from genkit.pipelines.settings import GenerateSettings
+from genkit.pipelines.tasks.inputs.serving import others, taken_by
+
+BUILDERS = {
+    "wan": lambda: tiny_pipelines.wan(),
+    "wan image": lambda: tiny_pipelines.wan_image("2.1"),
+    "wan first and last": lambda: tiny_pipelines.wan_image("first and last"),
+    "vace": tiny_pipelines.wan_vace,
+    "cogvideox": lambda: tiny_pipelines.cogvideox("cogvideox"),
+    "hunyuan video": tiny_pipelines.hunyuan_video,
+    "ltx": tiny_pipelines.ltx,
+    "sdxl": tiny_pipelines.stable_diffusion_xl,
+    "sd3": tiny_pipelines.stable_diffusion_3,
+    "kontext": tiny_pipelines.flux_kontext,
+}
+#: Task -> what asks for it.
+ASKED = {
+    "t2i": {}, "t2v": {}, "i2i": {"image": ("a.png",)}, "i2v": {"image": ("a.png",)}, "ref2x": {"image": ("a.png",)},
+    "flf2v": {"image": ("a.png",), "last_image": "a.png"}, "keyframes": {"keyframe": ("0=a.png",)},
+    "v2v": {"source_video": "clip.webp"}, "control": {"control": ("clip.webp",)},
+    "multi_prompt": {"prompt": None, "num_frames": 17, "tile_frames": 9, "shots": ("a red circle", "a green circle")},
+}  # fmt: skip
+#: Kinds of input that a task needs a class to take.
+KINDS = {"i2i": "image", "i2v": "image", "ref2x": "image", "flf2v": "last_image", "keyframes": "keyframe",
+         "v2v": "source_video", "control": "control"}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    place, made = tmp_path_factory.mktemp("routes"), {}
+
+    def folder(name):
+        if name not in made:
+            BUILDERS[name]().save_pretrained(place / name)
+            made[name] = place / name
+        return made[name]
+
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def media(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8)).save("a.png")
+    write_media("clip.webp", rng.integers(0, 256, (9, 32, 32, 3), np.uint8), 16)
+
+
+def _resolved(folder, task):
+    model = str(folder)
+    fixed = {"model": model, "prompt": "a red circle", "seed": 0, "steps": 4, "height": 32, "width": 32}
+    # VACE continues a clip that is shorter than what is made; the others change all of it.
+    moving = {"num_frames": 17} if task == "v2v" and folder.name == "vace" else {}
+    moving |= {"num_frames": 9} if "video" in Model.at(locate(model), model).kind.name and task != "v2v" else {}
+    return resolve(GenerateSettings(**fixed | moving | ASKED[task]))
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_the_table_is_what_requests_are_taken_for(name, folders):
+    model = Model.at(locate(str(folders(name))), name)
+    kinds = [model.pipeline_class, *others(model)]
+    told = {task for kind in kinds for task in tasks_of(kind)}
+    refused = {kind for each in kinds for kind in taken_by(each, model.config).refused}
+    told -= {task for task, kind in KINDS.items() if kind in refused}
+    # Pictures that are followed through an adapter or by reference attention are asked for by other flags.
+    looked_at = any(taken_by(kind, model.config).told.looks for kind in kinds)
+    told -= set() if looked_at else {"ref2x"}
+    taken, why = set(), {}
+    for task in ASKED:
+        try:
+            request = _resolved(folders(name), task)
+        except GenkitError as error:
+            why[task] = str(error)
+            continue
+        route = route_of(request)
+        if route.task == task:
+            taken.add(task)
+            assert route.pipeline == request.model.class_name and route.because
+    assert taken == told & set(ASKED), {task: why.get(task) for task in taken ^ told & set(ASKED)}
+
+
+def test_every_family_of_the_table_has_its_classes():
+    made = table()
+    for family in records():
+        names = {name for found in made.get(family.name, {}).values() for name in found}
+        assert names <= {kind.__name__ for kind in classes_of(family)}
+        assert all(task in TASKS for task in made.get(family.name, {}))
+    assert made["Wan"]["multi_prompt"] == ("WanPipeline",)
+    assert "WanGivenFramesPipeline" in made["Wan"]["flf2v"]
+    assert not {name for tasks in made.values() for found in tasks.values() for name in found} & set(missing())
+
+
+def test_the_command_prints_the_table_and_one_family(capsys):
+    assert main(["families", "--tasks", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["families"] == json.loads(json.dumps(table())) and told["tasks"] == TASKS
+    assert main(["families", "CogVideoX", "--tasks"]) == 0
+    assert "multi_prompt" in capsys.readouterr().out
+    assert main(["families", "--tasks", "Nobody"]) == 2
+
+
+def test_a_decision_is_told_and_nothing_is_made(capsys, tmp_path):
+    arguments = ["generate", "a red circle", "--image", "a.png", "--last-image", "a.png", "--explain"]
+    assert main([*arguments, "--json"]) == 0
+    route = json.loads(capsys.readouterr().out)["route"]
+    assert route["task"] == "flf2v" and route["pipeline"] == "WanGivenFramesPipeline"
+    assert [each["role"] for each in route["inputs"]] == ["first frame", "last frame"]
+    assert main(arguments) == 0
+    out = capsys.readouterr().out
+    assert "task: flf2v" in out and "because: a last frame is given" in out
+    assert {each.name for each in tmp_path.iterdir()} == {"a.png", "clip.webp"}
+
+
+@pytest.mark.parametrize(
+    "flags, task",
+    [
+        ([], "t2v"),
+        (["--model", "toy-av"], "t2av"),
+        (["--model", "toy-av", "--keyframe", "0=a.png"], "keyframes"),
+        (["--model", "toy-image", "--image", "a.png"], "i2i"),
+        (["--model", "toy-image", "--image", "a.png", "--mask", "a.png"], "inpaint"),
+        (["--upscale", "2"], "upscale"),
+    ],
+)
+def test_decisions_of_shipped_models(flags, task, capsys):
+    assert main(["generate", "a red circle", *flags, "--explain", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["route"]["task"] == task
