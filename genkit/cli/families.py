@@ -81,12 +81,12 @@ def families(
 
 def _show_tasks(name: str | None, json: bool) -> None:
     """The table of tasks and families; of one family with the pipelines."""
-    import genkit
+    from genkit.families import families
     from genkit.pipelines.routes import TASKS, missing, table
 
     made, absent = table(), missing()
     if name is not None:
-        known = _named(name, list(genkit.families())).name
+        known = _named(name, list(families())).name
         made = {known: made.get(known, {})}
     if json:
         print_json({"tasks": TASKS, "families": made, "missing": absent})
