@@ -119,10 +119,11 @@ def attentions(model: str | None = None) -> list[str]:
 
 @cache
 def _methods() -> tuple[str, ...]:
-    """Methods without weights of their own, which a file would have to be given for."""
+    """Methods without weights of their own, which a file would have to be given for. Those of a learned bias, which
+    methods share, are none."""
     from genkit.attention import registry
 
-    return tuple(name for name in registry.usable() if WEIGHTS not in registry.method_class(name).__dataclass_fields__)
+    return tuple(name for name in registry.usable() if WEIGHTS not in registry.method_class(name).__annotations__)
 
 
 @cache
