@@ -15,7 +15,7 @@ from benchmarks.environment import RESULTS, environment, machine_line, table, wr
 NAME = "streaming"
 #: How a stream goes on: what it is called, and the settings of :class:`genkit.streaming.Stream`.
 WAYS: dict[str, dict[str, Any]] = {
-    "three clean latent frames": {"context": "frames", "recent": 3},
+    "three clean latent frames": {"context": "frames", "recent": 3, "carried": "latents"},
     "last frame alone (the plain way)": {"context": "frames", "recent": 1, "carried": "pixels"},
     "key/value cache (sink 1, recent 3, chunk 3)": {"context": "cache", "chunk": 3, "sink": 1, "recent": 3},
 }

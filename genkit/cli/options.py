@@ -17,6 +17,8 @@ from genkit.pipelines.request import Settings, flag
 SHORT = {"prompt": ("-p",), "output": ("-o",), "model": ("-m",)}
 #: Parameter that holds what was written without a flag.
 _ARGUMENT = "text"
+#: A stream's prompt, and the setting that takes those that follow it.
+FIRST, LATER = "prompt", "then"
 NUMBERS = {int: "<int>", float: "<float>"}
 
 Json = Annotated[bool, typer.Option("--json", help="Print a machine-readable result on standard output.")]
@@ -51,10 +53,13 @@ def with_settings(settings: type, argument: str | None = None) -> Callable[[Call
         def call(**values: Any) -> Any:
             typed = {name: values.pop(name) for name in fields}
             given = {name: value for name, value in typed.items() if value is not None and value != []}
+            written = values.pop(_ARGUMENT) if argument is not None else None
+            if given.get("stream"):
+                _take_following(written, given)
             for name, several in repeated.items():
                 _take_repeated(name, several, given)
             if argument is not None:
-                _take(argument, values.pop(_ARGUMENT), given)
+                _take(argument, written, given)
             for name in given:
                 if kinds[name] in NUMBERS:
                     given[name] = schema.number(given[name], kinds[name], flag(name))
@@ -117,6 +122,16 @@ def _argument(field: dataclasses.Field) -> inspect.Parameter:
     return inspect.Parameter(
         _ARGUMENT, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None, annotation=Annotated[str | None, shown]
     )
+
+
+def _take_following(written: str | None, given: dict[str, Any]) -> None:
+    """Of a stream's prompts those that follow the first; ``written`` is the one without a flag."""
+    prompts = list(given.pop(FIRST, ()))
+    first = prompts[: 1 if written is None else 0]
+    if first:
+        given[FIRST] = first
+    if prompts[len(first) :]:
+        given[LATER] = [*prompts[len(first) :], *given.get(LATER, ())]
 
 
 def _take(name: str, value: str | None, given: dict[str, Any]) -> None:

@@ -16,6 +16,7 @@ from genkit.cli.options import Force, Json, with_settings
 from genkit.cli.output import note, print_json, quiet_libraries, say, warn
 from genkit.cli.processes import Processes, processes
 from genkit.cli.progress import RunProgress
+from genkit.cli.streaming import check_stream, write_stream
 from genkit.errors import UsageError
 from genkit.pipelines.request import COMMAND_LINE, Settings, read_config
 from genkit.pipelines.task import Task, commands
@@ -87,7 +88,11 @@ def _run_share(
 
     request = resolve(_for_all(joined, settings))
     jobs = expand(request, [request.settings.prompt if prompt is None else prompt for prompt in prompts])
-    check_outputs(jobs, force=force)
+    streamed = request.task.stream is not None
+    if streamed:
+        check_stream(request.settings, prompts, jobs[0][1], force, json)
+    else:
+        check_outputs(jobs, force=force)
     speak = note if joined.first else _silent
     told = list(request.notes)
     for line in told:
@@ -108,6 +113,11 @@ def _run_share(
         return
     joined.wait()  # no file of one process is there before the others have looked
     session = Session(request)
+    if streamed:
+        if joined.first:
+            write_stream(session, *jobs[0], json)
+        joined.wait()
+        return
     outputs = []
     mine = joined.share(jobs)
     progress = RunProgress(len(mine))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from genkit.media.files import Media, read_media, read_settings, write_media
 from genkit.media.formats import check_output, format_of, numbered, sidecar_of
+from genkit.media.fragments import FragmentedVideo, ReaderGone
 from genkit.media.images import enlarge, resized
 from genkit.media.read_image import read_image
 from genkit.media.read_video import Video, probe_video, read_chosen, read_mp4
@@ -12,7 +13,9 @@ from genkit.media.video import exact_fps, write_mp4
 
 __all__ = [
     "AAC_RATES",
+    "FragmentedVideo",
     "Media",
+    "ReaderGone",
     "Video",
     "check_output",
     "enlarge",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -98,9 +99,11 @@ def write_mp4(
         with av.open(str(path), "w", format="mp4", options=options) as container:
             if comment is not None:
                 container.metadata["comment"] = comment
-            picture = _video_stream(container, rate, width, height, crf)
+            picture = video_stream(container, rate, width, height, crf)
             voice = _audio_stream(container, sample_rate, sound.shape[1]) if sound is not None else None
-            _encode_frames(container, picture, frames, rate)
+            for packet in encoded(picture, frames, rate):
+                container.mux(packet)
+            container.mux(picture.encode(None))
             if voice is not None:
                 _encode_audio(container, voice, sound, sample_rate)
     except av.error.EncoderNotFoundError as error:
@@ -129,10 +132,11 @@ def _check_audio(audio: np.ndarray | None, sample_rate: int | None) -> np.ndarra
     return np.clip(sound, -1.0, 1.0)
 
 
-def _video_stream(container: Any, rate: Fraction, width: int, height: int, crf: int) -> Any:
+def video_stream(container: Any, rate: Fraction, width: int, height: int, crf: int, **options: str) -> Any:
+    """A stream of H.264 in a container; ``options`` are the encoder's."""
     stream = container.add_stream("libx264", rate=rate)
     stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-    stream.options = {"crf": str(crf), "preset": "medium", "profile": "high"}
+    stream.options = {"crf": str(crf), "preset": "medium", "profile": "high", **options}
     context = stream.codec_context
     context.time_base = 1 / rate
     context.thread_count = ENCODER_THREADS
@@ -142,7 +146,8 @@ def _video_stream(container: Any, rate: Fraction, width: int, height: int, crf: 
     return stream
 
 
-def _encode_frames(container: Any, stream: Any, frames: np.ndarray, rate: Fraction) -> None:
+def encoded(stream: Any, frames: np.ndarray, rate: Fraction, first: int = 0) -> Iterator[Any]:
+    """Packets of frames (T, H, W, 3), of which ``first`` were before; the encoder may keep some back."""
     import av
     from av.video.reformatter import Colorspace, Interpolation, VideoReformatter
 
@@ -154,9 +159,8 @@ def _encode_frames(container: Any, stream: Any, frames: np.ndarray, rate: Fracti
             dst_colorspace=Colorspace.ITU709,
             interpolation=Interpolation.BICUBIC,
         )
-        frame.pts, frame.time_base, frame.duration = index, 1 / rate, 1
-        container.mux(stream.encode(frame))
-    container.mux(stream.encode(None))
+        frame.pts, frame.time_base, frame.duration = first + index, 1 / rate, 1
+        yield stream.encode(frame)
 
 
 def _audio_stream(container: Any, sample_rate: int, channels: int) -> Any:

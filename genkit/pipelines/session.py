@@ -288,6 +288,27 @@ class Session:
             made.frames, made.fps or run.fps, seconds, stored, record, made.report, made.audio, made.sample_rate
         )
 
+    def stream(
+        self, settings: Any = None, progress: Progress | None = None, *, stop: Stop | None = None
+    ) -> Iterator[np.ndarray]:
+        """Frames of one output, uint8 (T, H, W, 3), as they are made; of tasks that can. Arguments and errors as in
+        :meth:`run`. :meth:`record` tells what to store with them, before the first is made."""
+        request = self.request
+        settings = settings or request.settings
+        assert request.task.stream is not None, f"{request.task.name} makes its frames at once"
+        self._check_variation(settings)
+        prompts = request.read(settings)
+        self.load()
+        self._tell(*request.notes, *prompts.told)
+        arguments = self.arguments(settings, prompts.prompt, prompts.negative, None)
+        run = Run(request, self.pipeline, settings, arguments, progress)
+        with stoppable(self.pipeline, stop), _plain_errors(settings), as_they_are(self.pipeline):
+            yield from request.task.stream(run)
+
+    def record(self, settings: Any) -> dict[str, Any]:
+        """What is stored with an output whose settings are known from the start; the model must be loaded."""
+        return build_record(settings.replace(num_videos=1), self.made, self.request.task.command)
+
     def _stored(self, settings: Any, frames: np.ndarray) -> Any:
         """The settings of one output, with the size that the pipeline chose where nobody said one."""
         sizes = {"height": frames.shape[1], "width": frames.shape[2]}

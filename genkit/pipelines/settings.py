@@ -16,6 +16,7 @@ from genkit.pipelines.tasks.high_resolution.settings import HighResolutionSettin
 from genkit.pipelines.tasks.inputs.settings import GivenSettings
 from genkit.pipelines.tasks.references.settings import ReferenceSettings
 from genkit.pipelines.tasks.storyboard.settings import StoryboardSettings
+from genkit.pipelines.tasks.streaming.settings import StreamSettings
 from genkit.pipelines.text import as_factors, as_pairs, as_pairs_text, as_texts, shares
 from genkit.reading import rate
 from genkit.schema import Rule
@@ -313,6 +314,7 @@ class GenerateSettings(
     AttentionSettings,
     StoryboardSettings,
     GivenSettings,
+    StreamSettings,
     SamplerSettings,
     WordSettings,
     GenerationSettings,

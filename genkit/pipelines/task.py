@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
@@ -60,6 +60,8 @@ class Task:
             before the first is made.
         named: from the file that is worked on to the model, where none is named; None where the settings' own default
             is it.
+        stream: hands out the frames of one output as they are made, uint8 (T, H, W, 3) each; None where they come at
+            once.
         weighs: puts the rules of word weights (:attr:`genkit.pipelines.session.Run.rules`) on the model itself.
         several: the setting that lists further prompts, one output each; None where the prompt is the only one.
     """
@@ -75,6 +77,7 @@ class Task:
     usual: str = "toy-video"
     several: str | None = None
     weighs: bool = False
+    stream: Callable[[Run], Iterator[Any]] | None = None
     check: Callable[[Any], None] | None = None
     named: Callable[[str | None], str] | None = None
 

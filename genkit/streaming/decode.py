@@ -24,7 +24,7 @@ class ChunkDecoder:
     Raises:
         UnsupportedError: another class of autoencoder; tiles are switched on, which are decoded one by one over time.
 
-    Memory: the features of two frames at every convolution, whatever the length. The first latent frame gives one
+    Memory: twice the features of two frames at every convolution, whatever the length. The first latent frame gives one
     frame of pixels, every later one as many as the autoencoder compresses into one (4).
     """
 
@@ -42,16 +42,20 @@ class ChunkDecoder:
     def reset(self) -> None:
         """Begin anew: the next latent frame is the first of a video."""
         self.frames = 0
-        self._features: list[Any] = [None] * self.vae._cached_conv_counts["decoder"]
+        count = self.vae._cached_conv_counts["decoder"]
+        # Two sets of buffers, filled in turns: features that lived where they were made would lie scattered among the
+        # workspaces of convolutions, and the heap would grow with every chunk.
+        self._features: tuple[list[Any], list[Any]] = ([None] * count, [None] * count)
+        self._now = 0
 
     @property
-    def state(self) -> tuple[int, list[Any]]:
-        """Where the decoder stands, to go back to: latent frames and features."""
-        return self.frames, self._features
+    def state(self) -> tuple[int, int]:
+        """Where the decoder stands; good to go back to by one chunk."""
+        return self.frames, self._now
 
     @state.setter
-    def state(self, state: tuple[int, list[Any]]) -> None:
-        self.frames, self._features = state
+    def state(self, state: tuple[int, int]) -> None:
+        self.frames, self._now = state
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
@@ -70,13 +74,14 @@ class ChunkDecoder:
         if hook is not None and hasattr(hook, "pre_forward"):
             hook.pre_forward(vae)
         z = self.codec.denormalise(vae, latents.to(device_of(vae)).float()).to(next(vae.parameters()).dtype)
-        features, made, pixels = list(self._features), self.frames, []
+        features, made, pixels = list(self._features[self._now]), self.frames, []
         z = vae.post_quant_conv(z)
         for frame in z.split(1, 2):
             first = {"first_chunk": True} if made == 0 else {}
             pixels.append(vae.decoder(frame, feat_cache=features, feat_idx=[0], **first))
             made += 1
-        self._features, self.frames = features, made
+        _copy(features, self._features[1 - self._now])
+        self._now, self.frames = 1 - self._now, made
         found = torch.cat(pixels, 2) if len(pixels) > 1 else pixels[0]
         if vae.config.patch_size is not None:
             found = _unpatchified(found, vae.config.patch_size)
@@ -85,7 +90,18 @@ class ChunkDecoder:
     @property
     def bytes(self) -> int:
         """Memory of the features that are kept."""
-        return sum(x.numel() * x.element_size() for x in self._features if isinstance(x, torch.Tensor))
+        held = (*self._features[0], *self._features[1])
+        return sum(x.numel() * x.element_size() for x in held if isinstance(x, torch.Tensor))
+
+
+def _copy(features: list[Any], into: list[Any]) -> None:
+    """Features in buffers that are there already, where they fit."""
+    for number, new in enumerate(features):
+        old = into[number]
+        if isinstance(new, torch.Tensor) and isinstance(old, torch.Tensor) and old.shape == new.shape:
+            old.copy_(new)
+        else:
+            into[number] = new.clone() if isinstance(new, torch.Tensor) else new
 
 
 def _unpatchified(x: torch.Tensor, patch: int) -> torch.Tensor:

@@ -98,9 +98,10 @@ def plan_stream(
             )
         if sink:
             raise UsageError("sink belongs to context='cache'; clean frames before a chunk have none, leave it out")
-        recent = (1 if one else min(record.carry, trained - 1)) if recent is None else recent
+        given = one or sidecar.given_frames  # trained on beginnings of clips, whose first latent frame is a picture's
+        recent = (1 if given else min(record.carry, trained - 1)) if recent is None else recent
         window = Window(trained - recent if chunk is None else chunk, 0, recent, trained)
-        carried = (PIXELS if one else LATENTS) if carried is None else carried
+        carried = (PIXELS if given else LATENTS) if carried is None else carried
         if carried not in CARRIED:
             raise UsageError(explain("carried", carried, CARRIED))
         if one and recent > 1:
@@ -128,12 +129,12 @@ def _context(class_name: str, record: Streaming, sidecar: Sidecar, block: int, o
 
 def _cached(block: int, chunk: int | None, sink: int | None, recent: int | None, trained: int) -> Window:
     """A window over a cache; by default as Hybrid Forcing has it, smaller where the model knows fewer positions."""
-    chunk = min(block if block > 1 else 3, trained) if chunk is None else chunk
+    chunk = (block if block > 1 else min(3, max(1, trained // 3))) if chunk is None else chunk
     if block > 1 and chunk != block:
         raise UsageError(explain("chunk", chunk, f"{block} latent frames, the blocks that the model is trained on"))
     left = max(0, trained - chunk)
     sink = min(chunk, left // 2) if sink is None else sink
-    recent = min(chunk, left - sink) if recent is None else recent
+    recent = max(0, min(chunk, left - sink)) if recent is None else recent
     return Window(chunk, sink, recent, trained)
 
 

@@ -259,12 +259,12 @@ class TestLife:
         before = pipe("a", generator=torch.Generator().manual_seed(0), **call).frames
         stream = Stream(pipe, "a red circle", **options)
         next(stream)
-        kept = stream.bytes, stream.index
+        kept = stream.frames, stream.made
         broken = stream.sampler.run
         stream.sampler.run = lambda *given: broken(*given) * float("nan")
         with pytest.raises(ArtifactError, match="NaN"):
             next(stream)
-        assert (stream.bytes, stream.index) == kept and not pipe.transformer.rope._forward_hooks
+        assert (stream.frames, stream.made) == kept and not pipe.transformer.rope._forward_hooks
         assert np.array_equal(pipe("a", generator=torch.Generator().manual_seed(0), **call).frames, before)
         stream.sampler.run = broken
         wanted = [c.frames for c in islice(Stream(pipe, "a red circle", **options), 2)][1]
@@ -336,3 +336,23 @@ def test_a_frame_rate_is_told_to_models_that_know_it():
     for fps in (16, 24):
         next(Stream(pipe, "a", fps=fps, **FRAMES))
     assert found == [[0]] * 6 + [[1]] * 6
+
+
+def test_defaults_follow_what_the_model_tells():
+    """Without a word: from genkit.json, the configuration, or the class of the pipeline."""
+    from genkit.models import Sidecar
+    from genkit.streaming.plan import plan_stream
+
+    def told(name, sidecar=None, index=None, **transformer):
+        parts = {"model_index": index or {}, "transformer": transformer}
+        plan = plan_stream(name, lambda part: parts.get(part, {}), sidecar or Sidecar())
+        return plan.context, plan.carried, plan.window.sink, plan.window.recent, plan.window.chunk, plan.window.trained
+
+    toy = Sidecar(defaults={"num_frames": 25}, given_frames=True)
+    assert told("WanPipeline", toy) == ("frames", "pixels", 0, 1, 6, 7)
+    assert told("WanPipeline", index={"expand_timesteps": True}) == ("frames", "pixels", 0, 1, 20, 21)
+    skyreels = "SkyReelsV2DiffusionForcingPipeline"
+    assert told(skyreels) == ("frames", "latents", 0, 5, 20, 25)
+    assert told(skyreels, num_frame_per_block=5) == ("cache", "latents", 5, 5, 5, 25)
+    plan = plan_stream("WanPipeline", lambda part: {}, Sidecar(), context="cache")
+    assert plan.window.positions(30) == (0, 1, 2, 15, 16, 17, 18, 19, 20)  # as Hybrid Forcing has it

@@ -1,0 +1,1 @@
+"""Video made chunk by chunk, written as it is made."""

@@ -1,0 +1,105 @@
+"""A video made chunk by chunk: the model's own way to go on, frames handed out as they are made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from genkit.errors import UsageError
+from genkit.pipelines.settings import GenerateSettings
+from genkit.pipelines.task import Made, Task
+from genkit.pipelines.tasks.inputs.settings import given_flags
+
+if TYPE_CHECKING:
+    from genkit.streaming.plan import StreamPlan
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a stream's run is given beside the settings.
+
+    Args:
+        plan: how the model is streamed.
+        prompts: frame -> text as the model reads it, the first one left out.
+    """
+
+    plan: StreamPlan
+    prompts: dict[int, str]
+
+
+def asked_by(settings: GenerateSettings) -> str | None:
+    """Frames are wanted as they are made."""
+    return "--stream" if settings.stream else None
+
+
+def resolve(settings: GenerateSettings):
+    """A request for a stream; the number of frames may be left open, and need not be one that a single run can make."""
+    from genkit.pipelines.resolve import Draft
+    from genkit.streaming.plan import CACHE, plan_stream
+
+    for other, given in (("--upscale", settings.upscale > 1), ("--num-videos", settings.num_videos > 1),
+                         ("--enlarge", settings.enlarge > 1), ("--vae-tiling", settings.vae_tiling),
+                         (next(iter(given_flags(settings)), ""), bool(given_flags(settings)))):  # fmt: skip
+        if given:
+            raise UsageError(f"--stream and {other} exclude each other; leave one out")
+    frames, arguments = settings.num_frames, settings.arguments()
+    draft = Draft(settings.replace(num_frames=None))
+    window = {name: value for name, value in arguments.items() if name not in ("context_noise", "keep", "renoise")}
+    plan = plan_stream(draft.model.class_name, draft.model.config, draft.model.sidecar, **window)
+    if plan.context == CACHE and draft.attention is not None:
+        raise UsageError(
+            "--attention and a stream over a cache work on the same layers; leave --attention out (--stream-args "
+            "keep=0.2 reads a share of the blocks)"
+        )
+    if plan.context != CACHE and "keep" in arguments:
+        raise UsageError("--stream-args keep belongs to context=cache; with clean frames use --attention NAME")
+    draft.fill()
+    draft.set(num_frames=None)
+    request = draft.close(inputs=Asked(plan, {}))
+    later = {at: request.read(request.settings.replace(prompt=text)) for at, text in
+             zip(settings.frames(), settings.then, strict=True)}  # fmt: skip
+    if any(prompts.words for prompts in (request.prompts, *later.values())):
+        raise UsageError("weights in prompts, such as (red:1.3), are not for streams, whose prompts change")
+    told = [line for prompts in later.values() for line in prompts.told]
+    texts = {at: prompts.prompt or "" for at, prompts in later.items()}
+    return replace(
+        request, settings=request.settings.replace(num_frames=frames), inputs=Asked(plan, texts),
+        notes=(*request.notes, *told),
+    )  # fmt: skip
+
+
+def stream(run) -> Iterator[Any]:
+    """Frames uint8 (T, H, W, 3), chunk by chunk; they end where as many are made as the settings ask for."""
+    from genkit.streaming import Stream
+
+    settings, asked, arguments = run.settings, run.request.inputs, run.arguments
+    plan, window = asked.plan, asked.plan.window
+    own = {name: value for name, value in settings.arguments().items() if name in ("context_noise", "keep", "renoise")}
+    frames = run.request.inputs.prompts
+    with run.patched():
+        made = Stream(
+            run.pipeline, {0: arguments["prompt"], **frames}, negative_prompt=arguments.get("negative_prompt"),
+            context=plan.context, chunk=window.chunk, sink=window.sink, recent=window.recent, trained=window.trained,
+            carried=plan.carried if plan.context == "frames" else None, steps=settings.steps,
+            guidance_scale=settings.guidance_scale, height=settings.height, width=settings.width,
+            max_sequence_length=settings.max_sequence_length, seed=settings.seed, fps=float(run.fps or 16),
+            stepped=run.step, **own,
+        )  # fmt: skip
+        left = settings.num_frames
+        while left is None or left > 0:
+            chunk = next(made).frames
+            yield chunk if left is None else chunk[:left]
+            left = None if left is None else left - len(chunk)
+
+
+def run(run) -> Made:
+    """All frames at once, for callers that do not take them as they come."""
+    import numpy as np
+
+    if run.settings.num_frames is None:
+        raise UsageError("a stream without an end has no output to return; give --num-frames, or take it as it is made")
+    return Made(np.concatenate(list(stream(run))))
+
+
+TASK = Task("streaming", GenerateSettings, resolve, run, asked_by, stream=stream)
