@@ -114,6 +114,7 @@ def no_launches(monkeypatch):
         monkeypatch.setattr(kernels, f"{name}_kernel", Kernel())
     monkeypatch.setattr(token_triton, "warps_work_in_fours", lambda device: True)
     monkeypatch.setattr(block_triton, "copies", lambda device: False)
+    monkeypatch.setattr(block_triton, "architecture", lambda device: "sm_90")
     monkeypatch.setattr(
         block_triton, "choose_tile", lambda *given: SimpleNamespace(queries=64, keys=64, warps=4, stages=2)
     )

@@ -145,7 +145,7 @@ def _fill_arguments(call: Call) -> dict[str, Any]:
     import torch
 
     found = _arguments(call)
-    beside, _ = _packed(call, call.media["beside"])
+    beside = _packed(call, call.media["beside"])
     return {**found, "hidden_states": torch.cat([found["hidden_states"], beside], 2)}
 
 
