@@ -26,9 +26,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--lora", type=Path, required=True, help="folder of genkit train distill --attention ...")
     parser.add_argument("--log", type=Path, help="its log.jsonl, for the learning curve; beside the LoRA if left out")
     parser.add_argument("--command", dest="told", default="", help="the command that made it, for the report")
+    parser.add_argument("--title", default="the student", help="of its row")
     parser.add_argument("--side", type=int, default=128, help="height and width in pixels (default 128)")
     parser.add_argument("--prompts", type=int, default=96, help="half of them seen, half held out (default 96)")
     parser.add_argument("--timed", type=int, default=5, help="samples whose time is taken, in turns; the median")
+    parser.add_argument(
+        "--earlier", type=Path, help="report of another student of the same model, size and prompts: its rows stand "
+        "before this one's, and nothing of them is measured again",
+    )  # fmt: skip
     parser.add_argument("--threads", type=int)
     parser.add_argument("--output", type=Path, default=RESULTS)
     parser.add_argument("--name", default="sparse_student")
@@ -56,8 +61,7 @@ def run(options: argparse.Namespace) -> int:
     data = {
         "environment": facts, "model": options.model, "side": options.side, "prompts": options.prompts,
         "attention": bench.method.describe(), "command": options.told, "sha256": _digest(file),
-        "density": bench.density,
-        "rows": rows, "curve": _curve(options.log or options.lora / "log.jsonl"),
+        "density": bench.density, "rows": rows, "curve": _curve(options.log or options.lora / "log.jsonl"),
     }  # fmt: skip
     report(options.name, data, _text(data, facts), options.output)
     return 0
@@ -89,6 +93,8 @@ class _Bench:
 
     def rows(self) -> list[dict[str, object]]:
         """Dense, the method or the steps without the LoRA, and the student; each against the first."""
+        if self.options.earlier is not None:
+            return self._beside(json.loads(self.options.earlier.read_text()))
         full = self._request()
         found = {f"dense, {full.steps} steps": self._judged(full, None)}
         short = full
@@ -100,7 +106,7 @@ class _Bench:
         if self.few is not None:
             self.few.apply(self.pipeline, None)
         self.pipeline.load_lora_weights(str(self.options.lora))
-        student = f"the student, {short.steps} steps"
+        student = f"{self.options.title}, {short.steps} steps"
         found[student] = self._judged(short, self.method)
         seconds: dict[str, list[float]] = {name: [] for name in found}
         for _ in range(self.options.timed):
@@ -108,6 +114,25 @@ class _Bench:
                 seconds[name].append(self._timed(request, own, name == student))
         first = next(iter(found.values()))
         return [self._row(name, each, first, seconds[name]) for name, each in found.items()]
+
+    def _beside(self, earlier: dict) -> list[dict[str, object]]:
+        """The rows of an earlier run, and the student's; its change counts as if the prompts were others."""
+        same = ("model", "side", "prompts", "attention")
+        told = {"model": self.options.model, "side": self.options.side, "prompts": self.options.prompts}
+        told["attention"] = self.method.describe()
+        if any(earlier[name] != told[name] for name in same):
+            raise SystemExit(f"{self.options.earlier} is of another run: {', '.join(same)} must be the same")
+        full = self._request()
+        if self.few is not None:
+            full = replace(full, steps=self.few.sampling.steps, guidance_scale=self.few.sampling.guidance_scale)
+            self.few.apply(self.pipeline, None)
+        self.pipeline.load_lora_weights(str(self.options.lora))
+        found = self._judged(full, self.method)
+        row = self._row(f"{self.options.title}, {full.steps} steps", found, found, [])
+        share, error = (float(part) for part in str(row["all"]).split(" ± "))
+        first, its = (float(part) for part in str(earlier["rows"][0]["all"]).split(" ± "))
+        row["all, change"] = f"{share - first:+.1f} ± {(error**2 + its**2) ** 0.5:.1f}"
+        return [*earlier["rows"], row]
 
     def _timed(self, request: Any, own: Any, student: bool) -> float:
         """Seconds of one sample, text and decoding included; teacher and student take turns."""
