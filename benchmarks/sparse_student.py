@@ -18,6 +18,8 @@ from benchmarks.toy_common import SPLITS, shares, split_counts, tell
 
 #: Steps of training between two rows of the learning curve.
 _CURVE = 12
+#: What is told of a row that was put beside those of an earlier run.
+_BESIDE = " (that of the last row is not, its error is that of two independent shares)"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -61,7 +63,8 @@ def run(options: argparse.Namespace) -> int:
     data = {
         "environment": facts, "model": options.model, "side": options.side, "prompts": options.prompts,
         "attention": bench.method.describe(), "command": options.told, "sha256": _digest(file),
-        "density": bench.density, "rows": rows, "curve": _curve(options.log or options.lora / "log.jsonl"),
+        "density": bench.density, "beside": _BESIDE if options.earlier else "", "rows": rows,
+        "curve": _curve(options.log or options.lora / "log.jsonl"),
     }  # fmt: skip
     report(options.name, data, _text(data, facts), options.output)
     return 0
@@ -229,12 +232,16 @@ def _text(data: dict, facts: dict) -> str:
             f"{size}, bfloat16, {data['prompts']} prompts with one object, half of them seen, the same noise in every "
             "row. "
             f'`{data["attention"]}`{density}. Shares in percent with their standard error; the change of "all" is '
-            "prompt by prompt. Seconds: the median of one sample at a time, text and decoding included, teacher and "
+            f"prompt by prompt{data.get('beside', '')}. Seconds: the median of one sample at a time, text and decoding included, teacher and "
             "student in turns.",
             "",
             table(data["rows"]),
             "",
-            f"Made by `{data['command']}` (SHA-256 {data['sha256'][:16]}).",
+            f"The last student was made by (SHA-256 {data['sha256'][:16]}):",
+            "",
+            "```text",
+            data["command"],
+            "```",
             "",
             "## Learning curve",
             "",
