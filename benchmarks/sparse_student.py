@@ -232,7 +232,8 @@ def _text(data: dict, facts: dict) -> str:
             f"{size}, bfloat16, {data['prompts']} prompts with one object, half of them seen, the same noise in every "
             "row. "
             f'`{data["attention"]}`{density}. Shares in percent with their standard error; the change of "all" is '
-            f"prompt by prompt{data.get('beside', '')}. Seconds: the median of one sample at a time, text and decoding included, teacher and "
+            f"prompt by prompt{data.get('beside', '')}. "
+            "Seconds: the median of one sample at a time, text and decoding included, teacher and "
             "student in turns.",
             "",
             table(data["rows"]),
