@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 from contextlib import suppress
@@ -65,6 +66,11 @@ def played(data: bytes) -> int:
     return count
 
 
+def heed_interrupts():
+    """A shell that starts the tests in the background makes its children deaf to Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def started(tiny_wan, tmp_path, output, **more):
     command = [
         sys.executable,
@@ -81,6 +87,7 @@ def started(tiny_wan, tmp_path, output, **more):
     return subprocess.Popen(
         command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         env=os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}, **more,
+        preexec_fn=heed_interrupts,
     )  # fmt: skip
 
 
