@@ -124,7 +124,8 @@ class PatchWeights(nn.Module):
         begin = "" if method is None else f"{method}/"
         stored = {name: value for name, value in load_file(path).items() if name.startswith(begin)}
         wanted = {name: value for name, value in self.named_weights().items() if name.startswith(begin)}
-        _compare(path, stored, wanted, told)
+        remedy = f"Patch the same model with the same method, settings and layers as in training{told}"
+        check_fit(str(path), _shapes(stored), _shapes(wanted), remedy)
         with torch.no_grad():
             for name, parameter in wanted.items():
                 parameter.copy_(stored[name])
@@ -176,21 +177,25 @@ def _plain(value: torch.Tensor) -> torch.Tensor:
     return value.detach().to("cpu").contiguous().clone()
 
 
-def _compare(
-    path: Path, stored: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor], told: str = ""
+def _shapes(tensors: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(value.shape) for name, value in tensors.items()}
+
+
+def check_fit(
+    shown: str, stored: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]], remedy: str
 ) -> None:
-    """ArtifactError unless both have the same names and shapes; ``told`` goes into its words."""
+    """ArtifactError unless a weights file has the names and shapes that a patch has a place for.
+
+    Args:
+        shown: the file, for messages. remedy: what to do about it, one sentence without its full stop.
+    """
     missing, foreign = sorted(set(wanted) - set(stored)), sorted(set(stored) - set(wanted))
     if missing or foreign:
         parts = [f"lacks {missing[0]} and {len(missing) - 1} more"] if missing else []
         parts += [f"has {foreign[0]} and {len(foreign) - 1} more that this patch has no place for"] if foreign else []
-        raise ArtifactError(
-            f"{path} does not fit this patch: it {'; it '.join(parts)}. Patch the same model with the same method, "
-            f"settings and layers as in training{told}"
-        )
-    for name, parameter in wanted.items():
-        if stored[name].shape != parameter.shape:
+        raise ArtifactError(f"{shown} does not fit this patch: it {'; it '.join(parts)}. {remedy}")
+    for name, shape in wanted.items():
+        if stored[name] != shape:
             raise ArtifactError(
-                f"{path} does not fit this patch: {name} is {tuple(stored[name].shape)} in the file, "
-                f"{tuple(parameter.shape)} here; use the settings it was trained with{told}"
+                f"{shown} does not fit this patch: {name} is {stored[name]} in the file, {shape} here. {remedy}"
             )

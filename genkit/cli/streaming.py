@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -36,15 +37,18 @@ def check_stream(settings: Any, prompts: list[str], output: Path, force: bool, a
 def write_stream(session: Any, job: Any, output: Path, as_json: bool) -> None:
     """Make a stream and write it; whatever ends it, what was written plays."""
     from genkit.media import FragmentedVideo, ReaderGone, sidecar_of
+    from genkit.media.atomic import Files
     from genkit.media.formats import dump
 
     session.load()
     record, begun, first = session.record(job), time.perf_counter(), None
     try:
+        chunks = session.stream(job)
+        head = next(chunks)  # what stands at the output is touched once there is something to put in its place
         name = "standard output" if str(output) == PIPE else str(output)
         with _sink(output) as sink, FragmentedVideo(sink, job.fps, comment=dump(record), name=name) as video:
             try:
-                for frames in session.stream(job):
+                for frames in chain([head], chunks):
                     video.write(frames)
                     if first is None:
                         first = time.perf_counter() - begun
@@ -53,7 +57,8 @@ def write_stream(session: Any, job: Any, output: Path, as_json: bool) -> None:
                 if video.frames and str(output) != PIPE:
                     notes = {"frames": video.frames, "seconds": round(time.perf_counter() - begun, 3)}
                     text = json.dumps({**record, "notes": notes}, indent=2, sort_keys=True)
-                    sidecar_of(output).write_text(text + "\n", encoding="utf-8")
+                    with Files() as files:
+                        files.new(sidecar_of(output)).write_text(text + "\n", encoding="utf-8")
     except ReaderGone as error:
         raise OutputError(str(error)) from error
     seconds = time.perf_counter() - begun

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -15,6 +14,7 @@ from genkit.attention.site import Site
 from genkit.errors import UnsupportedError, UsageError, explain
 from genkit.kernels import BlockPlan, block_sparse_attention
 from genkit.kernels.block_lists import Budget, Kept
+from genkit.kernels.scores.pool import pool_blocks
 from genkit.streaming.cache import RollingCache, rotate
 
 BLOCK = 64
@@ -86,17 +86,9 @@ def best_blocks(q: torch.Tensor, k: torch.Tensor, keep: float) -> BlockPlan:
         q: (B, Nq, H, D). k: (B, Nk, H, D).
         keep: share of the key blocks, rounded down, at least one.
     """
-    scores = torch.einsum("bmhd,bnhd->bhmn", *(_means(x) for x in (q, k)))
+    scores = torch.einsum("bmhd,bnhd->bhmn", *(pool_blocks(x, BLOCK) for x in (q, k)))
     budget = Budget(keep=max(1, int(keep * scores.shape[-1])))
     kept = Kept.nothing(*scores.shape[-2:]).to(q.device)
     return BlockPlan.from_scores(
         scores, budget, kept, q.shape[1], k.shape[1], block_q=BLOCK, block_k=BLOCK, key_order=None
     )
-
-
-def _means(x: torch.Tensor) -> torch.Tensor:
-    """Means over blocks of tokens, (B, M, H, D) in float32; the last block may be shorter."""
-    x = x.float()
-    whole = x.shape[1] // BLOCK * BLOCK
-    parts: Iterable[torch.Tensor] = [x[:, :whole].unflatten(1, (-1, BLOCK)).mean(2)] if whole else []
-    return torch.cat([*parts, *([x[:, whole:].mean(1, keepdim=True)] if whole < x.shape[1] else [])], 1)

@@ -82,7 +82,7 @@ def test_a_published_file_takes_the_place_of_the_models_weights(flux, tmp_path, 
     ("file", "patch", "words"),
     [
         ({"drop": ["transformer_blocks.0.attn.to_q.weight"]}, {}, "lacks transformer_blocks.0.attn.to_q.weight"),
-        ({"more": ["transformer_blocks.7.attn.to_q.weight"]}, {}, "without a place here"),
+        ({"more": ["transformer_blocks.7.attn.to_q.weight"]}, {}, "no place for"),
         ({"down": 2}, {}, "down=2"),
         ({}, {"down": 2}, "spatial_weight"),
         ({"down": 2}, {"down": 4}, "4"),

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from genkit.attention.site import Place, base_layer
-from genkit.attention.weights import FORMAT
+from genkit.attention.weights import FORMAT, check_fit
 from genkit.errors import ArtifactError, UnsupportedError
 from genkit.models.check import check_safetensors
 from genkit.reading.files import place as shown
@@ -98,18 +98,12 @@ class Published:
         if pools and down == 1:
             side = file.get_slice(sorted(pools)[0]).get_shape()[3]
             raise ArtifactError(f"{shown(self.path)} was trained with pooled keys; give clear.down={side}")
-        missing, foreign = sorted(set(wanted) - names), sorted(names - set(wanted))
-        if missing or foreign:
-            parts = [f"lacks {missing[0]} and {len(missing) - 1} more"] if missing else []
-            parts += [f"has {foreign[0]} and {len(foreign) - 1} more without a place here"] if foreign else []
-            raise ArtifactError(
-                f"{shown(self.path)} does not fit this patch: it {'; it '.join(parts)}. The method must be on all "
-                f"attention layers of the model the file was made for, with the same down"
-            )
-        for key, shape in wanted.items():
-            found = tuple(file.get_slice(key).get_shape())
-            if found != shape:
-                raise ArtifactError(f"{shown(self.path)} does not fit: {key} is {found} in the file, {shape} here")
+        check_fit(
+            str(shown(self.path)),
+            {name: tuple(file.get_slice(name).get_shape()) for name in names},
+            wanted,
+            "The method must be on all attention layers of the model the file was made for, with the same down",
+        )
 
     def remove(self) -> None:
         """Put the model's own weights back."""

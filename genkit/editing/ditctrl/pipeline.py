@@ -157,8 +157,7 @@ class DiTCtrlPipeline(EditPipeline):
             return frames
         usual = inspect.signature(type(self.pipe).__call__).parameters["num_frames"].default
         if usual is None:  # CogVideoX: as many as its transformer was trained on
-            latent = self.pipe.transformer.config.sample_frames
-            return latent
+            usual = self.pipe.transformer.config.sample_frames
         return int(usual)
 
     def _places(

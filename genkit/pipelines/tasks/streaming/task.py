@@ -76,10 +76,9 @@ def stream(run) -> Iterator[Any]:
     settings, asked, arguments = run.settings, run.request.inputs, run.arguments
     plan, window = asked.plan, asked.plan.window
     own = {name: value for name, value in settings.arguments().items() if name in ("context_noise", "keep", "renoise")}
-    frames = run.request.inputs.prompts
     with run.patched():
         made = Stream(
-            run.pipeline, {0: arguments["prompt"], **frames}, negative_prompt=arguments.get("negative_prompt"),
+            run.pipeline, {0: arguments["prompt"], **asked.prompts}, negative_prompt=arguments.get("negative_prompt"),
             context=plan.context, chunk=window.chunk, sink=window.sink, recent=window.recent, trained=window.trained,
             carried=plan.carried if plan.context == "frames" else None, steps=settings.steps,
             guidance_scale=settings.guidance_scale, height=settings.height, width=settings.width,

@@ -43,8 +43,9 @@ def forward(
     (q8, q_steps), (k8, k_steps) = quantise(q), quantise(keys)
     parts = one_part(max(32, q.shape[-1]))  # a product of int8 takes 32 channels at a time, and not all second parts do
     inputs = replace(launch.Inputs.of(q8, k8, v, parts=parts), steps=Steps(q_steps, k_steps))
-    tile, _ = exact.tile_of("forward", q, k, exact.problem_of(plan), inputs)
-    exact.on_device(q, launch.forward_launch(inputs, out, lse, exact.problem_of(plan), scale, tile))
+    problem = exact.problem_of(plan)
+    tile, _ = exact.tile_of("forward", q, k, problem, inputs)
+    exact.on_device(q, launch.forward_launch(inputs, out, lse, problem, scale, tile))
     group = q.shape[2] // k.shape[2]
     return out, lse + scale * torch.einsum("bnhd,bhd->bhn", q.float(), mean[:, 0].repeat_interleave(group, 1))
 
