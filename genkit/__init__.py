@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 # Public name -> the module that defines it.
 _EXPORTS = {
     "AttenSTPipeline": "genkit.editing.attenst",
+    "Check": "genkit.patching",
     "DiTCtrlPipeline": "genkit.editing.ditctrl",
     "FlowEditPipeline": "genkit.editing.flow_edit",
     "HDPainterPipeline": "genkit.editing.hd_painter",

@@ -14,7 +14,7 @@ from genkit import schema
 from genkit.errors import UsageError, shortened
 from genkit.pipelines.request import Settings, flag
 
-SHORT = {"prompt": ("-p",), "output": ("-o",), "model": ("-m",)}
+SHORT = {"prompt": ("-p",), "output": ("-o",), "model": ("-m",), "check_first": ("--check",)}
 #: Parameter that holds what was written without a flag.
 _ARGUMENT = "text"
 #: A stream's prompt, and the setting that takes those that follow it.

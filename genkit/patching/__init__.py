@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from genkit.families import FamilyInfo, families
+from genkit.patching.first_step import Check, Checked, TooFarError
 from genkit.patching.handle import PatchHandle, patch
+from genkit.patching.meter import AttentionCost
 from genkit.patching.parts import Part
 from genkit.patching.positions import Positions, time_shift, unrotated
 from genkit.patching.processors import attn_processors
@@ -12,8 +14,12 @@ from genkit.patching.report import Description, Report
 from genkit.patching.rotary import rotary_base
 from genkit.patching.schedule import Schedule
 from genkit.patching.targets import why_not
+from genkit.patching.watch import Watch
 
 __all__ = [
+    "AttentionCost",
+    "Check",
+    "Checked",
     "Description",
     "FamilyInfo",
     "Part",
@@ -21,6 +27,8 @@ __all__ = [
     "Positions",
     "Report",
     "Schedule",
+    "TooFarError",
+    "Watch",
     "attn_processors",
     "families",
     "patch",

@@ -12,6 +12,7 @@ from genkit.attention.site import Site
 from genkit.families.base import Streams
 from genkit.patching.call_layouts import CallLayouts
 from genkit.patching.counts import Counts, Tally
+from genkit.patching.first_step import Check, Checked
 from genkit.patching.interception import Call
 from genkit.patching.schedule import Schedule, resolve
 from genkit.patching.step_tracker import Moment
@@ -59,6 +60,8 @@ class Assignment:
         self.cache = cache
         self.weighted = False  # whether the method has trainable weights here
         self.counts = Counts()
+        self.check: Check | None = None  # a comparison with dense attention that is still due
+        self.checked: Checked | None = None  # what it found
         self.may_add = method.adds  # asked at every call before the property
         self.follow(schedule)
         #: What is known of every kind of call, or why it cannot be served, as long as ``streams`` is the same object.

@@ -15,7 +15,7 @@ from torch.compiler import is_compiling
 from genkit.attention.site import Site
 from genkit.errors import UnsupportedError
 from genkit.families.base import OWN_KEYS, FoundSite
-from genkit.patching import compiled, interception, ulysses
+from genkit.patching import compiled, first_step, interception, ulysses
 from genkit.patching.assignment import Assignment, Kind, KindKey
 from genkit.patching.bypass import bypass_reason, early_name
 from genkit.patching.call_layouts import CallLayouts, SiteLayouts
@@ -24,6 +24,7 @@ from genkit.patching.counts import start_watch
 from genkit.patching.head_split import HeadSplit
 from genkit.patching.interception import Call, RunningModule
 from genkit.patching.masks import NO_MASK, MaskView, with_bias
+from genkit.patching.meter import Meter
 from genkit.patching.order import Order, Orders
 from genkit.patching.step_tracker import Moment
 from genkit.patching.ulysses import ShardOrders
@@ -49,6 +50,7 @@ class PatchedLayer:
         self.layer, self.layers = layer, layers
         self.name = name
         self.assignments: list[Assignment] = []
+        self.meters: tuple[Meter, ...] = ()  # of those who watch what the calls cost
         self.reached: int | None = None  # the latest sampling run in which an attention call came
         self.number = compiled.enroll(self)
         self._hooks: list[Any] = []
@@ -73,6 +75,11 @@ class PatchedLayer:
     def hooked(self) -> bool:
         """Whether module hooks (and not processors) lead here."""
         return bool(self._hooks)
+
+    @property
+    def idle(self) -> bool:
+        """Whether nobody asks anything of the layer any more."""
+        return not self.assignments and not self.meters
 
     def expect(self, processor: Any) -> None:
         """Calls come here through this processor, as long as it is the module's."""
@@ -110,7 +117,7 @@ class PatchedLayer:
         """
         sdpa = interception.INTERCEPTION.original(interception.SDPA)
         reason = bypass_reason(processor) or early_name(sdpa, module, processor)
-        if reason is not None:
+        if reason is not None and self.assignments:
             raise UnsupportedError(f"layer {self.name}: {reason}; or remove the patch")
         for assignment in self.assignments:
             assignment.counts.skipped += 1
@@ -144,6 +151,8 @@ class PatchedLayer:
         moment = self.state.moment
         if moment is None:
             raise self.state.not_running()
+        meters = self.meters if count else ()
+        begun = Meter.begin(q) if meters else None
         rows, n_q, heads, _ = q.shape
         _, n_k, key_heads, _ = k.shape
         key, pairs = (index, n_q, n_k, heads, key_heads, call.scale), rows * n_q * n_k
@@ -175,6 +184,8 @@ class PatchedLayer:
         for assignment in adding:
             term = self._run(assignment, key, q, k, v, call, moment, pairs if count else None)
             out = out if term is None else out + term
+        for meter in meters:
+            meter.end(begun, q, k)
         return out
 
     def _run(
@@ -208,11 +219,26 @@ class PatchedLayer:
                     _check_output(self, assignment, out, q, v)
                 if pairs is not None:
                     assignment.counts.note_run(kind, site, pairs, begun)
+                    for meter in self.meters:
+                        meter.served(assignment, site, q, k)
+                    if assignment.check is not None:
+                        self._compare(assignment, kind, q, k, v, out, call, moment)
                 return out
             decided = assignment.method.declines
         if pairs is not None:
             assignment.counts.declined[str(decided)] += 1
         return None
+
+    def _compare(
+        self, assignment: Assignment, kind: Kind, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor,
+        call: Call, moment: Moment,
+    ) -> None:  # fmt: skip
+        """The first-step check of an assignment, which is due once."""
+        check, assignment.check = assignment.check, None
+        if check is None or assignment.method.adds:
+            return
+        about = (self.name, assignment.method.describe(), moment.step, kind.heads)
+        assignment.checked = first_step.compare(check, *about, q, k, v, out, call)
 
     def _decide(
         self, assignment: Assignment, key: KindKey, q: torch.Tensor, k: torch.Tensor, call: Call, moment: Moment

@@ -64,6 +64,17 @@ class PatchedModel:
                 return owner
         return None
 
+    def drop(self, layer: PatchedLayer) -> None:
+        """Leave a layer as it was found when nobody asks anything of it any more."""
+        if layer.idle and self.layers.get(layer.path) is layer:
+            layer.unhook()
+            self.layers.pop(layer.path)
+
+    def close_if_free(self) -> None:
+        """Leave the model as it was found when it is neither patched nor watched any more."""
+        if not self.patches and not self.layers:
+            self.close()
+
     def close(self) -> None:
         """Leave the model as it was found."""
         self._hook.remove()

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from genkit.attention.method import Density
+from genkit.patching.first_step import Checked
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,7 @@ class Report:
         sites: a row per site the patch holds.
         remarks: what the user should know, one line each: settings that had no effect, layers
             that no call reached.
+        checks: what the first-step check found at every site it came to, see :class:`genkit.Check`.
     """
 
     forwards: int
@@ -132,6 +134,7 @@ class Report:
     work: float | None
     sites: tuple[SiteReport, ...]
     remarks: tuple[str, ...] = ()
+    checks: tuple[Checked, ...] = ()
 
     @classmethod
     def of_sites(
@@ -141,6 +144,7 @@ class Report:
         steps: int | None,
         work: float | None,
         remarks: tuple[str, ...] = (),
+        checks: tuple[Checked, ...] = (),
     ) -> Report:
         """Sum up the sites."""
         declined: dict[str, int] = {}
@@ -160,6 +164,7 @@ class Report:
             work=work,
             sites=sites,
             remarks=remarks,
+            checks=checks,
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -177,6 +182,9 @@ class Report:
         if self.work is not None:
             lines.append(f"attention work left: {self.work:.1%} of dense, dense layers and steps included")
         lines += [f"declined {count} calls: {reason}" for reason, count in self.declined.items()]
+        if self.checks:
+            worst = max(each.error for each in self.checks)
+            lines.append(f"first-step check: {len(self.checks)} sites, at most {worst:.2f} from dense attention")
         lines += [f"remark: {remark}" for remark in self.remarks]
         skipped = sum(site.skipped for site in self.sites)
         if skipped:

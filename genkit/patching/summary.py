@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from genkit.attention.cache import PatchCache
 from genkit.families.base import FoundSite
+from genkit.patching import first_step
 from genkit.patching.held import Held
 from genkit.patching.report import Description, Report, SiteReport, SiteRow, mean_density
 from genkit.patching.targets import Denoiser
@@ -52,7 +53,9 @@ def _row(each: Held, denoiser: Denoiser, found: FoundSite) -> SiteRow:
     return SiteRow(*start, site.layout.grid, site.layout.length, site.key_layout.length, density)
 
 
-def report(held: Sequence[Held], cache: PatchCache, forwards_before: int) -> Report:
+def report(
+    held: Sequence[Held], cache: PatchCache, forwards_before: int, checking: first_step.Check | None = None
+) -> Report:
     """Counts of all layers, and what the user should know about layers that no call reached."""
     models = list(dict.fromkeys(each.patched for each in held))
     moments = [model.state.moment for model in models if model.state.moment is not None]
@@ -61,7 +64,9 @@ def report(held: Sequence[Held], cache: PatchCache, forwards_before: int) -> Rep
     came = forwards(held) - forwards_before
     methods = dict.fromkeys(each.assignment.method for each in held) if came > 0 else ()
     own = dict.fromkeys(text for method in methods for text in method.remarks(cache))
-    return Report.of_sites(sites, came, steps, work_share(held, cache), (*own, *_remarks(held, sites)))
+    checks = [each.assignment.checked for each in held if each.assignment.checked is not None]
+    remarks = (*own, *_remarks(held, sites), *first_step.remarks(checks, checking))
+    return Report.of_sites(sites, came, steps, work_share(held, cache), remarks, tuple(checks))
 
 
 def forwards(held: Sequence[Held]) -> int:

@@ -36,6 +36,7 @@ class Attention:
         ranges: the schedule as pairs of texts, from which :attr:`text` is made; None without one.
         recommended: the schedule is the method's own advice, which :meth:`settled` looks up.
         backend: who executes the method's operators.
+        check_first: the first-step check: True warns, a number is the largest error allowed.
     """
 
     method: Any
@@ -44,6 +45,7 @@ class Attention:
     ranges: dict[str, str] | None = None
     recommended: bool = False
     backend: str = "auto"
+    check_first: bool | float = False
 
     @classmethod
     def of(cls, settings: AttentionSettings, folder: Path | None = None) -> Attention | None:
@@ -68,14 +70,17 @@ class Attention:
             raise UsageError("--schedule recommended goes with --attention; a recipe has its own schedule")
         ranges = None if settings.schedule is None or recommended else parse_pairs(settings.schedule, "--schedule")
         schedule = None if ranges is None else parse_schedule(ranges)
+        first = settings.check_first if settings.check_limit is None else settings.check_limit
         if settings.recipe is not None:
             found = recipe(settings.recipe)
             method = found if schedule is None else found.with_schedule(schedule)
-            return cls(method, {}, None, ranges, False, settings.backend)
+            return cls(method, {}, None, ranges, False, settings.backend, first)
         args = settings.attention_args
         if args.get(WEIGHTS) not in (None, "none"):
             args = _with_weights(settings.attention, args, folder)
-        return cls(registry.build(settings.attention, args), args, schedule, ranges, recommended, settings.backend)
+        return cls(
+            registry.build(settings.attention, args), args, schedule, ranges, recommended, settings.backend, first
+        )  # fmt: skip
 
     @staticmethod
     def needs_folder(settings: AttentionSettings) -> bool:
@@ -194,7 +199,8 @@ class Attention:
         """The pipeline patched for the time of the ``with``; yields the patch handle."""
         from genkit.patching import patch
 
-        with patch(pipeline, self.method, schedule=self.schedule, backend=self.backend) as handle:
+        options: dict[str, Any] = {"schedule": self.schedule, "backend": self.backend, "check": self.check_first}
+        with patch(pipeline, self.method, **options) as handle:
             yield handle
 
     def remarks(self, report: dict[str, Any] | None, steps: int | None) -> list[str]:

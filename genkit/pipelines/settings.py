@@ -167,6 +167,14 @@ class AttentionSettings(Settings):
     recipe: str | None = option(
         None, "Recipe by name or YAML file, instead of --attention.", group="Attention", belongs="attention"
     )
+    check_first: bool = option(
+        False, "Compare every patched layer with dense attention on a few queries at its first step, and warn of those "
+        "that are far off.", group="Attention", one_way=True, stored=NEVER,
+    )  # fmt: skip
+    check_limit: float | None = option(
+        None, "The same, and stop when a layer's relative error is larger than this: 0.3.", group="Attention",
+        rule=Rule(low=0.0001, high=1000), stored=NEVER,
+    )  # fmt: skip
 
     def check(self) -> None:
         super().check()
@@ -175,7 +183,12 @@ class AttentionSettings(Settings):
         if self.attention is None and self.attention_args:
             raise UsageError("--attention-args needs --attention NAME; see genkit methods")
         if self.attention is None and self.recipe is None:
-            for flag, given in (("--schedule", self.schedule is not None), ("--backend", self.backend != "auto")):
+            for flag, given in (
+                ("--schedule", self.schedule is not None),
+                ("--backend", self.backend != "auto"),
+                ("--check", self.check_first),
+                ("--check-limit", self.check_limit is not None),
+            ):
                 if given:
                     raise UsageError(f"{flag} needs --attention NAME or --recipe FILE")
 
