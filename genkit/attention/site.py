@@ -47,6 +47,11 @@ class Site:
         all_heads: number of query heads where processes share them (context parallelism): this one has ``heads`` of
             them, beginning with number ``first_head``. None = all are here.
         run: number of the sampling run under the patch, from 0.
+        both: the batch holds both branches of guidance, the unconditional half first; False also when nobody tells.
+        places: height and width of the places in the batch of "temporal" attention, in raster order within every row;
+            None where the record does not tell.
+        guide: name of the layer of a coarser decoder block that this temporal layer corresponds to, its own name in
+            that block; "" where there is none.
     """
 
     name: str
@@ -65,6 +70,9 @@ class Site:
     first_head: int = 0
     all_heads: int | None = None
     run: int = dataclasses.field(default=0, compare=False)
+    both: bool = dataclasses.field(default=False, compare=False)
+    places: tuple[int, int] | None = None
+    guide: str = ""
 
     def at(
         self,
@@ -73,12 +81,13 @@ class Site:
         branch: str | None,
         key_mask: torch.Tensor | None = None,
         run: int = 0,
+        both: bool = False,
     ) -> Site:
         """The same site at another moment. As ``dataclasses.replace``, in a tenth of its time: every call needs one."""
         other = _new(Site)
         fields = self.__dict__.copy()
         fields["step"], fields["steps"], fields["branch"], fields["key_mask"] = step, steps, branch, key_mask
-        fields["run"] = run
+        fields["run"], fields["both"] = run, both
         _set(other, "__dict__", fields)
         return other
 
@@ -133,6 +142,7 @@ class Place:
         module: the model's attention module; methods may read its sizes and follow its parts by forward hooks.
         always: whether the schedule covers every step and branch at this layer.
         projections: the module's layers that make queries, keys and values; default: those of Diffusers' usual names.
+        guide: as in :class:`Site`.
     """
 
     name: str
@@ -143,6 +153,7 @@ class Place:
     module: Any = dataclasses.field(compare=False, repr=False)
     always: bool = True
     projections: Projections = dataclasses.field(default=None, compare=False, repr=False)  # type: ignore[assignment]
+    guide: str = ""
 
     def __post_init__(self) -> None:
         if self.projections is None:

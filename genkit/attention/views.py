@@ -54,7 +54,7 @@ def view_of(method: Method, layout: TokenLayout, seed: int = 0, layer: int = 0) 
     if not {"self", "joint"} & set(method.roles):
         raise UnsupportedError(
             f"{method.name} works on {', '.join(method.roles)} attention, pictures are of self and joint attention; "
-            f"genkit generate with it prints what ran, docs/methods/{method.name}.md tells its windows"
+            f"genkit generate with it prints what ran, docs/methods/{method.name}.md tells what it computes"
         )
     if site.role not in method.roles:
         raise UnsupportedError(f"{method.name} works on {', '.join(method.roles)} attention: leave the text tokens out")

@@ -89,6 +89,10 @@ class SiteRule:
             keep the model's own attention.
         applies: question about (model, path, module) where the path alone does not tell; the rule is for those it
             answers with True.
+        places: temporal attention: name of the stream whose height and width are the places in the batch; may refer
+            to groups of the pattern. "" = not told.
+        guide: temporal attention of a decoder block: path of the corresponding module in the decoder's first block
+            with such attention that BroadWay lets the finer ones follow; may refer to groups of the pattern. "" = none.
         ask_module: the module's ``is_cross_attention`` decides between self and cross; the rule names the usual role.
     """
 
@@ -97,6 +101,8 @@ class SiteRule:
     queries: str = MAIN
     keys: tuple[str, ...] = ()
     added_keys: tuple[str, ...] = ()
+    places: str = ""
+    guide: str = ""
     ask_module: bool = False
     some_calls: bool = False
     applies: Callable[[Any, str, Any], bool] | None = None
@@ -121,6 +127,8 @@ class Family:
         text: where text tokens sit in joint attention: "first", "last" or "apart" (cross-attention).
         video: whether the grid has a time axis.
         branches: names the pipelines announce for their calls; empty when they announce none.
+        halves: whether a guided pipeline that announces nothing computes both branches in one call, the unconditional
+            half of the batch first.
         varying_text: whether attention calls may hold fewer text tokens than the forward's arguments say.
         heads_attribute: attribute of an attention module with its number of query heads.
         projection_names: attributes with the projections to queries, keys and values.
@@ -151,6 +159,7 @@ class Family:
     facts: PipelineFacts
     timestep: str = "timestep"
     branches: tuple[str, ...] = ()
+    halves: bool = False
     varying_text: bool = False
     heads_attribute: str = "heads"
     projection_names: tuple[str, str, str] = ("to_q", "to_k", "to_v")
@@ -202,7 +211,8 @@ def _found(rule: SiteRule, match: re.Match[str], path: str, module: nn.Module) -
         keys = rule.added_keys
     if not keys or (rule.ask_module and role in OWN_KEYS):
         keys = (queries,)
-    return FoundSite(path, role, queries, keys, rule.pattern, rule.some_calls, module)
+    places, guide = (text.format(path, *match.groups()) for text in (rule.places, rule.guide))
+    return FoundSite(path, role, queries, keys, rule.pattern, rule.some_calls, module, places, guide)
 
 
 def _execution_key(path: str, order: tuple[str, ...]) -> tuple[Any, ...]:
@@ -222,6 +232,8 @@ class FoundSite:
     rule: str
     some_calls: bool
     module: Any = dataclasses.field(compare=False)
+    places: str = ""
+    guide: str = ""
 
 
 def _no_streams(model: Any, args: Mapping[str, Any]) -> Streams:

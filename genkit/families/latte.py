@@ -25,7 +25,7 @@ FAMILY = Family(
     rules=(
         SiteRule(r"transformer_blocks\.\d+\.attn1", "spatial", queries="frame"),
         SiteRule(r"transformer_blocks\.\d+\.attn2", "cross", queries="frame", keys=("text",)),
-        SiteRule(r"temporal_transformer_blocks\.\d+\.attn1", "temporal", queries="time"),
+        SiteRule(r"temporal_transformer_blocks\.\d+\.attn1", "temporal", queries="time", places="frame"),
     ),
     streams=_streams,
     reads=("hidden_states",),
@@ -34,6 +34,7 @@ FAMILY = Family(
     grid="hidden_states (B, C, F, H, W); height and width divided by patch_size; frames, or places, sit in the batch",
     text="apart",
     video=True,
+    halves=True,
     facts=PipelineFacts(
         pattern="Latte.*",
         fps="8",

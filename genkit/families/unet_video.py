@@ -36,6 +36,16 @@ def _within_frames(keys: tuple[str, ...]) -> tuple[SiteRule, ...]:
     )
 
 
+def _along_frames(module: str) -> tuple[SiteRule, ...]:
+    """Attention along the frames of every place. In the decoder the finer blocks have ``up_blocks.1`` as their guide,
+    as published for AnimateDiff and VideoCrafter2; ``up_blocks.0`` stands apart."""
+    decoder = SiteRule(
+        rf"(up)_blocks\.([1-9]\d*)\.({module})", "temporal", _TIME, places="{1}{2}", guide="up_blocks.1.{3}"
+    )
+    others = (SiteRule(rf"{place}{module}", "temporal", _TIME, places=stream) for place, stream in _PLACES)
+    return (decoder, *others)
+
+
 def _sizes(family: str, axes: str) -> Callable[[Any, Mapping[str, Any]], Streams]:
     """Rule of ``sample``: the levels of one frame, and the time axis of one place."""
 
@@ -53,7 +63,8 @@ TEXT_TO_VIDEO = Family(
     pipelines=("TextToVideoSDPipeline", "VideoToVideoSDPipeline"),
     rules=(
         *_within_frames(("text",)),
-        SiteRule(r"(?:.+\.temp_attentions\.\d+|transformer_in)\.transformer_blocks\.\d+\.attn[12]", "temporal", _TIME),
+        *_along_frames(r"temp_attentions\.\d+\.transformer_blocks\.\d+\.attn[12]"),
+        SiteRule(r"transformer_in\.transformer_blocks\.\d+\.attn[12]", "temporal", _TIME, places="down0"),
     ),
     streams=_sizes("UNet3DCondition", "BCTHW"),
     reads=("sample",),
@@ -62,6 +73,7 @@ TEXT_TO_VIDEO = Family(
     grid="sample (B, C, F, H, W), halved (rounding up) at every downsampling; frames, or places, sit in the batch",
     text="apart",
     video=True,
+    halves=True,
     facts=PipelineFacts(pattern="TextToVideoSD.*|VideoToVideoSD.*", fps="8", sizes=_pixels),
     notes="Layers are numbered in the order of execution: down, middle, up. Both attentions of a temporal block are "
     "along the frames. Both branches are computed in one call.",
@@ -74,8 +86,9 @@ I2VGEN = replace(
     pipelines=("I2VGenXLPipeline",),
     rules=(
         *_within_frames(("text",)),
-        SiteRule(r"(?:.+\.temp_attentions\.\d+|transformer_in)\.transformer_blocks\.\d+\.attn[12]", "temporal", _TIME),
-        SiteRule(r"image_latents_temporal_encoder\.attn1", "temporal", _TIME),
+        *_along_frames(r"temp_attentions\.\d+\.transformer_blocks\.\d+\.attn[12]"),
+        SiteRule(r"transformer_in\.transformer_blocks\.\d+\.attn[12]", "temporal", _TIME, places="down0"),
+        SiteRule(r"image_latents_temporal_encoder\.attn1", "temporal", _TIME, places="down0"),
     ),
     streams=_sizes("I2VGen-XL", "BCTHW"),
     order=("image_latents_temporal_encoder", *TEXT_TO_VIDEO.order),
@@ -91,7 +104,7 @@ MOTION = replace(
     pipelines=("AnimateDiffPipeline", "AnimateDiffSDXLPipeline", "AnimateDiffVideoToVideoPipeline"),
     rules=(
         *_within_frames(("text", "image")),
-        SiteRule(r".+\.motion_modules\.\d+\.transformer_blocks\.\d+\.attn[12]", "temporal", _TIME),
+        *_along_frames(r"motion_modules\.\d+\.transformer_blocks\.\d+\.attn[12]"),
     ),
     streams=_sizes("AnimateDiff", "BCTHW"),
     facts=PipelineFacts(pattern="AnimateDiff.*|PIAPipeline", fps="8", sizes=_pixels),
@@ -107,7 +120,7 @@ STABLE_VIDEO = replace(
     pipelines=("StableVideoDiffusionPipeline",),
     rules=(
         *_within_frames(("image",)),
-        SiteRule(r".+\.attentions\.\d+\.temporal_transformer_blocks\.\d+\.attn1", "temporal", _TIME),
+        *_along_frames(r"attentions\.\d+\.temporal_transformer_blocks\.\d+\.attn1"),
         SiteRule(
             r".+\.attentions\.\d+\.temporal_transformer_blocks\.\d+\.attn2", "cross", queries=_TIME, keys=("image",)
         ),

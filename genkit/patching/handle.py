@@ -183,7 +183,9 @@ class PatchHandle:
         always = assignment.schedule.steps is None and assignment.schedule.branches is None
         projections = patched.family.projections(found.module)
         heads = layer.heads or 0
-        where = Place(layer.name, layer.role, layer.layer, layer.layers, heads, found.module, always, projections)
+        where = Place(
+            layer.name, layer.role, layer.layer, layer.layers, heads, found.module, always, projections, layer.guide
+        )
         self._fittings += method.install(where, self.cache)
         assignment.weighted = layer.name in self.weights
 

@@ -15,6 +15,7 @@ from torch.compiler import is_compiling
 from genkit.attention.site import Site
 from genkit.errors import UnsupportedError
 from genkit.families.base import OWN_KEYS, FoundSite
+from genkit.layout import TokenLayout
 from genkit.patching import compiled, first_step, interception, ulysses
 from genkit.patching.assignment import Assignment, Kind, KindKey
 from genkit.patching.bypass import bypass_reason, early_name
@@ -45,7 +46,8 @@ class PatchedLayer:
     def __init__(self, state: CallState, found: FoundSite, layer: int, layers: int, name: str):
         self.state = state
         self.path, self.role, self.rule = found.path, found.role, found.rule
-        self.queries, self.keys = found.queries, found.keys
+        self.queries, self.keys, self.places = found.queries, found.keys, found.places
+        self.guide = name.removesuffix(found.path) + found.guide if found.guide else ""
         self.heads = state.family.heads(found.module)
         self.layer, self.layers = layer, layers
         self.name = name
@@ -269,7 +271,8 @@ class PatchedLayer:
             if view.bias is not None and assignment.heads is not None:
                 return "some heads are left to the model, and its attention mask is a bias"
             verdict = kind.reasons.get(view.keys is not None, _UNASKED)
-        site = kind.site.at(moment.step, moment.steps, moment.branch, view.keys, moment.run)
+        both = moment.branch == "cond_uncond" or (moment.branch is None and moment.guided and state.family.halves)
+        site = kind.site.at(moment.step, moment.steps, moment.branch, view.keys, moment.run, both)
         if verdict is _UNASKED:
             verdict = kind.reasons[view.keys is not None] = assignment.method.refusal(site, assignment.cache)
         return (kind, site, view) if verdict is None else verdict
@@ -330,8 +333,15 @@ class PatchedLayer:
             finest=self.state.finest,
             first_head=first,
             all_heads=total,
+            places=self._places(),
+            guide=self.guide,
         )
         return Kind(layouts, heads, site, (self.rule, self.queries, self._layouts.key_stream(index)))
+
+    def _places(self) -> tuple[int, int] | None:
+        """Height and width of the places that stand in the batch, where the record tells them."""
+        layout = self.state.streams.get(self.places)
+        return layout.grid[1:] if isinstance(layout, TokenLayout) and layout.has_grid else None
 
     def _served(
         self,

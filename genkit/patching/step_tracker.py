@@ -24,6 +24,7 @@ class Moment:
         branch: the name the pipeline announces for this call, or None.
         run: number of the sampling run this patch has seen, from 0.
         aside: the call belongs to no loop, a method makes it for itself (a reference pass).
+        guided: whether the running pipeline says that it guides; False when there is none or it does not tell.
     """
 
     step: int | None = None
@@ -31,6 +32,7 @@ class Moment:
     branch: str | None = None
     run: int = 0
     aside: bool = False
+    guided: bool = False
 
 
 class StepTracker:
@@ -100,7 +102,9 @@ class StepTracker:
             self._follow(int(announced), getattr(context, "num_inference_steps", None), scheduler)
         else:
             self._count(scheduler, timestep)
-        return Moment(self._step, self._steps, branch, self._run)
+        driver = None if self._driver is None else self._driver()
+        guided = getattr(driver, "do_classifier_free_guidance", False) is True
+        return Moment(self._step, self._steps, branch, self._run, guided=guided)
 
     def _follow_driver(self, driver: Any) -> None:
         """Another pipeline at work than before, or none any more, begins another run."""
