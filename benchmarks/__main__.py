@@ -10,6 +10,7 @@ import sys
 BENCHMARKS = {
     "toy_video": "benchmarks.toy_video",
     "toy_methods": "benchmarks.toy_methods",
+    "methods": "benchmarks.methods.run",
     "recall": "benchmarks.recall",
     "linear_branch": "benchmarks.linear_branch",
     "toy_upscale": "benchmarks.toy_upscale",

@@ -96,7 +96,7 @@ def run(options: argparse.Namespace) -> int:
     wanted = [int(step) for step in options.at.split(",")]
     groups = {name: VARIANTS[name] for name in options.groups.split(",")}
     rows: dict[str, dict[str, Row]] = {name: {} for name in groups}
-    taken = _taker(wanted)
+    taken = taker(wanted)
     for index, (_, caption) in enumerate(draw_prompts("train", options.prompts, seed=77)):
         calls = taken()
         with genkit.patch(pipeline, calls, schedule=genkit.Schedule(branches="cond")):
@@ -118,7 +118,7 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _taker(steps: list[int]) -> Callable:
+def taker(steps: list[int]) -> Callable:
     """A method that computes nothing: it takes queries, keys and values of some steps and lets the model go on."""
     from genkit.attention.method import Method
     from genkit.attention.registry import register
@@ -129,7 +129,7 @@ def _taker(steps: list[int]) -> Callable:
         """Takes what it is shown."""
 
         found: list = field(default_factory=list, compare=False)
-        roles = ("self",)
+        roles = ("self", "joint")
         declines = "only looking"
 
         def attend(self, q, k, v, site, cache):

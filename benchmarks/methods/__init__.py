@@ -1,0 +1,1 @@
+"""Attention methods judged side by side on the toy models: density, mass kept, time, likeness to dense, the judge."""
