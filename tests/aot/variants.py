@@ -34,6 +34,7 @@ from genkit.kernels.block_sparse.impl.triton.tile import (
 )
 from genkit.kernels.block_sparse.impl.triton.tile_sizes import (
     BULK,
+    SPECIALISES,
     Tile,
     apart,
     bulk_candidates,
@@ -77,6 +78,7 @@ class Variant:
     compile to shorter code. ``bulk``: whether tiles come through tensor descriptors, None as the target has it.
     ``block``: tokens per query and key block. ``measured``: whether spills count; otherwise
     it only has to compile and to fit the shared memory. ``eight``: queries and keys are int8, forward only.
+    ``specialised``: copies, products and softmax have warps of their own.
     """
 
     kernel: str
@@ -89,6 +91,7 @@ class Variant:
     measured: bool = True
     bulk: bool | None = None
     eight: bool = False
+    specialised: bool = False
 
     def copies(self, arch: str) -> bool:
         """Whether the copy engine of a target is used: as by default there, or as ``bulk`` says."""
@@ -112,7 +115,7 @@ class Variant:
         bits, dtype = self.rule == "bits", DTYPES[self.dtype]
         for tile in bulk_candidates(arch, self.kernel, self.dim, dtype, bits) if self.copies(arch) else ():
             if self.block[0] % tile.queries == 0 and self.block[1] % tile.keys == 0:
-                return tile
+                return tile._replace(specialised=self.specialised)
         tile = fit(candidates(arch, self.kernel, self.dim, dtype, plain, heavy, bits), self.kernel, *self.block)
         return unpipelined(tile, arch, self.kernel, aligned=self.dim % 16 == 0)
 
@@ -120,9 +123,11 @@ class Variant:
         """What the loops over its lists are called, in the order of the source."""
         ragged = ["ragged"] if self.kernel != "dkv" and self.rule in ("none", "box", "axes") else []
         tile = self.tile(arch)
-        paired = self.kernel == "forward" and self.block[1] == tile.keys <= 64 and tile.queries >= 2 * tile.keys
-        pairs = [PAIRS] if paired and self.copies(arch) else []
-        names = *pairs, "full", *ragged, *([self.rule] if self.rule != "none" else [])
+        halves = self.block[1] // tile.keys
+        paired = self.kernel == "forward" and halves <= 2 and tile.keys <= 64 and tile.queries >= 2 * tile.keys
+        paired &= self.copies(arch)
+        full = [PAIRS] * paired + ["full"] * (not paired or halves == 1)
+        names = *full, *ragged, *([self.rule] if self.rule != "none" else [])
         if self.kernel == "dkv" and apart(self.dim):
             return tuple(f"{which}: {name}" for which in ("dK", "dV") for name in names)
         return names
@@ -133,6 +138,7 @@ class Variant:
             "general" * self.general,
             "no TMA" * (self.bulk is False),
             "int8 queries and keys" * self.eight,
+            "specialised warps" * self.specialised,
             "blocks of {}x{}".format(*self.block) * (self.block != (BLOCK, BLOCK)),
         ]
         return ", ".join([f"{self.kernel} D={self.dim} {self.dtype}", *filter(None, notes)])
@@ -156,6 +162,8 @@ def variants(arch: str, full: bool) -> Iterator[Variant]:
             yield replace(ruled, rule="bits", block=(128, 64))  # full blocks in pairs: the most shared memory
         if kernel == "forward":
             yield replace(ruled, eight=True)
+        if kernel == "forward" and arch in SPECIALISES:
+            yield replace(ruled, specialised=True, measured=False)
         if full:
             yield replace(ruled, general=True)
         if full or (dim == 128 and arch in MOST_CODE[kernel]):

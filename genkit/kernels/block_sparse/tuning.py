@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -39,6 +40,7 @@ def tune(
     path: str | Path,
     *,
     measure: Callable[[object], float] | None = None,
+    agrees: Callable[[Tensor, Tensor, Tensor, BlockPlan, Tile], bool] | None = None,
 ) -> dict[str, Tile]:
     """Time forward, dQ and dK/dV on real inputs, write the best tiles to ``path`` and use them from now on.
 
@@ -46,6 +48,7 @@ def tune(
         q, k, v, plan: a typical problem, as for :func:`genkit.kernels.block_sparse_attention`, without order.
         path: JSON file; entries for other devices, head sizes and dtypes in it are kept.
         measure: seconds of one launch; default: device events, best of five. A tile that fails to run does not count.
+        agrees: whether a specialised tile computes what the same tile does without; default: by running both.
 
     Returns:
         The best tile of each kernel. Takes about a minute, most of it compilation.
@@ -56,13 +59,16 @@ def tune(
     reason = triton.why_not(q, k, v, plan.in_order(), needs_grad=True)
     if reason:
         raise UnsupportedError(f"cannot tune the triton backend: {reason}")
-    measure = measure or _seconds
+    measure, agrees = measure or _seconds, agrees or _agrees
     arch = block_sizes.architecture(q.device)
     best: dict[str, Tile] = {}
     for kernel in KERNELS:
         times = {}
         for tile in tiles(arch, kernel, q.shape[-1], q.dtype, plan):
             try:
+                if tile.specialised and not agrees(q, k, v, plan, tile):
+                    warnings.warn(f"{kernel} on {arch}: {tile} computes something else; not used", stacklevel=2)
+                    continue
                 times[tile] = measure(triton.launch_for(kernel, q, k, v, plan.in_order(), tile))
             except (RuntimeError, ValueError):
                 continue  # out of registers or shared memory on this device: not a candidate
@@ -86,7 +92,20 @@ def tiles(arch: str, kernel: str, dim: int, dtype: torch.dtype, plan: BlockPlan)
             continue
         for warps in (4, 8):
             found += [Tile(queries, keys, warps, stages) for stages in (1, 2, 3)]
+    if kernel == "forward" and arch in block_sizes.SPECIALISES:
+        held = [t for t in found if plan.block_q % t.queries == 0 and plan.block_k % t.keys == 0 and t.stages > 1]
+        found += [tile._replace(specialised=True) for tile in held if tile.queries >= 64 and tile.keys >= 64]
     return list(dict.fromkeys(found))
+
+
+def _agrees(q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, tile: Tile) -> bool:
+    """Whether a specialised forward tile computes the bits of the same tile without."""
+    found = []
+    for each in (tile, tile._replace(specialised=False)):
+        out = torch.zeros_like(q)
+        triton.on_device(q, triton.launch_for("forward", q, k, v, plan.in_order(), each, out))
+        found.append(out)
+    return torch.equal(*found)
 
 
 def load(path: str | Path) -> int:
@@ -107,7 +126,7 @@ def _read(path: Path) -> list[tuple[str, str, int, str, Tile]]:
         if data["format"] != FORMAT:
             raise KeyError("format")
         return [
-            (e["arch"], e["kernel"], int(e["width"]), e["dtype"], Tile(*(int(n) for n in e["tile"])))
+            (e["arch"], e["kernel"], int(e["width"]), e["dtype"], _tile([int(n) for n in e["tile"]]))
             for e in data["tiles"]
         ]
     except (ValueError, KeyError, TypeError) as error:
@@ -116,12 +135,16 @@ def _read(path: Path) -> list[tuple[str, str, int, str, Tile]]:
         ) from error
 
 
+def _tile(numbers: list[int]) -> Tile:
+    return Tile(*numbers[:4], bool(numbers[4])) if len(numbers) == 5 else Tile(*numbers)
+
+
 def _write(path: Path, arch: str, width: int, dtype: torch.dtype, best: dict[str, Tile]) -> None:
     name = str(dtype).removeprefix("torch.")
     kept = {entry[:4]: entry[4] for entry in _read(path)} if path.exists() else {}
     kept |= {(arch, kernel, width, name): tile for kernel, tile in best.items()}
     rows = [
-        {"arch": a, "kernel": kernel, "width": w, "dtype": d, "tile": list(tile)}
+        {"arch": a, "kernel": kernel, "width": w, "dtype": d, "tile": [int(number) for number in tile]}
         for (a, kernel, w, d), tile in kept.items()
     ]
     temporary = path.with_name(path.name + ".part")

@@ -77,3 +77,27 @@ def test_a_missing_or_foreign_file_is_refused(tmp_path):
         path.write_text(text)
         with pytest.raises(ArtifactError, match="no valid JSON|not a file of tuned tiles"):
             tuning.load(path)
+
+
+def test_specialised_tiles_are_tried_where_there_are_any_and_taken_when_they_agree(
+    pretend_device, tmp_path, monkeypatch
+):
+    q = torch.zeros(1, 256, 2, 64)
+    plan = BlockPlan.dense(256, 256, block_q=128, block_k=64)
+    found = tuning.tiles("sm_100", "forward", 128, torch.bfloat16, plan)
+    special = [tile for tile in found if tile.specialised]
+    assert special and all(tile._replace(specialised=False) in found for tile in special)
+    assert not any(t.specialised for k in ("dq", "dkv") for t in tuning.tiles("sm_100", k, 128, torch.bfloat16, plan))
+    assert not any(t.specialised for t in tuning.tiles("sm_90", "forward", 128, torch.bfloat16, plan))
+
+    def measure(launch):
+        return 1.0 if launch.constants["SHAPE"].SPECIALISED else 2.0
+
+    monkeypatch.setattr(block_sizes, "SPECIALISES", {"interpreter"})
+    path = tmp_path / "tiles.json"
+    best = tuning.tune(q, q, q, plan, path, measure=measure, agrees=lambda *_: True)
+    assert best["forward"].specialised and not best["dq"].specialised
+    assert choose_tile("forward", 64, torch.float32, q.device, 128, 64) == best["forward"]
+    with pytest.warns(UserWarning, match="computes something else"):
+        best = tuning.tune(q, q, q, plan, path, measure=measure, agrees=lambda *_: False)
+    assert not best["forward"].specialised

@@ -95,8 +95,11 @@ def backward(
     return dq, dk, dv, _bias_gradients(bias, per_query, per_key)
 
 
-def launch_for(kernel: str, q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, tile: Tile):
-    """One launch of a kernel with a given tile on outputs of its own, for timing."""
+def launch_for(
+    kernel: str, q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, tile: Tile, out: Tensor | None = None
+):  # fmt: skip
+    """One launch of a kernel with a given tile on outputs of its own, for timing. ``out``: where the forward pass
+    writes instead, like q."""
     from genkit.kernels.block_sparse.impl.triton import launch
     from genkit.kernels.block_sparse.impl.triton.tile import RULE
 
@@ -109,6 +112,7 @@ def launch_for(kernel: str, q: Tensor, k: Tensor, v: Tensor, plan: BlockPlan, ti
     inputs = _inputs(problem, q, k, v, q)
     bulk = copies(q.device) and problem.kind != RULE.value and inputs.reachable
     if kernel == "forward":
+        first = first if out is None else out
         return launch.forward_launch(inputs, first, _statistics(q), problem, scale, tile, bulk)
     if kernel == "dq":
         return launch.dq_launch(inputs, info, first, None, problem, scale, tile, bulk)

@@ -73,7 +73,7 @@ def _visit(
     EARLY: tl.constexpr = SHAPE.BIAS != 0 or not SHAPE.POSITIVE
     count = tile_count(entries.count, BLOCK_K, TILE_K)
     ahead, tile_ahead = read_entry(entries, 0, count, BLOCK_K, TILE_K, True)
-    for step in tl.range(0, count, num_stages=SHAPE.STAGES):
+    for step in tl.range(0, count, num_stages=SHAPE.STAGES, warp_specialize=SHAPE.SPECIALISED):
         block, tile = ahead, tile_ahead
         ahead, tile_ahead = read_entry(entries, step + 1, count, BLOCK_K, TILE_K, True)
         first, offset, k_ok, held = locate(entries, block, step, tables.tokens, BLOCK_K, TILE_K, LIST)
@@ -106,18 +106,19 @@ def _visit(
 
 @triton.jit
 def _visit_pairs(q_tile, bulk, entries, head, factor, running_max, mass, acc, SHAPE: tl.constexpr):
-    """Walk full key blocks of one tile each two at a time, a last odd one left out: one maximum, one rescaling and one
-    set of barriers for both."""
-    BLOCK_K: tl.constexpr = SHAPE.BLOCK_K
-    pairs = entries.count // 2
+    """Walk full key blocks two tiles at a time: one maximum, one rescaling and one set of barriers for both. Blocks of
+    one tile go in pairs, a last odd one left out; a block of two tiles is a pair."""
+    TILE_K: tl.constexpr = SHAPE.TILE_K
+    TILES: tl.constexpr = SHAPE.BLOCK_K // TILE_K
+    pairs = entries.count * TILES // 2
     first_ahead = tl.load(entries.index, mask=pairs > 0, other=0)
-    second_ahead = tl.load(entries.index + 1, mask=pairs > 0, other=0)
-    for step in tl.range(0, pairs, num_stages=SHAPE.STAGES):
-        first, second = first_ahead * BLOCK_K, second_ahead * BLOCK_K
-        at = entries.index + 2 * tl.minimum(step + 1, pairs - 1)
-        first_ahead, second_ahead = tl.load(at), tl.load(at + 1)
-        k_first = load_bulk(bulk[0], head.batch, head.key, first, BLOCK_K, SHAPE.PARTS)
-        k_second = load_bulk(bulk[0], head.batch, head.key, second, BLOCK_K, SHAPE.PARTS)
+    second_ahead = tl.load(entries.index + (2 - TILES), mask=pairs > 0, other=0)
+    for step in tl.range(0, pairs, num_stages=SHAPE.STAGES, warp_specialize=SHAPE.SPECIALISED):
+        first, second = first_ahead * SHAPE.BLOCK_K, second_ahead * SHAPE.BLOCK_K + (TILES - 1) * TILE_K
+        at = entries.index + (2 // TILES) * tl.minimum(step + 1, pairs - 1)
+        first_ahead, second_ahead = tl.load(at), tl.load(at + (2 - TILES))
+        k_first = load_bulk(bulk[0], head.batch, head.key, first, TILE_K, SHAPE.PARTS)
+        k_second = load_bulk(bulk[0], head.batch, head.key, second, TILE_K, SHAPE.PARTS)
         scores = dot_channels(q_tile, k_first, SHAPE.PARTS)
         more = dot_channels(q_tile, k_second, SHAPE.PARTS)
         new_max = tl.maximum(running_max, tl.max(tl.maximum(scores, more), 1) * factor)
@@ -126,8 +127,8 @@ def _visit_pairs(q_tile, bulk, entries, head, factor, running_max, mass, acc, SH
         shrink = tl.exp2(running_max - new_max)
         mass = mass * shrink + tl.sum(weights + others, 1)
         acc = scale_parts(acc, shrink[:, None], SHAPE.PARTS)
-        v_first = load_bulk(bulk[1], head.batch, head.key, first, BLOCK_K, SHAPE.PARTS)
-        v_second = load_bulk(bulk[1], head.batch, head.key, second, BLOCK_K, SHAPE.PARTS)
+        v_first = load_bulk(bulk[1], head.batch, head.key, first, TILE_K, SHAPE.PARTS)
+        v_second = load_bulk(bulk[1], head.batch, head.key, second, TILE_K, SHAPE.PARTS)
         acc = add_products(acc, weights, v_first, SHAPE.PARTS)
         acc = add_products(acc, others, v_second, SHAPE.PARTS)
         running_max = new_max
@@ -172,16 +173,20 @@ def forward_kernel(inputs, bulk_k, bulk_v, out, lse, tables, call, SHAPE: tl.con
         line = head.batch.to(tl.int64) * (call.heads // call.group) + head.key
         steps = (own, call.steps.keys + line * tables.tokens.n_k)
     entries = list_entries(tables.lists, head, block, FULL, SHAPE.MASK)
-    if bulk_k is not None:
-        # Tiles of fewer queries leave room for two programs at once, which this would take.
-        WIDE: tl.constexpr = SHAPE.TILE_Q >= 2 * SHAPE.TILE_K and SHAPE.TILE_K <= 64
-        if WIDE and SHAPE.BLOCK_K == SHAPE.TILE_K and SHAPE.BIAS == 0 and SHAPE.POSITIVE:
-            running_max, mass, acc = _visit_pairs(q_tile, bulk, entries, head, factor, running_max, mass, acc, SHAPE)
-            done = entries.count // 2 * 2
-            entries = Entries(entries.index + done, None, entries.count - done)
-    running_max, mass, acc = _visit(
-        q_tile, queries, window, k, v, bulk, entries, tables, head, factor, steps, running_max, mass, acc, SHAPE, FULL
-    )
+    # Tiles of fewer queries leave room for two programs at once, which pairs would take.
+    TILES: tl.constexpr = SHAPE.BLOCK_K // SHAPE.TILE_K
+    WIDE: tl.constexpr = TILE_Q >= 2 * SHAPE.TILE_K and SHAPE.TILE_K <= 64 and (TILES == 1 or TILES == 2)
+    PAIRED: tl.constexpr = bulk_k is not None and WIDE and SHAPE.BIAS == 0 and SHAPE.POSITIVE
+    if PAIRED:
+        running_max, mass, acc = _visit_pairs(q_tile, bulk, entries, head, factor, running_max, mass, acc, SHAPE)
+    if PAIRED and TILES == 1:
+        done = entries.count // 2 * 2
+        entries = Entries(entries.index + done, None, entries.count - done)
+    if not PAIRED or TILES == 1:
+        running_max, mass, acc = _visit(
+            q_tile, queries, window, k, v, bulk, entries, tables, head, factor, steps, running_max, mass, acc, SHAPE,
+            FULL,
+        )  # fmt: skip
     if tables.lists.part_count is not None:
         if SHAPE.MASK == NO_MASK or tables.lists.ragged_count is not None:
             entries = list_entries(tables.lists, head, block, RAGGED, SHAPE.MASK)

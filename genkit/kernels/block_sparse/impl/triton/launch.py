@@ -186,6 +186,7 @@ def _shape(problem: Problem, inputs: Inputs, tile: Tile, scale: float) -> Shape:
         problem.bias.size,
         problem.bias.width,
         tile.stages,
+        tile.specialised,
         problem.even_q and problem.block_q % tile.queries == 0,
         problem.even_k,
         scale > 0,

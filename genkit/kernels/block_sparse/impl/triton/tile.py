@@ -147,9 +147,9 @@ class Call(NamedTuple):
 class Shape(NamedTuple):
     """What a kernel is compiled for: channels and the parts they are taken in; tokens of the plan's blocks and of the
     tiles; what decides about partial blocks, and its axes; kind of the bias, its rank or number of axes, and that
-    padded; pipeline stages; whether memory holds a token for every slot of every query block, and of every key block;
-    whether the factor of the scores is positive; whether query heads share key heads; whether dK and dV have a program
-    each."""
+    padded; pipeline stages, and whether copies, products and softmax have warps of their own; whether memory holds a
+    token for every slot of every query block, and of every key block; whether the factor of the scores is positive;
+    whether query heads share key heads; whether dK and dV have a program each."""
 
     D: int
     PARTS: Parts
@@ -163,6 +163,7 @@ class Shape(NamedTuple):
     SIZE: int
     WIDTH: int
     STAGES: int
+    SPECIALISED: bool
     EVEN_Q: bool
     EVEN_K: bool
     POSITIVE: bool

@@ -16,12 +16,14 @@ from genkit.kernels.channels import Parts, head_parts, one_part
 
 
 class Tile(NamedTuple):
-    """Queries and keys of one kernel tile, warps per program and pipeline stages."""
+    """Queries and keys of one kernel tile, warps per program and pipeline stages. ``specialised``: copies, products and
+    the softmax each have warps of their own (the forward pass on :data:`SPECIALISES`); ``warps`` are the softmax's."""
 
     queries: int
     keys: int
     warps: int
     stages: int
+    specialised: bool = False
 
 
 KERNELS = ("forward", "dq", "dkv")
@@ -41,7 +43,10 @@ SHARED_KIB = {
 }
 
 # Targets whose copy engine brings the tiles of calls without a bias or a distance, where strides allow it.
-BULK = {"sm_90"}
+BULK = {"sm_90", "sm_100"}
+# Where Triton can give the warps of a program different jobs. No device has run such a kernel of ours yet, so none is
+# in the table: the tuner tries them, compares what they compute with the others, and takes them where they are faster.
+SPECIALISES = {"sm_100"}
 
 # Preferred first; later entries serve plans with smaller query (forward, dq) or key (dkv) blocks. Evaluating a rule
 # costs registers, so a kernel may have a row of its own for calls without one ("plain"; for dK/dV grouped heads and
@@ -98,6 +103,32 @@ _HOPPER_BULK: _Sizes = {
     },
     "dkv": {64: (Tile(64, 64, 4, 3),), 128: (Tile(64, 64, 4, 2),), **_wide(Tile(32, 64, 4, 2))},
     "dkv, bits": {256: (Tile(16, 64, 4, 2),)},
+}
+# A product of 64 rows takes the matrix unit here as long as one of 128. With 128 keys a step the forward pass of 128
+# channels would keep a few registers on the stack, outside its loops; blocks of two tiles are walked in pairs instead.
+_BLACKWELL_BULK: _Sizes = {
+    "forward": {
+        64: (Tile(128, 128, 8, 2), Tile(128, 64, 8, 2), Tile(64, 64, 4, 2)),
+        128: (Tile(128, 64, 8, 2), Tile(64, 64, 4, 2)),
+        160: (Tile(128, 64, 8, 2), Tile(64, 64, 4, 2)),
+        192: (Tile(128, 64, 8, 2), Tile(64, 64, 4, 2)),
+        256: (Tile(64, 64, 4, 2),),
+    },
+    "dq": {
+        64: (Tile(128, 64, 8, 2), Tile(64, 64, 4, 2)),
+        # Three stages, or four warps with two, spill some of these.
+        80: (Tile(128, 64, 8, 2), Tile(64, 64, 4, 3)),
+        96: (Tile(128, 64, 8, 2), Tile(64, 64, 4, 3)),
+        128: (Tile(128, 64, 8, 3), Tile(64, 64, 4, 3)),
+        160: (Tile(128, 64, 8, 2),),
+        192: (Tile(128, 64, 8, 2),),
+        256: (Tile(64, 64, 4, 2),),
+    },
+    "dkv": {
+        64: (Tile(64, 128, 4, 2), Tile(64, 64, 4, 2)),
+        128: (Tile(64, 128, 8, 2), Tile(64, 64, 4, 2)),
+        **_wide(Tile(64, 64, 4, 2)),
+    },
 }
 # Here eight warps are the ones that are given too few registers, 128, for some calls.
 _BLACKWELL: _Sizes = _HOPPER | {
@@ -163,7 +194,7 @@ _TABLE: dict[str, _Sizes] = {
     "gfx942": _CDNA,
     "gfx950": _CDNA,
 }
-_BULK_TABLE: dict[str, _Sizes] = {"sm_90": _HOPPER_BULK}
+_BULK_TABLE: dict[str, _Sizes] = {"sm_90": _HOPPER_BULK, "sm_100": _BLACKWELL_BULK}
 _FLOAT32 = {64: Tile(32, 32, 4, 1), 128: Tile(32, 32, 8, 1)} | dict.fromkeys((160, 192, 256), Tile(16, 16, 8, 1))
 # In the interpreter a tile costs the same whatever its size.
 _INTERPRETER = Tile(64, 64, 4, 1)
@@ -220,19 +251,24 @@ def candidates(
     kind = " ".join(["plain"] * plain + ["heavy"] * heavy)
     special = ["heavy"] if heavy else ["bits"] if bits else []
     rows = [f"{kernel}, {kind}", *(f"{kernel}, {name}" for name in special), kernel]
-    narrow = [column for column in _BETWEEN if 64 < dim <= column and len(parts_on(arch, dim, heavy)) > 1]
-    return next(sizes[row][column] for row in rows for column in (*narrow, width) if column in sizes.get(row, {}))
+    columns = *_between(arch, dim, heavy), width
+    return next(sizes[row][column] for row in rows for column in columns if column in sizes.get(row, {}))
+
+
+def _between(arch: str | None, dim: int, heavy: bool = False) -> list[int]:
+    """Columns of heads in two parts that hold a head."""
+    return [column for column in _BETWEEN if 64 < dim <= column and len(parts_on(arch, dim, heavy)) > 1]
 
 
 def bulk_candidates(
     arch: str | None, kernel: str, dim: int, dtype: torch.dtype, bits: bool = False
 ) -> tuple[Tile, ...]:
     """Tiles of the table for calls whose tiles the copy engine brings, preferred first; none where it brings none."""
-    sizes, width = _BULK_TABLE.get(arch or "", {}), width_class(dim)
+    sizes, columns = _BULK_TABLE.get(arch or "", {}), (*_between(arch, dim), width_class(dim))
     if dtype == torch.float32:
         return ()
     rows = [f"{kernel}, bits"] * bits + [kernel]
-    return next((sizes[row][width] for row in rows if width in sizes.get(row, {})), ())
+    return next((sizes[row][column] for row in rows for column in columns if column in sizes.get(row, {})), ())
 
 
 _measured: dict[tuple[str, str, int, str], Tile] = {}
