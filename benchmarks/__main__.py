@@ -22,6 +22,7 @@ BENCHMARKS = {
     "few_steps": "benchmarks.few_steps",
     "sparse_student": "benchmarks.sparse_student",
     "first_prompts": "benchmarks.first_prompts",
+    "bands": "benchmarks.bands",
     "storyboards": "benchmarks.storyboards",
     "seam": "benchmarks.seam",
     "swap_gaps": "benchmarks.swap_gaps",

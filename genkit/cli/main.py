@@ -12,7 +12,20 @@ from typing import Annotated
 import typer
 
 from genkit import __version__
-from genkit.cli import demo, distill, doctor, families, inspect, interrupt, lora, methods, models, recipes, train
+from genkit.cli import (
+    compare,
+    demo,
+    distill,
+    doctor,
+    families,
+    inspect,
+    interrupt,
+    lora,
+    methods,
+    models,
+    recipes,
+    train,
+)
 from genkit.cli.interrupt import INTERRUPTED, TERMINATED
 from genkit.cli.options import usage_text
 from genkit.cli.output import OutputError, abandon, any_encoding, complain, flush, one_line, print_json, say
@@ -30,6 +43,7 @@ app = typer.Typer(
 for name, command in task_commands():
     app.command(name)(command)
 for command in (
+    compare.compare,
     inspect.inspect,
     models.models,
     methods.methods,

@@ -49,10 +49,15 @@ def _pair(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def psnr(a: np.ndarray, b: np.ndarray) -> float:
     """Peak signal-to-noise ratio in dB: 10 log10(1 / mean squared error) per frame, averaged over frames, 100 at
     most."""
+    return float(np.mean(psnr_frames(a, b)))
+
+
+def psnr_frames(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """:func:`psnr` of every frame, (T,)."""
     first, second = _pair(a, b)
     errors = np.mean((first - second) ** 2, axis=(1, 2, 3))
     with np.errstate(divide="ignore"):
-        return float(np.mean(np.minimum(PSNR_CAP, -10.0 * np.log10(errors))))
+        return np.minimum(PSNR_CAP, -10.0 * np.log10(errors))
 
 
 def ssim(a: np.ndarray, b: np.ndarray) -> float:
@@ -63,10 +68,30 @@ def ssim(a: np.ndarray, b: np.ndarray) -> float:
     Raises:
         UsageError: frames smaller than 11x11.
     """
+    return float(np.mean(ssim_frames(a, b)))
+
+
+def ssim_frames(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """:func:`ssim` of every frame, (T,)."""
     first, second = _pair(a, b)
     if min(first.shape[1:3]) < SSIM_WINDOW:
         raise UsageError(explain("frame size for ssim", first.shape[1:3], f"at least {SSIM_WINDOW}x{SSIM_WINDOW}"))
-    return float(np.mean([_ssim_frame(x, y) for x, y in zip(first, second, strict=True)]))
+    return np.array([_ssim_frame(x, y) for x, y in zip(first, second, strict=True)])
+
+
+def colour_drift(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Distance of the mean colours of every frame, (T,): Euclidean over red, green and blue, in values of 0..255."""
+    first, second = _pair(a, b)
+    return 255.0 * np.linalg.norm(first.mean((1, 2)) - second.mean((1, 2)), axis=-1)
+
+
+def change_frames(frames: np.ndarray) -> np.ndarray:
+    """Mean |x_t - x_(t-1)| between neighbouring frames, (T - 1,): what :func:`flicker` averages.
+
+    Raises:
+        UsageError: fewer than two frames.
+    """
+    return np.abs(np.diff(_moving(frames, 2, "change_frames"), axis=0)).mean((1, 2, 3))
 
 
 def _ssim_frame(x: np.ndarray, y: np.ndarray) -> float:

@@ -92,6 +92,10 @@ class Meter:
             found = self._served[key] = _Served(assignment.method, assignment.cache, plain)
         found.operations += operations(q, k) * site.heads / q.shape[2]
 
+    def methods(self) -> list[tuple[Method, Site]]:
+        """Methods that served calls, with the kinds of sites they served."""
+        return [(each.method, each.site) for each in self._served.values()]
+
     def saved(self) -> tuple[float, float] | None:
         """Operations that methods left out, of those they want and of those they execute; None when unknown."""
         computed = executed = 0.0

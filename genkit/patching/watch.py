@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from genkit.patching.compiled import forget_stale_graphs
 from genkit.patching.interception import INTERCEPTION
@@ -12,6 +12,10 @@ from genkit.patching.patched_layer import PatchedLayer
 from genkit.patching.patched_model import PatchedModel
 from genkit.patching.step_tracker import StepTracker
 from genkit.patching.targets import find_denoisers
+
+if TYPE_CHECKING:
+    from genkit.attention.method import Method
+    from genkit.attention.site import Site
 
 
 class Watch:
@@ -78,6 +82,15 @@ class Watch:
             dense - sum(each[0] for each in known) if told else None,
             dense - sum(each[1] for each in known) if told else None,
         )
+
+    @property
+    def served(self) -> tuple[tuple[Method, Site], ...]:
+        """Every method that served calls, with its first kind of site."""
+        found: dict[Method, Site] = {}
+        for _, _, meter in self._held:
+            for method, site in meter.methods():
+                found.setdefault(method, site)
+        return tuple(found.items())
 
     @property
     def silent(self) -> tuple[str, ...]:
