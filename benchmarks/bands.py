@@ -14,13 +14,15 @@ from benchmarks.toy_common import tell
 
 #: Mean distance of the objects' centres, in shares of the width, up to which a trajectory is the same.
 NEAR = 0.02
+#: The last variant of a round.
+LAST = "another seed"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of ``python -m benchmarks bands``."""
     parser.add_argument("--model", default="toy-video")
-    parser.add_argument("--prompts", type=int, default=8, help="seen prompts with one object (default 8)")
-    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--prompts", type=int, default=8, help="seen prompts with one object")
+    parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--output", type=Path, default=RESULTS)
 
 
@@ -32,7 +34,6 @@ def variants() -> dict[str, Any]:
     return {
         "radial": {"attention": genkit.Radial(), "schedule": later},
         "mixture_of_block": {"attention": genkit.MixtureOfBlock(), "schedule": later},
-        "neighborhood 5x7x7": {"attention": genkit.Neighborhood(size=(5, 7, 7)), "schedule": later},
         "neighborhood 3x5x5": {"attention": genkit.Neighborhood(size=(3, 5, 5)), "schedule": later},
         "neighborhood 3x3x3": {"attention": genkit.Neighborhood(size=(3, 3, 3)), "schedule": later},
         "block_select": {"attention": genkit.BlockSelect()},
@@ -89,7 +90,7 @@ def samples(model: str, prompts: int, steps: int) -> Iterator[dict[str, Any]]:
     for name, given in variants().items():
         options = {"schedule": given["schedule"]} if "schedule" in given else {}
         makers[name] = PipelineMaker(pipe, given["attention"], options, None, call, fps)
-    makers["another seed"] = OtherSeed(pipe, call=call, fps=fps)
+    makers[LAST] = OtherSeed(pipe, call=call, fps=fps)
     found: list[dict[str, Any]] = []
 
     class Judge(Follower):
@@ -97,10 +98,12 @@ def samples(model: str, prompts: int, steps: int) -> Iterator[dict[str, Any]]:
             for row in comparison.rows[1:]:
                 if row.name in outputs:
                     seen = truth(outputs[row.name].frames, outputs["dense"].frames)
-                    values = row.runs[-1].values
-                    about = {"variant": row.name, "prompt": row.runs[-1].prompt, "seed": row.runs[-1].seed}
-                    found.append({**about, "ssim": values["ssim"], "worst": values["ssim_worst"], "psnr": values["psnr"], "judge": seen,
-                                  "st_lpips": values.get("st_lpips")})  # fmt: skip
+                    values, made = row.runs[-1].values, row.runs[-1]
+                    found.append({
+                        "variant": row.name, "prompt": made.prompt, "seed": made.seed, "judge": seen,
+                        "ssim": values["ssim"], "worst": values["ssim_worst"], "psnr": values["psnr"],
+                        "st_lpips": values.get("st_lpips"),
+                    })  # fmt: skip
 
     for number, (_, caption) in enumerate(draw_prompts("train", prompts, seed=61)):
         rows = [Row(name, name, name == "dense") for name in makers]
@@ -116,57 +119,71 @@ def _has_perceptual() -> bool:
     return why_not() is None
 
 
-def best_thresholds(rows: Sequence[dict[str, Any]]) -> tuple[float, float, float]:
-    """SSIM from which trajectories are the same and from which scenes are kept that agree best with the judge, in steps
-    of 0.01, and the share that agrees; the middle of equally good ones."""
-    grid = np.round(np.arange(0.40, 1.0, 0.01), 2)
-    scored = [(agreement(rows, same, kept), same, kept) for same in grid for kept in grid if kept < same]
+def best_limits(rows: Sequence[dict[str, Any]], measure: str) -> tuple[float, float, float]:
+    """The two limits of a measure that agree best with the judge, and the share of pairs that agrees; of equally good
+    ones the middle."""
+    values = sorted({row[measure] for row in rows})
+    grid = [0.0, *((one + other) / 2 for one, other in zip(values, values[1:], strict=False)), 1e9]
+    scored = [(agreement(rows, measure, same, kept), same, kept) for same in grid for kept in grid if kept <= same]
     most = max(scored)[0]
-    best = [(same, kept) for share, same, kept in scored if share >= most - 1e-12]
-    same, kept = best[len(best) // 2]
-    return float(same), float(kept), most
+    best = sorted((same, kept) for share, same, kept in scored if share >= most - 1e-12)
+    return (*best[len(best) // 2], most)
 
 
-def agreement(rows: Sequence[dict[str, Any]], same: float, kept: float) -> float:
-    """Share of pairs whose band by SSIM is the judge's."""
-    return float(np.mean([named(row["ssim"], same, kept) == row["judge"] for row in rows]))
+def agreement(rows: Sequence[dict[str, Any]], measure: str, same: float, kept: float) -> float:
+    """Share of pairs whose band by a measure is the judge's."""
+    return float(np.mean([named(row[measure], same, kept) == row["judge"] for row in rows]))
 
 
-def named(ssim: float, same: float, kept: float) -> str:
-    """The band of an SSIM under given limits."""
+def named(value: float, same: float, kept: float) -> str:
+    """The band of a value under given limits."""
     from genkit.evaluation.comparison.bands import BANDS
 
-    return BANDS[0] if ssim >= same else BANDS[1] if ssim >= kept else BANDS[2]
+    return BANDS[0] if value >= same else BANDS[1] if value >= kept else BANDS[2]
 
 
-def left_out(rows: Sequence[dict[str, Any]]) -> float:
+def left_out(rows: Sequence[dict[str, Any]], measure: str) -> float:
     """Agreement on prompts that the limits were not fitted on, each left out in turn."""
     hits = []
     for prompt in dict.fromkeys(row["prompt"] for row in rows):
-        same, kept, _ = best_thresholds([row for row in rows if row["prompt"] != prompt])
-        hits += [named(row["ssim"], same, kept) == row["judge"] for row in rows if row["prompt"] == prompt]
+        same, kept, _ = best_limits([row for row in rows if row["prompt"] != prompt], measure)
+        hits += [named(row[measure], same, kept) == row["judge"] for row in rows if row["prompt"] == prompt]
     return float(np.mean(hits))
 
 
 def run(options: argparse.Namespace) -> int:
-    """Measure, print and write the report."""
-    from genkit.evaluation.comparison.bands import BANDS, SSIM_KEPT, SSIM_SAME
-
+    """Measure, print and write the report after every prompt."""
     facts = environment()
-    rows = list(samples(options.model, options.prompts, options.steps))
-    same, kept, share = best_thresholds(rows)
-    count = len(rows)
-    error = 100 * (share * (1 - share) / count) ** 0.5
-    used = agreement(rows, SSIM_SAME, SSIM_KEPT)
-    by_band = [
+    rows: list[dict[str, Any]] = []
+    for row in samples(options.model, options.prompts, options.steps):
+        rows.append(row)
+        if row["variant"] == LAST and len({each["prompt"] for each in rows}) > 1:
+            about = {"environment": facts, "steps": options.steps, "model": options.model, "pairs": rows}
+            report("bands", about, text_of(about), options.output)
+    return 0
+
+
+def text_of(about: dict[str, Any]) -> str:
+    """The page of results."""
+    from genkit.evaluation.comparison.bands import BANDS, band
+
+    rows = about["pairs"]
+    called = [(row, band({"ssim": row["ssim"], "ssim_worst": row["worst"]})) for row in rows]
+    share = float(np.mean([row["judge"] == name for row, name in called]))
+    prompts = len({row["prompt"] for row in rows})
+    error = (share * (1 - share) / len(rows)) ** 0.5
+    measures = []
+    for measure, title in (("ssim", "SSIM, mean"), ("worst", "SSIM, worst frame"), ("psnr", "PSNR")):
+        same, kept, fitted = best_limits(rows, measure)
+        measures.append({
+            "measure": title, "same from": f"{same:.3g}", "kept from": f"{kept:.3g}", "agrees": f"{100 * fitted:.0f} %",
+            "on prompts left out": f"{100 * left_out(rows, measure):.0f} %",
+        })  # fmt: skip
+    seen = [
         {
-            "judge": name,
-            "pairs": len(own),
-            "SSIM": f"{np.mean([row['ssim'] for row in own]):.3f}" if own else "",
-            "lowest to highest": f"{min(row['ssim'] for row in own):.3f} to {max(row['ssim'] for row in own):.3f}"
-            if own else "",
-            "PSNR": f"{np.mean([row['psnr'] for row in own]):.1f}" if own else "",
-            **{f"called {band}": sum(named(row["ssim"], SSIM_SAME, SSIM_KEPT) == band for row in own) for band in BANDS},
+            "the judge": name, "pairs": len(own),
+            **{f"called {each}": sum(word == each for row, word in called if row["judge"] == name) for each in BANDS},
+            "SSIM": _span(own, "ssim", 3), "worst frame": _span(own, "worst", 3), "PSNR": _span(own, "psnr", 1),
         }
         for name in BANDS
         for own in [[row for row in rows if row["judge"] == name]]
@@ -176,33 +193,38 @@ def run(options: argparse.Namespace) -> int:
             "variant": name,
             "SSIM": f"{np.mean([row['ssim'] for row in own]):.3f}",
             "PSNR": f"{np.mean([row['psnr'] for row in own]):.1f}",
-            **{band: sum(row["judge"] == band for row in own) for band in BANDS},
+            **{each: sum(row["judge"] == each for row in own) for each in BANDS},
         }
         for name in dict.fromkeys(row["variant"] for row in rows)
         for own in [[row for row in rows if row["variant"] == name]]
     ]
-    text = "\n".join(
+    return "\n".join(
         [
             "# The bands of genkit compare",
             "",
-            machine_line(facts),
-            f"{options.model}, 25x128x128, {options.steps} steps, {options.prompts} seen prompts, {count} pairs of clips. "
-            f"The judge's band: the same objects with the same motions, their centres within {100 * NEAR:.0f} % of the width "
-            "on average (same trajectory), only the same objects and motions (scene kept), or neither (diverged).",
+            machine_line(about["environment"]),
+            f"{about['model']}, 25x128x128, {about['steps']} steps, {prompts} seen prompts, "
+            f"{len(rows)} pairs of clips.",
+            f"What the judge says: the same objects with the same motions, their centres within {100 * NEAR:.0f} % of",
+            "the width on average (same trajectory), only the same objects and motions (scene kept), or neither.",
             "",
-            f"Best limits of SSIM: {same:.2f} and {kept:.2f}, which agree with the judge in {100 * share:.0f} ± {error:.0f} % of "
-            f"the pairs ({100 * left_out(rows):.0f} % of prompts that they were not fitted on). In use: {SSIM_SAME:g} and "
-            f"{SSIM_KEPT:g}, {100 * used:.0f} %.",
+            f"The bands in use agree with the judge in {100 * share:.0f} ± {100 * error:.0f} % of the pairs.",
             "",
-            table(by_band),
+            table(seen),
             "",
-            "What the judge saw, by variant:",
+            "Limits that would agree best, by measure, and how they do on prompts that they were not fitted on:",
+            "",
+            table(measures),
+            "",
+            "What the judge says, by variant:",
             "",
             table(by_variant),
             "",
         ]
     )
-    report(
-        "bands", {"environment": facts, "best": [same, kept, share], "used": used, "pairs": rows}, text, options.output
-    )
-    return 0
+
+
+def _span(rows: Sequence[dict[str, Any]], name: str, digits: int) -> str:
+    """Lowest, mean and highest value."""
+    values = [row[name] for row in rows]
+    return "" if not values else f"{min(values):.{digits}f} · {np.mean(values):.{digits}f} · {max(values):.{digits}f}"

@@ -11,6 +11,7 @@ import numpy as np
 
 from genkit.demo.engine.difference import heat
 from genkit.demo.engine.job import DONE, Job, State
+from genkit.demo.engine.kept import MOST
 from genkit.demo.engine.messages import ORIGIN
 from genkit.demo.engine.visitors import Visitor
 from genkit.demo.options import OWN, attentions, defaults_of, kind_of_model
@@ -18,7 +19,8 @@ from genkit.demo.tabs import fields, show
 from genkit.demo.tabs.base import Tab
 from genkit.demo.tabs.generate import EXAMPLES, KINDS
 from genkit.errors import UsageError
-from genkit.evaluation.metrics import psnr
+from genkit.evaluation.comparison.bands import band
+from genkit.evaluation.comparison.numbers import METRICS, Output, compare_outputs
 from genkit.pipelines.request import Settings
 from genkit.pipelines.settings import GenerateSettings
 
@@ -126,7 +128,7 @@ def _table(own: Any, other: Any) -> str:
     rows.append(("query-key pairs executed", "100%", share or "depends on the data"))
     if report:
         rows.append(("calls that ran it", "–", f"{report['ran']} of {report['calls']}"))
-    rows.append(("PSNR to the model's own", "–", _alike(own.frames, other.frames)))
+    rows += [(what, "–", told) for what, told in _apart(own.frames, other.frames)]
     body = "".join(
         f"<tr><td>{escape(what)}</td><td>{escape(first)}</td><td><b>{escape(second)}</b></td></tr>"
         for what, first, second in rows
@@ -135,5 +137,19 @@ def _table(own: Any, other: Any) -> str:
     return f'<table class="versus">{header}{body}</table>'
 
 
-def _alike(own: np.ndarray, other: np.ndarray) -> str:
-    return "equal" if np.array_equal(own, other) else f"{psnr(own, other):.1f} dB"
+def _apart(own: np.ndarray, other: np.ndarray) -> list[tuple[str, str]]:
+    """How far the two are apart, by the numbers of ``genkit compare``, and the word for it."""
+    if np.array_equal(own, other):
+        return [("compared with the model's own", "equal")]
+    every = max(1, -(-own[..., 0].size // MOST))  # of long clips as many frames as can be compared at once
+    found = compare_outputs(Output(other[::every]), Output(own[::every]), False).values
+    of = "" if every == 1 or len(own) == 1 else f", every {every}th frame"
+    rows = [(f"{METRICS[name].title} to the model's own{of}", _told(name, found[name])) for name in ("psnr", "ssim")
+            if name in found]  # fmt: skip
+    word = band(found)
+    return rows if word is None else [*rows, ("compared with the model's own", word)]
+
+
+def _told(name: str, value: float) -> str:
+    metric = METRICS[name]
+    return f"{value:.{metric.digits}f} {metric.unit}".strip()

@@ -9,8 +9,10 @@ from collections.abc import Mapping
 
 SAME, KEPT, DIVERGED = "same trajectory", "scene kept", "diverged"
 BANDS = (SAME, KEPT, DIVERGED)
-#: Smallest mean SSIM of a clip or picture for each band; below both it has diverged.
-SSIM_SAME, SSIM_KEPT = 0.95, 0.80
+#: Smallest SSIM for the first two bands: of the mean over frames, and of the frame that is furthest off. A clip that
+#: breaks down for a few frames has a good mean.
+SSIM_SAME, WORST_SAME = 0.93, 0.88
+SSIM_KEPT, WORST_KEPT = 0.88, 0.75
 MEANING = {
     SAME: "the same things at the same places: differences are for the pixel peeper",
     KEPT: "the same things, moved or drawn otherwise",
@@ -19,8 +21,10 @@ MEANING = {
 
 
 def band(values: Mapping[str, float]) -> str | None:
-    """The band of an output by its distances; None without a mean SSIM."""
-    likeness = values.get("ssim")
-    if likeness is None:
+    """The band of an output by its distances ``ssim`` and ``ssim_worst``; None without them."""
+    mean, worst = values.get("ssim"), values.get("ssim_worst")
+    if mean is None or worst is None:
         return None
-    return SAME if likeness >= SSIM_SAME else KEPT if likeness >= SSIM_KEPT else DIVERGED
+    if mean >= SSIM_SAME and worst >= WORST_SAME:
+        return SAME
+    return KEPT if mean >= SSIM_KEPT and worst >= WORST_KEPT else DIVERGED

@@ -70,7 +70,7 @@ def cached(pipeline: Any, config: Any) -> Iterator[None]:
     if config is None:
         yield
         return
-    models = [denoiser.model() for denoiser in find_denoisers(pipeline)]
+    models: list[Any] = [denoiser.model() for denoiser in find_denoisers(pipeline)]
     fit = [model for model in models if hasattr(model, "enable_cache")]
     name = type(config).__name__
     if not fit:

@@ -88,7 +88,23 @@ def written_variant(text: str) -> Variant:
         if not mark:
             raise UsageError(explain("--variant", text, "NAME: setting=value; setting=value"))
         settings[key] = [*settings.get(key, []), value.strip()] if key in ("lora", "denoiser") else value.strip()
-    return checked(Variant(name.strip(), settings))
+    found = checked(Variant(name.strip(), settings))
+    return replace(found, settings={key: _typed(key, value) for key, value in found.settings.items()})
+
+
+def _typed(key: str, value: Any) -> Any:
+    """A written value as its setting's type: numbers and switches, which other settings keep as texts."""
+    from genkit import schema
+    from genkit.pipelines.request import flag
+    from genkit.pipelines.settings import GenerateSettings
+
+    hint = schema.hints_of(GenerateSettings).get(key)
+    kind = None if hint is None else schema.kinds(hint)[0]
+    if kind in (int, float):
+        return schema.number(value, kind, f"{flag(key)} of a variant")
+    if kind is bool:
+        return schema.read(bool, {"true": True, "false": False}.get(value.lower(), value), f"{flag(key)} of a variant")
+    return value
 
 
 def checked(variant: Variant) -> Variant:

@@ -162,6 +162,7 @@ def test_the_judge_gives_full_marks_to_the_world_itself():
 
 def test_bands_follow_likeness():
     assert bands.band({}) is None
+    assert bands.band({"ssim": 0.97, "ssim_worst": 0.5}) == bands.DIVERGED, "a clip that breaks down for a moment"
     order = [bands.band({"ssim": value, "ssim_worst": value}) for value in (1.0, 0.0)]
     assert order == [bands.SAME, bands.DIVERGED]
     names = [bands.band({"ssim": value, "ssim_worst": value}) for value in np.linspace(1, 0, 101)]

@@ -48,7 +48,9 @@ def test_any_settings():
     assert found.name == "mine" and found.settings == {
         "attention": "radial", "schedule": "steps=4:", "lora": ["a.safetensors", "b.safetensors@0.5"],
     }  # fmt: skip
-    assert written_variant("flow-shift=5").settings == {"flow_shift": "5"}
+    assert written_variant("flow-shift=5; steps=3; vae_tiling=true").settings == {
+        "flow_shift": 5.0, "steps": 3, "vae_tiling": True,
+    }  # fmt: skip
     assert from_mapping("x", "radial@steps=4:").settings["schedule"] == "steps=4:"
     assert from_mapping("x", None) == Variant("x")
 
@@ -59,6 +61,8 @@ def test_any_settings():
         (lambda: attention_variant(":size=3"), "a method"),
         (lambda: attention_variant("radial:size"), "radial"),
         (lambda: written_variant("mine: attention"), "NAME: setting=value"),
+        (lambda: written_variant("mine: steps=few"), "--steps of a variant"),
+        (lambda: written_variant("mine: fast=perhaps"), "--fast of a variant"),
         (lambda: written_variant("mine: seed=3"), "seed.*allowed: attention"),
         (lambda: from_mapping("mine", {"height": 64}), "height"),
         (lambda: from_mapping("mine", 3), "names and values"),

@@ -32,7 +32,7 @@ function summary() {
   rows.forEach((row, index) => {
     const found = row.summary, base = index === 0;
     const cell = (title, text, more) => make("td", { "data-title": title }, text, more ? make("small", {}, more) : null);
-    const chips = make("td", { "data-title": heads[1] });
+    const chips = make("td", { className: "bands", "data-title": heads[1] });
     if (row.failed) chips.append(make("span", { className: "chip gone" }, "failed"));
     else if (base) chips.append(make("span", { className: "chip plain" }, "baseline"));
     else for (const [name, count] of Object.entries(row.bands)) chips.append(make("span", { className: "chip " + BAND[name] }, (row.runs.length > 1 ? count + " × " : "") + name), " ");

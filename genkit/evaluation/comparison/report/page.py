@@ -10,7 +10,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from genkit.evaluation.comparison.bands import BANDS, MEANING, SSIM_KEPT, SSIM_SAME
+from genkit.evaluation.comparison.bands import BANDS, MEANING, SSIM_KEPT, SSIM_SAME, WORST_KEPT, WORST_SAME
 from genkit.evaluation.comparison.intervals import LEAST
 from genkit.evaluation.comparison.report.media import Shown
 from genkit.evaluation.comparison.results import Comparison
@@ -66,7 +66,11 @@ def _lead(comparison: Comparison) -> str:
 
 
 def _reading(comparison: Comparison) -> str:
-    limits = {BANDS[0]: f"SSIM from {SSIM_SAME}", BANDS[1]: f"from {SSIM_KEPT}", BANDS[2]: f"below {SSIM_KEPT}"}
+    limits = {
+        BANDS[0]: f"SSIM from {SSIM_SAME}, no frame below {WORST_SAME}",
+        BANDS[1]: f"from {SSIM_KEPT}, no frame below {WORST_KEPT}",
+        BANDS[2]: "all else",
+    }
     kinds = dict(zip(BANDS, ("same", "kept", "gone"), strict=True))
     bands = "".join(
         f'<p class="note"><span class="chip {kinds[name]}">{name}</span> {limits[name]}: {MEANING[name]}.</p>'
