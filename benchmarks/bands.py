@@ -168,16 +168,20 @@ def text_of(about: dict[str, Any]) -> str:
     from genkit.evaluation.comparison.bands import BANDS, band
 
     rows = about["pairs"]
-    called = [(row, band({"ssim": row["ssim"], "ssim_worst": row["worst"]})) for row in rows]
+    called = [(row, band({"psnr": row["psnr"], "ssim_worst": row["worst"]})) for row in rows]
     share = float(np.mean([row["judge"] == name for row, name in called]))
     prompts = len({row["prompt"] for row in rows})
     error = (share * (1 - share) / len(rows)) ** 0.5
     measures = []
-    for measure, title in (("ssim", "SSIM, mean"), ("worst", "SSIM, worst frame"), ("psnr", "PSNR")):
-        same, kept, fitted = best_limits(rows, measure)
+    nearness = [{**row, "st_lpips": -row["st_lpips"]} for row in rows if row["st_lpips"] is not None]
+    titles = {"ssim": "SSIM, mean", "worst": "SSIM, worst frame", "psnr": "PSNR", "st_lpips": "ST-LPIPS, negated"}
+    for measure, title in titles.items():
+        if measure == "st_lpips" and len(nearness) < len(rows):
+            continue
+        same, kept, fitted = best_limits(nearness or rows, measure)
         measures.append({
             "measure": title, "same from": f"{same:.3g}", "kept from": f"{kept:.3g}", "agrees": f"{100 * fitted:.0f} %",
-            "on prompts left out": f"{100 * left_out(rows, measure):.0f} %",
+            "on prompts left out": f"{100 * left_out(nearness or rows, measure):.0f} %",
         })  # fmt: skip
     seen = [
         {

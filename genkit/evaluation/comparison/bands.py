@@ -9,10 +9,10 @@ from collections.abc import Mapping
 
 SAME, KEPT, DIVERGED = "same trajectory", "scene kept", "diverged"
 BANDS = (SAME, KEPT, DIVERGED)
-#: Smallest SSIM for the first two bands: of the mean over frames, and of the frame that is furthest off. A clip that
-#: breaks down for a few frames has a good mean.
-SSIM_SAME, WORST_SAME = 0.93, 0.88
-SSIM_KEPT, WORST_KEPT = 0.88, 0.75
+#: Smallest mean PSNR in dB for the first two bands, and smallest SSIM of the frame that is furthest off: a clip that
+#: breaks down for a few frames has good means.
+PSNR_SAME, WORST_SAME = 25.5, 0.88
+PSNR_KEPT, WORST_KEPT = 21.0, 0.75
 MEANING = {
     SAME: "the same things at the same places: differences are for the pixel peeper",
     KEPT: "the same things, moved or drawn otherwise",
@@ -21,10 +21,10 @@ MEANING = {
 
 
 def band(values: Mapping[str, float]) -> str | None:
-    """The band of an output by its distances ``ssim`` and ``ssim_worst``; None without them."""
-    mean, worst = values.get("ssim"), values.get("ssim_worst")
+    """The band of an output by its distances ``psnr`` and ``ssim_worst``; None without them."""
+    mean, worst = values.get("psnr"), values.get("ssim_worst")
     if mean is None or worst is None:
         return None
-    if mean >= SSIM_SAME and worst >= WORST_SAME:
+    if mean >= PSNR_SAME and worst >= WORST_SAME:
         return SAME
-    return KEPT if mean >= SSIM_KEPT and worst >= WORST_KEPT else DIVERGED
+    return KEPT if mean >= PSNR_KEPT and worst >= WORST_KEPT else DIVERGED

@@ -162,10 +162,10 @@ def test_the_judge_gives_full_marks_to_the_world_itself():
 
 def test_bands_follow_likeness():
     assert bands.band({}) is None
-    assert bands.band({"ssim": 0.97, "ssim_worst": 0.5}) == bands.DIVERGED, "a clip that breaks down for a moment"
-    order = [bands.band({"ssim": value, "ssim_worst": value}) for value in (1.0, 0.0)]
+    assert bands.band({"psnr": 27.0, "ssim_worst": 0.5}) == bands.DIVERGED, "a clip that breaks down for a moment"
+    order = [bands.band({"psnr": 50 * value, "ssim_worst": value}) for value in (1.0, 0.0)]
     assert order == [bands.SAME, bands.DIVERGED]
-    names = [bands.band({"ssim": value, "ssim_worst": value}) for value in np.linspace(1, 0, 101)]
+    names = [bands.band({"psnr": 50 * value, "ssim_worst": value}) for value in np.linspace(1, 0, 101)]
     assert [names.index(name) for name in bands.BANDS] == sorted(names.index(name) for name in bands.BANDS)
 
 

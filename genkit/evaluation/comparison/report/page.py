@@ -10,7 +10,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from genkit.evaluation.comparison.bands import BANDS, MEANING, SSIM_KEPT, SSIM_SAME, WORST_KEPT, WORST_SAME
+from genkit.evaluation.comparison.bands import BANDS, MEANING, PSNR_KEPT, PSNR_SAME, WORST_KEPT, WORST_SAME
 from genkit.evaluation.comparison.intervals import LEAST
 from genkit.evaluation.comparison.report.media import Shown
 from genkit.evaluation.comparison.results import Comparison
@@ -67,8 +67,8 @@ def _lead(comparison: Comparison) -> str:
 
 def _reading(comparison: Comparison) -> str:
     limits = {
-        BANDS[0]: f"SSIM from {SSIM_SAME}, no frame below {WORST_SAME}",
-        BANDS[1]: f"from {SSIM_KEPT}, no frame below {WORST_KEPT}",
+        BANDS[0]: f"PSNR from {PSNR_SAME:g} dB, no frame's SSIM below {WORST_SAME}",
+        BANDS[1]: f"from {PSNR_KEPT:g} dB, no frame's SSIM below {WORST_KEPT}",
         BANDS[2]: "all else",
     }
     kinds = dict(zip(BANDS, ("same", "kept", "gone"), strict=True))
