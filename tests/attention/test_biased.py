@@ -24,6 +24,7 @@ METHODS = {
     "biased": genkit.Biased(cutoff=2.0, block=8),
     "radial": genkit.Radial(block_size=8, near="decay", sink=False, decay_factor=0.1),
     "neighborhood": genkit.Neighborhood(size=3),
+    "shards": genkit.Shards(block=8, stride=3, local=0),
     "shifted_groups": genkit.ShiftedGroups(group=1),
     "sliding_window": genkit.SlidingWindow(base=(3, 3), scale_factor=1.0),
     "block_select": genkit.BlockSelect(block=8, keep=3),
@@ -50,6 +51,8 @@ def seen(method, q, k, site, cache):
     every = torch.arange(site.layout.length)
     if method.name == "shifted_groups":
         return method.masks(site.layout)[method._kinds(HEADS)][None]
+    if method.name == "shards":
+        return method.masks(site.layout)[method.kinds(HEADS)][None]
     if method.name == "biased":
         return method._rows(site.layout, every, HEADS)[None]
     return method.mask(site.layout)[None, None]
@@ -266,7 +269,8 @@ def test_refusals():
     assert genkit.BlockSelect(bias="alibi").describe() == "block_select(bias=alibi)"
     takers = {name for name in registry.names() if getattr(registry.method_class(name), "takes_bias", False)}
     assert takers == {
-        "biased", "block_select", "neighborhood", "pyramid", "radial", "shifted_groups", "sliding_window"
+        "biased", "block_select", "neighborhood", "pyramid", "radial", "shards", "shifted_groups",
+        "sliding_window",
     }  # fmt: skip
 
 

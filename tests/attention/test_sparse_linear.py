@@ -28,6 +28,7 @@ PARTS = {
     "block_select": "block_select block=8 keep=2",
     "neighborhood": "neighborhood size=allx1x3",
     "radial": "radial block_size=16 near=decay sink=false decay_factor=0.01 thin_below=128",
+    "shards": "shards block=8 stride=3 local=0",
     "shifted_groups": "shifted_groups group=1 sink=none",
     "mixture_of_block": "mixture_of_block temporal=1 spatial=2x2 box=1x2x2",
     "pyramid": "pyramid block=8 thresholds=0.2x0.3x0.5x0.6",
@@ -39,7 +40,7 @@ def site_of(layout, heads=2, **more):
     return Site.of_layout(layout, heads=heads, **more)
 
 
-TELLERS = ("block_select", "neighborhood", "radial", "shifted_groups")
+TELLERS = ("block_select", "neighborhood", "radial", "shards", "shifted_groups")
 
 
 def test_what_can_be_a_part():
@@ -124,7 +125,7 @@ def by_hand(method, q, k, v, site, own, visible=None):
 
 CASES = [
     (part, "unselected", form, projection)
-    for part in ("block_select", "neighborhood", "radial", "shifted_groups")
+    for part in ("block_select", "neighborhood", "radial", "shards", "shifted_groups")
     for form, projection in (("softmax", "shared"), ("elu", "head"))
 ] + [
     ("pyramid", "all", "softmax", "head"), ("mixture_of_block", "all", "elu", "shared"),

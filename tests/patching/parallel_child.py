@@ -94,7 +94,7 @@ def main() -> None:
     # Diffusers asks torch for the accelerator's devices and divides by their number; a CPU has none.
     torch.accelerator.device_count = lambda: 1
     torch.distributed.init_process_group("gloo", init_method=f"file://{FOLDER / 'meet'}", rank=RANK, world_size=2)
-    for method in (NEAR, genkit.MixtureOfBlock(), genkit.ShiftedGroups(group=1), Full()):
+    for method in (NEAR, genkit.MixtureOfBlock(), genkit.ShiftedGroups(group=1), genkit.Shards(block=8), Full()):
         compare(f"wan {method.name}", wan, method, roles="self")
     compare("wan two heads", wan, genkit.ShiftedGroups(group=1), roles="self", schedule=Schedule(heads="0:2"))
     compare("wan three heads", wan, NEAR, roles="self", schedule=Schedule(heads="1:4"))

@@ -19,7 +19,14 @@ from genkit.patching.head_split import HeadSplit
 from genkit.patching.ulysses import _build
 
 HERE = Path(__file__).parent
-SERVED = ("wan neighborhood", "wan mixture_of_block", "wan shifted_groups", "wan full", "flux neighborhood")
+SERVED = (
+    "wan neighborhood",
+    "wan mixture_of_block",
+    "wan shifted_groups",
+    "wan shards",
+    "wan full",
+    "flux neighborhood",
+)
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,7 @@ SMALL = {
     "neighborhood": {"size": 3},
     "pyramid": {"block": 8, "thresholds": (0.2, 0.3, 0.5, 0.6)},
     "radial": {"block_size": 16, "near": "decay", "sink": False, "decay_factor": 0.01, "thin_below": 128},
+    "shards": {"block": 8, "stride": 3, "local": 0},
     "shifted_groups": {"group": 1, "sink": "none"},
     "linear_attention": {},
     "sliding_window": {"base": (2, 2)},

@@ -27,6 +27,7 @@ METHODS = {
     "biased": genkit.Biased(bias="distance:t=0.5:h=0.5:w=0.5", block=8),
     "radial": genkit.Radial(block_size=8, near="decay", sink=False, decay_factor=0.1),
     "learned bias": BIAS,
+    "shards": genkit.Shards(block=8, stride=3),
     "shifted_groups": genkit.ShiftedGroups(group=2),
     "neighborhood": genkit.Neighborhood(size=3),
     "sliding_window": genkit.SlidingWindow(base=(2, 2)),
@@ -66,6 +67,8 @@ class Written(Full):
         if isinstance(self.method, genkit.ShiftedGroups):
             heads = torch.arange(site.heads) >= site.heads - self.method.moved(site.heads)
             return self.method.masks(site.layout)[heads.long()]
+        if isinstance(self.method, genkit.Shards):
+            return self.method.masks(site.layout)[(torch.arange(site.heads) + site.layer) % self.method.stride]
         if not isinstance(self.method, genkit.MixtureOfBlock):
             return self.method.mask(site.layout)
         part = _partition(self.method, site.layout.grid, self.method.kind(site.layer))
