@@ -22,7 +22,7 @@ class Painter(Protocol):
     def base(self, number: int) -> np.ndarray:
         """Frames (T, h, w, 3) uint8 at the trained size."""
 
-    def again(self, base: np.ndarray, number: int, method: Any) -> np.ndarray:
+    def again(self, base: np.ndarray, number: int, method: Any, schedule: Any = None) -> np.ndarray:
         """The same enlarged and denoised under a method (None: dense), (T, H, W, 3) uint8."""
 
     def judge(self, frames: np.ndarray, number: int) -> dict[str, bool]:
@@ -49,13 +49,13 @@ class Clips:
         request = ClipRequest(self.case.frames, side, side, self.case.steps, batch=1)
         return generate_clips(self.pipeline, [self.prompts[number][1]], request, _SEED + number)[0][0]
 
-    def again(self, base: np.ndarray, number: int, method: Any) -> np.ndarray:
+    def again(self, base: np.ndarray, number: int, method: Any, schedule: Any = None) -> np.ndarray:
         """See :class:`Painter`."""
         from genkit.pipelines.tasks.high_resolution.second_pass import high_resolution
 
         case = self.case
         made = high_resolution(
-            self.pipeline, prompt=self.prompts[number][1], upscale=case.upscale, method=method,
+            self.pipeline, prompt=self.prompts[number][1], upscale=case.upscale, method=method, schedule=schedule,
             strength=case.strength, flow_shift=case.shift, frames=base / 255.0,
             generator=torch.Generator().manual_seed(_SEED + number), num_inference_steps=case.steps,
             guidance_scale=case.guidance, max_sequence_length=64,
@@ -93,7 +93,7 @@ class Pictures:
 
         return generate_pictures(self.pipeline, [self.prompts[number][1]], self.request, _SEED + number)[0]
 
-    def again(self, base: np.ndarray, number: int, method: Any) -> np.ndarray:
+    def again(self, base: np.ndarray, number: int, method: Any, schedule: Any = None) -> np.ndarray:
         """See :class:`Painter`."""
         from contextlib import nullcontext
 
@@ -104,7 +104,7 @@ class Pictures:
         case, side = self.case, self.case.side * self.case.upscale
         large = Image.fromarray(base[0]).resize((side, side), Image.Resampling.BILINEAR)
         told = self.request.call | {"true_cfg_scale": case.guidance}
-        patched = nullcontext() if method is None else genkit.patch(self.second, method)
+        patched = nullcontext() if method is None else genkit.patch(self.second, method, schedule=schedule)
         with torch.random.fork_rng(), patched:
             torch.manual_seed(_SEED + number)  # the sampler draws noise in every step
             made = self.second(

@@ -21,7 +21,7 @@ def text(store: Store) -> str:
         "",
         machine_line(store.facts),
         "A run of the toy model at the size it was trained for is enlarged, noised again and denoised under every "
-        "method, in all steps and layers of this second pass (from noise the models draw little at sizes they were "
+        "method, in all layers of this second pass (from noise the models draw little at sizes they were "
         "not trained for). Same prompts, base runs and noise in every row. Mass kept: share of dense attention's "
         "softmax on the pairs a method reads token by token, on queries, keys and values of one step of the dense "
         "run, all layers; what is read as means does not count. Error: norm of the difference to dense attention's "
@@ -51,8 +51,8 @@ def _case(store: Store, name: str, case: Case) -> list[str]:
         f"## {case.model}, {size}{large}x{large}, {name.partition('-')[2]} tokens",
         "",
         f"{dense.settings['dtype']}, weights {dense.weights}; {'; '.join(dense.at)}. The second pass makes "
-        f"{case.strength:g} of {case.steps} steps{_guided(case)}. All right over {dense.count} "
-        f"prompts: base run {_share(dense, 'base')}, dense {_share(dense)}.",
+        f"{case.strength:g} of {case.steps} steps{_guided(case)}, the first {case.dense} dense. All right over "
+        f"{dense.count} prompts: base run {_share(dense, 'base')}, dense {_share(dense)}.",
         "",
     ]
     for title, group in case.groups.items():
@@ -90,8 +90,9 @@ def _choosing(look: Row) -> str:
 
 
 def _mean(values: Sequence[float], digits: int, sign: str = "") -> str:
-    error = np.std(values, ddof=1) / len(values) ** 0.5 if len(values) > 1 else float("nan")
-    return f"{np.mean(values):{sign}.{digits}f} ± {error:.{digits}f}"
+    if len(values) < 2:
+        return f"{np.mean(values):{sign}.{digits}f}"
+    return f"{np.mean(values):{sign}.{digits}f} ± {np.std(values, ddof=1) / len(values) ** 0.5:.{digits}f}"
 
 
 def _share(row: Row, name: str = "all") -> str:
@@ -131,6 +132,8 @@ def _verdict(store: Store, name: str, case: Case) -> list[str]:
             best = max(able, key=lambda other: _difference(able[other][part], (drawn, look)[part], kind)[0])
             more, error = _difference(able[best][part], (drawn, look)[part], kind)
             row |= {f"best by {title}": best, f"{title}, more by": f"{more:+.2f} ± {error:.2f}"}
+        both = [other for other, pair in against.items() if _better_in_both(pair, (drawn, look))]
+        row["better in both"] = ", ".join(both) or "none"
         rows.append(row)
     if not rows:
         return []
@@ -143,6 +146,13 @@ def _verdict(store: Store, name: str, case: Case) -> list[str]:
         table(rows),
         "",
     ]
+
+
+def _better_in_both(pair: tuple[Row, Row], other: tuple[Row, Row]) -> bool:
+    """Whether mass and PSNR are both higher on average; methods whose pairs hold no mass of their own are left out."""
+    if not pair[1].values("mass"):
+        return False
+    return _difference(pair[1], other[1], "mass")[0] > 0 and _difference(pair[0], other[0], "psnr")[0] > 0
 
 
 def _tail(store: Store, name: str) -> list[str]:

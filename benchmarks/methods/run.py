@@ -130,10 +130,12 @@ class _Bench:
         self._add(self._row("look", setting), measure(registry.build(*setting), calls))
 
     def _draw(self, setting: Setting, base: Any, dense: Any, number: int) -> None:
+        import genkit
         from genkit.attention import registry
         from genkit.evaluation.metrics import psnr
 
-        frames = self.painter.again(base, number, registry.build(*setting))
+        schedule = genkit.Schedule(steps=f"{self.case.dense}:")
+        frames = self.painter.again(base, number, registry.build(*setting), schedule)
         right = {name: float(value) for name, value in self.painter.judge(frames, number).items()}
         self._add(self._row("outputs", setting), {"psnr": psnr(frames, dense)} | right)
 

@@ -38,7 +38,7 @@ def started(tmp_path, *more):
 
 @pytest.mark.parametrize("model, frames", [("toy-video", 5), ("toy-dit", 1)])
 def test_a_small_run_measures_every_row_and_a_second_one_nothing(model, frames, monkeypatch, tmp_path, capsys):
-    small(monkeypatch, Case(model, frames, 64, 2, 4, 0.5, 4.0, 1.0, {"some": (NEAR, FULL, CHOSEN)}))
+    small(monkeypatch, Case(model, frames, 64, 2, 4, 0.5, 4.0, 1.0, 1, {"some": (NEAR, FULL, CHOSEN)}))
     assert started(tmp_path, "--prompts", "2", "--looked", "1") == 0
     text = (tmp_path / "out/methods.md").read_text()
     assert text in capsys.readouterr().out and "| neighborhood" in text and "| block_select" in text
@@ -76,7 +76,7 @@ def test_mass_is_that_of_the_pairs_of_all_queries():
 
 
 def test_the_report_compares_at_equal_density_and_tells_what_a_tail_brings(monkeypatch, tmp_path):
-    small(monkeypatch, Case("toy-video", 5, 64, 2, 4, 0.5, 4.0, 1.0, {"some": (NEAR, CHOSEN, FEWER, TAIL)}))
+    small(monkeypatch, Case("toy-video", 5, 64, 2, 4, 0.5, 4.0, 1.0, 1, {"some": (NEAR, CHOSEN, FEWER, TAIL)}))
     store = Store(tmp_path / "none.json")
     store.facts = {"gpu": None, "cpu": "x", "threads": 1, "cores": 1, "python": "3", "versions": {}, "commit": "c"}
     psnr = {NEAR[1]["size"]: (20, 22), "2": (30, 31), "1": (24, 26), "16": (28, 29)}
@@ -91,6 +91,7 @@ def test_the_report_compares_at_equal_density_and_tells_what_a_tail_brings(monke
             numbers = {"executed": executed, "computed": executed, "mass": executed, "error": 1.0}
             look.add(numbers | {"call ms": 3.0, "dense ms": 10.0} | ({} if setting is NEAR else {"choosing ms": 1.0}))
     text = report.text(store)
+    assert text.count("| +4.00 ± 0.00 | block_select(block=16, keep=1) |") == 1
     assert "+4.00 ± 0.00" in text  # 24, 26 against 20, 22: the only one that executes as little
     assert "brings back" in text and "64 ± " in text  # (4 + 3) / (6 + 5)
     assert "| 12% |" in text  # 1 ms of 8 that are saved

@@ -19,7 +19,7 @@ SMALL = {
     "clear": {"radius": 1.5},
     "cross_modal_context": {"window": 1.0},
     "mixture_of_block": {"temporal": 1, "spatial": (2, 2), "box": (1, 2, 2)},
-    "mixture_of_heads": {"shared": 1, "keep": 1, "block": 8, "untrained": True},
+    "mixture_of_heads": {"shared": 0, "keep": 1, "block": 8, "untrained": True},
     "neighborhood": {"size": 3},
     "pyramid": {"block": 8, "thresholds": (0.2, 0.3, 0.5, 0.6)},
     "radial": {"block_size": 16, "near": "decay", "sink": False, "decay_factor": 0.01, "thin_below": 128},
