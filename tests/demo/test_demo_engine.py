@@ -287,3 +287,17 @@ def test_the_difference_is_dark_where_nothing_changed():
     other[:, 1, 1] = 255
     shown = heat(frames, other)
     assert shown[1, 1].sum() > 600 and shown[0, 0].sum() < 60
+
+
+def test_the_compare_tab_tells_the_numbers_of_genkit_compare():
+    from genkit.demo.tabs.compare import _apart
+    from genkit.evaluation.metrics import psnr, ssim
+
+    rng = np.random.default_rng(0)
+    own = rng.integers(0, 200, (3, 40, 40, 3), dtype=np.uint8)
+    other = own + rng.integers(0, 30, own.shape, dtype=np.uint8)
+    assert _apart(own, own) == [("compared with the model's own", "equal")]
+    told = dict(_apart(own, other))
+    assert told["PSNR to the model's own"] == f"{psnr(own, other):.1f} dB"
+    assert told["SSIM to the model's own"] == f"{ssim(own, other):.3f}"
+    assert told["compared with the model's own"] in ("same trajectory", "scene kept", "diverged")
