@@ -61,6 +61,7 @@ def tune(
         raise UnsupportedError(f"cannot tune the triton backend: {reason}")
     measure, agrees = measure or _seconds, agrees or _agrees
     arch = block_sizes.architecture(q.device)
+    assert arch is not None, "the backend refuses devices without a row of the table"
     best: dict[str, Tile] = {}
     for kernel in KERNELS:
         times = {}
@@ -74,7 +75,7 @@ def tune(
                 continue  # out of registers or shared memory on this device: not a candidate
         if not times:
             raise UnsupportedError(f"no tile size of the {kernel} kernel runs on {arch}")
-        best[kernel] = min(times, key=times.get)
+        best[kernel] = min(times, key=lambda tile: times[tile])
     _write(Path(path), arch, block_sizes.width_class(q.shape[-1]), q.dtype, best)
     load(path)
     return best
@@ -136,7 +137,10 @@ def _read(path: Path) -> list[tuple[str, str, int, str, Tile]]:
 
 
 def _tile(numbers: list[int]) -> Tile:
-    return Tile(*numbers[:4], bool(numbers[4])) if len(numbers) == 5 else Tile(*numbers)
+    queries, keys, warps, stages, *specialised = numbers
+    if specialised not in ([], [0], [1]):
+        raise ValueError(f"a tile is four numbers and 0 or 1, got {numbers}")
+    return Tile(queries, keys, warps, stages, specialised == [1])
 
 
 def _write(path: Path, arch: str, width: int, dtype: torch.dtype, best: dict[str, Tile]) -> None:
