@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.environment import RESULTS, environment, machine_line, report, table
-from benchmarks.recall import _taker
+from benchmarks.recall import taker
 from benchmarks.toy_common import parse_size, tell
 
 SPARSE, KEYS, FORMS = "block_select keep={} block={}", ("unselected", "all"), ("softmax", "elu", "rala")
@@ -82,7 +82,7 @@ def _calls(pipeline: Any, captions: list[str], request: Any, options: argparse.N
     import genkit
     from genkit.evaluation.toy import generate_clips
 
-    taken, held = _taker([int(step) for step in options.at.split(",")]), []
+    taken, held = taker([int(step) for step in options.at.split(",")]), []
     for index, caption in enumerate(captions):
         calls = taken()
         with genkit.patch(pipeline, calls, schedule=genkit.Schedule(branches="cond")):

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -120,28 +121,24 @@ def run(options: argparse.Namespace) -> int:
 
 def taker(steps: list[int]) -> Callable:
     """A method that computes nothing: it takes queries, keys and values of some steps and lets the model go on."""
-    from genkit.attention.method import Method
-    from genkit.attention.registry import register
+    from genkit.evaluation.inspection.taker import Taker
 
-    @register("benchmark_taker")
     @dataclass(frozen=True)
-    class Taker(Method):
+    class Taken(Taker):
         """Takes what it is shown."""
 
+        take: Any = field(default=None, compare=False)
+        wanted: Any = field(default=lambda site: site.step in steps, compare=False)
+        negative: bool = True
         found: list = field(default_factory=list, compare=False)
-        roles = ("self", "joint")
-        declines = "only looking"
 
-        def attend(self, q, k, v, site, cache):
-            if site.step in steps:
-                # the half with the prompt, where both halves of guidance come together
-                part = slice(len(q) // 2, None) if site.branch is None and len(q) > 1 else slice(None)
-                self.found.append(
-                    (*(x[part].detach().float().clone() for x in (q, k, v)), replace(site, key_mask=None))
-                )
-            return None
+        def __post_init__(self):
+            object.__setattr__(self, "take", self._keep)
 
-    return Taker
+        def _keep(self, q, k, v, site):
+            self.found.append((*(x.float().clone() for x in (q, k, v)), replace(site, key_mask=None)))
+
+    return Taken
 
 
 def _weights(q, k):
@@ -153,9 +150,9 @@ def _weights(q, k):
 
 def _pairs(method, q, k, site, cache):
     """The pairs that are read, None where means are, too."""
-    if not method.by_data:
-        return method.mask(site.layout)[None, None]
-    return None if method.name == "pyramid" else method.pairs(q, k, site, cache)
+    import torch
+
+    return None if method.name == "pyramid" else method.pair_rows(q, k, site, cache, torch.arange(q.shape[1]))
 
 
 def _measure(method, q, k, v, site, weights, row: Row, repeat: int) -> None:

@@ -21,6 +21,7 @@ _EXPORTS = {
     "IRDiffusionPipeline": "genkit.editing.ir_diffusion",
     "ImageToImagePipeline": "genkit.editing.image_to_image",
     "InfEditPipeline": "genkit.editing.infedit",
+    "Look": "genkit.evaluation.inspection",
     "Part": "genkit.patching",
     "PatchHandle": "genkit.patching",
     "PromptToPromptPipeline": "genkit.editing.prompt_to_prompt",

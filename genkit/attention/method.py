@@ -158,7 +158,27 @@ class Method:
     def pairs(self, q: torch.Tensor, k: torch.Tensor, site: Site, cache: PatchCache) -> torch.Tensor:
         """The pairs that each head reads with these queries and keys (B, N, H, D), as bool (B, H, N, N). O(N^2) memory:
         for pictures, measurements and tests. Only for methods with ``by_data`` that choose pairs."""
-        raise UnsupportedError(f"{self.name} does not choose pairs by queries and keys")
+        if not self.by_data:
+            raise UnsupportedError(f"{self.name} does not choose pairs by queries and keys")
+        import torch
+
+        return self.pair_rows(q, k, site, cache, torch.arange(q.shape[1], device=q.device))
+
+    def pair_rows(
+        self, q: torch.Tensor, k: torch.Tensor, site: Site, cache: PatchCache, queries: torch.Tensor
+    ) -> torch.Tensor:
+        """The keys that some queries read in a call, token by token, as bool (B|1, H|1, n, N). Means of several keys do
+        not count as reading them. O(n N) memory and what the method itself needs to choose.
+
+        Args:
+            q, k: (B, N, H, D) of the whole call. queries: (n,) int64, which of them, on the device of ``q``.
+
+        Raises:
+            UnsupportedError: a method that reads no pairs of tokens (agents, states, means at several levels).
+        """
+        if self.by_data:
+            raise UnsupportedError(f"{self.name} does not choose pairs by queries and keys")
+        return self.mask_rows(site.layout, queries.cpu())[None, None].to(q.device)
 
     def seen(self, q: torch.Tensor, k: torch.Tensor, site: Site, cache: PatchCache) -> torch.Tensor:
         """How much of every key every query reads with these queries and keys (1, N, H, D), as (N, N) from 0 to 1, the

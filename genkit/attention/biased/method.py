@@ -11,8 +11,10 @@ import torch
 
 from genkit.attention.biased.reach import Box, boxes_of, within_reach
 from genkit.attention.biases import Grid, spec_of
+from genkit.attention.cache import PatchCache
 from genkit.attention.method import Density, check_int
 from genkit.attention.registry import register
+from genkit.attention.site import Site
 from genkit.attention.static import StaticMethod, StaticPlan, executed_share
 from genkit.errors import UsageError, explain
 from genkit.kernels.permutation import TokenOrder
@@ -135,6 +137,14 @@ class Biased(StaticMethod):
     def mask_rows(self, layout: TokenLayout, queries: torch.Tensor) -> torch.Tensor:
         """See :meth:`Method.mask_rows`: what the head with the gentlest slopes sees; O(n N) memory."""
         return self._rows(layout, queries, 1)[0]
+
+    def pair_rows(
+        self, q: torch.Tensor, k: torch.Tensor, site: Site, cache: PatchCache, queries: torch.Tensor
+    ) -> torch.Tensor:
+        """See :meth:`Method.pair_rows`: every head its own."""
+        rows = self._rows(site.layout, queries.cpu(), site.all_heads or q.shape[2])
+        here = rows if rows.shape[0] == 1 else rows[site.first_head : site.first_head + q.shape[2]]
+        return here[None].to(q.device)
 
     def mask(self, layout: TokenLayout) -> torch.Tensor:
         """The pairs that are visible to heads of any kind, bool (N, N). O(N^2) memory."""

@@ -397,8 +397,11 @@ class BlockSelect(WithBias):
             f"{float(total) / count:.0%} of the blocks of the fresh one",
         ]
 
-    def pairs(self, q: torch.Tensor, k: torch.Tensor, site: Site, cache: PatchCache) -> torch.Tensor:
-        """The pairs of tokens whose blocks are kept; see :meth:`Method.pairs`. Means of a tail are not counted."""
+    def pair_rows(
+        self, q: torch.Tensor, k: torch.Tensor, site: Site, cache: PatchCache, queries: torch.Tensor
+    ) -> torch.Tensor:
+        """The tokens of the blocks that are kept, chosen now; see :meth:`Method.pair_rows`. Means of a tail are not
+        counted."""
         blocks = kept(cache, _blocks, self, site.layout.grid, device=q.device)
         start, stop = site.layout.grid_span
         q, k = (x.detach()[:, start:stop].index_select(1, blocks.permutation.order) for x in (q, k))
@@ -413,10 +416,12 @@ class BlockSelect(WithBias):
         chosen = self.select_blocks(q, k, blocks, site.scale, bias)
         cache.measure((self, site.name), lambda: blocks.share(self._read(chosen.double()), site.layout))
         inverse = blocks.permutation.inverse
-        block_q, block_k = block_q[..., inverse], block_k[..., inverse]
+        inside = (queries >= start) & (queries < stop)
+        block_q, block_k = block_q[..., inverse[queries[inside] - start]], block_k[..., inverse]
         rows = chosen.gather(2, block_q[..., None].expand(-1, -1, -1, chosen.shape[3]))
-        found = chosen.new_ones(*chosen.shape[:2], site.layout.length, site.layout.length)
-        found[:, :, start:stop, start:stop] = rows.gather(3, block_k[:, :, None].expand(-1, -1, len(inverse), -1))
+        read = rows.gather(3, block_k[:, :, None].expand(-1, -1, rows.shape[2], -1))
+        found = chosen.new_ones(*chosen.shape[:2], len(queries), site.layout.length)
+        found[:, :, inside, start:stop] = read
         return found
 
     def _orders(self, q: torch.Tensor, k: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -240,16 +240,19 @@ class MixtureOfBlock(WithScale):
         alone = self.select == "topk" and self.scope == "query"
         return self.blocks_kept(part.blocks) if alone else part.blocks
 
-    def pairs(self, q: torch.Tensor, k: torch.Tensor, site: Site, cache: PatchCache) -> torch.Tensor:
-        """The pairs of a query and the tokens of the blocks it takes; see :meth:`Method.pairs`."""
+    def pair_rows(
+        self, q: torch.Tensor, k: torch.Tensor, site: Site, cache: PatchCache, queries: torch.Tensor
+    ) -> torch.Tensor:
+        """The tokens of the blocks that queries take; see :meth:`Method.pair_rows`."""
         part = kept(cache, _partition, self, site.layout.grid, self.kind(site.layer), device=q.device)
         start, stop = site.layout.grid_span
         moved = [x.detach()[:, start:stop].index_select(1, part.permutation.order) for x in (q, k)]
         chosen = self.select_blocks(*moved, part)
         cache.measure((self, site.name), lambda: _share(chosen, part, site.layout))
         inverse = part.permutation.inverse
-        found = chosen.new_ones(*chosen.shape[:2], site.layout.length, site.layout.length)
-        found[:, :, start:stop, start:stop] = chosen[:, :, inverse][..., part.block_of[inverse]]
+        inside = (queries >= start) & (queries < stop)
+        found = chosen.new_ones(*chosen.shape[:2], len(queries), site.layout.length)
+        found[:, :, inside, start:stop] = chosen[:, :, inverse[queries[inside] - start]][..., part.block_of[inverse]]
         return found
 
     def density(self, site: Site, cache: PatchCache) -> Density | None:

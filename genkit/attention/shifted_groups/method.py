@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 
 import torch
 
+from genkit.attention.cache import PatchCache
 from genkit.attention.method import Density, check_choice, check_int
 from genkit.attention.registry import register
 from genkit.attention.shifted_groups.groups import layers_to_reach, runs, visible_frames
@@ -145,6 +146,14 @@ class ShiftedGroups(StaticMethod):
         """See :meth:`Method.mask_rows`: what heads of any kind see; O(n N) memory."""
         used = [kind for kind, share in enumerate((1 - self.shifted_heads, self.shifted_heads)) if share]
         return self._rows(layout, queries)[used].any(0)
+
+    def pair_rows(
+        self, q: torch.Tensor, k: torch.Tensor, site: Site, cache: PatchCache, queries: torch.Tensor
+    ) -> torch.Tensor:
+        """See :meth:`Method.pair_rows`: every head its own."""
+        first = site.first_head
+        kinds = self._kinds(site.all_heads or q.shape[2])[first : first + q.shape[2]]
+        return self._rows(site.layout, queries.cpu())[kinds][None].to(q.device)
 
     def mask(self, layout: TokenLayout) -> torch.Tensor:
         """The pairs visible to heads of any kind, bool (N, N). O(N^2) memory."""

@@ -202,6 +202,12 @@ class SparseLinear(Method):
         cache.measure((self, site.name), lambda: torch.tensor(1.5 * q.shape[-1] / site.layout.length))
         return torch.maximum(exact, BRANCH_SHADE * reach)
 
+    def pair_rows(
+        self, q: torch.Tensor, k: torch.Tensor, site: Site, cache: PatchCache, queries: torch.Tensor
+    ) -> torch.Tensor:
+        """Those of the sparse part; the branch reads sums. See :meth:`Method.pair_rows`."""
+        return self.part.pair_rows(q, k, site, cache, queries)
+
     def density(self, site: Site, cache: PatchCache) -> Density | None:
         """That of the sparse part; what is executed counts the branch too, as the share of dense attention it costs."""
         of_part, share = self.part.density(site, cache), cache.measured((self, site.name))
