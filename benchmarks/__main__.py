@@ -24,6 +24,7 @@ BENCHMARKS = {
     "first_prompts": "benchmarks.first_prompts",
     "bands": "benchmarks.bands",
     "storyboards": "benchmarks.storyboards",
+    "long_clips": "benchmarks.long_clips",
     "seam": "benchmarks.seam",
     "swap_gaps": "benchmarks.swap_gaps",
     "same_outputs": "benchmarks.same_outputs",

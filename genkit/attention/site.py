@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +52,8 @@ class Site:
             None where the record does not tell.
         guide: name of the layer of a coarser decoder block that this temporal layer corresponds to, its own name in
             that block; "" where there is none.
+        angles: (frames, device) -> cosines and sines (frames, D / 2) by which pairs of neighbouring channels of frame
+            0, 1, ... were turned along time; None where the model does not derive them from the latents' shape.
     """
 
     name: str
@@ -73,6 +75,9 @@ class Site:
     both: bool = dataclasses.field(default=False, compare=False)
     places: tuple[int, int] | None = None
     guide: str = ""
+    angles: Callable[[int, Any], tuple[torch.Tensor, torch.Tensor]] | None = dataclasses.field(
+        default=None, compare=False, repr=False
+    )
 
     def at(
         self,

@@ -12,6 +12,7 @@ import torch
 from genkit.errors import UnsupportedError
 from genkit.families.base import Family, Streams
 from genkit.patching.masks import NO_MASK, MaskView, view_mask
+from genkit.patching.positions import TimeAngles
 from genkit.patching.step_tracker import Moment
 from genkit.patching.ulysses import split_inputs
 
@@ -36,6 +37,8 @@ class CallState:
         #: The largest token grid of the running call that attention sees; None when no stream has one.
         self.finest: tuple[int, int, int] | None = None
         self.tiles: dict[str, tuple[int, int, int]] = {}
+        #: How the model turns channels along time, where that follows from the latents' shape.
+        self.angles: TimeAngles | None = None
         #: Diffusers' parallel configuration of the model, or None, and the arguments it splits over processes.
         self.parallel: Any = None
         self.split_inputs: frozenset[str] = frozenset()
@@ -66,6 +69,8 @@ class CallState:
         parallel = getattr(model, "_parallel_config", None)
         if parallel is not self.parallel:
             self.parallel, self.split_inputs = parallel, frozenset() if parallel is None else split_inputs(model)
+        if self.angles is None:
+            self.angles = TimeAngles.of(model, self.family.time_positions)
         self.tiles = {} if self.family.tiles is None else self.family.tiles(model, given)
 
     def not_running(self) -> UnsupportedError:

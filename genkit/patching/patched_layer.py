@@ -335,6 +335,7 @@ class PatchedLayer:
             all_heads=total,
             places=self._places(),
             guide=self.guide,
+            angles=self.state.angles,
         )
         return Kind(layouts, heads, site, (self.rule, self.queries, self._layouts.key_stream(index)))
 

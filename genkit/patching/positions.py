@@ -69,6 +69,34 @@ def _told(model: Any) -> tuple[str, str]:
     return name, known[name].time_positions if name in known else ""
 
 
+class TimeAngles:
+    """How a model turns pairs of neighbouring channels along time, for methods that move frames to other positions.
+
+    Args:
+        rope: the model's own module, which derives its tables from the latents' shape.
+    """
+
+    def __init__(self, rope: Any):
+        patch = rope.patch_size
+        self._rope = rope
+        self._patch = tuple(patch) if isinstance(patch, (tuple, list)) else (rope.patch_size_t, patch, patch)
+
+    @classmethod
+    def of(cls, model: Any, way: str) -> TimeAngles | None:
+        """Those of a denoiser whose record says ``way`` of its positions in time; None where they come otherwise."""
+        rope = getattr(model, "rope", None)
+        return cls(rope) if way == "shape" and hasattr(rope, "patch_size") else None
+
+    def __call__(self, frames: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosines and sines of the positions 0 to ``frames - 1`` of a clip of so many, (frames, D / 2) each: those of
+        the place (0, 0), where the channels of height and width do not turn."""
+        t, h, w = self._patch
+        # The forward itself: hooks on the module stand for other positions.
+        cos, sin = type(self._rope).forward(self._rope, torch.empty(1, 1, frames * t, h, w, device=device))
+        cos, sin = (table.reshape(frames, -1) for table in (cos, sin))
+        return cos[:, 0::2], sin[:, 1::2]
+
+
 @dataclass(frozen=True)
 class Positions:
     """The rotary tables of a model, read without a call of it.

@@ -7,8 +7,9 @@ import torch
 from attention_helpers import attention_over, tokens
 
 from genkit.attention.cache import PatchCache
+from genkit.attention.frame_plan import runs
 from genkit.attention.shifted_groups import ShiftedGroups
-from genkit.attention.shifted_groups.groups import layers_to_reach, runs, visible_frames
+from genkit.attention.shifted_groups.groups import layers_to_reach, visible_frames
 from genkit.attention.site import Site
 from genkit.attention.views import view_of
 from genkit.errors import UsageError

@@ -14,6 +14,7 @@ from genkit.patching.matrix import Cell, Row, matrix, rows
 # Settings under which a method hides something on 60 tokens; what a method is for must not depend on them.
 SMALL = {
     "agent": {"cell": (1, 2, 2)},
+    "anchor_window": {"trained": 1, "window": 0, "first": 0, "period": 3},
     "biased": {"bias": "distance:t=0.5:h=0.5:w=0.5", "block": 8},
     "block_select": {"block": 8, "keep": 2},
     "clear": {"radius": 1.5},
@@ -26,6 +27,7 @@ SMALL = {
     "shards": {"block": 8, "stride": 3, "local": 0},
     "shifted_groups": {"group": 1, "sink": "none"},
     "linear_attention": {},
+    "long_heads": {"trained": 1, "near": 0, "first": 0},
     "sliding_window": {"base": (2, 2)},
     "sparse_linear": {"sparse": "block_select block=8 keep=2"},
 }
@@ -37,7 +39,7 @@ def small(row: Row) -> dict:
 
 
 # Methods that see one frame as dense on purpose.
-SAME_ON_IMAGES = {"radial", "shifted_groups"}
+SAME_ON_IMAGES = {"anchor_window", "long_heads", "radial", "shifted_groups"}
 # The first tiny model of every kind of family; of SD3 the one with self-attention too. The other families are patched
 # in tests/families/test_every_class.py.
 TINY = {family_of(tiny.build(name).model).name: name for name in tiny.FAMILIES} | {"SD3": "sd35"}

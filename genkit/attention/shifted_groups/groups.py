@@ -25,14 +25,6 @@ def visible_frames(frames: int, group: int, shifted: bool, sink: bool, sink_rows
     return seen
 
 
-def runs(seen: torch.Tensor) -> list[tuple[int, int]]:
-    """Half-open ranges of neighbouring frames that no kind of heads tells apart, from (kinds, f, f) bool."""
-    rows = (seen[:, 1:] != seen[:, :-1]).any(-1).any(0)
-    columns = (seen[:, :, 1:] != seen[:, :, :-1]).any(0).any(0)
-    cuts = [0, *((rows | columns).nonzero()[:, 0] + 1).tolist(), seen.shape[-1]]
-    return list(zip(cuts[:-1], cuts[1:], strict=True))
-
-
 def layers_to_reach(seen: torch.Tensor) -> int | None:
     """Layers after which every frame has influenced every other, when heads of all kinds (kinds, f, f) are mixed in
     every layer; None = never."""

@@ -9,20 +9,16 @@ from typing import ClassVar, Literal
 import torch
 
 from genkit.attention.cache import PatchCache
-from genkit.attention.method import Density, check_choice, check_int
+from genkit.attention.frame_plan import frame_plan, frame_rows
+from genkit.attention.method import check_choice, check_int
 from genkit.attention.registry import register
-from genkit.attention.shifted_groups.groups import layers_to_reach, runs, visible_frames
+from genkit.attention.shifted_groups.groups import layers_to_reach, visible_frames
 from genkit.attention.site import Site
-from genkit.attention.static import StaticMethod, StaticPlan, executed_share
+from genkit.attention.static import StaticMethod, StaticPlan
 from genkit.errors import UsageError, explain
-from genkit.kernels.permutation import TokenOrder
-from genkit.kernels.plan.block_plan import BlockPlan
-from genkit.kernels.plan.mask_spec import Rule
-from genkit.layout import GRID, TokenLayout
+from genkit.layout import TokenLayout
 
 SINKS = ("first_frame", "none")
-_BLOCKS = (128, 64, 32, 16)
-_PADDING = 1.125  # slots to a token up to which a larger block is worth its padding
 
 
 @register("shifted_groups")
@@ -98,44 +94,11 @@ class ShiftedGroups(StaticMethod):
         self, layout: TokenLayout, kind: str = "cpu", key_mask: torch.Tensor | None = None, heads: int = 2
     ) -> StaticPlan:
         """The plan of a layout for ``heads`` heads; see :meth:`StaticMethod.build_plan`."""
-        visible, kinds = self.visible(layout), self._kinds(heads)
-        wanted = self._wanted_share(layout, heads)
-        if key_mask is None and bool(visible[kinds].all()):
-            return StaticPlan(None, Density(1.0, 1.0, dense=True))
-        parts = runs(visible)
-        pieces: list[tuple[str, int]] = []
-        owner: list[int] = []  # the run that a piece is, -1 outside the grid
-        for segment in layout.segments:
-            if segment.name == GRID:
-                pieces += [(f"frames {start} to {stop}", (stop - start) * layout.frame_tokens) for start, stop in parts]
-                owner += range(len(parts))
-            else:
-                pieces.append((segment.name, segment.length))
-                owner.append(-1)
-        size = _block([length for _, length in pieces])
-        order = TokenOrder.from_grid((layout.grid_length,), (size,), pieces)
-        of_block = torch.tensor(
-            [run for run, (_, length) in zip(owner, pieces, strict=True) for _ in range(-(-length // size))]
-        )
-        first = torch.tensor([start for start, _ in parts])
-        seen = visible[:, first][:, :, first][:, of_block][:, :, of_block]
-        outside = of_block < 0
-        seen = seen | outside[:, None] | outside
-        rule = None if key_mask is None else Rule.everything(layout.length, layout.length).hide_keys(key_mask.cpu())
-        plan = BlockPlan.from_dense_blocks(
-            seen[kinds][None], layout.length, layout.length, block_q=size, block_k=size, rule=rule, order=order
-        )
-        return StaticPlan(plan, Density(wanted, executed_share(plan)))
+        return frame_plan(self.visible(layout), self._kinds(heads), layout, key_mask)
 
     def _kinds(self, heads: int) -> torch.Tensor:
         """(heads,) int64: 0 in place, 1 moved."""
         return (torch.arange(heads) >= heads - self.moved(heads)).long()
-
-    def _wanted_share(self, layout: TokenLayout, heads: int) -> float:
-        """Share of the token pairs that are visible, mean over heads."""
-        frames = self.visible(layout).sum((1, 2))[self._kinds(heads)].double().mean().item()
-        tokens, others = layout.grid_length, layout.length - layout.grid_length
-        return (frames * layout.frame_tokens**2 + 2 * tokens * others + others**2) / layout.length**2
 
     def shares(self, layout: TokenLayout, queries: torch.Tensor, heads: int) -> torch.Tensor:
         """See :meth:`Method.shares`."""
@@ -165,12 +128,7 @@ class ShiftedGroups(StaticMethod):
 
     def _rows(self, layout: TokenLayout, queries: torch.Tensor) -> torch.Tensor:
         """(2, n, N) bool: the keys that some queries see, by kind of heads."""
-        start, stop = layout.grid_span
-        rows = torch.ones(2, len(queries), layout.length, dtype=torch.bool)
-        inside = (queries >= start) & (queries < stop)
-        frame = (queries[inside] - start) // layout.frame_tokens
-        rows[:, inside, start:stop] = self.visible(layout)[:, frame].repeat_interleave(layout.frame_tokens, 2)
-        return rows
+        return frame_rows(self.visible(layout), layout, queries)
 
     def details(self, layout: TokenLayout) -> str:
         """See :meth:`Method.details`."""
@@ -191,10 +149,3 @@ class ShiftedGroups(StaticMethod):
 def _visible(frames: int, group: int, sink: bool, sink_rows: bool) -> torch.Tensor:
     """(2, f, f) bool by kind of heads. Shared: not to be written to."""
     return torch.stack([visible_frames(frames, group, shifted, sink, sink_rows) for shifted in (False, True)])
-
-
-def _block(lengths: list[int]) -> int:
-    """Tokens of a block: the largest whose padding is small, else the one with the fewest slots."""
-    slots = {size: sum(-(-length // size) * size for length in lengths) for size in _BLOCKS}
-    cheap = [size for size in _BLOCKS if slots[size] <= _PADDING * sum(lengths)]
-    return cheap[0] if cheap else min(_BLOCKS, key=lambda size: (slots[size], -size))

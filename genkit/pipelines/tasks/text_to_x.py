@@ -8,10 +8,14 @@ from genkit.pipelines.task import Made, Task
 
 def resolve(settings: GenerateSettings):
     """A request for one call of the pipeline."""
+    from genkit.pipelines.length import length_notes
     from genkit.pipelines.resolve import Draft
 
     draft = Draft(settings)
     draft.fill()
+    draft.notes += length_notes(
+        draft.model, draft.settings.num_frames, draft.attention is not None, bool(draft.loras or draft.mixing)
+    )
     return draft.close()
 
 

@@ -14,6 +14,7 @@ def asked_by(settings: GenerateSettings) -> str | None:
 
 def resolve(settings: GenerateSettings):
     """A request whose inputs are the arguments of the pipeline's call that hold what is given."""
+    from genkit.pipelines.length import length_notes
     from genkit.pipelines.resolve import Draft
     from genkit.pipelines.tasks.inputs.arguments import arguments_of
     from genkit.pipelines.tasks.inputs.files import find, full_places
@@ -29,6 +30,9 @@ def resolve(settings: GenerateSettings):
     draft.fill(own=SIZES)
     planned = plan(files, draft)
     inputs = arguments_of(planned, draft)
+    draft.notes += length_notes(
+        draft.model, planned.frames, draft.attention is not None, bool(draft.loras or draft.mixing)
+    )
     return draft.close(
         steps=planned.steps, frames=planned.frames, inputs=inputs, added=added,
         fingerprints=files.fingerprints() | added.fingerprints(), **full_places(files), **added.places(),
