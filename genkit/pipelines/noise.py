@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from genkit.errors import UnsupportedError, UsageError, explain
 from genkit.families.lookup import facts_of
+
+if TYPE_CHECKING:
+    import torch
 
 INDEPENDENT, SHUFFLED, REPEATED = "independent", "shuffled", "repeated"
 NOISES = (INDEPENDENT, SHUFFLED, REPEATED)
@@ -26,6 +27,8 @@ def frame_order(frames: int, window: int, kind: str, seed: int = 0) -> torch.Ten
         window: latent frames that the model was trained on.
         kind: one of :data:`NOISES`. seed: of the orders.
     """
+    import torch
+
     if kind not in NOISES:
         raise UsageError(explain("noise", kind, NOISES))
     if kind == INDEPENDENT or frames <= window:
@@ -35,6 +38,22 @@ def frame_order(frames: int, window: int, kind: str, seed: int = 0) -> torch.Ten
     while sum(map(len, parts)) < frames:
         parts.append(torch.arange(window) if kind == REPEATED else torch.randperm(window, generator=draw))
     return torch.cat(parts)[:frames]
+
+
+def time_axis(class_name: str) -> tuple[int, int]:
+    """Which axis of a pipeline's initial noise is time, and how many it has.
+
+    Raises:
+        UnsupportedError: the record of the family does not tell, or its noise is packed into tokens.
+    """
+    facts = facts_of(class_name)
+    axes = facts.codec.axes if facts is not None and facts.codec is not None else ""
+    if "T" not in axes:
+        raise UnsupportedError(
+            f"{class_name}: noise cannot be shared along time, since its family's record does not tell which axis of "
+            f"its initial noise that is"
+        )
+    return axes.index("T"), len(axes)
 
 
 @contextmanager
@@ -52,19 +71,18 @@ def shared_noise(pipeline: Any, window: int, kind: str = SHUFFLED, seed: int = 0
     model's, one after the other.
     """
     name = type(pipeline).__name__
-    facts = facts_of(name)
-    axes = facts.codec.axes if facts is not None and facts.codec is not None else ""
-    if "T" not in axes or not hasattr(pipeline, "prepare_latents"):
-        raise UnsupportedError(f"{name}: its record does not tell which axis of its initial noise is time")
-    prepare, dim = pipeline.prepare_latents, axes.index("T")
+    dim, axes = time_axis(name)
+    if not hasattr(pipeline, "prepare_latents"):
+        raise UnsupportedError(f"{name} has no prepare_latents, so its initial noise cannot be shared along time")
+    prepare = pipeline.prepare_latents
 
     def prepared(*args: Any, **more: Any) -> Any:
         found = prepare(*args, **more)
         several = isinstance(found, tuple)
         noise = found[0] if several else found
-        if noise.ndim != len(axes):
+        if noise.ndim != axes:
             raise UnsupportedError(
-                f"{name}: its initial noise {tuple(noise.shape)} has not the axes {axes} of its record (packed tokens?)"
+                f"{name}: its initial noise {tuple(noise.shape)} has not {axes} axes as in its record"
             )
         order = frame_order(noise.shape[dim], window, kind, seed).to(noise.device)
         noise = noise.index_select(dim, order)

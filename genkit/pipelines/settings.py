@@ -14,6 +14,7 @@ from genkit.pipelines.request import NEVER, WHEN_GIVEN, Settings, option
 from genkit.pipelines.tasks.audio_video.settings import AudioVideoSettings
 from genkit.pipelines.tasks.high_resolution.settings import HighResolutionSettings
 from genkit.pipelines.tasks.inputs.settings import GivenSettings
+from genkit.pipelines.tasks.longer.settings import LongerSettings
 from genkit.pipelines.tasks.references.settings import ReferenceSettings
 from genkit.pipelines.tasks.storyboard.settings import StoryboardSettings
 from genkit.pipelines.tasks.streaming.settings import StreamSettings
@@ -328,6 +329,7 @@ class GenerateSettings(
     StoryboardSettings,
     GivenSettings,
     StreamSettings,
+    LongerSettings,
     SamplerSettings,
     WordSettings,
     GenerationSettings,

@@ -96,3 +96,33 @@ def test_pipelines_without_an_axis_of_frames_are_refused(tiny_sd):
     pipe = genkit.load(str(tiny_sd))
     with pytest.raises(UnsupportedError, match="which axis"), shared_noise(pipe, 7):
         pass
+
+
+def ask(**settings):
+    return resolve(GenerateSettings(**{"prompt": "a", "height": 64, "width": 64, "seed": 3} | settings))
+
+
+def test_generate_takes_noise_of_a_long_clip(tiny_sd):
+    request = ask(noise="shuffled", num_frames=97)
+    assert request.inputs == 7 and request.task.name == "longer" and "trained on" in request.notes[0]
+    for bad, told in (
+        ({"num_frames": 25}, "beyond 25 frames"),
+        ({"num_frames": 97, "noise": "white"}, "shuffled"),
+        ({"num_frames": 97, "stream": True}, "exclude each other"),
+        ({"model": str(tiny_sd), "height": 16, "width": 16}, "which axis"),
+    ):
+        with pytest.raises((UsageError, UnsupportedError), match=told):
+            ask(**{"noise": "shuffled"} | bad)
+
+
+def test_a_run_with_shared_noise_is_the_pipelines_with_it():
+    from genkit.pipelines.session import Session
+
+    request = ask(noise="repeated", num_frames=33, steps=1)
+    made = Session(request).run()
+    pipe = genkit.load("toy-video")
+    pipe.set_progress_bar_config(disable=True)
+    call = {"height": 64, "width": 64, "num_frames": 33, "num_inference_steps": 1, "guidance_scale": 4.0}
+    with shared_noise(pipe, 7, "repeated", 3):
+        frames = pipe("a", max_sequence_length=64, generator=torch.Generator().manual_seed(3), **call).frames[0]
+    assert abs(made.frames / 255.0 - frames).max() < 0.01

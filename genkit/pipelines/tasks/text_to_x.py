@@ -8,15 +8,22 @@ from genkit.pipelines.task import Made, Task
 
 def resolve(settings: GenerateSettings):
     """A request for one call of the pipeline."""
-    from genkit.pipelines.length import length_notes
     from genkit.pipelines.resolve import Draft
 
     draft = Draft(settings)
     draft.fill()
+    return with_length(draft)
+
+
+def with_length(draft, **more):
+    """The finished request of a filled draft; a clip longer than those of training is told. ``more`` as of its
+    ``close``."""
+    from genkit.pipelines.length import length_notes
+
     draft.notes += length_notes(
         draft.model, draft.settings.num_frames, draft.attention is not None, bool(draft.loras or draft.mixing)
     )
-    return draft.close()
+    return draft.close(**more)
 
 
 def run(run) -> Made:
