@@ -26,6 +26,8 @@ MODEL = "toy-video"
 TRAINED = 7  # latent frames of the 25 that toy-video was trained on
 SEED = 1000
 SHOWN = 8  # frames of a clip on the sheet
+SHEET = (0, 1, 2, 4, 7, 11)  # rows on it
+PROMPTS = (0, 4, 8, 12)  # prompts on it: every fourth
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, default=10, help="of sampling")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rows", default=None, help="numbers of the rows to make: 0,1,4; default: all")
+    parser.add_argument("--sheet", type=Path, default=None, help="picture of some rows to write")
     parser.add_argument("--output", type=Path, default=RESULTS)
 
 
@@ -89,6 +92,8 @@ def run(options: argparse.Namespace) -> int:
             "options": {key: str(value) for key, value in vars(options).items()}, "judged": lines(readings, options),
             "readings": readings}  # fmt: skip
     report("long_clips", data, text_of(data, options), options.output)
+    if options.sheet is not None:
+        sheet(options.folder, options.sheet)
     return 0
 
 
@@ -151,6 +156,27 @@ def one_clip(
             assert found.ran and not found.declined
             work = float(found.work or 0.0)
     return clips[0], work, seconds
+
+
+def sheet(folder: Path, path: Path) -> None:
+    """Frames of the clips of some prompts, row by row."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    font, parts = ImageFont.load_default(15), []
+    for prompt in PROMPTS:
+        for number in SHEET:
+            strip = Image.open(folder / f"{prompt:02d}-{number:02d}.png").convert("RGB")
+            line = Image.new("RGB", (330 + strip.width, strip.height), "white")
+            line.paste(strip, (330, 0))
+            ImageDraw.Draw(line).text((8, strip.height // 2 - 9), ROWS[number].name, fill="#222222", font=font)
+            parts.append(line)
+        parts.append(Image.new("RGB", (parts[0].width, 12), "white"))
+    whole = Image.new("RGB", (parts[0].width, sum(part.height for part in parts)), "white")
+    at = 0
+    for part in parts:
+        whole.paste(part, (0, at))
+        at += part.height
+    whole.quantize(128, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
 def lines(readings: dict[str, dict[str, Any]], options: argparse.Namespace) -> list[dict[str, Any]]:

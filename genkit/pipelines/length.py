@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from genkit.families.lookup import facts_of
+from genkit.families.lookup import facts_of, records
 from genkit.pipelines.kinds import ARGUMENTS, IMAGE
 
 _SIDE = 512  # pixels of the frames in whose grid latent frames are counted
@@ -66,7 +66,15 @@ def length_notes(model: Any, frames: int | None, attention: bool, loras: bool) -
         line += "; what is beyond is the LoRA's, if it was trained for the length, or else guessed"
     else:
         line += "; what is beyond is guessed"
-    if not attention and not loras and known and facts_of(model.class_name) is not None:
-        window = max(1, known // 7)
-        line += f"; try --attention anchor_window --attention-args trained={known},window={window}"
+    if not attention and not loras and known:
+        line += f"; try {_advice(model, known)}"
     return [line]
+
+
+def _advice(model: Any, known: int) -> str:
+    """Options for a long clip: what did best in ``benchmarks/results/long_clips.md`` and the model can do."""
+    name = model.config("transformer").get("_class_name")
+    shaped = any(family.time_positions == "shape" and name in family.classes for family in records())
+    if shaped and known >= 4:
+        return f"--attention long_heads --attention-args trained={known},positions=reindexed"
+    return f"--attention anchor_window --attention-args trained={known},window={max(1, known // 7)}"

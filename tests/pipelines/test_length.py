@@ -25,8 +25,8 @@ def test_a_longer_clip_is_told_with_what_can_be_done():
     assert told(25) == []
     (line,) = told(97)
     assert "up to 25 frames (7 of 25 latent frames), says its genkit.json" in line
-    assert line.endswith("try --attention anchor_window --attention-args trained=7,window=1")
-    (line,) = told(97, attention="anchor_window", attention_args={"trained": "7", "window": "1"})
+    assert line.endswith("try --attention long_heads --attention-args trained=7,positions=reindexed")
+    (line,) = told(97, attention="long_heads", attention_args={"trained": "7", "positions": "reindexed"})
     assert "try" not in line and "guessed" in line
 
 
@@ -36,7 +36,7 @@ def test_who_tells_the_length(tiny_wan, tmp_path):
     assert told(81, bare, height=16, width=16) == []
     (line,) = told(85, bare, height=16, width=16)
     assert "81 frames (21 of 22 latent frames), says its family's record" in line
-    assert "trained=21,window=3" in line
+    assert "long_heads --attention-args trained=21" in line
 
     class Other:
         """A pipeline without a record of its length."""
@@ -46,7 +46,12 @@ def test_who_tells_the_length(tiny_wan, tmp_path):
         accepted = {"num_frames": type("Parameter", (), {"default": 16})}
 
         def grid(self, *size):
-            return None
+            return None if self.bare else (size[0], 1, 1)
+
+        def config(self, part):
+            return {"_class_name": "LTXVideoTransformer3DModel"}
+
+        bare = True
 
     assert trained_length(Other()).frames == 16
     assert length_notes(Other(), 17, False, False) == [
@@ -54,6 +59,8 @@ def test_who_tells_the_length(tiny_wan, tmp_path):
         "beyond is guessed"
     ]
     assert "the LoRA's" in length_notes(Other(), 17, False, True)[0]
+    Other.bare = False
+    assert length_notes(Other(), 17, False, False)[0].endswith("anchor_window --attention-args trained=16,window=2")
     Other.accepted = {}
     assert trained_length(Other()) is None and length_notes(Other(), 17, False, False) == []
 
