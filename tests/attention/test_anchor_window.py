@@ -97,6 +97,8 @@ def test_a_step_is_softmax_over_its_mask(layout, method, step):
     )
     right = attention_over(*inputs, now.mask(layout))
     torch.testing.assert_close(out.double(), right, atol=3e-6, rtol=1e-5)
+    rows = method.pair_rows(*inputs[:2], site, cache, torch.tensor([1, layout.length - 2]))
+    assert torch.equal(rows[0, 0], now.mask(layout)[[1, -2]])
     weight = torch.sin(torch.arange(out.numel())).view(out.shape)
     pairs = zip(*(torch.autograd.grad((x * weight).sum(), inputs) for x in (out, right)), strict=True)
     assert all(torch.allclose(one, other, atol=2e-5, rtol=1e-4) for one, other in pairs)

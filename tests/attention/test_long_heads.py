@@ -47,6 +47,8 @@ def test_heads_choose_by_means_and_attend_to_what_they_chose(layout):
     right = torch.cat([attention_over(*(x[:, :, h : h + 1] for x in inputs), mask[:, h : h + 1]) for h in range(2)], 2)
     torch.testing.assert_close(out.double(), right, atol=2e-6, rtol=1e-5)
     assert torch.equal(METHOD.pairs(q, k, at(layout), cache), mask)
+    some = torch.tensor([0, 7, layout.length - 1])
+    assert torch.equal(METHOD.pair_rows(q, k, at(layout), cache, some), mask[:, :, some])
     weight = torch.sin(torch.arange(out.numel())).view(out.shape)
     pairs = zip(*(torch.autograd.grad((x * weight).sum(), inputs) for x in (out, right)), strict=True)
     assert all(torch.allclose(one, other, atol=2e-5, rtol=1e-4) for one, other in pairs)

@@ -145,6 +145,13 @@ class AnchorWindow(StaticMethod):
         """See :meth:`Method.mask_rows`; those of step 0."""
         return frame_rows(self.visible(layout), layout, queries)[0]
 
+    def pair_rows(
+        self, q: torch.Tensor, k: torch.Tensor, site: Site, cache: PatchCache, queries: torch.Tensor
+    ) -> torch.Tensor:
+        """See :meth:`Method.pair_rows`; those of the call's step."""
+        now = self.at(site.step, site.layout.grid[0])
+        return now.mask_rows(site.layout, queries.cpu())[None, None].to(q.device)
+
     def mask(self, layout: TokenLayout) -> torch.Tensor:
         """See :meth:`Method.mask`; the visible pairs at step 0."""
         return self.mask_rows(layout, torch.arange(layout.length))

@@ -129,12 +129,18 @@ class LongHeads(WithScale):
 
     def pairs(self, q: torch.Tensor, k: torch.Tensor, site: Site, cache: PatchCache) -> torch.Tensor:
         """See :meth:`Method.pairs`."""
+        return self.pair_rows(q, k, site, cache, torch.arange(site.layout.length))
+
+    def pair_rows(
+        self, q: torch.Tensor, k: torch.Tensor, site: Site, cache: PatchCache, queries: torch.Tensor
+    ) -> torch.Tensor:
+        """See :meth:`Method.pair_rows`: every head its own."""
         if k.shape[2] != q.shape[2]:
             k = k.repeat_interleave(q.shape[2] // k.shape[2], 2)
         lists = self.chosen(q, k, site)
         batch, heads, f, _ = lists.shape
         seen = torch.zeros(batch, heads, f, f, dtype=torch.bool, device=q.device).scatter(-1, lists, True)
-        rows = frame_rows(seen.flatten(0, 1).cpu(), site.layout, torch.arange(site.layout.length))
+        rows = frame_rows(seen.flatten(0, 1).cpu(), site.layout, queries.cpu())
         return rows.unflatten(0, (batch, heads)).to(q.device)
 
     def details(self, layout: TokenLayout) -> str:
