@@ -95,27 +95,21 @@ def _long(pipeline: Any, size: tuple[int, int, int], steps: int) -> Run:
     return run
 
 
-def _continued(pipeline: Any, size: tuple[int, int, int], steps: int) -> Run:
+def _chained(pipeline: Any, size: tuple[int, int, int], steps: int) -> Run:
     import torch
-    from PIL import Image
 
     import genkit
 
     given = genkit.WanGivenFramesPipeline.from_pipe(pipeline)
     given.set_progress_bar_config(disable=True)
-    frames, *canvas = size
+    own = genkit.ShotChainPipeline(given)
 
     def run(case: Any, seed: int) -> tuple[np.ndarray, Any]:
-        clip = np.zeros((0, *canvas, 3), np.uint8)
-        for number, prompt in enumerate(case.prompts):
-            made = given(
-                prompt, image=Image.fromarray(clip[-1]) if len(clip) else None, num_frames=frames, height=canvas[0],
-                width=canvas[1], num_inference_steps=steps, guidance_scale=4.0, max_sequence_length=64,
-                generator=torch.Generator().manual_seed(seed + number), output_type="np",
-            )  # fmt: skip
-            new = (np.asarray(made.frames[0]) * 255).round().astype(np.uint8)
-            clip = np.concatenate([clip, new[1:] if len(clip) else new])
-        return clip, _spans([frames, *[frames - 1] * (len(case.prompts) - 1)])
+        made = own(
+            case.prompts, window_frames=size[0], height=size[1], width=size[2], num_inference_steps=steps,
+            guidance_scale=4.0, max_sequence_length=64, generator=torch.Generator().manual_seed(seed),
+        )  # fmt: skip
+        return made.frames, made.plan.spans
 
     return run
 
@@ -127,7 +121,7 @@ METHODS: dict[str, Callable[..., Run]] = {
     "DiTCtrl": _ditctrl(),
     "DiTCtrl, no transition": _ditctrl(overlap=2, transitions=0),
     "DiTCtrl, no transition, no sharing": _ditctrl(overlap=2, transitions=0, sharing="none"),
-    "each shot from the last frame before": _continued,
+    "chained shots": _chained,
 }
 
 

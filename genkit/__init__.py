@@ -26,6 +26,7 @@ _EXPORTS = {
     "PatchHandle": "genkit.patching",
     "PromptToPromptPipeline": "genkit.editing.prompt_to_prompt",
     "Schedule": "genkit.patching",
+    "ShotChainPipeline": "genkit.editing.shot_chain",
     "TokenLayout": "genkit.layout",
     "ViMAEditPipeline": "genkit.editing.vimaedit",
     "WanGivenFramesPipeline": "genkit.pipelines.tasks.inputs.given_frames",

@@ -29,9 +29,12 @@ SCALES = ("controlnet_conditioning_scale", "adapter_conditioning_scale", "condit
 LOOKED = ("face_video",)
 #: Arguments that a given background goes with.
 REPLACES = {"mode": "replace"}
+#: Argument that holds how a video begins: a clip that is given there is continued.
+BEGINNING = "beginning"
 #: Arguments that hold a clip; the others hold pictures.
 CLIPS = (
-    "video", "control_video", "conditioning_frames", "mask_video", "pose_video", "face_video", "background_video"
+    "video", "control_video", "conditioning_frames", "mask_video", "pose_video", "face_video", "background_video",
+    BEGINNING,
 )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from genkit.families.base import MAIN, Family, SiteRule, Streams, grid_with, shape
 from genkit.families.codec import standardised
 from genkit.families.facts import FLOW, Objective, PipelineFacts, Streaming, TextRule
-from genkit.families.inputs import Inputs, Other
+from genkit.families.inputs import BEGINNING, Inputs, Other
 from genkit.families.sizes import ReadConfig, Size, SizeRule
 
 CODEC = standardised("BCTHW")
@@ -100,6 +100,8 @@ FAMILY = Family(
         lora_targets=r"(?:vace_)?blocks\.\d+\.attn[12]\.(?:to_[qkv]|to_out\.0)",
         architecture="wan",
         inputs={
+            # Its call begins with the last frames of the clip and makes what follows.
+            "WanGivenFramesPipeline": Inputs(takes={"source_video": (BEGINNING,)}),
             "WanImageToVideoPipeline": Inputs(unless={"last_image": _no_last}),
             "WanVACEPipeline": Inputs(
                 takes={

@@ -9,10 +9,12 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from genkit.families.inputs import inputs_of, takes
+from genkit.families.inputs import BEGINNING, Inputs, inputs_of, takes
 from genkit.families.lookup import can, facts_of, records
 from genkit.pipelines.kinds import AUDIO_VIDEO, IMAGE, VIDEO, Kind, accepted, demanded, kind_of, makes_nothing
 from genkit.pipelines.request import flag
+from genkit.pipelines.tasks.storyboard.chain import chains
+from genkit.pipelines.tasks.storyboard.settings import CHAIN
 
 if TYPE_CHECKING:
     from genkit.families.base import Family
@@ -22,7 +24,8 @@ if TYPE_CHECKING:
 TASKS = {
     "t2i": "picture from text", "t2v": "video from text", "t2av": "video with sound from text",
     "i2i": "picture from a picture", "i2v": "video from a first frame", "flf2v": "video from first and last frame",
-    "keyframes": "video from frames at any place", "v2v": "video from a video", "inpaint": "a part made anew",
+    "keyframes": "video from frames at any place", "v2v": "video from a video",
+    "continuation": "video that goes on from a clip", "inpaint": "a part made anew",
     "control": "follows edges, depth or poses", "ref2x": "shows what pictures show",
     "multi_prompt": "several prompts, one clip", "upscale": "second pass at a larger size",
 }  # fmt: skip
@@ -85,6 +88,10 @@ def route_of(request: Request) -> Route:
     because = [why]
     if own.asked_by is not None:
         because.append(f"{own.asked_by(settings)} asks for {own.name.replace('_', ' ')}")
+    if settings.shots_by == CHAIN:
+        because.append(f"chained shots: {model.class_name} takes the last frame of the shot before as its first")
+    elif settings.shots_by is not None:
+        because.append("blended tiles (DiTCtrl): asked for, or the model takes no first frame")
     named = model.config("model_index")["_class_name"]
     if named == model.class_name:
         because.append(f"{named} is the class that the model's folder names")
@@ -96,10 +103,12 @@ def route_of(request: Request) -> Route:
 def _given(settings: Any, class_name: str, kind: Kind) -> list[Given]:
     """What settings give, with roles."""
     facts = facts_of(class_name)
-    looks = facts is not None and inputs_of(facts.inputs, class_name).looks
+    told = Inputs() if facts is None else inputs_of(facts.inputs, class_name)
+    looks, goes_on = told.looks, told.takes.get("source_video") == (BEGINNING,)
     roles = {
+        "source_video": "clip that is continued" if goes_on else "source",
         "image": "reference" if looks else ("source" if kind is IMAGE or settings.mask else "first frame"),
-        "last_image": "last frame", "keyframe": "keyframe", "source_video": "source", "control": "control",
+        "last_image": "last frame", "keyframe": "keyframe", "control": "control",
         "mask": "mask of what is made anew", "image_prompt": "picture in place of words", "audio": "given sound",
         "video": "given video", "reference": "subject to follow",
     }  # fmt: skip
@@ -121,7 +130,9 @@ def _task(settings: Any, inputs: tuple[Given, ...], kind: Kind, prompts: int) ->
     order: tuple[tuple[str, str], ...] = (
         ("mask of what is made anew", "inpaint"), ("control", "control"), ("keyframe", "keyframes"),
         ("last frame", "flf2v"), ("reference", "ref2x"), ("subject to follow", "ref2x"),
-        ("picture in place of words", "ref2x"), ("source", "i2i" if kind is IMAGE else "v2v"), ("first frame", "i2v"),
+        ("picture in place of words", "ref2x"),
+        ("clip that is continued", "continuation"), ("source", "i2i" if kind is IMAGE else "v2v"),
+        ("first frame", "i2v"),
     )  # fmt: skip
     for role, task in order:
         if role in roles:
@@ -161,10 +172,11 @@ def tasks_of(kind: type) -> tuple[str, ...]:
         picture: lambda: "image" in found,
         "flf2v": lambda: "last_image" in found,
         "keyframes": lambda: "keyframe" in found,
-        "v2v": lambda: "source_video" in found,
+        "v2v": lambda: "source_video" in found and found["source_video"] != (BEGINNING,),
+        "continuation": lambda: found.get("source_video") == (BEGINNING,),
         "inpaint": lambda: "mask" in found,
         "control": lambda: "control" in found,
-        "multi_prompt": lambda: can("storyboard", class_name),
+        "multi_prompt": lambda: can("storyboard", class_name) or chains(kind) is None,
         "upscale": lambda: can("second_pass", class_name),
     }
     chosen = {task for task, fits in rules.items() if fits()}

@@ -37,6 +37,7 @@ ASKED = {
     "t2i": {}, "t2v": {}, "i2i": {"image": ("a.png",)}, "i2v": {"image": ("a.png",)}, "ref2x": {"image": ("a.png",)},
     "flf2v": {"image": ("a.png",), "last_image": "a.png"}, "keyframes": {"keyframe": ("0=a.png",)},
     "v2v": {"source_video": "clip.webp"}, "control": {"control": ("clip.webp",)},
+    "continuation": {"source_video": "clip.webp"},
     "multi_prompt": {"prompt": None, "num_frames": 17, "tile_frames": 9, "shots": ("a red circle", "a green circle")},
 }  # fmt: skip
 #: Kinds of input that a task needs a class to take.
@@ -70,6 +71,11 @@ def _resolved(folder, task):
     fixed = {"model": model, "prompt": "a red circle", "seed": 0, "steps": 4, "height": 32, "width": 32}
     # VACE continues a clip that is shorter than what is made; the others change all of it.
     moving = {"num_frames": 17} if task == "v2v" and folder.name == "vace" else {}
+    if (
+        task == "multi_prompt"
+        and "image" in taken_by(Model.at(locate(model), model).pipeline_class, lambda part: {}).needs
+    ):
+        moving = {"image": ("a.png",)}  # models from a first frame chain their shots
     moving |= {"num_frames": 9} if "video" in Model.at(locate(model), model).kind.name and task != "v2v" else {}
     return resolve(GenerateSettings(**fixed | moving | ASKED[task]))
 
@@ -104,7 +110,8 @@ def test_every_family_of_the_table_has_its_classes():
         names = {name for found in made.get(family.name, {}).values() for name in found}
         assert names <= {kind.__name__ for kind in classes_of(family)}
         assert all(task in TASKS for task in made.get(family.name, {}))
-    assert made["Wan"]["multi_prompt"] == ("WanPipeline",)
+    assert made["Wan"]["multi_prompt"] == ("WanPipeline", "WanImageToVideoPipeline", "WanGivenFramesPipeline")
+    assert made["Wan"]["continuation"] == ("WanGivenFramesPipeline",)
     assert "WanGivenFramesPipeline" in made["Wan"]["flf2v"]
     assert not {name for tasks in made.values() for found in tasks.values() for name in found} & set(missing())
 

@@ -152,12 +152,22 @@ WRONG = (
     ((*PAIR, "--sharing-layers", "9:"), "layers"),
     ((*PAIR, "--attention", "neighborhood"), "the sharing of the shots"),
     ((*PAIR, "--num-frames", 20), "20 frames together"),
-    ((*PAIR, "--image", "a.png"), "exclude each other"),
+    ((*PAIR, "--image", "a.png"), "--image with several prompts: WanPipeline takes no first frame"),
+    ((*PAIR, "--image", "a.png", "--transitions", 0), "take --shots-by chain"),
+    ((*PAIR, "--shots-by", "chain"), "--shots-by chain: WanPipeline takes no first frame"),
+    ((*PAIR, "--shots-by", "cuts"), "--shots-by: got 'cuts', allowed: chain, ditctrl"),
+    ((*PAIR, "--shots-by", "chain", "--sharing", "none"), "--sharing belongs to --shots-by ditctrl"),
+    ((*PAIR, "--shots-by", "ditctrl", "--border-frames", 5), "--border-frames belongs to --shots-by chain"),
+    ((*PAIR, "--tile-overlap", 1, "--border-frames", 5), "--border-frames belongs to --shots-by chain"),
+    ((*PAIR, "--border-frames", 0), "--border-frames: got 0"),
     ((*PAIR, "--upscale", 2), "exclude each other"),
     (("--prompt", f"{ONE}@13", "--prompt", f"{TWO}@12", "--num-frames", 21), "leave one out"),
     (("--prompt", "a (red:1.3) circle", "--prompt", TWO), "single prompt"),
     ((ONE, "--tile-frames", 9), "goes with several prompts"),
     ((ONE, "--single-pass"), "goes with several prompts"),
+    ((ONE, "--shots-by", "chain"), "goes with several prompts"),
+    ((ONE, "--border-frames", 5), "goes with several prompts"),
+    ((ONE, "--only-new"), "give --source-video FILE"),
 )
 
 

@@ -137,6 +137,32 @@ class Arguments:
             raise UsageError(f"{_said(each)} is a picture; {self.model.class_name} takes a clip")
         return self._fitted(self._frames(each, most), each)
 
+    def whole(self, each: GivenFile, last: int | None = None) -> np.ndarray:
+        """All frames of a clip that is continued, uint8 (T, H, W, 3), at the rate and size of the run.
+
+        Args:
+            last: only so many, from its end.
+
+        Raises:
+            UsageError: a picture, or more than fits in memory.
+        """
+        if not each.moving:
+            raise UsageError(
+                f"{_said(each)} is a picture; give a clip to continue, or the picture as --image to begin with it"
+            )
+        count = self._count(each)
+        kept = count if last is None else min(last, count)
+        height, width = each.size
+        if 3 * height * width * kept > _MOST_BYTES:
+            raise UsageError(
+                f"{_said(each)} has {count} frames of {width}x{height}, too many to be put before the new ones; "
+                "take --only-new, or a shorter clip"
+            )
+        return self._fitted(each.clip(self.plan.fps, count, count - kept), each)
+
+    def _count(self, each: GivenFile) -> int:
+        return each.count if self.plan.fps is None else each.frames_at(self.plan.fps)
+
     def _frames(self, each: GivenFile, most: int | None = None) -> np.ndarray:
         return each.clip(self.plan.fps, most or self.plan.frames or each.count)
 
@@ -181,6 +207,10 @@ class Arguments:
         if not 0 <= place < frames:
             raise UsageError(explain("--keyframe", f"{each.name}=", f"frames 0 to {frames - 1}, or -{frames} to -1"))
         return place
+
+
+#: Bytes of the frames of a clip that is continued, at most.
+_MOST_BYTES = 1 << 32
 
 
 def _said(each: GivenFile) -> str:

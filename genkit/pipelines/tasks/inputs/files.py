@@ -97,10 +97,12 @@ class GivenFile:
         starts = tuple(index / fps for index in range(frames))
         return Video(self.path, fps, starts, frames / fps, *self.size)
 
-    def clip(self, fps: Fraction | None, most: int) -> np.ndarray:
-        """The frames of a clip, uint8 (T, H, W, 3), ``most`` of them at most, at a rate; None = its own."""
+    def clip(self, fps: Fraction | None, most: int, skipped: int = 0) -> np.ndarray:
+        """The frames of a clip, uint8 (T, H, W, 3), ``most`` of them at most, at a rate; None = its own. The first
+        ``skipped`` of them are left out."""
         times = self._times
         numbers = list(range(min(self.count, most))) if times is None else times.chosen(fps or times.fps, most)
+        numbers = numbers[skipped:]
         return self._picture.frames[numbers] if self.video is None else read_chosen(self.video, numbers)
 
     def frames_at(self, fps: Fraction) -> int:

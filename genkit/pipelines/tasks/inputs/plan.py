@@ -60,7 +60,9 @@ def plan(files: Files, draft: Draft) -> Plan:
     if model.kind is IMAGE:
         return Plan(files, taken, size, None, None, steps)
     clip = next((each for each in files.all if each.setting in ("source_video", "control") and each.moving), None)
-    if clip is not None:
+    if clip is not None and taken.continues:  # how long it becomes is the chain's matter
+        _rate(clip, draft)
+    elif clip is not None:
         _length(clip, draft, taken)
     frames = draft.settings.num_frames
     fps = None if draft.settings.fps is None else Fraction(draft.settings.fps)
@@ -105,12 +107,7 @@ def _follow(seen: GivenFile, draft: Draft) -> None:
 def _length(clip: GivenFile, draft: Draft, taken: Taken) -> None:
     """Frames and rate of a run that follows a clip."""
     given, model, name = draft.given, draft.model, clip.path.name
-    if given.fps is None and clip.fps is not None:
-        draft.set(fps=str(clip.fps))
-    rate = Fraction(draft.settings.fps)
-    has = clip.frames_at(rate)
-    if clip.fps not in (None, rate):
-        draft.notes.append(f"{name} has {clip.fps} frames per second; at {rate} fps it lasts {has} frames")
+    rate, has = _rate(clip, draft)
     each = 1 if model.rule is None else model.rule.frames_multiple
     if given.num_frames is None:
         usual = draft.settings.num_frames or has
@@ -123,6 +120,17 @@ def _length(clip: GivenFile, draft: Draft, taken: Taken) -> None:
         raise UsageError(
             f"--num-frames: got {given.num_frames}, {name} has {has} frames at {rate} fps; take {has} or fewer"
         )
+
+
+def _rate(clip: GivenFile, draft: Draft) -> tuple[Fraction, int]:
+    """The rate of the run, the clip's where nobody says one, and the frames that the clip has at it."""
+    if draft.given.fps is None and clip.fps is not None:
+        draft.set(fps=str(clip.fps))
+    rate = Fraction(draft.settings.fps)
+    has = clip.frames_at(rate)
+    if clip.fps not in (None, rate):
+        draft.notes.append(f"{clip.path.name} has {clip.fps} frames per second; at {rate} fps it lasts {has} frames")
+    return rate, has
 
 
 def _free(draft: Draft) -> bool:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from genkit.errors import UsageError
-from genkit.families.inputs import USUAL, Inputs, inputs_of, takes
+from genkit.families.inputs import BEGINNING, USUAL, Inputs, inputs_of, takes
 from genkit.families.lookup import can, facts_of
 from genkit.families.sizes import ReadConfig
 from genkit.pipelines.kinds import accepted, demanded, kind_of
@@ -33,6 +33,11 @@ class Taken:
     needs: tuple[str, ...]
     told: Inputs
     refused: dict[str, str]
+
+    @property
+    def continues(self) -> bool:
+        """Whether a source clip is continued rather than changed."""
+        return self.arguments.get("source_video") == (BEGINNING,)
 
     def describe(self) -> str:
         """In a few words: ``--image (needed), --strength``."""

@@ -31,6 +31,10 @@ class GivenSettings(Settings):
     source_video: str | None = option(
         None, "Clip to change or to continue.", group="Given pictures and clips", stored=WHEN_GIVEN
     )
+    only_new: bool = option(
+        False, "Of a clip that is continued, keep the frames alone that are made; else they follow the clip.",
+        group="Given pictures and clips", one_way=True, stored=WHEN_GIVEN,
+    )  # fmt: skip
     control: tuple[str, ...] = option(
         (), "Picture or clip that says where things are (edges, depth, poses), with @0.8 for its strength; NAME=FILE "
         "for models that take several kinds (pose=, face=). Repeatable.", group="Given pictures and clips",
@@ -69,6 +73,8 @@ class GivenSettings(Settings):
             raise UsageError("--controlnet needs --control FILE, what it reads")
         if (self.ip_adapter is None) != (not self.image_prompt):
             raise UsageError("--image-prompt and --ip-adapter go together: the adapter reads the picture")
+        if self.only_new and self.source_video is None:
+            raise UsageError("--only-new goes with a clip that is continued; give --source-video FILE")
         if self.strength == 0:
             raise UsageError("--strength: got 0, allowed: a number above 0 and up to 1")
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from genkit.errors import UsageError
+from genkit.pipelines.request import flag
 from genkit.pipelines.settings import GenerateSettings
 from genkit.pipelines.task import Made, Task
 from genkit.pipelines.tasks.inputs.settings import given_flags
+from genkit.pipelines.tasks.storyboard.settings import asked_by as several
 
 
 def asked_by(settings: GenerateSettings) -> str | None:
-    """Something is given, to a run at the model's own size; the task of larger ones takes it itself."""
-    return None if settings.upscale > 1 else next(iter(given_flags(settings)), None)
+    """Something is given, to a run of one prompt at the model's own size; tasks of others take it themselves."""
+    if settings.upscale > 1 or several(settings) is not None:
+        return None
+    return next(iter(given_flags(settings)), None)
 
 
 def resolve(settings: GenerateSettings):
@@ -20,13 +25,20 @@ def resolve(settings: GenerateSettings):
     from genkit.pipelines.tasks.inputs.files import find, full_places
     from genkit.pipelines.tasks.inputs.parts import check_added, find_added
     from genkit.pipelines.tasks.inputs.plan import SIZES, plan
-    from genkit.pipelines.tasks.inputs.serving import check_complete, other_class, served
+    from genkit.pipelines.tasks.inputs.serving import check_complete, other_class, served, taken_by
 
     files, added = find(settings), find_added(settings)
     draft = Draft(settings, model=lambda model: served(model, settings))
     check_complete(draft.model, settings)
     check_added(added, draft.model)
     draft.notes += other_class(draft.model)
+    if settings.source_video is not None and taken_by(draft.model.pipeline_class, draft.model.config).continues:
+        return continuation(draft, files)
+    for name in ("only_new", "tile_frames"):
+        if getattr(settings, name):
+            raise UsageError(
+                f"{flag(name)}: {draft.model.class_name} changes a clip, it does not continue it; leave it out"
+            )
     draft.fill(own=SIZES)
     planned = plan(files, draft)
     inputs = arguments_of(planned, draft)
@@ -39,9 +51,24 @@ def resolve(settings: GenerateSettings):
     )  # fmt: skip
 
 
+def continuation(draft, files):
+    """The request for a clip and what follows it: one shot, whose beginning is the clip's end."""
+    from genkit.pipelines.tasks.storyboard.chain import chain_request
+    from genkit.pipelines.tasks.storyboard.shots import Shot
+
+    asked = draft.given.num_frames
+    draft.given = draft.settings = draft.given.replace(num_frames=None)
+    draft.fill()
+    return chain_request(draft, files, [Shot(draft.given.prompt)], asked)
+
+
 def run(run) -> Made:
     """Call the pipeline with what is given."""
     from genkit.pipelines.outputs import collect
+    from genkit.pipelines.tasks.storyboard.chain import Chain, run_chain
+
+    if isinstance(run.request.inputs, Chain):
+        return run_chain(run)
 
     inputs, added = run.request.inputs, run.request.added
     if added is not None and added.prior is not None:

@@ -12,11 +12,13 @@ from genkit.pipelines.text import as_texts, shares
 from genkit.schema import Rule
 
 GROUP = "Several prompts"
-#: Settings that mean nothing without shots.
-HOW = (
-    "tile_frames", "tile_overlap", "transitions", "sharing", "sharing_words", "sharing_layers", "sharing_steps",
-    "single_pass",
+#: Settings of tiles, and all that mean nothing without shots.
+TILES = (
+    "tile_overlap", "transitions", "sharing", "sharing_words", "sharing_layers", "sharing_steps", "single_pass"
 )  # fmt: skip
+HOW = ("shots_by", "tile_frames", "border_frames", *TILES)
+#: How shots become one clip: each from the last frame before, or as blended tiles of one clip.
+CHAIN, DITCTRL = "chain", "ditctrl"
 
 
 def as_shots(value: Any, what: str) -> Any:
@@ -42,12 +44,21 @@ class StoryboardSettings(Settings):
         "Repeatable.", group=GROUP, parse=as_shots, stored=WHEN_GIVEN, prose=True, repeats="prompt",
     )  # fmt: skip
     storyboard: str | None = option(
-        None, "YAML file with shots: prompt and frames of each; one clip (Wan, CogVideoX, HunyuanVideo).", group=GROUP,
+        None, "YAML file with shots: prompt and frames of each; one clip.", group=GROUP,
         stored=NEVER,
+    )  # fmt: skip
+    shots_by: str | None = option(
+        None, "How shots become one clip: chain (each from the last frame of the one before, with models that take a "
+        "first frame) or ditctrl (tiles that are blended and share keys). chain where the model has it, when left out.",
+        group=GROUP, rule=Rule(choices=(CHAIN, DITCTRL)), stored=WHEN_GIVEN,
     )  # fmt: skip
     tile_frames: int | None = option(
         None, "Frames that the model makes at once; its own number when left out.", group=GROUP,
         rule=Rule(low=1, high=10_000), stored=WHEN_GIVEN,
+    )  # fmt: skip
+    border_frames: int = option(
+        1, "For chain: frames that a shot is given of the one before. With more than 1 its motion is carried over too.",
+        group=GROUP, rule=Rule(low=1, high=10_000), stored=WHEN_GIVEN,
     )  # fmt: skip
     tile_overlap: int | None = option(
         None, "Latent frames that neighbouring tiles share; 6 of 13 when left out.", group=GROUP,
@@ -79,8 +90,15 @@ class StoryboardSettings(Settings):
             raise UsageError("--shots and --storyboard both say what the shots are; leave one out")
         fields = type(self).__dataclass_fields__
         idle = [flag(name) for name in HOW if getattr(self, name) != fields[name].default]
+        if getattr(self, "source_video", None) is not None:  # a clip is continued by windows too
+            idle = [name for name in idle if name != flag("tile_frames")]
         if idle and not self.shots and self.storyboard is None:
             raise UsageError(f"{idle[0]} goes with several prompts: give --prompt several times, or --storyboard FILE")
+        tiles = next((name for name in TILES if getattr(self, name) != fields[name].default), None)
+        if tiles is not None and self.shots_by == CHAIN:
+            raise UsageError(f"{flag(tiles)} belongs to --shots-by {DITCTRL}, which blends tiles; leave it out")
+        if self.border_frames > 1 and (tiles is not None or self.shots_by == DITCTRL):
+            raise UsageError(f"--border-frames belongs to --shots-by {CHAIN}; tiles have --tile-overlap")
         shares(self.sharing_steps, "--sharing-steps")
         if (self.sharing == "mask") != bool(self.sharing_words):
             raise UsageError('--sharing mask and --sharing-words "red circle" go together: the words say what stays')
@@ -103,6 +121,12 @@ class StoryboardSettings(Settings):
         if self.shots:
             values.pop("prompt", None)
         return values
+
+
+def tiles_asked(settings: StoryboardSettings) -> bool:
+    """Whether a setting is given that only tiles have."""
+    fields = type(settings).__dataclass_fields__
+    return any(getattr(settings, name) != fields[name].default for name in TILES)
 
 
 def asked_by(settings: StoryboardSettings) -> str | None:

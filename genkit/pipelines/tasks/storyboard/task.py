@@ -4,31 +4,52 @@ from __future__ import annotations
 
 from genkit.pipelines.settings import GenerateSettings
 from genkit.pipelines.task import Made, Task
-from genkit.pipelines.tasks.storyboard.settings import asked_by
+from genkit.pipelines.tasks.storyboard.settings import DITCTRL, asked_by
 
 
 def resolve(settings: GenerateSettings):
     """A request whose input is the storyboard: prompts as the model reads them, and the tiles."""
     from dataclasses import replace
 
-    from genkit.editing.ditctrl.pipeline import refuse
     from genkit.errors import UsageError
     from genkit.pipelines.resolve import Draft
-    from genkit.pipelines.tasks.storyboard.board import Board, read_shots, shots_of
+    from genkit.pipelines.tasks.inputs.files import find
+    from genkit.pipelines.tasks.inputs.serving import other_class
+    from genkit.pipelines.tasks.storyboard.board import read_shots, shots_of
+    from genkit.pipelines.tasks.storyboard.chain import Way, chain_request
 
     shots = shots_of(settings)
     texts, first = tuple(shot.text for shot in shots), shots[0].prompt
     if settings.prompt not in (None, first):
         raise UsageError("a prompt and several shots exclude each other; leave one out")
-    if settings.sharing != "none":
-        settings.check_free("the sharing of the shots", ", or take --sharing none")
     # A storyboard's record holds its shots, so that it repeats without the file.
-    asked = settings.asked("num_frames")
-    draft = Draft(settings.replace(prompt=first, shots=texts, storyboard=None))
-    refuse(draft.model.class_name, draft.model.config("transformer"))
+    asked = settings.num_frames if settings.asked("num_frames") else None
+    files, way = find(settings), Way(settings)
+    draft = Draft(settings.replace(prompt=first, shots=texts, storyboard=None, num_frames=None), model=way.take)
+    if way.chained:
+        draft.notes += other_class(draft.model)
+        draft.fill()
+        request = chain_request(draft, files, shots, asked)
+        chain, told = read_shots(request.inputs, request)
+        return replace(request, inputs=chain, notes=(*request.notes, *told))
+    return tiles(draft, shots, asked)
+
+
+def tiles(draft, shots, asked):
+    """The request of DiTCtrl's tiles.
+
+    Args:
+        draft: of the settings. shots: of the storyboard. asked: frames that the user wants; None = as they come.
+    """
+    from dataclasses import replace
+
+    from genkit.pipelines.tasks.storyboard.board import Board, read_shots
+
+    if draft.settings.sharing != "none":
+        draft.settings.check_free("the sharing of the shots", ", or take --sharing none")
     draft.fill()
-    board = Board.of(draft, shots, settings.num_frames if asked else None)
-    draft.set(**board.settings())
+    board = Board.of(draft, shots, asked)
+    draft.set(**board.settings(), shots_by=DITCTRL)
     draft.notes += board.told()
     request = draft.close(frames=board.tile_frames, inputs=board)
     board, told = read_shots(board, request)
@@ -38,6 +59,15 @@ def resolve(settings: GenerateSettings):
 
 def run(run) -> Made:
     """Make the clip with the loaded model."""
+    from genkit.pipelines.tasks.storyboard.chain import Chain, run_chain
+
+    if isinstance(run.request.inputs, Chain):
+        return run_chain(run)
+    return run_tiles(run)
+
+
+def run_tiles(run) -> Made:
+    """DiTCtrl's clip."""
     from genkit.editing.ditctrl import DiTCtrlPipeline
     from genkit.pipelines.attention import report_of
     from genkit.pipelines.following import DECODE
