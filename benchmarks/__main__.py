@@ -25,6 +25,7 @@ BENCHMARKS = {
     "bands": "benchmarks.bands",
     "storyboards": "benchmarks.storyboards",
     "long_clips": "benchmarks.long_clips",
+    "given_frames": "benchmarks.given_frames",
     "seam": "benchmarks.seam",
     "swap_gaps": "benchmarks.swap_gaps",
     "same_outputs": "benchmarks.same_outputs",

@@ -35,6 +35,7 @@ from genkit.pipelines.settings import AttentionSettings, DrawSettings, LoadSetti
 from genkit.pipelines.shares import shares_of
 from genkit.pipelines.single_file import SingleFile, find_files
 from genkit.pipelines.single_file import fingerprints as digests
+from genkit.pipelines.subject import through_door
 from genkit.pipelines.task import Task, task_of
 from genkit.pipelines.trained_attention import from_loras, remarks, taught_by
 from genkit.pipelines.words import check_words
@@ -123,7 +124,9 @@ def resolve(settings: Settings) -> Request:
     Raises:
         GenkitError: whatever is wrong, in one line; see the settings' class, :func:`genkit.load`.
     """
-    return task_of(settings).resolve(settings)
+    settings, told = through_door(settings)
+    request = task_of(settings).resolve(settings)
+    return replace(request, notes=(*told, *request.notes)) if told else request
 
 
 class Draft:

@@ -179,7 +179,7 @@ class Follow:
 
         def after(pipeline: Any, step: int, _: Any, values: dict) -> dict:
             steps = getattr(pipeline, "num_timesteps", None) or step + 1
-            progress(number * steps + step + 1, self.windows * steps, values.get("latents"))
+            progress(number * steps + step + 1, self.windows * steps, values["latents"])
             return values
 
         return {"callback_on_step_end": after}

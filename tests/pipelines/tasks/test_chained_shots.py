@@ -55,8 +55,8 @@ def no_weights(monkeypatch):
     def refuse(*_, **__):
         raise AssertionError("weights were read")
 
+    monkeypatch.setattr("genkit.pipelines.session.load", refuse)  # first: its module imports the other
     monkeypatch.setattr(loading, "load", refuse)
-    monkeypatch.setattr("genkit.pipelines.session.load", refuse)
 
 
 def plan(cli, *arguments, **options):

@@ -36,8 +36,8 @@ def no_weights(monkeypatch):
     def refuse(*_, **__):
         raise AssertionError("weights were read")
 
+    monkeypatch.setattr("genkit.pipelines.session.load", refuse)  # first: its module imports the other
     monkeypatch.setattr(loading, "load", refuse)
-    monkeypatch.setattr("genkit.pipelines.session.load", refuse)
 
 
 def test_several_prompts_make_one_clip_that_repeats_itself(cli):

@@ -37,7 +37,8 @@ def resolve(settings: GenerateSettings):
     for name in ("only_new", "tile_frames"):
         if getattr(settings, name):
             raise UsageError(
-                f"{flag(name)}: {draft.model.class_name} changes a clip, it does not continue it; leave it out"
+                f"{flag(name)} is for clips that go on from their last frames; {draft.model.class_name} has its own "
+                "way; leave it out"
             )
     draft.fill(own=SIZES)
     planned = plan(files, draft)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from genkit.errors import UsageError
-from genkit.pipelines.request import Settings, option
+from genkit.pipelines.request import NEVER, Settings, option
 from genkit.pipelines.text import as_texts
 
 
@@ -16,6 +16,11 @@ class ReferenceSettings(Settings):
     reference: tuple[str, ...] = option(
         (), "Picture to follow, with @0.8 for its strength; goes with --attention reference. Repeatable.",
         group="Attention", parse=as_texts, belongs="attention",
+    )  # fmt: skip
+    subject: tuple[str, ...] = option(
+        (), "Picture of what is to be seen, in the form that the model has for it: one it looks at (--image), an "
+        "adapter's (--image-prompt) or reference attention (--reference). With @0.8 for its strength. Repeatable.",
+        group="Given pictures and clips", parse=as_texts, stored=NEVER,
     )  # fmt: skip
     reference_box: str | None = option(
         None, "Where the references apply, as shares of the canvas: left,top,right,bottom.", group="Attention",

@@ -246,7 +246,8 @@ def run_chain(run: Run) -> Made:
     from genkit.pipelines.task import Made
 
     chain: Chain = run.request.inputs
-    first = None if chain.first is None else chain.first.from_pipe(run.pipeline)
+    kind: Any = chain.first
+    first = None if kind is None else kind.from_pipe(run.pipeline)
     if first is not None:
         first.set_progress_bar_config(disable=True)
 
