@@ -139,7 +139,9 @@ def run(options: argparse.Namespace) -> int:
     store, facts = Store(options.output / f"{NAME}.json"), environment()
     weights = weights_of(locate(options.model).path)
     settings = {"size": options.size, "steps": options.steps}
-    rows = {name: store.row(options.model, f"{SHOTS} shots", name, settings, weights) for name in METHODS}
+    rows = {
+        name: store.row(options.model, f"{SHOTS} shots, {options.size}", name, settings, weights) for name in METHODS
+    }
     store.facts = facts
     cases = draw_storyboards(options.cases, seed=24)
     makers = {name: METHODS[name](pipeline, parse_size(options.size), options.steps) for name in options.methods}
@@ -157,40 +159,39 @@ def run(options: argparse.Namespace) -> int:
             line = machine_line(facts)
             rows[name].at += [] if line in rows[name].at else [line]
             tell(name, number + 1, len(cases))
-            write_results(NAME, store.data(), _report(store, rows, options), options.output)
+            write_results(NAME, store.data(), _report(store), options.output)
     _sheet(cases, clips, options.output / f"{NAME}.png")
-    report(NAME, store.data(), _report(store, rows, options), options.output)
+    report(NAME, store.data(), _report(store), options.output)
     return 0
 
 
-def _report(store: Store, rows: dict[str, Row], options: argparse.Namespace) -> str:
-    lines = []
-    for name, row in rows.items():
+def _report(store: Store) -> str:
+    kinds: dict[str, list[dict[str, Any]]] = {}
+    for row in store.rows.values():
         if not row.count:
             continue
-        line: dict[str, Any] = {"clip": name, "cases": row.count, "frames": f"{row.values('frames')[0]:.0f}"}
+        line: dict[str, Any] = {"clip": row.method, "cases": row.count, "frames": f"{row.values('frames')[0]:.0f}"}
         line |= {title: _share(row, key) for title, key in COLUMNS}
         line["jump at borders"] = f"{np.median(row.values('jump')):.2f}"
         line["s of one core"] = f"{np.median(row.values('cpu')):.0f}"
-        lines.append(line)
+        kinds.setdefault(f"{row.model}, {row.kind} at once, {row.settings['steps']} steps", []).append(line)
+    sections = [part for title, lines in kinds.items() for part in (f"## {title}", "", table(lines), "")]
     return "\n".join(
         [
             "# Three prompts, one clip",
             "",
             machine_line(store.facts),
-            f"{options.model}, {options.size} at once, {options.steps} steps, guidance 4, one thread. One object of "
-            "the training's kind, three directions. Shots are judged one by one, by their own prompts; shares in "
-            "percent with their standard error over the storyboards. Keeps colour and shape: the judge reads the same "
-            "of both in the shots before and behind a border. Without a cut: the largest difference of neighbouring "
-            "frames within three of a border is at most 1.5 medians of the others; jump: that largest difference, in "
-            "medians, its median over the storyboards. Clips one after the other are the model's accuracy on single "
-            "clips. Stopped runs go on where they were: the numbers of cases may differ.",
+            "Guidance 4, one thread. One object of the training's kind, three directions. Shots are judged one by one, "
+            "by their own prompts; shares in percent with their standard error over the storyboards. Keeps colour and "
+            "shape: the judge reads the same of both in the shots before and behind a border. Without a cut: the "
+            "largest difference of neighbouring frames within three of a border is at most 1.5 medians of the others; "
+            "jump: that largest difference, in medians, its median over the storyboards. Clips one after the other are "
+            "the model's accuracy on single clips. Stopped runs go on where they were: numbers of cases may differ.",
             "",
-            table(lines),
-            "",
+            *sections,
             f"![]({NAME}.png)",
             "",
-            "*The first storyboards, every sixth frame; nothing picked by hand.*",
+            "*The first storyboards of the latest run, every sixth frame; nothing picked by hand.*",
             "",
         ]
     )
