@@ -104,6 +104,8 @@ def _made_small(arguments: list[str]) -> list[str]:
     if arguments.count("--prompt") > 1:  # a clip of several tiles: small ones
         given.remove("num_frames")
         arguments = [*arguments, "--tile-frames", "5"]
+    if "--source-video" in arguments:  # as long as the clip and what follows it
+        given.remove("num_frames")
     return [*arguments, "--force", *(word for name in given for word in (f"--{name.replace('_', '-')}", SMALL[name]))]
 
 
