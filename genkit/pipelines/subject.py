@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from genkit.errors import UnsupportedError, UsageError
 from genkit.families.lookup import can
 from genkit.pipelines.request import flag
+from genkit.pipelines.tasks.references.settings import ReferenceSettings
 from genkit.reading import regular
 from genkit.reading.strength import path_and_strength
 
@@ -28,7 +29,7 @@ def through_door(settings: Any) -> tuple[Any, tuple[str, ...]]:
         UsageError: a subject beside something that has no room for one, or without the adapter that reads it.
         UnsupportedError: the model has no form of it.
     """
-    subjects = getattr(settings, "subject", ())
+    subjects = settings.subject if _files(settings) else ()
     if not subjects:
         return settings, ()
     _check_free(settings)
@@ -84,6 +85,11 @@ def _as(settings: Any, name: str, model: Model, strengths: list[float], how: str
     given = getattr(settings, name)
     changed = settings.replace(**{name: (*given, *settings.subject), "subject": ()})
     return changed, (f"--subject is given as {flag(name)}, {how}",)
+
+
+def _files(settings: Any) -> bool:
+    """Whether a subject of these settings is a file; other commands have subjects in words."""
+    return isinstance(settings, ReferenceSettings)
 
 
 def _check_free(settings: Any) -> None:
