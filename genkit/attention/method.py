@@ -176,8 +176,8 @@ class Method:
         Raises:
             UnsupportedError: a method that reads no pairs of tokens (agents, states, means at several levels).
         """
-        if self.by_data:
-            raise UnsupportedError(f"{self.name} does not choose pairs by queries and keys")
+        if self.by_data or getattr(self, "by_head", False):  # the mask is then not that of every head
+            raise UnsupportedError(f"{self.name} does not tell which pairs each head reads")
         return self.mask_rows(site.layout, queries.cpu())[None, None].to(q.device)
 
     def seen(self, q: torch.Tensor, k: torch.Tensor, site: Site, cache: PatchCache) -> torch.Tensor:

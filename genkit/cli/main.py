@@ -25,6 +25,7 @@ from genkit.cli import (
     models,
     recipes,
     train,
+    tune,
 )
 from genkit.cli.interrupt import INTERRUPTED, TERMINATED
 from genkit.cli.options import usage_text
@@ -45,6 +46,7 @@ for name, command in task_commands():
 for command in (
     compare.compare,
     inspect.inspect,
+    tune.tune,
     models.models,
     methods.methods,
     families.families,

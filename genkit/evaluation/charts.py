@@ -109,7 +109,10 @@ def _series(pen: ImageDraw.ImageDraw, each: Series, at_x: _Scale, at_y: _Scale) 
         for a, b, number in shown:
             pen.ellipse((a - radius, b - radius, a + radius, b + radius), each.colour, PAPER)
             if number < len(each.names) and each.names[number]:
-                pen.text((a + radius + 3, b), each.names[number], INK, font(12), anchor="lm")
+                name = each.names[number]
+                right = a + radius + 3 + pen.textlength(name, font(12)) <= max(at_x.start, at_x.stop)
+                where = (a + radius + 3, b) if right else (a - radius - 3, b)
+                pen.text(where, name, INK, font(12), anchor="lm" if right else "rm")
     elif len(shown) > 1:
         pen.line([(a, b) for a, b, _ in shown], each.colour, 3 if each.wide else 2, joint="curve")
     elif shown:

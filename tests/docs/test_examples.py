@@ -94,6 +94,8 @@ def _made_small(arguments: list[str]) -> list[str]:
     """A `genkit generate` line with fewer steps and smaller frames. A repeat takes what it repeats."""
     if arguments[0] in ("style", "consistent"):
         return [*arguments, "--force", "--steps", SMALL["steps"]]
+    if arguments[0] == "tune":  # runs for minutes: tests/cli runs it on a tiny model
+        return [*arguments, "--dry-run", "--force"]
     if arguments[0] == "inspect" and "--prompt" in arguments:
         small = [word for name in SMALL for word in (f"--{name.replace('_', '-')}", SMALL[name])]
         return [*arguments, "--force", *small]

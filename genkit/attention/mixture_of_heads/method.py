@@ -180,13 +180,16 @@ class MixtureOfHeads(WithScale):
         assert out is not None, "the run never declines"
         return out
 
-    def pairs(self, q: torch.Tensor, k: torch.Tensor, site: Site, cache: PatchCache) -> torch.Tensor:
-        """All keys of the heads a token uses; see :meth:`Method.pairs`. Routers read values: here those of keys."""
+    def pair_rows(
+        self, q: torch.Tensor, k: torch.Tensor, site: Site, cache: PatchCache, queries: torch.Tensor
+    ) -> torch.Tensor:
+        """All keys of the heads a token uses; see :meth:`Method.pair_rows`. Routers read values: here those of keys."""
         _, chosen, _ = self._routed(q, k.detach(), site, cache)
         cache.measure((self, site.name), lambda: _share(chosen, site.layout))
         start, stop = site.layout.grid_span
-        found = chosen.new_ones(len(q), q.shape[2], site.layout.length, site.layout.length)
-        found[:, :, start:stop] = chosen.transpose(1, 2)[..., None]
+        inside = (queries >= start) & (queries < stop)
+        found = chosen.new_ones(len(q), q.shape[2], len(queries), site.layout.length)
+        found[:, :, inside] = chosen[:, queries[inside] - start].transpose(1, 2)[..., None]
         return found
 
     def density(self, site: Site, cache: PatchCache) -> Density:

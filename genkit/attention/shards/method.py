@@ -135,6 +135,15 @@ class Shards(StaticMethod):
         """See :meth:`Method.mask_rows`: what heads of any kind see; O(n N) memory."""
         return self._of_tokens(self.blocks(layout).any(0), layout, queries)
 
+    def pair_rows(
+        self, q: torch.Tensor, k: torch.Tensor, site: Site, cache: PatchCache, queries: torch.Tensor
+    ) -> torch.Tensor:
+        """See :meth:`Method.pair_rows`: every head its own, at the site's layer."""
+        own = self.at_layer(site.layer)
+        kinds = own.kinds(site.all_heads or q.shape[2])[site.first_head : site.first_head + q.shape[2]]
+        by_kind = [own._of_tokens(seen, site.layout, queries.cpu()) for seen in own.blocks(site.layout)]
+        return torch.stack(by_kind)[kinds][None].to(q.device)
+
     def mask(self, layout: TokenLayout) -> torch.Tensor:
         """The pairs visible to heads of any kind, bool (N, N). O(N^2) memory."""
         return self.mask_rows(layout, torch.arange(layout.length))

@@ -6,12 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from genkit.attention.method import Method
 from genkit.errors import UsageError, explain
-from genkit.media.atomic import Files
-from genkit.pipelines.recipes import recipe
+from genkit.pipelines.recipe_file import write_parts
 
 #: Layer -> heads with full attention.
 HeadTable = dict[int, tuple[int, ...]]
@@ -88,26 +85,4 @@ def write_recipe(
     Raises:
         UsageError: nothing is left sparse.
     """
-    if not parts:
-        raise UsageError("a recipe needs something sparse: all heads or layers keep full attention; choose fewer")
-    names = ("num_layers", "num_attention_heads")
-    config = {name: model.config[name] for name in names if name in model.config}
-    defaults = type(method)().settings()
-    args = {name: _plain(value) for name, value in method.settings().items() if value != defaults[name]}
-    values: dict[str, Any] = {"description": about, "match": {"model": type(model).__name__}}
-    if config:
-        values["match"]["config"] = config
-    values["parts"] = [
-        {"attention": method.name, **({"attention_args": args} if args else {}), "schedule": dict(part)}
-        for part in parts
-    ]
-    values["measured"] = dict(measured)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with Files() as files:
-        files.new(path).write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120))
-    recipe(path)
-    return path
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
+    return write_parts(path, [(method, part) for part in parts], type(model).__name__, model.config, about, measured)

@@ -133,6 +133,8 @@ def test_recall_and_error_of_methods(seen):
     [
         genkit.Neighborhood(size=(3, 3, 3)),
         genkit.ShiftedGroups(group=2, sink="none"),
+        genkit.Shards(block=8),
+        genkit.MixtureOfHeads(),
         genkit.BlockSelect(keep=0.3, block=16, score="kmeans"),
         genkit.MixtureOfBlock(keep=2),
         genkit.Biased(bias="distance:t=0.5:h=0.5:w=0.5", block=8),

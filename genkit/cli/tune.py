@@ -1,0 +1,189 @@
+"""``genkit tune``: a recipe that meets a stated quality or speed, found by measuring."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from genkit.cli.options import Force, Json
+from genkit.cli.output import note, print_json, quiet_libraries, say
+from genkit.errors import GenkitError
+from genkit.pipelines.text import slug
+
+if TYPE_CHECKING:
+    from genkit.evaluation.tuning.tune import Outcome, TunePlan
+
+CALIBRATION, HELD_OUT = 4, 8
+SIZE, WORK = "The runs", "The search"
+
+
+class BudgetError(GenkitError):
+    """The budget cannot be met, or is not met on held-out prompts."""
+
+
+def tune(
+    model: Annotated[str, typer.Argument(help="Shipped name, local Diffusers folder or hub id.")],
+    method: Annotated[str, typer.Option(help="Attention method by name; see genkit methods.")],
+    budget: Annotated[
+        str, typer.Option(help="psnr>=30, ssim>=0.95, judge>=0.9 or speedup>=1.8 (of attention operations).")
+    ],
+    method_args: Annotated[
+        str | None, typer.Option(help="Settings that every try has: key=value,key=value.", rich_help_panel=WORK)
+    ] = None,
+    tries: Annotated[
+        list[str] | None,
+        typer.Option("--try", help="Settings to choose among: keep=0.2. Repeatable.", rich_help_panel=WORK),
+    ] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="One prompt per line; the first ones to choose by.", rich_help_panel=WORK)
+    ] = None,
+    calibration: Annotated[int, typer.Option(min=1, help="Prompts to choose by.", rich_help_panel=WORK)] = CALIBRATION,
+    held_out: Annotated[
+        int, typer.Option(min=1, help="Other prompts, on which the choice is measured.", rich_help_panel=WORK)
+    ] = HELD_OUT,
+    queries: Annotated[int, typer.Option(min=1, help="Queries sampled per call.", rich_help_panel=WORK)] = 64,
+    compare_uniform: Annotated[
+        bool,
+        typer.Option(
+            "--compare-uniform",
+            help="Run every setting everywhere too, from the first step and after a quarter.",
+            rich_help_panel=WORK,
+        ),
+    ] = False,
+    work: Annotated[
+        Path | None,
+        typer.Option(help="Folder of results, from which it goes on. Default: OUTPUT.tune.", rich_help_panel=WORK),
+    ] = None,
+    height: Annotated[int | None, typer.Option(help="Height in pixels.", rich_help_panel=SIZE)] = None,
+    width: Annotated[int | None, typer.Option(help="Width in pixels.", rich_help_panel=SIZE)] = None,
+    num_frames: Annotated[int | None, typer.Option(help="Frames of a video.", rich_help_panel=SIZE)] = None,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps.", rich_help_panel=SIZE)] = None,
+    guidance_scale: Annotated[
+        float | None, typer.Option(help="How strongly the prompt rules.", rich_help_panel=SIZE)
+    ] = None,
+    lora: Annotated[list[str] | None, typer.Option(help="LoRA file. Repeatable.", rich_help_panel=SIZE)] = None,
+    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16, float16.", rich_help_panel=SIZE)] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, ...", rich_help_panel=SIZE)] = None,
+    offload: Annotated[str | None, typer.Option(help="none, model, group or sequential.", rich_help_panel=SIZE)] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the first run; and of drawn prompts.", rich_help_panel=SIZE)] = 0,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Recipe to write (.yaml); MODEL-METHOD-tuned.yaml.")
+    ] = None,
+    force: Force = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything and tell what would be run.")] = False,
+    json: Json = False,
+) -> None:
+    """Find layers, steps and settings of a method that meet a budget, and write them as a recipe.
+
+    Dense runs of a few prompts measure the error of every setting at every layer and group of steps; the best plans
+    are searched among by real runs, and the chosen one is measured on other prompts. A quality (psnr, ssim, judge)
+    gives the fastest plan that keeps it, a speedup the most faithful plan that has it.
+
+    Beside the recipe lie a report (.md, .json) and a plot (.png). A tuning that was stopped goes on where it was.
+    Exit code 1, without a recipe, when the budget cannot be met; the best that was reached is told.
+    """
+    quiet_libraries()
+    from genkit.evaluation.tuning.budget import Budget
+    from genkit.evaluation.tuning.ladders import settings_to_try
+    from genkit.evaluation.tuning.prompts import Cases
+    from genkit.evaluation.tuning.report import check_files, write_recipe, write_report
+    from genkit.evaluation.tuning.store import Store
+    from genkit.evaluation.tuning.tune import TunePlan, Tuner
+    from genkit.pipelines.request import COMMAND_LINE
+    from genkit.pipelines.settings import GenerateSettings
+
+    wanted = Budget.of(budget)
+    methods = settings_to_try(method, tries or [], method_args)
+    name = slug(Path(model).name)
+    target = output if output is not None else Path(f"{name}-{method}-tuned.yaml")
+    check_files(target, force)
+    cases = Cases.of(model, prompts, calibration, held_out, seed, wanted.metric == "judge")
+    given = {
+        "model": model, "prompt": cases.calibration[0].prompt, "seed": seed, "height": height, "width": width,
+        "num_frames": num_frames, "steps": steps, "guidance_scale": guidance_scale, "lora": lora or None,
+        "dtype": dtype, "device": device, "offload": offload,
+    }  # fmt: skip
+    settings = GenerateSettings.from_mappings((COMMAND_LINE, {k: v for k, v in given.items() if v is not None}))
+    note(f"loading {model} ...")
+    tuning = TunePlan.of(settings, wanted, methods, cases, queries, compare_uniform)
+    if dry_run:
+        _tell_plan(tuning, target, json)
+        return
+    store = Store(target.with_suffix(".tune") if work is None else work, tuning.about())
+    outcome = Tuner(tuning, store, note).run()
+    command = _command(model, method, budget, tries, method_args, target)
+    files = write_report(outcome, target, command)
+    if outcome.met:
+        write_recipe(outcome, target, command)
+    _tell(outcome, target, files, json)
+    _refuse_unmet(outcome, files[0])
+
+
+def _command(model: str, method: str, budget: str, tries: list[str] | None, args: str | None, target: Path) -> str:
+    """The command in short: file names without their folders, which say nothing elsewhere."""
+    words = ["genkit", "tune", Path(model).name, "--method", method, "--budget", budget]
+    words += [word for each in tries or [] for word in ("--try", each)]
+    words += ["--method-args", args] if args else []
+    return shlex.join([*words, "-o", target.name])
+
+
+def _tell_plan(tuning: TunePlan, target: Path, json: bool) -> None:
+    settings = tuning.request.settings
+    found: dict[str, Any] = {
+        "model": tuning.request.model.name,
+        "budget": str(tuning.budget),
+        "methods": [method.describe() for method in tuning.methods],
+        "steps": [f"{start}:{stop}" for start, stop in tuning.groups],
+        "calibration": [case.prompt for case in tuning.cases.calibration],
+        "held out": [case.prompt for case in tuning.cases.held_out],
+        "runs": tuning.runs,
+        "size": {name: getattr(settings, name) for name in ("height", "width", "num_frames")},
+        "file": str(target),
+    }
+    if json:
+        print_json(found)
+        return
+    say(f"{found['model']} to {found['budget']}, about {tuning.runs} runs")
+    say(f"  settings: {', '.join(found['methods'])}; groups of steps: {', '.join(found['steps'])}")
+    say(f"  {len(found['calibration'])} prompts to choose by, {len(found['held out'])} held out; would write {target}")
+
+
+def _tell(outcome: Outcome, target: Path, files: tuple[Path, ...], json: bool) -> None:
+    from genkit.evaluation.tuning.report import as_data, shown
+
+    if json:
+        print_json(
+            {
+                "file": str(target) if outcome.met else None,
+                "report": [str(path) for path in files],
+                **as_data(outcome, ""),
+            }
+        )
+        return
+    if outcome.met and outcome.chosen is not None:
+        for name, values in outcome.held_out.items():
+            dense = f" (dense: {shown(outcome.dense[name])})" if name in outcome.dense else ""
+            say(f"{name} {shown(values)} on {len(values)} held-out prompts{dense}")
+        say(f"{target}  recipe;  {files[0]}  report")
+
+
+def _refuse_unmet(outcome: Outcome, report: Path) -> None:
+    """Exit code 1 when the budget is not met, with what was reached."""
+    from genkit.evaluation.tuning.report import shown
+
+    budget = outcome.tuning.budget
+    if outcome.chosen is None:
+        best = outcome.best()
+        raise BudgetError(
+            f"{budget} is out of reach with these settings: the best plan tried has {budget.metric} "
+            f"{shown(best.values[budget.metric])} at speedup {shown(best.values['speedup'])} on the calibration "
+            f"prompts; give {'sparser' if budget.fast else 'denser'} settings with --try, or ask for less ({report})"
+        )
+    if not outcome.met:
+        raise BudgetError(
+            f"{budget} was met on the calibration prompts but not on the held-out ones: "
+            f"{shown(outcome.held_out[budget.metric])}; more --calibration prompts make the choice surer ({report})"
+        )

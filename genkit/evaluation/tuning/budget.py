@@ -1,0 +1,80 @@
+"""What is asked of a tuned schedule: ``psnr>=30``, ``ssim>=0.95``, ``judge>=0.9`` or ``speedup>=1.8``."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from genkit.errors import UsageError, explain
+
+#: Metric -> what it counts, and the range of values that can be asked for.
+METRICS = {
+    "psnr": ("PSNR in dB to the dense run of the same seed, mean over frames", (0.0, 99.0)),
+    "ssim": ("SSIM to the dense run of the same seed, mean over frames and channels", (0.0, 0.9999)),
+    "judge": ("share of prompts whose clip the toy world's judge finds right in everything", (0.0, 1.0)),
+    "speedup": ("dense over executed operations of the layers that can be patched, of whole runs", (1.0, 1000.0)),
+}
+FORM = "METRIC>=NUMBER, for instance psnr>=30; metrics: psnr, ssim, judge, speedup"
+#: How sure of the held-out prompts the choice on the calibration prompts must be: standard errors of the difference.
+SURE = 1.3
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A number that a metric must reach, as a mean over prompts.
+
+    Args:
+        metric: a key of :data:`METRICS`. least: the number.
+    """
+
+    metric: str
+    least: float
+
+    @classmethod
+    def of(cls, text: str) -> Budget:
+        """Read ``"psnr>=30"``.
+
+        Raises:
+            UsageError: another form, an unknown metric, or a number out of its range.
+        """
+        found = re.fullmatch(r"\s*([A-Za-z_]+)\s*>=\s*(\S+)\s*", text)
+        if found is None:
+            raise UsageError(explain("--budget", text, FORM))
+        name, number = found[1].lower(), found[2]
+        if name not in METRICS:
+            raise UsageError(explain("metric of --budget", name, METRICS))
+        try:
+            value = float(number)
+        except ValueError:
+            raise UsageError(explain("--budget", text, FORM)) from None
+        low, high = METRICS[name][1]
+        if not low <= value <= high:
+            raise UsageError(explain(f"number of --budget {name}", number, f"from {low:g} to {high:g}"))
+        return cls(name, value)
+
+    @property
+    def fast(self) -> bool:
+        """Whether it asks for speed; the most faithful plan that has it is then wanted, else the fastest one."""
+        return self.metric == "speedup"
+
+    def met(self, values: Sequence[float]) -> bool:
+        """Whether the mean over prompts reaches the number."""
+        return float(np.mean(values)) >= self.least
+
+    def surely_met(self, values: Sequence[float], further: int) -> bool:
+        """Whether the mean over ``further`` other prompts is likely to reach it: by :data:`SURE` standard errors of the
+        difference of the two means. Of one prompt no spread is known: then as :meth:`met`.
+
+        Speed hardly depends on the prompt and is taken as it is.
+        """
+        if self.fast or len(values) < 2:
+            return self.met(values)
+        spread = float(np.std(values, ddof=1)) * math.sqrt(1 / len(values) + 1 / further)
+        return float(np.mean(values)) - SURE * spread >= self.least
+
+    def __str__(self) -> str:
+        return f"{self.metric}>={self.least:g}"

@@ -1,0 +1,243 @@
+"""What a tuning found, written: a recipe with its origin, a report as Markdown and JSON, the front as a plot."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from genkit import __version__
+from genkit.attention.draw import QUERY, SEEN, SOFT
+from genkit.errors import UsageError, explain
+from genkit.evaluation.charts import Axis, Series, page, plot
+from genkit.evaluation.tuning.budget import METRICS, Budget
+from genkit.evaluation.tuning.tune import Measured, Outcome, file_names
+from genkit.media.atomic import Files, check_writable
+from genkit.pipelines.recipe_file import write_parts
+from genkit.pipelines.recipe_match import denoisers_of_folder
+from genkit.reading.files import place
+
+
+def check_files(recipe: Path, force: bool) -> None:
+    """The recipe and the report may be written.
+
+    Raises:
+        UsageError: another suffix, or something is there. ArtifactError: the folder cannot be written.
+    """
+    if recipe.suffix != ".yaml":
+        raise UsageError(explain("--output", str(recipe), "a name ending in .yaml"))
+    for path in (recipe, *file_names(recipe)):
+        if path.is_dir() or (path.exists() and not force):
+            raise UsageError(f"{place(path)} exists; use --force to replace it, or choose another --output")
+    check_writable(recipe.absolute().parent)
+
+
+def mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
+    """The mean and its standard error over prompts; None of a single one."""
+    if len(values) < 2:
+        return float(np.mean(values)), None
+    return float(np.mean(values)), float(np.std(values, ddof=1) / math.sqrt(len(values)))
+
+
+def shown(values: Sequence[float]) -> str:
+    """Mean and error in words."""
+    mean, error = mean_and_error(values)
+    return f"{mean:.3f}" if error is None else f"{mean:.3f} ± {error:.3f}"
+
+
+def write_recipe(outcome: Outcome, path: Path, command: str) -> Path:
+    """The chosen plan as a recipe. Its numbers are those of the held-out prompts.
+
+    Raises:
+        UsageError: the budget is not met: there is nothing to claim.
+    """
+    tuning, chosen = outcome.tuning, outcome.chosen
+    if chosen is None or not outcome.met:
+        raise UsageError(f"no recipe: {tuning.budget} was not met")
+    request = tuning.request
+    settings = request.settings
+    name, config = denoisers_of_folder(request.model.folder)[0]
+    made_for: dict[str, Any] = {"models": [Path(request.model.name).name], "steps": request.steps}
+    made_for |= {
+        key: value for key in ("height", "width", "num_frames") if (value := getattr(settings, key)) is not None
+    }
+    measured = {
+        "budget": str(tuning.budget),
+        "held-out prompts": {
+            "prompts": len(tuning.cases.held_out),
+            "seeds": [case.seed for case in tuning.cases.held_out],
+            **{f"{key} (mean, standard error)": _rounded(values) for key, values in outcome.held_out.items()},
+            **{f"{key} of the worst prompt": round(min(values), 4) for key, values in outcome.held_out.items()},
+            **{f"{key} of dense attention": _rounded(values) for key, values in outcome.dense.items()},
+        },
+        "calibration": {
+            "prompts": [case.prompt for case in tuning.cases.calibration],
+            "seeds": [case.seed for case in tuning.cases.calibration],
+        },
+        "what the numbers are": {key: METRICS[key][0] for key in outcome.held_out},
+        "made by": command,
+        "genkit": __version__,
+        "made with": outcome.made,
+    }
+    methods = ", ".join(dict.fromkeys(method.name for method, _ in chosen.parts))
+    about = f"{methods} tuned on {Path(request.model.name).name} to {tuning.budget}"
+    return write_parts(path, chosen.parts, name, config, about, json.loads(json.dumps(measured)), made_for)
+
+
+def _rounded(values: Sequence[float]) -> list[float | None]:
+    return [None if each is None else round(each, 4) for each in mean_and_error(values)]
+
+
+def write_report(outcome: Outcome, recipe: Path, command: str) -> tuple[Path, Path, Path]:
+    """The report beside where the recipe is or would be, all files or none."""
+    text, numbers, picture = file_names(recipe)
+    drawn = BytesIO()
+    front_picture(outcome).save(drawn, format="PNG", optimize=True)
+    with Files() as files:
+        files.new(text).write_text(markdown(outcome, picture.name, command), encoding="utf-8")
+        files.new(numbers).write_text(json.dumps(as_data(outcome, command), indent=1) + "\n", encoding="utf-8")
+        files.new(picture).write_bytes(drawn.getvalue())
+    return text, numbers, picture
+
+
+def best_of(measured: Sequence[Measured], metric: str) -> list[Measured]:
+    """The Pareto front of speedup and a metric: plans that no other one beats in both."""
+    return [
+        one
+        for one in measured
+        if not any(
+            other.mean("speedup") >= one.mean("speedup")
+            and other.mean(metric) >= one.mean(metric)
+            and (other.mean("speedup"), other.mean(metric)) != (one.mean("speedup"), one.mean(metric))
+            for other in measured
+        )
+    ]
+
+
+def quality_of(budget: Budget) -> str:
+    """The metric that stands against speed."""
+    return "psnr" if budget.fast else budget.metric
+
+
+def front_picture(outcome: Outcome) -> Any:
+    """Quality against speed of every plan that was run on the calibration prompts."""
+    budget = outcome.tuning.budget
+    metric = quality_of(budget)
+    search = [each for each in outcome.measured if each.title.startswith("plan")]
+    others = [each for each in outcome.measured if not each.title.startswith("plan")]
+
+    def points(found: Sequence[Measured], colour: Any, wide: bool = False, names: Sequence[str] = ()) -> Series:
+        x, y = [each.mean("speedup") for each in found], [each.mean(metric) for each in found]
+        return Series(x, y, colour, dots=True, wide=wide, names=names)
+
+    line = sorted(best_of(outcome.measured, metric), key=lambda each: each.mean("speedup"))
+    series = [Series([each.mean("speedup") for each in line], [each.mean(metric) for each in line], SEEN)]
+    series += [points(others, SOFT, names=[each.title for each in others])]
+    series += [points(search, SEEN)]
+    if outcome.chosen is not None:
+        series.append(points([outcome.chosen], QUERY, wide=True, names=["chosen"]))
+    guides = [] if budget.fast else [(str(budget), budget.least)]
+    label = {"psnr": "PSNR to dense, dB", "ssim": "SSIM to dense", "judge": "judged accuracy"}[metric]
+    note = f"{len(outcome.tuning.cases.calibration)} calibration prompts; line: no measured plan is better in both"
+    drawn = plot(
+        (860, 480), "Plans that were run", note, series, Axis("speedup of attention operations"), Axis(label), guides
+    )
+    title = f"Tuning {Path(outcome.tuning.request.model.name).name} to {budget}"
+    return page(title, [_verdict(outcome)], [[drawn]])
+
+
+def _verdict(outcome: Outcome) -> str:
+    budget = outcome.tuning.budget
+    if outcome.chosen is None:
+        best = outcome.best()
+        return f"not reached by any plan tried: the best is {budget.metric} {best.mean(budget.metric):.3f}"
+    found = ", ".join(f"{name} {shown(values)}" for name, values in outcome.held_out.items())
+    return f"{'met' if outcome.met else 'NOT met'} on {len(outcome.tuning.cases.held_out)} held-out prompts: {found}"
+
+
+def _words(parts: Sequence[Any]) -> str:
+    return "; ".join(f"{method.describe()} at layers {at['layers']}, steps {at['steps']}" for method, at in parts)
+
+
+def markdown(outcome: Outcome, picture: str, command: str) -> str:
+    """The report for people."""
+    tuning = outcome.tuning
+    budget, metric = tuning.budget, quality_of(tuning.budget)
+    front = {id(each) for each in best_of(outcome.measured, metric)}
+    names = list(outcome.measured[0].values) if outcome.measured else []
+    lines = [
+        f"# {Path(tuning.request.model.name).name} tuned to {budget}",
+        "",
+        f"**{_verdict(outcome)[0].upper()}{_verdict(outcome)[1:]}.**",
+        "",
+        f"Made by `{command}` with genkit {__version__} on {outcome.made.get('machine')}, "
+        f"{outcome.made.get('threads')} threads; model {outcome.made.get('model_fingerprint')}.",
+        "",
+        *(f"- {name}: {METRICS[name][0]}" for name in names),
+        "",
+        "## Plans that were run on the calibration prompts",
+        "",
+        f"{len(tuning.cases.calibration)} prompts, means and standard errors. The front: no measured plan is better in "
+        f"both speed and {metric}.",
+        "",
+        f"| plan | {' | '.join(names)} | predicted PSNR | front | what runs |",
+        f"|---|{'---|' * (len(names) + 3)}",
+    ]
+    for each in sorted(outcome.measured, key=lambda one: one.mean("speedup")):
+        cells = " | ".join(shown(each.values[name]) for name in names)
+        mark = "chosen" if each is outcome.chosen else "yes" if id(each) in front else ""
+        lines.append(f"| {each.title} | {cells} | {_predicted(each):.1f} | {mark} | {_words(each.parts)} |")
+    lines += ["", f"![Quality against speed]({picture})", ""]
+    if outcome.held_out:
+        dense = {name: shown(values) for name, values in outcome.dense.items()}
+        lines += [
+            "## The chosen plan on held-out prompts",
+            "",
+            f"{len(tuning.cases.held_out)} prompts that had no part in the choice.",
+            "",
+            "| metric | chosen | worst prompt | dense attention |",
+            "|---|---|---|---|",
+            *(
+                f"| {name} | {shown(values)} | {min(values):.3f} | {dense.get(name, '')} |"
+                for name, values in outcome.held_out.items()
+            ),
+            "",
+        ]
+    return "\n".join(lines)
+
+
+def _predicted(each: Measured) -> float:
+    """PSNR that the additive model says, from probes with one setting."""
+    return -10 * math.log10(max(each.plan.error, 1e-10))
+
+
+def as_data(outcome: Outcome, command: str) -> dict[str, Any]:
+    """The report for programs."""
+    tuning = outcome.tuning
+    front = {id(each) for each in best_of(outcome.measured, quality_of(tuning.budget))}
+    return {
+        "budget": str(tuning.budget),
+        "met": outcome.met,
+        "command": command,
+        "genkit": __version__,
+        "made_with": outcome.made,
+        **{name: value for name, value in tuning.about().items() if name != "model"},
+        "plans": [
+            {
+                "title": each.title,
+                "chosen": each is outcome.chosen,
+                "front": id(each) in front,
+                "predicted psnr": _predicted(each),
+                "parts": [{"attention": method.describe(), "schedule": at} for method, at in each.parts],
+                "values": each.values,
+            }
+            for each in outcome.measured
+        ],
+        "held_out": outcome.held_out,
+        "dense": outcome.dense,
+    }

@@ -1,0 +1,146 @@
+"""``genkit tune`` on a tiny model: the budget is met on held-out prompts, the recipe runs, it goes on, it refuses."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import yaml
+
+import genkit
+from genkit.cli.main import main
+from genkit.evaluation.tuning import tune as tuning
+from genkit.pipelines.session import Session
+
+RUN = ["--steps", "2", "--height", "64", "--width", "64", "--num-frames", "17", "--calibration", "2", "--held-out", "2"]
+TRIES = ["--method", "block_select", "--method-args", "block=16", "--try", "keep=0.2", "--try", "keep=0.6"]
+PROMPTS = "a red circle\na blue square\na green triangle\na red square moves\n"
+
+
+@pytest.fixture
+def cli(tmp_path, monkeypatch, capsys, tiny_wan):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "prompts.txt").write_text(PROMPTS)
+
+    def call(*arguments, method=TRIES):
+        code = main(["tune", str(tiny_wan), *method, "--prompts", "prompts.txt", *RUN, *map(str, arguments)])
+        return code, *capsys.readouterr()
+
+    return call
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """The prompts of the runs that were made."""
+    runs, run = [], Session.run
+
+    def note(self, settings=None, *args, **options):
+        runs.append((settings.prompt, settings.seed))
+        return run(self, settings, *args, **options)
+
+    monkeypatch.setattr(Session, "run", note)
+    return runs
+
+
+def test_a_quality_is_kept_and_a_stopped_tuning_goes_on(cli, counted, tmp_path, tiny_wan, monkeypatch):
+    stopped = tuning.Tuner._measured
+
+    def stop(self, plan, title):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tuning.Tuner, "_measured", stop)
+    assert cli("--budget", "psnr>=40", "-o", "r.yaml")[0] == 130
+    assert not (tmp_path / "r.yaml").exists() and (tmp_path / "r.tune" / "look.json").is_file()
+    first = len(counted)
+    monkeypatch.setattr(tuning.Tuner, "_measured", stopped)
+    code, out, err = cli("--budget", "psnr>=40", "--compare-uniform", "-o", "r.yaml", "--json")
+    assert code == 0, err
+    told = json.loads(out)
+    assert "dense runs of" not in err and "probe" not in err and first == 2 + 2
+    assert told["met"] and np.mean(told["held_out"]["psnr"]) >= 40 and np.mean(told["held_out"]["speedup"]) > 1
+    calibration = {prompt for prompt, seed in counted if seed < 10_000}
+    held = {prompt for prompt, seed in counted if seed >= 10_000}
+    assert calibration == {"a red circle", "a blue square"} and held == {"a green triangle", "a red square moves"}
+    assert sum(each["chosen"] for each in told["plans"]) == 1 and any(each["front"] for each in told["plans"])
+    assert [each["title"] for each in told["plans"][:2]] == [
+        "keep=0.2 everywhere", "keep=0.2 from step 1"
+    ]  # fmt: skip
+
+    # The numbers are those of runs with the recipe as it was written.
+    values = yaml.safe_load((tmp_path / "r.yaml").read_text())
+    claimed = values["measured"]["held-out prompts"]["psnr (mean, standard error)"][0]
+    assert claimed == pytest.approx(np.mean(told["held_out"]["psnr"]), abs=1e-3)
+    assert values["made_for"]["steps"] == 2 and str(tmp_path) not in (tmp_path / "r.yaml").read_text()
+    pipe = genkit.load(str(tiny_wan))
+    with genkit.patch(pipe, genkit.recipe("r.yaml")) as handle:
+        assert {each.method.name for each in handle.parts} == {"block_select"}
+
+    text = (tmp_path / "r.md").read_text()
+    assert "Met on 2 held-out prompts" in text and "![Quality against speed](r.png)" in text
+    assert (tmp_path / "r.png").read_bytes()[:4] == b"\x89PNG"
+
+    # Another budget uses what was measured; a speed gives the most faithful plan that has it.
+    before = len(counted)
+    code, out, err = cli("--budget", "speedup>=1.5", "-o", "s.yaml", "--work", "r.tune", "--json")
+    told = json.loads(out)
+    assert code == 0 and np.mean(told["held_out"]["speedup"]) >= 1.5 and len(counted) - before < before
+    slower = [each for each in told["plans"] if np.mean(each["values"]["speedup"]) < 1.5]
+    chosen = next(each for each in told["plans"] if each["chosen"])
+    rest = [each for each in told["plans"] if each not in slower]
+    assert chosen["predicted psnr"] == max(each["predicted psnr"] for each in rest)
+
+    # What cannot be reached is told with the best that was, and leaves a report and no recipe.
+    code, _, err = cli("--budget", "speedup>=400", "-o", "t.yaml", "--work", "r.tune")
+    assert (
+        code == 1 and "speedup>=400 is out of reach with these settings: the best plan tried has speedup 5.000" in err
+    )
+    assert not (tmp_path / "t.yaml").exists() and (tmp_path / "t.md").is_file()
+    code, _, err = cli("--budget", "psnr>=99", "-o", "u.yaml", "--work", "r.tune")
+    assert code == 1 and "psnr>=99 is out of reach" in err and not (tmp_path / "u.yaml").exists()
+
+    # Results of another tuning are not mixed in.
+    code, _, err = cli("--budget", "psnr>=40", "--seed", "5", "-o", "v.yaml", "--work", "r.tune")
+    assert code == 2 and "holds results of another tuning (seeds differ)" in err
+    code, _, err = cli("--budget", "psnr>=40", "-o", "r.yaml")
+    assert code == 2 and "exists; use --force" in err
+
+
+def test_a_dry_run_tells_and_writes_nothing(cli, tmp_path):
+    code, out, _ = cli("--budget", "ssim>=0.9", "--dry-run", "--json")
+    told = json.loads(out)
+    assert (
+        code == 0 and told["steps"] == ["0:1", "1:2"] and told["held out"] == ["a green triangle", "a red square moves"]
+    )
+    assert told["methods"] == ["block_select(block=16)", "block_select(block=16, keep=0.6)"]
+    code, out, _ = cli("--budget", "ssim>=0.9", "--dry-run")
+    assert code == 0 and "2 prompts to choose by, 2 held out" in out
+    assert [path.name for path in tmp_path.iterdir()] == ["prompts.txt"]
+
+
+@pytest.mark.parametrize(
+    ("words", "method", "told"),
+    [
+        (["--budget", "lpips>=0.1"], TRIES, "metric of --budget: got 'lpips', allowed: psnr, ssim, judge, speedup"),
+        (["--budget", "psnr=30"], TRIES, "METRIC>=NUMBER"),
+        (["--budget", "judge>=0.9"], TRIES, "there is no judge for"),
+        (["--budget", "psnr>=30", "-o", "r.json"], TRIES, "a name ending in .yaml"),
+        (["--budget", "psnr>=30", "--held-out", "9"], TRIES, "at least 11"),
+        (["--budget", "psnr>=30"], ["--method", "agent"], "no settings of agent are known to try"),
+        (["--budget", "psnr>=30"], ["--method", "agent", "--try", "cell=1x2x2"], "has weights for every layer"),
+        (["--budget", "psnr>=30"], ["--method", "broadway", "--try", "alpha=0.5"], "broadway fits no attention"),
+        (["--budget", "psnr>=30"], ["--method", "nothing"], "nothing"),
+        (["--budget", "psnr>=30", "--prompts", "none.txt"], TRIES, "none.txt"),
+    ],
+)
+def test_bad_input_ends_before_anything_is_written(cli, tmp_path, words, method, told):
+    code, out, err = cli(*words, method=method)
+    assert code in (1, 2) and told in err and not out
+    assert [path.name for path in tmp_path.iterdir()] == ["prompts.txt"]
+
+
+def test_settings_that_save_nothing_are_told(cli):
+    code, _, err = cli(
+        "--budget", "psnr>=10", "-o", "r.yaml", method=["--method", "neighborhood", "--try", "size=9x9x9"]
+    )
+    assert code == 1 and "no setting executes less than dense attention" in err
