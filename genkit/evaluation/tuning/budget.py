@@ -65,15 +65,19 @@ class Budget:
         """Whether the mean over prompts reaches the number."""
         return float(np.mean(values)) >= self.least
 
-    def surely_met(self, values: Sequence[float], further: int) -> bool:
+    def surely_met(self, values: Sequence[float], further: int, typical: float = 0.0) -> bool:
         """Whether the mean over ``further`` other prompts is likely to reach it: by :data:`SURE` standard errors of the
         difference of the two means. Of one prompt no spread is known: then as :meth:`met`.
+
+        Args:
+            typical: spread over prompts (standard deviation) of other plans; of few prompts a plan's own may be small
+                by chance, and the larger of the two counts.
 
         Speed hardly depends on the prompt and is taken as it is.
         """
         if self.fast or len(values) < 2:
             return self.met(values)
-        spread = float(np.std(values, ddof=1)) * math.sqrt(1 / len(values) + 1 / further)
+        spread = max(float(np.std(values, ddof=1)), typical) * math.sqrt(1 / len(values) + 1 / further)
         return float(np.mean(values)) - SURE * spread >= self.least
 
     def __str__(self) -> str:

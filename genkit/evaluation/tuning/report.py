@@ -128,8 +128,9 @@ def front_picture(outcome: Outcome) -> Any:
     """Quality against speed of every plan that was run on the calibration prompts."""
     budget = outcome.tuning.budget
     metric = quality_of(budget)
-    search = [each for each in outcome.measured if each.title.startswith("plan")]
-    others = [each for each in outcome.measured if not each.title.startswith("plan")]
+    rest = [each for each in outcome.measured if each is not outcome.chosen]
+    search = [each for each in rest if each.title.startswith("plan")]
+    others = [each for each in rest if not each.title.startswith("plan")]
 
     def points(found: Sequence[Measured], colour: Any, wide: bool = False, names: Sequence[str] = ()) -> Series:
         x, y = [each.mean("speedup") for each in found], [each.mean(metric) for each in found]
@@ -140,7 +141,7 @@ def front_picture(outcome: Outcome) -> Any:
     series += [points(others, SOFT, names=[each.title for each in others])]
     series += [points(search, SEEN)]
     if outcome.chosen is not None:
-        series.append(points([outcome.chosen], QUERY, wide=True, names=["chosen"]))
+        series.append(points([outcome.chosen], QUERY, wide=True, names=[f"chosen: {outcome.chosen.title}"]))
     guides = [] if budget.fast else [(str(budget), budget.least)]
     label = {"psnr": "PSNR to dense, dB", "ssim": "SSIM to dense", "judge": "judged accuracy"}[metric]
     note = f"{len(outcome.tuning.cases.calibration)} calibration prompts; line: no measured plan is better in both"

@@ -7,6 +7,7 @@ import random
 
 import numpy as np
 import pytest
+import tiny
 
 import genkit
 from genkit.errors import UnsupportedError, UsageError
@@ -24,6 +25,7 @@ from genkit.evaluation.tuning.plans import (
     uniform,
 )
 from genkit.evaluation.tuning.prompts import APART, Cases
+from genkit.evaluation.tuning.tune import check_one_kind
 
 
 def random_cells(seed):
@@ -108,6 +110,8 @@ def test_budgets():
     margin = SURE * 1.0 * (1 / 3 + 1 / 8) ** 0.5
     assert Budget("psnr", 31 - margin - 1e-9).surely_met(values, 8)
     assert not Budget("psnr", 31 - margin + 1e-6).surely_met(values, 8)
+    assert not Budget("psnr", 30).surely_met([31.0, 31.0], 2, typical=2.0)
+    assert Budget("psnr", 30).surely_met([31.0, 31.0], 2, typical=0.5)
     assert Budget("psnr", 30).surely_met([30.0], 8) and Budget("speedup", 2).surely_met([1.5, 2.5], 8)
 
 
@@ -177,3 +181,10 @@ def test_names_of_plans_follow_from_choices():
     names = [plan.name for plan in front(cells)]
     assert len(set(names)) == len(names) and names == [plan.name for plan in front(cells)]
     assert np.all([len(name) == 12 for name in names])
+
+
+def test_models_with_two_kinds_of_attention_are_refused():
+    """SD3.5 has joint attention in every block and self-attention besides in some: their layers have other numbers."""
+    check_one_kind(tiny.build("wan").model, genkit.BlockSelect())
+    with pytest.raises(UnsupportedError, match="works on joint and self attention of this model"):
+        check_one_kind(tiny.build("sd35").model, genkit.BlockSelect())
