@@ -32,7 +32,7 @@ _EXPORTS = {
     "WanGivenFramesPipeline": "genkit.pipelines.tasks.inputs.given_frames",
     "WordWeights": "genkit.control.words",
     "attn_processors": "genkit.patching",
-    "compare": "genkit.evaluation.comparison",
+    "compare": "genkit.evaluation.comparison.api",
     "load": "genkit.pipelines.load",
     "load_lora": "genkit.lora.load",
     "methods": "genkit.attention.registry",

@@ -230,7 +230,7 @@ def test_heads_of_other_processes_keep_their_slopes():
 def test_the_scale_by_length_is_one_setting_of_every_method_that_takes_it(name):
     cls = registry.method_class(name)
     if not issubclass(cls, WithScale):
-        assert name in ("cross_modal_context", "linear_attention", "reference", "sparse_linear")
+        assert name in ("broadway", "cross_modal_context", "linear_attention", "reference", "sparse_linear")
         return
     settings = {"block_select": {"block": 8}, "pyramid": {"block": 8}, "agent": {"cell": (1, 2, 2)}}.get(name, {})
     layout = TokenLayout.of_grid(3, 4, 6)
@@ -269,7 +269,7 @@ def test_refusals():
     assert genkit.BlockSelect(bias="alibi").describe() == "block_select(bias=alibi)"
     takers = {name for name in registry.names() if getattr(registry.method_class(name), "takes_bias", False)}
     assert takers == {
-        "biased", "block_select", "neighborhood", "pyramid", "radial", "shards", "shifted_groups",
+        "anchor_window", "biased", "block_select", "neighborhood", "pyramid", "radial", "shards", "shifted_groups",
         "sliding_window",
     }  # fmt: skip
 

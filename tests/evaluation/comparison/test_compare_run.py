@@ -13,7 +13,7 @@ import torch
 
 import genkit
 from genkit.errors import ArtifactError, UsageError
-from genkit.evaluation.comparison import compare
+from genkit.evaluation.comparison.api import compare
 from genkit.evaluation.comparison.caches import parse_cache
 from genkit.media import read_media
 
