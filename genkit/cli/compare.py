@@ -112,7 +112,7 @@ def _run(planned: Any, report: Any, json: bool) -> None:
     report.inner = Told()
     rows = [Row(each.variant.name, each.variant.words, number == 0) for number, each in enumerate(planned.variants)]
     comparison = Comparison(rows, list(planned.prompts), list(planned.seeds))
-    with progress.shown():
+    with report, progress.shown():
         makers = planned.makers()
         progress.begin()
         comparison.about = {

@@ -164,7 +164,10 @@ def _record(path: Path) -> dict | None:
     path = user_path(path, "file")
     if path.suffix.lower() == ".json":
         return _as_record(read_json(path, most=_RECORD))
-    kind = format_of(path)
+    try:
+        kind = format_of(path)
+    except UsageError:  # a kind of file that genkit does not write: it carries no record
+        return None
     if kind in ("folder", "pattern"):
         return _parse(read_comment(_numbered_files(path, kind)[0]), path)
     return _parse(read_video_comment(path) if kind == "mp4" else read_comment(path), path)

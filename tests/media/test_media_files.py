@@ -262,6 +262,10 @@ def test_settings_only_from_files_that_carry_them(tmp_path):
     assert media.read_settings(tmp_path / "a.mp4.json") == RECORD
     with pytest.raises(ArtifactError, match="carries no genkit settings"):
         media.read_settings(tmp_path / "b.mp4")
+    for name in ("report.html", "shots.yaml", "lora.safetensors", "%d-%d.png"):
+        (tmp_path / name).write_bytes(b"another kind of file")
+        with pytest.raises(ArtifactError, match=f"{name} carries no genkit settings; --from needs"):
+            media.read_settings(tmp_path / name)
 
 
 def test_numbered_outputs():

@@ -238,7 +238,9 @@ def _check(length: int, overlap: int, transitions: int) -> None:
     if not 1 <= length:
         raise UsageError(explain("tile length", length, "1 latent frame or more"))
     if not 0 <= overlap < length:
-        raise UsageError(explain("overlap", overlap, f"0 to {length - 1} latent frames: a tile has {length}"))
+        raise UsageError(
+            explain("--tile-overlap, overlap", overlap, f"0 to {length - 1} latent frames: a tile has {length}")
+        )
     if not 0 <= transitions <= 10:
         raise UsageError(explain("transitions", transitions, "0 to 10"))
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from fractions import Fraction
 from pathlib import Path
@@ -17,7 +18,7 @@ from genkit.evaluation.comparison.makers import PipelineMaker
 from genkit.evaluation.comparison.memory import machine
 from genkit.evaluation.comparison.report.write import PLAYED, Report
 from genkit.evaluation.comparison.results import Comparison, Row
-from genkit.evaluation.comparison.variants import DENSE
+from genkit.evaluation.comparison.variants import DENSE, check_name
 
 _KEYS = ("attention", "schedule", "roles", "backend", "check", "cache", "call")
 
@@ -67,12 +68,8 @@ def compare(
 
     Cost: every variant once for every prompt and seed, a few steps of warm-up, and seconds of numbers and pictures.
     """
-    texts = [prompts] if isinstance(prompts, str) else list(prompts)
-    if not texts or not all(isinstance(text, str) for text in texts):
-        raise UsageError(explain("prompts", prompts, "one or several texts"))
-    numbers = [seeds] if isinstance(seeds, int) else list(seeds)
-    if not numbers or any(isinstance(seed, bool) or not isinstance(seed, int) for seed in numbers):
-        raise UsageError(explain("seeds", seeds, "one or several whole numbers"))
+    texts = _several(prompts, "prompts", str, "texts")
+    numbers = _several(seeds, "seeds", int, "whole numbers")
     named = _named(variants, baseline)
     rate = _rate(pipe, fps)
     makers = {name: _maker(pipe, name, given, call, rate) for name, given in named.items()}
@@ -86,18 +83,32 @@ def compare(
         report.check()
     with_perceptual = reason is None if perceptual is None else perceptual
     loop = Loop(makers, comparison, report or Follower(), with_perceptual, warm_up)
-    try:
-        loop.run()
-    finally:
-        if report is not None and any(row.runs or row.failed for row in rows):
-            report.write(comparison)
+    with report or nullcontext():
+        try:
+            loop.run()
+        finally:
+            if report is not None and any(row.runs or row.failed for row in rows):
+                report.write(comparison)
     return comparison
+
+
+def _several(given: Any, what: str, kind: type, words: str) -> list[Any]:
+    """One value or a sequence of them as a list: runs are told apart by them, so each stands there once."""
+    one = isinstance(given, kind) or not isinstance(given, Iterable)
+    found = [given] if one else list(given)
+    if not found or any(isinstance(each, bool) or not isinstance(each, kind) for each in found):
+        raise UsageError(explain(what, given, f"one or several {words}"))
+    if len(set(found)) < len(found):
+        raise UsageError(explain(what, given, f"{words}, each once"))
+    return found
 
 
 def _named(variants: Mapping[str, Any], baseline: str) -> dict[str, Any]:
     if not isinstance(variants, Mapping) or not variants:
         raise UsageError(explain("variants", variants, "a mapping from names to methods, such as {'radial': method}"))
     found = {str(name): given for name, given in variants.items()}
+    for name, given in found.items():
+        check_name(name, given is not None, _words(given))
     if baseline == DENSE:
         found.setdefault(DENSE, None)
     if baseline not in found:

@@ -34,7 +34,7 @@ def parse_cache(text: str, what: str = "--cache") -> Any:
     """The configuration that ``name`` or ``name:key=value,...`` means.
 
     Raises:
-        UsageError: an unknown cache or setting, or a value of another kind.
+        UsageError: an unknown cache or setting, a value of another kind or below 0, or a cache that Diffusers refuses.
     """
     name, _, rest = text.partition(":")
     known = caches()
@@ -46,7 +46,10 @@ def parse_cache(text: str, what: str = "--cache") -> Any:
         if key not in fields:
             raise UsageError(explain(f"setting of {what} {name}", key, fields))
         values[key] = _value(str(fields[key].type), value, f"{key} of {what} {name}")
-    return known[name](**values)
+    try:
+        return known[name](**values)
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"{what} {name}: Diffusers refuses it: {said(error)}") from error
 
 
 def _value(kind: str, text: str, what: str) -> Any:
@@ -54,10 +57,13 @@ def _value(kind: str, text: str, what: str) -> Any:
         return schema.read(bool, {"true": True, "false": False}.get(text.lower(), text), what)
     if "tuple" in kind.lower():
         parts = [int(each) for each in text.split("x")] if re.fullmatch(r"-?\d+x-?\d+", text) else None
-        if parts is None:
-            raise UsageError(explain(what, text, "two whole numbers such as 100x800"))
+        if parts is None or parts[0] >= parts[1]:
+            raise UsageError(explain(what, text, "two whole numbers such as 100x800, the first below the second"))
         return tuple(parts)
-    return schema.number(text, float if "float" in kind else int, what)
+    found = schema.number(text, float if "float" in kind else int, what)
+    if found < 0:
+        raise UsageError(explain(what, text, "a number from 0"))
+    return found
 
 
 @contextmanager

@@ -132,14 +132,34 @@ def from_mapping(name: str, settings: Any) -> Variant:
     return checked(Variant(name, {str(key).replace("-", "_"): value for key, value in settings.items()}))
 
 
+def check_name(name: str, own: bool, words: str) -> None:
+    """Refuse a name that would mislead in a report.
+
+    Args:
+        name: of a variant. own: whether anything is different from the model as it is. words: what, for messages.
+
+    Raises:
+        UsageError: no name, or that of the model's own attention for something else.
+    """
+    if not name.strip():
+        raise UsageError(f"a variant has no name ({words}); write it as 'NAME: setting=value'")
+    if name == DENSE and own:
+        raise UsageError(
+            f"{DENSE!r} is the model's own attention and has no settings of its own (got {words}); "
+            "give the variant another name"
+        )
+
+
 def with_baseline(variants: Iterable[Variant], baseline: str) -> tuple[Variant, ...]:
     """The variants with the baseline as the first of them.
 
     Raises:
-        UsageError: two of one name, nothing to compare, or a baseline that is none of them.
+        UsageError: a misleading name, two of one name, nothing to compare, or a baseline that is none of them.
     """
     listed = list(variants)
     names = [variant.name for variant in listed]
+    for variant in listed:
+        check_name(variant.name, bool(variant.settings), variant.words)
     doubled = next((name for name in names if names.count(name) > 1), None)
     if doubled is not None:
         raise UsageError(f"two variants are called {shown(doubled)}: give one of them another name or leave it out")

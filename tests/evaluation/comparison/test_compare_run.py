@@ -15,6 +15,7 @@ import genkit
 from genkit.errors import ArtifactError, UsageError
 from genkit.evaluation.comparison.api import compare
 from genkit.evaluation.comparison.caches import parse_cache
+from genkit.evaluation.comparison.report.write import Report
 from genkit.media import read_media
 
 CALL = {"num_inference_steps": 3, "height": 64, "width": 64, "num_frames": 5, "guidance_scale": 3.0}
@@ -215,6 +216,12 @@ def test_ctrl_c_keeps_what_was_made(pipe, tmp_path, monkeypatch):
         ("x", {"a": {"schedule": genkit.Schedule(steps="2:")}}, {}, "without an attention"),
         ("x", {"a": 3}, {}, "attention method"),
         ("x", {"a": SPARSE}, {"baseline": "b"}, "baseline"),
+        (3, {"a": SPARSE}, {}, "prompts"),
+        (["x", "x"], {"a": SPARSE}, {}, "prompts.*each once"),
+        ("x", {"a": SPARSE}, {"seeds": None}, "seeds"),
+        ("x", {"a": SPARSE}, {"seeds": [1, 1]}, "seeds.*each once"),
+        ("x", {"dense": SPARSE, "a": SPARSE}, {}, "own attention"),
+        ("x", {"": SPARSE}, {}, "no name"),
         ("x", {"a": SPARSE}, {"seeds": []}, "seeds"),
         ("x", {"a": SPARSE}, {"seeds": [True]}, "seeds"),
         ("x", {"a": SPARSE}, {"output": "r.pdf"}, "ending in .html"),
@@ -233,6 +240,25 @@ def test_reports_are_not_written_over_unasked(pipe, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises((ArtifactError, UsageError)):
         compare(pipe, "x", {"a": SPARSE}, output=tmp_path / "file" / "r.html", **CALL)
+
+
+def test_of_two_runs_to_one_place_one_gets_it(pipe, tmp_path):
+    first, second = (Report(tmp_path / "r.html") for _ in range(2))
+    first.check()
+    second.check()
+    with first:
+        with pytest.raises(UsageError, match="r_outputs exists"), second:
+            pass
+        assert first.folder.is_dir()
+        with Report(tmp_path / "r.html", force=True):
+            (first.folder / "kept.png").write_text("")
+    assert first.folder.is_dir()
+    with Report(tmp_path / "s.html"):
+        pass
+    assert not (tmp_path / "s_outputs").exists()
+    (tmp_path / "t_outputs").write_text("")
+    with pytest.raises(UsageError, match="no folder"):
+        Report(tmp_path / "t.html", force=True).check()
 
 
 def test_a_cache_is_taken_off_again(pipe):

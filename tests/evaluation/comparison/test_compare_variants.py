@@ -67,6 +67,10 @@ def test_any_settings():
         (lambda: from_mapping("mine", {"height": 64}), "height"),
         (lambda: from_mapping("mine", 3), "names and values"),
         (lambda: with_baseline([], "dense"), "nothing to compare"),
+        (lambda: with_baseline([written_variant(": steps=3")], "dense"), "no name.*steps=3"),
+        (lambda: with_baseline([from_mapping(" ", "radial")], "dense"), "no name.*attention=radial"),
+        (lambda: with_baseline([Variant("a"), written_variant("dense: steps=3")], "dense"), "own attention.*steps=3"),
+        (lambda: with_baseline([Variant("a"), from_mapping("dense", "radial")], "a"), "own attention.*another name"),
         (lambda: with_baseline([Variant("a"), Variant("a")], "dense"), "two variants are called 'a'"),
         (lambda: with_baseline([Variant("radial")], "radal"), "did you mean 'radial'"),
         (lambda: parse_cache("first_blok"), "did you mean 'first_block'"),
@@ -76,6 +80,13 @@ def test_any_settings():
             lambda: parse_cache("pyramid_attention_broadcast:spatial_attention_timestep_skip_range=3"),
             "two whole numbers",
         ),
+        (
+            lambda: parse_cache("pyramid_attention_broadcast:spatial_attention_timestep_skip_range=800x100"),
+            "the first below the second",
+        ),
+        (lambda: parse_cache("first_block:threshold=-0.1"), "a number from 0"),
+        (lambda: parse_cache("taylor_seer:max_order=-1"), "a number from 0"),
+        (lambda: parse_cache("mag"), "--cache mag: Diffusers refuses it: .*mag_ratios"),
     ],
 )  # fmt: skip
 def test_wrong_variants_are_refused_with_what_is_allowed(make, words):

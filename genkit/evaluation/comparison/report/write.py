@@ -6,12 +6,13 @@ import io
 import json
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from genkit.errors import UsageError, explain
+from genkit.errors import ArtifactError, UsageError, explain
 from genkit.evaluation.comparison.loop import Follower
 from genkit.evaluation.comparison.makers import Run
 from genkit.evaluation.comparison.numbers import Output
@@ -23,7 +24,7 @@ from genkit.media import write_media
 from genkit.media.atomic import Files, check_writable
 from genkit.media.images import LOSSLESS_PIXELS
 from genkit.pipelines.text import slug
-from genkit.reading.files import place
+from genkit.reading.files import place, reason
 
 #: Prompts and seeds that can be played in the page.
 PLAYED = 6
@@ -74,9 +75,36 @@ class Report(Follower):
         wrong = next((path for path in self.files if path.is_dir()), None)
         if wrong is not None:
             raise UsageError(f"{place(wrong)} is a folder; choose another --output")
+        if self.folder.exists() and not self.folder.is_dir():
+            raise UsageError(f"{place(self.folder)} is no folder, outputs belong there; choose another --output")
         if there and not self.force:
-            raise UsageError(f"{place(there[0])} exists; add --force to replace it, or choose another --output")
+            raise self._taken(there[0])
         check_writable(self.path.parent)
+
+    @staticmethod
+    def _taken(path: Path) -> UsageError:
+        return UsageError(f"{place(path)} exists; add --force to replace it, or choose another --output")
+
+    def __enter__(self) -> Report:
+        """Make the folder of outputs: of two runs that passed :meth:`check` at the same time one gets the place.
+
+        Raises:
+            UsageError: another run made it meanwhile, without ``force``. ArtifactError: it cannot be made.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=self.force)
+        except FileExistsError as error:
+            raise self._taken(self.folder) from error
+        except OSError as error:
+            raise ArtifactError(
+                f"cannot make {place(self.folder)}: {reason(error)}; choose another --output"
+            ) from error
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        """A run that made nothing leaves no folder in the way of the next."""
+        with suppress(OSError):
+            self.folder.rmdir()
 
     # -- as a follower
 
