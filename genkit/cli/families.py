@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from genkit.cli.options import Json
-from genkit.cli.output import print_json, print_table, say
+from genkit.cli.output import print_json, print_table, quiet_libraries, say
 
 if TYPE_CHECKING:
     from genkit.families import FamilyInfo
@@ -84,6 +84,7 @@ def _show_tasks(name: str | None, json: bool) -> None:
     from genkit.families import families
     from genkit.pipelines.routes import TASKS, missing, table
 
+    quiet_libraries()
     made, absent = table(), missing()
     if name is not None:
         known = _named(name, list(families())).name

@@ -6,13 +6,13 @@ import json
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from genkit.cli.output import OutputError, note, print_json, say
-from genkit.errors import UsageError, explain
+from genkit.errors import ArtifactError, UsageError, explain
 
 PIPE = "-"
 
@@ -54,10 +54,12 @@ def write_stream(session: Any, job: Any, output: Path, as_json: bool) -> None:
                         first = time.perf_counter() - begun
                         note(f"first {len(frames)} frames after {first:.1f} s")
             finally:
+                failed = sys.exc_info()[0] is not None
                 if video.frames and str(output) != PIPE:
                     notes = {"frames": video.frames, "seconds": round(time.perf_counter() - begun, 3)}
                     text = json.dumps({**record, "notes": notes}, indent=2, sort_keys=True)
-                    with Files() as files:
+                    # Where the video ended for a reason, that is told and not what became of the file beside it.
+                    with suppress(ArtifactError) if failed else nullcontext(), Files() as files:
                         files.new(sidecar_of(output)).write_text(text + "\n", encoding="utf-8")
     except ReaderGone as error:
         raise OutputError(str(error)) from error
@@ -81,5 +83,14 @@ def _sink(output: Path) -> Iterator[BinaryIO]:
         yield sys.stdout.buffer
         return
     output.parent.mkdir(parents=True, exist_ok=True)
-    with output.open("wb") as file:
+    file = output.open("wb")
+    try:
         yield file
+    except BaseException:
+        with suppress(OSError):  # bytes that could not be written were told of, closing tries them again
+            file.close()
+        with suppress(OSError):
+            if not output.stat().st_size:
+                output.unlink()
+        raise
+    file.close()

@@ -68,8 +68,8 @@ class FragmentedVideo:
             raise UsageError(explain("frames", frames.shape[1:3], f"the size of those before, {self._size}"))
         for packet in encoded(self._stream, frames, self.rate, self.frames):
             self._container.mux(packet)
-        self.frames += len(frames)
         self._hand_on()
+        self.frames += len(frames)
 
     def close(self, whole: bool = True) -> None:
         """End the video; with ``whole`` off nothing more is handed on. Twice is harmless."""
@@ -109,7 +109,8 @@ class FragmentedVideo:
             ) from error
         except (OSError, ValueError) as error:
             said = getattr(error, "strerror", None) or str(error)
-            raise ArtifactError(f"could not write {self.name}: {said}; it plays up to there") from error
+            plays = "; it plays up to there" if self.bytes else ""
+            raise ArtifactError(f"could not write {self.name}: {said}{plays}") from error
         self.bytes += len(data)
 
 

@@ -45,6 +45,15 @@ class StreamPlan:
         one fills their place."""
         return self.window.length if self.context == FRAMES and made == 0 else self.window.chunk
 
+    def begin(self, frame: int, every: int) -> int:
+        """First frame of the first chunk that begins at a frame or later.
+
+        Args:
+            frame: in the stream. every: frames behind a latent one.
+        """
+        first, step = 1 + every * (self.new(0) - 1), every * self.window.chunk
+        return frame if frame == 0 else first + max(0, -(-(frame - first) // step)) * step
+
 
 def plan_stream(
     class_name: str,

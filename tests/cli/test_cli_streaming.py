@@ -138,6 +138,12 @@ def test_a_stream_that_is_stopped_leaves_a_file_that_plays(tiny_wan, tmp_path):
         ([*STREAM, "--num-videos", "2"], "--stream and --num-videos exclude"),
         ([*STREAM, "--upscale", "2"], "exclude"),
         ([*STREAM, "--height", "33"], "33"),
+        ([*STREAM, "--then", "b", "--at", "5"], "no chunk of a video of 5 frames .* begins at 0"),
+        ([*STREAM, "--then", "b", "--at", "22", "--num-frames", "29"], "no chunk .* begins at 21"),
+        (
+            [*STREAM, "--then", "b", "--then", "c", "--at", "14", "--at", "15", "--num-frames", "29"],
+            "begins at 21, with",
+        ),
         ([*STREAM, "--prompt", "a (blue:1.3) square", "--at", "9"], "weights in prompts"),
     ],
 )
@@ -148,6 +154,30 @@ def test_what_is_refused(generate, tmp_path, monkeypatch, arguments, said):
     code, _, err = generate("--num-frames", "5", *arguments)
     assert code == 2 and re.search(said, err), err
     assert len([line for line in err.splitlines() if "error:" in line]) == 1 and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("room", [0, -1])
+def test_a_full_disk_is_told_of_the_video_and_leaves_what_plays(generate, tmp_path, room):
+    """A limit on the size of files stands for the disk: 0 bytes, or one less than the video has."""
+    import resource
+
+    path = tmp_path / "a.mp4"
+    if room < 0:
+        assert generate(*STREAM, "--num-frames", "29", "-o", str(path))[0] == 0
+        room += path.stat().st_size
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
+    try:
+        code, _, err = generate(*STREAM, "--num-frames", "29", "-o", str(path), "--force")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    lines = [line for line in err.splitlines() if "error:" in line]
+    assert code == 1 and len(lines) == 1 and f"could not write {path}: File too large" in lines[0], err
+    assert ("plays up to there" in lines[0]) == path.exists() == bool(room)
+    if room:
+        assert 0 < len(read_mp4(path)[0]) <= 29
+    else:
+        assert not list(tmp_path.iterdir())
 
 
 def test_other_models_and_files_that_exist(tiny_sd, generate, tmp_path, capsys):

@@ -61,12 +61,35 @@ def resolve(settings: GenerateSettings):
              zip(settings.frames(), settings.then, strict=True)}  # fmt: skip
     if any(prompts.words for prompts in (request.prompts, *later.values())):
         raise UsageError("weights in prompts, such as (red:1.3), are not for streams, whose prompts change")
+    _check_in_force(plan, int(draft.model.config("vae").get("scale_factor_temporal") or 4), list(later), frames)
     told = [line for prompts in later.values() for line in prompts.told]
     texts = {at: prompts.prompt or "" for at, prompts in later.items()}
     return replace(
         request, settings=request.settings.replace(num_frames=frames), inputs=Asked(plan, texts),
         notes=(*request.notes, *told),
     )  # fmt: skip
+
+
+def _check_in_force(plan: StreamPlan, every: int, planned: list[int], frames: int | None) -> None:
+    """Refuse a prompt that no chunk of the video would have.
+
+    Args:
+        every: frames behind a latent one. planned: frames of the prompts that follow, rising. frames: of the video.
+    """
+    begins = [plan.begin(frame, every) for frame in planned]
+    for number, (frame, begin) in enumerate(zip(planned, begins, strict=True)):
+        if frames is not None and begin >= frames:
+            last = plan.begin(max(0, frames - every * plan.window.chunk), every)
+            last = last if last < frames else 0
+            raise UsageError(
+                f"--at: got {frame}, but no chunk of a video of {frames} frames begins there or later, so its prompt "
+                f"would never be in force; the last chunk begins at {last}, or take more --num-frames"
+            )
+        if begin in begins[number + 1 :]:
+            raise UsageError(
+                f"--at: got {frame} and {planned[number + 1]}, but the next chunk begins at {begin}, with the later "
+                f"prompt; chunks have {every * plan.window.chunk} frames, give them that far apart"
+            )
 
 
 def stream(run) -> Iterator[Any]:
