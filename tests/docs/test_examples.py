@@ -103,10 +103,10 @@ def _made_small(arguments: list[str]) -> list[str]:
         return [*arguments, "--force"] if arguments[0] == "generate" else arguments
     pictures = any(name in arguments for name in ("toy-image", "toy-dit"))
     given = [name for name in SMALL if not (pictures and name == "num_frames")]
-    if arguments.count("--prompt") > 1:  # a clip of several tiles: small ones
+    if arguments.count("--prompt") > 1 and "--at" not in arguments:  # a clip of several tiles: small ones
         given.remove("num_frames")
         arguments = [*arguments, "--tile-frames", "5"]
-    if "--source-video" in arguments:  # as long as the clip and what follows it
+    if "--at" in arguments or "--source-video" in arguments:  # as long as what goes on in them
         given.remove("num_frames")
     return [*arguments, "--force", *(word for name in given for word in (f"--{name.replace('_', '-')}", SMALL[name]))]
 
