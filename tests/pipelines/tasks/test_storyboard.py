@@ -135,6 +135,10 @@ def test_wrong_storyboards_get_one_line_before_weights(name, cli, tmp_path, no_w
 
 
 WRONG = (
+    *(
+        (("--prompt", ONE, "--prompt", f"a circle@{frames}"), "frames of a shot: got '@")
+        for frames in ("-5", "33.5", "nan", "1e3")
+    ),
     (("a red circle", *PAIR), "exclude each other"),
     (("a red circle", "--shots", ONE, "--shots", TWO), "exclude each other"),
     (("--shots", ONE), "needs two shots or more"),

@@ -15,6 +15,8 @@ from genkit.reading.files import place
 #: Shots of one storyboard at most, and digits of a number of frames.
 MOST_SHOTS, MOST_DIGITS = 100, 6
 _TIMED = re.compile(rf"(.*\S)\s*@\s*(\d{{1,{MOST_DIGITS}}})", re.DOTALL)
+#: What is meant as frames and is no number of them: ``@-5``, ``@33.5``, ``@nan``.
+_NO_FRAMES = re.compile(r".*\S\s*@\s*([-+]?(?:\.?\d[\d.,_e]*|nan|inf))", re.DOTALL | re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -31,8 +33,15 @@ class Shot:
 
     @classmethod
     def of(cls, text: str) -> Shot:
-        """A shot of a text with or without ``@FRAMES`` at its end."""
+        """A shot of a text with or without ``@FRAMES`` at its end.
+
+        Raises:
+            UsageError: another number there.
+        """
         found = _TIMED.fullmatch(text)
+        wrong = _NO_FRAMES.fullmatch(text) if found is None else None
+        if wrong is not None:
+            raise UsageError(explain("frames of a shot", f"@{wrong[1]}", "a whole number, such as @25"))
         return cls(text) if found is None else cls(found[1], int(found[2]))
 
     @property
