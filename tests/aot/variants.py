@@ -125,7 +125,7 @@ class Variant:
         tile = self.tile(arch)
         halves = self.block[1] // tile.keys
         paired = self.kernel == "forward" and halves <= 2 and tile.keys <= 64 and tile.queries >= 2 * tile.keys
-        paired &= self.copies(arch)
+        paired &= self.copies(arch) and self.dim <= 128
         full = [PAIRS] * paired + ["full"] * (not paired or halves == 1)
         names = *full, *ragged, *([self.rule] if self.rule != "none" else [])
         if self.kernel == "dkv" and apart(self.dim):
@@ -180,7 +180,8 @@ def _other_sizes(arch: str, full: bool) -> Iterator[Variant]:
     """Heads in two parts, and wider ones than 128: with a packed rule everywhere, and where wide heads have tiles of
     their own with everything that chooses another of them."""
     for kernel, dim in product(
-        KERNELS, OTHER_SIZES if full or arch == EVERYTHING else (72, 80) if arch == "sm_100" else (80,)
+        KERNELS,
+        OTHER_SIZES if full or arch == EVERYTHING else (72, 80, 96, 160, 192, 256) if arch == "sm_100" else (80,),
     ):
         ruled = Variant(kernel, dim, "bf16", "box", general=kernel == "dkv")
         yield ruled
@@ -188,6 +189,8 @@ def _other_sizes(arch: str, full: bool) -> Iterator[Variant]:
             yield replace(ruled, rule="bits")
         if full or (arch == EVERYTHING and dim == 256):
             yield from (replace(ruled, block=(64, 64)), replace(ruled, rule="axes"))
+        if kernel == "forward" and arch in BULK and (full or dim in (192, 256)):
+            yield replace(ruled, block=(128, 64))  # blocks of one tile, which narrower heads walk in pairs
 
 
 def _rare(kernel: str, dim: int) -> Iterator[Variant]:

@@ -173,10 +173,11 @@ def forward_kernel(inputs, bulk_k, bulk_v, out, lse, tables, call, SHAPE: tl.con
         line = head.batch.to(tl.int64) * (call.heads // call.group) + head.key
         steps = (own, call.steps.keys + line * tables.tokens.n_k)
     entries = list_entries(tables.lists, head, block, FULL, SHAPE.MASK)
-    # Tiles of fewer queries leave room for two programs at once, which pairs would take.
+    # Tiles of fewer queries leave room for two programs at once, which pairs would take; those of heads wider than 128
+    # channels would not fit the shared memory in pairs.
     TILES: tl.constexpr = SHAPE.BLOCK_K // SHAPE.TILE_K
     WIDE: tl.constexpr = TILE_Q >= 2 * SHAPE.TILE_K and SHAPE.TILE_K <= 64 and (TILES == 1 or TILES == 2)
-    PAIRED: tl.constexpr = bulk_k is not None and WIDE and SHAPE.BIAS == 0 and SHAPE.POSITIVE
+    PAIRED: tl.constexpr = bulk_k is not None and WIDE and SHAPE.D <= 128 and SHAPE.BIAS == 0 and SHAPE.POSITIVE
     if PAIRED:
         running_max, mass, acc = _visit_pairs(q_tile, bulk, entries, head, factor, running_max, mass, acc, SHAPE)
     if PAIRED and TILES == 1:
