@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,6 +20,7 @@ from genkit.kernels import BlockPlan, TokenOrder, block_sparse_attention
 from genkit.kernels.block_lists import BlockLists, Budget, Kept
 from genkit.kernels.block_sparse.impl.triton import backend as block_triton
 from genkit.kernels.block_sparse.impl.triton import launch
+from genkit.kernels.block_sparse.impl.triton.tile_sizes import Tile
 from genkit.kernels.token_select import token_select_attention
 from genkit.kernels.token_select.impl.triton import backend as token_triton
 from genkit.layout import TokenLayout
@@ -115,9 +115,7 @@ def no_launches(monkeypatch):
     monkeypatch.setattr(token_triton, "warps_work_in_fours", lambda device: True)
     monkeypatch.setattr(block_triton, "copies", lambda device: False)
     monkeypatch.setattr(block_triton, "architecture", lambda device: "sm_90")
-    monkeypatch.setattr(
-        block_triton, "choose_tile", lambda *given: SimpleNamespace(queries=64, keys=64, warps=4, stages=2)
-    )
+    monkeypatch.setattr(block_triton, "choose_tile", lambda *given: Tile(queries=64, keys=64, warps=4, stages=2))
     token_triton._edges.cache_clear()
     token_triton._key_tiles.cache_clear()
     yield launched

@@ -170,7 +170,7 @@ def test_a_bias_learns_the_dense_model_and_is_used_from_its_file(tiny_wan, tmp_p
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        (["--attention", "agent"], "--attention: got 'agent', allowed: biased, block_select"),
+        (["--attention", "agent"], "--attention: got 'agent', allowed: anchor_window, biased, block_select"),
         (["--attention-args", "bias=alibi"], "has no bias with weights"),
         (["--attention-args", "bias=nope"], "bias: got 'nope'"),
     ],
@@ -217,7 +217,7 @@ def test_a_reference_is_not_recorded_while_activations_are_recomputed(tiny_wan, 
 
 
 def test_what_can_be_trained_is_found_in_its_room():
-    assert set(kinds()) == {"reference", "agent", "bias", "heads", "cross_modal_context"}
+    assert set(kinds()) == {"reference", "agent", "bias", "heads", "mixture_of_heads", "cross_modal_context"}
     for name, kind in kinds().items():
         assert (
             kind.name == name
@@ -229,7 +229,7 @@ def test_what_can_be_trained_is_found_in_its_room():
 @pytest.mark.parametrize(
     "given, words",
     [
-        (["nope"], "method: got 'nope', allowed: agent, bias, cross_modal_context, heads, reference"),
+        (["nope"], "method: got 'nope', allowed: agent, bias, cross_modal_context, heads, mixture_of_heads, reference"),
         (["agnet"], "did you mean 'agent'?"),
         (["agent", "--no-such"], "unrecognized arguments: --no-such"),
         (["agent", "--seed", "x"], "invalid int value"),
