@@ -96,7 +96,8 @@ class Store:
 
 
 def _pack(values: Sequence[float]) -> str:
-    """Flags as 0110, other numbers with two decimals between blanks."""
+    """Flags as 0110, other numbers with two decimals between blanks. What is read back is written alike."""
+    values = [round(value, 2) for value in values]
     if all(value in (0.0, 1.0) for value in values):
         return "".join(str(int(value)) for value in values)
     return " ".join(f"{value:.2f}" for value in values)

@@ -108,3 +108,10 @@ def test_a_number_of_prompts_below_one_is_refused(tmp_path):
     run.add_arguments(parser)
     with pytest.raises(SystemExit, match="--prompts"):
         run.run(parser.parse_args(["--prompts", "0", "--output", str(tmp_path)]))
+
+
+@pytest.mark.parametrize("values", [[0.9997], [0.0, 1.0], [0.004, 1.0], [2.5, float("nan")], [100.0]])
+def test_numbers_that_are_read_back_are_written_alike(values):
+    from benchmarks.editing.store import _pack, _unpack
+
+    assert _pack(_unpack(_pack(values))) == _pack(values)
