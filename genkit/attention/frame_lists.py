@@ -16,6 +16,16 @@ from genkit.attention.site import Site
 Angles = Callable[[int, torch.device], tuple[torch.Tensor, torch.Tensor]]
 
 
+def no_angles(owner: str, site: Site) -> str | None:
+    """Why frames of a real site cannot be given other positions; None where they can."""
+    if site.name == "example" or site.angles is not None:
+        return None
+    return (
+        f"{owner}.positions='reindexed' needs rotary positions that follow from the latents' shape; this model tells "
+        f"them otherwise, or has none: use positions=model"
+    )
+
+
 def turned(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """Pairs of neighbouring channels of (..., D) turned by angles whose cosines and sines (..., D / 2) broadcast."""
     real, imaginary = x.unflatten(-1, (-1, 2)).unbind(-1)

@@ -146,7 +146,7 @@ def _run(planned: Any, report: Any, json: bool) -> None:
 
 
 def _print_plan(planned: Any, report: Any, json: bool) -> None:
-    from genkit.evaluation.comparison.memory import shown
+    from genkit.pipelines.memory import size
 
     variants = [
         {"name": each.variant.name, "settings": dict(each.variant.settings)} for each in planned.variants
@@ -163,6 +163,6 @@ def _print_plan(planned: Any, report: Any, json: bool) -> None:
     say(f"{len(variants)} variants x {len(planned.prompts)} prompts x {len(planned.seeds)} seeds = "
         f"{runs * len(variants)} outputs")  # fmt: skip
     if planned.needed is not None and planned.free is not None:
-        say(f"at least {shown(planned.needed)} of memory, {shown(planned.free)} are free")
+        say(f"at least {size(planned.needed)} of memory, {size(planned.free)} are free")
     for number, each in enumerate(planned.variants):
         say(f"  {each.variant.name}{' (baseline)' if number == 0 else ''}: {each.variant.words}")

@@ -9,8 +9,9 @@ import typer
 
 from genkit.cli.options import Json, with_settings
 from genkit.cli.output import note, print_json, quiet_libraries, say, warn
-from genkit.cli.train import announced, is_first, size
+from genkit.cli.train import announced, is_first
 from genkit.errors import UnsupportedError
+from genkit.pipelines.memory import size
 from genkit.pipelines.request import COMMAND_LINE, read_config
 from genkit.training.distill.settings import FEATURES, STEPS, TDM, DistillSettings
 

@@ -14,6 +14,7 @@ from genkit.cli.options import Json, with_settings
 from genkit.cli.output import note, print_json, quiet_libraries, say, warn
 from genkit.errors import UnsupportedError, UsageError, explain, shown
 from genkit.pipelines.forecast import span
+from genkit.pipelines.memory import size
 from genkit.pipelines.request import COMMAND_LINE, read_config
 from genkit.reading import read_toml
 from genkit.training.data.source import TOML
@@ -210,8 +211,8 @@ def lines_of(found: dict[str, Any]) -> Iterator[str]:
     yield f"{found['pipeline']} {found['model']}: {found['component']} on {found['device']}, {_types(found)}"
     captions = f"{found['captions']} captions{_tokens(found)}"
     yield f"data: {found['files']} files, {found['samples']} samples{held}, {captions}"
-    for size, count in found["buckets"].items():
-        yield f"  {size}: {count}"
+    for place, count in found["buckets"].items():
+        yield f"  {place}: {count}"
     if found["new_words"]:
         yield f"new words: {_listed(found['new_words'])}"
     yield f"cache: {found['cache']}"
@@ -312,11 +313,6 @@ def _measured_lines(found: dict[str, Any]) -> Iterator[str]:
     yield f"measured: {found['seconds_per_step']:.3g} s a step, {size(found['memory'])} at most"
     if found["seconds"] is not None:
         yield f"time: about {span(found['seconds'])} for all steps"
-
-
-def size(count: float) -> str:
-    """Bytes as people say it."""
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
 
 
 def _flops(count: float) -> str:

@@ -121,7 +121,7 @@ def test_a_report_is_kept_without_force_and_folders_are_made(cli, tmp_path):
 
 
 def test_too_little_memory_is_said_before_anything_is_loaded(cli, tmp_path, monkeypatch):
-    from genkit.evaluation.comparison import memory
+    from genkit.pipelines import memory
 
     monkeypatch.setattr(memory, "free", lambda device: 1000)
     code, _, err = cli("a red circle", *SPARSE, *FAST)

@@ -11,7 +11,7 @@ import torch
 from genkit.attention.anchor_window.frames import auto_period, visible
 from genkit.attention.cache import PatchCache
 from genkit.attention.dynamic import with_dense_rows
-from genkit.attention.frame_lists import attend_frames
+from genkit.attention.frame_lists import attend_frames, no_angles
 from genkit.attention.frame_plan import frame_plan, frame_rows, pair_share
 from genkit.attention.method import Density, check_choice, check_int
 from genkit.attention.registry import register
@@ -100,13 +100,7 @@ class AnchorWindow(StaticMethod):
 
     def why_not(self, site: Site) -> str | None:
         """As :meth:`Method.why_not`; a real site also has to tell angles for new positions."""
-        reason = super().why_not(site)
-        if reason is None and self.positions == "reindexed" and site.name != "example" and site.angles is None:
-            return (
-                f"{_OWNER}.positions='reindexed' needs rotary positions that follow from the latents' shape; this "
-                f"model tells them otherwise, or has none: use positions=model"
-            )
-        return reason
+        return super().why_not(site) or (no_angles(_OWNER, site) if self.positions == "reindexed" else None)
 
     def attend(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, site: Site, cache: PatchCache

@@ -9,7 +9,7 @@ import torch
 
 from genkit.attention.cache import PatchCache
 from genkit.attention.dynamic import with_dense_rows
-from genkit.attention.frame_lists import attend_frames, turned
+from genkit.attention.frame_lists import attend_frames, no_angles, turned
 from genkit.attention.frame_plan import frame_rows
 from genkit.attention.method import Density, check_choice, check_int
 from genkit.attention.registry import register
@@ -77,13 +77,7 @@ class LongHeads(WithScale):
 
     def why_not(self, site: Site) -> str | None:
         """As :meth:`Method.why_not`; a real site also has to tell angles for new positions."""
-        reason = super().why_not(site)
-        if reason is None and self.positions == "reindexed" and site.name != "example" and site.angles is None:
-            return (
-                f"{_OWNER}.positions='reindexed' needs rotary positions that follow from the latents' shape; this "
-                f"model tells them otherwise, or has none: use positions=model"
-            )
-        return reason
+        return super().why_not(site) or (no_angles(_OWNER, site) if self.positions == "reindexed" else None)
 
     def chosen(self, q: torch.Tensor, k: torch.Tensor, site: Site) -> torch.Tensor:
         """The frames that heads read, int64 (B, H, f, n), ascending; q, k (B, N, H, D) of the site."""

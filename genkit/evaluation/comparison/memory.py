@@ -1,7 +1,8 @@
-"""Memory of a run: the peak while it goes on, and an estimate before anything is loaded."""
+"""The peak of a run's memory, the size of weights before they are loaded, and the machine that measured."""
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-_STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+from genkit.pipelines import memory
 
 
 @dataclass
@@ -37,32 +38,9 @@ def peak(device: str) -> Iterator[Peak]:
         yield found
         found.bytes = torch.cuda.max_memory_allocated(device)
         return
-    with suppress(OSError):
-        _RESET.write_text("5")  # the high-water mark begins anew
+    anew = memory.begin_anew()
     yield found
-    found.bytes = _resident("VmHWM")
-
-
-def _resident(name: str) -> int | None:
-    with suppress(OSError, ValueError, IndexError):
-        line = next((line for line in _STATUS.read_text().splitlines() if line.startswith(name)), "")
-        return int(line.split()[1]) * 1024
-    return None
-
-
-def free(device: str) -> int | None:
-    """Bytes that can still be used on a device; None where the system does not tell."""
-    import torch
-
-    if device.startswith("cuda"):
-        return int(torch.cuda.mem_get_info(device)[0])
-    with suppress(OSError, ValueError, IndexError):
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable"):
-                return int(line.split()[1]) * 1024
-    with suppress(ValueError, OSError, AttributeError):
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return None
+    found.bytes = int(memory.most_resident()) if anew else None
 
 
 def weights_of(folder: Path, item: int) -> int:
@@ -84,15 +62,7 @@ def _numbers(path: Path) -> int:
 
 
 def _product(shape: Any) -> int:
-    total = 1
-    for size in shape:
-        total *= int(size)
-    return total
-
-
-def shown(count: float) -> str:
-    """A number of bytes for people."""
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
+    return math.prod(int(size) for size in shape)
 
 
 def machine(device: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from genkit.evaluation.comparison import perceptual, sound
-from genkit.evaluation.metrics import SSIM_WINDOW, change_frames, colour_drift, psnr_frames, ssim_frames
+from genkit.evaluation.metrics import SSIM_WINDOW, change_frames, colour_drift, psnr_frames, rel_l1, ssim_frames
 
 HIGHER, LOWER, NEITHER = "higher", "lower", ""
 
@@ -141,9 +141,6 @@ def _compare_latents(latents: Sequence[np.ndarray], baseline: Sequence[np.ndarra
             "cannot be compared step by step"
         )
     else:
-        errors = [
-            float(np.abs(one - other).mean(dtype=np.float64) / max(np.abs(other).mean(dtype=np.float64), 1e-12))
-            for one, other in zip(latents, baseline, strict=True)
-        ]
+        errors = [rel_l1(one, other) for one, other in zip(latents, baseline, strict=True)]
         found.steps["latent_error"] = errors
         found.values["latent_error"] = errors[-1]

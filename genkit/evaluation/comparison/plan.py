@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from genkit.errors import GenkitError, UnsupportedError, UsageError, shown
-from genkit.evaluation.comparison import memory, perceptual
+from genkit.evaluation.comparison import perceptual
 from genkit.evaluation.comparison.caches import parse_cache
 from genkit.evaluation.comparison.makers import SessionMaker
+from genkit.evaluation.comparison.memory import weights_of
 from genkit.evaluation.comparison.settings import OWN_FIELDS, CompareSettings
 from genkit.evaluation.comparison.variants import (
     Variant,
@@ -21,6 +22,8 @@ from genkit.evaluation.comparison.variants import (
     with_baseline,
     written_variant,
 )
+from genkit.pipelines import memory
+from genkit.pipelines.memory import size
 from genkit.pipelines.record import FILES
 from genkit.pipelines.request import COMMAND_LINE, Settings
 from genkit.pipelines.resolve import Request, draw_seed, resolve
@@ -179,7 +182,7 @@ def _memory(planned: Sequence[Planned], settings: Settings) -> tuple[int | None,
         key = (request.model.folder, str(request.device), str(request.dtype), *(
             getattr(made, name, None) for name in LOADED if name != "steps"))  # fmt: skip
         item = _ITEM.get(str(request.dtype).removeprefix("torch."), 4)
-        loads[key] = memory.weights_of(request.model.folder, item)
+        loads[key] = weights_of(request.model.folder, item)
         frames = (made.num_frames or 1) * (made.height or 0) * (made.width or 0) * 3
         kept += frames + (made.steps or 0) * frames // 12  # latents in float32: 16 channels of an 8x8x4 block
     first = planned[0].request
@@ -190,11 +193,11 @@ def _memory(planned: Sequence[Planned], settings: Settings) -> tuple[int | None,
     if free is not None and needed > free and not smaller:
         several = f" for {len(loads)} models that are loaded side by side" if len(loads) > 1 else ""
         raise UnsupportedError(
-            f"the comparison needs at least {memory.shown(needed)}{several} (weights "
-            f"{memory.shown(sum(loads.values()))}, outputs {memory.shown(kept)}) and {memory.shown(free)} are free on "
+            f"the comparison needs at least {size(needed)}{several} (weights "
+            f"{size(sum(loads.values()))}, outputs {size(kept)}) and {size(free)} are free on "
             f"{first.device}; compare fewer variants at once, take --dtype bfloat16, --offload model or --quantize"
         )
-    return needed, free
+    return needed, None if free is None else int(free)
 
 
 def variants_of(record: dict[str, Any], names: Container[str], origin: str) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -6,8 +6,6 @@ A step of training (forward, backward, optimizer) is run on a model without valu
 
 from __future__ import annotations
 
-import resource
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -19,6 +17,7 @@ from torch import nn
 from genkit.attention.method import Density
 from genkit.errors import UnsupportedError, escaped, shortened
 from genkit.families.training.base import AUDIO, IMAGE, Media, Tensors, Training
+from genkit.pipelines.memory import free, most_resident, resident
 from genkit.training.data.batch import Batch
 from genkit.training.data.folder.buckets import Bucket
 from genkit.training.lora.footprint import Footprint, counting
@@ -206,29 +205,6 @@ def _estimated(subject: Subject) -> Estimate:
     )  # fmt: skip
 
 
-def resident() -> float:
-    """Bytes of main memory that this process has now."""
-    try:
-        with open("/proc/self/statm") as file:
-            return float(int(file.read().split()[1]) * resource.getpagesize())
-    except OSError:
-        return most_resident()
-
-
-def most_resident() -> float:
-    """The most bytes of main memory that this process has had."""
-    try:
-        # Linux's getrusage begins with what the process had that started this one.
-        with open("/proc/self/status") as file:
-            peak = next((line.split()[1] for line in file if line.startswith("VmHWM:")), None)
-    except OSError:
-        peak = None
-    if peak is not None:
-        return float(int(peak) * 1024)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
-
-
 def most_used(device: torch.device) -> float:
     """The most memory that this process has had, in bytes: of the accelerator, or of main memory."""
     return float(torch.cuda.max_memory_reserved(device)) if device.type == "cuda" else most_resident()
@@ -237,14 +213,10 @@ def most_used(device: torch.device) -> float:
 def there_is(device: torch.device) -> float | None:
     """Bytes of memory that a run on a device may have: what is free and what this process has already; None where
     the system does not tell."""
-    if device.type == "cuda":
-        return float(torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device))
-    try:
-        with open("/proc/meminfo") as file:
-            found = {line.split(":")[0]: line.split(":")[1].split()[0] for line in file}
-        return 1024.0 * int(found["MemAvailable"]) + resident()
-    except (OSError, KeyError):
+    left = free(str(device))
+    if left is None:
         return None
+    return left + (float(torch.cuda.memory_reserved(device)) if device.type == "cuda" else resident())
 
 
 def _weights(subject: Subject) -> tuple[float, float]:
