@@ -11,6 +11,7 @@ BENCHMARKS = {
     "toy_video": "benchmarks.toy_video",
     "toy_methods": "benchmarks.toy_methods",
     "methods": "benchmarks.methods.run",
+    "leaderboard": "benchmarks.leaderboard.run",
     "recall": "benchmarks.recall",
     "linear_branch": "benchmarks.linear_branch",
     "toy_upscale": "benchmarks.toy_upscale",

@@ -71,10 +71,10 @@ class Clips:
 
 
 class Pictures:
-    """toy-dit."""
+    """toy-dit and toy-image."""
 
     def __init__(self, case: Case, prompts: int, dtype: torch.dtype):
-        from diffusers import FluxImg2ImgPipeline
+        from diffusers import AutoPipelineForImage2Image
 
         import genkit
         from genkit.evaluation.toy_picture import PictureRequest, draw_picture_prompts
@@ -82,7 +82,7 @@ class Pictures:
         self.case = case
         self.pipeline = genkit.load(case.model, dtype=dtype)
         self.pipeline.set_progress_bar_config(disable=True)
-        self.second = FluxImg2ImgPipeline.from_pipe(self.pipeline)
+        self.second = AutoPipelineForImage2Image.from_pipe(self.pipeline)
         self.second.set_progress_bar_config(disable=True)
         self.request = PictureRequest.of_model(case.model, case.side, case.side, case.steps, 1)
         self.prompts = draw_picture_prompts("train", prompts, 77, 1, case.side)
@@ -103,7 +103,8 @@ class Pictures:
 
         case, side = self.case, self.case.side * self.case.upscale
         large = Image.fromarray(base[0]).resize((side, side), Image.Resampling.BILINEAR)
-        told = self.request.call | {"true_cfg_scale": case.guidance}
+        guidance = "true_cfg_scale" if "true_cfg_scale" in self.request.call else "guidance_scale"
+        told = self.request.call | {guidance: case.guidance}
         patched = nullcontext() if method is None else genkit.patch(self.second, method, schedule=schedule)
         with torch.random.fork_rng(), patched:
             torch.manual_seed(_SEED + number)  # the sampler draws noise in every step

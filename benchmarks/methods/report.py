@@ -58,7 +58,7 @@ def _case(store: Store, name: str, case: Case) -> list[str]:
     for title, group in case.groups.items():
         cells = [_cells(_row(store, name, one), _row(store, name, one, "look"), one, dense) for one in group]
         parts += [f"### {title[0].upper()}{title[1:]}", "", table(cells), ""]
-    return parts + _verdict(store, name, case) + _tail(store, name)
+    return parts + _verdict(store, name, case) + _tail(store, name) + _predicted(store, name, case)
 
 
 def _guided(case: Case) -> str:
@@ -179,3 +179,39 @@ def _tail(store: Store, name: str) -> list[str]:
         f"loss (error by leaving one prompt out, {count} prompts).",
         "",
     ]
+
+
+def _predicted(store: Store, name: str, case: Case) -> list[str]:
+    """Whether what is read off one step of a dense run orders the methods as their outputs do."""
+    every = [one for group in case.groups.values() for one in group]
+    pairs = [(_row(store, name, one), _row(store, name, one, "look")) for one in every]
+    rows = []
+    for title, kind, sign in (("mass kept", "mass", 1), ("error of the output", "error", -1)):
+        known = [(drawn, look) for drawn, look in pairs if drawn and look and look.values(kind)]
+        told = np.array([[sign * np.mean(look.values(kind)), np.mean(drawn.values("psnr"))] for drawn, look in known])
+        if len(told) < 4 or not told.std(0).all():
+            continue
+        whole = rank_correlation(*told.T)
+        without = [rank_correlation(*np.delete(told, one, 0).T) for one in range(len(told))]
+        error = ((len(told) - 1) / len(told) * np.sum((np.array(without) - np.mean(without)) ** 2)) ** 0.5
+        rows.append({"predictor": title, "methods": len(told), "rank correlation": f"{whole:.2f} ± {error:.2f}"})
+    if not rows:
+        return []
+    return [
+        "### Does a look at one step predict the output?",
+        "",
+        "Spearman's rank correlation with PSNR over the methods of all densities; its error by leaving one method out. "
+        "A smaller error of the output counts as better.",
+        "",
+        table(rows),
+        "",
+    ]
+
+
+def rank_correlation(x: np.ndarray, y: np.ndarray) -> float:
+    """Spearman's: that of the ranks, equal values sharing their mean rank."""
+    ranks = []
+    for values in (x, y):
+        below = (values[:, None] > values[None]).sum(1)
+        ranks.append(below + ((values[:, None] == values[None]).sum(1) - 1) / 2)
+    return float(np.corrcoef(*ranks)[0, 1])

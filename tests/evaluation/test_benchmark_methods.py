@@ -95,6 +95,17 @@ def test_the_report_compares_at_equal_density_and_tells_what_a_tail_brings(monke
     assert "+4.00 ± 0.00" in text  # 24, 26 against 20, 22: the only one that executes as little
     assert "brings back" in text and "64 ± " in text  # (4 + 3) / (6 + 5)
     assert "| 12% |" in text  # 1 ms of 8 that are saved
+    assert "| mass kept | 4 | 1.00 ± 0.00 |" in text  # the same order as PSNR's
+    assert "error of the output" not in text.partition("predict the output?")[2]  # all alike: no order
+
+
+def test_rank_correlation_is_spearmans():
+    draw = np.random.default_rng(0)
+    for _ in range(20):
+        x, y = draw.permutation(9), draw.permutation(9)
+        right = 1 - 6 * float(((x - y) ** 2).sum()) / (9 * 80)
+        assert report.rank_correlation(x, y * 3.0) == pytest.approx(right)
+    assert report.rank_correlation(np.array([1, 1, 2]), np.array([5, 5, 9])) == pytest.approx(1)  # ranks .5, .5, 2
 
 
 @pytest.mark.parametrize("name", list(cases.CASES))

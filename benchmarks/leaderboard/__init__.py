@@ -1,0 +1,1 @@
+"""The leaderboard: every attention method on the shipped models, by density and schedule."""
