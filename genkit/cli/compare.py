@@ -127,9 +127,7 @@ def _run(planned: Any, report: Any, json: bool) -> None:
             Loop(makers, comparison, report, planned.perceptual, planned.settings.warm_up).run()
         finally:
             if any(row.runs or row.failed for row in rows):
-                report.write(comparison)
-                if not comparison.finished:
-                    warn(f"the report of what was made is in {report.path}")
+                _write(report, comparison)
     if not planned.perceptual and planned.settings.perceptual is None:
         note("no perceptual distance: pip install 'genkit[metrics]' gives ST-LPIPS")
     if json:
@@ -143,6 +141,21 @@ def _run(planned: Any, report: Any, json: bool) -> None:
         raise GenkitError(
             f"{len(comparison.failed)} of {len(rows)} variants failed ({names}); the others are in the report"
         )
+
+
+def _write(report: Any, comparison: Any) -> None:
+    """The report, or where it cannot be written its numbers in the terminal: they took the time."""
+    from genkit.errors import ArtifactError
+
+    try:
+        report.write(comparison)
+    except (OSError, ArtifactError):
+        warn(f"{report.path} cannot be written; what was measured:")
+        header, *lines = comparison.lines()
+        print_table(header, lines)
+        raise
+    if not comparison.finished:
+        warn(f"the report of what was made is in {report.path}")
 
 
 def _print_plan(planned: Any, report: Any, json: bool) -> None:

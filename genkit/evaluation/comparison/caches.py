@@ -15,6 +15,8 @@ from genkit.patching.targets import find_denoisers
 from genkit.pipelines.text import parse_pairs
 
 _PLAIN = re.compile(r"\b(?:int|float|bool)\b")
+#: Settings that count steps or blocks between two computations: 0 divides by zero in the middle of a run.
+_PERIOD = re.compile(r"(?:interval|skip_range)$")
 
 
 @cache
@@ -63,6 +65,8 @@ def _value(kind: str, text: str, what: str) -> Any:
     found = schema.number(text, float if "float" in kind else int, what)
     if found < 0:
         raise UsageError(explain(what, text, "a number from 0"))
+    if found == 0 and _PERIOD.search(what.partition(" of ")[0]):
+        raise UsageError(explain(what, text, "a whole number from 1"))
     return found
 
 

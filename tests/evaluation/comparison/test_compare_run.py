@@ -242,6 +242,33 @@ def test_reports_are_not_written_over_unasked(pipe, tmp_path):
         compare(pipe, "x", {"a": SPARSE}, output=tmp_path / "file" / "r.html", **CALL)
 
 
+def test_a_report_in_place_of_an_older_one_leaves_none_of_its_outputs_and_all_other_files(pipe, tmp_path):
+    told = {"output": tmp_path / "r.html", "perceptual": False, "warm_up": False, "force": True, **CALL}
+    compare(pipe, PROMPTS, {"sparse": SPARSE}, **told)
+    own = tmp_path / "r_outputs" / "of-mine.webp"
+    own.write_text("")
+    found = compare(pipe, PROMPTS[1], {"whole": genkit.Neighborhood(size="all")}, **told)
+    listed = {tmp_path / run.file for row in found.rows for run in row.runs}
+    records = {path.with_name(f"{path.name}.json") for path in listed}
+    assert len(listed) == 2 and set((tmp_path / "r_outputs").iterdir()) == listed | records | {own}
+    assert "every pair of attention was executed" in found.rows[1].told[0] and not found.rows[0].told
+
+
+def test_a_disk_that_is_full_at_the_end_still_shows_the_numbers(tmp_path, tiny_wan, monkeypatch, capsys):
+    from genkit.cli.main import main
+
+    def full(self, comparison):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Report, "write", full)
+    path = str(tmp_path / "r.html")
+    words = ["compare", "a red circle", "--model", str(tiny_wan), "--attention", "neighborhood:size=1x3x3"]
+    size = ["--steps", "2", "--height", "64", "--width", "64", "--num-frames", "5", "--no-perceptual"]
+    assert main([*words, *size, "-o", path]) != 0
+    told = capsys.readouterr()
+    assert "neighborhood" in told.out and "PSNR" in told.out and "No space left" in told.err
+
+
 def test_of_two_runs_to_one_place_one_gets_it(pipe, tmp_path):
     first, second = (Report(tmp_path / "r.html") for _ in range(2))
     first.check()

@@ -86,6 +86,8 @@ def test_any_settings():
         ),
         (lambda: parse_cache("first_block:threshold=-0.1"), "a number from 0"),
         (lambda: parse_cache("taylor_seer:max_order=-1"), "a number from 0"),
+        (lambda: parse_cache("taylor_seer:cache_interval=0"), "a whole number from 1"),
+        (lambda: parse_cache("pyramid_attention_broadcast:spatial_attention_block_skip_range=0"), "number from 1"),
         (lambda: parse_cache("mag"), "--cache mag: Diffusers refuses it: .*mag_ratios"),
     ],
 )  # fmt: skip

@@ -58,7 +58,13 @@ function summary() {
   table.append(body);
   at("summary").append(table);
 }
-const faster = (found) => (found ? number(found.mean, 2) + " × as fast" + (found.high !== null ? ` (${number(found.low, 2)}–${number(found.high, 2)})` : "") : "");
+// A ratio of one run has no error, and one whose interval holds 1 shows no difference: both are said.
+function faster(found) {
+  if (!found) return "";
+  if (found.high === null) return number(found.mean, 2) + " × as fast (one run)";
+  const span = `${number(found.low, 2)}–${number(found.high, 2)}`;
+  return found.low <= 1 && found.high >= 1 ? `no difference shown (${span} × as fast)` : number(found.mean, 2) + ` × as fast (${span})`;
+}
 function work(found) {
   const dense = found.flops_dense, done = found.flops_executed;
   if (!dense) return make("td");

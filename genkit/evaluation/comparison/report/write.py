@@ -51,6 +51,7 @@ class Report(Follower):
         self._written = time.monotonic()
         self._cost = 0.0
         self._names: set[str] = set()
+        self._older: set[Path] = set()
 
     @property
     def files(self) -> list[Path]:
@@ -99,7 +100,24 @@ class Report(Follower):
             raise ArtifactError(
                 f"cannot make {place(self.folder)}: {reason(error)}; choose another --output"
             ) from error
+        self._older = self._outputs_before()
         return self
+
+    def _outputs_before(self) -> set[Path]:
+        """Outputs that the report in this place lists: once this one is whole, those that it lacks are removed."""
+        try:
+            data = json.loads(self.files[1].read_text(encoding="utf-8"))
+            named = {str(run["file"]) for each in data["variants"] for run in each["runs"] if run["file"]}
+        except (OSError, ValueError, KeyError, TypeError):
+            return set()
+        found = [self.path.parent / name for name in named]
+        return {each for path in found if path.parent == self.folder for each in _belonging(path) if each.is_file()}
+
+    def _drop_older(self, comparison: Comparison) -> None:
+        made = [self.path.parent / run.file for row in comparison.rows for run in row.runs if run.file]
+        for path in self._older.difference(*map(_belonging, made)):
+            path.unlink(missing_ok=True)
+        self._older = set()
 
     def __exit__(self, *failure: object) -> None:
         """A run that made nothing leaves no folder in the way of the next."""
@@ -180,6 +198,14 @@ class Report(Follower):
             held = io.BytesIO()
             sheet(comparison, self.pictures).save(held, "PNG", optimize=True)
             files.new(self.files[2]).write_bytes(held.getvalue())
+        if comparison.finished:
+            self._drop_older(comparison)
         self._written = time.monotonic()
         self._cost = self._written - begun
         return self.files
+
+
+def _belonging(path: Path) -> set[Path]:
+    """An output with the files beside it: what is played of one that is kept as numbers, and the records of both."""
+    files = {path, path.with_suffix(".mp4")} if path.suffix == ".npz" else {path}
+    return files | {each.with_name(f"{each.name}.json") for each in files}
