@@ -28,7 +28,10 @@ def tune(
     model: Annotated[str, typer.Argument(help="Shipped name, local Diffusers folder or hub id.")],
     method: Annotated[str, typer.Option(help="Attention method by name; see genkit methods.")],
     budget: Annotated[
-        str, typer.Option(help="psnr>=30, ssim>=0.95, judge>=0.9 or speedup>=1.8 (of attention operations).")
+        str,
+        typer.Option(
+            help="psnr>=30, ssim>=0.95, st_lpips<=0.05, judge>=0.9 or speedup>=1.8 (of attention operations)."
+        ),
     ],
     method_args: Annotated[
         str | None, typer.Option(help="Settings that every try has: key=value,key=value.", rich_help_panel=WORK)
@@ -79,8 +82,8 @@ def tune(
     """Find layers, steps and settings of a method that meet a budget, and write them as a recipe.
 
     Dense runs of a few prompts measure the error of every setting at every layer and group of steps; the best plans
-    are searched among by real runs, and the chosen one is measured on other prompts. A quality (psnr, ssim, judge)
-    gives the fastest plan that keeps it, a speedup the most faithful plan that has it.
+    are searched among by real runs, and the chosen one is measured on other prompts. A quality (psnr, ssim,
+    st_lpips, judge) gives the fastest plan that keeps it, a speedup the most faithful plan that has it.
 
     Beside the recipe lie a report (.md, .json) and a plot (.png). A tuning that was stopped goes on where it was.
     Exit code 1, without a recipe, when the budget cannot be met; the best that was reached is told.

@@ -109,6 +109,28 @@ def test_a_quality_is_kept_and_a_stopped_tuning_goes_on(cli, counted, tmp_path, 
     assert code == 2 and "exists; use --force" in err
 
 
+def test_a_perceptual_budget_is_the_most_it_may_be_and_asks_for_its_package(cli, counted, tmp_path, monkeypatch):
+    from genkit.evaluation.comparison import perceptual
+
+    monkeypatch.setattr(perceptual, "why_not", lambda: "it is not installed")
+    code, _, err = cli("--budget", "st_lpips<=0.02", "-o", "r.yaml")
+    assert code != 0 and "--budget st_lpips: it is not installed" in err and not counted
+    assert cli("--budget", "psnr>=20", "-o", "p.yaml", "--work", "work")[0] == 0
+    first = len(counted)
+
+    monkeypatch.setattr(perceptual, "why_not", lambda: None)
+    monkeypatch.setattr(perceptual, "st_lpips_frames", lambda a, b: np.abs(a / 255.0 - b / 255.0).mean((1, 2, 3)))
+    code, out, err = cli("--budget", "st_lpips<=0.02", "-o", "r.yaml", "--work", "work", "--json")
+    assert code == 0, err
+    told = json.loads(out)
+    assert told["met"] and np.mean(told["held_out"]["st_lpips"]) <= 0.02
+    assert len(counted) > first, "runs without the number are made again"
+    chosen = next(each for each in told["plans"] if each["chosen"])
+    assert np.mean(chosen["values"]["st_lpips"]) <= 0.02
+    code, _, err = cli("--budget", "st_lpips<=0.0", "-o", "s.yaml", "--work", "work")
+    assert code == 1 and "out of reach" in err and not (tmp_path / "s.yaml").exists()
+
+
 def test_a_dry_run_tells_and_writes_nothing(cli, tmp_path):
     code, out, _ = cli("--budget", "ssim>=0.9", "--dry-run", "--json")
     told = json.loads(out)
@@ -124,7 +146,7 @@ def test_a_dry_run_tells_and_writes_nothing(cli, tmp_path):
 @pytest.mark.parametrize(
     ("words", "method", "told"),
     [
-        (["--budget", "lpips>=0.1"], TRIES, "metric of --budget: got 'lpips', allowed: psnr, ssim, judge, speedup"),
+        (["--budget", "lpips>=0.1"], TRIES, "metric of --budget: got 'lpips', allowed: psnr, ssim, st_lpips, judge"),
         (["--budget", "psnr=30"], TRIES, "METRIC>=NUMBER"),
         (["--budget", "judge>=0.9"], TRIES, "there is no judge for"),
         (["--budget", "psnr>=30", "-o", "r.json"], TRIES, "a name ending in .yaml"),

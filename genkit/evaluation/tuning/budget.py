@@ -1,4 +1,4 @@
-"""What is asked of a tuned schedule: ``psnr>=30``, ``ssim>=0.95``, ``judge>=0.9`` or ``speedup>=1.8``."""
+"""What is asked of a tuned schedule, such as ``psnr>=30``, ``st_lpips<=0.05``, ``judge>=0.9`` or ``speedup>=1.8``."""
 
 from __future__ import annotations
 
@@ -15,38 +15,49 @@ from genkit.errors import UsageError, explain
 METRICS = {
     "psnr": ("PSNR in dB to the dense run of the same seed, mean over frames", (0.0, 99.0)),
     "ssim": ("SSIM to the dense run of the same seed, mean over frames and channels", (0.0, 0.9999)),
+    "st_lpips": (
+        "perceptual distance ST-LPIPS (AlexNet) to the dense run of the same seed, mean over frames",
+        (0.0, 10.0),
+    ),
     "judge": ("share of prompts whose clip the toy world's judge finds right in everything", (0.0, 1.0)),
     "speedup": ("dense over executed operations of the layers that can be patched, of whole runs", (1.0, 1000.0)),
 }
-FORM = "METRIC>=NUMBER, for instance psnr>=30; metrics: psnr, ssim, judge, speedup"
+#: Metrics of which less is better: a budget is the most they may be.
+LOWER = frozenset({"st_lpips"})
+FORM = "METRIC>=NUMBER, for instance psnr>=30, or st_lpips<=NUMBER; metrics: psnr, ssim, st_lpips, judge, speedup"
 #: How sure of the held-out prompts the choice on the calibration prompts must be: standard errors of the difference.
 SURE = 1.3
 
 
 @dataclass(frozen=True)
 class Budget:
-    """A number that a metric must reach, as a mean over prompts.
+    """A number that a metric must reach, or must not exceed, as a mean over prompts.
 
     Args:
-        metric: a key of :data:`METRICS`. least: the number.
+        metric: a key of :data:`METRICS`. limit: the number.
     """
 
     metric: str
-    least: float
+    limit: float
 
     @classmethod
     def of(cls, text: str) -> Budget:
         """Read ``"psnr>=30"``.
 
         Raises:
-            UsageError: another form, an unknown metric, or a number out of its range.
+            UsageError: another form, an unknown metric, the wrong side of one, or a number out of its range.
         """
-        found = re.fullmatch(r"\s*([A-Za-z_]+)\s*>=\s*(\S+)\s*", text)
+        found = re.fullmatch(r"\s*([A-Za-z_]+)\s*([<>]=)\s*(\S+)\s*", text)
         if found is None:
             raise UsageError(explain("--budget", text, FORM))
-        name, number = found[1].lower(), found[2]
+        name, relation, number = found[1].lower(), found[2], found[3]
         if name not in METRICS:
             raise UsageError(explain("metric of --budget", name, METRICS))
+        if relation != _relation(name):
+            better = "less" if name in LOWER else "more"
+            raise UsageError(
+                explain("--budget", text, f"{name}{_relation(name)}{number}: {better} of {name} is better")
+            )
         try:
             value = float(number)
         except ValueError:
@@ -61,13 +72,18 @@ class Budget:
         """Whether it asks for speed; the most faithful plan that has it is then wanted, else the fastest one."""
         return self.metric == "speedup"
 
+    @property
+    def sign(self) -> int:
+        """1 where more of the metric is better, -1 where less is."""
+        return sign_of(self.metric)
+
     def met(self, values: Sequence[float]) -> bool:
-        """Whether the mean over prompts reaches the number."""
-        return float(np.mean(values)) >= self.least
+        """Whether the mean over prompts keeps to the number."""
+        return self.sign * (float(np.mean(values)) - self.limit) >= 0
 
     def surely_met(self, values: Sequence[float], further: int, typical: float = 0.0) -> bool:
-        """Whether the mean over ``further`` other prompts is likely to reach it: by :data:`SURE` standard errors of the
-        difference of the two means. Of one prompt no spread is known: then as :meth:`met`.
+        """Whether the mean over ``further`` other prompts is likely to keep to it: by :data:`SURE` standard errors of
+        the difference of the two means. Of one prompt no spread is known: then as :meth:`met`.
 
         Args:
             typical: spread over prompts (standard deviation) of other plans; of few prompts a plan's own may be small
@@ -78,7 +94,16 @@ class Budget:
         if self.fast or len(values) < 2:
             return self.met(values)
         spread = max(float(np.std(values, ddof=1)), typical) * math.sqrt(1 / len(values) + 1 / further)
-        return float(np.mean(values)) - SURE * spread >= self.least
+        return self.sign * (float(np.mean(values)) - self.limit) - SURE * spread >= 0
 
     def __str__(self) -> str:
-        return f"{self.metric}>={self.least:g}"
+        return f"{self.metric}{_relation(self.metric)}{self.limit:g}"
+
+
+def sign_of(metric: str) -> int:
+    """1 where more of a metric is better, -1 where less is."""
+    return -1 if metric in LOWER else 1
+
+
+def _relation(metric: str) -> str:
+    return "<=" if metric in LOWER else ">="

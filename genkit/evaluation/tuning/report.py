@@ -15,7 +15,7 @@ from genkit import __version__
 from genkit.attention.draw import QUERY, SEEN, SOFT
 from genkit.errors import UsageError, explain
 from genkit.evaluation.charts import Axis, Series, page, plot
-from genkit.evaluation.tuning.budget import METRICS, Budget
+from genkit.evaluation.tuning.budget import METRICS, Budget, sign_of
 from genkit.evaluation.tuning.tune import Measured, Outcome, file_names
 from genkit.media.atomic import Files, check_writable
 from genkit.pipelines.recipe_file import write_parts
@@ -107,12 +107,13 @@ def write_report(outcome: Outcome, recipe: Path, command: str) -> tuple[Path, Pa
 
 def best_of(measured: Sequence[Measured], metric: str) -> list[Measured]:
     """The Pareto front of speedup and a metric: plans that no other one beats in both."""
+    sign = sign_of(metric)
     return [
         one
         for one in measured
         if not any(
             other.mean("speedup") >= one.mean("speedup")
-            and other.mean(metric) >= one.mean(metric)
+            and sign * other.mean(metric) >= sign * one.mean(metric)
             and (other.mean("speedup"), other.mean(metric)) != (one.mean("speedup"), one.mean(metric))
             for other in measured
         )
@@ -142,8 +143,9 @@ def front_picture(outcome: Outcome) -> Any:
     series += [points(search, SEEN)]
     if outcome.chosen is not None:
         series.append(points([outcome.chosen], QUERY, wide=True, names=[f"chosen: {outcome.chosen.title}"]))
-    guides = [] if budget.fast else [(str(budget), budget.least)]
-    label = {"psnr": "PSNR to dense, dB", "ssim": "SSIM to dense", "judge": "judged accuracy"}[metric]
+    guides = [] if budget.fast else [(str(budget), budget.limit)]
+    labels = {"psnr": "PSNR to dense, dB", "ssim": "SSIM to dense", "judge": "judged accuracy"}
+    label = labels.get(metric, "ST-LPIPS to dense (less is better)")
     note = f"{len(outcome.tuning.cases.calibration)} calibration prompts; line: no measured plan is better in both"
     drawn = plot(
         (860, 480), "Plans that were run", note, series, Axis("speedup of attention operations"), Axis(label), guides

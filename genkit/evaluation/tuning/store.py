@@ -49,10 +49,10 @@ class Store:
         with Files() as files:
             files.new(path).write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
 
-    def value(self, name: str, make: Callable[[], Any]) -> Any:
-        """A result by name, made and written where there is none."""
+    def value(self, name: str, make: Callable[[], Any], anew: bool = False) -> Any:
+        """A result by name, made and written where there is none, or ``anew``."""
         path = self.folder / f"{name}.json"
-        if not path.is_file():
+        if anew or not path.is_file():
             self._write(path, make())
         return read_json(path)
 

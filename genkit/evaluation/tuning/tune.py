@@ -68,7 +68,7 @@ class TunePlan:
 
         Raises:
             UsageError, UnsupportedError: what a run would refuse, a method that does not fit, an unknown number of
-                steps, frames too small for SSIM.
+                steps, frames too small for the budget's metric, or a metric whose package is missing.
         """
         request = resolve(settings.replace(prompt=cases.calibration[0].prompt, seed=cases.calibration[0].seed))
         if request.attention is not None:
@@ -77,9 +77,7 @@ class TunePlan:
             raise UsageError("give --steps: only the pipeline knows how many steps a run of this model has")
         check_methods(request.model.outline, methods)
         check_one_kind(request.model.outline, methods[0])
-        small = min(request.settings.height or 11, request.settings.width or 11)
-        if budget.metric == "ssim" and small < 11:
-            raise UsageError(f"SSIM needs frames of at least 11x11 pixels, these have {small}")
+        _check_metric(budget.metric, request.settings.height, request.settings.width)
         for case in (*cases.calibration, *cases.held_out):
             request.read(request.settings.replace(prompt=case.prompt))
         return cls(request, budget, tuple(methods), cases, tuple(step_groups(request.steps)), queries, baselines)
@@ -163,8 +161,9 @@ class Outcome:
         return self.chosen is not None and budget.met(self.held_out[budget.metric])
 
     def best(self) -> Measured:
-        """Of what was run on the calibration prompts, the plan with the most of the budget's metric."""
-        return max(self.measured, key=lambda each: each.mean(self.tuning.budget.metric))
+        """Of what was run on the calibration prompts, the plan that is best in the budget's metric."""
+        budget = self.tuning.budget
+        return max(self.measured, key=lambda each: budget.sign * each.mean(budget.metric))
 
 
 class Tuner:
@@ -285,6 +284,7 @@ class Tuner:
 
     def _run(self, plan: Plan, kind: str, number: int) -> dict[str, float]:
         """Numbers of one prompt under a plan."""
+        from genkit.evaluation.comparison.perceptual import st_lpips_frames, why_not
         from genkit.evaluation.metrics import psnr, ssim
         from genkit.patching import Watch, patch
 
@@ -301,6 +301,8 @@ class Tuner:
         found = {"psnr": psnr(frames, dense), "speedup": cost.dense / cost.executed}
         if min(frames.shape[1:3]) >= 11:
             found["ssim"] = ssim(frames, dense)
+        if min(frames.shape[1:3]) >= 32 and why_not() is None:
+            found["st_lpips"] = float(st_lpips_frames(frames, dense).mean())
         return found | _judged(case, frames)
 
     def _measured(self, plan: Plan, title: str) -> Measured:
@@ -312,9 +314,14 @@ class Tuner:
                 self.tell(f"{title}: calibration prompt {number + 1}")
                 return self._run(plan, "calibration", number)
 
-            rows.append(self.store.value(f"run-{plan.name}-calibration-{number}", make))
+            rows.append(self._value(f"run-{plan.name}-calibration-{number}", make))
         parts = parts_of(plan, self.tuning.methods, self.tuning.groups)
-        return Measured(plan, parts, title, {name: [row[name] for row in rows] for name in rows[0]})
+        return Measured(plan, parts, title, _columns(rows))
+
+    def _value(self, name: str, make: Callable[[], dict[str, float]]) -> dict[str, float]:
+        """Numbers of a run; made anew where those that are there lack the budget's metric: its package came later."""
+        found = self.store.value(name, make)
+        return found if self.tuning.budget.metric in found else self.store.value(name, make, anew=True)
 
     def _best(self, measured: list[Measured]) -> Measured | None:
         """Of everything that was run and meets the budget: the fastest, or of a speed the most faithful."""
@@ -352,10 +359,26 @@ class Tuner:
                 self.tell(f"chosen plan: held-out prompt {number + 1}")
                 return self._run(chosen.plan, "held-out", number)
 
-            rows.append(self.store.value(f"run-{chosen.plan.name}-held-out-{number}", make))
+            rows.append(self._value(f"run-{chosen.plan.name}-held-out-{number}", make))
             dense.append(_judged(case, self._dense("held-out", number, case)))
-        outcome.held_out = {name: [row[name] for row in rows] for name in rows[0]}
+        outcome.held_out = _columns(rows)
         outcome.dense = {name: [row[name] for row in dense] for name in dense[0]}
+
+
+def _columns(rows: Sequence[dict[str, float]]) -> dict[str, list[float]]:
+    """Metric -> a number per prompt, of metrics that every prompt has."""
+    return {name: [row[name] for row in rows] for name in rows[0] if all(name in row for row in rows)}
+
+
+def _check_metric(metric: str, height: int | None, width: int | None) -> None:
+    from genkit.evaluation.comparison.perceptual import why_not
+
+    least = {"ssim": 11, "st_lpips": 32}.get(metric, 1)
+    small = min(height or least, width or least)
+    if small < least:
+        raise UsageError(f"{metric} needs frames of at least {least}x{least} pixels, these have {small}")
+    if metric == "st_lpips" and why_not() is not None:
+        raise UnsupportedError(f"--budget st_lpips: {why_not()}")
 
 
 def _typical(measured: Sequence[Measured], metric: str) -> float:

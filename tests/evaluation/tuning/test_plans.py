@@ -103,7 +103,7 @@ def test_groups_of_steps_cover_the_run_once(steps):
 
 def test_budgets():
     budget = Budget.of(" PSNR >= 30 ")
-    assert (budget.metric, budget.least, str(budget), budget.fast) == ("psnr", 30.0, "psnr>=30", False)
+    assert (budget.metric, budget.limit, str(budget), budget.fast) == ("psnr", 30.0, "psnr>=30", False)
     assert Budget.of("speedup>=1.8").fast
     assert budget.met([29, 32]) and not budget.met([29, 30])
     values = [30.0, 31.0, 32.0]
@@ -112,14 +112,23 @@ def test_budgets():
     assert not Budget("psnr", 31 - margin + 1e-6).surely_met(values, 8)
     assert not Budget("psnr", 30).surely_met([31.0, 31.0], 2, typical=2.0)
     assert Budget("psnr", 30).surely_met([31.0, 31.0], 2, typical=0.5)
+    near = Budget.of("st_lpips<=0.1")
+    assert str(near) == "st_lpips<=0.1" and near.met([0.05, 0.14]) and not near.met([0.1, 0.11])
+    spread = SURE * 0.1 * (1 / 2 + 1 / 8) ** 0.5
+    assert Budget("st_lpips", 0.2 + spread + 1e-9).surely_met([0.2, 0.2], 8, typical=0.1)
+    assert not Budget("st_lpips", 0.2 + spread - 1e-9).surely_met([0.2, 0.2], 8, typical=0.1)
     assert Budget("psnr", 30).surely_met([30.0], 8) and Budget("speedup", 2).surely_met([1.5, 2.5], 8)
 
 
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("vmaf>=90", "metric of --budget: got 'vmaf', allowed: psnr, ssim, judge, speedup"),
-        ("psnr", "METRIC>=NUMBER"), ("psnr>30", "METRIC>=NUMBER"), ("psnr<=30", "METRIC>=NUMBER"), (">=3", "METRIC"),
+        ("vmaf>=90", "metric of --budget: got 'vmaf', allowed: psnr, ssim, st_lpips, judge, speedup"),
+        ("lpips<=0.1", "did you mean 'st_lpips'"),
+        ("st_lpips>=0.1", "allowed: st_lpips<=0.1: less of st_lpips is better"),
+        ("st_lpips<=-1", "from 0 to 10"),
+        ("psnr", "METRIC>=NUMBER"), ("psnr>30", "METRIC>=NUMBER"), (">=3", "METRIC"),
+        ("psnr<=30", "allowed: psnr>=30: more of psnr is better"),
         ("psnr>=much", "METRIC>=NUMBER"), ("psnr>=nan", "from 0 to 99"), ("psnr>=inf", "from 0 to 99"),
         ("psnr>=100", "from 0 to 99"), ("ssim>=1", "from 0 to 0.9999"), ("judge>=95", "from 0 to 1"),
         ("speedup>=0.5", "from 1 to 1000"),
