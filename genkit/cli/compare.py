@@ -129,7 +129,7 @@ def _run(planned: Any, report: Any, json: bool) -> None:
             if any(row.runs or row.failed for row in rows):
                 _write(report, comparison)
     if not planned.perceptual and planned.settings.perceptual is None:
-        note("no perceptual distance: pip install 'genkit[metrics]' gives ST-LPIPS")
+        note("no perceptual distance: pip install 'genkit[metrics]' gives ST-LPIPS and VMAF")
     if json:
         print_json({"files": [str(path) for path in report.files], **comparison.to_dict()})
     else:

@@ -52,7 +52,7 @@ def compare(
         output: ``*.html``: write the report there, the numbers and a contact sheet beside it, and the outputs without
             loss into ``*_outputs``; None writes nothing.
         fps: of clips; the family's usual rate when left out.
-        perceptual: ST-LPIPS too; None = where ``genkit[metrics]`` is installed.
+        perceptual: ST-LPIPS and, of clips, VMAF too; None = where ``genkit[metrics]`` is installed.
         warm_up: run a few steps of every variant before anything is timed.
         played: how many prompts and seeds the page can play.
         force: replace an earlier report.

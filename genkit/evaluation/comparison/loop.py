@@ -48,7 +48,7 @@ class Loop:
         makers: by the variants' names; the first is the baseline.
         comparison: which is filled; its rows have the same names in the same order.
         follower: who is told.
-        with_perceptual: whether ST-LPIPS is computed.
+        with_perceptual: whether what ``genkit[metrics]`` measures is computed.
         warm_up: run the first steps of every variant once before anything is timed.
     """
 

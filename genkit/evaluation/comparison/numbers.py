@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from genkit.evaluation.comparison import perceptual, sound
+from genkit.evaluation.comparison import perceptual, sound, vmaf
 from genkit.evaluation.metrics import SSIM_WINDOW, change_frames, colour_drift, psnr_frames, rel_l1, ssim_frames
 
 HIGHER, LOWER, NEITHER = "higher", "lower", ""
@@ -40,6 +40,10 @@ METRICS: dict[str, Metric] = {
     "st_lpips": Metric(
         "ST-LPIPS", "", LOWER, 4, "Perceptual distance: shift-tolerant LPIPS on AlexNet (Ghildyal and Liu 2022), mean "
         "over frames. Not the LPIPS of 2018.",
+    ),
+    "vmaf": Metric(
+        "VMAF", "", HIGHER, 1, "Netflix's VMAF 0.6.1 (vmaf-torch), mean over frames, 0 to 100; fitted to 1920x1080: on "
+        "small frames it compares variants, it grades nothing.",
     ),
     "latent_error": Metric(
         "latent error", "", LOWER, 3, "mean |latents - baseline's| / mean |baseline's| after the last step."
@@ -120,16 +124,33 @@ def _compare_frames(frames: np.ndarray, baseline: np.ndarray, with_perceptual: b
         found.values["ssim_worst"] = min(found.frames["ssim"])
     else:
         found.missing["ssim"] = f"frames are smaller than {SSIM_WINDOW}x{SSIM_WINDOW}"
-    if with_perceptual and min(frames.shape[1:3]) >= 32:
-        found.frames["st_lpips"] = perceptual.st_lpips_frames(frames, baseline).tolist()
-        found.values["st_lpips"] = float(np.mean(found.frames["st_lpips"]))
-    elif with_perceptual:
-        found.missing["st_lpips"] = "frames are smaller than 32x32"
+    if with_perceptual:
+        _compare_perceptually(frames, baseline, found)
     if len(frames) > 1:
         changes = [255 * np.array([change_frames(clip[i : i + 2])[0] for i in range(len(clip) - 1)])
                    for clip in (frames, baseline)]  # fmt: skip
         found.frames["flicker"] = (changes[0] - changes[1]).tolist()
         found.values["flicker"] = float(np.mean(found.frames["flicker"]))
+
+
+def _compare_perceptually(frames: np.ndarray, baseline: np.ndarray, found: Numbers) -> None:
+    """What packages measure, each where it is installed and fits."""
+    small = min(frames.shape[1:3])
+    asked: list[tuple[str, Any, str | None]] = [
+        ("st_lpips", perceptual.st_lpips_frames, perceptual.why_not() or _too_small(small, perceptual.LEAST))
+    ]
+    if len(frames) > 1:
+        asked.append(("vmaf", vmaf.vmaf_frames, vmaf.why_not() or _too_small(small, vmaf.LEAST)))
+    for name, function, reason in asked:
+        if reason is not None:
+            found.missing[name] = reason
+            continue
+        found.frames[name] = function(frames, baseline).tolist()
+        found.values[name] = float(np.mean(found.frames[name]))
+
+
+def _too_small(small: int, least: int) -> str | None:
+    return f"frames are smaller than {least}x{least}" if small < least else None
 
 
 def _compare_latents(latents: Sequence[np.ndarray], baseline: Sequence[np.ndarray], found: Numbers) -> None:

@@ -33,6 +33,8 @@ _PADDING = {11: 2, 5: 2, 3: 1}
 _EPS = 1e-10
 #: Frames that go through the network at once.
 BATCH = 8
+#: The smallest frame that leaves something to compare in the last stage.
+LEAST = 32
 
 
 def why_not() -> str | None:
@@ -107,9 +109,10 @@ def st_lpips_frames(a: np.ndarray, b: np.ndarray, net: str = "alex") -> np.ndarr
     Cost: 25 frames of 128 x 128 take about a second on one core with ``alex``.
     """
     first, second = as_unit(a, "first clip"), as_unit(b, "second clip")
-    if first.shape != second.shape or first.shape[-1] != 3 or min(first.shape[1:3]) < 32:
+    if first.shape != second.shape or first.shape[-1] != 3 or min(first.shape[1:3]) < LEAST:
         raise UsageError(
-            f"st_lpips needs two clips (T, H, W, 3) of equal shape, 32x32 or larger; got {first.shape}, {second.shape}"
+            f"st_lpips needs two clips (T, H, W, 3) of equal shape, {LEAST}x{LEAST} or larger; got {first.shape}, "
+            f"{second.shape}"
         )
     found = weights(net)
     heads: list[Any] = [found[f"lin{number}.model.1.weight"] for number in range(5)]

@@ -55,7 +55,7 @@ class Plan:
         settings: with open values filled in; what the report stores.
         variants: the baseline first.
         prompts, seeds: every prompt runs with every seed.
-        perceptual: whether ST-LPIPS is computed.
+        perceptual: whether what ``genkit[metrics]`` measures is computed.
         needed, free: bytes that the comparison will need at least, and that there are; None where it cannot be told.
         notes: what the user should know, one line each.
     """

@@ -49,7 +49,7 @@ class VariantSettings(Settings):
         DENSE, "Which variant the others are compared with; dense is the model's own attention.", group="Compare"
     )
     perceptual: bool | None = option(
-        None, "ST-LPIPS too (needs genkit[metrics]); where it is installed unless --no-perceptual says otherwise.",
+        None, "ST-LPIPS and VMAF too (genkit[metrics]); where installed unless --no-perceptual says otherwise.",
         group="Compare", stored=WHEN_GIVEN,
     )  # fmt: skip
     warm_up: bool = option(True, "Run a few steps of every variant before anything is timed.", group="Compare")

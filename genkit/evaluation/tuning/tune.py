@@ -284,7 +284,7 @@ class Tuner:
 
     def _run(self, plan: Plan, kind: str, number: int) -> dict[str, float]:
         """Numbers of one prompt under a plan."""
-        from genkit.evaluation.comparison.perceptual import st_lpips_frames, why_not
+        from genkit.evaluation.comparison.perceptual import LEAST, st_lpips_frames, why_not
         from genkit.evaluation.metrics import psnr, ssim
         from genkit.patching import Watch, patch
 
@@ -301,7 +301,7 @@ class Tuner:
         found = {"psnr": psnr(frames, dense), "speedup": cost.dense / cost.executed}
         if min(frames.shape[1:3]) >= 11:
             found["ssim"] = ssim(frames, dense)
-        if min(frames.shape[1:3]) >= 32 and why_not() is None:
+        if min(frames.shape[1:3]) >= LEAST and why_not() is None:
             found["st_lpips"] = float(st_lpips_frames(frames, dense).mean())
         return found | _judged(case, frames)
 
@@ -371,9 +371,10 @@ def _columns(rows: Sequence[dict[str, float]]) -> dict[str, list[float]]:
 
 
 def _check_metric(metric: str, height: int | None, width: int | None) -> None:
-    from genkit.evaluation.comparison.perceptual import why_not
+    from genkit.evaluation.comparison.perceptual import LEAST, why_not
+    from genkit.evaluation.metrics import SSIM_WINDOW
 
-    least = {"ssim": 11, "st_lpips": 32}.get(metric, 1)
+    least = {"ssim": SSIM_WINDOW, "st_lpips": LEAST}.get(metric, 1)
     small = min(height or least, width or least)
     if small < least:
         raise UsageError(f"{metric} needs frames of at least {least}x{least} pixels, these have {small}")

@@ -7,10 +7,11 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
 from genkit.errors import UnsupportedError, UsageError
 from genkit.evaluation import metrics
-from genkit.evaluation.comparison import bands, intervals, judged, perceptual, sound
+from genkit.evaluation.comparison import bands, intervals, judged, perceptual, sound, vmaf
 from genkit.evaluation.comparison.numbers import METRICS, Output, compare_outputs
 from genkit.evaluation.toy import draw_prompts
 
@@ -203,6 +204,42 @@ def test_without_the_package_st_lpips_says_what_to_install(monkeypatch):
     assert "genkit[metrics]" in perceptual.why_not()
     with pytest.raises(UnsupportedError, match=r"genkit\[metrics\]"):
         perceptual.st_lpips_frames(np.zeros((1, 40, 40, 3), np.uint8), np.zeros((1, 40, 40, 3), np.uint8))
+
+
+@pytest.mark.skipif(vmaf.why_not() is not None, reason="vmaf-torch is not installed (pip install 'genkit[metrics]')")
+def test_vmaf_is_that_of_the_package_and_falls_with_noise():
+    """The right numbers are those that the package gives for the luma of these clips."""
+    rng = np.random.default_rng(0)
+    clip = np.repeat(np.repeat(rng.random((4, 8, 8, 3)), 8, 1), 8, 2)
+    noisy = [np.clip(clip + level * rng.standard_normal(clip.shape), 0, 1) for level in (0.05, 0.3)]
+    same, little, much = (vmaf.vmaf_frames(each, clip) for each in (clip, *noisy))
+    assert same.shape == (4,) and same.min() > 97 and same.mean() >= little.mean() > much.mean() + 5
+    from vmaf_torch import VMAF
+
+    told = [torch.from_numpy(vmaf.luma(each)).float()[:, None] for each in (clip, noisy[1])]
+    np.testing.assert_allclose(much, VMAF(clip_score=True)(*told)[:, 0].numpy(), rtol=1e-5)
+    for wrong in (clip[:1], clip[:, :20], clip[:, :, :63]):
+        with pytest.raises(UsageError, match="two frames or more of 32x32"):
+            vmaf.vmaf_frames(wrong, clip[:1] if len(wrong) == 1 else clip)
+
+
+def test_luma_is_that_of_rec_709():
+    colours = np.array([[[[0, 0, 0], [1, 1, 1], [1, 0, 0], [0, 1, 0]]]], float)
+    np.testing.assert_allclose(vmaf.luma(colours)[0, 0], [16, 235, 62.5594, 172.6288])
+
+
+def test_what_packages_measure_is_left_out_with_its_reason(monkeypatch):
+    clip = np.zeros((2, 40, 40, 3), np.uint8)
+    monkeypatch.setattr(vmaf, "why_not", lambda: "it is not installed")
+    monkeypatch.setattr(perceptual, "why_not", lambda: None)
+    monkeypatch.setattr(perceptual, "st_lpips_frames", lambda a, b: np.full(len(a), 0.5))
+    found = compare_outputs(Output(clip), Output(clip), True)
+    assert found.missing["vmaf"] == "it is not installed" and found.values["st_lpips"] == 0.5
+    still = compare_outputs(Output(clip[:1]), Output(clip[:1]), True)
+    assert "vmaf" not in still.missing and "vmaf" not in still.values  # of a picture nobody expects it
+    small = compare_outputs(Output(clip[:, :20]), Output(clip[:, :20]), True)
+    assert small.missing["st_lpips"] == "frames are smaller than 32x32"
+    assert not {"st_lpips", "vmaf"} & set(compare_outputs(Output(clip), Output(clip), False).missing)
 
 
 def test_every_metric_says_what_it_is():
