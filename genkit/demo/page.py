@@ -22,6 +22,7 @@ from genkit.demo.tabs.consistent import Consistent
 from genkit.demo.tabs.edit import Edit
 from genkit.demo.tabs.generate import Generate
 from genkit.demo.tabs.inpaint import Inpaint
+from genkit.demo.tabs.live import Live
 from genkit.demo.tabs.stage import QUEUED
 from genkit.demo.tabs.style import Style
 from genkit.demo.tabs.train import Train
@@ -29,7 +30,7 @@ from genkit.errors import GenkitError
 from genkit.pipelines.record import read_record
 
 #: In their order on the page.
-TABS: tuple[type[Tab], ...] = (Generate, Edit, Inpaint, Style, Consistent, Compare, Train)
+TABS: tuple[type[Tab], ...] = (Generate, Live, Edit, Inpaint, Style, Consistent, Compare, Train)
 TITLE = "genkit"
 #: Folder, in the server's, where Gradio puts uploads and what it shows.
 UPLOADS = "gradio"

@@ -88,6 +88,7 @@ class Run:
             :meth:`step`, which tells both.
         rules: of the weights in its prompts, of tasks that put them on the model themselves.
         prior: the loaded pipeline that makes prompts of pictures; None without.
+        turn: called before every chunk of a stream with the :class:`genkit.streaming.Stream`; None for nobody.
     """
 
     request: Request
@@ -98,6 +99,7 @@ class Run:
     latents: Latents | None = None
     rules: tuple[Reweight, ...] = ()
     prior: Any = None
+    turn: Callable[[Any], None] | None = None
 
     def step(self, done: int, total: int, latents: Any = None) -> None:
         """Tell who follows the run that ``done`` of ``total`` steps are made.
@@ -289,10 +291,12 @@ class Session:
         )
 
     def stream(
-        self, settings: Any = None, progress: Progress | None = None, *, stop: Stop | None = None
-    ) -> Iterator[np.ndarray]:
+        self, settings: Any = None, progress: Progress | None = None, *, stop: Stop | None = None,
+        turn: Callable[[Any], None] | None = None,
+    ) -> Iterator[np.ndarray]:  # fmt: skip
         """Frames of one output, uint8 (T, H, W, 3), as they are made; of tasks that can. Arguments and errors as in
-        :meth:`run`. :meth:`record` tells what to store with them, before the first is made."""
+        :meth:`run`; ``turn`` is called before every chunk and may set another prompt. :meth:`record` tells what to
+        store with them, before the first is made."""
         request = self.request
         settings = settings or request.settings
         assert request.task.stream is not None, f"{request.task.name} makes its frames at once"
@@ -301,7 +305,7 @@ class Session:
         self.load()
         self._tell(*request.notes, *prompts.told)
         arguments = self.arguments(settings, prompts.prompt, prompts.negative, None)
-        run = Run(request, self.pipeline, settings, arguments, progress)
+        run = Run(request, self.pipeline, settings, arguments, progress, turn=turn)
         with stoppable(self.pipeline, stop), _plain_errors(settings), as_they_are(self.pipeline):
             yield from request.task.stream(run)
 

@@ -169,6 +169,25 @@ def test_a_stop_ends_a_long_run_within_a_step_and_can_be_pressed_only_then(visit
     assert page.inner_text("#generate-status") == told
 
 
+def test_a_live_video_takes_another_prompt_and_its_end_keeps_what_was_made(visit, tmp_path):
+    from genkit.media.files import read_settings
+
+    page = visit.page
+    visit.tab("Live")
+    page.get_by_label("Fast").last.check()
+    page.click("#live-go")
+    page.wait_for_selector("#live-image img")  # the first frames, while more are made
+    page.fill("#live-next textarea, #live-next input", "a green square moves left on a blue background")
+    page.click("#live-say")
+    sync_api.expect(page.locator("#live-next textarea, #live-next input")).to_have_value("")
+    visit.picture("live")
+    visit.ends("live")
+    page.wait_for_selector("#live-video video")
+    record = read_settings(visit.download("live", tmp_path))
+    assert record["settings"]["stream"] and record["settings"]["num_frames"] == 97
+    assert record["settings"]["then"] == ["a green square moves left on a blue background"]
+
+
 def test_two_attentions_are_compared_with_difference_time_and_density(visit):
     visit.tab("Compare attention")
     visit.open_more("compare")

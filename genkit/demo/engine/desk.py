@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -82,6 +83,25 @@ class Worker:
                 job.tell(phase=QUEUED)
         raise Interrupted("the run was stopped before it began")
 
+    @contextmanager
+    def turn(self, job: Job) -> Iterator[None]:
+        """Hold the device for a job. What fails there gives the model's memory back, and what broke is not used again;
+        runs that were stopped or refused leave it.
+
+        Raises:
+            Interrupted: see :meth:`wait`.
+        """
+        self.wait(job)
+        try:
+            yield
+        except (Interrupted, UsageError):
+            raise
+        except BaseException:
+            self.free()
+            raise
+        finally:
+            self.lock.release()
+
     def session_for(self, request: Request) -> Session:
         """A session whose model is loaded: the last one's when it serves, else a new one after the last is freed."""
         from genkit.pipelines.session import Session
@@ -152,8 +172,7 @@ class Desk:
         notes = [line for request in requests for line in request.notes]
         job.tell(runs=len(requests), notes=_unique(notes))
         worker = self.worker(str(requests[0].device))
-        worker.wait(job)
-        try:
+        with worker.turn(job):
             forecast = Forecast(len(requests))
             made: list[Finished] = []
             for number, request in enumerate(requests, 1):
@@ -168,13 +187,6 @@ class Desk:
                 forecast.finished()
                 notes += session.warnings
                 job.tell(made=tuple(made), notes=_unique(notes), share=forecast.share, left=forecast.left())
-        except (Interrupted, UsageError):
-            raise
-        except BaseException:
-            worker.free()  # memory that was not enough is given back, and what broke is not used again
-            raise
-        finally:
-            worker.lock.release()
 
 
 def write(visitor: Visitor, result: Result, request: Request) -> Finished:

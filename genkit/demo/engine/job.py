@@ -64,6 +64,7 @@ class Job:
         self._changed = threading.Condition()
         self._stop = threading.Event()
         self._watchers = 0
+        self._said: str | None = None
 
     @property
     def state(self) -> State:
@@ -76,6 +77,15 @@ class Job:
             self._state = replace(self._state, **changes)
             self._version += 1
             self._changed.notify_all()
+
+    def say(self, text: str) -> None:
+        """Words for what runs, such as another prompt; of several only the last are heard."""
+        self._said = text
+
+    def heard(self) -> str | None:
+        """Words that were said since this was asked last; None when nothing was."""
+        said, self._said = self._said, None
+        return said
 
     def stop(self) -> None:
         """Ask for the end, which comes within one step."""

@@ -25,8 +25,6 @@ from genkit.pipelines.request import Settings
 if TYPE_CHECKING:
     from genkit.demo.page import Page
 
-#: Seconds between two changes of the page during a run.
-REFRESH = 0.2
 #: What only the page itself calls, at once.
 _QUIET: dict[str, Any] = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
 #: All runs take turns on the device.
@@ -52,6 +50,8 @@ class Tab(ABC):
     usual: Mapping[str, Any] = {}
     #: How a run begins.
     hint = "Press Enter in the prompt to begin."
+    #: Seconds between two changes of the page during a run.
+    refresh = 0.2
 
     def __init__(self, page: Page):
         self.page = page
@@ -132,13 +132,14 @@ class Tab(ABC):
         self.stage = Stage(self, labels, take_in)
         self.outputs |= self.stage.build()
 
-    def wire(self, go: gr.Button, halt: gr.Button, *more: Any) -> None:
+    def wire(self, go: gr.Button, halt: gr.Button, *more: Any, cut: bool = True) -> None:
         """Let a button, and Enter in ``more``, run the form, and the other button, which can be pressed as long as
         something runs or waits, stop it.
 
         Args:
             go, halt: the buttons.
             more: further events that run the form, such as ``prompt.submit``.
+            cut: whether a run that is stopped makes nothing; else the page stays with it for what was made so far.
         """
         page = self.page
         if self.stage is not None:
@@ -154,7 +155,8 @@ class Tab(ABC):
             show_progress="full", show_progress_on=[self.outputs["status"]], scroll_to_output=True, preprocess=False,
         )  # fmt: skip
         run.then(lambda: gr.update(interactive=False), None, halt, **_QUIET)
-        halt.click(self._stop, page.visitor, [self.outputs["status"], halt], cancels=[run], **_QUIET)
+        cancels = {"cancels": [run]} if cut else {}
+        halt.click(self._stop if cut else self._end, page.visitor, [self.outputs["status"], halt], **cancels, **_QUIET)
 
     def _stop(self, token: str | None) -> tuple[str, Any]:
         job, still = self.page.visitors.of(token).job, gr.update(interactive=False)
@@ -162,6 +164,13 @@ class Tab(ABC):
             return show.idle(self.hint), still
         job.stop()
         return show.status(State(phase="stopped")), still
+
+    def _end(self, token: str | None) -> tuple[Any, Any]:
+        """Ask for the end of a run whose result so far is wanted."""
+        job = self.page.visitors.of(token).job
+        if job is not None:
+            job.stop()
+        return gr.skip(), gr.update(interactive=False)
 
     def _run(self) -> Callable[..., Iterator[dict[Any, Any]]]:
         """The function behind the button; its parameters are named as the controls, for programs that call it."""
@@ -212,7 +221,7 @@ class Tab(ABC):
         last = 0.0
         for state in job.watch():
             visitor.touched = max(visitor.touched, time.monotonic())
-            wait = REFRESH - (time.monotonic() - last)
+            wait = self.refresh - (time.monotonic() - last)
             if wait > 0 and not state.ended:
                 time.sleep(wait)
                 state = job.state

@@ -110,6 +110,8 @@ def stream(run) -> Iterator[Any]:
         )  # fmt: skip
         left = settings.num_frames
         while left is None or left > 0:
+            if run.turn is not None:
+                run.turn(made)
             chunk = next(made).frames
             yield chunk if left is None else chunk[:left]
             left = None if left is None else left - len(chunk)
