@@ -138,6 +138,7 @@ def _edited(pipeline: Any, model: str, settings: dict[str, Any]) -> Run:
     editor = PIPELINES[method].from_pipe(pipeline)
     settings["num_inference_steps"] = settings.pop("steps")
     words = settings.pop("words", ())
+    gone = settings.pop("source_words", ())
     things = settings.pop("keep_words", None) == THINGS
     told = {**_told(model, method), **settings}
 
@@ -150,6 +151,8 @@ def _edited(pipeline: Any, model: str, settings: dict[str, Any]) -> Run:
         if things:
             kept = [actor for actor in case.before.actors if actor in case.after.actors]
             call["keep_words"] = [f"{actor.colour} {actor.shape}" for actor in kept]
+        if gone:
+            call["source_words"] = differing(case.target_prompt, case.source_prompt) if gone == ("auto",) else gone
         if words and method == "vimaedit":
             call["source_words"] = differing(case.target_prompt, case.source_prompt)
         generator = torch.Generator().manual_seed(NOISE + number)

@@ -37,6 +37,10 @@ def givers_of(rule: Any, seen: Seen) -> dict[int, int]:
     return {taker: giver for giver, taker in seen.rows.pairs(rule.of, rule.into, rule.where.conditional)}
 
 
+#: Least sum of weights that is divided by.
+_LEAST = 1e-30
+
+
 @dataclass
 class Columns:
     """Weights (or scores) of some keys for the picture's queries of some rows.
@@ -44,16 +48,31 @@ class Columns:
     Args:
         places: places of the keys. rows: numbers of the rows.
         weights: (rows, H, picture queries, keys), wide; as the model made them.
+        complete: whether these are all keys of the call.
     """
 
     places: tuple[int, ...]
     rows: tuple[int, ...]
     weights: torch.Tensor
+    complete: bool = False
     written: torch.Tensor = field(init=False)
-    mass: torch.Tensor | None = field(init=False, default=None)
+    # Added to the sum of a query's weights by all rules that write, and by those that leave the sum as it comes.
+    added: torch.Tensor | float = field(init=False, default=0.0)
+    free: torch.Tensor | float = field(init=False, default=0.0)
+    renormalised: bool = field(init=False, default=False)
+    touched: set[int] = field(init=False, default_factory=set)
 
     def __post_init__(self) -> None:
         self.written = self.weights
+
+    @property
+    def factor(self) -> torch.Tensor | None:
+        """(rows, H, picture queries) of the written weights, so that their sum is what it shall be; None = 1."""
+        if not self.renormalised:
+            return None
+        # The sum of little that is left of all keys, summed up rather than as a difference.
+        total = self.written.sum(-1) if self.complete else 1 + torch.as_tensor(self.added)
+        return (1 + self.free) / total.clamp(min=_LEAST)
 
     @classmethod
     def of(
@@ -87,8 +106,9 @@ class Columns:
         scores = torch.cat(found)
         if lse is None:
             return cls(places, rows, scores)
+        complete = len(places) == site.key_layout.length
         picked = lse[list(rows)][..., start:stop, None].to(scores.dtype)
-        return cls(places, rows, torch.exp(scores - picked))
+        return cls(places, rows, torch.exp(scores - picked), complete)
 
     def write(self, rule: Any, seen: Seen) -> None:
         """Apply a rule that writes maps."""
@@ -99,9 +119,12 @@ class Columns:
             renormalise = renormalise if rule.renormalise is None else rule.renormalise
             change = self._taken(rule, seen)
         self.written = self.written + change
+        self.touched.update(rule.concerns(seen.rows))
+        self.added = self.added + change.sum(-1)
         if renormalise:
-            added = change.sum(-1)
-            self.mass = added if self.mass is None else self.mass + added
+            self.renormalised = True
+        else:
+            self.free = self.free + change.sum(-1)
 
     def _taken(self, rule: Refine | Replace, seen: Seen) -> torch.Tensor:
         """What a refine or replace changes (rows, H, queries, keys); other rows' maps as the model made them."""
@@ -145,10 +168,14 @@ class Columns:
         rows = torch.tensor(self.rows, device=out.device)
         columns = torch.tensor(self.places, device=out.device)
         values = seen.v.index_select(0, rows).index_select(1, columns).to(self.written.dtype)
-        change = torch.einsum("bhnm,bmhd->bnhd", self.written - self.weights, values)
-        new = out.index_select(0, rows)[:, start:stop].to(change.dtype) + change
-        if self.mass is not None:
-            new = new / (1 + self.mass).transpose(1, 2)[..., None]
+        old, factor = out.index_select(0, rows)[:, start:stop].to(self.written.dtype), self.factor
+        new = old + torch.einsum("bhnm,bmhd->bnhd", self.written - self.weights, values)
+        if factor is not None:
+            if self.complete:  # what is left of few weights would be the difference of two large outputs
+                touched = torch.tensor([row in self.touched for row in self.rows], device=out.device)
+                whole = torch.einsum("bhnm,bmhd->bnhd", self.written, values)
+                new = torch.where(touched[:, None, None, None], whole, new)
+            new = new * factor.transpose(1, 2)[..., None]
         whole = out.index_select(0, rows)
         whole = torch.cat([whole[:, :start], new.to(out.dtype), whole[:, stop:]], 1)
         return out.index_copy(0, rows, whole)
@@ -157,9 +184,9 @@ class Columns:
         """Hand the mean over heads of the columns a rule asks for to the maps."""
         found = self.weights
         if not rule.before and self.written is not self.weights:
-            found = self.written
-            if self.mass is not None:
-                found = found / (1 + self.mass)[..., None]
+            found, factor = self.written, self.factor
+            if factor is not None:
+                found = found * factor[..., None]
         rows = rule.concerns(seen.rows)
         target = [self.places.index(place) for place in text_columns(seen.site.key_layout, rule.tokens)]
         found = found[[self.rows.index(row) for row in rows]][..., target].mean(1)

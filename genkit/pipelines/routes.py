@@ -80,7 +80,7 @@ def route_of(request: Request) -> Route:
     """The decision about a request that was resolved."""
     settings, model, own = request.settings, request.model, request.task
     if own.command != "generate":
-        plain = (f"genkit {own.command} says so itself",)
+        plain = (f"genkit {own.command} says so itself", *request.notes)
         return Route(own.command, (), 1, model.name, model.class_name, own.name, plain)
     inputs = tuple(_given(settings, model.class_name, model.kind))
     count = len(settings.shots) or 1

@@ -236,6 +236,52 @@ def test_reweight_inside_a_region(one_call, role, form):
     close(out[[SOURCE, LAYOUT]], plain[[SOURCE, LAYOUT]])
 
 
+@pytest.mark.parametrize("role", ["cross", "joint"])
+@pytest.mark.parametrize("weight", [0.0, 2.5])
+def test_words_are_weighed_in_maps_of_another_row_and_the_sum_is_kept(one_call, role, weight):
+    call = one_call(role)
+    pairs = align([1, 2, 3, 4, 5], [1, 2, 3, 9, 5])  # the fourth word is the target's own
+    inside = torch.zeros(2, 4)
+    inside[0] = 1
+    rules = [Refine(of="source", into="target", alignment=pairs),
+             Reweight(tokens=(1, 2), weight=weight, region=inside, into="target"),
+             ReadMaps(name="m", of="target")]  # fmt: skip
+    out, maps = call.run(*rules)
+    plain, weights = explicit(call.q, call.k, call.v)
+    new, text = weights[TARGET].clone(), slice(*call.text)
+    shared = [call.text[0] + token for token in (0, 1, 2, 4)]
+    rows = torch.zeros(new.shape[1], dtype=torch.bool)
+    rows[call.picture] = True
+    new[:, rows.nonzero(), shared] = weights[SOURCE][:, rows.nonzero(), shared]
+    if role == "joint":  # one softmax over text and picture
+        new = new / new.sum(-1, keepdim=True)
+    wanted = new.sum(-1, keepdim=True)
+    weighed = call.picture.start + inside.flatten().nonzero()
+    new[:, weighed, [call.text[0] + 1, call.text[0] + 2]] *= weight
+    new = new / new.sum(-1, keepdim=True) * wanted
+    close(out[TARGET], torch.einsum("hnm,mhd->nhd", new, call.v[TARGET]))
+    close(out[[SOURCE, LAYOUT]], plain[[SOURCE, LAYOUT]])
+    close(maps.latest("m").flatten(1, 3)[0], new[:, call.picture, text].mean(0))
+
+
+def test_little_that_is_left_of_a_map_is_not_a_difference_of_large_outputs(one_call):
+    """Nearly all weight is on the words that are hidden, in bfloat16."""
+    call = one_call("cross")
+    k = call.k.clone()
+    k[:, 1] += 30 * call.q.mean(1) / call.q.mean(1).norm(dim=-1, keepdim=True)
+    q = call.q.mean(1, keepdim=True).expand_as(call.q)
+    q, k, v = (x.bfloat16() for x in (q, k, call.v))
+    rules = [Refine(of="source", into="target", alignment=align([1, 2, 3, 4, 5], [1, 2, 3, 4, 5])),
+             Reweight(tokens=(1,), weight=0.0, into="target")]  # fmt: skip
+    out, _ = call.run(*rules, q=q, k=k, v=v)
+    _, weights = explicit(q.double(), k.double(), v.double())
+    new = weights[SOURCE].clone()
+    assert new[..., 1].min() > 0.999
+    new[..., 1] = 0
+    expected = torch.einsum("hnm,mhd->nhd", new / new.sum(-1, keepdim=True), v[TARGET].double())
+    torch.testing.assert_close(out[TARGET].double(), expected, rtol=0.01, atol=0.01)
+
+
 def test_motionclr_numbers(one_call):
     """Scores (2, 1, 0, -1): the three forms of the card."""
     call = one_call("cross", grid=(1, 1, 1), text=4, heads=1, width=2, roles=("only",))

@@ -304,3 +304,75 @@ def test_words_for_what_stays_are_blind_only_far_from_it_and_only_where_maps_are
     assert not (kept.mask[0, 0] & (rule.region > 0)).any()
     assert Kept.of(*given, None).rules == ()
     assert Kept.usual(0.0) < Kept.usual(0.7)
+
+
+@pytest.mark.parametrize("kind", UNETS + FLOWS)
+def test_where_something_goes_is_looked_up_and_elsewhere_the_result_is_the_input(kind, pipe_of, monkeypatch):
+    from genkit.editing.infedit.gone import Gone
+
+    pipe, image, rows = pipe_of(kind), picture(kind), []
+    model = EditModel.of(pipe)
+    latents = model.encode(padded(model, image))
+    predict = EditModel.predict
+    monkeypatch.setattr(EditModel, "predict", lambda self, *call, **more: (
+        rows.append(len(call[0])), predict(self, *call, **more))[1])  # fmt: skip
+    given = model, pipe, latents, (SOURCE, TARGET), ("red",)
+    gone = Gone.of(*given, (), 0.25, None)
+    assert sum(rows) == 5
+    assert gone.mask.dtype == torch.bool and gone.mask.shape == (1, 1, *latents.shape[2:]) and gone.mask.any()
+    assert (Gone.of(*given, (), 0.9, None).mask <= gone.mask).all()
+    # Words that are named are blind in the hole in any case.
+    (rule,) = Gone.of(*given, ("circle",), 0.25, None).rules
+    assert rule.weight == 0 and rule.into == "target" and rule.where.conditional and rule.where.steps is None
+
+    def made(seed, **options):
+        return InfEditPipeline.from_pipe(pipe)(
+            image, TARGET, SOURCE, num_inference_steps=3, guidance_scale=3.0, keep=0.0, keep_maps=0.5,
+            generator=torch.Generator().manual_seed(seed), **options,
+        )  # fmt: skip
+
+    everywhere = made(0).latents
+    for options in ({}, {"keep_words": ["circle"]}):
+        found = made(0, source_words=["red"], source_threshold=0.9, **options)
+        outside = ~found.details["gone"].expand_as(latents)
+        assert outside.any() and "kept" not in found.details
+        assert torch.equal(found.latents[outside], latents[outside])
+        assert not torch.allclose(everywhere[outside], latents[outside], atol=1e-3)
+        assert torch.equal(made(1, source_words=["red"], source_threshold=0.9, **options).details["gone"],
+                           found.details["gone"])  # fmt: skip
+    with pytest.raises(UsageError, match="green"):
+        made(0, source_words=["green"])  # the source prompt does not have it
+
+
+def test_a_word_acts_elsewhere_where_it_is_faint_around_what_goes():
+    from genkit.editing.infedit.gone import _acts_elsewhere
+
+    surely, around = torch.zeros(2, 1, 1, 8, 8, dtype=torch.bool)
+    surely[..., 3:5, 3:5] = True
+    around[..., 2:6, 2:6] = True
+    around &= ~surely
+    ground, corner = torch.where(surely, 0.01, 0.5), torch.zeros(1, 1, 8, 8)
+    corner[..., :2, :2] = 1.0
+    assert _acts_elsewhere(corner, surely, around) and not _acts_elsewhere(ground, surely, around)
+    assert not _acts_elsewhere(corner, surely, torch.zeros_like(around))  # nothing is around: nothing is known
+
+
+@pytest.mark.parametrize("model", ["toy-image", "toy-dit"])
+def test_the_place_of_what_goes_is_found_on_pictures_of_the_shipped_models(model):
+    import genkit
+    from genkit.editing.infedit.gone import Gone
+    from genkit.evaluation.edits import draw_edits
+    from genkit.pipelines.tasks.edit.words import differing
+
+    pipe = genkit.load(model)
+    edit = EditModel.of(pipe)
+    for case in draw_edits("remove", 3, seed=5):
+        source = edit.encode(padded(edit, case.source))
+        prompts = case.source_prompt, case.target_prompt
+        gone = Gone.of(edit, pipe, source, prompts, differing(*prompts[::-1]), (), 0.25, None)
+        true = torch.from_numpy(~case.stay)[None, None].float()
+        true = torch.nn.functional.interpolate(true, source.shape[2:], mode="area") > 0.5
+        assert (gone.mask & true).sum() > 0.9 * true.sum()
+        assert (gone.mask & ~true).sum() < 0.8 * true.sum()
+        (rule,) = gone.rules  # no second one of what stays comes in its place
+        assert len(rule.tokens) >= 2

@@ -73,6 +73,10 @@ class Edit(Tab):
                         label="Change only where these words act", placeholder="the method's own",
                         info="Words of the new prompt, with commas; auto: those that are new, none: anywhere.",
                     )  # fmt: skip
+                    self.form["source_words"] = gr.Textbox(
+                        label="Remove only where these words act", placeholder=ADVISED, elem_id="edit-source-words",
+                        info="Words of the old prompt, with commas; auto: those that go, none: anywhere.",
+                    )  # fmt: skip
                     self.form["keep_words"] = gr.Textbox(
                         label="Keep the picture where these words act", placeholder="none", elem_id="edit-keep-words",
                         info="Words of both prompts, with commas: the things on it when the background changes.",
@@ -131,7 +135,7 @@ class Edit(Tab):
             values[name] = text_or_none(given[name])
         values["prompt"] = given["prompt"] if given["prompt"] is not None else ""
         values["method"] = None if given["method"] in (SUITS, "", None) else given["method"]
-        for name in ("words", "keep_words"):
+        for name in ("words", "source_words", "keep_words"):
             if isinstance(given[name], str) and given[name].strip():
                 values[name] = tuple(word.strip() for word in given[name].split(",") if word.strip())
         values["new_words"] = None if given["new_words"] in (ADVISED, "", None) else given["new_words"]

@@ -9,6 +9,7 @@ import torch
 
 from genkit.control import Rule
 from genkit.editing.infedit.control import Plan, refined_steps, unified_control
+from genkit.editing.infedit.gone import USUAL, Gone
 from genkit.editing.infedit.kept import Kept
 from genkit.editing.infedit.sampler import LAYOUT, SOURCE, TARGET, Latents, virtual_inversion
 from genkit.editing.shared.blend import WordMaps, map_grid, rules_of
@@ -49,8 +50,10 @@ class InfEditPipeline(EditPipeline):
         self_inject_target: bool = True,
         words: Sequence[str] = (),
         keep_words: Sequence[str] = (),
+        source_words: Sequence[str] = (),
         threshold: float = 0.6,
         keep_threshold: float | None = None,
+        source_threshold: float = USUAL,
         strength: float = 1.0,
         eta: float = 1.0,
         spacing: str = "lcm",
@@ -87,9 +90,15 @@ class InfEditPipeline(EditPipeline):
                 ``settle`` later) to the result, and elsewhere they do not act. That is looked up before the run, see
                 :class:`genkit.editing.infedit.kept.Kept`. Of words that are in ``words`` too the layout is kept, in the
                 last blend.
+            source_words: words of the source prompt, for what goes; only where they act in the picture and the two
+                prompts disagree it changes, from the first step (with ``settle`` later) to the result, and words of
+                what stays do not act there. That is looked up before the run, see
+                :class:`genkit.editing.infedit.gone.Gone`.
+                ``keep_words`` then are such words for sure and nothing else.
             threshold: of the maps of ``words``, as a share of their largest value.
             keep_threshold: of those of ``keep_words``, from 0 where they act least to 1 where they act most; None = 0.6
                 with ``keep``, which holds outlines, and 0.3 without, where the mask alone does.
+            source_threshold: of the map of ``source_words``, from 0 to 1 where it is highest.
             strength: share of the steps that are run; below 1 the run begins with the noised input.
             eta: share of fresh noise; 1 is the method.
             spacing: timesteps, "lcm" or "own" (the scheduler's).
@@ -102,10 +111,10 @@ class InfEditPipeline(EditPipeline):
 
         Returns:
             The edit; ``details["mask"]`` is where the words acted, bool (1, 1, ..., h, w), where words are given, and
-            ``details["kept"]`` where ``keep_words`` do.
+            ``details["kept"]`` where ``keep_words`` do, or ``details["gone"]`` where ``source_words`` do.
 
         Cost: per step two rows, three with guidance; four with attention control, and six in the late steps where
-        ``words`` limit the change; one more in all for ``keep_words``.
+        ``words`` limit the change; one more in all for ``keep_words``, five for ``source_words``.
 
         Raises:
             UsageError: a share outside 0..1, a word that the prompts do not have, an input that is no picture.
@@ -149,12 +158,17 @@ class InfEditPipeline(EditPipeline):
             blend = _Blend.of(self.pipe, rows, plan, pairs, grid, prompt, chosen, threshold, first)
             rules = [*plan.rules, *rules, *blend.rules]
             begins[LAYOUT] = plan.begins
-        kept = None
-        if stay:
+        kept: Kept | Gone | None = None
+        prompts = source_prompt, prompt
+        if source_words:
+            kept = Gone.of(
+                model, self.pipe, source, prompts, tuple(source_words), stay, source_threshold, max_sequence_length
+            )
+            rules = [*rules, *kept.rules]
+        elif stay:
             limit = Kept.usual(keep) if keep_threshold is None else keep_threshold
             refined = refined_steps(keep_maps, steps)
             free = f"{refined}:{steps}" if refined < steps else None
-            prompts = source_prompt, prompt
             kept = Kept.of(model, self.pipe, source, prompts, stay, limit, max_sequence_length, free)
             rules = [*rules, *kept.rules]
 
@@ -176,7 +190,7 @@ class InfEditPipeline(EditPipeline):
             )  # fmt: skip
         details = {} if blend is None or blend.mask is None else {"mask": blend.mask}
         if kept is not None:
-            made, details["kept"] = kept.blended(made), kept.mask
+            made, details["gone" if source_words else "kept"] = kept.blended(made), kept.mask
         return self._output(work, made, (), **details)
 
 

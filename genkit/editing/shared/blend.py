@@ -17,7 +17,7 @@ from genkit.editing.shared.prompts import positions
 
 #: Tokens of the map that words are read from: 16 x 16 of Stable Diffusion at 512 pixels.
 _TOKENS = 256
-#: Halvings of the levels on the way to the one with as much picture as noise.
+#: Halvings of the levels on the way to the one with a given share of noise.
 _HALVINGS = 12
 _READ = "acting"
 
@@ -65,7 +65,7 @@ class WordMaps:
         """(1, 1, [T,] h, w) in 0..1: the map on the grid of latents, its largest value 1."""
         shared, own = self._split()
         names = [name for name, found in ((f"{self.name}-shared", shared), (f"{self.name}-own", own)) if found]
-        grown = _on_latents(torch.cat([maps.mean(name, self.grid) for name in names], -1), like)
+        grown = on_latents(torch.cat([maps.mean(name, self.grid) for name in names], -1), like)
         return grown / grown.amax().clamp(min=1e-12)
 
 
@@ -88,30 +88,43 @@ def acting(
     Raises:
         UsageError: a word that the prompt does not have.
     """
+    return from_least(read_in(model, source, prompt, words, slots)[1], source)
+
+
+def read_in(
+    model: EditModel, source: torch.Tensor, prompt: str, words: tuple[str, ...], slots: int | None = None
+) -> tuple[tuple[int, ...], torch.Tensor]:
+    """Tokens of words and how much the places of a picture or clip read each of them: (1, T, H, W, tokens) on the grid
+    of maps; arguments as of :func:`acting`."""
     rows = Branches(model, {_READ: Branch(prompt)}, slots=slots)
     grid = map_grid(model, source)
     where = Where(grids=None if grid is None else (grid,), conditional=True)
     tokens = positions(model.pipe, prompt, words, rows.slots)
-    level = _balanced(model)
+    level = level_of(model)
     noisy = model.noised(source, model.draw(source, torch.Generator().manual_seed(0)), level)
     with rows.under([ReadMaps(name=_READ, of=_READ, tokens=tokens, where=where)]):
         rows({_READ: noisy}, level, 0, 1)
-        found = _on_latents(rows.control.maps.latest(_READ, grid), source, smooth=True)
+        return tokens, rows.control.maps.latest(_READ, grid)
+
+
+def from_least(maps: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """The largest of maps (1, T, H, W, tokens) on the grid of latents, from 0 where it is least to 1: (1, 1, ...)."""
+    found = on_latents(maps, like, smooth=True)
     least = found.amin()
     return (found - least) / (found.amax() - least).clamp(min=1e-12)
 
 
-def _balanced(model: EditModel) -> float:
-    """The noise level with as much signal as noise."""
+def level_of(model: EditModel, ratio: float = 1.0) -> float:
+    """The noise level with ``ratio`` times as much signal as noise."""
     low, high = 0.0, 1.0
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
         signal, spread = model.parts(middle)
-        low, high = (middle, high) if signal > spread else (low, middle)
+        low, high = (middle, high) if signal > ratio * spread else (low, middle)
     return (low + high) / 2
 
 
-def _on_latents(found: torch.Tensor, like: torch.Tensor, smooth: bool = False) -> torch.Tensor:
+def on_latents(found: torch.Tensor, like: torch.Tensor, smooth: bool = False) -> torch.Tensor:
     """The largest of maps (rows, T, H, W, words) of the first row, on the grid of latents: (1, 1, [T,] h, w).
 
     ``smooth``: with slopes between tokens in place of steps, so that a threshold cuts along outlines.

@@ -123,6 +123,42 @@ def test_what_is_left_open_is_filled_by_method_and_preset(picture, tiny_sd, tiny
     assert "preset" not in usual.to_dict()
 
 
+def test_what_goes_is_told_by_the_words_that_go_unless_others_are_named(picture, tiny_sd, tiny_flux):
+    from genkit.pipelines.tasks.edit.words import going
+
+    for model in (tiny_sd, tiny_flux):
+        of = {"preset": "remove", "source_prompt": "a red circle and a square", "prompt": "a red circle"}
+        request = resolve(ask(model, picture, **of))
+        assert request.settings.source_words == ("auto",) and going(request.settings) == ("and", "a", "square")
+        assert going(resolve(ask(model, picture, **of, source_words=("square",))).settings) == ("square",)
+        assert going(resolve(ask(model, picture, **of, source_words=("none",))).settings) == ()
+        assert going(resolve(ask(model, picture, **of | {"preset": "colour"})).settings) == ()
+        assert "source_words" not in resolve(ask(model, picture, method="p2p", preset="remove")).settings.to_dict()
+        same = resolve(ask(model, picture, **of | {"prompt": "a red circle and a square"}))
+        assert any("--source-words auto (of --preset remove)" in line for line in same.notes)
+
+
+def test_another_shape_takes_the_method_that_is_better_at_it_and_says_so(picture, tiny_sd, tiny_flux, tiny_wan):
+    from genkit.pipelines.routes import route_of
+
+    def told(request):
+        return [line for line in request.notes if "the method is" in line]
+
+    shape = resolve(ask(tiny_flux, picture, preset="shape"))
+    assert shape.settings.method == "flowedit" and "preset" not in shape.settings.to_dict()
+    (line,) = told(shape)
+    assert "--preset shape" in line and "--method infedit" in line and line in route_of(shape).because
+    assert not any("changes nothing" in line for line in shape.notes)
+    # Who asks for control of attention has it, and is told of the other.
+    for given in ({"keep": 0.5}, {"words": ("auto",)}, {"keep_words": ("circle",)}, {"new_words": "free"}):
+        kept = resolve(ask(tiny_flux, picture, preset="shape", **given))
+        assert kept.settings.method == "infedit" and "flowedit does better" in told(kept)[0]
+    assert resolve(ask(tiny_flux, picture, preset="shape", words=("none",))).settings.method == "flowedit"
+    for model, more in ((tiny_flux, {"method": "infedit"}), (tiny_sd, {}), (tiny_wan, {"max_sequence_length": 16})):
+        other = resolve(ask(model, picture, preset="shape", **more))
+        assert (other.settings.method, other.settings.preset, told(other)) == ("infedit", "shape", [])
+
+
 @pytest.mark.parametrize(
     ("source", "target", "words"),
     [
@@ -190,6 +226,9 @@ def test_a_file_that_is_no_picture_is_refused_in_one_line(kind, said, cli, tmp_p
         ({"method": "img2img", "strength": 0.0}, "leaves no step to run"),
         ({"method": "p2p", "new_words": "free"}, "--new-words: p2p has no such setting"),
         ({"method": "vimaedit", "keep_words": ("circle",)}, "--keep-words: vimaedit has no such setting"),
+        ({"method": "p2p", "source_words": ("red",)}, "--source-words: p2p has no such setting"),
+        ({"source_words": ("blue",)}, "--source-words (words of --source-prompt): got 'blue', allowed: a, red, circle"),
+        ({"source_words": ("none", "red")}, "--source-words auto and none stand alone"),
         ({"keep_words": ("zebra",)}, "--keep-words (words that both prompts have) in --prompt: got 'zebra'"),
         ({"method": "masactrl"}, "infedit"),
         ({"preset": "colours"}, "colour"),

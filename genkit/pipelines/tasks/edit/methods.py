@@ -16,7 +16,7 @@ from genkit.editing.shared.pipeline import EditOutput, Progress
 from genkit.editing.vimaedit import ViMAEditPipeline
 from genkit.pipelines.tasks.edit.given import Given
 from genkit.pipelines.tasks.edit.settings import FLOWEDIT, IMG2IMG, INFEDIT, P2P, VIMAEDIT, EditSettings
-from genkit.pipelines.tasks.edit.words import chosen, replaced
+from genkit.pipelines.tasks.edit.words import chosen, going, replaced
 
 PIPELINES: dict[str, Any] = {
     INFEDIT: InfEditPipeline,
@@ -62,6 +62,8 @@ def edit(
             options["new_words"] = settings.new_words
         if settings.settle is not None:
             options["settle"] = settings.settle
+        if settings.method == INFEDIT:
+            options["source_words"] = going(settings)
         if settings.keep_words:
             options["keep_words"] = settings.keep_words
         if settings.method == VIMAEDIT:

@@ -45,14 +45,15 @@ class ChangeSettings(Settings):
     )
     method: str | None = option(
         None, "infedit, flowedit (flow models, without control of attention), p2p (inversion and prompt-to-prompt), "
-        "img2img, or vimaedit (finds its own region). infedit when left out.",
+        "img2img, or vimaedit (finds its own region). Left out: infedit; with --preset shape and a flow model of "
+        "pictures flowedit, which is told.",
         group="Edit",
         rule=Rule(choices=METHODS),
     )  # fmt: skip
     preset: str | None = option(
         None, "Kind of change: colour, material, shape, background, add, remove. Sets --keep and --keep-maps where "
-        "they are left open, of infedit also guidance and --new-words.", group="Edit", rule=Rule(choices=PRESETS),
-        stored=WHEN_GIVEN,
+        "they are left open, of infedit also guidance, --new-words and --source-words; shape also --method, see "
+        "there.", group="Edit", rule=Rule(choices=PRESETS), stored=WHEN_GIVEN,
     )  # fmt: skip
     keep: float | None = option(
         None, "Share of the steps in which the attention of the source rules, 0 to 1: more keeps outlines and places.",
@@ -77,6 +78,11 @@ class ChangeSettings(Settings):
         (), "Change only where these words of the prompt act: a word or several, repeatable; 'auto' = the words the "
         "source prompt does not have, 'none' = everywhere.", group="Edit", parse=as_texts, prose=True,
     )  # fmt: skip
+    source_words: tuple[str, ...] = option(
+        (), "Change only where these words of the source prompt act in the picture: the thing that goes; 'auto' = the "
+        "words the prompt does not have (of --preset remove), 'none' = everywhere; infedit.", group="Edit",
+        parse=as_texts, stored=WHEN_GIVEN, prose=True,
+    )  # fmt: skip
     keep_words: tuple[str, ...] = option(
         (), "Where these words of both prompts act the picture stays: a word or several, repeatable; the things on it "
         "when the background changes; infedit.", group="Edit", parse=as_texts, stored=WHEN_GIVEN, prose=True,
@@ -91,8 +97,9 @@ class ChangeSettings(Settings):
 
     def check(self) -> None:
         super().check()
-        if len(self.words) > 1 and {AUTO, NONE} & set(self.words):
-            raise UsageError(f"--words {AUTO} and {NONE} stand alone; leave the other words out")
+        for flag, words in (("--words", self.words), ("--source-words", self.source_words)):
+            if len(words) > 1 and {AUTO, NONE} & set(words):
+                raise UsageError(f"{flag} {AUTO} and {NONE} stand alone; leave the other words out")
         if self.method in (FLOWEDIT, IMG2IMG):
             kept = self.keep is not None or self.keep_maps is not None
             for flag, given in (("--keep", kept), ("--words", bool(self.words))):

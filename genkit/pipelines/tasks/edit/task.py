@@ -37,7 +37,8 @@ def resolve(settings: EditSettings):
         raise UnsupportedError(
             f"{draft.model.class_name} makes video and sound together, which genkit edit cannot change"
         )
-    draft.settings = choose(draft.settings, draft.model)
+    draft.settings, why = choose(draft.settings, draft.model)
+    told += why
     draft.settings, idle = without_idle(draft.settings)
     told += idle
     draft.fill(LEFT)

@@ -14,6 +14,9 @@ def check_words(settings: EditSettings) -> None:
     for word in settings.words:
         if word not in (AUTO, NONE):
             find_words(plain(settings.prompt), word, what="--words")
+    for word in settings.source_words:
+        if word not in (AUTO, NONE):
+            find_words(plain(settings.source_prompt), word, what="--source-words (words of --source-prompt)")
     for word in settings.keep_words:
         for name, prompt in (("--prompt", settings.prompt), ("--source-prompt", settings.source_prompt)):
             find_words(plain(prompt), word, what=f"--keep-words (words that both prompts have) in {name}")
@@ -38,6 +41,12 @@ def without_idle(settings: EditSettings) -> tuple[EditSettings, tuple[str, ...]]
         told.append(
             f"--words {AUTO}: the prompt has no word that the source prompt does not have, so the change is limited to "
             "no place; name words of the prompt"
+        )
+    if settings.source_words == (AUTO,) and not going(settings):
+        cause = "" if settings.asked("source_words") else f" (of --preset {settings.preset})"
+        told.append(
+            f"--source-words {AUTO}{cause}: the source prompt has no word that the prompt does not have, so the change "
+            "is limited to no place; say in --source-prompt what goes"
         )
     both = [word for word in settings.keep_words if word in chosen(settings)]
     if both:
@@ -84,6 +93,13 @@ def chosen(settings: EditSettings) -> tuple[str, ...]:
     if settings.words == (AUTO,):
         return differing(plain(settings.source_prompt), plain(settings.prompt))
     return settings.words
+
+
+def going(settings: EditSettings) -> tuple[str, ...]:
+    """The words of the source prompt for what goes, as the pipeline takes them."""
+    if settings.source_words in ((), (NONE,)):
+        return ()
+    return replaced(settings) if settings.source_words == (AUTO,) else settings.source_words
 
 
 def replaced(settings: EditSettings) -> tuple[str, ...]:
