@@ -21,7 +21,8 @@ _TOLD = (
     "edit. First the bounds: the true target, the same through the model's autoencoder, and pictures that the model "
     "draws from the target prompt alone, of which the prompt is judged and nothing kept. With presets, edits of the "
     "background and added objects are told the things on the source to keep (--keep-words), colour "
-    "and shape; named: removals, too."
+    "and shape. Cells are empty where the method was not measured: vimaedit is made for a thing that becomes another "
+    "(a background, or a thing that comes or goes, has no words on the source to find a place by)."
 )
 _PARTS = (
     ("Right: target reached and the rest kept", share("right")),

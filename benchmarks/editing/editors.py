@@ -203,6 +203,5 @@ EDITORS: dict[str, Editor] = {
     "infedit, no control": _line("infedit", changes={"keep": 0.0, "keep_maps": 0.0}),
     "infedit": _line("infedit"),
     "infedit, presets": _line("infedit", presets=True, names=("background", "add")),
-    "infedit, presets, named": _line("infedit", presets=True, names=("background", "add", "remove")),
     "vimaedit": _line("vimaedit"),
 }
