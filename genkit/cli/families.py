@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -116,7 +117,10 @@ def _named(name: str, found: list[FamilyInfo]) -> FamilyInfo:
         raise UsageError(f"{name} cannot be patched: {OUT_OF_SCOPE[name]}")
     matching = next((family for known, family in names.items() if known.lower() == name.lower()), None)
     if matching is None:
-        raise UsageError(explain("family", name, tuple(names)))
+        close = difflib.get_close_matches(name.lower(), [known.lower() for known in names], n=1)
+        meant = next((f"did you mean {known!r}?" for known in names if [known.lower()] == close), None)
+        allowed = "the name of a family, of a model class or of a pipeline"
+        raise UsageError(explain("family", name, allowed, meant or "genkit families lists them"))
     return matching
 
 

@@ -253,6 +253,8 @@ def _print_plan(jobs: list, inputs: dict[str, str], json: bool) -> None:
         return
     for entry in plan:
         say(f"would write {entry['file']}")
+    if len(plan) > 1:
+        say(f"settings that the first of {len(plan)} files will carry; the others differ by prompt or seed:")
     for name, value in plan[0]["settings"].items():
         if value not in (None, [], {}):
             say(f"  {name}: {value}")

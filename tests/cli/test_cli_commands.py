@@ -137,6 +137,20 @@ def test_a_family_that_is_none(call, name, said):
     assert code == 2 and said in err
 
 
+def test_a_family_that_is_none_is_refused_in_a_line_that_can_be_read(call):
+    for more in ((), ("--tasks",)):
+        code, _, err = call("families", "nope", *more)
+        assert code == 2 and "genkit families lists them" in err and len(err) < 200
+    assert "did you mean 'FluxPipeline'" in call("families", "fluxpipelin")[2]
+
+
+def test_a_dry_run_of_several_outputs_says_whose_settings_it_shows(call):
+    asked = ("generate", "a red circle", "-m", "toy-image", "--seed", "3", "--dry-run")
+    code, out, _ = call(*asked, "--num-videos", "2")
+    assert code == 0 and out.count("would write") == 2 and "settings that the first of 2 files will carry" in out
+    assert "will carry" not in call(*asked)[1]
+
+
 def test_methods_by_family(call):
     code, out, _ = call("methods", "--matrix")
     assert code == 0 and "Qwen-Image" in out and "sliding_window on " in out and "dual=true" in out
