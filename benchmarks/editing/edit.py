@@ -21,8 +21,8 @@ _TOLD = (
     "edit. First the bounds: the true target, the same through the model's autoencoder, and pictures that the model "
     "draws from the target prompt alone, of which the prompt is judged and nothing kept. With presets, edits of the "
     "background and added objects are told the things on the source to keep (--keep-words), colour "
-    "and shape. Cells are empty where the method was not measured: vimaedit is made for a thing that becomes another "
-    "(a background, or a thing that comes or goes, has no words on the source to find a place by)."
+    "and shape; removals are told nothing. Cells are empty where a method was not measured: vimaedit takes 6 s a case, "
+    "prompt-to-prompt adds nothing, and without presets one setting does not fit another background."
 )
 _PARTS = (
     ("Right: target reached and the rest kept", share("right")),
