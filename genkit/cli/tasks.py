@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,10 +16,14 @@ from genkit.cli.options import Force, Json, with_settings
 from genkit.cli.output import note, print_json, quiet_libraries, say, warn
 from genkit.cli.processes import Processes, processes
 from genkit.cli.progress import RunProgress
-from genkit.cli.streaming import check_stream, write_stream
+from genkit.cli.streaming import PIPE, check_stream, write_stream
 from genkit.errors import UsageError
+from genkit.media.claim import claimed
 from genkit.pipelines.request import COMMAND_LINE, Settings, read_config
 from genkit.pipelines.task import Task, commands
+
+if TYPE_CHECKING:
+    from genkit.pipelines.session import Session
 
 MORE = (
     "Without --model the shipped {usual} is used. Sizes, steps and so on that are left open come from the model's "
@@ -115,11 +119,25 @@ def _run_share(
     session = Session(request)
     if streamed:
         if joined.first:
-            write_stream(session, *jobs[0], json)
+            with claimed(output for _, output in jobs if str(output) != PIPE):
+                write_stream(session, *jobs[0], json)
         joined.wait()
         return
-    outputs = []
     mine = joined.share(jobs)
+    with claimed(output for _, output in mine):
+        outputs = _made(joined, session, mine, record, force)
+    for line in session.warnings:
+        if line not in told:
+            warn(line)
+    outputs = joined.all(outputs)
+    if joined.first:
+        warnings = [line for line in session.warnings if line not in request.notes]
+        _print_outputs(outputs, request.notes, warnings, json)
+
+
+def _made(joined: Processes, session: Session, mine: list[Any], record: Any, force: bool) -> list[Any]:
+    """Make and write this process's share of the outputs."""
+    outputs = []
     progress = RunProgress(len(mine))
     with progress.shown() if joined.first else nullcontext():  # the first process stands for the time of all
         if mine:
@@ -133,13 +151,7 @@ def _run_share(
             files = result.write(output, force=force)
             progress.finished()
             outputs.append(_summary(output, files, result))
-    for line in session.warnings:
-        if line not in told:
-            warn(line)
-    outputs = joined.all(outputs)
-    if joined.first:
-        warnings = [line for line in session.warnings if line not in request.notes]
-        _print_outputs(outputs, request.notes, warnings, json)
+    return outputs
 
 
 def _for_all(joined: Processes, settings: Any) -> Any:
