@@ -9,6 +9,8 @@ import platform
 import subprocess
 from pathlib import Path
 
+from genkit.pipelines.processor import processor_name
+
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -23,7 +25,7 @@ def environment() -> dict[str, object]:
         except importlib.metadata.PackageNotFoundError:
             versions[name] = None
     return {
-        "cpu": _cpu_name(),
+        "cpu": processor_name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
@@ -31,16 +33,6 @@ def environment() -> dict[str, object]:
         "versions": versions,
         "commit": _commit(),
     }
-
-
-def _cpu_name() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return platform.processor() or platform.machine()
 
 
 def _commit() -> str | None:

@@ -19,6 +19,7 @@ from typing import Any
 
 from benchmarks.environment import RESULTS, environment, machine_line, table, write_results
 from benchmarks.toy_common import tell
+from genkit.pipelines.processor import processor_flags
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "examples" / "lora"
@@ -103,10 +104,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _quickest() -> str:
     """bf16 on processors with units for it, else float32: without them bf16 is the slower one."""
-    try:
-        return "bf16" if "amx_bf16" in Path("/proc/cpuinfo").read_text() else "no"
-    except OSError:
-        return "no"
+    return "bf16" if "amx_bf16" in processor_flags() else "no"
 
 
 def run(options: argparse.Namespace) -> int:

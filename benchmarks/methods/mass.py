@@ -55,7 +55,7 @@ def measure(method: Any, calls: Calls) -> dict[str, float]:
         _note(found, "computed", 100 * density.computed)
         _note(found, "executed", 100 * density.executed)
         if method.name != "pyramid":
-            seen = method.pair_rows(q, k, site, cache, rows)
+            seen = method.read_rows(q, k, v, site, cache, rows)
             _note(found, "mass", 100 * float((weights * seen).sum(-1).mean()))
         _note(found, "call ms", _timed(lambda q=q, k=k, v=v, site=site: method.attend(q, k, v, site, cache)))
         _note(found, "dense ms", _timed(lambda q=q, k=k, v=v: _dense(q, k, v)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -51,6 +52,7 @@ class Method:
     trainable: ClassVar[bool] = False
     exact: ClassVar[bool] = False
     by_data: ClassVar[bool] = False  # queries and keys decide what is read; pictures then need :meth:`seen`
+    trained_with: ClassVar[tuple[str, ...]] = ()  # settings that weights only fit as they were in training
     declines: ClassVar[str] = "the method declined this call"  # what a report says when :meth:`attend` gives None
     weighs: ClassVar[bool] = False  # whether :meth:`seen` gives weights rather than visible or hidden
     source: ClassVar[str] = ""
@@ -132,7 +134,12 @@ class Method:
         return ()
 
     def ready(self, cache: PatchCache) -> None:
-        """Called once when the method is on all its sites: the time to read weights from a file."""
+        """Called once when the method is on all its sites: reads the file that a setting ``weights`` names."""
+        weights = getattr(self, "weights", None)
+        if weights is not None:
+            from genkit.attention.weights import PatchWeights
+
+            PatchWeights.of(cache).load(weights, self.name, self.trained_with)
 
     def arguments(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Changes to the denoiser's forward arguments, by name; a pure function, so that graphs can be traced."""
@@ -179,6 +186,13 @@ class Method:
         if self.by_data or getattr(self, "by_head", False):  # the mask is then not that of every head
             raise UnsupportedError(f"{self.name} does not tell which pairs each head reads")
         return self.mask_rows(site.layout, queries.cpu())[None, None].to(q.device)
+
+    def read_rows(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, site: Site, cache: PatchCache, queries: torch.Tensor
+    ) -> torch.Tensor:
+        """:meth:`pair_rows` of a call whose values are at hand: of methods that choose by values, what they really
+        read; :meth:`pair_rows` takes keys in their place."""
+        return self.pair_rows(q, k, site, cache, queries)
 
     def seen(self, q: torch.Tensor, k: torch.Tensor, site: Site, cache: PatchCache) -> torch.Tensor:
         """How much of every key every query reads with these queries and keys (1, N, H, D), as (N, N) from 0 to 1, the
@@ -236,6 +250,38 @@ def check_int(owner: str, name: str, value: object, low: int, high: int | None =
     allowed = f"a whole number >= {low}" if high is None else f"a whole number from {low} to {high}"
     if isinstance(value, bool) or not isinstance(value, int) or value < low or (high is not None and value > high):
         raise UsageError(explain(f"{owner}.{name}", value, allowed))
+
+
+def is_number(value: object) -> bool:
+    """Whether ``value`` is a finite number; a bool is none."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def check_number(
+    owner: str, name: str, value: object, low: float, high: float = math.inf, *, above: bool = False
+) -> None:
+    """Raise UsageError unless ``value`` is a finite number (not a bool) within [low, high], or (low, high] with
+    ``above``."""
+    if not is_number(value) or not low <= value <= high or (above and value == low):  # type: ignore[operator]
+        most = "" if high == math.inf else f" and <= {high:g}" if above else f" to {high:g}"
+        begin = f"a number > {low:g}" if above else f"a number from {low:g}" if most else f"a number >= {low:g}"
+        raise UsageError(explain(f"{owner}.{name}", value, begin + most))
+
+
+def check_amount(owner: str, name: str, value: object, low: int = 1) -> None:
+    """Raise UsageError unless ``value`` is a whole number >= low, or a share of something: a number with a point from
+    0 to 1, above 0 where ``low`` is."""
+    share = isinstance(value, float) and 0 <= value <= 1 and (low == 0 or value > 0)
+    whole = isinstance(value, int) and not isinstance(value, bool) and value >= low
+    if not (share or whole):
+        more = ", above 0" if low else ""
+        raise UsageError(explain(f"{owner}.{name}", value, f"a whole number >= {low}, or a share from 0 to 1{more}"))
+
+
+def check_flag(owner: str, name: str, value: object) -> None:
+    """Raise UsageError unless ``value`` is True or False."""
+    if not isinstance(value, bool):
+        raise UsageError(explain(f"{owner}.{name}", value, "true or false"))
 
 
 def check_choice(owner: str, name: str, value: object, choices: tuple[object, ...]) -> None:

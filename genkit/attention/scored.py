@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -88,6 +87,8 @@ class WithBias(WithScale):
 
     #: False where a method has another use for ``weights`` and no place for a bias
     takes_bias: ClassVar[bool] = True
+    #: what weights belong to, for a message
+    weights_of: ClassVar[str] = "a bias with learned terms (table, or learned=true)"
 
     def __post_init__(self):
         super().__post_init__()
@@ -97,7 +98,7 @@ class WithBias(WithScale):
             return
         if self.bias is not None:
             object.__setattr__(self, "bias", str(spec_of(self.bias)))
-        check_used(self, ("weights",), self.learns, "a bias with learned terms (table, or learned=true)")
+        check_used(self, ("weights",), self.has_weights, self.weights_of)
 
     @property
     def bias_spec(self) -> BiasSpec | None:
@@ -110,9 +111,14 @@ class WithBias(WithScale):
         return self.bias is not None and spec_of(self.bias).trains
 
     @property
+    def has_weights(self) -> bool:
+        """Whether the method has weights, those of its bias or others."""
+        return self.learns
+
+    @property
     def needs_heads(self) -> bool:
         """See :attr:`Method.needs_heads`: with weights."""
-        return self.learns
+        return self.has_weights
 
     def install(self, place: Place, cache: PatchCache) -> Iterable[Any]:
         """See :meth:`Method.install`: makes the weights of a learned bias."""
@@ -120,11 +126,6 @@ class WithBias(WithScale):
         if spec is not None and spec.trains:
             PatchWeights.of(cache).put(self.name, place.name, BiasWeights(spec, place), self.settings())
         return ()
-
-    def ready(self, cache: PatchCache) -> None:
-        """See :meth:`Method.ready`: reads the weights file, if one is given."""
-        if self.weights is not None:
-            PatchWeights.of(cache).load(Path(self.weights), self.name)
 
     def bias_weights(self, site: Site, cache: PatchCache) -> Mapping[str, torch.Tensor]:
         """The weights of the bias at a layer; empty without any."""

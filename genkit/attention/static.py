@@ -6,7 +6,7 @@ methods are opaque operators (see :mod:`genkit.patching.compiled`), so nothing h
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -103,6 +103,8 @@ class StaticMethod(WithBias):
         if plan is not None and site.all_heads is not None:
             plan = plan.for_heads(site.first_head, q.shape[2])
         bias = self.bias_terms(q, site, cache)
+        if plan is None:
+            cache.hold(("all pairs", self), True)
         if plan is None and not bias:
             return dense_attention(q, k, v, site.scale, site.key_mask), None
         run = plan
@@ -114,7 +116,12 @@ class StaticMethod(WithBias):
     def density(self, site: Site, cache: PatchCache) -> Density:
         """Densities of the plan that ran last at this layout, or that would run on this device."""
         heads = (site.all_heads or site.heads,) if self.by_head else ()
-        return kept(cache, static_plan, self, site.layout, cache.device.type, *heads, device=cache.device).density
+        found = kept(cache, static_plan, self, site.layout, cache.device.type, *heads, device=cache.device).density
+        return replace(found, dense=found.dense and not self.changes_scores(site.layout))
+
+    def changes_scores(self, layout: TokenLayout) -> bool:
+        """Whether scores are not the model's own, so that even all pairs do not make dense attention."""
+        return self.bias is not None or self.score_factor(layout) != 1
 
 
 def check_tokens(q: torch.Tensor, k: torch.Tensor, site: Site) -> None:

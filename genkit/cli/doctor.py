@@ -7,12 +7,12 @@ import os
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import typer
 
 from genkit.cli.options import Json
 from genkit.cli.output import one_line, print_json, print_table, say
+from genkit.pipelines.processor import processor_flags
 
 REQUIRED = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "numpy", "av", "pillow", "pyyaml")
 OPTIONAL = {
@@ -74,7 +74,8 @@ def processors() -> list[Finding]:
     """The CPU's useful instruction sets, and the GPUs."""
     import torch
 
-    flags = [flag for flag in CPU_FLAGS if flag in _cpu_flags()]
+    told = processor_flags()
+    flags = [flag for flag in CPU_FLAGS if flag in told]
     speed = "bfloat16 is fast here" if FAST_BF16 & set(flags) else "bfloat16 is slow here, use float32"
     instructions = " ".join(flags) or "no special instructions"
     cpu = f"{_usable_cores()} usable cores, {torch.get_num_threads()} threads, {instructions}; {speed}"
@@ -111,14 +112,6 @@ def _native() -> Finding:
 
 def _usable_cores() -> int | None:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-
-
-def _cpu_flags() -> set[str]:
-    path = Path("/proc/cpuinfo")
-    if not path.is_file():
-        return set()
-    lines = (line for line in path.read_text().splitlines() if line.startswith(("flags", "Features")))
-    return set(next(lines, ":").partition(":")[2].split())
 
 
 def backends() -> list[Finding]:

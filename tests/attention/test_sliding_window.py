@@ -212,6 +212,22 @@ def test_two_paths_that_nothing_runs_are_told_in_the_report(wan):
     assert torch.equal(*outs)
 
 
+@pytest.mark.parametrize("scale", ["auto", 1.0])
+def test_a_full_window_with_another_scale_is_not_called_dense(wan, scale):
+    """All pairs with the published scale are not dense attention, and the report says what differs."""
+    model, inputs = wan
+    with torch.no_grad():
+        plain = model(**inputs, return_dict=False)[0]
+        with genkit.patch(model, SlidingWindow(base=(6, 8), scale_factor=scale)) as patch:
+            assert "runs dense" not in str(patch.report()) or scale == 1
+            out = model(**inputs, return_dict=False)[0]
+            report = patch.report()
+    same = torch.allclose(out, plain, atol=6e-6, rtol=1e-5)
+    assert same == (scale == 1) == report.sites[0].density.dense
+    assert report.sites[0].density.computed == 1
+    assert any("scale_factor=1" in remark for remark in report.remarks) == (not same)
+
+
 def test_the_full_row_does_not_depend_on_the_window(wan):
     first, second = (both_rows(wan, SlidingWindow(base=base, dual=True)) for base in ((2, 4), (4, 2)))
     assert torch.equal(first[1], second[1]) and not torch.equal(first[0], second[0])

@@ -6,7 +6,6 @@ import dataclasses
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -15,7 +14,7 @@ from genkit.attention.agent.weights import AgentWeights, Positions
 from genkit.attention.cache import PatchCache
 from genkit.attention.dynamic import attend_grid, outside
 from genkit.attention.keep import kept
-from genkit.attention.method import Density, check_choice, check_int, check_used
+from genkit.attention.method import Density, check_choice, check_int, check_number, check_used
 from genkit.attention.registry import register
 from genkit.attention.scored import WithScale
 from genkit.attention.site import Place, Site
@@ -23,7 +22,7 @@ from genkit.attention.static import check_tokens, dense_attention
 from genkit.attention.token_merge import Merge, destinations, match
 from genkit.attention.views import weights_by_values
 from genkit.attention.weights import PatchWeights
-from genkit.errors import UnsupportedError, UsageError, explain
+from genkit.errors import UnsupportedError, UsageError
 from genkit.kernels.agent import agent_attention
 from genkit.layout import TokenLayout
 
@@ -194,9 +193,7 @@ class Agent(WithScale):
         check_used(self, ("lattice", "lines"), self.form == "trained", "form='trained'")
         for name, low, high in (("scale_power", 0, 4), ("shortcut", -10, 10), ("ratio", 0, 1), ("agent_ratio", 0, 1),
                                 ("early", 0, 1)):  # fmt: skip
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
-                raise UsageError(explain(f"agent.{name}", value, f"a number from {low} to {high}"))
+            check_number("agent", name, getattr(self, name), low, high)
 
     def recommended(self, steps: int, layers: int) -> dict[str, str]:
         """Cells: the first 40 % of the steps, all but the first and last two layers. Merging plans its own steps."""
@@ -229,11 +226,6 @@ class Agent(WithScale):
             own = AgentWeights(place, self.lattice, self.lines)
             PatchWeights.of(cache).put(self.name, place.name, own, self.settings())
         return ()
-
-    def ready(self, cache: PatchCache) -> None:
-        """Read the weights file, if one is given."""
-        if self.weights is not None:
-            PatchWeights.of(cache).load(Path(self.weights), self.name)
 
     def attend(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, site: Site, cache: PatchCache

@@ -12,7 +12,7 @@ import torch
 from genkit.attention.biased.reach import Box, boxes_of, within_reach
 from genkit.attention.biases import Grid, spec_of
 from genkit.attention.cache import PatchCache
-from genkit.attention.method import Density, check_int
+from genkit.attention.method import Density, check_int, is_number
 from genkit.attention.registry import register
 from genkit.attention.site import Site
 from genkit.attention.static import StaticMethod, StaticPlan, executed_share
@@ -67,8 +67,8 @@ class Biased(StaticMethod):
             raise UsageError("biased needs a bias, for instance bias='alibi:t=1'; without one it is dense attention")
         check_int("biased", "block", self.block, 8, 4096)
         cutoff = self.cutoff
-        number = isinstance(cutoff, (int, float)) and not isinstance(cutoff, bool)
-        if cutoff not in ("auto", None) and not (number and 0 < cutoff < float("inf")):
+        number = is_number(cutoff)
+        if cutoff not in ("auto", None) and not (number and cutoff > 0):
             raise UsageError(explain("biased.cutoff", cutoff, "'auto', none or a number > 0"))
         if number and self.learns:
             raise UsageError(

@@ -12,11 +12,11 @@ import torch
 from genkit.attention.broadway import maps
 from genkit.attention.cache import PatchCache
 from genkit.attention.keep import kept
-from genkit.attention.method import Density, Method, check_choice, check_int
+from genkit.attention.method import Density, Method, check_choice, check_int, check_number
 from genkit.attention.registry import register
 from genkit.attention.site import Place, Site
 from genkit.attention.static import check_tokens
-from genkit.errors import UnsupportedError, UsageError, explain
+from genkit.errors import UnsupportedError, UsageError
 from genkit.layout import TokenLayout
 
 _OWNER = "broadway"
@@ -83,14 +83,8 @@ class Broadway(Method):
     source: ClassVar[str] = "BroadWay (ByTheWay), arXiv 2410.06241"
 
     def __post_init__(self):
-        for name, low, high, allowed in (
-            ("alpha", 0, 1, "a number from 0 to 1"),
-            ("beta", 1, math.inf, "a finite number >= 1"),
-        ):
-            value = getattr(self, name)
-            number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-            if not number or not low <= value <= high:
-                raise UsageError(explain(f"{_OWNER}.{name}", value, allowed))
+        check_number(_OWNER, "alpha", self.alpha, 0, 1)
+        check_number(_OWNER, "beta", self.beta, 1)
         if self.tau != "full":
             check_int(_OWNER, "tau", self.tau, 0)
         check_choice(_OWNER, "blocks", self.blocks, BLOCKS)

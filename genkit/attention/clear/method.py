@@ -171,15 +171,11 @@ class Clear(StaticMethod):
         return ()
 
     def ready(self, cache: PatchCache) -> None:
-        """Read the weights file, if one is given."""
-        if self.weights is None:
-            return
-        path, own = Path(self.weights), PatchWeights.of(cache)
-        published = self._published(path, cache)
+        """See :meth:`Method.ready`; published files are read in their own form."""
+        published = None if self.weights is None else self._published(Path(self.weights), cache)
         if published is None:
-            own.load(path, self.name)
-        else:
-            published.load(self.down, lambda site: own.at(self.name, site))
+            return super().ready(cache)
+        return published.load(self.down, lambda site: PatchWeights.of(cache).at(self.name, site))
 
     def _published(self, path: Path, cache: PatchCache) -> Published | None:
         """The published file of a patch, looked at once; None for a file that genkit wrote."""

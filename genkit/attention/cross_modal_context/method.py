@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -21,7 +20,7 @@ from genkit.attention.cross_modal_context.route import (
     stop_gradient,
 )
 from genkit.attention.keep import kept
-from genkit.attention.method import Density, Method, check_choice, check_int, check_used
+from genkit.attention.method import Density, Method, check_choice, check_int, check_number, check_used
 from genkit.attention.registry import register
 from genkit.attention.site import Place, Site
 from genkit.attention.static import check_tokens, executed_share
@@ -166,9 +165,7 @@ class CrossModalContext(Method):
         if self.frames % 2 == 0:
             raise UsageError(explain(f"{name}.frames", self.frames, "an odd number, the own frame in the middle"))
         for number, low, high in (("window", 1, 1e6), ("sigma", 1e-3, 1e6), ("beta", -1e4, 1e4)):
-            value = getattr(self, number)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
-                raise UsageError(explain(f"{name}.{number}", value, f"a number from {low:g} to {high:g}"))
+            check_number(name, number, getattr(self, number), low, high)
         parts = self.partition in ("time", "index")
         check_used(self, ("window", "frames"), parts, "partition='time' or 'index'")
         check_used(self, ("sigma",), self.partition == "soft", "partition='soft'")
@@ -238,8 +235,7 @@ class CrossModalContext(Method):
                         f"guidance against context tokens needs them in every layer of both directions, {role} has "
                         f"{len(there)}: leave layers and roles out, or give guidance=False"
                     )
-        if self.weights is not None:
-            PatchWeights.of(cache).load(Path(self.weights), self.name)
+        super().ready(cache)
 
     def arguments(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """The pass without the other modality becomes a pass with context tokens in its place."""

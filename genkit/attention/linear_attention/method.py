@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -80,11 +79,6 @@ class LinearAttention(Method):
         if self.form in _WEIGHTED:
             PatchWeights.of(cache).put(self.name, place.name, LinearWeights(place, self.form), self.settings())
         return ()
-
-    def ready(self, cache: PatchCache) -> None:
-        """Read the weights file, if one is given."""
-        if self.weights is not None:
-            PatchWeights.of(cache).load(Path(self.weights), self.name)
 
     def attend(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, site: Site, cache: PatchCache

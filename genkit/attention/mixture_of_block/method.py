@@ -11,7 +11,7 @@ import torch
 from genkit.attention.cache import PatchCache
 from genkit.attention.dynamic import Permutation, attend_grid
 from genkit.attention.keep import kept
-from genkit.attention.method import Density, check_choice, check_int, check_used
+from genkit.attention.method import Density, check_amount, check_choice, check_int, check_number, check_used
 from genkit.attention.mixture_of_block.select import (
     SCOPES,
     block_means,
@@ -151,15 +151,10 @@ class MixtureOfBlock(WithScale):
         check_choice(owner, "scope", self.scope, SCOPES)
         if self.select == "topk" and self.scope == "block":
             raise UsageError(explain(f"{owner}.scope with topk", self.scope, ("query", "head", "all")))
-        for name, high in (("keep", 1.0), ("tau", math.inf), ("max_density", 1.0)):
-            value = getattr(self, name)
-            if value is None and name == "max_density":
-                continue
-            if isinstance(value, int) and not isinstance(value, bool) and name == "keep":
-                check_int(owner, name, value, 1)
-            elif isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= high:
-                raise UsageError(explain(f"{owner}.{name}", value, "a number > 0" + (" and <= 1" if high == 1 else "")))
-
+        check_amount(owner, "keep", self.keep)
+        check_number(owner, "tau", self.tau, 0, above=True)
+        if self.max_density is not None:
+            check_number(owner, "max_density", self.max_density, 0, 1, above=True)
         check_used(self, ("tau", "max_density"), self.select == "threshold", "select='threshold'")
         check_used(self, ("keep",), self.select == "topk", "select='topk'")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -13,7 +12,7 @@ from genkit.attention.cache import PatchCache
 from genkit.attention.dynamic import attend_grid
 from genkit.attention.grid_blocks import GridBlocks, auto_across
 from genkit.attention.keep import kept
-from genkit.attention.method import Density, check_int
+from genkit.attention.method import Density, check_amount, check_flag, check_int, check_number
 from genkit.attention.mixture_of_heads.router import AddLoss, Routers
 from genkit.attention.registry import register
 from genkit.attention.scored import WithScale
@@ -60,25 +59,18 @@ class MixtureOfHeads(WithScale):
     roles: ClassVar[tuple[str, ...]] = ("self", "joint")
     trainable: ClassVar[bool] = True
     by_data: ClassVar[bool] = True
+    trained_with: ClassVar[tuple[str, ...]] = ("shared", "keep")
     source: ClassVar[str] = "MoH, arXiv 2410.11842"
 
     def __post_init__(self):
         super().__post_init__()
-        for name, low in (("shared", 0), ("keep", 1)):
-            value = getattr(self, name)
-            if isinstance(value, int) and not isinstance(value, bool):
-                check_int(_OWNER, name, value, low)
-            elif not isinstance(value, float) or not 0 <= value <= 1 or (name == "keep" and value == 0):
-                allowed = f"a whole number >= {low}, or a share from 0 to 1" + (", above 0" if low else "")
-                raise UsageError(explain(f"{_OWNER}.{name}", value, allowed))
+        check_amount(_OWNER, "shared", self.shared, 0)
+        check_amount(_OWNER, "keep", self.keep)
         check_int(_OWNER, "block", self.block, 1, 4096)
         if 1 < self.block < 8:
             raise UsageError(explain(f"{_OWNER}.block", self.block, "1, or a whole number from 8 to 4096"))
-        good = isinstance(self.balance, (int, float)) and not isinstance(self.balance, bool)
-        if not good or not 0 <= self.balance < float("inf"):
-            raise UsageError(explain(f"{_OWNER}.balance", self.balance, "a number >= 0"))
-        if not isinstance(self.untrained, bool):
-            raise UsageError(explain(f"{_OWNER}.untrained", self.untrained, "true or false"))
+        check_number(_OWNER, "balance", self.balance, 0)
+        check_flag(_OWNER, "untrained", self.untrained)
         if self.untrained and self.weights is not None:
             raise UsageError(f"{_OWNER}: weights and untrained=true exclude each other; give one of them")
 
@@ -114,11 +106,6 @@ class MixtureOfHeads(WithScale):
         routers = Routers(place, self.split(place.heads)[0])
         PatchWeights.of(cache).put(self.name, place.name, routers, self.settings())
         return ()
-
-    def ready(self, cache: PatchCache) -> None:
-        """See :meth:`Method.ready`: reads the weights file, if one is given."""
-        if self.weights is not None:
-            PatchWeights.of(cache).load(Path(self.weights), self.name, ("shared", "keep"))
 
     def details(self, layout: TokenLayout) -> str:
         """See :meth:`Method.details`."""
@@ -191,6 +178,12 @@ class MixtureOfHeads(WithScale):
         found = chosen.new_ones(len(q), q.shape[2], len(queries), site.layout.length)
         found[:, :, inside] = chosen[:, queries[inside] - start].transpose(1, 2)[..., None]
         return found
+
+    def read_rows(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, site: Site, cache: PatchCache, queries: torch.Tensor
+    ) -> torch.Tensor:
+        """See :meth:`Method.read_rows`."""
+        return self.pair_rows(q, v, site, cache, queries)
 
     def density(self, site: Site, cache: PatchCache) -> Density:
         """The share of (token, head) pairs that are used; with ``block=1`` all are executed."""

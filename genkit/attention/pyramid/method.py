@@ -12,7 +12,7 @@ from genkit.attention.cache import PatchCache
 from genkit.attention.dynamic import attend_grid
 from genkit.attention.grid_blocks import GridBlocks, auto_across, share_of_all
 from genkit.attention.keep import kept
-from genkit.attention.method import Density, check_choice, check_int, check_used
+from genkit.attention.method import Density, check_choice, check_int, check_number, check_used, is_number
 from genkit.attention.pyramid.gilbert import gilbert_order
 from genkit.attention.pyramid.levels import FACTORS, levels_by_share, levels_by_threshold, similarity_cap
 from genkit.attention.registry import register
@@ -93,15 +93,14 @@ class Pyramid(WithBias):
             raise UsageError(
                 explain(f"{_OWNER}.quantiles", self.quantiles, "shares that add up to more than 0, at most 1")
             )
-        if isinstance(self.samples, bool) or not isinstance(self.samples, (int, float)) or not 0 < self.samples <= 1:
-            raise UsageError(explain(f"{_OWNER}.samples", self.samples, "a number > 0 and <= 1"))
+        check_number(_OWNER, "samples", self.samples, 0, 1, above=True)
         check_used(self, ("thresholds", "crossing"), self.mode == "threshold", "mode='threshold'")
         check_used(self, ("quantiles",), self.mode == "quantile", "mode='quantile'")
 
     def _check_row(self, name: str, values: object, count: int, low: float = 0.0) -> None:
         good = isinstance(values, tuple) and len(values) == count
         for value in values if isinstance(values, tuple) else ():
-            good = good and isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= 1
+            good = good and is_number(value) and low <= value <= 1
         if not good:
             raise UsageError(explain(f"{_OWNER}.{name}", values, f"{count} numbers from {low:g} to 1"))
 

@@ -9,12 +9,11 @@ from typing import ClassVar, Literal
 import numpy as np
 import torch
 
-from genkit.attention.method import Density, check_choice, check_int
+from genkit.attention.method import Density, check_choice, check_flag, check_int, check_number
 from genkit.attention.radial.mask import BandRule, block_mask
 from genkit.attention.registry import register
 from genkit.attention.site import Site
 from genkit.attention.static import StaticMethod, StaticPlan, executed_share
-from genkit.errors import UsageError, explain
 from genkit.kernels.permutation import TokenOrder
 from genkit.kernels.plan.block_plan import BlockPlan
 from genkit.kernels.plan.mask_spec import Rule
@@ -83,11 +82,8 @@ class Radial(StaticMethod):
         for name, low in (("block_size", 8), ("thin_below", 1)):
             if getattr(self, name) != "auto":
                 check_int("radial", name, getattr(self, name), low, 4096)
-        decay = self.decay_factor
-        if isinstance(decay, bool) or not isinstance(decay, (int, float)) or not 0 <= decay < float("inf"):
-            raise UsageError(explain("radial.decay_factor", decay, "a number >= 0"))
-        if not isinstance(self.sink, bool):
-            raise UsageError(explain("radial.sink", self.sink, "true or false"))
+        check_number("radial", "decay_factor", self.decay_factor, 0)
+        check_flag("radial", "sink", self.sink)
         check_choice("radial", "near", self.near, NEAR)
         check_choice("radial", "rows", self.rows, ROWS)
         check_choice("radial", "cover", self.cover, ("most", "any"))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -12,7 +11,7 @@ import torch
 from genkit.attention.cache import PatchCache
 from genkit.attention.dynamic import attend_grid
 from genkit.attention.keep import kept
-from genkit.attention.method import Density, Method, check_choice, check_int, check_used
+from genkit.attention.method import Density, Method, check_choice, check_int, check_number, check_used
 from genkit.attention.reference.masks import direction_density
 from genkit.attention.reference.store import LayerWeights, References, spread
 from genkit.attention.registry import register, trained_settings
@@ -87,9 +86,7 @@ class Reference(Method):
         if self.rank not in ("auto", "full"):
             check_int("reference", "rank", self.rank, 0)
         for name, high in (("strength", 1e6), ("outside", 1)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= high:
-                raise UsageError(explain(f"reference.{name}", value, f"a number from 0 to {high:g}"))
+            check_number("reference", name, getattr(self, name), 0, high)
         if self.adds and self.origin != "recorded":
             raise UsageError(explain("reference.origin", self.origin, "'recorded' with form='residual'"))
         check_used(self, ("group",), self.origin == "rows", "origin='rows'")
@@ -142,11 +139,6 @@ class Reference(Method):
         if self.rank != "auto":
             return self.rank
         return RANK if self.weights is None else trained_settings(self.name, self.weights)["rank"]
-
-    def ready(self, cache: PatchCache) -> None:
-        """Read the weights file, if one is given."""
-        if self.weights is not None:
-            PatchWeights.of(cache).load(Path(self.weights), self.name)
 
     def attend(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, site: Site, cache: PatchCache

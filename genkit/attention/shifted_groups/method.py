@@ -10,12 +10,11 @@ import torch
 
 from genkit.attention.cache import PatchCache
 from genkit.attention.frame_plan import frame_plan, frame_rows
-from genkit.attention.method import check_choice, check_int
+from genkit.attention.method import check_choice, check_flag, check_int, check_number
 from genkit.attention.registry import register
 from genkit.attention.shifted_groups.groups import layers_to_reach, visible_frames
 from genkit.attention.site import Site
 from genkit.attention.static import StaticMethod, StaticPlan
-from genkit.errors import UsageError, explain
 from genkit.layout import TokenLayout
 
 SINKS = ("first_frame", "none")
@@ -60,12 +59,9 @@ class ShiftedGroups(StaticMethod):
         super().__post_init__()
         if self.group != "quarter":
             check_int("shifted_groups", "group", self.group, 1)
-        share = self.shifted_heads
-        if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share <= 1:
-            raise UsageError(explain("shifted_groups.shifted_heads", share, "a number from 0 to 1"))
+        check_number("shifted_groups", "shifted_heads", self.shifted_heads, 0, 1)
         check_choice("shifted_groups", "sink", self.sink, SINKS)
-        if not isinstance(self.sink_rows, bool):
-            raise UsageError(explain("shifted_groups.sink_rows", self.sink_rows, "true or false"))
+        check_flag("shifted_groups", "sink_rows", self.sink_rows)
 
     def frames(self, layout: TokenLayout) -> int:
         """Frames of a group on a layout."""

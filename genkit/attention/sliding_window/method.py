@@ -200,8 +200,10 @@ class SlidingWindow(StaticMethod):
     def score_factor(self, layout: TokenLayout) -> float:
         """The factor applied to the softmax scale of self-attention: ``length_scale`` where given, else the setting
         of the method's own, which does not depend on the layout."""
-        if self.length_scale is not None:
-            return super().score_factor(layout)
+        return self.score_factor_of_its_own() if self.length_scale is None else super().score_factor(layout)
+
+    def score_factor_of_its_own(self) -> float:
+        """The factor that ``scale_factor`` comes to."""
         if self.scale_factor != "auto":
             return float(self.scale_factor)
         tokens = max(2, self.base[0] * self.base[1])
@@ -240,8 +242,14 @@ class SlidingWindow(StaticMethod):
         return self.on(layout.grid).mask_rows(layout, queries)
 
     def remarks(self, cache: PatchCache) -> list[str]:
-        """Says when two paths were asked for and nothing ran them."""
-        told = super().remarks(cache)
+        """Says when two paths were asked for and nothing ran them, and when only the scale is not dense attention's."""
+        told = list(super().remarks(cache))
+        if cache.held(("all pairs", self)) and self.length_scale is None and self.score_factor_of_its_own() != 1:
+            told.append(
+                f"sliding_window: the windows hold every pair at this size, yet the output is not that of dense "
+                f"attention: the softmax scale is {self.score_factor_of_its_own():.4f} times the model's own, as "
+                f"published for larger sizes; scale_factor=1 keeps it"
+            )
         if not self.dual or DualPath.of(cache).calls:
             return told
         return [

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -71,6 +70,7 @@ class SparseLinear(Method):
     roles: ClassVar[tuple[str, ...]] = ("self", "joint")
     variants: ClassVar[tuple[dict, ...]] = ({}, {"keys": "all"})
     trainable: ClassVar[bool] = True
+    trained_with: ClassVar[tuple[str, ...]] = ("keys", "form")
     by_data: ClassVar[bool] = True
     two_branches: ClassVar[bool] = True
     source: ClassVar[str] = "SLA, arXiv 2509.24006; Hybrid Forcing, arXiv 2604.10103"
@@ -113,9 +113,8 @@ class SparseLinear(Method):
         return self.part.install(place, cache)
 
     def ready(self, cache: PatchCache) -> None:
-        """Read the weights file, if one is given."""
-        if self.weights is not None:
-            PatchWeights.of(cache).load(Path(self.weights), self.name, fixed=("keys", "form"))
+        """See :meth:`Method.ready`; the sparse part's, too."""
+        super().ready(cache)
         self.part.ready(cache)
 
     def arguments(self, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -207,6 +206,12 @@ class SparseLinear(Method):
     ) -> torch.Tensor:
         """Those of the sparse part; the branch reads sums. See :meth:`Method.pair_rows`."""
         return self.part.pair_rows(q, k, site, cache, queries)
+
+    def read_rows(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, site: Site, cache: PatchCache, queries: torch.Tensor
+    ) -> torch.Tensor:
+        """See :meth:`Method.read_rows`."""
+        return self.part.read_rows(q, k, v, site, cache, queries)
 
     def density(self, site: Site, cache: PatchCache) -> Density | None:
         """That of the sparse part; what is executed counts the branch too, as the share of dense attention it costs."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from genkit.pipelines import memory
+from genkit.pipelines.processor import processor_name
 
 
 @dataclass
@@ -67,14 +68,8 @@ def _product(shape: Any) -> int:
 
 def machine(device: str) -> dict[str, Any]:
     """What numbers were measured on: the GPU, or the processor with the threads that computed."""
-    import platform
-
     import torch
 
     if device.startswith("cuda"):
         return {"gpu": torch.cuda.get_device_name(device)}
-    name = platform.processor() or platform.machine()
-    with suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
-    return {"processor": f"{name}, {torch.get_num_threads()} of {os.cpu_count()} threads"}
+    return {"processor": f"{processor_name()}, {torch.get_num_threads()} of {os.cpu_count()} threads"}

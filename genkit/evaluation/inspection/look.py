@@ -179,7 +179,7 @@ class Look:
             return None
         read: torch.Tensor | None = None
         try:
-            read = method.pair_rows(sampled.q, sampled.k, site, cache, sampled.rows)
+            read = method.read_rows(sampled.q, sampled.k, sampled.v, site, cache, sampled.rows)
         except UnsupportedError:
             pass  # agents, states, means: there are no pairs to count
         tally = against.setdefault(method, Against())

@@ -1,0 +1,41 @@
+"""Values of settings: what is a number, a share or a flag, and what a refusal says."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from genkit.attention.method import check_amount, check_flag, check_number, is_number
+from genkit.errors import UsageError
+
+
+def test_numbers_within_bounds():
+    for value in (0, 1, 0.5):
+        check_number("m", "x", value, 0, 1)
+    check_number("m", "x", 7, 1)
+    assert is_number(2) and not any(is_number(value) for value in (True, "2", None, math.nan, math.inf))
+    for value, bounds, allowed in (
+        (True, (0, 1), "a number from 0 to 1"), ("1", (0, 1), "a number from 0 to 1"), (1.5, (0, 1), "from 0 to 1"),
+        (math.nan, (0,), "a number >= 0"), (math.inf, (0,), "a number >= 0"), (-1, (0,), "a number >= 0"),
+    ):  # fmt: skip
+        with pytest.raises(UsageError, match=rf"m\.x: got .*, allowed: .*{allowed}"):
+            check_number("m", "x", value, *bounds)
+    with pytest.raises(UsageError, match="a number > 0 and <= 1"):
+        check_number("m", "x", 0, 0, 1, above=True)
+    with pytest.raises(UsageError, match="a number > 0$"):
+        check_number("m", "x", 0, 0, above=True)
+
+
+def test_amounts_are_whole_numbers_or_shares():
+    for value, low in ((1, 1), (12, 1), (0.2, 1), (1.0, 1), (0, 0), (0.0, 0)):
+        check_amount("m", "keep", value, low)
+    for value, low in ((0, 1), (0.0, 1), (1.5, 1), (-1, 0), (True, 1), ("2", 1), (None, 0), (math.nan, 0)):
+        with pytest.raises(UsageError, match=rf"m\.keep: got .* a whole number >= {low}, or a share from 0 to 1"):
+            check_amount("m", "keep", value, low)
+
+
+def test_flags_are_no_numbers():
+    check_flag("m", "on", False)
+    with pytest.raises(UsageError, match="m.on: got 1, allowed: true or false"):
+        check_flag("m", "on", 1)
