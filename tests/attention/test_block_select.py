@@ -84,7 +84,7 @@ def test_all_blocks_are_dense_attention(layout, score):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
-@pytest.mark.parametrize("score", [name for name in SELECTORS if name != "kmeans"])
+@pytest.mark.parametrize("score", [name for name in SELECTORS if name not in ("kmeans", "keys")])
 @pytest.mark.parametrize("key_heads", [4, 2])
 def test_output_and_gradients_are_those_of_the_chosen_blocks(layout, score, key_heads):
     q, k, v = drawn(layout, key_heads=key_heads)
@@ -343,7 +343,7 @@ def test_settings_that_make_no_sense_are_refused(settings, text):
 def test_settings_can_be_given_again(preset, changed):
     """Reports, files and recipes hold the settings; what is made of them is the same method."""
     base = PLAIN | (PRESETS[preset].settings if preset else {}) | changed
-    if (base["score"] == "tree" and base["top_p"]) or ("agreement" in changed and base["score"] != "proxy"):
+    if (base["score"] in ("tree", "keys") and base["top_p"]) or ("agreement" in changed and base["score"] != "proxy"):
         with pytest.raises(UsageError, match="masses|no effect"):
             BlockSelect(preset=preset, **changed)
         return

@@ -7,9 +7,10 @@ import torch
 from attention_helpers import attention_over, tokens
 
 import genkit
+from genkit.attention.add_loss import AddLoss
 from genkit.attention.cache import PatchCache
 from genkit.attention.mixture_of_heads import MixtureOfHeads
-from genkit.attention.mixture_of_heads.router import AddLoss, Routers, route
+from genkit.attention.mixture_of_heads.router import Routers, route
 from genkit.attention.site import Place, Site
 from genkit.attention.weights import PatchWeights
 from genkit.errors import ArtifactError, UnsupportedError, UsageError

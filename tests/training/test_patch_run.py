@@ -217,7 +217,7 @@ def test_a_reference_is_not_recorded_while_activations_are_recomputed(tiny_wan, 
 
 
 def test_what_can_be_trained_is_found_in_its_room():
-    assert set(kinds()) == {"reference", "agent", "bias", "heads", "mixture_of_heads", "cross_modal_context"}
+    assert set(kinds()) == {"reference", "agent", "bias", "heads", "keys", "mixture_of_heads", "cross_modal_context"}
     for name, kind in kinds().items():
         assert (
             kind.name == name
@@ -229,7 +229,10 @@ def test_what_can_be_trained_is_found_in_its_room():
 @pytest.mark.parametrize(
     "given, words",
     [
-        (["nope"], "method: got 'nope', allowed: agent, bias, cross_modal_context, heads, mixture_of_heads, reference"),
+        (
+            ["nope"],
+            "method: got 'nope', allowed: agent, bias, cross_modal_context, heads, keys, mixture_of_heads, reference",
+        ),
         (["agnet"], "did you mean 'agent'?"),
         (["agent", "--no-such"], "unrecognized arguments: --no-such"),
         (["agent", "--seed", "x"], "invalid int value"),

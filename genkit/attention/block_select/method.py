@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
 
-from genkit.attention.block_select import budget
+from genkit.attention.block_select import budget, checks, keys
 from genkit.attention.block_select.presets import PLAIN, PRESETS
 from genkit.attention.block_select.selectors import SELECTORS
 from genkit.attention.cache import PatchCache
 from genkit.attention.dynamic import Permutation, attend_grid
 from genkit.attention.grid_blocks import GridBlocks, auto_across, share_of_all
 from genkit.attention.keep import kept
-from genkit.attention.method import Density, check_choice, check_int
+from genkit.attention.method import Density, check_choice
 from genkit.attention.read_blocks import BlocksRead
 from genkit.attention.registry import register
 from genkit.attention.scored import WithBias
-from genkit.attention.site import Site
+from genkit.attention.site import Place, Site
 from genkit.attention.static import check_tokens
-from genkit.errors import UsageError, explain
+from genkit.errors import UsageError
 from genkit.kernels import BlockPlan, block_sparse_attention
 from genkit.kernels.scores.estimate import pooled_scores
 from genkit.kernels.scores.pool import pool_blocks
@@ -29,14 +30,6 @@ from genkit.kernels.scores.routing import kmeans_order, reordered
 from genkit.layout import TokenLayout
 
 _OWNER = "block_select"
-#: Smallest value of whole numbers, and the choices of words.
-_LEAST = {
-    "block": 8, "least": 1, "refresh": 1, "seed": 0, "samples": 1, "stride": 1, "groups": 1, "fan_out": 2, "rows": 1,
-    "clusters": 1, "iterations": 1,
-}  # fmt: skip
-_MOST = {"block": 4096, "seed": 2**63 - 1, "iterations": 1000}
-#: Settings that may be None, which then goes before the preset's value.
-_NONE = ("across", "top_p", "tail", "guard", "agreement")
 
 
 class _LeftOut:
@@ -49,14 +42,6 @@ class _LeftOut:
 _LEFT_OUT = _LeftOut()
 #: Settings that methods share.
 _SHARED = ("bias", "weights", "length_scale")
-_CHOICES = {
-    "score": tuple(SELECTORS),
-    "ranking": ("own", "shared"),
-    "scope": ("row", "head"),
-    "sink": ("none", "first_frame"),
-    "reduction": ("mass", "max", "row_max"),
-    "pairing": ("aligned", "reversed"),
-}
 
 
 def _given(text: str) -> Any:
@@ -83,7 +68,7 @@ class BlockSelect(WithBias):
             ``"antidiagonal"`` (one product per cell of ``stride`` x ``stride``), ``"proxy"`` (mean query and key of a
             group of heads), ``"tree"`` (a search from the top down, for very many blocks), ``"offset"`` (exact rows,
             averaged by relative place), ``"vertical"`` (exact rows, averaged by key), ``"kmeans"`` (tokens sorted by
-            content first, then pooled).
+            content first, then pooled), ``"keys"`` (single keys by trained weights, the same for all queries).
         block: tokens per block, default 64.
         across: frames and rows across the strips that blocks are cut from; default: blocks as long on every axis.
             ``1x1`` = runs of the sequence.
@@ -106,6 +91,8 @@ class BlockSelect(WithBias):
         fan_out, slack: of ``tree``; nodes below a node (8), blocks scored per block kept (1.5).
         rows: of ``offset`` and ``vertical``; exact rows per block (1).
         clusters, iterations: of ``kmeans``; clusters per head (32), rounds (4).
+        weights: file with the weights of ``keys``, or with those of a learned bias.
+        untrained: of ``keys``; begin with weights that choose nothing sensible, to train them.
 
     Sources: those of the presets; selection from pooled keys: docs/methods/block_select.md.
     """
@@ -136,14 +123,22 @@ class BlockSelect(WithBias):
     rows: int = _given("offset, vertical: exact rows per block; 1")
     clusters: int = _given("kmeans: clusters per head; 32")
     iterations: int = _given("kmeans: rounds; 4")
+    untrained: bool = _given("keys: begin with untrained weights, to train them")
 
     roles: ClassVar[tuple[str, ...]] = ("self", "joint")
     trainable: ClassVar[bool] = True
     by_data: ClassVar[bool] = True
+    variants: ClassVar[tuple[dict, ...]] = ({}, {"score": "keys", "untrained": True})
+    weights_of: ClassVar[str] = "score=keys, or a bias with learned terms (table, or learned=true)"
     source: ClassVar[str] = "XAttention, ProxyAttn, HiP, VSA, DraftAttention, SpargeAttn, Sparse VideoGen 1 and 2"
 
     def __post_init__(self):
         super().__post_init__()
+        if self.bias is not None and self.score == "keys":
+            raise UsageError(
+                f"{_OWNER}.bias: got {self.bias!r}, and score=keys adds a bias of its own to keys in lists of their "
+                f"own; use another score, or leave bias out"
+            )
         if self.preset is not None:
             check_choice(_OWNER, "preset", self.preset, tuple(PRESETS))
         asked = {name: getattr(self, name) for name in PLAIN if self._is_given(name)}
@@ -153,81 +148,17 @@ class BlockSelect(WithBias):
         self._set(PLAIN | own | asked)
         check_choice(_OWNER, "score", self.score, tuple(SELECTORS))
         # what a preset gives and others leave without effect is not refused, nor kept: files repeat what is here
-        self._set({name: PLAIN[name] for name in self._without_effect() if name not in asked})
-        self._check_values()
-        self._check_effect(asked)
+        self._set({name: PLAIN[name] for name in checks.without_effect(self) if name not in asked})
+        checks.check_values(self)
+        checks.check_effect(self, asked)
 
     def _is_given(self, name: str) -> bool:
         value = getattr(self, name)
-        return value is not _LEFT_OUT and (value is not None or name in _NONE)
+        return value is not _LEFT_OUT and (value is not None or name in checks.NONE)
 
     def _set(self, values: dict[str, Any]) -> None:
         for name, value in values.items():
             object.__setattr__(self, name, value)
-
-    def _check_values(self) -> None:
-        for name, choices in _CHOICES.items():
-            check_choice(_OWNER, name, getattr(self, name), choices)
-        for name, low in _LEAST.items():
-            check_int(_OWNER, name, getattr(self, name), low, _MOST.get(name))
-        if isinstance(self.keep, int) and not isinstance(self.keep, bool):
-            check_int(_OWNER, "keep", self.keep, 1)
-        for name, low, high in (
-            ("keep", 0, 1), ("top_p", 0, 1), ("most", 0, 1), ("agreement", -1, 1), ("guard", -1, 1),
-            ("slack", 1, math.inf),
-        ):  # fmt: skip
-            value = getattr(self, name)
-            if (value is None and name in _NONE) or (name == "keep" and type(value) is int):
-                continue
-            closed = name in ("agreement", "guard", "slack")
-            good = isinstance(value, (int, float)) and not isinstance(value, bool)
-            if not good or not (low <= value if closed else low < value) or not value <= high:
-                end = "" if high == math.inf else f" and <= {high}"
-                raise UsageError(explain(f"{_OWNER}.{name}", value, f"a number {'>=' if closed else '>'} {low}{end}"))
-        if self.across is not None:
-            if not isinstance(self.across, tuple) or len(self.across) != 2:
-                raise UsageError(explain(f"{_OWNER}.across", self.across, "two numbers: frames and rows"))
-            for side in self.across:
-                check_int(_OWNER, "across", side, 1)
-        for name, used in (("stride", self.score == "antidiagonal"), ("tail", self.tail is not None)):
-            side = getattr(self, name)
-            if name == "tail" and used:
-                check_int(_OWNER, name, side, 2)
-            if used and self.block % side:
-                allowed = [part for part in range(2, self.block + 1) if self.block % part == 0]
-                raise UsageError(explain(f"{_OWNER}.{name} with block={self.block}", side, allowed))
-
-    def _without_effect(self) -> dict[str, str]:
-        """The settings that change nothing beside the others, each with what makes it idle."""
-        selector = SELECTORS[self.score]
-        others = {name for each in SELECTORS.values() for name in each.uses} - set(selector.uses)
-        idle = dict.fromkeys(sorted(others), f"score={self.score}")
-        if self.top_p is None:
-            idle |= dict.fromkeys(("least", "most", "ranking"), "keep: they belong to top_p")
-        else:
-            idle |= dict.fromkeys(("keep", "scope"), "top_p")
-        if self.score == "kmeans":
-            idle |= dict.fromkeys(("across", "sink"), "score=kmeans, whose blocks are no boxes of the grid")
-        return idle
-
-    def _check_effect(self, asked: dict[str, Any]) -> None:
-        """A setting that was changed and changes nothing is refused."""
-        selector = SELECTORS[self.score]
-        for name, belongs in self._without_effect().items():
-            if name in asked and asked[name] != PLAIN[name]:
-                raise UsageError(
-                    f"{_OWNER}.{name}: got {asked[name]!r}, which has no effect with {belongs}; leave it out"
-                )
-        if self.bias is not None and self.score == "kmeans":
-            raise UsageError(
-                f"{_OWNER}.bias: got {self.bias!r}, and score=kmeans sorts the tokens of every head in its own way, "
-                f"where a bias of places is not known; use another score, or leave bias out"
-            )
-        if self.top_p is not None and not selector.masses:
-            raise UsageError(
-                f"{_OWNER}.top_p needs scores that are masses, {self.score} gives products: use keep, or one of "
-                f"{', '.join(name for name, each in SELECTORS.items() if each.masses)}"
-            )
 
     def describe(self) -> str:
         """See :meth:`Method.describe`: the preset, and what differs from it."""
@@ -235,6 +166,17 @@ class BlockSelect(WithBias):
         changed = [f"{name}={getattr(self, name)}" for name in base if getattr(self, name) != base[name]]
         changed += [f"{name}={getattr(self, name)}" for name in _SHARED if getattr(self, name) is not None]
         return f"{self.name}({', '.join([*([f'preset={self.preset}'] if self.preset else []), *changed])})"
+
+    @property
+    def has_weights(self) -> bool:
+        """See :attr:`WithBias.has_weights`: those of ``keys``, too."""
+        return self.learns or self.score == "keys"
+
+    def install(self, place: Place, cache: PatchCache) -> Iterable[Any]:
+        """See :meth:`Method.install`: makes the weights of ``keys``, or those of a learned bias."""
+        if self.score == "keys":
+            keys.install(self, place, cache)
+        return super().install(place, cache)
 
     @property
     def heads_apart(self) -> bool:
@@ -302,12 +244,16 @@ class BlockSelect(WithBias):
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, site: Site, cache: PatchCache
     ) -> torch.Tensor | None:
         """See :meth:`Method.attend`; exact attention over the tokens of the kept blocks."""
+        if self.score == "keys":
+            self.require(site, cache)
+            check_tokens(q, k, site)
+            return self._lists(site, cache, q.device).attend(q, k, v, self.scaled(q, site))
         return self._attend(q, k, v, site, cache)[0]
 
     @property
     def tells_blocks(self) -> bool:
         """See :attr:`Method.tells_blocks`: not with means of the rest, nor with an order of its own in every head."""
-        return self.tail is None and self.score != "kmeans"
+        return self.tail is None and self.score not in ("kmeans", "keys")
 
     def attend_blocks(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, site: Site, cache: PatchCache
@@ -324,7 +270,7 @@ class BlockSelect(WithBias):
         self.require(site, cache)
         check_tokens(q, k, site)
         site = self.scaled(q, site)
-        blocks = kept(cache, _blocks, self, site.layout.grid, device=q.device)
+        blocks = self.grid_blocks(site, cache, q.device)
         plans: list[BlockPlan] = []
 
         def attended(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -401,8 +347,10 @@ class BlockSelect(WithBias):
         self, q: torch.Tensor, k: torch.Tensor, site: Site, cache: PatchCache, queries: torch.Tensor
     ) -> torch.Tensor:
         """The tokens of the blocks that are kept, chosen now; see :meth:`Method.pair_rows`. Means of a tail are not
-        counted."""
-        blocks = kept(cache, _blocks, self, site.layout.grid, device=q.device)
+        counted. The choice of ``keys`` is read from ``k`` in place of values: :meth:`read_rows` has both."""
+        if self.score == "keys":
+            return self._lists(site, cache, q.device).rows(k.detach(), q.shape[2], site, queries)
+        blocks = self.grid_blocks(site, cache, q.device)
         start, stop = site.layout.grid_span
         q, k = (x.detach()[:, start:stop].index_select(1, blocks.permutation.order) for x in (q, k))
         block_q = block_k = (torch.arange(q.shape[1], device=q.device) // self.block).expand(*_per_head(q), -1)
@@ -424,6 +372,21 @@ class BlockSelect(WithBias):
         found[:, :, inside, start:stop] = read
         return found
 
+    def read_rows(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, site: Site, cache: PatchCache, queries: torch.Tensor
+    ) -> torch.Tensor:
+        """See :meth:`Method.read_rows`."""
+        return self.pair_rows(q, v if self.score == "keys" else k, site, cache, queries)
+
+    def grid_blocks(self, site: Site, cache: PatchCache, device: torch.device) -> GridBlocks:
+        """The blocks of a site's grid, made once."""
+        found: GridBlocks = kept(cache, _blocks, self, site.layout.grid, device=device)
+        return found
+
+    def _lists(self, site: Site, cache: PatchCache, device: torch.device) -> keys.KeyLists:
+        blocks = self.grid_blocks(site, cache, device)
+        return keys.KeyLists(self, blocks, budget.blocks_kept(self, blocks.count), cache)
+
     def _orders(self, q: torch.Tensor, k: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Queries and keys by content, (B, H, N) and (B, Hk, N) int64."""
         clusters = min(self.clusters, q.shape[1])
@@ -438,6 +401,9 @@ class BlockSelect(WithBias):
                 return None
             count = math.ceil(site.layout.grid_length / self.block)
             share = share_of_all(self._read(budget.blocks_kept(self, count) / count), site.layout)
+        if self.score == "keys":
+            executed = self._lists(site, cache, cache.device).executed(site.layout)
+            return Density(min(share, executed), executed)
         return Density(share, share)
 
     def _read(self, chosen: Any) -> Any:

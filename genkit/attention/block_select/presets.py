@@ -32,6 +32,7 @@ PLAIN: dict[str, Any] = {
     "rows": 1,
     "clusters": 32,
     "iterations": 4,
+    "untrained": False,
 }
 
 

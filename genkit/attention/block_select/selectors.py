@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from genkit.attention.grid_blocks import GridBlocks
+from genkit.errors import UsageError
 from genkit.kernels.scores.estimate import antidiagonal_scores, pooled_scores, sampled_scores
 from genkit.kernels.scores.proxy import proxy_scores
 from genkit.kernels.scores.rows import offset_scores, row_mass, vertical_scores
@@ -81,6 +82,10 @@ def _vertical(q, k, blocks, settings, wanted, scale):
     return vertical_scores(_rows(q, k, blocks, settings, scale))
 
 
+def _keys(q, k, blocks, settings, wanted, scale):
+    raise UsageError("block_select: score=keys chooses single keys by their values; it has no scores of blocks")
+
+
 SELECTORS: dict[str, Selector] = {
     "pooled": Selector(_pooled, "1 / (2 block^2) of dense attention"),
     "sampled": Selector(_sampled, "samples^2 / (2 block^2)", ("samples", "reduction", "seed")),
@@ -90,4 +95,5 @@ SELECTORS: dict[str, Selector] = {
     "offset": Selector(_offset, "rows / (2 block)", ("rows", "seed")),
     "vertical": Selector(_vertical, "rows / (2 block)", ("rows", "seed")),
     "kmeans": Selector(_pooled, "iterations * clusters / N, twice", ("clusters", "iterations")),
+    "keys": Selector(_keys, "heads / (2 N), and sorting N keys per head", ("untrained",), masses=False, alone=False),
 }

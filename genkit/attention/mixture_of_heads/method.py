@@ -8,12 +8,13 @@ from typing import Any, ClassVar
 
 import torch
 
+from genkit.attention.add_loss import AddLoss
 from genkit.attention.cache import PatchCache
 from genkit.attention.dynamic import attend_grid
 from genkit.attention.grid_blocks import GridBlocks, auto_across
 from genkit.attention.keep import kept
 from genkit.attention.method import Density, check_amount, check_flag, check_int, check_number
-from genkit.attention.mixture_of_heads.router import AddLoss, Routers
+from genkit.attention.mixture_of_heads.router import Routers
 from genkit.attention.registry import register
 from genkit.attention.scored import WithScale
 from genkit.attention.site import Place, Site

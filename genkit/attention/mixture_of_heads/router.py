@@ -102,18 +102,3 @@ class Routers(nn.Module):
         table: torch.Tensor = getattr(self, name)
         wide = torch.promote_types(x.dtype, table.dtype)
         return x.to(wide) @ table.to(x.device, wide).T
-
-
-class AddLoss(torch.autograd.Function):
-    """Passes ``x`` on and adds a loss to whatever is trained: its gradient is 1, wherever ``x`` goes."""
-
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, loss: torch.Tensor) -> torch.Tensor:
-        """``x``."""
-        ctx.like = loss.detach()
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:  # type: ignore[override]
-        """The gradient of ``x``, and 1."""
-        return grad, torch.ones_like(ctx.like)

@@ -1,0 +1,132 @@
+"""Learning which keys to read: the mass to learn from pair by pair, its loss, and a tiny model that learns."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import genkit
+from genkit.attention.block_select import BlockSelect
+from genkit.attention.cache import PatchCache
+from genkit.attention.site import Place, Site
+from genkit.attention.weights import PatchWeights
+from genkit.errors import UsageError
+from genkit.evaluation.inspection.taker import Taker
+from genkit.layout import TokenLayout
+from genkit.training.data.world.clips import ClipSize, LatentPool
+from genkit.training.engine.curriculum import Stage
+from genkit.training.routing.keys import ChosenKeys, choice_loss, key_mass
+from genkit.training.tasks.keys import KeysTask
+from genkit.training.toys.video.model import sizes
+
+SIZE = ClipSize(5, 96, 96)
+METHOD = BlockSelect(score="keys", block=8, keep=2, untrained=True)
+
+
+def mass_kept(method, call, cache):
+    q, k, v, site = call
+    weights = torch.einsum("bqhd,bkhd->bhqk", q, k).mul(q.shape[-1] ** -0.5).softmax(-1)
+    return float((weights * method.read_rows(q, k, v, site, cache, torch.arange(q.shape[1]))).sum(-1).mean())
+
+
+def drawn(layout, heads=4, key_heads=2, batch=2):
+    draw = torch.Generator().manual_seed(0)
+    shapes = [(batch, layout.length, count, 6) for count in (heads, key_heads, key_heads)]
+    return [torch.randn(shape, generator=draw, dtype=torch.float64) for shape in shapes]
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+def test_mass_is_that_of_dense_attention_outside_of_the_own_block(hidden):
+    layout = TokenLayout.of_grid(2, 4, 5, text=3)
+    q, k, _ = drawn(layout)
+    mask = None
+    if hidden:
+        mask = torch.ones(2, layout.length, dtype=torch.bool)
+        start = layout.grid_span[0]
+        mask[1, 0 if start else layout.length - 1] = False
+    site = Site.of_layout(layout, heads=4, role="joint", key_mask=mask)
+    blocks = METHOD.blocks_on(layout.grid)
+    queries = torch.tensor([0, 7, 21, 39])
+    found = key_mass(q, k, site, blocks, queries)
+    start, stop = layout.grid_span
+    order = blocks.permutation.order.tolist()
+    block_of = {token: place // 8 for place, token in enumerate(order)}
+    for row in range(2):
+        for head in range(4):
+            right = torch.zeros(layout.grid_length, dtype=torch.float64)
+            for query in queries.tolist():
+                scores = k[row, :, head // 2] @ q[row, start + query, head] * 6**-0.5
+                if mask is not None:
+                    scores = scores.masked_fill(~mask[row], -torch.inf)
+                for key, weight in enumerate(scores.softmax(0)[start:stop]):
+                    right[key] += weight * (block_of[key] != block_of[query])
+            torch.testing.assert_close(found[row, head], right / right.sum())
+
+
+def test_the_loss_of_the_choice_is_the_divergence_and_least_at_the_mass():
+    mass = torch.rand(2, 4, 9, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    mass[0, 0, 3] = 0
+    mass /= mass.sum(-1, keepdim=True)
+    of_key = mass.unflatten(1, (2, 2)).mean(2)
+    bias = torch.randn(2, 2, 9, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    sharpness = torch.tensor([0.3, -0.2], dtype=torch.float64)
+    told = (sharpness.exp()[:, None] * bias).softmax(-1)
+    rows = zip(of_key.flatten(0, 1), told.flatten(0, 1), strict=True)
+    right = [float(sum(p * (p / t).log() for p, t in zip(*row, strict=True) if p > 0)) for row in rows]
+    assert float(choice_loss(mass, bias, sharpness)) == pytest.approx(np.mean(right))
+    assert float(choice_loss(mass, (of_key + 1e-300).log() / sharpness.exp()[:, None], sharpness)) == pytest.approx(0)
+
+
+def test_training_adds_the_loss_of_the_choice_and_leaves_the_output():
+    layout = TokenLayout.of_grid(2, 4, 4)
+    q, k, v = drawn(layout)
+    site, cache = Site.of_layout(layout, heads=4), PatchCache()
+    module = torch.nn.Module()
+    module.to_q, module.to_v = torch.nn.Linear(3, 24).double(), torch.nn.Linear(3, 12).double()
+    learner = ChosenKeys(METHOD, factor=0.7)
+    learner.install(Place("site", "self", 0, 1, 4, module), cache)
+    own = PatchWeights.of(cache).at("block_select", "site")
+    own.map.data = torch.randn(own.map.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    weights = list(own.parameters())
+    out, plain = learner.attend(q, k, v, site, cache), METHOD.attend(q, k, v, site, cache)
+    assert torch.equal(out, plain)
+    blocks = METHOD.blocks_on(layout.grid)
+    loss = 0.7 * choice_loss(key_mass(q, k, site, blocks, torch.arange(32)), own(v), learner.sharpness["site"])
+    both = torch.autograd.grad(plain.square().sum() + loss, weights)
+    for one, other in zip(torch.autograd.grad(out.square().sum(), weights), both, strict=True):
+        torch.testing.assert_close(one, other)
+    with torch.no_grad():
+        assert torch.equal(learner.attend(q, k, v, site, cache), plain)
+    with pytest.raises(UsageError, match="score=keys"):
+        ChosenKeys(BlockSelect())
+
+
+def test_a_model_learns_which_keys_are_read(tiny_wan, tmp_path):
+    """The divergence falls, and the trained weights keep more of dense attention than untrained ones."""
+    pipeline = genkit.load(str(tiny_wan), "float32", "cpu")
+    stages = (Stage(0.0, sizes((5, 96, 96, 1.0))),)
+    task = KeysTask(pipeline, LatentPool(pipeline.vae, np.random.default_rng(0)), METHOD, stages=stages)
+    batch = task.draw(SIZE, 2, np.random.default_rng(1))
+    optimizer = torch.optim.Adam(task.parameters(), lr=0.05)
+    told = []
+    for _ in range(15):
+        loss = task(batch)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        told.append(task.probe()["choice"])
+    assert told[-1] < 0.9 * told[0]
+    file = task.save(tmp_path / "keys.safetensors")
+    task.patch.remove()
+    calls = []
+    with genkit.patch(pipeline, Taker(lambda *call: calls.append(call))):
+        task.predict(batch)
+    kept = {}
+    for name, settings in (("untrained", {"untrained": True}), ("trained", {"weights": str(file)})):
+        method = BlockSelect(score="keys", block=8, keep=2, **settings)
+        with genkit.patch(pipeline, method) as patch, torch.no_grad():
+            kept[name] = [mass_kept(method, call, patch.cache) for call in calls]
+    assert len(calls) > 1 and np.mean(kept["trained"]) > np.mean(kept["untrained"]) + 0.01
+    with pytest.raises(UsageError, match="--mass"):
+        KeysTask(pipeline, task.pool, METHOD, factor=-1.0)
