@@ -69,7 +69,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--at", default="3,6,9", help="steps whose queries and keys are looked at")
     parser.add_argument("--groups", default=",".join(VARIANTS), help="of methods, separated by commas")
     parser.add_argument("--repeat", type=int, default=3, help="times a call is timed")
+    parser.add_argument("--keys", type=Path, help="weights of block_select's score=keys, which is then measured, too")
+    parser.add_argument("--name", default="recall", help="of the report")
     parser.add_argument("--output", type=Path, default=RESULTS)
+
+
+#: Shares that ``--keys`` is measured at, by group.
+KEYS = {"a quarter": ("0.25",), "a tenth": ("0.1",)}
+
+
+def _variants(group: str, keys: Path | None) -> tuple[tuple[str, dict[str, str]], ...]:
+    shares = KEYS.get(group, ()) if keys else ()
+    more = tuple(("block_select", {"keep": keep, "score": "keys", "weights": str(keys)}) for keep in shares)
+    return (*VARIANTS[group], *more)
+
+
+def _cache(pipeline: Any, method: Any) -> Any:
+    """What a method computes with outside of a run: its weights, if it has some."""
+    import genkit
+    from genkit.attention.cache import PatchCache
+
+    if not getattr(method, "has_weights", False):
+        return PatchCache()
+    with genkit.patch(pipeline, method) as handle:
+        return handle.cache
 
 
 @dataclass
@@ -89,15 +112,16 @@ def run(options: argparse.Namespace) -> int:
     """Measure, print and write the report."""
     import genkit
     from genkit.attention import registry
+    from genkit.attention.cache import PatchCache
     from genkit.evaluation.toy import ClipRequest, draw_prompts, generate_clips
 
     pipeline = genkit.load(options.model)
     pipeline.set_progress_bar_config(disable=True)
     request = ClipRequest(*parse_size(options.size), options.steps, batch=1)
     wanted = [int(step) for step in options.at.split(",")]
-    groups = {name: VARIANTS[name] for name in options.groups.split(",")}
+    groups = {name: _variants(name, options.keys) for name in options.groups.split(",")}
     rows: dict[str, dict[str, Row]] = {name: {} for name in groups}
-    taken = taker(wanted)
+    taken, caches = taker(wanted), {}
     for index, (_, caption) in enumerate(draw_prompts("train", options.prompts, seed=77)):
         calls = taken()
         with genkit.patch(pipeline, calls, schedule=genkit.Schedule(branches="cond")):
@@ -107,15 +131,17 @@ def run(options: argparse.Namespace) -> int:
             for name, variants in groups.items():
                 for method, settings in variants:
                     built = registry.build(method, settings)
-                    row = rows[name].setdefault(built.describe(), Row())
-                    _measure(built, q, k, v, site, weights, row, options.repeat if number == 0 else 0)
+                    row = rows[name].setdefault(_told(built), Row())
+                    if built not in caches:
+                        caches[built] = _cache(pipeline, built)
+                    cache = caches[built] if getattr(built, "has_weights", False) else PatchCache()
+                    _measure(built, (q, k, v), site, weights, row, options.repeat if number == 0 else 0, cache)
         tell("prompts", index + 1, options.prompts)
     facts = environment()
     shown = {name: [_shown(method, row) for method, row in found.items()] for name, found in rows.items()}
     data = {"environment": facts, "model": options.model, "size": options.size, "steps": options.steps, "rows": shown}
-    report(
-        "recall", data | {"prompts": options.prompts, "at": wanted}, _text(options, facts, shown, site), options.output
-    )
+    data |= {"prompts": options.prompts, "at": wanted}
+    report(options.name, data, _text(options, facts, shown, site), options.output)
     return 0
 
 
@@ -148,22 +174,25 @@ def _weights(q, k):
     return scores.softmax(-1)
 
 
-def _pairs(method, q, k, site, cache):
+def _told(method: Any) -> str:
+    """The method without the place of its weights."""
+    return replace(method, weights=None).describe() if getattr(method, "weights", None) else method.describe()
+
+
+def _pairs(method, q, k, v, site, cache):
     """The pairs that are read, None where means are, too."""
     import torch
 
-    return None if method.name == "pyramid" else method.pair_rows(q, k, site, cache, torch.arange(q.shape[1]))
+    return None if method.name == "pyramid" else method.read_rows(q, k, v, site, cache, torch.arange(q.shape[1]))
 
 
-def _measure(method, q, k, v, site, weights, row: Row, repeat: int) -> None:
+def _measure(method, tensors, site, weights, row: Row, repeat: int, cache) -> None:
     """One call: mass kept, densities, error of the output; times where ``repeat`` is not 0."""
     import torch
 
-    from genkit.attention.cache import PatchCache
-
-    cache = PatchCache()
+    q, k, v = tensors
     with torch.no_grad():
-        pairs = _pairs(method, q, k, site, cache)
+        pairs = _pairs(method, q, k, v, site, cache)
         if pairs is not None:
             row.recall.append(float((weights * pairs).sum(-1).mean()))
         dense = torch.einsum("bhqk,bkhd->bqhd", weights, v)
@@ -179,7 +208,7 @@ def _measure(method, q, k, v, site, weights, row: Row, repeat: int) -> None:
             start = time.perf_counter()
             torch.nn.functional.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v)))
             row.dense.append(time.perf_counter() - start)
-            if hasattr(method, "blocks_on"):
+            if hasattr(method, "blocks_on") and getattr(method, "score", "") != "keys":
                 blocks = method.blocks_on(site.layout.grid)
                 moved = [x.index_select(1, blocks.permutation.order) for x in (q, k)]
                 start = time.perf_counter()

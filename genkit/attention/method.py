@@ -125,6 +125,9 @@ class Method:
         """Whether :meth:`install` needs a layer's number of heads before its first call."""
         return type(self).install is not Method.install
 
+    def check_weights(self) -> None:
+        """Raise UsageError where a patch of these settings is refused because nothing was trained."""
+
     def install(self, place: Place, cache: PatchCache) -> Iterable[Any]:
         """Called once per attention module when a patch is made: makes weights (see ``PatchWeights``), sets hooks.
 

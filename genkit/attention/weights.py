@@ -22,6 +22,8 @@ from genkit.reading import parse_json
 from genkit.reading.files import place
 from genkit.schema import read
 
+#: Settings that tell where a patch has its weights from, and nothing of how it attends.
+_OF_A_PATCH = ("weights", "untrained")
 FORMAT, VERSION = "genkit-attention-weights", "1"
 
 
@@ -48,7 +50,7 @@ class PatchWeights(nn.Module):
         if key in self.layers:
             raise UsageError(f"layer {site} already has weights of {method}: put the method on a layer once per patch")
         self.layers[key] = module
-        self.made_with[method] = {name: value for name, value in settings.items() if name != "weights"}
+        self.made_with[method] = {name: value for name, value in settings.items() if name not in _OF_A_PATCH}
 
     def at(self, method: str, site: str) -> nn.Module:
         """The weights of a method at a layer; KeyError without."""

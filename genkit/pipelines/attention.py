@@ -74,13 +74,15 @@ class Attention:
         if settings.recipe is not None:
             found = recipe(settings.recipe)
             method = found if schedule is None else found.with_schedule(schedule)
+            for part in method.parts:
+                part.method.check_weights()
             return cls(method, {}, None, ranges, False, settings.backend, first)
         args = settings.attention_args
         if args.get(WEIGHTS) not in (None, "none"):
             args = _with_weights(settings.attention, args, folder)
-        return cls(
-            registry.build(settings.attention, args), args, schedule, ranges, recommended, settings.backend, first
-        )  # fmt: skip
+        method = registry.build(settings.attention, args)
+        method.check_weights()
+        return cls(method, args, schedule, ranges, recommended, settings.backend, first)
 
     @staticmethod
     def needs_folder(settings: AttentionSettings) -> bool:

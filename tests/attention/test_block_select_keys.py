@@ -11,6 +11,7 @@ import genkit
 from genkit.attention.block_select import BlockSelect
 from genkit.attention.block_select.keys import KeyWeights, choose, key_bias
 from genkit.attention.cache import PatchCache
+from genkit.attention.registry import trained
 from genkit.attention.site import Place, Site
 from genkit.attention.weights import PatchWeights
 from genkit.errors import ArtifactError, UnsupportedError, UsageError
@@ -162,6 +163,8 @@ def test_a_model_trains_them_saves_them_and_takes_them_again(tmp_path):
     with genkit.patch(pipe, BlockSelect(**settings, weights=str(file))):
         again = pipe("a red circle", generator=torch.Generator().manual_seed(2), **call).frames
     assert (first == again).all() and not (first == plain).all()
+    told = trained("block_select", file)  # as commands read a file: its settings, and that it is trained
+    assert (told.score, told.keep, told.block, told.untrained, told.weights) == ("keys", 0.3, 8, False, str(file))
     with genkit.patch(pipe, BlockSelect(score="keys", keep=0.5, weights=str(file))):
         pass  # other densities and blocks take the same weights
     with pytest.raises(ArtifactError, match="does not fit"):

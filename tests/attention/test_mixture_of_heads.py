@@ -11,6 +11,7 @@ from genkit.attention.add_loss import AddLoss
 from genkit.attention.cache import PatchCache
 from genkit.attention.mixture_of_heads import MixtureOfHeads
 from genkit.attention.mixture_of_heads.router import Routers, route
+from genkit.attention.registry import trained
 from genkit.attention.site import Place, Site
 from genkit.attention.weights import PatchWeights
 from genkit.errors import ArtifactError, UnsupportedError, UsageError
@@ -149,6 +150,7 @@ def test_a_model_trains_its_routers_saves_them_and_takes_them_again(tmp_path):
     with genkit.patch(pipe, MixtureOfHeads(shared=1, keep=2, weights=str(file))):
         again = pipe("a red circle", generator=torch.Generator().manual_seed(2), **call).frames
     assert (first == again).all()
+    assert trained("mixture_of_heads", file) == MixtureOfHeads(shared=1, keep=2, weights=str(file))
     with pytest.raises(ArtifactError, match="does not fit"):
         genkit.patch(pipe, MixtureOfHeads(shared=2, keep=2, weights=str(file)))
     with pytest.raises(UsageError, match="5"):

@@ -70,6 +70,14 @@ def work(tmp_path, monkeypatch, tiny_wan):
 RADIAL = ["--attention", "radial"]
 WRONG = [
     # What the model does not have.
+    ("wan", ["--attention", "block_select", "--attention-args", "score=keys"], 2, "score=keys must be trained"),
+    ("wan", ["--attention", "mixture_of_heads"], 2, "its routers must be trained; give weights=FILE"),
+    (
+        "wan",
+        ["--attention", "sparse_linear", "--attention-args", "sparse=block_select score=keys"],
+        2,
+        "must be trained",
+    ),
     ("wan", [*RADIAL, "--schedule", "layers=99:"], 2, "schedule layers=99:: there are 2 layers"),
     ("wan", [*RADIAL, "--schedule", "layers=-9:"], 2, "there are 2 layers"),
     ("wan", [*RADIAL, "--schedule", "heads=99"], 2, "schedule heads=99: there are 2 heads"),

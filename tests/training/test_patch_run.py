@@ -217,7 +217,16 @@ def test_a_reference_is_not_recorded_while_activations_are_recomputed(tiny_wan, 
 
 
 def test_what_can_be_trained_is_found_in_its_room():
-    assert set(kinds()) == {"reference", "agent", "bias", "heads", "keys", "mixture_of_heads", "cross_modal_context"}
+    assert set(kinds()) == {
+        "reference",
+        "agent",
+        "bias",
+        "heads",
+        "keys",
+        "layers",
+        "mixture_of_heads",
+        "cross_modal_context",
+    }
     for name, kind in kinds().items():
         assert (
             kind.name == name
@@ -231,7 +240,7 @@ def test_what_can_be_trained_is_found_in_its_room():
     [
         (
             ["nope"],
-            "method: got 'nope', allowed: agent, bias, cross_modal_context, heads, keys, mixture_of_heads, reference",
+            "method: got 'nope', allowed: agent, bias, cross_modal_context, heads, keys, layers, ",
         ),
         (["agnet"], "did you mean 'agent'?"),
         (["agent", "--no-such"], "unrecognized arguments: --no-such"),

@@ -15,7 +15,7 @@ from genkit.errors import UsageError
 from genkit.layout import TokenLayout
 from genkit.training.data.world.clips import ClipSize, LatentPool
 from genkit.training.engine.curriculum import Stage
-from genkit.training.routing.gates import GatedHeads
+from genkit.training.routing.gates import Draws, GatedHeads, GatedLayers
 from genkit.training.routing.layers import calibration, errors_of, layer_errors
 from genkit.training.routing.table import (
     dense_layers,
@@ -26,6 +26,7 @@ from genkit.training.routing.table import (
     write_recipe,
 )  # fmt: skip
 from genkit.training.tasks.heads import HeadsTask
+from genkit.training.tasks.layers import LayersTask, temperature
 from genkit.training.toys.video.model import sizes
 
 SIZE = ClipSize(5, 96, 96)
@@ -134,6 +135,77 @@ def test_gates_learn_and_become_a_recipe(pipeline, tmp_path):
         assert patch.report().ran == len({site for site in patch.sites})
     assert sparse == total - round(0.5 * total)
     assert all(part.method == WINDOW for part in found.parts)
+
+
+def test_layers_are_open_or_closed_for_every_sample_with_the_gradient_of_the_soft_decision():
+    layout = TokenLayout.of_grid(2, 4, 4)
+    site, cache, module = Site.of_layout(layout, heads=3), PatchCache(), torch.nn.Linear(2, 2).double()
+    draws = Draws(temperature=1.3)
+    method = GatedLayers(WINDOW, draws)
+    method.install(Place(site.name, "self", 5, 9, 3, module), cache)
+    own = PatchWeights.of(cache).at("gated_layers", site.name)
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(3, layout.length, 3, 4, generator=generator, dtype=torch.float64) for _ in range(3))
+    full, sparse = dense_attention(q, k, v, None, None), WINDOW.attend(q, k, v, site, PatchCache())
+    assert torch.equal(method.attend(q, k, v, site, cache), full)  # it begins open
+    with torch.no_grad():
+        own.logit.fill_(-0.1)
+    assert torch.equal(method.attend(q, k, v, site, cache), sparse)
+    draws.noise = {5: torch.tensor([0.3, -0.2, 2.0]), 4: torch.zeros(3)}
+    out = method.attend(q, k, v, site, cache)
+    assert torch.equal(out[0], full[0]) and torch.equal(out[1], sparse[1]) and torch.equal(out[2], full[2])
+    push = torch.randn(out.shape, generator=generator, dtype=torch.float64)
+    (found,) = torch.autograd.grad((out * push).sum(), own.logit)
+    soft = ((own.logit.detach() + draws.noise[5].double()) / 1.3).sigmoid()
+    right = ((push * (full - sparse)).sum((1, 2, 3)) * soft * (1 - soft) / 1.3).sum()
+    torch.testing.assert_close(found, right)
+    draws.draw([5], 2000, torch.Generator().manual_seed(1))
+    first = draws.noise[5]
+    share = float(method.decided(own, 2000).detach().mean())
+    assert share == pytest.approx(1 / (1 + np.exp(0.1)), abs=0.04)  # Gumbel noise: open as often as the sigmoid says
+    draws.draw([5], 2000, torch.Generator().manual_seed(1))
+    assert torch.equal(first, draws.noise[5])
+    assert [temperature(at) for at in (0.0, 0.3, 0.6, 1.0)] == pytest.approx([1.5, 1.25, 1.0, 1.0])
+
+
+def test_layers_close_until_the_share_is_reached_and_become_a_recipe(pipeline, tmp_path):
+    def made(seed):
+        pool = LatentPool(pipeline.vae, np.random.default_rng(0))
+        task = LayersTask(pipeline, pool, WINDOW, 0.5, stages=(Stage(0.0, sizes((5, 96, 96, 1.0))),))
+        task.seed = seed
+        return task
+
+    task = made(3)
+    batch = task.draw(SIZE, 2, np.random.default_rng(1))
+    with torch.no_grad():
+        assert float(task(batch)) == pytest.approx(0.5 + 0.25, abs=1e-6)  # all open: the dense model, half too few
+    assert float(task(batch).detach()) == float(task(batch).detach())  # the seed decides what is drawn
+    (slope,) = torch.autograd.grad(task(batch), task.push)
+    task.seed = 3
+    closed = 1 - torch.stack([task.gated.decided(each, 2) for each in task.weights.layers.values()]).detach().mean()
+    off = closed - 0.5
+    torch.testing.assert_close(slope, -torch.stack([off.abs(), off.square()]).to(slope))
+    optimizer = torch.optim.Adam(task.parameters(), lr=0.5)
+    for number in range(40):
+        task.seed = number
+        loss = task(batch)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    logits = task.logits()
+    assert min(logits.values()) < 2.0 and task.probe()["logit"] < 4.5
+    task.save(tmp_path / "layers.safetensors")
+    task.patch.remove()
+    full = task.full()
+    assert len(full) == len(logits) - round(0.5 * len(logits))
+    assert min(logits[layer] for layer in full) >= max(logits[layer] for layer in logits if layer not in full)
+    found = genkit.recipe(str(tmp_path / "layers.yaml"))
+    with genkit.patch(pipeline, found) as patch:
+        task.predict(batch)
+        assert {layer.layer for layer in patch.layers.values()} == set(logits) - set(full)
+    for share in (0, 1.1, True, float("nan")):
+        with pytest.raises(UsageError, match="--sparsity"):
+            LayersTask(pipeline, task.pool, WINDOW, share)
 
 
 def test_gates_refuse_what_cannot_be_their_sparse_branch(pipeline):

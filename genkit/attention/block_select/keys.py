@@ -14,7 +14,7 @@ from genkit.attention.grid_blocks import GridBlocks, share_of_all
 from genkit.attention.keep import kept
 from genkit.attention.site import Place, Site, base_layer
 from genkit.attention.weights import PatchWeights, like
-from genkit.errors import UnsupportedError, UsageError
+from genkit.errors import UnsupportedError
 from genkit.kernels import BlockPlan, block_sparse_attention
 from genkit.kernels.plan.bias import LowRank
 from genkit.layout import TokenLayout
@@ -64,16 +64,6 @@ class KeyWeights(nn.Module):
         rest = math.log(2) * self.amplitude.to(v.device)[:, None]
         found = key_bias(self.amplitude, self.map, v)
         return found - rest.to(found)
-
-
-def install(method: BlockSelect, place: Place, cache: PatchCache) -> None:
-    """Make the weights of a layer; refused without trained ones, unless they are to be trained."""
-    if method.weights is None and not method.untrained:
-        raise UsageError(
-            f"{method.name}.score=keys must be trained; give weights=FILE (made by scripts/train_patch.py keys), "
-            f"untrained=true to train it, or another score"
-        )
-    PatchWeights.of(cache).put(method.name, place.name, KeyWeights(place), method.settings())
 
 
 def bias_of(method: BlockSelect, v: torch.Tensor, site: Site, cache: PatchCache) -> torch.Tensor:

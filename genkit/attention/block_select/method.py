@@ -22,6 +22,7 @@ from genkit.attention.registry import register
 from genkit.attention.scored import WithBias
 from genkit.attention.site import Place, Site
 from genkit.attention.static import check_tokens
+from genkit.attention.weights import PatchWeights
 from genkit.errors import UsageError
 from genkit.kernels import BlockPlan, block_sparse_attention
 from genkit.kernels.scores.estimate import pooled_scores
@@ -175,8 +176,17 @@ class BlockSelect(WithBias):
     def install(self, place: Place, cache: PatchCache) -> Iterable[Any]:
         """See :meth:`Method.install`: makes the weights of ``keys``, or those of a learned bias."""
         if self.score == "keys":
-            keys.install(self, place, cache)
+            self.check_weights()
+            PatchWeights.of(cache).put(self.name, place.name, keys.KeyWeights(place), self.settings())
         return super().install(place, cache)
+
+    def check_weights(self) -> None:
+        """See :meth:`Method.check_weights`."""
+        if self.score == "keys" and self.weights is None and not self.untrained:
+            raise UsageError(
+                f"{_OWNER}.score=keys must be trained; give weights=FILE (made by scripts/train_patch.py keys), "
+                f"untrained=true to train it, or another score"
+            )
 
     @property
     def heads_apart(self) -> bool:

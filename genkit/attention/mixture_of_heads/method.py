@@ -97,13 +97,17 @@ class MixtureOfHeads(WithScale):
         """See :attr:`Method.needs_heads`."""
         return True
 
-    def install(self, place: Place, cache: PatchCache) -> Iterable[Any]:
-        """Make the routers of a layer; refused without trained ones, unless they are to be trained."""
+    def check_weights(self) -> None:
+        """See :meth:`Method.check_weights`."""
         if self.weights is None and not self.untrained:
             raise UsageError(
                 f"{_OWNER}: its routers must be trained; give weights=FILE (made by scripts/train_patch.py {_OWNER}), "
                 f"or untrained=true to train them"
             )
+
+    def install(self, place: Place, cache: PatchCache) -> Iterable[Any]:
+        """Make the routers of a layer; refused without trained ones, unless they are to be trained."""
+        self.check_weights()
         routers = Routers(place, self.split(place.heads)[0])
         PatchWeights.of(cache).put(self.name, place.name, routers, self.settings())
         return ()

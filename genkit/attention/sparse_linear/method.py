@@ -112,6 +112,10 @@ class SparseLinear(Method):
         PatchWeights.of(cache).put(self.name, place.name, own, self.settings())
         return self.part.install(place, cache)
 
+    def check_weights(self) -> None:
+        """See :meth:`Method.check_weights`: the sparse part's."""
+        self.part.check_weights()
+
     def ready(self, cache: PatchCache) -> None:
         """See :meth:`Method.ready`; the sparse part's, too."""
         super().ready(cache)

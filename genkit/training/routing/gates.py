@@ -1,9 +1,9 @@
-"""A gate per head between full and sparse attention: what is trained to find the heads that see far."""
+"""Gates between full and sparse attention, per head or per layer: what is trained to find those that see far."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -15,6 +15,9 @@ from genkit.attention.site import Place, Site
 from genkit.attention.static import dense_attention
 from genkit.attention.weights import PatchWeights, like
 from genkit.errors import UsageError
+
+#: First logit of a layer gate: almost surely open.
+OPEN = 4.5
 
 
 class Gates(nn.Module):
@@ -28,23 +31,17 @@ class Gates(nn.Module):
 
 
 @dataclass(frozen=True)
-class GatedHeads(Method):
-    """``gate * full + (1 - gate) * sparse`` per head: only for training, since both branches run.
-
-    Both see the layer's own queries, keys and values. (In DuoAttention's code the full branch of a layer is that of an
-    untouched model, so that a layer with open gates repeats it whatever the layers before did.)
+class Mixed(Method):
+    """``gate * full + (1 - gate) * sparse``: only for training, since both branches run. Both see the layer's own
+    queries, keys and values. Subclasses give :meth:`install` and :meth:`gate`.
 
     Args:
-        sparse: the method that heads with closed gates get; one without weights of its own.
-
-    Source: DuoAttention: Efficient Long-Context LLM Inference with Retrieval and Streaming Heads, arXiv 2410.10819.
+        sparse: the method behind closed gates; one without weights of its own.
     """
 
     sparse: Method
 
-    name: ClassVar[str] = "gated_heads"
     trainable: ClassVar[bool] = True
-    source: ClassVar[str] = "DuoAttention, arXiv 2410.10819"
 
     def __post_init__(self):
         if not self.sparse.trainable or self.sparse.needs_heads or self.sparse.adds:
@@ -62,10 +59,9 @@ class GatedHeads(Method):
         """As the sparse branch."""
         return super().why_not(site) or self.sparse.why_not(site)
 
-    def install(self, place: Place, cache: PatchCache) -> Iterable[Any]:
-        """Make the gates of a layer."""
-        PatchWeights.of(cache).put(self.name, place.name, Gates(place), {"sparse": self.sparse.describe()})
-        return ()
+    def gate(self, q: torch.Tensor, own: Any) -> torch.Tensor:
+        """The gates of a call from the weights of its layer, broadcast to q (B, N, H, D)."""
+        raise TypeError(f"{type(self).__name__} defines no gate()")
 
     def attend(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, site: Site, cache: PatchCache
@@ -75,10 +71,93 @@ class GatedHeads(Method):
         if sparse is None:
             return None
         full = dense_attention(q, k, v, site.scale, site.key_mask)
-        gates: Any = PatchWeights.of(cache).at(self.name, site.name)
-        gate = gates.gate.to(q)[:, None]
+        gate = self.gate(q, PatchWeights.of(cache).at(self.name, site.name)).to(q)
         return gate * full + (1 - gate) * sparse
 
     def density(self, site: Site, cache: PatchCache) -> Density | None:
         """That of the sparse branch."""
         return self.sparse.density(site, cache)
+
+
+@dataclass(frozen=True)
+class GatedHeads(Mixed):
+    """A gate per head, see :class:`Mixed`. (In DuoAttention's code the full branch of a layer is that of an untouched
+    model, so that a layer with open gates repeats it whatever the layers before did.)
+
+    Source: DuoAttention: Efficient Long-Context LLM Inference with Retrieval and Streaming Heads, arXiv 2410.10819.
+    """
+
+    name: ClassVar[str] = "gated_heads"
+    source: ClassVar[str] = "DuoAttention, arXiv 2410.10819"
+
+    def install(self, place: Place, cache: PatchCache) -> Iterable[Any]:
+        """Make the gates of a layer."""
+        PatchWeights.of(cache).put(self.name, place.name, Gates(place), {"sparse": self.sparse.describe()})
+        return ()
+
+    def gate(self, q: torch.Tensor, own: Any) -> torch.Tensor:
+        """See :meth:`Mixed.gate`."""
+        return own.gate[:, None]
+
+
+class LayerGate(nn.Module):
+    """The gate of a layer: ``logit``, a scalar for full attention over sparse. ``layer``: its number."""
+
+    def __init__(self, place: Place):
+        super().__init__()
+        self.layer = place.layer
+        source = place.projections.q if place.projections.q is not None else place.module
+        self.logit = nn.Parameter(torch.full((), OPEN, **like(source)))
+
+
+@dataclass
+class Draws:
+    """What decisions of layers are drawn with, set before every training step.
+
+    Args:
+        temperature: of the soft decision, whose gradient is taken.
+        noise: layer -> (B,) differences of two Gumbel draws, one decision per layer and sample; empty: the gate's sign
+            decides.
+    """
+
+    temperature: float = 1.0
+    noise: dict[int, torch.Tensor] = field(default_factory=dict)
+
+    def draw(self, layers: Iterable[int], count: int, generator: torch.Generator) -> None:
+        """Fresh noise; a generator decides it. The same for the forward pass and its repetition under checkpointing."""
+        self.noise = {layer: torch.rand(count, generator=generator).clamp(1e-6, 1 - 1e-6).logit() for layer in layers}
+
+
+@dataclass(frozen=True)
+class GatedLayers(Mixed):
+    """A gate per layer, open or closed for every sample: drawn with Gumbel noise, its gradient that of the soft
+    decision (straight-through).
+
+    Args:
+        sparse: see :class:`Mixed`.
+        draws: temperature and noise.
+
+    Source: Flux Attention: Context-Aware Hybrid Attention for Efficient LLMs Inference. There a small network decides
+    from a layer's queries; here a number per layer, which a recipe can hold.
+    """
+
+    draws: Draws = field(default_factory=Draws, compare=False, repr=False)
+
+    name: ClassVar[str] = "gated_layers"
+    source: ClassVar[str] = "Flux Attention"
+
+    def install(self, place: Place, cache: PatchCache) -> Iterable[Any]:
+        """Make the gate of a layer."""
+        PatchWeights.of(cache).put(self.name, place.name, LayerGate(place), {"sparse": self.sparse.describe()})
+        return ()
+
+    def gate(self, q: torch.Tensor, own: Any) -> torch.Tensor:
+        """See :meth:`Mixed.gate`: ones and zeros."""
+        return self.decided(own, len(q))[:, None, None, None]
+
+    def decided(self, own: LayerGate, count: int) -> torch.Tensor:
+        """(B,) ones for full attention and zeros for sparse, with the gradient of the soft decision."""
+        noise = self.draws.noise.get(own.layer)
+        level = own.logit.expand(count) if noise is None else own.logit + noise.to(own.logit)
+        soft = (level / self.draws.temperature).sigmoid()
+        return (level > 0).to(soft) + (soft - soft.detach())
