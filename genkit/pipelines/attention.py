@@ -80,9 +80,9 @@ class Attention:
         args = settings.attention_args
         if args.get(WEIGHTS) not in (None, "none"):
             args = _with_weights(settings.attention, args, folder)
-        method = registry.build(settings.attention, args)
-        method.check_weights()
-        return cls(method, args, schedule, ranges, recommended, settings.backend, first)
+        built = registry.build(str(settings.attention), args)
+        built.check_weights()
+        return cls(built, args, schedule, ranges, recommended, settings.backend, first)
 
     @staticmethod
     def needs_folder(settings: AttentionSettings) -> bool:
