@@ -74,7 +74,7 @@ WRONG = [
     ("wan", ["--attention", "mixture_of_heads"], 2, "its routers must be trained; give weights=FILE"),
     (
         "wan",
-        ["--attention", "sparse_linear", "--attention-args", "sparse=block_select score=keys"],
+        ["--attention", "sparse_linear", "--attention-args", "sparse=block_select score=keys,keys=all"],
         2,
         "must be trained",
     ),

@@ -92,7 +92,8 @@ def test_training_adds_the_loss_of_the_choice_and_leaves_the_output():
     out, plain = learner.attend(q, k, v, site, cache), METHOD.attend(q, k, v, site, cache)
     assert torch.equal(out, plain)
     blocks = METHOD.blocks_on(layout.grid)
-    loss = 0.7 * choice_loss(key_mass(q, k, site, blocks, torch.arange(32)), own(v), learner.sharpness["site"])
+    loss = 0.7 * choice_loss(key_mass(q, k, site, blocks, torch.arange(32)), own.ranks(v), learner.sharpness["site"])
+    assert torch.autograd.grad(loss, own.amplitude, allow_unused=True, retain_graph=True) == (None,)
     both = torch.autograd.grad(plain.square().sum() + loss, weights)
     for one, other in zip(torch.autograd.grad(out.square().sum(), weights), both, strict=True):
         torch.testing.assert_close(one, other)

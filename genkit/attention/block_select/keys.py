@@ -39,7 +39,7 @@ def key_bias(amplitude: torch.Tensor, weight: torch.Tensor, v: torch.Tensor) -> 
 
 
 class KeyWeights(nn.Module):
-    """Trainable weights of a layer: ``amplitude`` (Hk,), one at first, and ``map`` (Hk, C), zero at first.
+    """Trainable weights of a layer: ``amplitude`` (Hk,), 0.1 at first, and ``map`` (Hk, C), zero at first.
 
     What they give is counted from its value at ``map = 0``, so that untrained weights change nothing and keys without
     a bias (text) keep their share.
@@ -56,8 +56,12 @@ class KeyWeights(nn.Module):
         channels = values.out_features
         heads = place.heads * channels // getattr(queries, "out_features", channels)
         kind = like(values)
-        self.amplitude = nn.Parameter(torch.ones(heads, **kind))
+        self.amplitude = nn.Parameter(torch.full((heads,), 0.1, **kind))
         self.map = nn.Parameter(torch.zeros(heads, channels, **kind))
+
+    def ranks(self, v: torch.Tensor) -> torch.Tensor:
+        """(B, Hk, N): what orders keys as the bias does, and of the amplitude knows the sign alone."""
+        return key_bias(self.amplitude.detach().sign(), self.map, v)
 
     def forward(self, v: torch.Tensor) -> torch.Tensor:
         """The bias (B, Hk, N) of keys with the values v (B, N, Hk, D)."""

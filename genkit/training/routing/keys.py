@@ -44,15 +44,14 @@ def key_mass(q: torch.Tensor, k: torch.Tensor, site: Site, blocks: GridBlocks, q
     return mass / mass.sum(-1, keepdim=True).clamp(min=torch.finfo(wide).tiny)
 
 
-def choice_loss(mass: torch.Tensor, bias: torch.Tensor, sharpness: torch.Tensor) -> torch.Tensor:
-    """Mean over rows and heads of the Kullback-Leibler divergence from the mass (B, H, N) to ``softmax(s bias)``.
+def choice_loss(mass: torch.Tensor, ranks: torch.Tensor, sharpness: torch.Tensor) -> torch.Tensor:
+    """Mean over rows and heads of the Kullback-Leibler divergence from the mass (B, H, N) to ``softmax(s ranks)``.
 
     Args:
-        bias: (B, Hk, N); query heads that share a key head are averaged. sharpness: (Hk,) logarithm of s: the bias is
-            in logits that are added to scores, masses may want a larger range.
+        ranks: (B, Hk, N); query heads that share a key head are averaged. sharpness: (Hk,) logarithm of s.
     """
-    mass = mass.unflatten(1, (bias.shape[1], -1)).mean(2)
-    told = (sharpness.exp()[:, None] * bias).log_softmax(-1)
+    mass = mass.unflatten(1, (ranks.shape[1], -1)).mean(2)
+    told = (sharpness.exp()[:, None] * ranks).log_softmax(-1)
     return (torch.special.xlogy(mass, mass) - mass * told).sum(-1).mean()
 
 
@@ -60,8 +59,9 @@ def choice_loss(mass: torch.Tensor, bias: torch.Tensor, sharpness: torch.Tensor)
 class ChosenKeys(Method):
     """``block_select(score=keys)`` that learns from how much dense attention reads every key: only for training.
 
-    The choice itself has no gradient. Its weights learn twice: from the output, through the bias that chosen keys get,
-    and from the mass of every key, whose loss is added in the backward pass.
+    The choice itself has no gradient. The map learns from the mass of every key, whose loss is added in the backward
+    pass, and from the output, through the bias; the amplitude from the output alone: dense attention counts a key that
+    is read much already, and a bias as large as its mass would count it twice.
 
     Args:
         method: with ``score="keys"`` and ``untrained``.
@@ -109,8 +109,8 @@ class ChosenKeys(Method):
         count = stop - start
         queries = torch.arange(0, count, max(1, count // QUERIES), device=q.device)
         own: Any = PatchWeights.of(cache).at(self.method.name, site.name)
-        bias = own(v[:, start:stop].detach())
-        loss = choice_loss(key_mass(q, k, site, blocks, queries), bias, self.sharpness[_plain(site.name)])
+        ranks = own.ranks(v[:, start:stop].detach())
+        loss = choice_loss(key_mass(q, k, site, blocks, queries), ranks, self.sharpness[_plain(site.name)])
         self.errors[site.name] = loss.detach()
         return AddLoss.apply(out, self.factor * loss)
 
