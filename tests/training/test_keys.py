@@ -118,6 +118,10 @@ def test_a_model_learns_which_keys_are_read(tiny_wan, tmp_path):
         optimizer.step()
         told.append(task.probe()["choice"])
     assert told[-1] < 0.9 * told[0]
+    for each in task.weights.layers.values():
+        each.amplitude.data.fill_(-0.2)
+    task(batch)
+    assert all((each.amplitude > 0).all() for each in task.weights.layers.values())  # the order is never turned round
     file = task.save(tmp_path / "keys.safetensors")
     task.patch.remove()
     calls = []

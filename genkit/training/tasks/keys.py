@@ -21,6 +21,7 @@ from genkit.training.tasks.base import Noised
 from genkit.training.tasks.kind import TaskKind
 
 FACTOR = 1.0
+LEAST = 1e-3
 
 
 class KeysTask(AgentTask):
@@ -49,8 +50,12 @@ class KeysTask(AgentTask):
         self.chosen, self.sharpness = (chosen,), chosen.sharpness
 
     def forward(self, batch: Noised) -> torch.Tensor:
-        """See the class; the second loss is added in the backward pass and not in the value."""
+        """See the class; the second loss is added in the backward pass and not in the value. Amplitudes stay above zero
+        between steps: with the other sign the order of the keys, which the second loss teaches, would be turned round."""
+        layers: Any = self.weights.layers.values()
         with torch.no_grad():
+            for each in layers:
+                each.amplitude.clamp_(min=LEAST)
             wanted = self.predict(batch, self.dense[0])
         error = (self.predict(batch) - wanted).square().mean() / wanted.var()
         return self.connected(error) + 0.0 * sum(each.sum() for each in self.sharpness.values())
