@@ -50,7 +50,7 @@ class KeysTask(AgentTask):
         self.chosen, self.sharpness = (chosen,), chosen.sharpness
 
     def forward(self, batch: Noised) -> torch.Tensor:
-        """See the class; the second loss is added in the backward pass and not in the value. Amplitudes stay above zero:
+        """See the class; the second loss is added in the backward pass and not in the value. Amplitudes stay positive:
         with the other sign the order of the keys, which the second loss teaches, would be turned round."""
         layers: Any = self.weights.layers.values()
         with torch.no_grad():
