@@ -9,6 +9,10 @@ Every kernel is compiled through its real launch path for every target. Of each 
   (NVIDIA); single loads on AMD;
 * fences: memory barriers per step; the matrix instructions; registers, bytes of stack (AMD: spilled registers), shared.
 
+Beside ours: a plain dense forward pass in Triton (``tests/aot/dense.py``), and FlexAttention's own templates with the
+tiles that torch takes by default, windows on three axes deciding about partial blocks, rendered from the installed torch
+and compiled by the same Triton. A loop inside a step, over the ranks of a bias, counts as often as it is walked.
+
 Tiles are queries x keys, warps, stages. Fewer instructions are not always less time: only ``kernels_gpu`` measures
 that.
 """
@@ -22,11 +26,13 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import benchmarks.environment
 from benchmarks.environment import environment, report, table
 
 ROOT = Path(__file__).parents[2]
 #: Head sizes of known models; all but 64 and 128 are compiled with one rule only.
 DIMS = (40, 48, 64, 72, 80, 96, 112, 128, 160, 192, 256)
+_SLOTS = "instructions x warps / 1,024 scores"
 TARGETS = ("sm_80", "sm_89", "sm_90", "sm_100", "sm_120", "gfx942", "gfx950")
 
 
@@ -40,7 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Compile, read and write ``benchmarks/results/<output>.json`` and ``.md``. Five minutes of a core a target."""
+    """Compile, read and write ``benchmarks/results/<output>_<target>.json`` and ``.md`` of every target, and
+    ``<output>.md`` and ``.json`` with what matters of all that there are. Ten minutes of a core a target."""
     targets, dims = options.target or TARGETS, options.dim or (128, 64)
     with ThreadPoolExecutor(options.processes) as pool:
         found = dict(zip(targets, pool.map(lambda target: _measure(target, dims), targets), strict=True))
@@ -48,10 +55,17 @@ def run(options: argparse.Namespace) -> int:
     if failed:
         print(f"compiling failed for {', '.join(failed)}: nothing written", file=sys.stderr)
         return 1
-    rows = [row for target in targets for row in found[target]]
     facts = environment()
-    report(options.output, {"environment": facts, "rows": rows}, _markdown(rows, facts))
+    for target, rows in found.items():
+        report(f"{options.output}_{target}", {"environment": facts, "rows": rows}, _page(target, rows, facts))
+    known = {target: data for target in TARGETS if (data := _written(f"{options.output}_{target}"))}
+    report(options.output, {"summary": _summary(known)}, _overview(options.output, known))
     return 0
+
+
+def _written(name: str) -> dict | None:
+    path = benchmarks.environment.RESULTS / f"{name}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
 def _measure(target: str, dims: tuple[int, ...]) -> list[dict] | None:
@@ -61,11 +75,62 @@ def _measure(target: str, dims: tuple[int, ...]) -> list[dict] | None:
     return None if done.returncode else [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def _markdown(rows: list[dict], facts: dict) -> str:
+def _page(target: str, rows: list[dict], facts: dict) -> str:
+    lines = [f"# What the GPU kernels are made of on {target}", "", *__doc__.strip().splitlines()[2:], "", _told(facts)]
+    mine = [{k: v for k, v in row.items() if k != "target"} for row in rows]
+    return "\n".join([*lines, "", table(mine)]) + "\n"
+
+
+def _told(facts: dict) -> str:
     versions = ", ".join(f"{name} {facts['versions'][name]}" for name in ("triton", "torch"))
-    lines = ["# What the GPU kernels are made of", "", *__doc__.strip().splitlines()[2:], ""]
-    lines += [f"Compiled with {versions}; commit {facts['commit']}. No kernel ran."]
-    for target in dict.fromkeys(row["target"] for row in rows):
-        mine = [{k: v for k, v in row.items() if k != "target"} for row in rows if row["target"] == target]
-        lines += ["", f"## {target}", "", table(mine)]
+    return f"Compiled with {versions}; commit {facts['commit']}. No kernel ran."
+
+
+def _summary(known: dict[str, dict]) -> list[dict]:
+    """Instructions times warps per 1,024 scores of full blocks and of those decided pair by pair, for every target."""
+    rows = []
+    for target, data in known.items():
+        for dim in dict.fromkeys(_dim(row["kernel"]) for row in data["rows"]):
+            row: dict = {"target": target, "D": dim}
+            for title, kernel, loops in _COLUMNS:
+                row[title] = _cell(data["rows"], kernel.format(dim=dim), loops)
+            row["most stack, ours"] = max(
+                (r["stack"] for r in data["rows"] if "Flex" not in r["kernel"] and _dim(r["kernel"]) == dim), default="-"
+            )
+            rows.append(row)
+    return rows
+
+
+#: Title, kernel (of several the least, TMA or not), and its loops.
+_COLUMNS = (
+    ("forward", "forward D={dim} bf16, box rule", ("full", "box")),
+    ("dense forward", "dense forward D={dim} bf16", ("all",)),
+    ("Flex forward", "FlexAttention forward D={dim} bf16, rule of three axes", ("full", "rule")),
+    ("dQ", "dq D={dim} bf16, box rule", ("full", "box")),
+    ("Flex dQ", "FlexAttention backward D={dim} bf16, rule of three axes", ("dQ: full", "dQ: rule")),
+    ("dK/dV", "dkv D={dim} bf16, box rule", ("full", "box")),
+    ("Flex dK/dV", "FlexAttention backward D={dim} bf16, rule of three axes", ("dK and dV: full", "dK and dV: rule")),
+)
+
+
+def _dim(kernel: str) -> int:
+    return int(kernel.partition("D=")[2].split()[0].strip(","))
+
+
+def _cell(rows: list[dict], kernel: str, loops: tuple[str, ...]) -> str:
+    found = []
+    for loop in loops:
+        mine = [row for row in rows if row["kernel"] in (kernel, f"{kernel}, TMA") and row["loop"] == loop]
+        best = min(mine, key=lambda row: row[_SLOTS], default=None)
+        # an exponential twice is a score twice
+        found.append("-" if best is None else f"{best[_SLOTS]}{' (2x)' * (best['exp2 / score'] > 1.4)}")
+    return ", ".join(found)
+
+
+def _overview(name: str, known: dict[str, dict]) -> str:
+    lines = ["# What the GPU kernels are made of", "", "Instructions times warps per 1,024 scores of a step, bf16: full"]
+    lines[-1] += " blocks, then blocks decided pair by pair by windows on three axes (dense: every block). Every loop,"
+    lines[-1] += " registers, stack and what the columns mean: one page a target. (2x): every score is computed twice."
+    lines += ["", table(_summary(known)), ""]
+    lines += [f"* [{target}]({name}_{target}.md): {_told(data['environment'])}" for target, data in known.items()]
     return "\n".join(lines) + "\n"

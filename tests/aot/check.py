@@ -43,7 +43,7 @@ def launches(arch: str, full: bool):
 
 
 def _loops_over_budget(arch: str, variant: Variant | None, compiled) -> list[str]:
-    if variant is None or not variant.copies(arch) or variant.specialised:
+    if variant is None or variant.specialised or not (variant.copies(arch) or variant.heavy):
         return []
     return over_budget(arch, variant, variant.tile(arch), hot_loops(assembly(compiled)))
 

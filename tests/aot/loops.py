@@ -21,6 +21,7 @@ _LABEL = re.compile(r"^\s*(\.L\w+):")
 _NVIDIA = re.compile(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:\{\s*)?(?:@!?U?P\w+\s+)?([A-Z][\w.]*)(.*)")
 _AMD = re.compile(r"^\s+([a-z]\w+)(.*)")
 _PRODUCT = re.compile(r"[HI]GMMA|[HI]MMA|UTC\w*MMA|v_mfma")
+_EXPONENTIAL = re.compile(r"MUFU\.EX2|v_exp_f32")
 _LEAVES = ("EXIT", "s_endpgm")
 
 
@@ -32,9 +33,9 @@ class Line(NamedTuple):
 
 
 class Loop(NamedTuple):
-    """One innermost loop with matrix products, in the order of the kernel's source.
+    """One innermost loop with matrix products and exponentials, in the order of the kernel's source.
 
-    ``exponentials``: exp2 per thread. ``products``: matrix instructions by name. ``in_flight``: at the wait that lets
+    ``nested``: instructions of loops inside it, which it walks several times a step. ``exponentials``: exp2 per thread. ``products``: matrix instructions by name. ``in_flight``: at the wait that lets
     fewest through, how many groups of asynchronous copies (NVIDIA) or single loads (AMD) may still be under way, None
     when nothing is copied asynchronously; ``bulk`` that the copies are TMA's, which wait on barriers in memory.
     ``fences``: memory barriers; ``stack``: instructions that reach for spilled registers.
@@ -47,10 +48,12 @@ class Loop(NamedTuple):
     bulk: bool
     fences: int
     stack: int
+    nested: int = 0
 
-    def slots(self, warps: int, scores: int) -> float:
-        """Instructions times warps per 1,024 scores, for a step of ``scores`` of them."""
-        return self.instructions * warps * 1024 / scores
+    def slots(self, warps: int, scores: int, trips: int = 1) -> float:
+        """Instructions times warps per 1,024 scores, for a step of ``scores`` of them that walks the loops inside it
+        ``trips`` times."""
+        return (self.instructions + (trips - 1) * self.nested) * warps * 1024 / scores
 
     def exponentials_per_score(self, threads: int, scores: int) -> float:
         """1 when nothing is computed twice; the forward pass needs one more per row and step."""
@@ -74,11 +77,16 @@ def assembly(compiled) -> str:
 
 
 def hot_loops(text: str) -> list[Loop]:
-    """The innermost loops with matrix products of a kernel's assembly."""
+    """The innermost loops with matrix products and exponentials of a kernel's assembly."""
     lines, labels = _parse(text)
-    spans = [span for span in _spans(lines, labels) if _does_products(lines[slice(*span)])]
-    inner = [s for s in spans if not any(t != s and s[0] <= t[0] and t[1] <= s[1] for t in spans)]
-    return [_describe(lines[slice(*span)]) for span in sorted(set(inner))]
+    loops = sorted(set(_spans(lines, labels)))
+    spans = [span for span in loops if _does_products(lines[slice(*span)])]
+    inner = [s for s in spans if not any(_inside(t, s) for t in spans)]
+    return [_describe(lines, span, [s for s in loops if _inside(s, span)]) for span in inner]
+
+
+def _inside(span: tuple[int, int], other: tuple[int, int]) -> bool:
+    return span != other and other[0] <= span[0] and span[1] <= other[1]
 
 
 def _parse(text: str) -> tuple[list[Line], dict[str, int]]:
@@ -104,11 +112,14 @@ def _spans(lines: list[Line], labels: dict[str, int]) -> Iterator[tuple[int, int
 
 
 def _does_products(body: list[Line]) -> bool:
-    """Whether it is a loop that multiplies. One that leaves the kernel is a retry placed behind the kernel's end."""
-    return any(_PRODUCT.match(line.name) for line in body) and not any(line.name in _LEAVES for line in body)
+    """Whether it is a loop that multiplies and weighs. One that leaves the kernel is a retry placed behind the kernel's
+    end."""
+    does = all(any(pattern.match(line.name) for line in body) for pattern in (_PRODUCT, _EXPONENTIAL))
+    return does and not any(line.name in _LEAVES for line in body)
 
 
-def _describe(body: list[Line]) -> Loop:
+def _describe(lines: list[Line], span: tuple[int, int], nested: list[tuple[int, int]]) -> Loop:
+    body = lines[slice(*span)]
     names = Counter(line.name for line in body)
 
     def count(pattern: str) -> int:
@@ -118,12 +129,13 @@ def _describe(body: list[Line]) -> Loop:
     waits = [int(found, 0) for line in body for found in _outstanding(line)]
     return Loop(
         len(body),
-        count(r"MUFU\.EX2|v_exp_f32"),
+        count(_EXPONENTIAL.pattern),
         {name: number for name, number in sorted(names.items()) if _PRODUCT.match(name)},
         min(waits) if copies and waits else None,
         bool(count("UTMALDG")),
         count("MEMBAR"),
         count("LDL|STL|scratch_"),
+        len(set().union(*(range(*inner) for inner in nested))),
     )
 
 

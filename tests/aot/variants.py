@@ -9,7 +9,7 @@ from itertools import product
 import torch
 import triton.language as tl
 
-from genkit.kernels.block_sparse.impl.triton.bias import Factor, LowRankTables, QuadraticTables
+from genkit.kernels.block_sparse.impl.triton.bias import STRIP, Factor, LowRankTables, QuadraticTables, padded_rank
 from genkit.kernels.block_sparse.impl.triton.launch import (
     BiasTables,
     Inputs,
@@ -37,7 +37,7 @@ from genkit.kernels.block_sparse.impl.triton.tile_sizes import (
     SPECIALISES,
     Tile,
     apart,
-    bulk_candidates,
+    bulk_tile,
     candidates,
     fit,
     parts_on,
@@ -73,7 +73,7 @@ class Variant:
     ``rule``: what decides partial blocks, ``"none"`` (only ragged tails), ``"box"`` (windows and token groups packed
     into words), ``"axes"`` (windows on three axes and token groups read axis by axis), ``"disc"`` (the same and a
     distance) or ``"bits"`` (bit tiles). ``bias``: ``"none"``, ``"low rank"`` (of
-    the largest rank), ``"one rank"`` (written out in the loop) or ``"quadratic"`` (of the most axes). ``general``:
+    the largest rank), ``"one rank"`` or ``"four ranks"`` (written out in the loop) or ``"quadratic"`` (of the most axes). ``general``:
     grouped heads and lengths that blocks do not divide; otherwise one key head per query head and whole blocks, which
     compile to shorter code. ``bulk``: whether tiles come through tensor descriptors, None as the target has it.
     ``block``: tokens per query and key block. ``measured``: whether spills count; otherwise
@@ -95,8 +95,18 @@ class Variant:
 
     def copies(self, arch: str) -> bool:
         """Whether the copy engine of a target is used: as by default there, or as ``bulk`` says."""
-        possible = self.bias == "none" and self.rule not in ("axes", "disc") and self.dtype != "fp32" and not self.eight
+        possible = self.bias == "none" or (self.light and self._whole(arch) is not None)
+        possible &= self.rule not in ("axes", "disc") and self.dtype != "fp32" and not self.eight
         return possible and (arch in BULK if self.bulk is None else self.bulk)
+
+    @property
+    def light(self) -> bool:
+        """Whether there is a bias of rank 1."""
+        return self.bias == "one rank"
+
+    def _whole(self, arch: str) -> Tile | None:
+        """The tile for the copy engine, where one fits the blocks."""
+        return bulk_tile(arch, self.kernel, self.dim, DTYPES[self.dtype], *self.block, self.rule == "bits", self.light)
 
     @property
     def heavy(self) -> bool:
@@ -113,11 +123,17 @@ class Variant:
         plain = self.rule == "none" and not (self.kernel == "dkv" and self.general)
         heavy = self.heavy
         bits, dtype = self.rule == "bits", DTYPES[self.dtype]
-        for tile in bulk_candidates(arch, self.kernel, self.dim, dtype, bits) if self.copies(arch) else ():
-            if self.block[0] % tile.queries == 0 and self.block[1] % tile.keys == 0:
-                return tile._replace(specialised=self.specialised)
-        tile = fit(candidates(arch, self.kernel, self.dim, dtype, plain, heavy, bits), self.kernel, *self.block)
+        if self.copies(arch) and (tile := self._whole(arch)):
+            return tile._replace(specialised=self.specialised)
+        quadratic = self.bias == "quadratic"
+        options = candidates(arch, self.kernel, self.dim, dtype, plain, heavy, bits, quadratic)
+        tile = fit(options, self.kernel, *self.block)
         return unpipelined(tile, arch, self.kernel, aligned=self.dim % 16 == 0)
+
+    @property
+    def trips(self) -> int:
+        """How often a step walks the loop inside it, over strips of the ranks of a bias."""
+        return RANK // STRIP.value if self.bias == "low rank" else 1
 
     def loops(self, arch: str) -> tuple[str, ...]:
         """What the loops over its lists are called, in the order of the source."""
@@ -125,7 +141,7 @@ class Variant:
         tile = self.tile(arch)
         halves = self.block[1] // tile.keys
         paired = self.kernel == "forward" and halves <= 2 and tile.keys <= 64 and tile.queries >= 2 * tile.keys
-        paired &= self.copies(arch) and self.dim <= 128
+        paired &= self.copies(arch) and self.dim <= 128 and self.bias == "none"
         full = [PAIRS] * paired + ["full"] * (not paired or halves == 1)
         names = *full, *ragged, *([self.rule] if self.rule != "none" else [])
         if self.kernel == "dkv" and apart(self.dim):
@@ -166,6 +182,8 @@ def variants(arch: str, full: bool) -> Iterator[Variant]:
             yield replace(ruled, specialised=True, measured=False)
         if full:
             yield replace(ruled, general=True)
+        if arch in BULK or full:
+            yield Variant(kernel, dim, "bf16", "box", "one rank", general=True)
         if full or (dim == 128 and arch in MOST_CODE[kernel]):
             yield Variant(kernel, dim, "bf16", "disc", "low rank", general=True)
         yield from (Variant(kernel, dim, "bf16", *once) for once in SPILLED_ONCE.get((arch, kernel), ()))
@@ -230,7 +248,10 @@ def launch(variant: Variant, arch: str) -> Launch:
     if variant.kernel == "dq":
         return dq_launch(inputs, info, q, extra, problem, 0.1, tile, variant.copies(arch))
     extra = None if variant.bias == "quadratic" else extra
-    return dkv_launch(inputs, info, k, k, extra, problem, 0.1, tile, variant.copies(arch))
+    # with low-rank factors every query head has gradients of its own, added up in float32 where heads share keys
+    factors = variant.bias not in ("none", "quadratic")
+    d_keys = (q.float() if variant.general else q) if factors else k
+    return dkv_launch(inputs, info, d_keys, d_keys, extra, problem, 0.1, tile, variant.copies(arch))
 
 
 def prepare() -> Launch:
@@ -281,10 +302,10 @@ def _rule(kind: str) -> tuple[tl.constexpr, RuleTables | BoxTables | None]:
 def _bias(kind: str) -> BiasTables:
     if kind == "none":
         return BiasTables()
-    if kind in ("low rank", "one rank"):
-        rank = RANK if kind == "low rank" else 1
+    if kind in ("low rank", "one rank", "four ranks"):
+        rank = {"low rank": RANK, "one rank": 1, "four ranks": 4}[kind]
         factor = Factor(torch.zeros(1, HEADS, rank, LENGTH), 0, rank * LENGTH, LENGTH)
-        return BiasTables(LowRankTables(factor, factor), 1, rank, rank)
+        return BiasTables(LowRankTables(factor, factor), 1, rank, padded_rank(rank))
     axes, line = torch.zeros(4, LENGTH), torch.zeros(LENGTH)
     tables = QuadraticTables(axes, axes, torch.zeros(HEADS, 4), 4, torch.zeros(4), line, line, LENGTH, LENGTH)
     return BiasTables(tables, 2, 4, 4)

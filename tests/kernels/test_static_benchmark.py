@@ -34,6 +34,7 @@ SASS = """
 .L_x_2:
         /*00b0*/                   UTMALDG.4D [UR8], [UR4] ;
         /*00c0*/                   HGMMA.64x128x16.F32.BF16 R24, gdesc[UR8], R24 ;
+        /*00c8*/                   MUFU.EX2 R5, R5 ;
         /*00d0*/                   STL [R1], R2 ;
         /*00e0*/              @P0  BRA `(.L_x_2) ;
         /*00f0*/                   EXIT ;
@@ -56,8 +57,10 @@ def test_innermost_loops_with_products_are_found_and_described():
     copies, bulk = hot_loops(SASS)
     assert (copies.instructions, copies.exponentials, copies.in_flight, copies.fences) == (10, 1, 2, 1)
     assert copies.products == {"HGMMA.64x64x16.F32.BF16": 1} and not copies.bulk and copies.waits == "2"
-    assert (bulk.instructions, bulk.bulk, bulk.stack, bulk.in_flight, bulk.waits) == (4, True, 1, None, "TMA")
+    assert (bulk.instructions, bulk.bulk, bulk.stack, bulk.in_flight, bulk.waits) == (5, True, 1, None, "TMA")
     # eight warps, 128 x 64 scores: as many issue slots per 1,024 scores as the step has instructions
+    # (two of them in a loop of their own, which a step may walk several times)
+    assert copies.nested == 2 and copies.slots(8, 128 * 64, trips=3) == 14
     assert copies.slots(8, 128 * 64) == 10 and copies.exponentials_per_score(256, 256) == 1
     (amd,) = hot_loops(AMD)
     assert (amd.instructions, amd.exponentials, amd.in_flight) == (5, 1, 3)
@@ -78,15 +81,21 @@ def test_budgets_name_what_breaks_them():
 
 @pytest.mark.parametrize("works", [True, False])
 def test_the_benchmark_writes_a_table_per_target(works, tmp_path, monkeypatch, capsys):
-    row = {"target": "sm_80", "kernel": "forward D=64 bf16", "loop": "full", "registers": 100}
+    row = {"kernel": "forward D=64 bf16, box rule", "loop": "full", static._SLOTS: 400, "exp2 / score": 2.0, "stack": 8}
     monkeypatch.setattr(static, "_measure", lambda target, dims: [row | {"target": target}] if works else None)
     monkeypatch.setattr(benchmarks.environment, "RESULTS", tmp_path)
     monkeypatch.setattr(static, "report", lambda *given: benchmarks.environment.report(*given, folder=tmp_path))
     code = main(["kernels_static", "--target", "sm_80", "--target", "gfx942", "--dim", "64", "--output", "x"])
     assert code == (0 if works else 1)
     if works:
-        text = (tmp_path / "x.md").read_text()
-        assert "## sm_80" in text and "## gfx942" in text and "No kernel ran" in text
-        assert len(json.loads((tmp_path / "x.json").read_text())["rows"]) == 2
+        # a target measured later leaves the others as they are
+        row["exp2 / score"] = 1.0
+        assert main(["kernels_static", "--target", "sm_90", "--dim", "64", "--output", "x"]) == 0
+        assert "No kernel ran" in (tmp_path / "x_sm_80.md").read_text()
+        assert len(json.loads((tmp_path / "x_gfx942.json").read_text())["rows"]) == 1
+        summary = json.loads((tmp_path / "x.json").read_text())["summary"]
+        told = {row["target"]: (row["D"], row["forward"], row["most stack, ours"]) for row in summary}
+        assert told == {"sm_80": (64, "400 (2x), -", 8), "sm_90": (64, "400, -", 8), "gfx942": (64, "400 (2x), -", 8)}
+        assert "x_sm_90.md" in (tmp_path / "x.md").read_text()
     else:
         assert "nothing written" in capsys.readouterr().err and not list(tmp_path.iterdir())

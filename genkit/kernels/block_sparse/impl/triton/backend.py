@@ -13,6 +13,7 @@ from torch import Tensor
 from genkit.kernels.block_sparse.impl.triton.tile_sizes import (
     Tile,
     architecture,
+    bulk_tile,
     choose_tile,
     copies,
     parts_on,
@@ -86,12 +87,18 @@ def backward(
     grad_lse = None if grad_lse is None else grad_lse.contiguous()
     on_device(q, launch.prepare_launch(out, grad_out, lse.contiguous(), grad_lse, info))
     dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
+    factors = bool(bias) and isinstance(bias[0], LowRank)
     per_query = _extra(q, q.shape[1], rows.bias.width) if bias else None
-    per_key = _extra(q, k.shape[1], rows.bias.width) if bias and isinstance(bias[0], LowRank) else None
+    per_key = _extra(q, k.shape[1], rows.bias.width) if factors else None
+    group = q.shape[2] // k.shape[2]
+    if factors and group > 1:
+        dk, dv = (torch.empty(*x.shape[:2], q.shape[2], x.shape[3], device=x.device) for x in (k, v))
     tile, bulk = tile_of("dq", q, k, rows, inputs)
     on_device(q, launch.dq_launch(inputs, info, dq, per_query, rows, scale, tile, bulk))
     tile, bulk = tile_of("dkv", q, k, columns, inputs)
     on_device(q, launch.dkv_launch(inputs, info, dk, dv, per_key, columns, scale, tile, bulk))
+    if factors and group > 1:
+        dk, dv = (x.unflatten(2, (-1, group)).sum(3).to(k.dtype) for x in (dk, dv))
     return dq, dk, dv, _bias_gradients(bias, per_query, per_key)
 
 
@@ -150,16 +157,22 @@ def on_device(q: Tensor, launch) -> None:
 
 def tile_of(kernel: str, q: Tensor, k: Tensor, problem, inputs) -> tuple[Tile, bool]:
     """The tile of a call, and whether the copy engine brings its tiles."""
+    from genkit.kernels.block_sparse.impl.triton.bias import QUADRATIC
     from genkit.kernels.block_sparse.impl.triton.tile import BITS, RULE
 
     general = q.shape[2] != k.shape[2] or not problem.even_q
     plain = problem.mask is None and not (kernel == "dkv" and general)
-    biased = problem.bias.kind != 0
-    heavy = _heavy(problem)
-    bulk = copies(q.device) and not biased and problem.kind != RULE.value and inputs.reachable
+    heavy, light = _heavy(problem), problem.bias.light
+    biased, bits = problem.bias.kind != 0, problem.kind == BITS.value
     sizes = problem.block_q, problem.block_k
     channels = sum(width for _, width in inputs.parts)
-    tile = choose_tile(kernel, channels, q.dtype, q.device, *sizes, plain, heavy, problem.kind == BITS.value, bulk)
+    bulk = copies(q.device) and (light or not biased) and problem.kind != RULE.value and inputs.reachable
+    # where no tile for it fits, a bias takes a heavy one, read through addresses
+    bulk = bulk and not (
+        light and not bulk_tile(architecture(q.device), kernel, channels, q.dtype, *sizes, bits, light)
+    )
+    quadratic = problem.bias.kind == QUADRATIC.value
+    tile = choose_tile(kernel, channels, q.dtype, q.device, *sizes, plain, heavy, bits, bulk, light, quadratic)
     return unpipelined(tile, architecture(q.device), kernel, bulk or inputs.aligned), bulk
 
 
@@ -174,22 +187,29 @@ def problem_of(plan: BlockPlan, bias: Sequence[Bias] = (), inverse: bool = False
     key = ("triton", inverse, group)
     if key not in plan.cache:
         plan.cache[key] = translate(plan, inverse, group)
-    return replace(plan.cache[key], bias=_bias_tables(bias)) if bias else plan.cache[key]
+    if not bias:
+        return plan.cache[key]
+    slots = plan.block_q * plan.q_valid.shape[0], plan.block_k * plan.k_valid.shape[0]
+    return replace(plan.cache[key], bias=_bias_tables(bias, *slots))
 
 
-def _bias_tables(bias: Sequence[Bias]):
-    from genkit.kernels.block_sparse.impl.triton.bias import Factor, LowRankTables, QuadraticTables
+def _bias_tables(bias: Sequence[Bias], slots_q: int, slots_k: int):
+    """The record of a bias; a tile reads factors as far as :data:`BEYOND` behind the last block."""
+    from genkit.kernels.block_sparse.impl.triton.bias import Factor, LowRankTables, QuadraticTables, padded_rank
+    from genkit.kernels.block_sparse.impl.triton.boxes import BEYOND
     from genkit.kernels.block_sparse.impl.triton.launch import BiasTables
 
-    def factor(x: Tensor) -> Factor:
-        x = x.to(torch.float32).permute(0, 2, 3, 1).contiguous()
+    def factor(x: Tensor, slots: int) -> Factor:
+        x = x.to(torch.float32).permute(0, 2, 3, 1)
+        x = torch.nn.functional.pad(x, (0, slots + BEYOND - x.shape[-1])).contiguous()
         batch, heads, rank, length = x.shape
         return Factor(x, heads * rank * length if batch > 1 else 0, rank * length if heads > 1 else 0, length)
 
     term = bias[0]
     if isinstance(term, LowRank):
         rank = term.f.shape[-1]
-        return BiasTables(LowRankTables(factor(term.f), factor(term.g)), 1, rank, 1 << (rank - 1).bit_length())
+        tables = LowRankTables(factor(term.f, slots_q), factor(term.g, slots_k))
+        return BiasTables(tables, 1, rank, padded_rank(rank))
     axes = term.q_pos.shape[1]
     q_pos, k_pos = (x.to(torch.float32).T.contiguous() for x in (term.q_pos, term.k_pos))
     weight, hinge, q_gain, k_gain = (

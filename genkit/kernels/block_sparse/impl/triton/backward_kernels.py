@@ -102,7 +102,7 @@ def _visit_keys(
         other = (first + offset)[None, :]
         own_ok, other_ok = queries.ok[:, None], k_ok[None, :]
         if SHAPE.BIAS:
-            scores += LOG2E * tile_bias(tables.bias, head, own, other, own_ok, other_ok, SHAPE.BIAS, SHAPE.SIZE)
+            scores += LOG2E * tile_bias(tables.bias, head, own, other, own_ok, other_ok, SHAPE)
         weights = tl.exp2(scores - row_exponent[:, None])
         if LIST == MIXED:
             seen = pairs_seen(tables, window, queries, head, own, other, own_ok, other_ok, tile, step, SHAPE)
@@ -237,7 +237,7 @@ def _visit_queries(
         other = q_tokens[None, :]
         own_ok, other_ok = keys.ok[:, None], row_ok[None, :]
         if SHAPE.BIAS:
-            scores += LOG2E * tile_bias(tables.bias, head, other, own, other_ok, own_ok, SHAPE.BIAS, SHAPE.SIZE)
+            scores += LOG2E * tile_bias(tables.bias, head, other, own, other_ok, own_ok, SHAPE)
         weights = tl.exp2(scores - row_exponent[None, :])
         if LIST == MIXED:
             if SHAPE.MASK == BOX:
@@ -261,7 +261,7 @@ def _visit_queries(
             d_scores = weights * (d_weights - row_delta[None, :])
             acc_k = add_products(acc_k, d_scores, q_tile, SHAPE.PARTS)
             if SHAPE.BIAS == LOW_RANK:
-                extra = add_factor_gradient(extra, tables.bias.f, d_scores, head, other, other_ok, SHAPE)
+                extra = add_factor_gradient(extra, tables.bias.f, d_scores, head, other, SHAPE)
     return acc_k, acc_v, extra
 
 
@@ -293,9 +293,16 @@ def _keys_and_values(inputs, bulk, rows, dk, dv, d_extra, tables, call, SHAPE: t
     SUB_K: tl.constexpr = (SHAPE.BLOCK_K + TILE_K - 1) // TILE_K
     block = tl.program_id(0) // SUB_K
     part = tl.program_id(0) % SUB_K
-    kv_heads = call.heads // call.group
-    batch = tl.program_id(1) // kv_heads
-    kv_head = tl.program_id(1) % kv_heads
+    # With low-rank factors a program serves one query head, else all of those that share its key head.
+    MEMBERS: tl.constexpr = SHAPE.GROUPED and SHAPE.BIAS != LOW_RANK
+    owners = call.heads
+    if MEMBERS:
+        owners = call.heads // call.group
+    batch = tl.program_id(1) // owners
+    owner = tl.program_id(1) % owners
+    kv_head = owner
+    if SHAPE.GROUPED and not MEMBERS:
+        kv_head = owner // call.group
 
     start_k = block * SHAPE.BLOCK_K + part * TILE_K
     slots = part * TILE_K + tl.arange(0, TILE_K)
@@ -311,34 +318,32 @@ def _keys_and_values(inputs, bulk, rows, dk, dv, d_extra, tables, call, SHAPE: t
     if WANTED != KEYS:
         acc_v = zero_parts(TILE_K, SHAPE.PARTS)
     if SHAPE.BIAS == LOW_RANK:
-        # one query head after the other: each has a gradient of its own
-        for member in range(call.group):
-            head = Head(batch, kv_head * call.group + member, kv_head)
-            extra = tl.zeros([TILE_K, SHAPE.WIDTH], tl.float32)
-            acc_k, acc_v, extra = _visit_both_lists(
-                q, d_out, bulk, rows, k_tile, v_tile, keys, part, tables, block, head, head, call, acc_k, acc_v, extra,
-                SHAPE, False, WANTED,
-            )  # fmt: skip
-            if WANTED != VALUES:
-                columns = tl.arange(0, SHAPE.WIDTH)
-                number = (batch * call.heads + head.query).to(tl.int64)
-                at = (number * tables.tokens.n_k + keys.tokens)[:, None] * SHAPE.WIDTH + columns[None, :]
-                tl.store(d_extra + at, extra, mask=inside[:, None])
+        # a program per query head, each of which has a gradient of its own
+        extra = tl.zeros([TILE_K, SHAPE.WIDTH], tl.float32)
+        head = Head(batch, owner, kv_head)
+        acc_k, acc_v, extra = _visit_both_lists(
+            q, d_out, bulk, rows, k_tile, v_tile, keys, part, tables, block, head, head, call, acc_k, acc_v, extra,
+            SHAPE, False, WANTED,
+        )  # fmt: skip
+        if WANTED != VALUES:
+            columns = tl.arange(0, SHAPE.WIDTH)
+            at = (tl.program_id(1).to(tl.int64) * tables.tokens.n_k + keys.tokens)[:, None] * SHAPE.WIDTH
+            tl.store(d_extra + at + columns[None, :], extra, mask=inside[:, None])
     else:
         # one loop for all query heads of the group: a loop around it would cost some sixty registers
         shared = Head(batch, kv_head, kv_head)
         head = Head(batch, kv_head * call.group, kv_head)
         acc_k, acc_v, _ = _visit_both_lists(
             q, d_out, bulk, rows, k_tile, v_tile, keys, part, tables, block, shared, head, call, acc_k, acc_v, 0, SHAPE,
-            SHAPE.GROUPED, WANTED,
+            MEMBERS, WANTED,
         )  # fmt: skip
 
     if WANTED != VALUES:
-        at = base(dk, batch, kv_head, start_k)
+        at = base(dk, batch, owner, start_k)
         acc_k = scale_parts(acc_k, call.scale, SHAPE.PARTS)
         store_tile(at, dk.token, acc_k, inside, TILE_K, SHAPE.D, SHAPE.PARTS)
     if WANTED != KEYS:
-        store_tile(base(dv, batch, kv_head, start_k), dv.token, acc_v, inside, TILE_K, SHAPE.D, SHAPE.PARTS)
+        store_tile(base(dv, batch, owner, start_k), dv.token, acc_v, inside, TILE_K, SHAPE.D, SHAPE.PARTS)
 
 
 @triton.jit

@@ -6,16 +6,28 @@ from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
+from triton.language.target_info import is_hip
 
 NO_BIAS = tl.constexpr(0)
 LOW_RANK = tl.constexpr(1)
 QUADRATIC = tl.constexpr(2)
-# Ranks up to this are written out in the loop over blocks.
+# Ranks up to this are written out in the loop over blocks; more are multiplied by the matrix unit, so many at a time.
 UNROLLED = tl.constexpr(4)
+STRIP = tl.constexpr(16)
+
+
+def padded_rank(rank: int) -> int:
+    """Columns that kernels keep for the gradient of a factor: a power of two, whole strips where there are any."""
+    width = 1 << (rank - 1).bit_length()
+    return width if rank <= UNROLLED.value else max(STRIP.value, width)
+
 
 
 class Factor(NamedTuple):
-    """One side of a low-rank bias, rank-major: (B|1, H|1, R, N) float32, tokens contiguous; strides 0 where shared."""
+    """One side of a low-rank bias, rank-major: (B|1, H|1, R, N) float32, tokens contiguous; strides 0 where shared.
+
+    N is as long as any tile reaches, 0 where there is no token: the kernels read it without asking. A mask in the loop
+    would also make Triton 3.9 fail an assertion of its pipeliner, the key block being read a step early."""
 
     ptr: Any
     batch: Any
@@ -45,10 +57,10 @@ class QuadraticTables(NamedTuple):
 
 
 @triton.jit
-def factor_line(x, head, rank, tokens, ok):
+def factor_line(x, head, rank, tokens):
     """Entries of one rank for the given tokens, in the shape of ``tokens``."""
     line = x.ptr + head.batch.to(tl.int64) * x.batch + head.query.to(tl.int64) * x.head + rank * x.rank
-    return tl.load(line + tokens, mask=ok, other=0.0)
+    return tl.load(line + tokens)
 
 
 @triton.jit
@@ -68,56 +80,100 @@ def gains(bias, q_tokens, k_tokens, q_ok, k_ok):
 
 
 @triton.jit
-def _add_product(total, bias, head, rank, q_at, k_at, q_in, k_in):
-    return total + factor_line(bias.f, head, rank, q_at, q_in) * factor_line(bias.g, head, rank, k_at, k_in)
+def _product(bias, head, rank, q_at, k_at):
+    return factor_line(bias.f, head, rank, q_at) * factor_line(bias.g, head, rank, k_at)
 
 
 @triton.jit
-def tile_bias(bias, head, q_at, k_at, q_in, k_in, KIND: tl.constexpr, SIZE: tl.constexpr):
-    """Bias of one tile in natural-log units. Queries and keys come as a column and a row, either way round.
+def _factor_rows(x, head, first, at, COUNT: tl.constexpr, SHAPE: tl.constexpr):
+    """(tokens, COUNT) of a factor from rank ``first`` on, ``at`` being a column; 0 from rank SIZE on."""
+    rank = first + tl.arange(0, COUNT)[None, :]
+    line = x.ptr + head.batch.to(tl.int64) * x.batch + head.query.to(tl.int64) * x.head
+    if SHAPE.SIZE == SHAPE.WIDTH:
+        return tl.load(line + rank * x.rank + at)
+    else:
+        return tl.load(line + rank * x.rank + at, mask=rank < SHAPE.SIZE, other=0.0)
 
-    SIZE is the rank or the number of axes. A low rank is summed product by product, not by a matrix unit: a bias of a
-    few hundred logits must not lose its last digits to a shorter format, and a float32 matrix product would keep WIDTH
-    entries of both factors in registers for every row and column.
-    """
-    if KIND == LOW_RANK:
-        total = tl.zeros_like((q_in & k_in).to(tl.float32))
-        # A short sum is unrolled, so that the loop over blocks stays the innermost one and is pipelined.
-        if SIZE <= UNROLLED:
-            for rank in tl.static_range(SIZE):
-                total = _add_product(total, bias, head, rank, q_at, k_at, q_in, k_in)
-        else:
-            for rank in tl.range(0, SIZE, num_stages=1):
-                total = _add_product(total, bias, head, rank, q_at, k_at, q_in, k_in)
+
+@triton.jit
+def _factor_columns(x, head, first, at, COUNT: tl.constexpr, SHAPE: tl.constexpr):
+    """(COUNT, tokens) of a factor from rank ``first`` on, ``at`` being a row; 0 from rank SIZE on."""
+    rank = first + tl.arange(0, COUNT)[:, None]
+    line = x.ptr + head.batch.to(tl.int64) * x.batch + head.query.to(tl.int64) * x.head
+    if SHAPE.SIZE == SHAPE.WIDTH:
+        return tl.load(line + rank * x.rank + at)
+    else:
+        return tl.load(line + rank * x.rank + at, mask=rank < SHAPE.SIZE, other=0.0)
+
+
+@triton.jit
+def _strip_products(bias, head, q_at, k_at, SHAPE: tl.constexpr):
+    """Sum of the products of all ranks by the matrix unit, a strip at a time, so that few factors are in registers.
+
+    A bias of a few hundred logits must not lose its last digits: both factors are taken apart into pieces of a short
+    format whose products are added up in float32, 22 bits of each in three products (24 in six where there are only
+    bfloat16 pieces)."""
+    PRECISION: tl.constexpr = "bf16x6" if is_hip() else "tf32x3"
+    if q_at.shape[1] == 1:
+        total = tl.zeros([q_at.shape[0], k_at.shape[1]], tl.float32)
+        for first in tl.range(0, SHAPE.WIDTH, STRIP, num_stages=1):
+            rows = _factor_rows(bias.f, head, first, q_at, STRIP, SHAPE)
+            columns = _factor_columns(bias.g, head, first, k_at, STRIP, SHAPE)
+            total = tl.dot(rows, columns, total, input_precision=PRECISION)
         return total
+    else:
+        total = tl.zeros([k_at.shape[0], q_at.shape[1]], tl.float32)
+        for first in tl.range(0, SHAPE.WIDTH, STRIP, num_stages=1):
+            rows = _factor_rows(bias.g, head, first, k_at, STRIP, SHAPE)
+            columns = _factor_columns(bias.f, head, first, q_at, STRIP, SHAPE)
+            total = tl.dot(rows, columns, total, input_precision=PRECISION)
+        return total
+
+
+@triton.jit
+def tile_bias(bias, head, q_at, k_at, q_in, k_in, SHAPE: tl.constexpr):
+    """Bias of one tile in natural-log units. Queries and keys come as a column and a row, either way round. A short sum
+    is written out, so that the loop over blocks stays the innermost one and is pipelined."""
+    if SHAPE.BIAS == LOW_RANK:
+        if SHAPE.SIZE <= UNROLLED:
+            total = _product(bias, head, 0, q_at, k_at)
+            for rank in tl.static_range(1, SHAPE.SIZE):
+                total += _product(bias, head, rank, q_at, k_at)
+            return total
+        else:
+            return _strip_products(bias, head, q_at, k_at, SHAPE)
     else:
         gain = gains(bias, q_at, k_at, q_in, k_in)
         total = tl.zeros_like(gain)
-        for axis in tl.static_range(SIZE):
+        for axis in tl.static_range(SHAPE.SIZE):
             weight = tl.load(bias.weight + head.query * bias.weight_head + axis)
             total += weight * squared_excess(bias, axis, q_at, k_at, q_in, k_in)
         return -gain * total
 
 
 @triton.jit
-def _add_share(extra, x, d_scores, head, rank, at, ok, WIDTH: tl.constexpr):
-    factor = factor_line(x, head, rank, at, ok)
-    # where a factor is infinite the pair has weight 0, and 0 * inf must not become NaN
-    share = tl.sum(d_scores * tl.where(tl.abs(factor) == float("inf"), 0.0, factor), 1)
-    return extra + share[:, None] * (tl.arange(0, WIDTH) == rank)[None, :]
+def add_factor_gradient(extra, x, d_scores, head, at, SHAPE: tl.constexpr):
+    """Add this tile's share of the gradient of the factor of its rows: ``d_scores`` times the factor ``x`` of its
+    columns, whose tokens ``at`` are a row."""
+    if SHAPE.SIZE <= UNROLLED:
+        for rank in tl.static_range(SHAPE.SIZE):
+            share = tl.sum(d_scores * _finite(factor_line(x, head, rank, at)), 1)
+            extra += share[:, None] * (tl.arange(0, SHAPE.WIDTH) == rank)[None, :]
+        return extra
+    else:
+        # Of 16-bit inputs the scores' gradients are rounded for dQ and dK, and here to what is at least eight times
+        # as fine; of float32 ones nothing is.
+        NVIDIA: tl.constexpr = "tf32x3" if SHAPE.FLOAT32 else "tf32"
+        AMD: tl.constexpr = "bf16x6" if SHAPE.FLOAT32 else "bf16x3"
+        PRECISION: tl.constexpr = AMD if is_hip() else NVIDIA
+        factor = _finite(_factor_columns(x, head, 0, at, SHAPE.WIDTH, SHAPE))
+        return tl.dot(d_scores, tl.trans(factor), extra, input_precision=PRECISION)
 
 
 @triton.jit
-def add_factor_gradient(extra, x, d_scores, head, at, ok, SHAPE: tl.constexpr):
-    """Add this tile's share of the gradient of the factor of its rows: ``d_scores`` times the factor ``x`` of its
-    columns, whose tokens ``at`` and validity ``ok`` are rows."""
-    if SHAPE.SIZE <= UNROLLED:
-        for rank in tl.static_range(SHAPE.SIZE):
-            extra = _add_share(extra, x, d_scores, head, rank, at, ok, SHAPE.WIDTH)
-    else:
-        for rank in tl.range(0, SHAPE.SIZE, num_stages=1):
-            extra = _add_share(extra, x, d_scores, head, rank, at, ok, SHAPE.WIDTH)
-    return extra
+def _finite(factor):
+    """Where a factor is infinite the pair has weight 0, and 0 * inf must not become NaN."""
+    return tl.where(tl.abs(factor) == float("inf"), 0.0, factor)
 
 
 @triton.jit
@@ -125,7 +181,7 @@ def add_query_gradient(extra, bias, d_scores, head, q_at, k_at, q_in, k_in, SHAP
     """Add this tile's share of the gradient that is summed per query: dF, or the part of d weight of each axis. Queries
     are a column, keys a row."""
     if SHAPE.BIAS == LOW_RANK:
-        return add_factor_gradient(extra, bias.g, d_scores, head, k_at, k_in, SHAPE)
+        return add_factor_gradient(extra, bias.g, d_scores, head, k_at, SHAPE)
     else:
         weighted = -d_scores * gains(bias, q_at, k_at, q_in, k_in)
         columns = tl.arange(0, SHAPE.WIDTH)

@@ -91,7 +91,7 @@ def _visit(
         other = (first + offset)[None, :]
         own_ok, other_ok = queries.ok[:, None], k_ok[None, :]
         if SHAPE.BIAS:
-            scores += LOG2E * tile_bias(tables.bias, head, own, other, own_ok, other_ok, SHAPE.BIAS, SHAPE.SIZE)
+            scores += LOG2E * tile_bias(tables.bias, head, own, other, own_ok, other_ok, SHAPE)
         if LIST == MIXED:
             seen = pairs_seen(tables, window, queries, head, own, other, own_ok, other_ok, tile, step, SHAPE)
             scores = tl.where(seen, scores, -float("inf"))

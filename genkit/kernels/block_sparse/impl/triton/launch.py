@@ -11,7 +11,7 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from genkit.kernels.block_sparse.impl.triton.backward_kernels import dkv_kernel, dq_kernel, prepare_kernel
-from genkit.kernels.block_sparse.impl.triton.bias import LowRankTables, QuadraticTables
+from genkit.kernels.block_sparse.impl.triton.bias import LOW_RANK, LowRankTables, QuadraticTables
 from genkit.kernels.block_sparse.impl.triton.forward_kernel import forward_kernel
 from genkit.kernels.block_sparse.impl.triton.tile import (
     BoxTables,
@@ -66,6 +66,11 @@ class BiasTables:
     kind: int = 0
     size: int = 1
     width: int = 1
+
+    @property
+    def light(self) -> bool:
+        """Whether it is one number per query times one per key, which costs little more than no bias."""
+        return self.kind == LOW_RANK.value and self.size == 1
 
 
 @dataclass(frozen=True)
@@ -192,6 +197,7 @@ def _shape(problem: Problem, inputs: Inputs, tile: Tile, scale: float) -> Shape:
         scale > 0,
         inputs.q.shape[2] != inputs.k.shape[2],
         apart(dim),
+        inputs.q.dtype == torch.float32,
     )
 
 
@@ -287,14 +293,15 @@ def dkv_launch(
     inputs: Inputs, rows: Rows, dk: Tensor, dv: Tensor, d_extra: Tensor | None, problem: Problem, scale: float,
     tile: Tile, bulk: bool = False,
 ) -> Launch:  # fmt: skip
-    """Writes ``dk`` and ``dv``, and with low-rank factors ``d_extra``. ``problem`` holds the inverse lists. ``bulk`` as
-    in :func:`forward_launch`."""
+    """Writes ``dk`` and ``dv``, and with low-rank factors ``d_extra``; ``dk`` and ``dv`` then have an entry per query
+    head, to be added up over those that share a key head. ``problem`` holds the inverse lists. ``bulk`` as in
+    :func:`forward_launch`."""
     dim = inputs.q.shape[3]
     return Launch(
         dkv_kernel,
         (
             _tiles(problem.blocks_k, problem.block_k, tile.keys),
-            inputs.k.shape[0] * inputs.k.shape[2],
+            dk.shape[0] * dk.shape[2],
             2 if apart(dim) else 1,
         ),
         (

@@ -149,7 +149,8 @@ class Shape(NamedTuple):
     tiles; what decides about partial blocks, and its axes; kind of the bias, its rank or number of axes, and that
     padded; pipeline stages, and whether copies, products and softmax have warps of their own; whether memory holds a
     token for every slot of every query block, and of every key block; whether the factor of the scores is positive;
-    whether query heads share key heads; whether dK and dV have a program each."""
+    whether query heads share key heads; whether dK and dV have a program each; whether queries, keys and values are
+    float32."""
 
     D: int
     PARTS: Parts
@@ -169,6 +170,7 @@ class Shape(NamedTuple):
     POSITIVE: bool
     GROUPED: bool
     APART: bool
+    FLOAT32: bool
 
 
 class Head(NamedTuple):

@@ -42,7 +42,8 @@ SHARED_KIB = {
     "gfx950": 160,
 }
 
-# Targets whose copy engine brings the tiles of calls without a bias or a distance, where strides allow it.
+# Targets whose copy engine brings the tiles of calls without a distance, and with a bias of rank 1 at most, where
+# strides allow it.
 BULK = {"sm_90", "sm_100"}
 # Where Triton can give the warps of a program different jobs. No device has run such a kernel of ours yet, so none is
 # in the table: the tuner tries them, compares what they compute with the others, and takes them where they are faster.
@@ -50,8 +51,8 @@ SPECIALISES = {"sm_100"}
 
 # Preferred first; later entries serve plans with smaller query (forward, dq) or key (dkv) blocks. Evaluating a rule
 # costs registers, so a kernel may have a row of its own for calls without one ("plain"; for dK/dV grouped heads and
-# blocks with invalid queries cost as much as a rule); a distance or a bias costs more still ("heavy"), and so do bit
-# tiles on some ("bits").
+# blocks with invalid queries cost as much as a rule); a distance or a bias costs more still ("heavy", but "light" where
+# the copy engine brings the tiles of one of rank 1), and so do bit tiles on some ("bits").
 _Sizes = dict[str, dict[int, tuple[Tile, ...]]]
 _SMALL = (Tile(32, 32, 4, 1), Tile(16, 32, 4, 1))
 
@@ -70,7 +71,11 @@ _HEAVY: _Sizes = {
     "dkv, heavy": {64: (Tile(32, 32, 8, 1), *_SMALL), 128: (Tile(32, 32, 8, 1), *_SMALL)},
 }
 _HOPPER: _Sizes = _HEAVY | {
-    "forward, heavy": {64: (Tile(64, 32, 4, 1), *_SMALL), 128: (Tile(64, 32, 4, 1), *_SMALL)} | _WIDE,
+    "forward, heavy": dict.fromkeys((64, 128), (Tile(128, 32, 8, 1), Tile(64, 32, 4, 1), *_SMALL)) | _WIDE,
+    "dq, heavy": dict.fromkeys((64, 128), (Tile(128, 32, 8, 1), *_SMALL)),
+    "dq, quadratic": {128: (Tile(32, 64, 8, 1), *_SMALL)},
+    # 32 keys are not for the large matrix unit, whose 64 rows two groups of four warps would both compute.
+    "dkv, heavy": dict.fromkeys((64, 128), (Tile(64, 32, 8, 1), *_SMALL)),
     "forward": {
         64: (Tile(128, 64, 8, 3), Tile(64, 64, 4, 2), *_SMALL),
         128: (Tile(128, 64, 8, 3), Tile(64, 64, 4, 2), *_SMALL),
@@ -103,6 +108,8 @@ _HOPPER_BULK: _Sizes = {
     },
     "dkv": {64: (Tile(64, 64, 4, 3),), 128: (Tile(64, 64, 4, 2),), **_wide(Tile(32, 64, 4, 2))},
     "dkv, bits": {256: (Tile(16, 64, 4, 2),)},
+    "forward, light": {128: (Tile(128, 128, 8, 2), Tile(128, 64, 8, 3), Tile(64, 64, 4, 3))},
+    "dkv, light": {64: (Tile(64, 64, 4, 2),), 128: (Tile(32, 64, 4, 2),)},
 }
 # A product of 64 rows takes the matrix unit here as long as one of 128. With 128 keys a step the forward pass of 128
 # channels would keep a few registers on the stack, outside its loops; blocks of two tiles are walked in pairs instead.
@@ -241,8 +248,9 @@ def apart(dim: int) -> bool:
 
 
 def candidates(
-    arch: str, kernel: str, dim: int, dtype: torch.dtype, plain: bool = False, heavy: bool = False, bits: bool = False
-) -> tuple[Tile, ...]:
+    arch: str, kernel: str, dim: int, dtype: torch.dtype, plain: bool = False, heavy: bool = False, bits: bool = False,
+    quadratic: bool = False,
+) -> tuple[Tile, ...]:  # fmt: skip
     """Tiles of the table, preferred first; see :func:`choose_tile`."""
     if arch == "interpreter":
         return (_INTERPRETER,)
@@ -250,7 +258,7 @@ def candidates(
         return (_FLOAT32[width_class(dim)],)
     sizes, width = _TABLE[arch], width_class(dim)
     kind = " ".join(["plain"] * plain + ["heavy"] * heavy)
-    special = ["heavy"] if heavy else ["bits"] if bits else []
+    special = [*["quadratic"] * quadratic, "heavy"] if heavy else ["bits"] if bits else []
     rows = [f"{kernel}, {kind}", *(f"{kernel}, {name}" for name in special), kernel]
     columns = *_between(arch, dim, heavy), width
     return next(sizes[row][column] for row in rows for column in columns if column in sizes.get(row, {}))
@@ -262,14 +270,25 @@ def _between(arch: str | None, dim: int, heavy: bool = False) -> list[int]:
 
 
 def bulk_candidates(
-    arch: str | None, kernel: str, dim: int, dtype: torch.dtype, bits: bool = False
+    arch: str | None, kernel: str, dim: int, dtype: torch.dtype, bits: bool = False, light: bool = False
 ) -> tuple[Tile, ...]:
     """Tiles of the table for calls whose tiles the copy engine brings, preferred first; none where it brings none."""
     sizes, columns = _BULK_TABLE.get(arch or "", {}), (*_between(arch, dim), width_class(dim))
-    if dtype == torch.float32:
+    if dtype == torch.float32 or (light and dim > 128):
         return ()
-    rows = [f"{kernel}, bits"] * bits + [kernel]
+    rows = [f"{kernel}, light"] * light + [f"{kernel}, bits"] * bits + [kernel]
     return next((sizes[row][column] for row in rows for column in columns if column in sizes.get(row, {})), ())
+
+
+def bulk_tile(
+    arch: str | None, kernel: str, dim: int, dtype: torch.dtype, block_q: int, block_k: int, bits: bool, light: bool
+) -> Tile | None:
+    """The first tile for the copy engine that a plan's blocks are made of, if any. ``light``: the call has a bias of
+    rank 1."""
+    for tile in bulk_candidates(arch, kernel, dim, dtype, bits, light):
+        if block_q % tile.queries == 0 and block_k % tile.keys == 0:
+            return tile
+    return None
 
 
 _measured: dict[tuple[str, str, int, str], Tile] = {}
@@ -286,6 +305,8 @@ def choose_tile(
     heavy: bool = False,
     bits: bool = False,
     bulk: bool = False,
+    light: bool = False,
+    quadratic: bool = False,
 ) -> Tile:
     """The tile for a plan: the first of the table that its blocks fill, shrunk to them if none does.
 
@@ -297,21 +318,20 @@ def choose_tile(
         heavy: whether the rule measures a distance or the call has a bias. Tuned tiles do not serve such calls.
         bits: whether bit tiles decide about partial blocks. Nor do they serve these.
         bulk: whether the copy engine can bring the tiles of this call.
+        light: whether the bias that makes it heavy is of rank 1; quadratic: whether it is a quadratic one.
     """
-    return _chosen(architecture(device), kernel, dim, dtype, block_q, block_k, plain, heavy, bits, bulk)
+    return _chosen(architecture(device), kernel, dim, dtype, block_q, block_k, plain, heavy, bits, bulk, light, quadratic)
 
 
 @lru_cache(maxsize=256)
 def _chosen(
     arch: str, kernel: str, dim: int, dtype: torch.dtype, block_q: int, block_k: int, plain: bool, heavy: bool,
-    bits: bool, bulk: bool,
+    bits: bool, bulk: bool, light: bool, quadratic: bool,
 ) -> Tile:  # fmt: skip
     measured = None if heavy or bits else _measured.get((arch, kernel, width_class(dim), str(dtype)))
-    if bulk and not measured:
-        for tile in bulk_candidates(arch, kernel, dim, dtype, bits):
-            if block_q % tile.queries == 0 and block_k % tile.keys == 0:
-                return tile
-    options = candidates(arch, kernel, dim, dtype, plain, heavy, bits)
+    if bulk and not measured and (tile := bulk_tile(arch, kernel, dim, dtype, block_q, block_k, bits, light)):
+        return tile
+    options = candidates(arch, kernel, dim, dtype, plain, heavy, bits, quadratic)
     return fit((measured, *options) if measured else options, kernel, block_q, block_k)
 
 
