@@ -10,8 +10,8 @@ Every kernel is compiled through its real launch path for every target. Of each 
 * fences: memory barriers per step; the matrix instructions; registers, bytes of stack (AMD: spilled registers), shared.
 
 Beside ours: a plain dense forward pass in Triton (``tests/aot/dense.py``), and FlexAttention's own templates with the
-tiles that torch takes by default, windows on three axes deciding about partial blocks, rendered from the installed torch
-and compiled by the same Triton. A loop inside a step, over the ranks of a bias, counts as often as it is walked.
+tiles that torch takes by default, windows on three axes deciding about partial blocks, rendered from the installed
+torch and compiled by the same Triton. A loop inside a step, over the ranks of a bias, counts as often as it is walked.
 
 Tiles are queries x keys, warps, stages. Fewer instructions are not always less time: only ``kernels_gpu`` measures
 that.
@@ -94,9 +94,8 @@ def _summary(known: dict[str, dict]) -> list[dict]:
             row: dict = {"target": target, "D": dim}
             for title, kernel, loops in _COLUMNS:
                 row[title] = _cell(data["rows"], kernel.format(dim=dim), loops)
-            row["most stack, ours"] = max(
-                (r["stack"] for r in data["rows"] if "Flex" not in r["kernel"] and _dim(r["kernel"]) == dim), default="-"
-            )
+            mine = [r["stack"] for r in data["rows"] if "Flex" not in r["kernel"] and _dim(r["kernel"]) == dim]
+            row["most stack, ours"] = max(mine, default="-")
             rows.append(row)
     return rows
 
@@ -128,7 +127,11 @@ def _cell(rows: list[dict], kernel: str, loops: tuple[str, ...]) -> str:
 
 
 def _overview(name: str, known: dict[str, dict]) -> str:
-    lines = ["# What the GPU kernels are made of", "", "Instructions times warps per 1,024 scores of a step, bf16: full"]
+    lines = [
+        "# What the GPU kernels are made of",
+        "",
+        "Instructions times warps per 1,024 scores of a step, bf16: full",
+    ]
     lines[-1] += " blocks, then blocks decided pair by pair by windows on three axes (dense: every block). Every loop,"
     lines[-1] += " registers, stack and what the columns mean: one page a target. (2x): every score is computed twice."
     lines += ["", table(_summary(known)), ""]

@@ -1,5 +1,6 @@
-"""FlexAttention's own Triton templates, rendered as torch's compiler would for a target and compiled by the same Triton:
-what the static tables hold our kernels against. Nothing of them is kept here; they are read from the installed torch.
+"""FlexAttention's own Triton templates, rendered as torch's compiler would for a target and compiled by the same
+Triton: what the static tables hold our kernels against. Nothing of them is kept here; they are read from
+the installed torch.
 
 The placeholders of the templates are filled in by this file for one call: bf16, (B, N, H, D) in memory, lengths that
 blocks of 128 divide, full blocks and such with a mask of windows on three axes, tiles and stages that torch
@@ -138,9 +139,7 @@ def _render(which: str, filled: _Placeholders) -> str:
     environment.filters["indent_except_first"] = _indent
     source = load_flex_template(name) + "".join(load_flex_template(part) for part in helpers)
     hooks = ("def_kernel", "gen_argdefs", "gen_defines", "size", "stride", "modification", "store_output")
-    text = environment.from_string(source).render(
-        **filled.options, **{hook: getattr(filled, hook) for hook in hooks}
-    )
+    text = environment.from_string(source).render(**filled.options, **{hook: getattr(filled, hook) for hook in hooks})
     return f"import triton\nimport triton.language as tl\n\n\n{text}\n"
 
 

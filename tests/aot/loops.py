@@ -35,10 +35,11 @@ class Line(NamedTuple):
 class Loop(NamedTuple):
     """One innermost loop with matrix products and exponentials, in the order of the kernel's source.
 
-    ``nested``: instructions of loops inside it, which it walks several times a step. ``exponentials``: exp2 per thread. ``products``: matrix instructions by name. ``in_flight``: at the wait that lets
-    fewest through, how many groups of asynchronous copies (NVIDIA) or single loads (AMD) may still be under way, None
-    when nothing is copied asynchronously; ``bulk`` that the copies are TMA's, which wait on barriers in memory.
-    ``fences``: memory barriers; ``stack``: instructions that reach for spilled registers.
+    ``nested``: instructions of loops inside it, which a step may walk several times. ``exponentials``: exp2 per thread.
+    ``products``: matrix instructions by name. ``in_flight``: at the wait that lets fewest through, how many groups of
+    asynchronous copies (NVIDIA) or single loads (AMD) may still be under way, None when nothing is copied
+    asynchronously; ``bulk`` that the copies are TMA's, which wait on barriers in memory. ``fences``: memory barriers;
+    ``stack``: instructions that reach for spilled registers.
     """
 
     instructions: int

@@ -63,9 +63,7 @@ def _others(arch: str, dim: int) -> Iterator[dict]:
             yield from _rows(arch, label, compiled, names, [tiles["dq"]] * 2 + [tiles["dkv"]] * 2)
 
 
-def _rows(
-    arch: str, label: str, compiled, names: tuple[str, ...], tiles: list[Tile], trips: int = 1
-) -> Iterator[dict]:
+def _rows(arch: str, label: str, compiled, names: tuple[str, ...], tiles: list[Tile], trips: int = 1) -> Iterator[dict]:
     """``tiles`` of the loops; ``trips``: how often a step walks the loop inside it."""
     used, found = usage(compiled), hot_loops(assembly(compiled))
     if len(found) != len(names):

@@ -72,10 +72,10 @@ class Variant:
 
     ``rule``: what decides partial blocks, ``"none"`` (only ragged tails), ``"box"`` (windows and token groups packed
     into words), ``"axes"`` (windows on three axes and token groups read axis by axis), ``"disc"`` (the same and a
-    distance) or ``"bits"`` (bit tiles). ``bias``: ``"none"``, ``"low rank"`` (of
-    the largest rank), ``"one rank"`` or ``"four ranks"`` (written out in the loop) or ``"quadratic"`` (of the most axes). ``general``:
-    grouped heads and lengths that blocks do not divide; otherwise one key head per query head and whole blocks, which
-    compile to shorter code. ``bulk``: whether tiles come through tensor descriptors, None as the target has it.
+    distance) or ``"bits"`` (bit tiles). ``bias``: ``"none"``, ``"low rank"`` (of the largest rank), ``"one rank"`` or
+    ``"four ranks"`` (written out in the loop), or ``"quadratic"`` (of the most axes). ``general``: grouped heads and
+    lengths that blocks do not divide; otherwise one key head per query head and whole blocks, which compile to shorter
+    code. ``bulk``: whether tiles come through tensor descriptors, None as the target has it.
     ``block``: tokens per query and key block. ``measured``: whether spills count; otherwise
     it only has to compile and to fit the shared memory. ``eight``: queries and keys are int8, forward only.
     ``specialised``: copies, products and softmax have warps of their own.

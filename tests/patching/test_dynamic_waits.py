@@ -13,7 +13,10 @@ import torch
 
 import genkit
 from genkit.attention.block_select import BlockSelect
+from genkit.attention.block_select.presets import PRESETS
+from genkit.attention.block_select.selectors import SELECTORS
 from genkit.attention.mixture_of_block import MixtureOfBlock
+from genkit.attention.pyramid import Pyramid
 from genkit.kernels.block_sparse.impl.triton import backend as block_triton
 from genkit.kernels.token_select.impl.triton import backend as token_triton
 from genkit.patching import step_tracker
@@ -34,17 +37,27 @@ def waits(case: tiny.Tiny) -> Syncs:
     return syncs
 
 
-@pytest.mark.parametrize("name", ["wan", "sd3"])
-@pytest.mark.parametrize(
-    "method",
-    [
-        MixtureOfBlock(),
-        MixtureOfBlock(select="threshold", scope="head"),
-        BlockSelect(block=16),
-        BlockSelect(block=16, top_p=0.8, score="antidiagonal"),
-    ],
-    ids=str,
-)
+METHODS = [
+    MixtureOfBlock(),
+    MixtureOfBlock(select="threshold", scope="head"),
+    *(BlockSelect(block=16, score=score, keep=0.5) for score in SELECTORS),
+    *(BlockSelect(block=16, score=score, top_p=0.8) for score, selector in SELECTORS.items() if selector.masses),
+    *(BlockSelect(preset=preset, block=32) for preset in PRESETS),
+    Pyramid(block=16),
+    Pyramid(block=16, mode="quantile", order="box"),
+    BlockSelect(block=16, tail=4),
+    BlockSelect(block=16, guard=0.5),
+    BlockSelect(block=16, scope="head"),
+    BlockSelect(block=16, sink="first_frame"),
+]
+
+
+# every method once on its own tokens, the two kinds also together with text
+CASES = [("wan", method) for method in METHODS]
+CASES += [("sd3", method) for method in (MixtureOfBlock(), BlockSelect(block=16))]
+
+
+@pytest.mark.parametrize(("name", "method"), CASES, ids=str)
 def test_a_patch_adds_no_wait(name, method, monkeypatch):
     for module in (block_triton, token_triton):
         monkeypatch.setattr(module, "triton_refuses", lambda *given: None)

@@ -141,7 +141,7 @@ def test_pooled_keys_are_packed_into_tiles():
         torch.testing.assert_close(x.double(), y, rtol=0, atol=3e-6)
 
 
-@pytest.mark.parametrize("rank", [1, 5])
+@pytest.mark.parametrize("rank", [1, 5, 20])
 def test_low_rank_bias_and_its_gradients(rank, nan_memory):
     g = torch.Generator().manual_seed(5)
     f, other = torch.randn(1, 70, 2, rank, generator=g), torch.randn(2, 90, 1, rank, generator=g)
@@ -377,3 +377,24 @@ def test_descriptors_where_strides_allow_them(width, key_heads, block_k, tiles, 
     compare(*tensors(31, 150, 150, 2, key_heads, width, dtype=torch.float16), plan, mask, f"descriptors, D={width}")
     # 20 channels of 2 bytes are not a multiple of 16
     assert len(descriptors) == (0 if width == 20 else 6 * len(head_parts(width)))
+
+
+def test_a_bias_of_rank_one_through_descriptors(descriptors, nan_memory, monkeypatch):
+    tile = dict.fromkeys((64, 128), (Tile(64, 64, 4, 1),))
+    monkeypatch.setitem(block_sizes._BULK_TABLE, "interpreter", dict.fromkeys(block_sizes.KERNELS, tile))
+    block_sizes._chosen.cache_clear()
+    low = torch.arange(150)[:, None]
+    rule = Rule(low - 110, low + 120, low, torch.zeros(150), torch.zeros(150), torch.full((1, 1), WINDOW))
+    mask = ((low.T >= low - 110) & (low.T < low + 120))[None, None]
+    g = torch.Generator().manual_seed(3)
+    compare(
+        *tensors(31, 150, 150, 2, 1, 64, dtype=torch.float16),
+        BlockPlan.from_rule(rule, block_q=64, block_k=64),
+        mask,
+        "rank one, descriptors",
+        bias=LowRank,
+        leaves=(torch.randn(1, 150, 2, 1, generator=g), torch.randn(1, 150, 1, 1, generator=g)),
+        dense_bias=lambda f, g: torch.einsum("bihr,bjhr->bhij", f, g.expand(-1, -1, 2, -1)),
+    )
+    block_sizes._chosen.cache_clear()
+    assert len(descriptors) == 6  # keys and values, twice; queries and what comes back for the output

@@ -22,7 +22,6 @@ def padded_rank(rank: int) -> int:
     return width if rank <= UNROLLED.value else max(STRIP.value, width)
 
 
-
 class Factor(NamedTuple):
     """One side of a low-rank bias, rank-major: (B|1, H|1, R, N) float32, tokens contiguous; strides 0 where shared.
 

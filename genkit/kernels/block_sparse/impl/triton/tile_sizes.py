@@ -72,7 +72,7 @@ _HEAVY: _Sizes = {
 }
 _HOPPER: _Sizes = _HEAVY | {
     "forward, heavy": dict.fromkeys((64, 128), (Tile(128, 32, 8, 1), Tile(64, 32, 4, 1), *_SMALL)) | _WIDE,
-    "dq, heavy": dict.fromkeys((64, 128), (Tile(128, 32, 8, 1), *_SMALL)),
+    "dq, heavy": dict.fromkeys((64, 128), (Tile(128, 32, 8, 1), Tile(32, 64, 8, 1), *_SMALL)),
     "dq, quadratic": {128: (Tile(32, 64, 8, 1), *_SMALL)},
     # 32 keys are not for the large matrix unit, whose 64 rows two groups of four warps would both compute.
     "dkv, heavy": dict.fromkeys((64, 128), (Tile(64, 32, 8, 1), *_SMALL)),
@@ -149,8 +149,6 @@ _BLACKWELL: _Sizes = _HOPPER | {
     "dkv, plain": {128: (Tile(64, 64, 8, 2), *_SMALL)},
     "dkv, bits": {128: (Tile(32, 64, 4, 2), *_SMALL)},
     "forward, heavy": {64: (Tile(64, 32, 8, 1), *_SMALL), 128: (Tile(64, 32, 8, 1), *_SMALL)},
-    # and four warps with one stage, for a quadratic bias without a rule
-    "dkv, heavy": {64: (Tile(32, 32, 4, 2), *_SMALL), 128: _SMALL},
 }
 _AMPERE: _Sizes = _HEAVY | {
     "forward": {64: (Tile(128, 64, 8, 3), Tile(64, 64, 4, 2), *_SMALL), 128: (Tile(64, 64, 8, 2), *_SMALL)}
@@ -176,11 +174,13 @@ _AMPERE: _Sizes = _HEAVY | {
     # Reading bits of masks costs registers that the tiles above leave none of.
     "forward, bits": {64: (Tile(128, 32, 8, 2), *_SMALL)},
     "dkv, bits": {64: (Tile(32, 32, 4, 2), *_SMALL)},
-    # Without a rule it is eight warps that spill, for a bias of low rank.
-    "dkv, plain heavy": {64: _SMALL},
+    "dkv, heavy": dict.fromkeys((64, 128), (Tile(64, 32, 8, 1), *_SMALL)),
+    # Without a rule tiles of the row above spill eight bytes, for a bias of low rank.
+    "dkv, plain heavy": {64: _SMALL, 128: (Tile(32, 32, 8, 1), *_SMALL)},
 }
 _BLACKWELL_DESKTOP: _Sizes = _AMPERE | {
-    "dkv, heavy": {64: (Tile(16, 32, 8, 1),), 128: (Tile(32, 32, 8, 1), *_SMALL)},
+    "dkv, heavy": {64: (Tile(64, 32, 8, 1), *_SMALL), 128: (Tile(64, 32, 8, 1), *_SMALL)},
+    "dkv, quadratic": {64: (Tile(16, 32, 8, 1),)},
     "dq, bits": {64: (Tile(64, 32, 4, 2), *_SMALL)},
 }
 # Four wavefronts of 64: eight would halve the registers each may use.
@@ -320,7 +320,9 @@ def choose_tile(
         bulk: whether the copy engine can bring the tiles of this call.
         light: whether the bias that makes it heavy is of rank 1; quadratic: whether it is a quadratic one.
     """
-    return _chosen(architecture(device), kernel, dim, dtype, block_q, block_k, plain, heavy, bits, bulk, light, quadratic)
+    return _chosen(
+        architecture(device), kernel, dim, dtype, block_q, block_k, plain, heavy, bits, bulk, light, quadratic
+    )
 
 
 @lru_cache(maxsize=256)
