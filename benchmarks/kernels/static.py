@@ -119,7 +119,8 @@ def _dim(kernel: str) -> int:
 def _cell(rows: list[dict], kernel: str, loops: tuple[str, ...]) -> str:
     found = []
     for loop in loops:
-        mine = [row for row in rows if row["kernel"] in (kernel, f"{kernel}, TMA") and row["loop"] == loop]
+        names = kernel, f"{kernel}, TMA"
+        mine = [row for row in rows if row["kernel"] in names and row["loop"] in (loop, f"pairs of {loop}")]
         best = min(mine, key=lambda row: row[_SLOTS], default=None)
         # an exponential twice is a score twice
         found.append("-" if best is None else f"{best[_SLOTS]}{' (2x)' * (best['exp2 / score'] > 1.4)}")

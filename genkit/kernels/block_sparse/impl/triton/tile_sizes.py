@@ -137,6 +137,8 @@ _BLACKWELL_BULK: _Sizes = {
         128: (Tile(64, 128, 8, 2), Tile(64, 64, 4, 2)),
         **_wide(Tile(64, 64, 4, 2)),
     },
+    # What is added up for the bias would not fit the registers beside 128 keys and four warps.
+    "dkv, light": {64: (Tile(64, 64, 4, 2),)},
 }
 # Here eight warps are the ones that are given too few registers, 128, for some calls.
 _BLACKWELL: _Sizes = _HOPPER | {
