@@ -208,8 +208,8 @@ def _bias_tables(bias: Sequence[Bias], slots_q: int, slots_k: int):
     term = bias[0]
     if isinstance(term, LowRank):
         rank = term.f.shape[-1]
-        tables = LowRankTables(factor(term.f, slots_q), factor(term.g, slots_k))
-        return BiasTables(tables, 1, rank, padded_rank(rank))
+        factors = LowRankTables(factor(term.f, slots_q), factor(term.g, slots_k))
+        return BiasTables(factors, 1, rank, padded_rank(rank))
     axes = term.q_pos.shape[1]
     q_pos, k_pos = (x.to(torch.float32).T.contiguous() for x in (term.q_pos, term.k_pos))
     weight, hinge, q_gain, k_gain = (
