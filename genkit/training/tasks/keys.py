@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -52,13 +53,23 @@ class KeysTask(AgentTask):
     def forward(self, batch: Noised) -> torch.Tensor:
         """See the class; the second loss is added in the backward pass and not in the value. Amplitudes stay positive:
         with the other sign the order of the keys, which the second loss teaches, would be turned round."""
+        self.keep_order()
+        with torch.no_grad():
+            wanted = self.predict(batch, self.dense[0])
+        error = (self.predict(batch) - wanted).square().mean() / wanted.var()
+        return self.connected(error) + 0.0 * sum(each.sum() for each in self.sharpness.values())
+
+    def keep_order(self) -> None:
+        """Amplitudes above zero, also after the last step and in averages of the weights."""
         layers: Any = self.weights.layers.values()
         with torch.no_grad():
             for each in layers:
                 each.amplitude.clamp_(min=LEAST)
-            wanted = self.predict(batch, self.dense[0])
-        error = (self.predict(batch) - wanted).square().mean() / wanted.var()
-        return self.connected(error) + 0.0 * sum(each.sum() for each in self.sharpness.values())
+
+    def save(self, path: Path) -> Path:
+        """See :meth:`Task.save`."""
+        self.keep_order()
+        return super().save(path)
 
     def probe(self) -> dict[str, float]:
         """The second loss of the last batch, a mean over layers."""
