@@ -40,7 +40,7 @@ def waits(case: tiny.Tiny) -> Syncs:
 METHODS = [
     MixtureOfBlock(),
     MixtureOfBlock(select="threshold", scope="head"),
-    *(BlockSelect(block=16, score=score, keep=0.5) for score in SELECTORS),
+    *(BlockSelect(block=16, score=score, keep=0.5, untrained=score == "keys") for score in SELECTORS),
     *(BlockSelect(block=16, score=score, top_p=0.8) for score, selector in SELECTORS.items() if selector.masses),
     *(BlockSelect(preset=preset, block=32) for preset in PRESETS),
     Pyramid(block=16),
