@@ -18,7 +18,6 @@ from genkit.cli.processes import Processes, processes
 from genkit.cli.progress import RunProgress
 from genkit.cli.streaming import PIPE, check_stream, write_stream
 from genkit.errors import UsageError
-from genkit.media.claim import claimed
 from genkit.pipelines.request import COMMAND_LINE, Settings, read_config
 from genkit.pipelines.task import Task, commands
 
@@ -86,6 +85,7 @@ def _run_share(
     joined: Processes, settings: Any, prompts: list[str], record: Any, force: bool, dry_run: bool, json: bool,
     explain: bool = False,
 ) -> None:  # fmt: skip
+    from genkit.media.claim import claimed
     from genkit.pipelines.jobs import check_outputs, expand
     from genkit.pipelines.resolve import resolve
     from genkit.pipelines.session import Session

@@ -155,8 +155,11 @@ class Tab(ABC):
             show_progress="full", show_progress_on=[self.outputs["status"]], scroll_to_output=True, preprocess=False,
         )  # fmt: skip
         run.then(lambda: gr.update(interactive=False), None, halt, **_QUIET)
-        cancels = {"cancels": [run]} if cut else {}
-        halt.click(self._stop if cut else self._end, page.visitor, [self.outputs["status"], halt], **cancels, **_QUIET)
+        told = [self.outputs["status"], halt]
+        if cut:
+            halt.click(self._stop, page.visitor, told, cancels=[run], **_QUIET)
+        else:
+            halt.click(self._end, page.visitor, told, **_QUIET)
 
     def _stop(self, token: str | None) -> tuple[str, Any]:
         job, still = self.page.visitors.of(token).job, gr.update(interactive=False)
