@@ -153,9 +153,12 @@ _BLACKWELL: _Sizes = _HOPPER | {
     "forward, heavy": {64: (Tile(64, 32, 8, 1), *_SMALL), 128: (Tile(64, 32, 8, 1), *_SMALL)},
 }
 _AMPERE: _Sizes = _HEAVY | {
-    "forward": {64: (Tile(128, 64, 8, 3), Tile(64, 64, 4, 2), *_SMALL), 128: (Tile(64, 64, 8, 2), *_SMALL)}
+    "forward": {
+        64: (Tile(128, 64, 8, 3), Tile(64, 64, 4, 2), *_SMALL),
+        128: (Tile(128, 32, 8, 2), Tile(64, 64, 8, 2), *_SMALL),
+    }
     | _WIDE
-    # Heads in two parts: with 64 rows eight warps would take the scores twice.
+    # With 64 rows eight warps would take the scores twice, in heads of two parts too.
     | {96: (Tile(128, 64, 8, 2), Tile(64, 64, 4, 2), *_SMALL)},
     "forward, plain": {128: (Tile(128, 64, 8, 2), Tile(64, 64, 8, 2), *_SMALL)},
     "dq": {64: (Tile(128, 64, 8, 2), Tile(64, 32, 4, 2), *_SMALL), 128: (Tile(64, 64, 8, 2), *_SMALL)}
@@ -164,7 +167,7 @@ _AMPERE: _Sizes = _HEAVY | {
     "dkv": {
         64: (Tile(32, 64, 8, 2), *_SMALL),
         80: (Tile(32, 64, 4, 2), *_SMALL, Tile(16, 16, 4, 1)),
-        128: (Tile(32, 64, 8, 2), *_SMALL, Tile(16, 16, 4, 1)),  # 16x32 spills for 80 channels and blocks of 48 keys
+        128: (Tile(64, 32, 8, 2), *_SMALL, Tile(16, 16, 4, 1)),  # 16x32 spills for 80 channels and blocks of 48 keys
         **_wide(Tile(16, 16, 8, 1)),
     },
     "dkv, plain": {
@@ -181,6 +184,9 @@ _AMPERE: _Sizes = _HEAVY | {
     "dkv, plain heavy": {64: _SMALL, 128: (Tile(32, 32, 8, 1), *_SMALL)},
 }
 _BLACKWELL_DESKTOP: _Sizes = _AMPERE | {
+    # Where a rule is read axis by axis, the tiles of sm_80 spill here.
+    "forward": _AMPERE["forward"] | {128: (Tile(64, 64, 8, 2), *_SMALL)},
+    "dkv": _AMPERE["dkv"] | {128: (Tile(32, 64, 8, 2), *_SMALL, Tile(16, 16, 4, 1))},
     "dkv, heavy": {64: (Tile(64, 32, 8, 1), *_SMALL), 128: (Tile(64, 32, 8, 1), *_SMALL)},
     "dkv, quadratic": {64: (Tile(16, 32, 8, 1),)},
     "dq, bits": {64: (Tile(64, 32, 4, 2), *_SMALL)},
