@@ -60,6 +60,7 @@ class _Content:
     call: dict[str, str | bool | int | float | list[int | float] | None] = field(default_factory=dict)
     sound: str | None = None
     given_frames: bool = False
+    prompts_name: dict[str, list[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,8 @@ class Sidecar:
         sound: the kind of spectrogram that the model's audio autoencoder reads, see
             :func:`genkit.families.sound_features.features_of`; None for the usual one.
         given_frames: whether a text-to-video model is trained to be given first, last and beginning frames.
+        prompts_name: what every prompt that the model was trained on named, such as "a background", and the words of
+            which one must be there for it; a prompt without is warned of before anything is made.
         source: the file, None when the folder has none.
     """
 
@@ -84,6 +87,7 @@ class Sidecar:
     call: dict = field(default_factory=dict)
     sound: str | None = None
     given_frames: bool = False
+    prompts_name: dict[str, list[str]] = field(default_factory=dict)
     source: Path | None = None
 
 
@@ -107,7 +111,10 @@ def read_sidecar(folder: Path | None) -> Sidecar:
     if taken is not None:
         raise ArtifactError(explain(f"{place(path)}, call", taken, f"other arguments than {', '.join(TAKEN)}"))
     defaults, limits = (_named(raw.get(name, {})) for name in ("defaults", "limits"))
-    return Sidecar(content.description, defaults, limits, content.call, content.sound, content.given_frames, path)
+    return Sidecar(
+        content.description, defaults, limits, content.call, content.sound, content.given_frames, content.prompts_name,
+        path,
+    )  # fmt: skip
 
 
 def _named(values: dict[str, Any]) -> dict[str, Any]:

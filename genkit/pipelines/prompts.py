@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from genkit.errors import ArtifactError, UsageError, said
@@ -67,6 +69,7 @@ def read_prompts(
     most: int | None = None,
     name: str = "prompt",
     taught: Collection[str] = (),
+    expected: Mapping[str, Sequence[str]] = MappingProxyType({}),
 ) -> Prompts:
     """The prompts as the model will read them, and warnings about what was cut or is not known to it.
 
@@ -79,6 +82,7 @@ def read_prompts(
         most: fewer tokens than the text encoder reads, when the model was trained on short prompts only.
         name: of the prompt, for messages.
         taught: words that a LoRA or its captions teach, in small letters: they are no slips of the pen.
+        expected: what every prompt in training named, see :attr:`genkit.models.sidecar.Sidecar.prompts_name`.
 
     Raises:
         UsageError: a prompt is too long; the message tells its length and the limit.
@@ -93,6 +97,7 @@ def read_prompts(
             text = _fit(what, text, readers, settings.truncate_prompt, told)
             told += _unknown_words(what, text, readers, taught)
         texts.append(text)
+    told += _unnamed(name, texts[0], expected)
     return Prompts(texts[0], texts[1], tuple(told), words.cut(*texts))
 
 
@@ -105,6 +110,18 @@ def _unknown_words(name: str, text: str, readers: list[tuple[Any, int]], taught:
     known = _words(readers[0][0])
     shown = ", ".join(_with_near(word, known) for word in words[:8]) + (", ..." if len(words) > 8 else "")
     return [f"the model does not know these words of the {name}: {shown}"]
+
+
+def _unnamed(name: str, text: str | None, expected: Mapping[str, Sequence[str]]) -> list[str]:
+    """A warning for everything that the model never had to guess in training and the prompt leaves open."""
+    if not text or not text.strip():
+        return []
+    said = f" {' '.join(re.findall(r'[a-z]+', text.lower()))} "
+    return [
+        f"the {name} names no {what}, and the model was trained on prompts that all do; add one, such as "
+        f"{words[-1]!r}"
+        for what, words in expected.items() if not any(f" {each} " in said for each in words)
+    ]  # fmt: skip
 
 
 def new_words(tokenizers: Sequence[Any], texts: Iterable[str]) -> list[str]:

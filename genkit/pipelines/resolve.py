@@ -420,7 +420,10 @@ def read_words(
     taught: Collection[str],
 ) -> Prompts:
     """The prompts of settings as a model will read them, with the rules that weigh their words."""
-    prompts = read_prompts(tokenizers, settings, model.sidecar.limits.get("max_prompt_tokens"), taught=taught)
+    sidecar = model.sidecar
+    prompts = read_prompts(
+        tokenizers, settings, sidecar.limits.get("max_prompt_tokens"), taught=taught, expected=sidecar.prompts_name
+    )
     if not prompts.words:
         return prompts
     rules = prompts.words.rules(settings, model, tokenizers)
