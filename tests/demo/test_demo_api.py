@@ -138,8 +138,19 @@ def _captions(answer):
 
 def test_functions_are_named_and_their_parameters_too(client):
     told = client.view_api(return_format="dict")["named_endpoints"]
-    assert set(told) == {"/generate", "/edit", "/inpaint", "/style", "/consistent", "/compare", "/train"}
+    assert set(told) == {
+        "/generate",
+        "/edit",
+        "/inpaint",
+        "/style",
+        "/consistent",
+        "/compare",
+        "/train",
+        "/live",
+        "/live_next",
+    }
     names = [each["parameter_name"] for each in told["/edit"]["parameters"]]
+    assert [each["parameter_name"] for each in told["/live_next"]["parameters"]] == ["text"]
     assert names[:5] == ["image", "clip", "source_prompt", "prompt", "preset"] and "token" not in names
 
 

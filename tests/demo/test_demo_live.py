@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -124,20 +125,23 @@ def test_the_form_becomes_a_stream_and_words_need_one_that_runs(page):
     import gradio as gr
 
     tab = next(each for each in page.tabs if each.name == "live")
-    visitor = page.visitors.of(None)
+    visitor, request = page.visitors.of(None), SimpleNamespace(headers={}, session_hash="a session")
     form = {name: control.value for name, control in tab.form.items()} | {"seed": 5}
     (wanted,) = tab.settings(form, visitor)
     assert wanted.stream and not wanted.fast and wanted.num_frames == 97 and wanted.model == "toy-video"
     with pytest.raises(UsageError, match="Frames: got"):
         tab.settings(form | {"num_frames": "1000000"}, visitor)
     with pytest.raises(gr.Error, match="press Begin first"):
-        tab._say(visitor.token, NEXT)
+        tab._say(request, visitor.token, NEXT)
     visitor.job = Job("live", [wanted])
     for wrong, words in (("  ", "a sentence"), ("(red:1.3) circle", "(?i)weights in prompts")):
         with pytest.raises(gr.Error, match=words):
-            tab._say(visitor.token, wrong)
+            tab._say(request, visitor.token, wrong)
     assert visitor.job.heard() is None
-    assert tab._say(visitor.token, NEXT) == "" and visitor.job.heard() == NEXT
+    assert tab._say(request, visitor.token, NEXT) == "" and visitor.job.heard() == NEXT
+    program = page.visitors.of(page.visitors.name_of("a session"))
+    program.job = Job("live", [wanted])
+    assert tab._say(request, None, NEXT) == "" and program.job.heard() == NEXT and visitor.job.heard() is None
     visitor.job.tell(phase=DONE)
     with pytest.raises(gr.Error, match="press Begin first"):
-        tab._say(visitor.token, NEXT)
+        tab._say(request, visitor.token, NEXT)

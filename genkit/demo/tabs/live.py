@@ -87,11 +87,11 @@ class Live(Tab):
         worker = self.page.desk.worker(str(resolve_device(self.page.offer.device)))
         return self.page.desk.begin(visitor, self.name, lambda job: live(job, visitor, worker, wanted[0]), wanted)
 
-    def _say(self, token: str | None, text: str | None) -> Any:
+    def _say(self, request: gr.Request, token: str | None, text: str | None) -> Any:
         """Hand a prompt to the stream that runs; the box is empty again when it is taken."""
         from genkit.pipelines.resolve import resolve
 
-        job = self.page.visitors.of(token).job
+        job = self.page.visitor_of(token, request).job
         try:
             if job is None or job.tab != self.name or job.state.ended:
                 raise UsageError("no video is being made here: press Begin first")

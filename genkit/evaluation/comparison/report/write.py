@@ -24,6 +24,7 @@ from genkit.media import write_media
 from genkit.media.atomic import Files, check_writable
 from genkit.media.images import LOSSLESS_PIXELS
 from genkit.pipelines.text import slug
+from genkit.reading import read_json
 from genkit.reading.files import place, reason
 
 #: Prompts and seeds that can be played in the page.
@@ -106,9 +107,9 @@ class Report(Follower):
     def _outputs_before(self) -> set[Path]:
         """Outputs that the report in this place lists: once this one is whole, those that it lacks are removed."""
         try:
-            data = json.loads(self.files[1].read_text(encoding="utf-8"))
+            data = read_json(self.files[1])
             named = {str(run["file"]) for each in data["variants"] for run in each["runs"] if run["file"]}
-        except (OSError, ValueError, KeyError, TypeError):
+        except (ArtifactError, KeyError, TypeError):  # none there, or another program's
             return set()
         found = [self.path.parent / name for name in named]
         return {each for path in found if path.parent == self.folder for each in _belonging(path) if each.is_file()}
