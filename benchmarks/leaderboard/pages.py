@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from benchmarks.editing.store import Store
 from benchmarks.leaderboard.boards import BOARDS
@@ -12,6 +15,8 @@ from benchmarks.leaderboard.report import ABOUT, Place, cells, places, section
 
 #: Between these lines a method's page is written by the command.
 BEGIN, END = "<!-- leaderboard: made by `python -m benchmarks leaderboard --docs docs` -->", "<!-- leaderboard: end -->"
+#: The section of a method's page behind what was measured.
+_BEHIND = "\n## Checked\n"
 _COLOURS = ((37, 99, 235), (220, 38, 38), (22, 163, 74), (217, 119, 6), (147, 51, 234), (8, 145, 178), (190, 24, 93),
             (101, 163, 13), (71, 85, 105))  # fmt: skip
 
@@ -35,7 +40,7 @@ def render(store: Store, docs: Path) -> list[Path]:
             files.new(path).write_text(told, encoding="utf-8")
         for path, drawn in pictures.items():
             out = BytesIO()
-            drawn.quantize(64).save(out, format="PNG", optimize=True)
+            drawn.quantize(256).save(out, format="PNG", optimize=True)
             files.new(path).write_bytes(out.getvalue())
     return [*texts, *pictures]
 
@@ -46,7 +51,7 @@ def _page(store: Store, shown: dict[str, list[Place]]) -> str:
         "",
         "What does a method save, and what does it do to the output? Every method that chooses pairs without training, "
         "on the models that are shipped, at several densities and schedules (`python -m benchmarks leaderboard`); "
-        "[methods at equal density](../benchmarks/results/recall.md) has the share of attention mass they keep, and "
+        "[methods at equal density](../benchmarks/results/methods.md) has the share of attention mass they keep, and "
         "[`genkit compare`](tasks/comparing.md) asks the same of your model and prompts.",
         "",
         ABOUT,
@@ -68,15 +73,16 @@ def picture(name: str, found: list[Place]) -> Any:
     methods = sorted({place.entry.method[0] for place in found})
     colours = {method: _COLOURS[number % len(_COLOURS)] for number, method in enumerate(methods)}
 
-    def series(x: Any) -> list[Series]:
-        drawn = []
-        named: set[str] = set()
-        for place in sorted(found, key=lambda each: -each.psnr[0]):
-            method = place.entry.method[0]
-            name = "" if method in named else method
-            named.add(method)
-            drawn.append(Series([x(place)], [place.psnr[0]], colours[method], dots=True, wide=place.best, names=[name]))
-        return drawn
+    def series(x: Callable[[Place], float]) -> list[Series]:
+        at = [(x(place), place.psnr[0]) for place in found]
+        named = {method: _alone([place.entry.method[0] for place in found], at, method) for method in methods}
+        return [
+            Series(
+                [at[number][0]], [at[number][1]], colours[place.entry.method[0]], dots=True, wide=_unbeaten(at, number),
+                names=[place.entry.method[0] if named[place.entry.method[0]] == number else ""],
+            )
+            for number, place in enumerate(found)
+        ]  # fmt: skip
 
     size, y = (640, 460), Axis("PSNR to dense, dB")
     left = plot(
@@ -90,8 +96,27 @@ def picture(name: str, found: list[Place]) -> Any:
         Axis("attention time, dense = 1"),
         y,
     )
-    note = "Large dots: no other row has a higher PSNR for as few FLOPs."
+    note = "Large dots: no other row is as cheap and as like. A colour a method."
     return page(BOARDS[name].title, [note], [[left, right]])
+
+
+def _unbeaten(at: Sequence[tuple[float, float]], number: int) -> bool:
+    """Whether no other point has as small an x and as large a y."""
+    mine = at[number]
+    return mine[0] == mine[0] and not any(x <= mine[0] and y >= mine[1] for n, (x, y) in enumerate(at) if n != number)
+
+
+def _alone(methods: Sequence[str], at: Sequence[tuple[float, float]], method: str) -> int:
+    """Of a method's points the one that is farthest from those of other methods: there is room for its name."""
+    points = np.array(at)
+    points = (points - np.nanmin(points, 0)) / np.maximum(np.ptp(np.nan_to_num(points), 0), 1e-9)
+    own = [number for number, each in enumerate(methods) if each == method]
+    others = [number for number, each in enumerate(methods) if each != method]
+    if not others:
+        return own[0]
+    # A name is wide and low: what stands above or below is less in its way than what stands beside.
+    apart = {n: np.nanmin(np.hypot(*((points[others] - points[n]) * (0.4, 1)).T)) for n in own}
+    return max(apart, key=lambda number: apart[number])
 
 
 def _quote(method: str, shown: dict[str, list[Place]]) -> str:
@@ -112,15 +137,15 @@ def _quote(method: str, shown: dict[str, list[Place]]) -> str:
         "Best row on the [leaderboard](../leaderboard.md) (the highest PSNR among those that at least halve the "
         "attention FLOPs, or of all; shares of dense attention):"
     )
-    return f"{BEGIN}\n## On the leaderboard\n{head}\n\n{table(rows)}\n{END}\n"
+    return f"{BEGIN}\n{head}\n\n{table(rows)}\n{END}\n"
 
 
 def _settings(place: Place) -> str:
-    return " ".join(f"{key}={value}" for key, value in place.entry.method[1].items())
+    return " ".join(f"{key}={value}" for key, value in place.entry.method[1].items()) or "the defaults"
 
 
 def quoted(page: str, quote: str) -> str:
-    """A method's page with the quote in place of an older one, or at its end.
+    """A method's page with the quote in place of an older one, or at the end of what was measured.
 
     Raises:
         SystemExit: a begin without an end, or the other way round.
@@ -128,6 +153,7 @@ def quoted(page: str, quote: str) -> str:
     if (BEGIN in page) != (END in page):
         raise SystemExit(f"a page has one of {BEGIN!r} and {END!r} without the other")
     if BEGIN not in page:
-        return f"{page.rstrip()}\n\n{quote}"
+        measured, mark, rest = page.partition(_BEHIND)
+        return f"{measured.rstrip()}\n\n{quote}{mark}{rest}"
     head, _, rest = page.partition(BEGIN)
     return head + quote + rest.partition(END)[2].removeprefix("\n")

@@ -90,7 +90,7 @@ def test_pages_are_made_once_and_made_anew_in_place(monkeypatch, tmp_path):
     docs = tmp_path / "docs"
     (docs / "methods").mkdir(parents=True)
     (docs / "img").mkdir()
-    (docs / "methods/neighborhood.md").write_text("# Neighborhood\nwords\n")
+    (docs / "methods/neighborhood.md").write_text("# Neighborhood\nwords\n\n## Checked\nall\n")
     store = filled(tmp_path, rows)
     pages.render(store, docs)
     told = (docs / "methods/neighborhood.md").read_text()
@@ -98,9 +98,9 @@ def test_pages_are_made_once_and_made_anew_in_place(monkeypatch, tmp_path):
         told.startswith("# Neighborhood\nwords\n\n") and "| small |" in told and "22.00" in told and "32.0" not in told
     )
     assert "img/leaderboard-small.png" in (docs / "leaderboard.md").read_text()
-    (docs / "methods/neighborhood.md").write_text(told + "\n## After\n")
+    assert told.endswith(f"{pages.END}\n\n## Checked\nall\n")
     pages.render(store, docs)
-    assert (docs / "methods/neighborhood.md").read_text() == told + "\n## After\n"
+    assert (docs / "methods/neighborhood.md").read_text() == told
 
 
 def test_what_cannot_be_is_refused(tmp_path):
