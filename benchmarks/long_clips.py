@@ -20,7 +20,7 @@ import numpy as np
 from benchmarks.compare import JUDGED
 from benchmarks.environment import RESULTS, environment, machine_line, report, table
 from benchmarks.lora.length import change
-from benchmarks.toy_common import shares, split_counts, tell
+from benchmarks.toy_common import shares, split_counts, tell, told_options
 
 MODEL = "toy-video"
 TRAINED = 7  # latent frames of the 25 that toy-video was trained on
@@ -89,7 +89,7 @@ def run(options: argparse.Namespace) -> int:
     readings = judged(options, list(chosen))
     readings = {row.name: readings[row.name] for row in chosen}
     data = {"environment": {**environment(), "load average": os.getloadavg()},
-            "options": {key: str(value) for key, value in vars(options).items()}, "judged": lines(readings, options),
+            "options": told_options(options), "judged": lines(readings, options),
             "readings": readings}  # fmt: skip
     report("long_clips", data, text_of(data, options), options.output)
     if options.sheet is not None:

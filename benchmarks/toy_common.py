@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from pathlib import Path
@@ -59,3 +60,8 @@ def trained_text(trained: dict | None) -> str:
     if trained and "steps" in trained:
         told += f" {trained['steps']} steps in {trained['seconds'] / 60:.0f} minutes."
     return told
+
+
+def told_options(options: argparse.Namespace) -> dict[str, str]:
+    """Options as a result file tells them, without places of the machine and what only the command uses."""
+    return {name: str(value) for name, value in vars(options).items() if name not in ("output", "run")}

@@ -22,7 +22,7 @@ import numpy as np
 
 from benchmarks.compare import JUDGED
 from benchmarks.environment import RESULTS, environment, machine_line, report, table
-from benchmarks.toy_common import SPLITS, shares, split_counts, tell
+from benchmarks.toy_common import SPLITS, shares, split_counts, tell, told_options
 
 MODEL = "toy-video"
 FPS = 8
@@ -98,7 +98,7 @@ def run(options: argparse.Namespace) -> int:
     for side in map(int, options.timed_sides.split(",") if options.turns else ()):
         costs += timed(argparse.Namespace(**{**vars(options), "side": side, "clips": 1}))
     facts = {**environment(), "load average": os.getloadavg()}
-    data = {"environment": facts, "options": {k: str(v) for k, v in vars(options).items()}, "training": trained,
+    data = {"environment": facts, "options": told_options(options), "training": trained,
             "judged": rows, "cost": costs}  # fmt: skip
     report("lora_length", data, text_of(data, options), options.output)
     return 0
