@@ -25,3 +25,15 @@ def tiny_sd(tmp_path_factory):
 def tiny_flux(tmp_path_factory):
     """A FluxPipeline folder with random weights."""
     return build_tiny_flux(tmp_path_factory.mktemp("models") / "tiny-flux")
+
+
+@pytest.fixture
+def no_weights(monkeypatch):
+    """Weights must not be read."""
+    from genkit.pipelines import load as loading
+
+    def refuse(*_, **__):
+        raise AssertionError("weights were read")
+
+    monkeypatch.setattr("genkit.pipelines.session.load", refuse)  # first: its module imports the other
+    monkeypatch.setattr(loading, "load", refuse)

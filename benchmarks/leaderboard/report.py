@@ -73,7 +73,7 @@ def _place(entry: Entry, row: Row, dense: Row) -> Place:
 
     change = 100 * (np.array(row.values("all")) - np.array(dense.values("all")[:count]))
     return Place(
-        entry, count, mean(row.values("executed"))[0], against("attention"), against("seconds"),
+        entry, count, mean(row.values("executed"))[0], against("attention ms"), against("ms"),
         mean(row.values("psnr")), mean(np.array(row.values("ssim")) / 100), share(row.values("all")), mean(change),
     )  # fmt: skip
 
@@ -114,8 +114,7 @@ def section(store: Store, name: str, board: Board) -> list[str]:
     dense, _ = rows_of(store, name)
     assert dense is not None, "asked for by the caller"
     case = board.case
-    seconds = float(np.median(dense.values("seconds")))
-    attention = float(np.median(dense.values("attention")))
+    seconds, attention = (float(np.median(dense.values(name))) / 1e3 for name in ("ms", "attention ms"))
     base, right = (share(dense.values(key)) for key in ("base", "all"))
     head = (
         f"{dense.settings['dtype']}, weights {dense.weights}; {'; '.join(dense.at)}. The second pass makes "

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.editing.store import Row, Store, weights_of
-from benchmarks.environment import RESULTS, environment, write_results
+from benchmarks.environment import RESULTS, environment
 from benchmarks.leaderboard.boards import BOARDS, Entry
-from benchmarks.toy_common import tell
+from benchmarks.methods.rounds import rounds
 
 NAME = "leaderboard"
 DENSE = "dense"
@@ -48,17 +48,12 @@ def run(options: argparse.Namespace) -> int:
         raise SystemExit(f"--prompts: got {options.prompts}, allowed: a whole number >= 1")
     torch.set_num_threads(options.threads)
     store.facts = environment()
-    for name in options.board or BOARDS:
-        dtype = getattr(torch, options.dtype)
-        bench = _Bench(name, options, store, painter(BOARDS[name].case, options.prompts, dtype))
-        for number in range(options.prompts):
-            if bench.prompt(number):
-                write_results(NAME, store.data(), text(store), options.output)
-            tell(name, number + 1, options.prompts)
-    told = text(store)
-    write_results(NAME, store.data(), told, options.output)
-    print(told)
-    return 0
+    dtype = getattr(torch, options.dtype)
+    benches = (
+        _Bench(name, options, store, painter(BOARDS[name].case, options.prompts, dtype))
+        for name in options.board or BOARDS
+    )
+    return rounds(NAME, benches, options.prompts, store, text, options.output)
 
 
 def _render(store: Store, docs: Path) -> int:
@@ -134,7 +129,7 @@ class _Bench:
             name: value for name, value in zip(("computed", "executed"), cost.density, strict=True) if value is not None
         }
         percents = {name: 100 * value for name, value in known.items()}
-        return frames, percents | {"attention": cost.seconds, "seconds": seconds} | right
+        return frames, percents | {"attention ms": 1e3 * cost.seconds, "ms": 1e3 * seconds} | right
 
     @staticmethod
     def _against(dense: Any, frames: Any, values: dict[str, float]) -> dict[str, float]:

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.editing.store import Row, Store, weights_of
-from benchmarks.environment import RESULTS, environment, write_results
+from benchmarks.environment import RESULTS, environment
 from benchmarks.methods.cases import CASES, Case, Setting, settings_text
-from benchmarks.toy_common import tell
+from benchmarks.methods.rounds import rounds
 
 NAME = "methods"
 DENSE = "dense"
@@ -45,16 +45,11 @@ def run(options: argparse.Namespace) -> int:
     torch.set_num_threads(options.threads)
     store = Store(options.output / f"{NAME}.json")
     store.facts = environment()
-    for name in options.case or CASES:
-        bench = _Bench(name, options, store, painter(CASES[name], options.prompts, getattr(torch, options.dtype)))
-        for number in range(options.prompts):
-            if bench.prompt(number):
-                write_results(NAME, store.data(), text(store), options.output)
-            tell(name, number + 1, options.prompts)
-    told = text(store)
-    write_results(NAME, store.data(), told, options.output)
-    print(told)
-    return 0
+    dtype = getattr(torch, options.dtype)
+    benches = (
+        _Bench(name, options, store, painter(CASES[name], options.prompts, dtype)) for name in options.case or CASES
+    )
+    return rounds(NAME, benches, options.prompts, store, text, options.output)
 
 
 class _Bench:

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from layouts import LAYOUTS, layout_of
 
 from genkit.attention import registry
 from genkit.attention.block_select import BlockSelect
@@ -16,19 +17,6 @@ from genkit.attention.grid_blocks import GridBlocks, auto_across
 from genkit.attention.site import Site
 from genkit.errors import UsageError
 from genkit.kernels.scores import block_mass
-from genkit.layout import Segment, TokenLayout
-
-
-def layout_of(grid, before=0, after=0):
-    parts = (Segment("text", before), Segment("grid", math.prod(grid)), Segment("reference", after))
-    return TokenLayout(grid, tuple(part for part in parts if part.length))
-
-
-LAYOUTS = {
-    "video": layout_of((4, 6, 6)),
-    "ragged, text first": layout_of((3, 5, 7), before=5),
-    "picture, text and reference": layout_of((1, 8, 12), before=4, after=9),
-}
 
 
 def drawn(layout, heads=4, key_heads=4, batch=2, dtype=torch.float64, seed=0):

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from layouts import LAYOUTS
 
 import genkit
 from genkit.attention.block_select import BlockSelect
@@ -15,21 +16,8 @@ from genkit.attention.registry import trained
 from genkit.attention.site import Place, Site
 from genkit.attention.weights import PatchWeights
 from genkit.errors import ArtifactError, UnsupportedError, UsageError
-from genkit.layout import Segment, TokenLayout
 
 WIDTH = 8
-
-
-def layout_of(grid, before=0, after=0):
-    parts = (Segment("text", before), Segment("grid", math.prod(grid)), Segment("reference", after))
-    return TokenLayout(grid, tuple(part for part in parts if part.length))
-
-
-LAYOUTS = {
-    "video": layout_of((4, 6, 6)),
-    "ragged, text first": layout_of((3, 5, 7), before=5),
-    "picture, text and reference": layout_of((1, 8, 12), before=4, after=9),
-}
 
 
 class Module(torch.nn.Module):

@@ -12,7 +12,6 @@ from tiny_wan import build_tiny_wan
 
 from genkit import media
 from genkit.cli.main import main
-from genkit.pipelines import load as loading
 
 ONE, TWO = "a red circle moves right", "a green square moves up"
 PAIR = ("--prompt", ONE, "--prompt", TWO)
@@ -48,15 +47,6 @@ def cli(tmp_path, monkeypatch, capsys, folders):
         return code, told.out, told.err
 
     return call
-
-
-@pytest.fixture
-def no_weights(monkeypatch):
-    def refuse(*_, **__):
-        raise AssertionError("weights were read")
-
-    monkeypatch.setattr("genkit.pipelines.session.load", refuse)  # first: its module imports the other
-    monkeypatch.setattr(loading, "load", refuse)
 
 
 def plan(cli, *arguments, **options):

@@ -11,7 +11,6 @@ from PIL import Image
 
 from genkit import media
 from genkit.cli.main import main
-from genkit.pipelines import load as loading
 
 PROMPT = "a red circle moves right on a blue background"
 
@@ -69,15 +68,6 @@ def _sound_alone(path):
         frame.sample_rate = 16000
         for packet in (*stream.encode(frame), *stream.encode()):
             out.mux(packet)
-
-
-@pytest.fixture
-def no_weights(monkeypatch):
-    def refuse(*_, **__):
-        raise AssertionError("weights were read")
-
-    monkeypatch.setattr("genkit.pipelines.session.load", refuse)  # first: its module imports the other
-    monkeypatch.setattr(loading, "load", refuse)
 
 
 SHOTS = ("--prompt", PROMPT, "--prompt", "a red circle moves down on a blue background")

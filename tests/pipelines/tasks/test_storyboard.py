@@ -8,7 +8,6 @@ import pytest
 
 from genkit import media
 from genkit.cli.main import main
-from genkit.pipelines import load as loading
 from genkit.pipelines.resolve import resolve
 from genkit.pipelines.settings import GenerateSettings
 from genkit.pipelines.tasks.storyboard.shots import Shot, split
@@ -29,15 +28,6 @@ def cli(tmp_path, monkeypatch, capsys, tiny_wan):
         return code, told.out, told.err
 
     return call
-
-
-@pytest.fixture
-def no_weights(monkeypatch):
-    def refuse(*_, **__):
-        raise AssertionError("weights were read")
-
-    monkeypatch.setattr("genkit.pipelines.session.load", refuse)  # first: its module imports the other
-    monkeypatch.setattr(loading, "load", refuse)
 
 
 def test_several_prompts_make_one_clip_that_repeats_itself(cli):

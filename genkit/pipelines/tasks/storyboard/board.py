@@ -124,7 +124,10 @@ def read_shots(board: Board, request: Request) -> tuple[Board, list[str]]:
     for number, prompt in enumerate(board.prompts):
         name = f"shot {number + 1}"
         asked = settings.replace(prompt=prompt, negative_prompt=None)
-        read = read_prompts(request.tokenizers, asked, limit, name=name, taught=request.taught)
+        read = read_prompts(
+            request.tokenizers, asked, limit, name=name, taught=request.taught,
+            expected=request.model.sidecar.prompts_name,
+        )  # fmt: skip
         if read.words:
             raise UsageError(f"{name}: weights such as (red:1.3) are for a single prompt; write the words plainly")
         for word in settings.sharing_words:
