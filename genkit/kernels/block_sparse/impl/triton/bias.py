@@ -84,25 +84,13 @@ def _product(bias, head, rank, q_at, k_at):
 
 
 @triton.jit
-def _factor_rows(x, head, first, at, COUNT: tl.constexpr, SHAPE: tl.constexpr):
-    """(tokens, COUNT) of a factor from rank ``first`` on, ``at`` being a column; 0 from rank SIZE on."""
-    rank = first + tl.arange(0, COUNT)[None, :]
+def _factor_tile(x, head, ranks, at, SHAPE: tl.constexpr):
+    """Entries of a factor for ranks and tokens, one of them a row, the other a column; 0 from rank SIZE on."""
     line = x.ptr + head.batch.to(tl.int64) * x.batch + head.query.to(tl.int64) * x.head
     if SHAPE.SIZE == SHAPE.WIDTH:
-        return tl.load(line + rank * x.rank + at)
+        return tl.load(line + ranks * x.rank + at)
     else:
-        return tl.load(line + rank * x.rank + at, mask=rank < SHAPE.SIZE, other=0.0)
-
-
-@triton.jit
-def _factor_columns(x, head, first, at, COUNT: tl.constexpr, SHAPE: tl.constexpr):
-    """(COUNT, tokens) of a factor from rank ``first`` on, ``at`` being a row; 0 from rank SIZE on."""
-    rank = first + tl.arange(0, COUNT)[:, None]
-    line = x.ptr + head.batch.to(tl.int64) * x.batch + head.query.to(tl.int64) * x.head
-    if SHAPE.SIZE == SHAPE.WIDTH:
-        return tl.load(line + rank * x.rank + at)
-    else:
-        return tl.load(line + rank * x.rank + at, mask=rank < SHAPE.SIZE, other=0.0)
+        return tl.load(line + ranks * x.rank + at, mask=ranks < SHAPE.SIZE, other=0.0)
 
 
 @triton.jit
@@ -116,15 +104,17 @@ def _strip_products(bias, head, q_at, k_at, SHAPE: tl.constexpr):
     if q_at.shape[1] == 1:
         total = tl.zeros([q_at.shape[0], k_at.shape[1]], tl.float32)
         for first in tl.range(0, SHAPE.WIDTH, STRIP, num_stages=1):
-            rows = _factor_rows(bias.f, head, first, q_at, STRIP, SHAPE)
-            columns = _factor_columns(bias.g, head, first, k_at, STRIP, SHAPE)
+            ranks = first + tl.arange(0, STRIP)
+            rows = _factor_tile(bias.f, head, ranks[None, :], q_at, SHAPE)
+            columns = _factor_tile(bias.g, head, ranks[:, None], k_at, SHAPE)
             total = tl.dot(rows, columns, total, input_precision=PRECISION)
         return total
     else:
         total = tl.zeros([k_at.shape[0], q_at.shape[1]], tl.float32)
         for first in tl.range(0, SHAPE.WIDTH, STRIP, num_stages=1):
-            rows = _factor_rows(bias.g, head, first, k_at, STRIP, SHAPE)
-            columns = _factor_columns(bias.f, head, first, q_at, STRIP, SHAPE)
+            ranks = first + tl.arange(0, STRIP)
+            rows = _factor_tile(bias.g, head, ranks[None, :], k_at, SHAPE)
+            columns = _factor_tile(bias.f, head, ranks[:, None], q_at, SHAPE)
             total = tl.dot(rows, columns, total, input_precision=PRECISION)
         return total
 
@@ -165,7 +155,7 @@ def add_factor_gradient(extra, x, d_scores, head, at, SHAPE: tl.constexpr):
         NVIDIA: tl.constexpr = "tf32x3" if SHAPE.FLOAT32 else "tf32"
         AMD: tl.constexpr = "bf16x6" if SHAPE.FLOAT32 else "bf16x3"
         PRECISION: tl.constexpr = AMD if is_hip() else NVIDIA
-        factor = _finite(_factor_columns(x, head, 0, at, SHAPE.WIDTH, SHAPE))
+        factor = _finite(_factor_tile(x, head, tl.arange(0, SHAPE.WIDTH)[:, None], at, SHAPE))
         return tl.dot(d_scores, tl.trans(factor), extra, input_precision=PRECISION)
 
 
