@@ -9,7 +9,7 @@ from itertools import product
 from typing import Any
 
 from genkit.errors import GenkitError, UnsupportedError, said
-from genkit.evaluation.comparison import judged, memory
+from genkit.evaluation.comparison import judged, memory, perceptual, sets
 from genkit.evaluation.comparison.makers import Maker, Run, as_array
 from genkit.evaluation.comparison.numbers import Output, compare_outputs
 from genkit.evaluation.comparison.results import Comparison, Found, Row
@@ -148,6 +148,8 @@ class Loop:
             found = Found(prompt, seed, run.seconds, peak.bytes, cost, run.report)
             found.judged = judged.accuracy(prompt, run.output.frames)
             output = Output(run.output.frames, run.output.fps, run.output.audio, run.output.rate, tuple(kept))
+            if self._looks(output):
+                found.look = sets.look_of(output.frames)
             outputs[row.name] = output
             row.runs.append(found)
             if row is not self.comparison.baseline and cost is not None and _saves_nothing(cost, run.report):
@@ -155,6 +157,11 @@ class Loop:
                 row.told += [line] if line not in row.told else []
             self._draw(row, watch)
             self.follower.made(row, found, run)
+
+    def _looks(self, output: Output) -> bool:
+        """Whether features of an output are wanted and can be had: sets of fewer prompts have no distance."""
+        enough = len(set(self.comparison.prompts)) >= sets.LEAST and min(output.frames.shape[1:3]) >= perceptual.LEAST
+        return self.with_perceptual and enough and perceptual.why_not() is None
 
     def _draw(self, row: Row, watch: Watch | None) -> None:
         """What the variant's methods see, once."""

@@ -41,6 +41,11 @@ METRICS: dict[str, Metric] = {
         "ST-LPIPS", "", LOWER, 4, "Perceptual distance: shift-tolerant LPIPS on AlexNet (Ghildyal and Liu 2022), mean "
         "over frames. Not the LPIPS of 2018.",
     ),
+    "kernel_distance": Metric(
+        "kernel distance", "x 1000", LOWER, 2, "How far the outputs as a set are from the baseline's: squared MMD with "
+        "the cubic kernel of KID on ST-LPIPS's AlexNet, from 8 prompts on; 0 on average where nothing but the noise "
+        "differs.",
+    ),
     "vmaf": Metric(
         "VMAF", "", HIGHER, 1, "Netflix's VMAF 0.6.1 (vmaf-torch), mean over frames, 0 to 100; fitted to 1920x1080: on "
         "small frames it compares variants, it grades nothing.",

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
+
+import numpy as np
 
 from genkit.evaluation.comparison.bands import BANDS, band
 from genkit.evaluation.comparison.intervals import Interval, interval, ratio
 from genkit.evaluation.comparison.numbers import METRICS, Numbers
+from genkit.evaluation.comparison.sets import kernel_distance
 from genkit.patching.meter import AttentionCost
 
 
@@ -22,6 +26,7 @@ class Found:
         attention: seconds, calls and operations of the denoiser's attention; None where they cannot be watched.
         report: of the attention patch. numbers: against the baseline's run; None for the baseline or without one.
         judged: accuracy by the toy world's judge, 0 to 1. file: its lossless output, relative to the report.
+        look: features of the output for the distance of sets, see :mod:`genkit.evaluation.comparison.sets`.
     """
 
     prompt: str
@@ -33,6 +38,7 @@ class Found:
     numbers: Numbers | None = None
     judged: float | None = None
     file: str | None = None
+    look: np.ndarray | None = None
 
     @property
     def values(self) -> dict[str, float]:
@@ -104,6 +110,8 @@ class Row:
         found = {name: interval(values) for name, values in columns.items()}
         if baseline is not None and baseline is not self:
             found |= self._ratios(baseline)
+            pairs = [(run, baseline.find(run.prompt, run.seed)) for run in self.runs]
+            found["kernel_distance"] = _distance([(run, its) for run, its in pairs if its is not None])
         return {name: value for name, value in found.items() if value is not None}
 
     def _ratios(self, baseline: Row) -> dict[str, Interval | None]:
@@ -167,6 +175,10 @@ class Comparison:
         """Means of the distances that another seed alone makes."""
         names = dict.fromkeys(name for values in self.scale for name in values)
         found = {name: interval([values[name] for values in self.scale if name in values]) for name in names}
+        runs = self.baseline.runs  # seed after seed of a prompt
+        found["kernel_distance"] = _distance(
+            [(run, before) for before, run in itertools.pairwise(runs) if before.prompt == run.prompt]
+        )
         return {name: value for name, value in found.items() if value is not None}
 
     def to_dict(self) -> dict[str, Any]:
@@ -196,10 +208,11 @@ class Comparison:
 
     def lines(self) -> list[list[str]]:
         """The table that the terminal shows: a header, then a line a variant."""
-        shown = [name for name in METRICS if any(name in run.values for row in self.rows for run in row.runs)]
+        summaries = {row.name: row.summary(self.baseline) for row in self.rows}
+        shown = [name for name in METRICS if any(name in found for found in summaries.values())]
         table = [["variant", "seconds", "in attention", "FLOPs", *(METRICS[name].title for name in shown), "band"]]
         for row in self.rows:
-            found = row.summary(self.baseline)
+            found = summaries[row.name]
             cells = [row.name, cell(found.get("seconds"), 2), cell(found.get("attention_seconds"), 2)]
             saved = found.get("flops_saved")
             cells.append("" if saved is None else f"1/{saved.mean:.2f}")
@@ -214,6 +227,15 @@ def cell(value: Interval | None, digits: int) -> str:
         return ""
     reach = "" if value.high is None else f" ± {value.high - value.mean:.{digits}f}"
     return f"{value.mean:.{digits}f}{reach}"
+
+
+def _distance(pairs: Sequence[tuple[Found, Found]]) -> Interval | None:
+    """The kernel distance of paired runs; None where the outputs have no features."""
+    known = [(run.look, its.look, run.prompt) for run, its in pairs if run.look is not None and its.look is not None]
+    if not known:
+        return None
+    mine, its, prompts = zip(*known, strict=True)
+    return kernel_distance(np.stack(mine), np.stack(its), prompts)
 
 
 def _plain(found: Mapping[str, Interval]) -> dict[str, Any]:
