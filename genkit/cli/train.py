@@ -219,6 +219,8 @@ def lines_of(found: dict[str, Any]) -> Iterator[str]:
     yield f"length: {_length(found)}"
     if found["begins_at"] is not None:
         yield f"goes on from: {found['begins_at']}"
+    for name, task in found["tasks"].items():
+        yield f"task {name}: {task['says']}, {100 * task['share']:.1f}% of the samples"
     if found["words"] is not None:
         yield from _word_lines(found["words"])
     yield f"trained: {found['trainable_parameters']:,} parameters on {sum(found['trained'].values())} layers"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from cross_modal_helpers import WIDE, audio_layout, draw, installed, ltx, site, uniform, video_layout, visible
@@ -56,6 +58,39 @@ def test_partner_route_and_full_window_are_plain_attention():
         route.set("partner")
         route.freeze(False, {})
         torch.testing.assert_close(masked.attend(q, k, v, where, cache), plain, atol=1e-13, rtol=1e-12)
+
+
+def test_whole_layers_see_everything_and_later_ones_their_windows():
+    video, audio = ltx(5, 34, height=2, width=2)
+    for role in ("audio_to_video", "video_to_audio"):
+        where = site(role, video, audio)
+        q, k, v = (
+            draw(1, n, 2, 4, seed=seed)
+            for seed, n in enumerate((where.layout.length, where.key_layout.length, where.key_layout.length))
+        )
+        method, cache = CrossModalContext(whole_layers=2), PatchCache()
+        out = {}
+        for layer in range(4):
+            here = dataclasses.replace(where, layer=layer, layers=4)
+            out[layer] = method.attend(q, k, v, here, cache)
+            assert method.density(here, cache).dense == (layer < 2)
+        torch.testing.assert_close(
+            out[0], CrossModalContext(partition="none").attend(q, k, v, where, PatchCache()), atol=1e-13, rtol=1e-12
+        )
+        assert torch.equal(out[1], out[0]) and torch.equal(out[2], out[3])
+        assert torch.equal(out[2], CrossModalContext().attend(q, k, v, where, PatchCache()))
+        assert not torch.allclose(out[2], out[1], atol=1e-3)
+    assert "from layer 2 on" in method.details(video) and "from layer" not in CrossModalContext().details(video)
+
+
+def test_blocks_on_cpus_are_small_where_the_sound_is():
+    """A clip of toy-av: 7 frames of 8x8, 78 sound tokens. Blocks of 64 sound tokens would be nearly all of them."""
+    spans = [(0, 0.125)] + [(0.5 * i - 0.375, 0.5 * i + 0.125) for i in range(1, 7)]
+    sound = [(0, 0.01)] + [(0.04 * j - 0.03, 0.04 * j + 0.01) for j in range(1, 78)]
+    video, audio = video_layout(spans, 8, 8), audio_layout(sound)
+    for role in ("audio_to_video", "video_to_audio"):
+        density = CrossModalContext(frames=3).density(site(role, video, audio), PatchCache())
+        assert 0.39 < density.computed < 0.42 and density.computed < density.executed < 0.8
 
 
 def test_the_share_of_one_context_token_follows_its_logit_bias():

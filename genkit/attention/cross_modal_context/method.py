@@ -82,6 +82,10 @@ def context_part(
     return torch.einsum("bhnm,mhd->bnhd", (logits - lse[..., None]).exp(), values).to(q.dtype), lse
 
 
+#: Tokens of queries and keys in a block on CPUs. A clip has few audio tokens, of which a block of 64 would be most.
+_BLOCKS = {("cpu", TO_VIDEO): (64, 16), ("cpu", TO_AUDIO): (16, 64)}
+
+
 class _Partition:
     """The plan of one direction and its densities."""
 
@@ -96,8 +100,14 @@ class _Partition:
         return _Partition(self.plan.to(device), self.density, bias)
 
 
-def _partition(method: CrossModalContext, role: str, queries: TokenLayout, keys: TokenLayout) -> _Partition:
+def _partition(
+    method: CrossModalContext, whole: bool, kind: str, role: str, queries: TokenLayout, keys: TokenLayout
+) -> _Partition:
     size = (queries.length, keys.length)
+    block_q, block_k = _BLOCKS.get((kind, role), (128, 64))
+    if whole:
+        plan = BlockPlan.dense(*size, block_q=128, block_k=64)
+        return _Partition(plan, Density(1.0, 1.0, dense=True), None)
     if method.partition in ("none", "soft"):
         plan, bias = BlockPlan.dense(*size, block_q=128, block_k=64), None
         if method.partition == "soft":
@@ -105,7 +115,7 @@ def _partition(method: CrossModalContext, role: str, queries: TokenLayout, keys:
             bias = Quadratic(*times, torch.tensor([0.5 / method.sigma**2]))
         return _Partition(plan, Density(1.0, 1.0, dense=True), bias)
     rule = method.rule(role, queries, keys)
-    plan = BlockPlan.from_rule(rule, block_q=128, block_k=64)
+    plan = BlockPlan.from_rule(rule, block_q=block_q, block_k=block_k)
     return _Partition(plan, Density(plan.density()[0], executed_share(plan)), None)
 
 
@@ -125,6 +135,8 @@ class CrossModalContext(Method):
         window: audio seen by a frame, in frames' worth of time.
         frames: frames seen by an audio token, odd.
         sigma: width in seconds of the soft form.
+        whole_layers: the first layers of each direction see the whole other modality. Models that were not trained with
+            windows find out there what happens when; later layers, which only place it, lose next to nothing.
         tokens: context tokens per layer and direction; 0 = training-free. 8 is our choice, no number is published.
         space: ``"keys"`` (keys and values) or ``"source"`` (hidden states through the layer's own projections).
         beta: logit bias of the context tokens at the start; -5 is nearly the untouched model.
@@ -140,6 +152,7 @@ class CrossModalContext(Method):
     window: float = field(default=3.0, metadata={"help": "audio a frame hears, in frames"})
     frames: int = field(default=1, metadata={"help": "frames an audio token sees, odd"})
     sigma: float = field(default=0.25, metadata={"help": "width in seconds of the soft form"})
+    whole_layers: int = field(default=0, metadata={"help": "first layers without windows"})
     tokens: int = field(default=0, metadata={"help": "context tokens; 0 = training-free"})
     space: Literal["keys", "source"] = field(default="keys", metadata={"help": "where context tokens live"})
     beta: float = field(default=-5.0, metadata={"help": "logit bias of context tokens at the start"})
@@ -159,7 +172,7 @@ class CrossModalContext(Method):
         check_choice(name, "space", self.space, ("keys", "source"))
         for flag in ("guidance", "detach_clean"):
             check_choice(name, flag, getattr(self, flag), (True, False))
-        for number in ("tokens", "seed"):
+        for number in ("tokens", "seed", "whole_layers"):
             check_int(name, number, getattr(self, number), 0)
         check_int(name, "frames", self.frames, 1)
         if self.frames % 2 == 0:
@@ -278,16 +291,23 @@ class CrossModalContext(Method):
 
     def _partner(self, q, k, v, site: Site, cache: PatchCache) -> tuple[torch.Tensor, torch.Tensor]:
         """Attention over the other modality's tokens, partitioned."""
-        part = kept(cache, _partition, self, site.role, site.layout, site.key_layout, device=q.device)
+        part = self._part(site, cache, q.device)
         return block_sparse_attention(q, k, v, part.plan, scale=site.scale, backend=cache.backend, bias=part.bias)
 
     def density(self, site: Site, cache: PatchCache) -> Density | None:
         """Share of the partner's pairs; context tokens add ``tokens`` pairs per query."""
-        return kept(cache, _partition, self, site.role, site.layout, site.key_layout, device=cache.device).density
+        return self._part(site, cache, cache.device).density
+
+    def _part(self, site: Site, cache: PatchCache, device: torch.device) -> Any:
+        whole = site.layer < self.whole_layers
+        kind = torch.device(device).type
+        return kept(cache, _partition, self, whole, kind, site.role, site.layout, site.key_layout, device=device)
 
     def details(self, layout: TokenLayout) -> str:
         """See :meth:`Method.details`."""
-        return f"frames hear {self.window:g} frames of sound, sound sees {self.frames}; {self.tokens} context tokens"
+        where = f", from layer {self.whole_layers} on" if self.whole_layers else ""
+        windows = f"frames hear {self.window:g} frames of sound, sound sees {self.frames}{where}"
+        return f"{windows}; {self.tokens} context tokens"
 
 
 def _video_audio(role: str, queries: TokenLayout, keys: TokenLayout) -> tuple[TokenLayout, TokenLayout]:

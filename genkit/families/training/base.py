@@ -61,6 +61,11 @@ class Call:
         text: what :attr:`Training.text` made, stacked to (B, ...).
         guidance: value for models with an embedded guidance scale, one for all or (B,).
         fps: frames per second of the clips.
+        clean: stream -> bool (B, L), latent frames or sound tokens that are given clean and told level 0; empty where
+            every stream is noisy throughout.
+        apart: whether the streams are kept apart.
+        cross_levels: whether the layers between two streams are told the other one's level; None = as the model's
+            configuration says.
     """
 
     pipeline: Any
@@ -72,6 +77,22 @@ class Call:
     text: Tensors
     guidance: float | torch.Tensor = 1.0
     fps: float | None = None
+    clean: Tensors = field(default_factory=dict)
+    apart: bool = False
+    cross_levels: bool | None = None
+
+
+@dataclass(frozen=True)
+class Joint:
+    """How a family of video and sound is trained on several tasks: its ``arguments`` heed :attr:`Call.clean` and
+    :attr:`Call.apart`.
+
+    Args:
+        sound_of: (pipeline, latent frames, frames per second, sound tokens of the clip) -> how many of these tokens
+            sound while so many latent frames from the beginning are shown.
+    """
+
+    sound_of: Callable[[Any, int, float | None, int], int]
 
 
 @dataclass(frozen=True)
@@ -131,6 +152,7 @@ class Training:
             (pipeline, latents of the picture without its unknown part (1, C, h, w), mask (1, 1, H, W) in pixels, 1
             where it is unknown); ``arguments`` finds it as "beside" among the call's media. None = it reads nothing.
         words: how new words are learned; None where that is not known.
+        joint: how it is trained on several tasks; None where it makes one stream.
         untrainable: why this checkpoint cannot be trained, although its denoiser can be called; empty when it can.
     """
 
@@ -153,6 +175,7 @@ class Training:
     told: Callable[[int, int], Tensors] | None = None
     beside: Callable[[Any, torch.Tensor, torch.Tensor], torch.Tensor] | None = None
     words: Words | None = None
+    joint: Joint | None = None
     untrainable: str = ""
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from genkit.errors import UnsupportedError
 from genkit.families.lookup import unwrap
 from genkit.families.sound_features import SoundFeatures, features_of
-from genkit.families.training.base import AUDIO, VIDEO, Call, Media, Tensors, Training
+from genkit.families.training.base import AUDIO, VIDEO, Call, Joint, Media, Tensors, Training
 from genkit.families.training.ltx import grid_of, patch
 from genkit.families.training.parts import (
     drawn,
@@ -98,8 +98,7 @@ def _arguments(call: Call) -> dict[str, Any]:
         "audio_hidden_states": audio.to(dtype),
         "encoder_hidden_states": call.text["video"].to(dtype),
         "audio_encoder_hidden_states": call.text["audio"].to(dtype),
-        "timestep": call.timestep,
-        "sigma": call.timestep,
+        **_levels(call, grid),
         "encoder_attention_mask": call.text["mask"],
         "audio_encoder_attention_mask": call.text["mask"],
         "num_frames": grid[0],
@@ -110,10 +109,35 @@ def _arguments(call: Call) -> dict[str, Any]:
         "video_coords": model.rope.prepare_video_coords(count, *grid, video.device, fps=fps),
         "audio_coords": model.audio_rope.prepare_audio_coords(count, audio.shape[1], video.device),
         # A video's error must not teach the sound's layers what no sound told.
-        "isolate_modalities": AUDIO not in call.noisy,
-        "use_cross_timestep": _cross_timestep(model),
+        "isolate_modalities": call.apart or AUDIO not in call.noisy,
+        "use_cross_timestep": _cross_timestep(model) if call.cross_levels is None else call.cross_levels,
         "return_dict": False,
     }
+
+
+def _levels(call: Call, grid: tuple[int, int, int]) -> dict[str, Any]:
+    """What the model is told of the noise: one level for all, or 0 for the tokens that are given.
+
+    A stream that is given whole is clean for the layers between the streams, too."""
+    if not call.clean:
+        return {"timestep": call.timestep, "sigma": call.timestep}
+    found: dict[str, Any] = {}
+    for stream, prefix in ((VIDEO, ""), (AUDIO, "audio_")):
+        clean = call.clean.get(stream)
+        if clean is None:  # a clip without sound
+            found |= {prefix + "timestep": call.timestep, prefix + "sigma": call.timestep}
+            continue
+        times = call.timestep[:, None] * ~clean
+        places = grid[1] * grid[2] if stream == VIDEO else 1
+        found[prefix + "timestep"] = times.repeat_interleave(places, 1)
+        found[prefix + "sigma"] = call.timestep * ~clean.all(1)
+    return found
+
+
+def _sound_of(pipeline: Any, frames: int, fps: float | None, tokens: int) -> int:
+    """Sound tokens beside the first latent frames; the first of them is a single frame."""
+    pixels = (frames - 1) * pipeline.vae_temporal_compression_ratio + 1
+    return min(tokens, sound_tokens(pipeline, pixels / (fps or float(facts(pipeline).fps))))
 
 
 def _cross_timestep(model: Any) -> bool:
@@ -137,7 +161,10 @@ def _shift(pipeline: Any, shapes: Mapping[str, tuple[int, ...]]) -> float:
 
 def _text_to_video(pipeline: Any, sound: str | None) -> Training:
     encode = _encoder(features_of(pipeline, sound), _encode_clip)
-    return Training((VIDEO, AUDIO), encode, _text, _arguments, _answers, slots=1024, shift=_shift, variant=sound or "")
+    return Training(
+        (VIDEO, AUDIO), encode, _text, _arguments, _answers, slots=1024, shift=_shift, variant=sound or "",
+        joint=Joint(_sound_of),
+    )  # fmt: skip
 
 
 def _encode_clip(pipeline: Any, media: Media, generator: torch.Generator | None) -> Tensors:

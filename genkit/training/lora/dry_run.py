@@ -8,6 +8,7 @@ from typing import Any
 
 from genkit.attention.method import Density
 from genkit.training.lora.estimate import Estimate, Memory
+from genkit.training.lora.joint import JOINT_TASKS
 from genkit.training.lora.plan import LoraPlan
 from genkit.training.lora.words.subjects import Subjects
 
@@ -42,6 +43,7 @@ def described(plan: LoraPlan, estimate: Estimate | None) -> dict[str, Any]:
         "steps": plan.loop.steps,
         "minutes": settings.minutes,
         "epochs": None if plan.epochs is None else round(plan.epochs, 2),
+        "tasks": {name: {"share": share, "says": JOINT_TASKS[name].says} for name, share in plan.tasks.items()},
         "words": None if plan.subjects is None else words_of(plan, plan.subjects),
         "trained": grouped(plan.targets),
         "trainable_parameters": plan.trainable,

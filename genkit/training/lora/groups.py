@@ -351,6 +351,11 @@ class LossSettings(Settings):
         None, "Noise on the told picture's latents (CogVideoX image-to-video): of about this strength, drawn anew "
         "every time; none when left out.", group="Noise and loss", rule=Rule(low=0, high=10),
     )  # fmt: skip
+    tasks: dict[str, Any] = option(
+        dict, "For models of video and sound: what samples are trained to do, with weights: t2av=0.5,i2av=0.1,"
+        "av2av=0.1,a2v=0.15,v2a=0.15 (also t2v, i2v, t2a). All make both from text when left out.",
+        group="Noise and loss", parse=as_pairs,
+    )  # fmt: skip
     audio_weight: float = option(
         1.0, "Weight of the sound's loss beside the video's.", group="Noise and loss", rule=Rule(low=0, high=1000)
     )

@@ -7,7 +7,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,7 @@ from genkit.training.lora.checks import check_effects, check_login, check_output
 from genkit.training.lora.chosen import attention_of, component_of, device_of, precision_of
 from genkit.training.lora.data import CACHE, read_data, slots_of
 from genkit.training.lora.estimate import Estimate, Subject, encoded, estimate
+from genkit.training.lora.joint import check_clips, check_joint
 from genkit.training.lora.quantise import check_backend, quantisation
 from genkit.training.lora.router import RouterAdapter
 from genkit.training.lora.samples import ask
@@ -79,6 +80,7 @@ class LoraPlan:
         subjects: whose words are learned; None for a LoRA alone.
         begins: the checkpoint that the run goes on from; None for a fresh one.
         broken: lines about newer checkpoints that cannot be read.
+        tasks: what samples of video and sound are trained to do, with their shares; empty where all make both.
     """
 
     settings: LoraSettings
@@ -98,6 +100,7 @@ class LoraPlan:
     subjects: Subjects | None = None
     begins: Path | None = None
     broken: tuple[str, ...] = ()
+    tasks: dict[str, float] = field(default_factory=dict)
 
     @classmethod
     def of(cls, settings: LoraSettings, progress: Callable[[int, int, str], None] | None = None) -> LoraPlan:
@@ -135,6 +138,7 @@ class LoraPlan:
                 part.requires_grad_(False).eval()
         training = training_of(pipeline, model.sidecar.sound)
         check_effects(settings, model, training, pipeline, component)
+        tasks = check_joint(settings.tasks, training, model.class_name) if settings.tasks else {}
         seen = training.experts(pipeline) if training.experts is not None else {}
         options = loss_options(
             settings, facts(pipeline).objective.of(pipeline.scheduler), seen.get(component, (0.0, 1.0))
@@ -149,6 +153,10 @@ class LoraPlan:
         if attention is not None:
             put_in(getattr(pipeline, component), attention, settings.train_attention_weights)[0].remove()
         data = read_data(settings, model, training, progress)
+        if tasks:
+            named = [(place(cut.item.path.name), cut) for cut in data.every]
+            silent = dict.fromkeys(name for name, cut in named if not cut.sound)
+            check_clips(tasks, [*silent], [*dict.fromkeys(name for name, cut in named if cut.bucket.frames == 1)])
         subjects = subjects_of(settings, model, pipeline, training, data, device)
         if settings.validation_prompts:
             ask(settings, model, device, data.every)
@@ -156,7 +164,7 @@ class LoraPlan:
         loop = loop_config(settings, steps_of(settings, batches), precision, settings.validation_steps)
         plan = cls(
             settings, model, pipeline, training, component, device, dtype, precision, attention, data, targets,
-            trainable, options, loop, subjects,
+            trainable, options, loop, subjects, tasks=tasks,
         )  # fmt: skip
         plan._check_room()
         return plan.resumed()

@@ -35,6 +35,7 @@ from genkit.training.lora.checks import named_file
 from genkit.training.lora.data import samples_of
 from genkit.training.lora.files import ATTENTION, lora_files
 from genkit.training.lora.groups import ACTIVATIONS
+from genkit.training.lora.joint import joint_draw
 from genkit.training.lora.plan import CHECKPOINT_BYTES, LoraPlan, adapter_on, optimizer_for, starting_pairs
 from genkit.training.lora.quantise import check_quantised, quantisation
 from genkit.training.lora.router import RouterTask, router_files
@@ -133,7 +134,9 @@ class Run:
             handle, weights, lines = put_in(network, attention, settings.train_attention_weights)
             for line in lines:
                 told(line)
-        given = (pipeline, training, adapter, plan.options, settings.seed, weights, settings.offload == ACTIVATIONS)
+        tasks = joint_draw(plan.tasks, training, model.sidecar.call, handle)
+        offload = settings.offload == ACTIVATIONS
+        given = (pipeline, training, adapter, plan.options, settings.seed, weights, offload, tasks)
         task = LoraTask(*given)
         if settings.mix:
             steps = plan.loop.steps

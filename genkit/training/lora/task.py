@@ -23,15 +23,18 @@ from genkit.families.training.objectives import Flow, objective_of
 from genkit.families.training.parts import facts
 from genkit.training.data.batch import Batch
 from genkit.training.lora.adapter import Adapter
+from genkit.training.lora.joint import Given, JointDraw, task_figures, with_clean
 from genkit.training.lora.levels import LOWEST, Levels, weight_of
 
 MSE, HUBER = "mse", "huber"
+#: Place of what all samples of a batch draw together.
+_SHARED = 2**32 - 1
 #: Upper ends of the ranges of levels that figures tell the loss of.
 RANGES = (0.25, 0.5, 0.75, 1.0)
 #: Levels of the loss on held-out samples.
 HELD_OUT_LEVELS = (0.2, 0.4, 0.6, 0.8, 0.95)
 #: What a generator is for, so that no two draw the same.
-_TRAINING, _HELD_OUT, _DROPOUT, _CONDITION = 0, 1, 2, 3
+_TRAINING, _HELD_OUT, _DROPOUT, _CONDITION, _TASK, _HELD_OUT_TASK = 0, 1, 2, 3, 4, 5
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,7 @@ class LoraTask(nn.Module):
         seed: of everything drawn.
         attention: weights of a patch that train too; None for none.
         offload: keep in main memory what the backward pass needs: less memory of a GPU, slower.
+        tasks: what is drawn for every sample of a model of video and sound; None = all of both is made.
 
     Raises:
         UsageError: options that mean nothing for the model's objective.
@@ -95,6 +99,7 @@ class LoraTask(nn.Module):
         seed: int = 0,
         attention: nn.Module | None = None,
         offload: bool = False,
+        tasks: JointDraw | None = None,
     ):
         super().__init__()
         self.pipeline = pipeline
@@ -105,6 +110,7 @@ class LoraTask(nn.Module):
         self.network = adapter.model.eval()
         self.attention = attention
         self.offload = offload
+        self.tasks = tasks
         self.objective = objective_of(facts(pipeline).objective, pipeline.scheduler)
         self._weight = weight_of(self.objective, self.options.weighting, self.options.snr_gamma)
         self._check()
@@ -138,9 +144,17 @@ class LoraTask(nn.Module):
         generators = [self.generator(_TRAINING, number, rank * count + index) for index in range(count)]
         level = torch.cat([levels.draw(1, generator) for generator in generators])
         batch = self._conditions(batch, number, rank * count)
+        given = None
+        if self.tasks is not None:
+            own = [self.generator(_TASK, number, rank * count + index) for index in range(count)]
+            names = self.tasks.draw(self.generator(_TASK, number, _SHARED), own)
+            given = self.tasks.given(names, batch.latents, self.pipeline, batch.fps, own)
         with self._dropout(number, rank), self._kept():
-            errors = self.errors(batch, level, generators)
-        return self._loss(errors, level)
+            errors = self.errors(batch, level, generators, given)
+        loss, figures = self._loss(errors, level)
+        if given is not None:
+            figures |= task_figures(given.names, {name: error.detach().cpu() for name, error in errors.items()})
+        return loss, figures
 
     def _conditions(self, batch: Batch, number: int, first: int) -> Batch:
         """The batch with told pictures emptied in a share of the samples, and with noise on the others.
@@ -178,7 +192,11 @@ class LoraTask(nn.Module):
         return replace(options.levels, shift=1.0 if shift is None else shift, low=low)
 
     def errors(
-        self, batch: Batch, level: torch.Tensor, generators: Sequence[torch.Generator]
+        self,
+        batch: Batch,
+        level: torch.Tensor,
+        generators: Sequence[torch.Generator],
+        given: Given | None = None,
     ) -> dict[str, torch.Tensor]:
         """The error (B,) of every stream's answer at given levels, a mean over the parts that count.
 
@@ -186,6 +204,7 @@ class LoraTask(nn.Module):
             batch: encoded samples.
             level: (B,) noise levels.
             generators: the noise of each sample is drawn from one, on the CPU: it is the same on every device.
+            given: what of the samples is given by their tasks; None = nothing.
         """
         device = next(iter(batch.latents.values())).device
         level = level.to(device)
@@ -193,6 +212,10 @@ class LoraTask(nn.Module):
         for stream, clean in batch.latents.items():
             noise = torch.stack([self._noise(clean.shape[1:], generator) for generator in generators]).to(device)
             noisy[stream], target[stream] = self.objective.noised(clean.float(), noise, level)
+        told: dict[str, Any] = {}
+        if given is not None and self.tasks is not None:
+            noisy = with_clean(noisy, batch.latents, given)
+            told = {"clean": given.clean, "apart": given.apart, "cross_levels": self.tasks.cross_levels}
         call = Call(
             pipeline=self.pipeline,
             model=self.network,
@@ -203,11 +226,16 @@ class LoraTask(nn.Module):
             text=batch.text,
             guidance=self.training_record.guidance if self.options.guidance is None else self.options.guidance,
             fps=batch.fps,
+            **told,
         )
-        answers = self.training_record.answers(self.network(**self.training_record.arguments(call)), call)
-        given = {} if self.training_record.weights is None else self.training_record.weights(call)
+        with nullcontext() if given is None or self.tasks is None else self.tasks.routed(given.names):
+            answers = self.training_record.answers(self.network(**self.training_record.arguments(call)), call)
+        weights = {} if self.training_record.weights is None else self.training_record.weights(call)
+        counts = {} if given is None else given.counts
         return {
-            stream: self._error(answers[stream], wanted, batch.masks.get(stream), given.get(stream))
+            stream: self._error(
+                answers[stream], wanted, batch.masks.get(stream), weights.get(stream), counts.get(stream)
+            )
             for stream, wanted in target.items()
         }
 
@@ -274,19 +302,29 @@ class LoraTask(nn.Module):
             batches: from :meth:`genkit.training.data.batch.Samples.held_out`.
 
         Returns:
-            ``held-out loss``: the mean over all samples and :data:`HELD_OUT_LEVELS`, without their weights; empty
-            without samples.
+            ``held-out loss``: the mean over all samples and :data:`HELD_OUT_LEVELS`, without their weights, and of all
+            tasks by their shares; empty without samples.
         """
         total, count = 0.0, 0
+        shares: dict[str | None, float] = {None: 1.0} if self.tasks is None else {**self.tasks.shares}
         for number, (_, batch) in enumerate(sorted(batches.items())):
             batch = to_device(batch, self.device)
             size = len(next(iter(batch.latents.values())))
             for index, level in enumerate(HELD_OUT_LEVELS):
-                generators = [self.generator(_HELD_OUT, number, index * size + each) for each in range(size)]
-                errors = self.errors(batch, torch.full((size,), level), generators)
-                total += float(sum(self._share(stream) * error.sum() for stream, error in errors.items()))
+                for task, share in shares.items():
+                    generators = [self.generator(_HELD_OUT, number, index * size + each) for each in range(size)]
+                    given = None if task is None else self._all_of(task, batch, number, size)
+                    errors = self.errors(batch, torch.full((size,), level), generators, given)
+                    told = sum(self._share(stream) * error.sum() for stream, error in errors.items())
+                    total += share * float(told)
                 count += size
         return {"held-out loss": total / count} if count else {}
+
+    def _all_of(self, task: str, batch: Batch, number: int, size: int) -> Given:
+        """What a task gives when all samples of a held-out batch do it."""
+        assert self.tasks is not None
+        own = [self.generator(_HELD_OUT_TASK, number, place) for place in range(size)]
+        return self.tasks.given((task,) * size, batch.latents, self.pipeline, batch.fps, own)
 
     def generator(self, purpose: int, number: int, place: int) -> torch.Generator:
         """The source of what is drawn for a sample; on the CPU."""
