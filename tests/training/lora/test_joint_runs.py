@@ -78,8 +78,8 @@ def test_tasks_that_the_data_or_the_model_cannot_do_begin_nothing(clips, tmp_pat
             "--tasks t2av, i2av, av2av, a2v, v2a need sound, which these lack: 0.mp4",
         ),
         (
-            {"num_frames": 1, "missing_audio": "silence"},
-            "--tasks i2av, av2av need more than one frame, which these lack: 0.mp4",
+            {"num_frames": 1, "missing_audio": "video", "tasks": "t2v=1,i2v=1"},
+            "--tasks i2v need more than one frame, which these lack: 0.mp4",
         ),
     ):
         with pytest.raises(UsageError) as caught:
