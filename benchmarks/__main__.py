@@ -5,6 +5,10 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
+from pathlib import Path
+
+from genkit.errors import GenkitError
+from genkit.media.atomic import check_writable
 
 # Name -> module with add_arguments(parser) and run(options).
 BENCHMARKS = {
@@ -51,6 +55,10 @@ BENCHMARKS = {
 }
 
 
+#: Options that name where results go.
+FOLDERS = ("output", "work", "folder")
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Parse the command line and run the benchmark it names."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
@@ -66,7 +74,19 @@ def main(arguments: list[str] | None = None) -> int:
             loaded.add_arguments(command)
             command.set_defaults(run=loaded.run)
     options = parser.parse_args(given)
-    return options.run(options)
+    try:
+        for setting in FOLDERS:
+            check(getattr(options, setting, None), f"--{setting}")
+        return options.run(options)
+    except GenkitError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+def check(target: object, setting: str) -> None:
+    """Refuse a folder, or a file's folder, that cannot be written: a benchmark may run for hours before it writes."""
+    if isinstance(target, Path):
+        check_writable(target.parent if target.suffix else target, setting)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ import torch
 
 from benchmarks.environment import RESULTS, environment, machine_line, report, table
 from benchmarks.toy_common import parse_size
+from genkit.reading import whole
 
 GRIDS = ("7x16x16", "13x16x16", "28x16x16")
 HEADS, WIDTH = 4, 64
@@ -37,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of ``python -m benchmarks biases``."""
     parser.add_argument("--grid", action="append", help="frames x rows x columns of tokens (repeatable)")
     parser.add_argument("--turns", type=int, default=7, help="times everything is measured")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=whole(1), default=1)
     parser.add_argument(
         "--training-tokens",
         type=int,

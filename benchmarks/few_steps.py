@@ -12,6 +12,7 @@ import numpy as np
 
 from benchmarks.environment import RESULTS, environment, machine_line, report, table
 from benchmarks.toy_common import SPLITS, shares, split_counts, tell
+from genkit.reading import whole
 
 NAME = "few_steps"
 
@@ -23,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompts", type=int, default=200, help="half of them seen, half held out (default 200)")
     parser.add_argument("--pairs", type=int, default=24, help="prompts with two objects besides (default 24)")
     parser.add_argument("--timed", type=int, default=7, help="clips whose time is taken, one at a time; the median")
-    parser.add_argument("--threads", type=int)
+    parser.add_argument("--threads", type=whole(1))
     parser.add_argument("--output", type=Path, default=RESULTS)
 
 

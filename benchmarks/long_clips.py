@@ -21,6 +21,7 @@ from benchmarks.compare import JUDGED
 from benchmarks.environment import RESULTS, environment, machine_line, report, table
 from benchmarks.lora.length import change
 from benchmarks.toy_common import shares, split_counts, tell, told_options
+from genkit.reading import whole
 
 MODEL = "toy-video"
 TRAINED = 7  # latent frames of the 25 that toy-video was trained on
@@ -74,7 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--side", type=int, default=64, help="pixels of a side")
     parser.add_argument("--prompts", type=int, default=16)
     parser.add_argument("--steps", type=int, default=10, help="of sampling")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=whole(1), default=1)
     parser.add_argument("--rows", default=None, help="numbers of the rows to make: 0,1,4; default: all")
     parser.add_argument("--sheet", type=Path, default=None, help="picture of some rows to write")
     parser.add_argument("--output", type=Path, default=RESULTS)

@@ -15,6 +15,7 @@ import torch
 from benchmarks.compare import Variant
 from benchmarks.environment import RESULTS, environment, machine_line, report, table
 from benchmarks.toy_common import parse_size
+from genkit.reading import whole
 
 GRIDS = ("7x16x16", "13x16x16", "7x32x32")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -37,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--grid", action="append", help="frames x rows x columns of tokens (repeatable)")
     parser.add_argument("--dtype", choices=DTYPES, action="append", help="repeatable; default: all")
     parser.add_argument("--turns", type=int, default=5, help="times everything is measured")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=whole(1), default=2)
     parser.add_argument("--output", type=Path, default=RESULTS)
 
 

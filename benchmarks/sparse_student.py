@@ -15,6 +15,7 @@ import numpy as np
 
 from benchmarks.environment import RESULTS, environment, machine_line, report, table
 from benchmarks.toy_common import SPLITS, shares, split_counts, tell
+from genkit.reading import whole
 
 #: Steps of training between two rows of the learning curve.
 _CURVE = 12
@@ -36,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--earlier", type=Path, help="report of another student of the same model, size and prompts: its rows stand "
         "before this one's, and nothing of them is measured again",
     )  # fmt: skip
-    parser.add_argument("--threads", type=int)
+    parser.add_argument("--threads", type=whole(1))
     parser.add_argument("--output", type=Path, default=RESULTS)
     parser.add_argument("--name", default="sparse_student")
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.environment import RESULTS, environment, machine_line, table, write_results
+from genkit.reading import whole
 
 NAME = "streaming"
 #: How a stream goes on: what it is called, and the settings of :class:`genkit.streaming.Stream`.
@@ -31,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--chunks", type=int, default=60)
     parser.add_argument("--scenes", type=int, default=4)
     parser.add_argument("--size", type=int, default=96, help="height and width in pixels")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=whole(1), default=1)
     parser.add_argument("--output", type=Path, default=RESULTS)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from benchmarks.editing.store import Row, Store, measure, weights_of
 from benchmarks.environment import RESULTS, environment, machine_line, table, write_results
+from genkit.reading import whole
 
 #: Title of a table, and what stands in a row's cell.
 Part = tuple[str, Callable[[Row], str]]
@@ -21,7 +22,7 @@ def add_common(parser: argparse.ArgumentParser, cases: int) -> None:
     parser.add_argument("--first", type=int, default=0, help="first case, for tuning on other cases than the reported")
     parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="settings of the methods")
     parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--threads", type=int)
+    parser.add_argument("--threads", type=whole(1))
     parser.add_argument("--sheets", type=Path, help="folder for pictures before, after and truth of every row")
     parser.add_argument("--output", type=Path, default=RESULTS)
 

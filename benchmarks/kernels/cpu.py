@@ -27,6 +27,7 @@ from benchmarks.kernels.problems import random_blocks
 from genkit.errors import UnsupportedError
 from genkit.kernels import BlockPlan, block_sparse_attention
 from genkit.kernels.native import kinds
+from genkit.reading import whole
 
 ROOT = Path(__file__).parents[2]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -83,7 +84,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", choices=DTYPES, action="append", help="repeatable; default: all")
     parser.add_argument("--problem", action="append", help="a problem's name (repeatable); default: all")
     parser.add_argument("--turns", type=int, default=5, help="times every problem is measured")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=whole(1), default=1)
     parser.add_argument(
         "--kernels",
         choices=("auto", *KERNELS),

@@ -16,6 +16,7 @@ from benchmarks.editing.store import Row, Store, weights_of
 from benchmarks.environment import RESULTS, environment
 from benchmarks.leaderboard.boards import BOARDS, Entry
 from benchmarks.methods.rounds import rounds
+from genkit.reading import whole
 
 NAME = "leaderboard"
 DENSE = "dense"
@@ -24,13 +25,13 @@ DENSE = "dense"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of ``python -m benchmarks leaderboard``."""
     parser.add_argument("--board", action="append", choices=BOARDS, help="repeatable; default: all")
-    parser.add_argument("--prompts", type=int, default=48, help="seen prompts with one object (default 48)")
+    parser.add_argument("--prompts", type=whole(1), default=48, help="seen prompts with one object (default 48)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="default float32")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=whole(1), default=1, help="processor threads (default 1)")
     parser.add_argument(
         "--work", type=Path, default=Path("runs/leaderboard"), help="folder of base runs and dense runs"
     )
-    parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the report and its numbers")
     parser.add_argument("--docs", type=Path, help="only render the results into this folder of documentation")
 
 
@@ -44,8 +45,6 @@ def run(options: argparse.Namespace) -> int:
     store = Store(options.output / f"{NAME}.json")
     if options.docs is not None:
         return _render(store, options.docs)
-    if options.prompts < 1:
-        raise SystemExit(f"--prompts: got {options.prompts}, allowed: a whole number >= 1")
     torch.set_num_threads(options.threads)
     store.facts = environment()
     dtype = getattr(torch, options.dtype)

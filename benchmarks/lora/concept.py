@@ -20,6 +20,7 @@ from typing import Any
 from benchmarks.environment import RESULTS, environment, machine_line, table, write_results
 from benchmarks.toy_common import tell
 from genkit.pipelines.processor import processor_flags
+from genkit.reading import whole
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "examples" / "lora"
@@ -97,7 +98,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--known", type=int, default=24, help="without it (default 24)")
     parser.add_argument("--steps", type=int, default=20, help="of sampling")
     parser.add_argument("--precision", choices=("bf16", "no"), default=_quickest(), help="bf16 where it is quick")
-    parser.add_argument("--threads", type=int)
+    parser.add_argument("--threads", type=whole(1))
     parser.add_argument("--work", type=Path, default=Path("runs/lora-concept"), help="folder of data and LoRAs")
     parser.add_argument("--output", type=Path, default=RESULTS)
 

@@ -23,6 +23,7 @@ import numpy as np
 from benchmarks.compare import JUDGED
 from benchmarks.environment import RESULTS, environment, machine_line, report, table
 from benchmarks.toy_common import SPLITS, shares, split_counts, tell, told_options
+from genkit.reading import whole
 
 MODEL = "toy-video"
 FPS = 8
@@ -80,7 +81,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, default=20, help="of sampling")
     parser.add_argument("--timed-sides", default="96,192", help="pixels of a side at which steps are timed")
     parser.add_argument("--turns", type=int, default=7, help="of the timing; 0 = no timing")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=whole(1), default=1)
     parser.add_argument("--output", type=Path, default=RESULTS)
 
 

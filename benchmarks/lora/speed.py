@@ -24,6 +24,7 @@ import torch
 
 from benchmarks.environment import RESULTS, environment, machine_line, report, table
 from genkit.media.files import write_media
+from genkit.reading import whole
 from genkit.training.lora.run import Run
 from genkit.training.lora.settings import LoraSettings
 
@@ -48,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--steps", type=int, default=6, help="steps a turn and variant")
     parser.add_argument("--turns", type=int, default=5, help="how often every variant is measured")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=whole(1), default=1)
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: seconds of this process, for a machine "
                         "that has other work too; with one thread")  # fmt: skip
     parser.add_argument("--output", type=Path, default=RESULTS)

@@ -15,6 +15,7 @@ from benchmarks.editing.store import Row, Store, weights_of
 from benchmarks.environment import RESULTS, environment
 from benchmarks.methods.cases import CASES, Case, Setting, settings_text
 from benchmarks.methods.rounds import rounds
+from genkit.reading import whole
 
 NAME = "methods"
 DENSE = "dense"
@@ -28,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--looked", type=int, default=8, help="prompts whose queries and keys are looked at (default 8)"
     )
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="default float32")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=whole(1), default=1)
     parser.add_argument("--work", type=Path, default=Path("runs/methods"), help="folder of base runs and dense runs")
     parser.add_argument("--output", type=Path, default=RESULTS)
 

@@ -127,7 +127,7 @@ def _run(planned: Any, report: Any, json: bool) -> None:
             Loop(makers, comparison, report, planned.perceptual, planned.settings.warm_up).run()
         finally:
             if any(row.runs or row.failed for row in rows):
-                _write(report, comparison)
+                _write(report, comparison, json)
     if not planned.perceptual and planned.settings.perceptual is None:
         note("no perceptual distance: pip install 'genkit[metrics]' gives ST-LPIPS and VMAF")
     if json:
@@ -143,8 +143,9 @@ def _run(planned: Any, report: Any, json: bool) -> None:
         )
 
 
-def _write(report: Any, comparison: Any) -> None:
-    """The report, or where it cannot be written its numbers in the terminal: they took the time."""
+def _write(report: Any, comparison: Any, json: bool) -> None:
+    """The report, or where it cannot be written its numbers in the terminal (with --json beside the error): they took
+    the time."""
     from genkit.errors import ArtifactError
 
     try:
@@ -153,6 +154,8 @@ def _write(report: Any, comparison: Any) -> None:
         warn(f"{report.path} cannot be written; what was measured:")
         header, *lines = comparison.lines()
         print_table(header, lines)
+        if json:
+            print_json(comparison.to_dict())
         raise
     if not comparison.finished:
         warn(f"the report of what was made is in {report.path}")

@@ -29,7 +29,17 @@ from genkit.cli import (
 )
 from genkit.cli.interrupt import INTERRUPTED, TERMINATED
 from genkit.cli.options import usage_text
-from genkit.cli.output import OutputError, abandon, any_encoding, complain, flush, one_line, print_json, say
+from genkit.cli.output import (
+    OutputError,
+    abandon,
+    any_encoding,
+    close_document,
+    complain,
+    flush,
+    one_document,
+    one_line,
+    say,
+)
 from genkit.cli.tasks import task_commands
 from genkit.errors import GenkitError
 
@@ -83,11 +93,16 @@ def root(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code: 0 done, 2 wrong usage, 1 failed, 130 interrupted, 143 terminated.
 
-    Every exception ends here as one line on standard error; with ``--json`` also as ``{"error", "exit_code"}`` on
-    standard output.
+    Every exception ends here as one line on standard error; with ``--json`` also as ``"error"`` and ``"exit_code"`` in
+    the one document on standard output, beside what the command had to tell before it failed.
     """
     given = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     options = given[: given.index("--")] if "--" in given else given
+    with one_document("--json" in options):
+        return _run(given, options)
+
+
+def _run(given: list[str], options: list[str]) -> int:
     debug = "--debug" in options
     if debug:
         given.remove("--debug")
@@ -95,6 +110,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         any_encoding()
         with _terminable():
             code = app(given, prog_name="genkit", standalone_mode=False)
+            if code != INTERRUPTED:
+                close_document()
             flush()
     except OutputError as error:
         abandon()
@@ -139,7 +156,7 @@ def _fail(error: object, code: int, options: Sequence[str], debug: bool) -> int:
     with interrupt.telling() if code in (INTERRUPTED, TERMINATED) else nullcontext(True) as ours:
         if ours and "--json" in options:
             try:
-                print_json({"error": message, "exit_code": code})
+                close_document(error=message, exit_code=code)
                 flush()
             except OutputError:
                 abandon()

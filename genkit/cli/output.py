@@ -20,6 +20,43 @@ class OutputError(GenkitError):
     """Standard output takes nothing: the disk is full, or the program that reads it has ended."""
 
 
+class _Document:
+    """What a command with ``--json`` says so far: standard output takes one JSON document, whatever happens."""
+
+    def __init__(self) -> None:
+        self.open = False
+        self.found: dict[str, Any] = {}
+
+
+_document = _Document()
+
+
+@contextmanager
+def one_document(asked: bool) -> Iterator[None]:
+    """While open, results of :func:`print_json` are kept and text for standard output goes to standard error.
+
+    :func:`close_document` prints what is kept; without ``--json`` (``asked`` false) nothing changes.
+    """
+    before = _document.open, _document.found
+    _document.open, _document.found = asked, {}
+    try:
+        yield
+    finally:
+        _document.open, _document.found = before
+
+
+def close_document(**error: Any) -> None:
+    """Print the kept result; of a command that failed beside its error, in the same document.
+
+    Raises:
+        OutputError: standard output takes nothing.
+    """
+    if _document.open and (error or _document.found):
+        found = {**error, **_document.found}
+        _document.open, _document.found = False, {}
+        print_json(found)
+
+
 def one_line(text: object) -> str:
     """Any text as a single line that a terminal only shows: bounded, its control characters written out."""
     return shortened(escaped(" ".join(str(text).split())), LINE)
@@ -33,11 +70,14 @@ def any_encoding() -> None:
 
 
 def say(text: object = "") -> None:
-    """A result on standard output, its control characters written out.
+    """A result on standard output, its control characters written out; with ``--json`` on standard error.
 
     Raises:
         OutputError: standard output takes nothing.
     """
+    if _document.open:
+        complain(escaped(str(text)))
+        return
     with written():
         print(escaped(str(text)))
 
@@ -88,14 +128,18 @@ def complain(line: str) -> None:
             print(line, file=sys.stderr)
 
 
-def print_json(result: Any) -> None:
-    """A result as JSON on standard output."""
+def print_json(result: dict[str, Any]) -> None:
+    """A result as JSON on standard output; what a command gives in several calls becomes one document."""
+    if _document.open:
+        _document.found |= result
+        return
     with written():
         print(json.dumps(result, indent=2, sort_keys=False, default=str))
 
 
 def print_table(columns: list[str], rows: Iterable[Iterable[object]]) -> None:
     """A plain table on standard output; full width when it is no terminal, so that other programs can read it.
+    With ``--json`` it goes to standard error.
 
     On a terminal nothing is cut off: cells wrap, and columns whose words do not fit beside the others follow in a
     further table that repeats the first column.
@@ -110,7 +154,7 @@ def print_table(columns: list[str], rows: Iterable[Iterable[object]]) -> None:
             raise BrokenPipeError
 
     cells = [[_shown(cell) for cell in row] for row in rows]
-    console = Output()
+    console = Output(stderr=_document.open)
     if not console.is_terminal:
         console.width = 10_000
     for group in _side_by_side(columns, cells, console.width):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,7 +18,7 @@ from genkit.errors import UnsupportedError, UsageError, explain, shown
 from genkit.pipelines.forecast import span
 from genkit.pipelines.memory import size
 from genkit.pipelines.request import COMMAND_LINE, read_config
-from genkit.reading import read_toml
+from genkit.reading import parse_json, read_text, read_toml
 from genkit.training.data.source import TOML
 from genkit.training.lora.settings import LoraSettings
 
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 _WORDS, _LAYERS = 12, 12
 #: The path of a layer up to its block: ``down_blocks.*.attentions.*.transformer_blocks.*.``.
 _BLOCK = re.compile(r"^.*s\.\*\.")
+#: Bytes of a report of training.
+MOST_REPORT = 2**20
 KINDS = ("image", "video", "audio-video")
 
 app = typer.Typer(
@@ -75,13 +79,18 @@ def lora(
 @app.command("weights", add_help_option=False, context_settings={"ignore_unknown_options": True})
 def weights(
     arguments: Annotated[
-        list[str] | None, typer.Argument(metavar="METHOD [OPTIONS]", help="reference, agent or cross_modal_context.")
+        list[str] | None, typer.Argument(metavar="METHOD [OPTIONS]", help="What is trained; --help lists it.")
     ] = None,
+    json: Json = False,
 ) -> None:
     """Train an attention method's own weights on a frozen model; METHOD --help lists the options."""
-    from genkit.training.tasks.run import main
+    from genkit.training.tasks.run import train_weights
 
-    raise typer.Exit(main(weights.__doc__ or "", arguments or ["--help"], "genkit train weights"))
+    # Training tells its course on standard output, where with --json the result alone stands.
+    with redirect_stdout(sys.stderr) if json else nullcontext():
+        report = train_weights(weights.__doc__ or "", arguments or ["--help"], "genkit train weights")
+    if json and report is not None:
+        print_json({"report": str(report), **parse_json(read_text(report, MOST_REPORT, "report"), str(report))})
 
 
 def is_first() -> bool:

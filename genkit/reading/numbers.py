@@ -1,12 +1,14 @@
-"""Rates from flags and files, exact, and never computed from what is out of all proportion."""
+"""Numbers from flags and files: exact rates, never computed from what is out of all proportion; types of argparse."""
 
 from __future__ import annotations
 
+import argparse
 import math
 import re
+from collections.abc import Callable
 from fractions import Fraction
 
-from genkit.errors import UsageError, explain
+from genkit.errors import UsageError, explain, shown
 
 #: Characters of a rate.
 MOST_CHARACTERS = 40
@@ -25,6 +27,36 @@ def rate(value: object, what: str = "fps", low: Fraction | float = 0, high: Frac
     if found is None or not low < found <= high:
         raise UsageError(explain(what, value if not isinstance(value, Fraction) else _plain(value), allowed))
     return found
+
+
+def whole(low: int, high: int | None = None) -> Callable[[str], int]:
+    """A type for :mod:`argparse`: a whole number from ``low`` on, up to ``high`` where that is given."""
+    allowed = f"a whole number of at least {low}" if high is None else f"a whole number from {low} to {high}"
+
+    def read(text: str) -> int:
+        found = int(text) if re.fullmatch(r"\s*[+-]?[0-9]{1,19}\s*", text) else None
+        if found is None or found < low or (high is not None and found > high):
+            raise argparse.ArgumentTypeError(f"got {shown(text)}, allowed: {allowed}")
+        return found
+
+    return read
+
+
+def number(low: float, high: float = math.inf, above: bool = False) -> Callable[[str], float]:
+    """A type for :mod:`argparse`: a finite number from ``low`` to ``high``, ``low`` itself left out with ``above``."""
+    allowed = f"a number {'above' if above else 'of at least'} {low:g}"
+    allowed += "" if high == math.inf else f", at most {high:g}"
+
+    def read(text: str) -> float:
+        try:
+            found = float(text)
+        except ValueError:
+            found = math.nan
+        if not (math.isfinite(found) and low <= found <= high) or (above and found == low):
+            raise argparse.ArgumentTypeError(f"got {shown(text)}, allowed: {allowed}")
+        return found
+
+    return read
 
 
 def _plain(value: Fraction) -> object:

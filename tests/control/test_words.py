@@ -51,7 +51,8 @@ def test_weights_are_taken_out_of_a_prompt(prompt, text, words):
     [
         ("a (red:big) circle", "'big' .* is no number"),
         ("a (red:1.3.2)", "'1.3.2' .* is no number"),
-        ("a (red: -1)", "'-1' .* is no number"),
+        ("a (red: -1)", "'-1' .* is no number from 0 to 10"),
+        ("a (red:1e9)", "'1e9' .* is no number from 0 to 10"),
         ("a (red:)", "'' .* is no number"),
         ("a (:1.3)", "weighs no word"),
         ("(red:11)", "11 .* is above 10"),

@@ -229,13 +229,16 @@ def test_of_several_variants_one_is_chosen_and_edited_further(visit):
 def test_every_tab_is_as_wide_as_the_window_and_no_wider(visit):
     """The frame shrank to what was in it: from 750 to 1020 of 1280 pixels, and to more than 400 of 400."""
     page, size = visit.page, visit.page.viewport_size["width"]
-    for name in ("generate", "edit", "inpaint", "style", "consistent", "compare", "train"):
+    for name in ("generate", "live", "edit", "inpaint", "style", "consistent", "compare", "train"):
         if not page.get_by_role("tab", name=name).first.is_visible():
             continue  # in the menu of a narrow page
         page.get_by_role("tab", name=name).first.click()
         page.wait_for_selector(f"#{name}-go")
         width = visit.panel(name).locator(".work").evaluate("each => each.offsetWidth")
         assert size - 90 < width <= size, name
+        cut = "each => [...each.querySelectorAll('.left .block, .left button')].filter(one => one.offsetParent &&"
+        cut += " one.scrollWidth > one.clientWidth + 1).map(one => one.innerText)"
+        assert visit.panel(name).evaluate(cut) == [], name
     assert page.evaluate("document.documentElement.scrollWidth") == size
 
 

@@ -81,3 +81,26 @@ def test_the_methods_are_timed_against_dense_attention(tmp_path):
     assert rows[0]["method"] == "dense" and rows[0]["speed"] == "1.00x"
     assert {row["method"].partition("(")[0] for row in rows[1:]} >= {"radial", "mixture_of_block", "agent"}
     assert all(float(row["ms"]) >= 0 and float(row["pairs executed"]) > 0 for row in rows)
+
+
+@pytest.mark.parametrize("option", ["--output", "--work"])
+def test_results_that_cannot_be_written_are_told_before_anything_runs(option, tmp_path, capsys, monkeypatch):
+    from benchmarks.__main__ import main
+    from benchmarks.leaderboard import run
+
+    monkeypatch.setattr(run, "run", None)
+    (tmp_path / "file").touch()
+    assert main(["leaderboard", option, str(tmp_path / "file" / "below")]) == 1
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1
+    assert err.startswith("error: cannot write into") and f"choose another {option}" in err
+
+
+@pytest.mark.parametrize("given", [["--threads", "0"], ["--threads", "many"], ["--prompts", "-3"]])
+def test_a_number_out_of_range_is_refused_by_its_option(given, capsys):
+    from benchmarks.__main__ import main
+
+    with pytest.raises(SystemExit) as ended:
+        main(["leaderboard", *given])
+    assert ended.value.code == 2
+    assert f"argument {given[0]}: got {given[1]!r}, allowed: a whole number of at least 1" in capsys.readouterr().err

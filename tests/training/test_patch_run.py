@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 import typing
@@ -180,11 +181,55 @@ def test_a_method_without_a_learned_bias_is_refused(tiny_wan, given, words, caps
     assert words in capsys.readouterr().err
 
 
-def test_bad_options_are_one_line(tiny_wan, capsys):
-    assert main("test", ["agent", "--model", str(tiny_wan), "--tokens", "5"]) == 2
-    assert "error: --minutes must be above 0 and --tokens" in capsys.readouterr().err
-    assert main("test", ["reference", "--model", str(tiny_wan), "--measure", "-1"]) == 2
-    assert "error: --measure" in capsys.readouterr().err
+#: Options with a number, and what each refuses.
+NUMBERS = {
+    "--minutes": ("0", "-1", "nan", "inf", "many"),
+    "--tokens": ("5", "-3600", "3.5"),
+    "--begin": ("-0.1", "1.1", "nan"),
+    "--lr": ("0", "nan", "inf", "-1e-3"),
+    "--gradient-accumulation-steps": ("0", "1.5"),
+    "--seed": ("-1", "9" * 30),
+    "--threads": ("0", "-2"),
+    "--sample-minutes": ("-1", "nan"),
+    "--steps": ("0", "-1"),
+    "--measure": ("-1", "nan"),
+    "--sparsity": ("0", "1.5", "nan"),
+    "--penalty": ("-1", "inf"),
+    "--mass": ("-1", "nan"),
+    "--context-tokens": ("0",),
+    "--window": ("0", "nan", "-1"),
+    "--frames": ("0", "1.5"),
+    "--whole-layers": ("-1", "half"),
+    "--rank": ("0", "-3", "half"),
+}
+
+
+@pytest.mark.parametrize("name", sorted(kinds()))
+def test_numbers_out_of_range_are_one_line_before_anything_is_loaded(name, capsys, monkeypatch):
+    monkeypatch.setattr("genkit.training.tasks.kind.load_pipeline", None)
+    parser = argparse.ArgumentParser()
+    kinds()[name].making().add_arguments(parser)
+    takes = {action.option_strings[0]: action for action in parser._actions if action.option_strings}
+    numeric = {
+        option for option, action in takes.items() if isinstance(action.default, (int, float)) and action.nargs != 0
+    }
+    assert numeric <= NUMBERS.keys()
+    for option in NUMBERS.keys() & takes.keys():
+        for given in NUMBERS[option]:
+            assert main("test", [name, f"{option}={given}"]) == 2
+            out, err = capsys.readouterr()
+            assert out == "" and err.count("\n") == 1
+            assert f"argument {option}: got {given!r}, allowed: a" in err or f"argument {option}: got '9999" in err
+
+
+@pytest.mark.parametrize("option", ["--output", "--folder"])
+def test_a_folder_that_cannot_be_written_is_told_before_training(option, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("genkit.training.tasks.kind.load_pipeline", None)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    for bad in ("file", "file/below"):
+        assert main("test", ["layers", option, bad]) == 1
+        assert f"error: cannot write into {bad}: Not a directory; choose another {option}" in capsys.readouterr().err
 
 
 def test_recomputed_activations_leave_a_patch_the_same_gradients(tiny_wan):

@@ -126,7 +126,9 @@ def _weight(inside: str, whole: bool) -> tuple[int, float, tuple[float, float]] 
         meant = _MEANT.search(inside)
         if meant is not None:
             given = next(group for group in meant.groups() if group is not None)
-            raise UsageError(f"prompt: the weight {shown(given)} in {shown(f'({inside})')} is no number; {_HOW}")
+            raise UsageError(
+                f"prompt: the weight {shown(given)} in {shown(f'({inside})')} is no number from 0 to 10; {_HOW}"
+            )
         return None
     if whole and not inside[: match.start()].strip():
         raise UsageError(f"prompt: {shown(f'({inside})')} weighs no word; {_HOW}")

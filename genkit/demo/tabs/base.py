@@ -49,7 +49,7 @@ class Tab(ABC):
     #: What runs have where a setting without a control is left open.
     usual: Mapping[str, Any] = {}
     #: How a run begins.
-    hint = "Press Enter in the prompt to begin."
+    hint = "The green button begins, or Enter in the prompt."
     #: Seconds between two changes of the page during a run.
     refresh = 0.2
 

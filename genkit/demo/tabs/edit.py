@@ -28,6 +28,7 @@ class Edit(Tab):
     name, title = "edit", "Edit"
     kind, files = EditSettings, ("image", "clip")
     lead = "Say what a picture shows and what it shall show; the rest stays where it is."
+    hint = "The green button begins, or Enter in what it shall show."
 
     def build(self) -> None:
         offer, kind, first = self.page.offer, EditSettings, self.page.examples[0]

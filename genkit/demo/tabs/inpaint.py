@@ -36,6 +36,7 @@ class Inpaint(Tab):
     kind, files = InpaintSettings, ("canvas", "image", "mask", "mask_channel")
     usual = {"painta": PAINTA, "rasg": RASG}
     lead = "Paint over a part of a picture and say what appears there. Outside of it every pixel stays as it is."
+    hint = "The green button begins, or Enter in what appears there."
 
     def build(self) -> None:
         offer, kind = self.page.offer, InpaintSettings

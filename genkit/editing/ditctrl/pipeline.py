@@ -223,7 +223,9 @@ def refuse(class_name: str, transformer: dict) -> None:
     """Raise UnsupportedError for a pipeline class, or a checkpoint of it, that takes no storyboard."""
     if not can(TASK, class_name):
         raise UnsupportedError(
-            f"storyboards: {class_name} is not known to take several prompts in a row; known: {', '.join(able(TASK))}"
+            f"storyboards: {class_name} is not known to take several prompts in a row: tiles are made by "
+            f"{', '.join(able(TASK))}, chained shots by models of videos that take a first frame; for "
+            "an output a prompt, give --prompt-file"
         )
     if (transformer.get("patch_size_t") or 1) > 1:
         raise UnsupportedError(

@@ -58,7 +58,7 @@ class Cast:
     ) -> Cast:  # fmt: skip
         for what, texts in (("subjects", subjects), ("scenes", scenes)):
             if isinstance(texts, str) or not texts or not all(isinstance(text, str) and text.strip() for text in texts):
-                raise UsageError(explain(what, texts, "a list of one text or more"))
+                raise UsageError(explain(what, texts, "a list of one text or more, none of them empty"))
         if len(keywords) > len(subjects):
             raise UsageError(f"{len(keywords)} keywords for {len(subjects)} subjects; give one for each, or fewer")
         given = [*keywords, *[None] * (len(subjects) - len(keywords))]

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from genkit.errors import GenkitError, UsageError
-from genkit.reading import parse_json, read_text
+from genkit.media.atomic import check_writable
+from genkit.reading import number, parse_json, read_text, whole
 from genkit.reading.files import MIB, place
 from genkit.training.engine.checkpoint import load_checkpoint
 from genkit.training.engine.loop import LoopConfig, wait_for_all
@@ -49,9 +50,14 @@ class Making:
         add = parser.add_argument
         add("--folder", type=Path, default=Path("runs") / self.name, help="checkpoints, logs and sheets")
         add("--output", type=Path, help="where the finished model goes (default: FOLDER/model)")
-        add("--minutes", type=float, default=self.minutes, help=f"training time in all (default {self.minutes:.0f})")
+        add(
+            "--minutes",
+            type=number(0, above=True),
+            default=self.minutes,
+            help=f"training time in all (default {self.minutes:.0f})",
+        )
         add("--stage", choices=("all", *self.work), default="all")
-        add("--tokens", type=int, default=self.tokens, help="latent tokens per step and process; more on a GPU")
+        add("--tokens", type=whole(100), default=self.tokens, help="latent tokens per step and process; more on a GPU")
         add(
             "--start-from",
             type=Path,
@@ -59,30 +65,38 @@ class Making:
         )
         add(
             "--begin",
-            type=float,
+            type=number(0, 1),
             default=0.0,
             help="with --start-from: share of the curriculum to skip, such as 0.7 for large canvases alone (default 0)",
         )
-        add("--lr", type=float, help="peak learning rate of the main stage (default: the plan's)")
+        add("--lr", type=number(0, above=True), help="peak learning rate of the main stage (default: the plan's)")
         add(
             "--mixed-precision",
             choices=("no", "bf16", "fp16"),
             help="type of the forward pass's products (default: the launcher's, without one float32); bf16 is quicker "
             "on processors with AMX and on GPUs",
         )
-        add("--gradient-accumulation-steps", type=int, default=1, help="micro-batches of --tokens per step (default 1)")
-        add("--seed", type=int, default=0)
-        add("--threads", type=int, help="processor threads (default: what torch chooses)")
-        add("--sample-minutes", type=float, default=13.0, help="pause between sample sheets; 0 for none")
+        add(
+            "--gradient-accumulation-steps",
+            type=whole(1),
+            default=1,
+            help="micro-batches of --tokens per step (default 1)",
+        )
+        add("--seed", type=whole(0, 2**63 - 1), default=0, help="of everything drawn (default 0)")
+        add("--threads", type=whole(1), help="processor threads (default: what torch chooses)")
+        add("--sample-minutes", type=number(0), default=13.0, help="pause between sample sheets; 0 for none")
         if self.more:
             self.more(parser)
 
     def run(self, options: Options) -> None:
-        """Run the stages that are asked for and not finished yet."""
-        if options.minutes <= 0 or options.tokens < 100:
-            raise UsageError(
-                f"--minutes must be above 0 and --tokens at least 100, got {options.minutes} and {options.tokens}"
-            )
+        """Run the stages that are asked for and not finished yet.
+
+        Raises:
+            ArtifactError: a folder cannot be written, told before the time is spent.
+        """
+        check_writable(options.folder, "--folder")
+        if options.output:
+            check_writable(options.output)
         if options.threads:
             torch.set_num_threads(options.threads)
         torch.manual_seed(options.seed)

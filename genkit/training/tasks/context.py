@@ -13,6 +13,7 @@ import torch
 
 from genkit.attention.cross_modal_context import CrossModalContext
 from genkit.attention.cross_modal_context.route import BOTH, TASKS, ContextRoute, draw_tasks
+from genkit.reading import number, whole
 from genkit.training.engine.curriculum import Stage
 from genkit.training.engine.stages import Options
 from genkit.training.tasks.base import PatchTask
@@ -165,11 +166,13 @@ def build(options: Options, pipeline: Any, rng: np.random.Generator) -> ContextT
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The task's own options."""
-    parser.add_argument("--context-tokens", type=int, default=8, help="per layer and direction (default 8)")
+    parser.add_argument("--context-tokens", type=whole(1), default=8, help="per layer and direction (default 8)")
     parser.add_argument("--space", choices=("keys", "source"), default="keys", help="where they live (default keys)")
-    parser.add_argument("--window", type=float, default=3.0, help="sound a frame hears, in frames (default 3)")
-    parser.add_argument("--frames", type=int, default=3, help="frames a sound token sees, odd (default 3)")
-    parser.add_argument("--whole-layers", type=int, default=3, help="first layers without windows (default 3)")
+    parser.add_argument(
+        "--window", type=number(0, above=True), default=3.0, help="sound a frame hears, in frames (default 3)"
+    )
+    parser.add_argument("--frames", type=whole(1), default=3, help="frames a sound token sees, odd (default 3)")
+    parser.add_argument("--whole-layers", type=whole(0), default=3, help="first layers without windows (default 3)")
 
 
 KIND = TaskKind(

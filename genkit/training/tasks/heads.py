@@ -13,6 +13,7 @@ from genkit.attention import registry
 from genkit.attention.method import Method
 from genkit.errors import UsageError, explain
 from genkit.pipelines.text import parse_pairs
+from genkit.reading import number
 from genkit.training.data.world.clips import LatentPool
 from genkit.training.engine.curriculum import Stage
 from genkit.training.engine.stages import Options
@@ -100,8 +101,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The task's own options."""
     parser.add_argument("--attention", default="neighborhood", help="the method of the sparse heads")
     parser.add_argument("--attention-args", default="size=3x5x5", help="its settings")
-    parser.add_argument("--sparsity", type=float, default=0.5, help="share of all heads that become sparse")
-    parser.add_argument("--penalty", type=float, default=PENALTY, help="weight of the mean gate in the loss")
+    parser.add_argument(
+        "--sparsity", type=number(0, 1, above=True), default=0.5, help="share of all heads that become sparse"
+    )
+    parser.add_argument("--penalty", type=number(0), default=PENALTY, help="weight of the mean gate in the loss")
 
 
 KIND = TaskKind(

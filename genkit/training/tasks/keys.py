@@ -13,6 +13,7 @@ from genkit.attention import registry
 from genkit.attention.block_select import BlockSelect
 from genkit.errors import UsageError, explain
 from genkit.pipelines.text import parse_pairs
+from genkit.reading import number
 from genkit.training.data.world.clips import LatentPool
 from genkit.training.engine.curriculum import Stage
 from genkit.training.engine.stages import Options
@@ -92,7 +93,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The task's own options."""
     parser.add_argument("--attention-args", default="", help="settings of block_select, such as keep=0.25")
     parser.add_argument("--layers", default=None, help="layers with the method (default: all)")
-    parser.add_argument("--mass", type=float, default=FACTOR, help="weight of the loss of the choice")
+    parser.add_argument("--mass", type=number(0), default=FACTOR, help="weight of the loss of the choice")
 
 
 KIND = TaskKind(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import numpy as np
 
 from genkit.errors import UsageError
 from genkit.families.lookup import able
+from genkit.reading import whole
 from genkit.training.data.pixels import use_onednn
 from genkit.training.engine.checkpoint import load_checkpoint
 from genkit.training.engine.loop import LoopConfig, process_rank, train
@@ -23,6 +25,8 @@ from genkit.training.engine.warm_start import begin_from
 from genkit.training.tasks.base import Task
 
 STAGE = "weights"
+#: The report of a run, beside the weights.
+REPORT = "training.json"
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,15 @@ class TaskKind:
         """Classes of pipelines that can be trained on, as the records of the families say."""
         return able(self.record or f"train_{self.name}")
 
+    @property
+    def summary(self) -> str:
+        """What is trained, in a sentence: the first line of the module that builds it."""
+        return (sys.modules[self.build.__module__].__doc__ or self.name).strip().splitlines()[0].replace("`", "")
+
+    def folder(self, options: Options) -> Path:
+        """Where weights and report go."""
+        return Path(options.output or options.folder)
+
     def making(self) -> Making:
         """Options and the one stage."""
         return Making(
@@ -71,12 +84,12 @@ class TaskKind:
         """Options that all kinds have, and the kind's own."""
         text = f"a model of class {' or '.join(self.families)} (default {self.model})"
         parser.add_argument("--model", default=self.model, help=text)
-        parser.add_argument("--steps", type=int, help="train this many steps instead of --minutes")
+        parser.add_argument("--steps", type=whole(1), help="train this many steps instead of --minutes")
         parser.set_defaults(lr=self.lr)  # --lr itself is an option of every run
         parser.add_argument(
             "--gradient-checkpointing", action="store_true", help="less memory, about a third more time per step"
         )
-        parser.add_argument("--measure", type=int, default=16, help="samples of the measurement; 0 for none")
+        parser.add_argument("--measure", type=whole(0), default=16, help="samples of the measurement; 0 for none")
         if self.more:
             self.more(parser)
 
@@ -96,8 +109,6 @@ class TaskKind:
 
     def work(self, options: Options) -> None:
         """Train, write the averaged weights, and compare their loss with that at the start."""
-        if options.measure < 0:
-            raise UsageError(f"--measure must be 0 or more, got {options.measure}")
         config = self.loop(options)
         # A resumed run draws other clips than the first did.
         rng = np.random.default_rng((options.seed, int(time.time()), process_rank()))
@@ -118,7 +129,7 @@ class TaskKind:
         if process_rank():
             return
         with ema.applied(task):
-            target = task.save((options.output or options.folder) / f"{self.name}.safetensors")
+            target = task.save(self.folder(options) / f"{self.name}.safetensors")
             print(f"written: {target}")
             after = self.measured(options, task) if options.measure else None
         self.report(options, target, str(task.measured), before, after)
@@ -128,7 +139,7 @@ class TaskKind:
         return task.validation_loss(options.measure, options.tokens, options.seed + 1_000_000)
 
     def report(self, options: Options, target: Path, size: str, before: float | None, after: float | None) -> None:
-        """What was trained and what came of it, as ``training.json`` beside the weights."""
+        """What was trained and what came of it, as :data:`REPORT` beside the weights."""
         state = load_checkpoint(options.folder / STAGE / "checkpoint.pt")
         seconds = round(state["earlier_seconds"] + state["seconds"], 1)
         facts = {"method": self.name, "model": options.model, "steps": state["step"], "seconds": seconds}
@@ -136,7 +147,7 @@ class TaskKind:
         if after is not None:
             facts |= {"samples": options.measure, "size": size, "loss untrained": before, "loss trained": after}
             print(f"loss on {options.measure} new samples of {size}: untrained {before:.5f}, trained {after:.5f}")
-        target.with_name("training.json").write_text(json.dumps(facts, indent=1) + "\n")
+        target.with_name(REPORT).write_text(json.dumps(facts, indent=1) + "\n")
 
 
 def load_pipeline(model: str, families: tuple[str, ...]) -> Any:

@@ -15,6 +15,7 @@ from genkit.attention import registry
 from genkit.attention.method import Method
 from genkit.errors import UsageError, explain
 from genkit.pipelines.text import parse_pairs
+from genkit.reading import number
 from genkit.training.data.world.clips import LatentPool
 from genkit.training.engine.curriculum import Stage
 from genkit.training.engine.loop import LossAt, process_rank
@@ -137,7 +138,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The task's own options."""
     parser.add_argument("--attention", default="neighborhood", help="the method of the sparse layers")
     parser.add_argument("--attention-args", default="size=3x5x5", help="its settings")
-    parser.add_argument("--sparsity", type=float, default=SPARSITY, help="share of the layers that become sparse")
+    parser.add_argument(
+        "--sparsity", type=number(0, 1, above=True), default=SPARSITY, help="share of the layers that become sparse"
+    )
     parser.add_argument("--layers", default=None, help="layers with a gate (default: all)")
 
 

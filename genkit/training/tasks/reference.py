@@ -16,6 +16,7 @@ from genkit.evaluation.toy_picture import PictureRequest
 from genkit.evaluation.toy_reference import draw_cases, generate_cases, judge_cases
 from genkit.families.lookup import family_of
 from genkit.pipelines.tasks.references.record import empty_text, record_latents
+from genkit.reading import whole
 from genkit.training.data.pool import Sample
 from genkit.training.data.world.pictures import squares
 from genkit.training.data.world.references import ReferenceClips, ReferencePictures, ReferencePool
@@ -111,10 +112,14 @@ def build(options: Options, pipeline: Any, rng: np.random.Generator) -> Referenc
     return ReferenceTask(pipeline, pool, PICTURE_STAGES, probe, options.rank, shift=PICTURE_SHIFT)
 
 
+def _rank(given: str) -> int | str:
+    return given if given == "full" else whole(1)(given)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The task's own options."""
     text = "rank of the changes of q, k, v on the reference's side, or full (default 32)"
-    parser.add_argument("--rank", type=lambda given: given if given == "full" else int(given), default=32, help=text)
+    parser.add_argument("--rank", type=_rank, default=32, help=text)
 
 
 KIND = TaskKind("reference", minutes=25, tokens=1500, lr=2e-3, muon=True, build=build, more=add_arguments)

@@ -6,12 +6,14 @@ import argparse
 import importlib
 import pkgutil
 import sys
+from pathlib import Path
 from typing import NoReturn
 
 from genkit.errors import UsageError, explain
 from genkit.training import tasks
+from genkit.training.engine.loop import process_rank
 from genkit.training.engine.stages import exit_code
-from genkit.training.tasks.kind import TaskKind
+from genkit.training.tasks.kind import REPORT, TaskKind
 
 
 def kinds() -> dict[str, TaskKind]:
@@ -29,19 +31,38 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(f"{self.prog}: {message}; --help lists what it takes")
 
 
-def main(description: str, arguments: list[str] | None = None, program: str | None = None) -> int:
-    """The body of ``scripts/train_patch.py`` and ``genkit train weights``: the first argument names the method."""
+def train_weights(description: str, arguments: list[str], program: str | None = None) -> Path | None:
+    """Train what the first argument names, with the options that follow it.
+
+    Args:
+        description: of the help.
+        arguments: of the command line.
+        program: its name in help and errors; the script's own when None.
+
+    Returns:
+        The report of the run, ``training.json`` beside the file of weights; None in all processes but the first.
+
+    Raises:
+        UsageError: a wrong argument.
+    """
     parser = _Parser(program, description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="method", required=True)
-    makings = {name: kind.making() for name, kind in kinds().items()}
+    found = kinds()
+    makings = {name: kind.making() for name, kind in found.items()}
     for name, making in makings.items():
-        making.add_arguments(commands.add_parser(name, help=f"weights of {name}"))
+        making.add_arguments(commands.add_parser(name, help=found[name].summary, description=found[name].summary))
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in makings:
+        raise UsageError(explain("method", arguments[0], sorted(makings)))
+    options = parser.parse_args(arguments)
+    makings[options.method].run(options)
+    report = found[options.method].folder(options) / REPORT
+    return report if process_rank() == 0 else None
+
+
+def main(description: str, arguments: list[str] | None = None, program: str | None = None) -> int:
+    """The body of ``scripts/train_patch.py``: :func:`train_weights`, errors told in a line and an exit code."""
 
     def work() -> None:
-        given = sys.argv[1:] if arguments is None else arguments
-        if given and not given[0].startswith("-") and given[0] not in makings:
-            raise UsageError(explain("method", given[0], sorted(makings)))
-        options = parser.parse_args(given)
-        makings[options.method].run(options)
+        train_weights(description, sys.argv[1:] if arguments is None else arguments, program)
 
     return exit_code(work)
