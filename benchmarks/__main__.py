@@ -20,6 +20,7 @@ BENCHMARKS = {
     "linear_branch": "benchmarks.linear_branch",
     "toy_upscale": "benchmarks.toy_upscale",
     "toy_reference": "benchmarks.toy_reference",
+    "toy_boxes": "benchmarks.toy_boxes",
     "toy_image": "benchmarks.toy_image",
     "toy_dit": "benchmarks.toy_dit",
     "toy_av": "benchmarks.toy_av",

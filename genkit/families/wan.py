@@ -135,6 +135,7 @@ FAMILY = Family(
             "train_patch": "WanPipeline",
             "train_reference": "WanPipeline",
             "train_agent": "WanPipeline",
+            "boxes": "WanPipeline",
         },
     ),
     notes="Image-to-video attends the image tokens in a first cross-attention call and the text in a second. In VACE "

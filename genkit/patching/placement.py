@@ -77,6 +77,11 @@ def _heads(denoiser: Denoiser, found: FoundSite, part: Part) -> tuple[int, ...] 
     return None if len(heads) == count else tuple(sorted(heads))
 
 
+def _exclude(one: Method, other: Method) -> bool:
+    """Whether two methods cannot share a call: one alone computes its attention, and terms are added once each."""
+    return one.name == other.name if one.adds and other.adds else one.adds == other.adds
+
+
 def _refuse_overlaps(placements: list[Placement], hook: bool) -> None:
     taken: dict[int, list[tuple[Method, Schedule]]] = {}
     for placement in placements:
@@ -86,7 +91,7 @@ def _refuse_overlaps(placements: list[Placement], hook: bool) -> None:
         there = [(each.method, each.schedule) for each in layer.assignments] if layer is not None else []
         there += taken.setdefault(id(found.module), [])
         for method, schedule in there:
-            if method.adds == placement.part.method.adds and not schedule.disjoint(wanted):
+            if _exclude(method, placement.part.method) and not schedule.disjoint(wanted):
                 raise UsageError(
                     f"layer {placement.name} already has {method.describe()} ({schedule}): remove that patch "
                     f"(genkit.unpatch does), or give the two disjoint roles, layers, steps or branches"

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import torch
 
     from genkit.control.rules import Rule
+    from genkit.patching.parts import Part
     from genkit.pipelines.model import Model
     from genkit.pipelines.settings import AttentionSettings
 
@@ -37,6 +38,7 @@ class Attention:
         recommended: the schedule is the method's own advice, which :meth:`settled` looks up.
         backend: who executes the method's operators.
         check_first: the first-step check: True warns, a number is the largest error allowed.
+        beside: parts that the task itself adds to the method, or to the model's own attention where ``method`` is None.
     """
 
     method: Any
@@ -46,6 +48,7 @@ class Attention:
     recommended: bool = False
     backend: str = "auto"
     check_first: bool | float = False
+    beside: tuple[Part, ...] = ()
 
     @classmethod
     def of(cls, settings: AttentionSettings, folder: Path | None = None) -> Attention | None:
@@ -104,7 +107,13 @@ class Attention:
         """The methods with their schedules and roles."""
         from genkit.patching.parts import as_parts
 
-        return as_parts(self.method, self.schedule, None)
+        own = () if self.method is None else as_parts(self.method, self.schedule, None)
+        return (*own, *self.beside)
+
+    @property
+    def _patched(self) -> Any:
+        """What the patch is made of: a recipe as itself, since it looks at the model."""
+        return list(self.parts) if self.beside else self.method
 
     def with_defaults(self, **values: Any) -> Attention:
         """With values for the method's settings that the user left open."""
@@ -113,6 +122,10 @@ class Attention:
         return dataclasses.replace(
             self, method=dataclasses.replace(self.method, **new), args={**texts, **self.args}
         )  # fmt: skip
+
+    def with_beside(self, *parts: Part) -> Attention:
+        """With parts that share the layers of the method: those whose methods add to attention."""
+        return dataclasses.replace(self, beside=(*self.beside, *parts))
 
     def on_branches(self, names: str) -> Attention:
         """On these branches only, unless the schedule names some."""
@@ -162,7 +175,7 @@ class Attention:
         from genkit.patching.schedule import resolve
         from genkit.patching.targets import find_denoisers
 
-        check(model.outline, self.method, schedule=self.schedule)
+        check(model.outline, self._patched, schedule=self.schedule)
         families = [denoiser.family for denoiser in find_denoisers(model.outline)]
         for part in self.parts:
             if part.schedule is not None and steps is not None:
@@ -202,7 +215,7 @@ class Attention:
         from genkit.patching import patch
 
         options: dict[str, Any] = {"schedule": self.schedule, "backend": self.backend, "check": self.check_first}
-        with patch(pipeline, self.method, **options) as handle:
+        with patch(pipeline, self._patched, **options) as handle:
             yield handle
 
     def remarks(self, report: dict[str, Any] | None, steps: int | None) -> list[str]:

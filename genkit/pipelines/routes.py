@@ -27,7 +27,8 @@ TASKS = {
     "keyframes": "video from frames at any place", "v2v": "video from a video",
     "continuation": "video that goes on from a clip", "inpaint": "a part made anew",
     "control": "follows edges, depth or poses", "ref2x": "shows what pictures show",
-    "multi_prompt": "several prompts, one clip", "upscale": "second pass at a larger size",
+    "boxes": "an object goes along boxes", "multi_prompt": "several prompts, one clip",
+    "upscale": "second pass at a larger size",
 }  # fmt: skip
 
 
@@ -110,7 +111,7 @@ def _given(settings: Any, class_name: str, kind: Kind) -> list[Given]:
         "image": "reference" if looks else ("source" if kind is IMAGE or settings.mask else "first frame"),
         "last_image": "last frame", "keyframe": "keyframe", "control": "control",
         "mask": "mask of what is made anew", "image_prompt": "picture in place of words", "audio": "given sound",
-        "video": "given video", "reference": "subject to follow",
+        "video": "given video", "reference": "subject to follow", "boxes": "track to go along",
     }  # fmt: skip
     found = []
     for name, role in roles.items():
@@ -128,8 +129,8 @@ def _task(settings: Any, inputs: tuple[Given, ...], kind: Kind, prompts: int) ->
     if settings.upscale > 1:
         return "upscale", f"--upscale {settings.upscale:g}"
     order: tuple[tuple[str, str], ...] = (
-        ("mask of what is made anew", "inpaint"), ("control", "control"), ("keyframe", "keyframes"),
-        ("last frame", "flf2v"), ("reference", "ref2x"), ("subject to follow", "ref2x"),
+        ("track to go along", "boxes"), ("mask of what is made anew", "inpaint"), ("control", "control"),
+        ("keyframe", "keyframes"), ("last frame", "flf2v"), ("reference", "ref2x"), ("subject to follow", "ref2x"),
         ("picture in place of words", "ref2x"),
         ("clip that is continued", "continuation"), ("source", "i2i" if kind is IMAGE else "v2v"),
         ("first frame", "i2v"),
@@ -178,6 +179,7 @@ def tasks_of(kind: type) -> tuple[str, ...]:
         "control": lambda: "control" in found,
         "multi_prompt": lambda: can("storyboard", class_name) or chains(kind) is None,
         "upscale": lambda: can("second_pass", class_name),
+        "boxes": lambda: can("boxes", class_name),
     }
     chosen = {task for task, fits in rules.items() if fits()}
     if can("reference_pictures", class_name) or hasattr(kind, "load_ip_adapter"):

@@ -12,6 +12,7 @@ from genkit.models.registry import DEFAULT_MODEL
 from genkit.pipelines.quantise import QUANTISED
 from genkit.pipelines.request import NEVER, WHEN_GIVEN, Settings, option
 from genkit.pipelines.tasks.audio_video.settings import AudioVideoSettings
+from genkit.pipelines.tasks.boxes.settings import BoxSettings
 from genkit.pipelines.tasks.high_resolution.settings import HighResolutionSettings
 from genkit.pipelines.tasks.inputs.settings import GivenSettings
 from genkit.pipelines.tasks.longer.settings import LongerSettings
@@ -324,6 +325,7 @@ class GenerateSettings(
     FastSettings,
     LoadSettings,
     AudioVideoSettings,
+    BoxSettings,
     ReferenceSettings,
     AttentionSettings,
     StoryboardSettings,

@@ -22,6 +22,7 @@ from genkit.world.reading import (
     erode,
     nearest_shape,
     read_background,
+    read_box,
     read_moments,
     read_place,
     read_shape,
@@ -41,7 +42,8 @@ class SeenActor:
     """One object the judge found; every field may be ``"unclear"``.
 
     ``x``, ``y`` and ``area`` are per-frame tracks in pixels. ``nearest_shape`` is the shape by forced choice, for
-    telling a rough outline from a wrong one.
+    telling a rough outline from a wrong one. ``boxes`` (frames, 4) are left, top, right and bottom in pixels, NaN where
+    the object is not seen.
     """
 
     colour: str
@@ -53,6 +55,7 @@ class SeenActor:
     y: np.ndarray = field(repr=False)
     area: np.ndarray = field(repr=False)
     nearest_shape: str = UNCLEAR
+    boxes: np.ndarray = field(default_factory=lambda: np.empty((0, 4)), repr=False)
 
 
 @dataclass(frozen=True)
@@ -231,7 +234,8 @@ def _describe(pixels, ground, colour, core, others, notes) -> SeenActor:
     height, width = pixels.shape[1:3]
     motion = _motion(x, y, area, harmonics, shape) if whole and usable.all() else UNCLEAR
     place = read_place(x, y, width, height)
-    return SeenActor(colour, shape, read_size(area[usable]), motion, place, x, y, area, nearest)
+    boxes = np.stack([read_box(frame) for frame in alpha])
+    return SeenActor(colour, shape, read_size(area[usable]), motion, place, x, y, area, nearest, boxes)
 
 
 def _motion(x, y, area, harmonics, shape: str) -> str:

@@ -54,6 +54,15 @@ def read_background(pixels: np.ndarray, notes: list[str]) -> tuple[str, np.ndarr
     return list(BACKGROUNDS)[best], ground
 
 
+def read_box(alpha: np.ndarray) -> np.ndarray:
+    """The box (left, top, right, bottom) in pixels of what is at least half covered in (height, width); NaN without."""
+    solid = alpha >= 0.5
+    if not solid.any():
+        return np.full(4, np.nan)
+    columns, rows = (np.flatnonzero(solid.any(axis)) for axis in (0, 1))
+    return np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], dtype=np.float64)
+
+
 def erode(mask: np.ndarray, times: int) -> np.ndarray:
     """Masks (frames, height, width) without their outermost ``times`` pixels; the canvas edge erodes nothing."""
     for _ in range(times):

@@ -17,7 +17,8 @@ from genkit.attention.reference.masks import (
     reweighted_loss,
     store_bytes,
 )
-from genkit.attention.reference.store import Recorded, References, spread
+from genkit.attention.reference.store import Recorded, References
+from genkit.attention.rows import spread
 from genkit.attention.site import Place, Site
 from genkit.attention.weights import PatchWeights
 from genkit.errors import UnsupportedError, UsageError

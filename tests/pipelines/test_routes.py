@@ -9,9 +9,10 @@ import pytest
 import tiny_pipelines
 from PIL import Image
 
+import genkit
 from genkit.cli.main import main
 from genkit.errors import GenkitError
-from genkit.families.lookup import records
+from genkit.families.lookup import can, records
 from genkit.media import write_media
 from genkit.models import locate
 from genkit.pipelines.model import Model
@@ -37,7 +38,7 @@ ASKED = {
     "t2i": {}, "t2v": {}, "i2i": {"image": ("a.png",)}, "i2v": {"image": ("a.png",)}, "ref2x": {"image": ("a.png",)},
     "flf2v": {"image": ("a.png",), "last_image": "a.png"}, "keyframes": {"keyframe": ("0=a.png",)},
     "v2v": {"source_video": "clip.webp"}, "control": {"control": ("clip.webp",)},
-    "continuation": {"source_video": "clip.webp"},
+    "continuation": {"source_video": "clip.webp"}, "boxes": {"boxes": "track.json"},
     "multi_prompt": {"prompt": None, "num_frames": 17, "tile_frames": 9, "shots": ("a red circle", "a green circle")},
 }  # fmt: skip
 #: Kinds of input that a task needs a class to take.
@@ -51,7 +52,11 @@ def folders(tmp_path_factory):
 
     def folder(name):
         if name not in made:
-            BUILDERS[name]().save_pretrained(place / name)
+            pipeline = BUILDERS[name]()
+            pipeline.save_pretrained(place / name)
+            if can("boxes", type(pipeline).__name__):
+                with genkit.patch(pipeline, genkit.MotionBoxes(width=2, rank=2)) as patch:
+                    patch.weights.save(place / name / "motion_boxes.safetensors")
             made[name] = place / name
         return made[name]
 
@@ -63,6 +68,8 @@ def media(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
     Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8)).save("a.png")
+    rows = [{"frame": frame, "box": [0.1, 0.1, 0.6, 0.6]} for frame in (0, 8)]
+    tmp_path.joinpath("track.json").write_text(json.dumps({"units": "shares", "boxes": rows}))
     write_media("clip.webp", rng.integers(0, 256, (9, 32, 32, 3), np.uint8), 16)
 
 

@@ -15,6 +15,7 @@ import genkit
 from genkit.attention.registry import trained
 from genkit.evaluation.toy_picture import PictureRequest
 from genkit.pipelines.tasks.references.record import record_pictures
+from genkit.training.data.world.boxes import BoxPool
 from genkit.training.data.world.clips import ClipSize, LatentPool
 from genkit.training.data.world.pictures import PictureSize, squares
 from genkit.training.data.world.references import ReferenceClips, ReferencePictures
@@ -296,3 +297,39 @@ def test_wrong_arguments_are_one_line_as_everywhere(given, words, capsys):
     assert main("", given, "genkit train weights") == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1 and words in lines[0] and "usage:" not in lines[0]
+
+
+def test_motion_by_boxes_trains_goes_on_and_begins_from_a_run(tiny_wan, tmp_path):
+    """The command, its checkpoint taken by a second run, and what comes out followed by the method."""
+    command = ["motion_boxes", "--model", str(tiny_wan), "--tokens", "100", "--measure", "0", "--sample-minutes", "0"]
+    command += ["--width", "4", "--rank", "3", "--lr", "0.02"]
+    assert main("test", [*command, "--folder", str(tmp_path / "a"), "--steps", "2"]) == 0
+    first = tmp_path / "a" / "weights" / "checkpoint.pt"
+    more = ["--folder", str(tmp_path / "b"), "--steps", "3", "--start-from", str(first)]
+    assert main("test", [*command, *more]) == 0
+    assert torch.load(tmp_path / "b" / "weights" / "checkpoint.pt", weights_only=True)["step"] == 3
+    method = trained("motion_boxes", tmp_path / "b" / "motion_boxes.safetensors")
+    assert (method.width, method.rank) == (4, 3)
+    with genkit.patch(_load(tiny_wan), method) as patch:
+        weights = patch.weights.named_weights()
+        assert all(table.any() for name, table in weights.items() if name.endswith("out"))
+
+
+def test_boxes_of_the_pool_are_where_the_object_is(tiny_wan):
+    """What is told lies around what is drawn, of free paths and the world's motions; captions name the object."""
+    pool = BoxPool(_load(tiny_wan).vae, np.random.default_rng(0))
+    size, rng, silent = ClipSize(5, 96, 96), np.random.default_rng(1), 0
+    for _ in range(20):
+        scene, clip, boxes, _ = pool._show(size)
+        for frame, (left, top, right, bottom) in zip(clip, np.array(boxes) * 96, strict=True):
+            rows, columns = np.nonzero((frame != frame[0, 0]).any(-1))
+            assert left - 1 <= columns.min() and columns.max() <= right + 1
+            assert top - 1 <= rows.min() and rows.max() <= bottom + 1
+    for sample in pool.draw(size, 8):
+        text = pool.caption(sample, rng)
+        silent += sample.silent
+        assert sample.scene.actors[0].colour in text and sample.boxes.shape == (5, 4)
+        assert not (
+            sample.silent and any(word in text.split() for word in ("moves", "goes", "slides", "left", "right"))
+        )
+    assert 0 < silent < 8

@@ -11,6 +11,7 @@ from torch import nn
 
 from genkit.attention.cache import PatchCache
 from genkit.attention.reference.masks import blended_mask, grid_mask
+from genkit.attention.rows import spread
 from genkit.attention.site import Place, Site
 from genkit.attention.weights import draw, like
 from genkit.errors import GenkitError, UnsupportedError, UsageError, explain
@@ -187,16 +188,6 @@ class References:
         weights = torch.tensor(self._parts, device=like.device, dtype=like.dtype)
         weights = weights.repeat_interleave(batch // len(self._parts))[:, None]
         return weights if found is None else weights * found
-
-
-def spread(x: torch.Tensor, batch: int, what: str) -> torch.Tensor:
-    """Rows of something recorded for b samples, for a batch of B: b = 1, or b rows repeated (halves of guidance)."""
-    rows = x.shape[0]
-    if rows == 1:
-        return x.expand(batch, *x.shape[1:])
-    if batch % rows:
-        raise UsageError(f"{what} of {rows} rows cannot serve a batch of {batch}: give 1 row or a divisor of the batch")
-    return x if rows == batch else x.repeat(batch // rows, *[1] * (x.dim() - 1))
 
 
 class LowRank(nn.Module):

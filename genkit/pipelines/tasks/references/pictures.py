@@ -151,17 +151,24 @@ def record(patch: Any, run: Run) -> None:
     guidance, so that guidance acts on them too."""
     from genkit.attention.reference.masks import box_mask
     from genkit.attention.reference.store import References
-    from genkit.pipelines.tasks.references.record import record_pictures
 
     settings, inputs = run.settings, run.request.inputs
-    slots = {} if settings.max_sequence_length is None else {"slots": settings.max_sequence_length}
-    for number, each in enumerate(inputs.pictures):
-        record_pictures(
-            patch, run.pipeline, each.picture[None], strength=each.strength, name=f"reference{number}", **slots
-        )
+    record_all(patch, run, inputs)
     store = References.of(patch.cache)
     if inputs.box is not None:
         boxes = [inputs.box] * (settings.num_frames or 1)
         store.set_boxes(box_mask(boxes, settings.height // 8, settings.width // 8))
     if inputs.halves:
         store.set_parts((0, 1))
+
+
+def record_all(patch: Any, run: Run, inputs: Inputs) -> None:
+    """Make the pictures the references of a patch."""
+    from genkit.pipelines.tasks.references.record import record_pictures
+
+    settings = run.settings
+    slots = {} if settings.max_sequence_length is None else {"slots": settings.max_sequence_length}
+    for number, each in enumerate(inputs.pictures):
+        record_pictures(
+            patch, run.pipeline, each.picture[None], strength=each.strength, name=f"reference{number}", **slots
+        )

@@ -9,7 +9,10 @@ METHOD = "reference"
 
 
 def asked_by(settings: GenerateSettings) -> str | None:
-    """The method records what it follows; with another origin its references come from elsewhere."""
+    """The method records what it follows; with another origin its references come from elsewhere. Where there are boxes
+    to follow too, that task does both."""
+    if settings.boxes is not None:
+        return None
     recorded = settings.attention_args.get("origin", "recorded") == "recorded"
     return "--reference" if settings.attention == METHOD and (settings.reference or recorded) else None
 

@@ -1,0 +1,1 @@
+"""Clips whose object goes along a track of boxes."""
