@@ -11,6 +11,7 @@ from genkit.world.render import SHAPE_EXTENTS
 from genkit.world.scene import MARGIN, Scene, Tracks
 from genkit.world.vocabulary import DIRECTIONS, RADII
 
+Array = np.ndarray
 #: How a path is drawn: straight from key to key, or along an arc of a circle.
 KEYS, ARC = "keys", "arc"
 # Pixels a frame that an object goes at most, and radii that a changing size runs through: those of the world's motions.
@@ -49,8 +50,8 @@ def draw_track(
     count = most if most < 2 else int(rng.integers(2, most + 1))
     keys = np.array([0.0])
     if count > 1:
-        between = rng.choice(np.arange(1, frames - 1), size=count - 2, replace=False) if count > 2 else []
-        keys = np.array([0.0, *sorted(between), frames - 1.0])
+        between = np.sort(rng.choice(np.arange(1, frames - 1), size=count - 2, replace=False))
+        keys = np.array([0.0, *between, frames - 1.0])
     if actor.size == "medium" and rng.random() < changing:
         radii = np.interp(clock, keys, rng.uniform(*_RADII, size=len(keys)))
     else:
@@ -59,11 +60,11 @@ def draw_track(
     low, high = np.array([left, top]), np.array([width - right, height - bottom])
     low, high = np.minimum(low, (low + high) / 2), np.maximum(high, (low + high) / 2)
     places = _arc(clock, low, high, rng) if kind == ARC else _lines(clock, keys, low, high, rng)
-    x, y = places.T
-    return Tracks(*(row[None].astype(np.float32) for row in (x, y, radii, np.zeros(frames))), ((),))
+    x, y, radius, angle = np.stack([*places.T, radii, np.zeros(frames)]).astype(np.float32)[:, None]
+    return Tracks(x, y, radius, angle, ((),))
 
 
-def _lines(clock, keys, low, high, rng) -> np.ndarray:
+def _lines(clock: Array, keys: Array, low: Array, high: Array, rng: np.random.Generator) -> Array:
     places = [rng.uniform(low, high)]
     for gap in np.diff(keys):
         step = rng.uniform(low, high) - places[-1]
@@ -71,7 +72,7 @@ def _lines(clock, keys, low, high, rng) -> np.ndarray:
     return np.stack([np.interp(clock, keys, column) for column in np.array(places).T], -1)
 
 
-def _arc(clock, low, high, rng) -> np.ndarray:
+def _arc(clock: Array, low: Array, high: Array, rng: np.random.Generator) -> Array:
     progress = clock / max(len(clock) - 1, 1)
     way = rng.choice([-1, 1]) * rng.uniform(0.5, 1.0) * np.pi
     room = float((high - low).min()) / 2

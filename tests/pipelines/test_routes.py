@@ -141,7 +141,7 @@ def test_a_decision_is_told_and_nothing_is_made(capsys, tmp_path):
     assert main(arguments) == 0
     out = capsys.readouterr().out
     assert "task: flf2v" in out and "because: a last frame is given" in out
-    assert {each.name for each in tmp_path.iterdir()} == {"a.png", "clip.webp"}
+    assert {each.name for each in tmp_path.iterdir()} == {"a.png", "clip.webp", "track.json"}
 
 
 @pytest.mark.parametrize(

@@ -28,10 +28,10 @@ def interpolated(keys: Mapping[int, Sequence[float]], frames: int) -> torch.Tens
         >>> interpolated({0: (0.0, 0.0, 0.5, 0.5), 4: (0.5, 0.5, 1.0, 1.0)}, 5)[2].tolist()
         [0.25, 0.25, 0.75, 0.75]
     """
-    wrong = next((key for key in keys if isinstance(key, bool) or not isinstance(key, int)), None)
-    wrong = next((key for key in keys if not 0 <= key < frames), None) if wrong is None else wrong
-    if wrong is not None:
-        raise UsageError(explain("key frame", wrong, f"a whole number from 0 to {frames - 1}, the clip's last frame"))
+    for key in keys:
+        if isinstance(key, bool) or not isinstance(key, int) or not 0 <= key < frames:
+            allowed = f"a whole number from 0 to {frames - 1}, the clip's last frame"
+            raise UsageError(explain("key frame", key, allowed))
     if len(keys) < min(frames, 2):
         raise UsageError(
             f"a track needs boxes at two frames or more, got {len(keys)}; for an object that stays give the same box "

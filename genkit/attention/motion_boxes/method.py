@@ -94,7 +94,7 @@ class MotionBoxes(Method):
         if self.strength == 0:
             return None
         weights, (start, stop) = PatchWeights.of(cache), site.layout.grid_span
-        encoder = weights.at(self.name, ENCODER)
+        encoder: Any = weights.at(self.name, ENCODER)
         features = BoxTrack.of(cache).encoded(encoder, site.layout.grid, q.shape[0], q)
         if features is None:
             return None

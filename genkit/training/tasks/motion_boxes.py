@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,14 +56,16 @@ class BoxTask(CaptionedTask):
 
     def caption_of(self, sample: Sample, rng: np.random.Generator) -> str:
         """A caption with the object, of many also with its motion."""
-        return self.pool.caption(sample, rng)
+        return BoxPool.caption(sample, rng)
 
     def forward(self, batch: Noised) -> torch.Tensor:
         """The reweighted loss with the boxes told."""
-        boxes = torch.stack([sample.boxes for sample in batch.samples])
+        samples: Sequence[Any] = batch.samples
+        boxes = torch.stack([sample.boxes for sample in samples])
         self.track.set(boxes)
-        grid = tuple(batch.noisy.shape[2:])
-        masks = torch.stack([grid_mask(box_mask(rows, *grid[1:]), grid).view(1, *grid) for rows in boxes.tolist()])
+        frames, height, width = batch.noisy.shape[2:]
+        masks = torch.stack([box_mask(rows, height, width) for rows in boxes.tolist()])
+        masks = grid_mask(masks, (frames, height, width)).view(-1, 1, frames, height, width)
         return self.connected(reweighted_loss(self.predict(batch), batch.target, masks.to(batch.noisy), self.inside))
 
     def save(self, path: Path) -> Path:

@@ -51,7 +51,7 @@ def prepare(settings: GenerateSettings) -> Request:
     from genkit.pipelines.tasks.references import pictures
     from genkit.pipelines.tasks.text_to_x import with_length
 
-    track = read_track(settings.boxes)
+    track = read_track(str(settings.boxes))
     subject = settings.attention == _REFERENCE
     if settings.attention == METHOD:
         raise UsageError(f"--boxes puts {METHOD} on the model by itself: leave --attention {METHOD} out")
@@ -65,15 +65,16 @@ def prepare(settings: GenerateSettings) -> Request:
     boxes = track.frames(filled.num_frames or 1, filled.height, filled.width)
     shown = pictures.read_pictures(parsed, None, filled, model) if subject else None
     places: dict[str, Any] = {"boxes": full_path(settings.boxes), "boxes_weights": full_path(method.weights)}
-    prints = {"boxes_fingerprint": file_digest(Path(str(places["boxes"])))[:16]}
+    prints: dict[str, Any] = {"boxes_fingerprint": file_digest(Path(str(places["boxes"])))[:16]}
     if shown is not None:
         draft.notes += [line for picture in shown.pictures for line in picture.told]
+        assert draft.attention is not None, "a subject is shown by reference attention"
         draft.attention = draft.attention.on_branches("cond")
         places["reference"] = pictures.full_places(parsed)
         prints |= pictures.fingerprints(shown)
     draft.attention = with_module(draft.attention, method)
     check_fit_of(method, model)
-    draft.notes.append(f"boxes: {len(track.boxes)} key frames, followed by {place(method.weights)}")
+    draft.notes.append(f"boxes: {len(track.boxes)} key frames, followed by {place(str(method.weights))}")
     return with_length(draft, inputs=Given(boxes, shown), fingerprints=prints, **places)
 
 
@@ -102,7 +103,8 @@ def _method(settings: GenerateSettings, model: Model) -> MotionBoxes:
             f"--boxes: {model.name} has no trained motion module; train one with genkit train weights {METHOD} "
             f"--model {model.name}, then give it by --boxes-weights FILE"
         )
-    return registry.trained(METHOD, path.resolve())
+    method: Any = registry.trained(METHOD, path.resolve())
+    return method
 
 
 def check_fit_of(method: MotionBoxes, model: Model) -> None:
@@ -118,7 +120,7 @@ def check_fit_of(method: MotionBoxes, model: Model) -> None:
     with patch(model.outline, replace(method, weights=None)) as handle:
         wanted = {name: tuple(table.shape) for name, table in handle.weights.named_weights().items()}
     remedy = f"Train for {model.name}: genkit train weights {METHOD} --model {model.name}"
-    check_fit(f"--boxes: {place(method.weights)}", stored, wanted, remedy)
+    check_fit(f"--boxes: {place(str(method.weights))}", stored, wanted, remedy)
 
 
 def tell(handle: Any, run: Run) -> None:

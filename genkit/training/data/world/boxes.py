@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from genkit.training.data.pool import Pool, Sample
 from genkit.training.data.world.clips import ClipSize, encode_clips
 from genkit.world.caption import caption
 from genkit.world.render import render_clip
-from genkit.world.scene import DIRECTIONS, draw_scene, lay_out, pick
+from genkit.world.scene import DIRECTIONS, Scene, draw_scene, lay_out, pick
 from genkit.world.subject import actor_boxes
 from genkit.world.track import direction_of, draw_track, with_motion
 
@@ -43,7 +44,7 @@ class BoxPool(Pool):
     free: float = 0.7
 
     @torch.no_grad()
-    def encode(self, size: ClipSize, count: int) -> list[BoxSample]:
+    def encode(self, size: Any, count: int) -> list[Any]:
         """See :meth:`Pool.encode`."""
         rows = [self._show(size) for _ in range(count)]
         latents = encode_clips(self.vae, np.stack([row[1] for row in rows]))
@@ -53,7 +54,8 @@ class BoxPool(Pool):
             for made, (scene, _, boxes, silent) in zip(latents, rows, strict=True)
         ]
 
-    def _show(self, size: ClipSize):
+    def _show(self, size: ClipSize) -> tuple[Scene, np.ndarray, list[tuple[float, float, float, float]], bool]:
+        """A new scene, its pixels, the object's box in every frame, and whether the caption says no motion."""
         free = self.rng.random() < self.free or size.frames == 1
         scene = draw_scene(self.rng, actors=1, moving=not free)
         area = (size.frames, size.height, size.width)
@@ -67,6 +69,6 @@ class BoxPool(Pool):
         return with_motion(scene, motion), clip, boxes, _TRUE <= said < _TRUE + _SILENT
 
     @staticmethod
-    def caption(sample: BoxSample, rng: np.random.Generator) -> str:
+    def caption(sample: Any, rng: np.random.Generator) -> str:
         """A caption that says the object, and its motion unless the sample is silent about it."""
         return caption(sample.scene, rng, picture=sample.silent or sample.latents.shape[1] == 1)
