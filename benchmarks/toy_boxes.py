@@ -25,21 +25,21 @@ class BoxRow:
     Args:
         title: in the table.
         module: the trained motion module is on the model.
-        boxes: it is told the boxes. both: in both halves of guidance, else in the prompt's alone.
+        boxes: it is told the boxes. half: in the prompt's half of guidance alone, else in both.
         subject: a picture shows the object, the prompt keeps silent; by reference attention inside the boxes.
     """
 
     title: str
     module: bool = False
     boxes: bool = True
-    both: bool = False
+    half: bool = False
     subject: bool = False
 
 
 ROWS = {
     "prompt": BoxRow("prompt alone", boxes=False),
-    "cond": BoxRow("boxes", module=True),
-    "both": BoxRow("boxes, both halves of guidance", module=True, both=True),
+    "boxes": BoxRow("boxes", module=True),
+    "half": BoxRow("boxes, in the prompt's half of guidance alone", module=True, half=True),
     "subject": BoxRow("picture of the subject and boxes", module=True, subject=True),
     "subject-off": BoxRow("picture of the subject and boxes, module off", subject=True),
 }
@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="toy-video", help="toy-video (default) or another Wan folder")
     parser.add_argument("--weights", type=Path, help="motion_boxes.safetensors (default: in the model's folder)")
     parser.add_argument("--reference-weights", type=Path, help="of reference attention (default: training-free)")
-    parser.add_argument("--rows", nargs="+", choices=tuple(ROWS), default=["prompt", "cond", "both"])
+    parser.add_argument("--rows", nargs="+", choices=tuple(ROWS), default=["prompt", "boxes", "half"])
     parser.add_argument("--prompts", type=int, default=24, help="cases per row, a quarter of new pairs (default 24)")
     parser.add_argument("--size", default="17x128x128", help="frames x height x width (default 17x128x128)")
     parser.add_argument("--steps", type=int, default=20)
@@ -94,14 +94,15 @@ def _measure(pipeline: Any, row: BoxRow, weights: Path, reference: Path | None, 
     import genkit
     from genkit.attention.registry import trained
     from genkit.evaluation.toy_boxes import generate_box_cases, judge_box_cases
+    from genkit.patching import Part
 
-    methods = []
+    parts, half = [], genkit.Schedule(branches=("cond",))
     if row.subject:
-        methods.append(genkit.Reference() if reference is None else trained("reference", reference))
+        shows = genkit.Reference() if reference is None else trained("reference", reference)
+        parts.append(Part(shows, half))
     if row.module:
-        methods.append(trained("motion_boxes", weights))
-    schedule = None if row.both else genkit.Schedule(branches=("cond",))
-    patch = genkit.patch(pipeline, methods, schedule=schedule) if methods else None
+        parts.append(Part(trained("motion_boxes", weights), half if row.half else None))
+    patch = genkit.patch(pipeline, parts) if parts else None
     try:
         told = {"boxes": row.boxes, "subject": row.subject, "progress": lambda d, t: tell(row.title, d, t)}
         clips, seconds = generate_box_cases(pipeline, cases, request, 3000, patch, **told)

@@ -298,5 +298,5 @@ def _attention_line(entry: dict[str, Any]) -> str:
     density = report["density"]
     pairs = "density depends on the data" if density is None else f"{density['computed']:.0%} of pairs wanted, "
     pairs += "" if density is None else f"{density['executed']:.0%} executed"
-    name = settings["attention"] or settings["recipe"]
+    name = settings["attention"] or settings["recipe"] or "motion_boxes"
     return f"{name}: {report['ran']} of {report['calls']} attention calls in {report['seconds']:.2f} s, {pairs}"

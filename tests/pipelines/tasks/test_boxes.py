@@ -17,6 +17,7 @@ from genkit.attention.reference.store import References
 from genkit.attention.registry import trained
 from genkit.cli.main import main
 from genkit.errors import GenkitError, UsageError
+from genkit.patching import Part
 from genkit.pipelines.resolve import resolve
 from genkit.pipelines.session import run
 from genkit.pipelines.settings import GenerateSettings
@@ -67,9 +68,10 @@ def by_hand(result, folder, subject=False, boxes=True):
     """The pipeline called with a result's settings."""
     told, pipeline = result.settings, genkit.load(str(folder))
     only = genkit.Schedule(branches=("cond",))
-    methods = [genkit.Reference()] * subject + [trained("motion_boxes", folder / "motion_boxes.safetensors")] * boxes
+    method = trained("motion_boxes", folder / "motion_boxes.safetensors")
+    parts = [Part(genkit.Reference(), only)] * subject + [Part(method)] * boxes
     rows = genkit.attention.motion_boxes.interpolated({0: FIRST, 8: LAST}, FRAMES)
-    with genkit.patch(pipeline, methods or genkit.Reference(), schedule=only) as patch:
+    with genkit.patch(pipeline, parts or genkit.Reference()) as patch:
         if boxes:
             BoxTrack.of(patch.cache).set(rows)
         if subject:

@@ -74,18 +74,20 @@ def prepare(settings: GenerateSettings) -> Request:
         prints |= pictures.fingerprints(shown)
     draft.attention = with_module(draft.attention, method)
     check_fit_of(method, model)
-    draft.notes.append(f"boxes: {len(track.boxes)} key frames, followed by {place(str(method.weights))}")
+    weights = WEIGHTS if settings.boxes_weights is None else place(settings.boxes_weights)
+    draft.notes.append(f"boxes: {len(track.boxes)} key frames, followed by {weights}")
     return with_length(draft, inputs=Given(boxes, shown), fingerprints=prints, **places)
 
 
 def with_module(attention: Any, method: MotionBoxes) -> Any:
-    """Attention of a run with the motion module beside it, in the prompt's half of guidance."""
+    """Attention of a run with the motion module beside it, in both halves of guidance: in the prompt's alone guidance
+    would enlarge the module's term, and outlines suffer."""
     from genkit.patching.parts import Part
     from genkit.patching.schedule import Schedule
     from genkit.pipelines.attention import Attention
 
-    part = Part(method, Schedule(branches=("cond",)))
-    return (Attention(None) if attention is None else attention).with_beside(part)
+    everywhere = Part(method, Schedule())  # not where the schedule of the method beside it says
+    return (Attention(None) if attention is None else attention).with_beside(everywhere)
 
 
 def _method(settings: GenerateSettings, model: Model) -> MotionBoxes:
