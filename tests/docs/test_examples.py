@@ -3,6 +3,7 @@ lines that need a model of the hub, a GPU or hours of training are parsed by the
 
 from __future__ import annotations
 
+import json
 import re
 import runpy
 import sys
@@ -56,6 +57,8 @@ def folder(tmp_path, monkeypatch):
     Path("prompts.txt").write_text("a red circle moves right\na blue square spins\n")
     Path("settings.yaml").write_text("guidance_scale: 3\n")
     Path("mine.yaml").write_text("description: mine\nparts: [{attention: radial, attention_args: {block_size: 16}}]\n")
+    boxes = [{"frame": frame, "box": [0.1, 0.1, 0.6, 0.6]} for frame in (0, 4)]
+    Path("track.json").write_text(json.dumps({"units": "shares", "boxes": boxes}))
     return tmp_path
 
 
