@@ -93,7 +93,7 @@ def test_every_method_is_drawn_or_says_what_to_do_instead():
             assert draw(method, TokenLayout.of_grid(4, 12, 12))[0].width > 1000
         except UnsupportedError as refusal:
             assert "genkit inspect reference --attention-args" in str(refusal) or "genkit generate" in str(refusal)
-            assert name in ("broadway", "reference", "cross_modal_context")
+            assert name in ("broadway", "motion_boxes", "reference", "cross_modal_context")
     assert draw(Reference(origin="sequence"), sequence)[1].computed < 1
     with pytest.raises(UnsupportedError, match="larger cells"):
         draw(Agent(cell=(1, 1, 1)), SMALL)

@@ -15,6 +15,7 @@ from genkit.attention.registry import register
 from genkit.attention.site import Place, Site
 from genkit.attention.static import check_tokens
 from genkit.attention.weights import PatchWeights, like
+from genkit.errors import UnsupportedError
 from genkit.layout import TokenLayout
 
 ENCODER = "encoder"
@@ -101,3 +102,10 @@ class MotionBoxes(Method):
         term = self.strength * weights.at(self.name, site.name)(v[:, start:stop].flatten(2), features)
         term = term.unflatten(-1, tuple(q.shape[2:]))
         return torch.nn.functional.pad(term, (0, 0, 0, 0, start, q.shape[1] - stop))
+
+    def mask(self, layout: TokenLayout) -> torch.Tensor:
+        """There is none: see :meth:`Method.mask`."""
+        raise UnsupportedError(
+            "motion_boxes hides nothing: it adds a term that follows boxes. What it does is seen in a clip: "
+            "genkit generate PROMPT --boxes track.json"
+        )
