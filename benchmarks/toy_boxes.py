@@ -11,6 +11,7 @@ import numpy as np
 
 from benchmarks.environment import RESULTS, environment, machine_line, report, table
 from benchmarks.toy_common import parse_size, tell, trained_facts, trained_text
+from genkit.reading import whole
 
 SHOWN = 6
 #: Seed of the cases; training draws its own.
@@ -51,9 +52,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", type=Path, help="motion_boxes.safetensors (default: in the model's folder)")
     parser.add_argument("--reference-weights", type=Path, help="of reference attention (default: training-free)")
     parser.add_argument("--rows", nargs="+", choices=tuple(ROWS), default=["prompt", "boxes", "half"])
-    parser.add_argument("--prompts", type=int, default=24, help="cases per row, a quarter of new pairs (default 24)")
+    parser.add_argument(
+        "--prompts", type=whole(8), default=24, help="cases per row, a quarter of new pairs (default 24)"
+    )
     parser.add_argument("--size", default="17x128x128", help="frames x height x width (default 17x128x128)")
-    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--steps", type=whole(1), default=20)
     parser.add_argument("--output", type=Path, default=RESULTS)
 
 

@@ -12,6 +12,7 @@ import torch
 
 from genkit.attention.motion_boxes import BoxTrack, MotionBoxes
 from genkit.attention.reference.masks import box_mask, grid_mask, reweighted_loss
+from genkit.reading import whole
 from genkit.training.data.pool import Sample
 from genkit.training.data.world.boxes import BoxPool
 from genkit.training.engine.curriculum import Stage
@@ -83,8 +84,10 @@ def build(options: Options, pipeline: Any, rng: np.random.Generator) -> BoxTask:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The task's own options."""
     own = MotionBoxes()
-    parser.add_argument("--width", type=int, default=own.width, help=f"features per token (default {own.width})")
-    parser.add_argument("--rank", type=int, default=own.rank, help=f"width of a layer's network (default {own.rank})")
+    parser.add_argument("--width", type=whole(1), default=own.width, help=f"features per token (default {own.width})")
+    parser.add_argument(
+        "--rank", type=whole(1), default=own.rank, help=f"width of a layer's network (default {own.rank})"
+    )
 
 
 KIND = TaskKind(
