@@ -202,6 +202,7 @@ NUMBERS = {
     "--frames": ("0", "1.5"),
     "--whole-layers": ("-1", "half"),
     "--rank": ("0", "-3", "half"),
+    "--width": ("0", "-3", "half"),
 }
 
 
@@ -291,7 +292,7 @@ def test_what_can_be_trained_is_found_in_its_room():
         ),
         (["agnet"], "did you mean 'agent'?"),
         (["agent", "--no-such"], "unrecognized arguments: --no-such"),
-        (["agent", "--seed", "x"], "invalid int value"),
+        (["agent", "--seed", "x"], "--seed: got 'x', allowed: a whole number"),
     ],
 )
 def test_wrong_arguments_are_one_line_as_everywhere(given, words, capsys):
