@@ -165,45 +165,55 @@ _AMPERE: _Sizes = _HEAVY | {
     | _WIDE
     | {96: (Tile(128, 32, 8, 2), Tile(64, 32, 4, 2), *_SMALL)},
     "dkv": {
-        64: (Tile(32, 64, 8, 2), *_SMALL),
+        64: (Tile(64, 64, 4, 2), Tile(32, 64, 4, 2), *_SMALL),
         80: (Tile(32, 64, 4, 2), *_SMALL, Tile(16, 16, 4, 1)),
-        128: (Tile(64, 32, 8, 2), *_SMALL, Tile(16, 16, 4, 1)),  # 16x32 spills for 80 channels and blocks of 48 keys
+        # 16x32 spills for 80 channels and blocks of 48 keys.
+        128: (
+            Tile(64, 64, 8, 2),
+            Tile(64, 32, 8, 2),
+            *_SMALL,
+            Tile(16, 16, 4, 1),
+        ),
         **_wide(Tile(16, 16, 8, 1)),
     },
     "dkv, plain": {
         64: (Tile(64, 128, 8, 2), Tile(32, 64, 4, 2), *_SMALL),
         80: (Tile(32, 64, 4, 2), *_SMALL),
         96: (Tile(32, 64, 8, 2), *_SMALL),
-        128: (Tile(64, 64, 8, 2), *_SMALL),
     },
     # Reading bits of masks costs registers that the tiles above leave none of.
     "forward, bits": {64: (Tile(128, 32, 8, 2), *_SMALL)},
-    "dkv, bits": {64: (Tile(32, 32, 4, 2), *_SMALL)},
     "dkv, heavy": dict.fromkeys((64, 128), (Tile(64, 32, 8, 1), *_SMALL)),
     # Without a rule tiles of the row above spill eight bytes, for a bias of low rank.
     "dkv, plain heavy": {64: _SMALL, 128: (Tile(32, 32, 8, 1), *_SMALL)},
 }
+# Windows together with grouped heads spill eight bytes in 64x64.
+_ADA: _Sizes = _AMPERE | {"dkv": _AMPERE["dkv"] | {64: (Tile(32, 64, 4, 2), *_SMALL)}}
 _BLACKWELL_DESKTOP: _Sizes = _AMPERE | {
     # Where a rule is read axis by axis, the tiles of sm_80 spill here.
     "forward": _AMPERE["forward"] | {128: (Tile(64, 64, 8, 2), *_SMALL)},
-    "dkv": _AMPERE["dkv"] | {128: (Tile(32, 64, 8, 2), *_SMALL, Tile(16, 16, 4, 1))},
     "dkv, heavy": {64: (Tile(64, 32, 8, 1), *_SMALL), 128: (Tile(64, 32, 8, 1), *_SMALL)},
     "dkv, quadratic": {64: (Tile(16, 32, 8, 1),)},
     "dq, bits": {64: (Tile(64, 32, 4, 2), *_SMALL)},
 }
-# Four wavefronts of 64: eight would halve the registers each may use.
+# Four wavefronts of 64: eight would halve the registers each may use. A wavefront takes 32 rows of the scores (keys for
+# dK/dV); where a tile has fewer than 32 for each, they compute the same scores.
 _CDNA: _Sizes = {
-    "forward": {64: (Tile(64, 64, 4, 2), *_SMALL), 128: (Tile(128, 32, 4, 2), Tile(64, 32, 4, 2), *_SMALL)} | _WIDE,
-    "dq": {64: (Tile(64, 64, 4, 2), *_SMALL), 128: (Tile(64, 32, 4, 2), *_SMALL)} | _WIDE,
-    "dkv": {64: (Tile(32, 64, 4, 1), *_SMALL), 128: (Tile(32, 64, 4, 1), *_SMALL), **_wide(Tile(16, 16, 8, 1))},
-    "dkv, plain": {64: (Tile(32, 64, 4, 2), *_SMALL)},
+    "forward": {
+        64: (Tile(128, 64, 4, 2), Tile(64, 64, 2, 2), *_SMALL),
+        128: (Tile(128, 32, 4, 2), Tile(64, 32, 2, 2), *_SMALL),
+    }
+    | _WIDE,
+    "dq": dict.fromkeys((64, 128), (Tile(128, 32, 4, 2), Tile(64, 32, 2, 2), *_SMALL)) | _WIDE,
+    "dkv": dict.fromkeys((64, 128), (Tile(32, 128, 4, 1), Tile(32, 64, 2, 1), *_SMALL)) | _wide(Tile(16, 16, 8, 1)),
+    "dkv, bits": {128: (Tile(16, 128, 4, 1), Tile(16, 64, 2, 1), *_SMALL)},
     "forward, heavy": {64: (Tile(64, 32, 4, 1), *_SMALL), 128: (Tile(64, 32, 4, 1), *_SMALL)},
     "dq, heavy": {64: _SMALL, 128: _SMALL},
     "dkv, heavy": {64: _SMALL, 128: (Tile(16, 32, 4, 1),)},
 }
 _TABLE: dict[str, _Sizes] = {
     "sm_80": _AMPERE,
-    "sm_89": _AMPERE,
+    "sm_89": _ADA,
     "sm_90": _HOPPER,
     "sm_100": _BLACKWELL,
     "sm_120": _BLACKWELL_DESKTOP,
