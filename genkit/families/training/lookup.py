@@ -34,6 +34,10 @@ def _files() -> tuple[ModuleType, ...]:
     return tuple(importlib.import_module(f"genkit.families.training.{name}") for name in names)
 
 
+#: Classes whose records say how they are trained on several tasks (:attr:`Training.joint`).
+TRAINED_BY_TASKS = ("LTX2Pipeline",)
+
+
 def _builders() -> dict[str, Builder]:
     return {name: build for file in _files() for name, build in file.PIPELINES.items()}
 

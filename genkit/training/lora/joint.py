@@ -19,12 +19,11 @@ import torch
 from genkit.attention.cross_modal_context import ContextRoute, CrossModalContext
 from genkit.errors import UsageError, explain
 from genkit.families.training.base import AUDIO, VIDEO, Joint, Tensors, Training
+from genkit.families.training.lookup import TRAINED_BY_TASKS
 from genkit.patching import PatchHandle
 from genkit.schema import number
 from genkit.training.data.folder.told import listed
 
-#: Classes of pipelines whose records say how they are trained by tasks.
-TRAINED_BY_TASKS = ("LTX2Pipeline",)
 #: Route of calls outside of training, such as previews.
 REST = "t2av"
 #: Largest weight of a task; they are brought to sum 1.

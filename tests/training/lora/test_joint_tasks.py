@@ -15,12 +15,11 @@ from genkit.attention.cross_modal_context import ContextRoute
 from genkit.attention.cross_modal_context.route import TASKS
 from genkit.errors import UsageError
 from genkit.families.lookup import facts_of
-from genkit.families.training.lookup import trainable, training_of
+from genkit.families.training.lookup import TRAINED_BY_TASKS, trainable, training_of
 from genkit.training.data.batch import Batch
 from genkit.training.lora.adapter import Adapter, AdapterConfig
 from genkit.training.lora.joint import (
     JOINT_TASKS,
-    TRAINED_BY_TASKS,
     JointDraw,
     check_clips,
     check_joint,
