@@ -31,10 +31,6 @@ BACKGROUNDS: dict[str, tuple[int, int, int]] = {
 #: Backgrounds that scenes are drawn with unless others are named: those that the first shipped models were trained on,
 #: so that their prompts in tests and benchmarks stay what they are.
 FIRST_BACKGROUNDS: tuple[str, ...] = ("black", "white", "gray", "blue", "green", "purple")
-#: What prompts of clips must name, and the words of which one does; the last is an example. See ``genkit.json``.
-CLIP_PROMPTS_NAME: dict[str, list[str]] = {
-    "background": ["background", *(f"on {name}" for name in BACKGROUNDS), "on a white background"]
-}
 SHAPES: tuple[str, ...] = ("circle", "square", "triangle", "cross")
 SIZES: tuple[str, ...] = ("small", "medium", "big")
 DIRECTIONS: dict[str, tuple[int, int]] = {

@@ -15,8 +15,18 @@ from genkit.pipelines.settings import GenerateSettings
 from genkit.world.caption import caption
 from genkit.world.scene import draw_scene
 
+GROUNDS = ["background", "on a lawn", "on white", "on a white background"]
 
-def told(prompt, model="toy-video"):
+
+@pytest.fixture
+def asking(tiny_wan, tmp_path):
+    """A model that was never trained without a background."""
+    copy = shutil.copytree(tiny_wan, tmp_path / "copy")
+    (copy / "genkit.json").write_text(json.dumps({"prompts_name": {"background": GROUNDS}}))
+    return copy
+
+
+def told(prompt, model):
     return [
         line for line in resolve(GenerateSettings(prompt=prompt, model=str(model))).prompts.told if "names no" in line
     ]
@@ -35,8 +45,8 @@ def told(prompt, model="toy-video"):
         ("", False),
     ],
 )
-def test_a_prompt_without_a_background_is_warned_of_with_an_example(prompt, missing):
-    lines = told(prompt)
+def test_a_prompt_without_a_background_is_warned_of_with_an_example(asking, prompt, missing):
+    lines = told(prompt, asking)
     assert len(lines) == missing
     if missing:
         assert lines[0].startswith("the prompt names no background") and "such as 'on a white background'" in lines[0]
@@ -44,6 +54,7 @@ def test_a_prompt_without_a_background_is_warned_of_with_an_example(prompt, miss
 
 def test_other_models_expect_nothing_and_a_broken_list_is_refused(tiny_wan, tmp_path):
     assert told("a red circle", tiny_wan) == told("a green ball bounces twice", "toy-av") == []
+    assert told("a red circle moves right", "toy-video") == []  # it was trained on such prompts, too
     copy = shutil.copytree(tiny_wan, tmp_path / "copy")
     (copy / "genkit.json").write_text(json.dumps({"prompts_name": {"place": ["in a forest"]}}))
     assert "names no place" in told("a red circle", copy)[0] and told("a fox in a forest", copy) == []

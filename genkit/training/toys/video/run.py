@@ -21,7 +21,7 @@ from genkit.training.toys.video.given import given_gains
 from genkit.training.toys.video.model import ToyVideo, diffusion_loss
 from genkit.training.toys.video.probe import probe
 from genkit.training.toys.video.vae import VideoVae, build_video_vae, measure_latents, vae_loss
-from genkit.world.vocabulary import BACKGROUNDS, CLIP_PROMPTS_NAME
+from genkit.world.vocabulary import BACKGROUNDS
 
 ADAM_NAMES = (
     "patch_embedding",
@@ -56,7 +56,6 @@ SIDECAR = {
         "max_prompt_tokens": 64,
     },
     "given_frames": True,
-    "prompts_name": CLIP_PROMPTS_NAME,
 }
 FLOW_SHIFT = 3.0
 
