@@ -110,8 +110,8 @@ class Variant:
 
     @property
     def heavy(self) -> bool:
-        """Whether there is a bias or a distance."""
-        return self.bias != "none" or self.rule == "disc"
+        """Whether there is a bias, or a rule that is read axis by axis."""
+        return self.bias != "none" or self.rule in ("axes", "disc")
 
     @property
     def may_spill(self) -> bool:
@@ -171,6 +171,7 @@ def variants(arch: str, full: bool) -> Iterator[Variant]:
         yield ruled
         yield Variant(kernel, dim, "fp16")
         yield replace(ruled, rule="bits")
+        yield replace(ruled, rule="axes", general=True)  # what packs into no word: large grids
         small = replace(ruled, block=(64, 64))
         if small.tile(arch) != ruled.tile(arch):
             yield small

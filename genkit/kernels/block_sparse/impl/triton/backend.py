@@ -127,8 +127,10 @@ def launch_for(
 
 
 def _heavy(problem) -> bool:
-    """Whether a call has a bias, or its rule measures a distance."""
-    return problem.bias.kind != 0 or getattr(problem.mask, "radius2", None) is not None
+    """Whether a call has a bias, or its rule is read axis by axis, as one that measures a distance always is."""
+    from genkit.kernels.block_sparse.impl.triton.tile import RULE
+
+    return problem.bias.kind != 0 or problem.kind == RULE.value
 
 
 def _inputs(problem, *tensors: Tensor):

@@ -51,7 +51,7 @@ SPECIALISES = {"sm_100"}
 
 # Preferred first; later entries serve plans with smaller query (forward, dq) or key (dkv) blocks. Evaluating a rule
 # costs registers, so a kernel may have a row of its own for calls without one ("plain"; for dK/dV grouped heads and
-# blocks with invalid queries cost as much as a rule); a distance or a bias costs more still ("heavy", but "light" where
+# blocks with invalid queries cost as much as a rule); a rule read axis by axis or a bias costs more still ("heavy", but "light" where
 # the copy engine brings the tiles of one of rank 1), and so do bit tiles on some ("bits").
 _Sizes = dict[str, dict[int, tuple[Tile, ...]]]
 _SMALL = (Tile(32, 32, 4, 1), Tile(16, 32, 4, 1))
@@ -190,8 +190,6 @@ _AMPERE: _Sizes = _HEAVY | {
 # Windows together with grouped heads spill eight bytes in 64x64.
 _ADA: _Sizes = _AMPERE | {"dkv": _AMPERE["dkv"] | {64: (Tile(32, 64, 4, 2), *_SMALL)}}
 _BLACKWELL_DESKTOP: _Sizes = _AMPERE | {
-    # Where a rule is read axis by axis, the tiles of sm_80 spill here.
-    "forward": _AMPERE["forward"] | {128: (Tile(64, 64, 8, 2), *_SMALL)},
     "dkv, heavy": {64: (Tile(64, 32, 8, 1), *_SMALL), 128: (Tile(64, 32, 8, 1), *_SMALL)},
     "dkv, quadratic": {64: (Tile(16, 32, 8, 1),)},
     "dq, bits": {64: (Tile(64, 32, 4, 2), *_SMALL)},
@@ -333,7 +331,8 @@ def choose_tile(
         block_q, block_k: tokens per block of the plan.
         plain: whether the code is short: no rule decides partial blocks, and for ``"dkv"`` every query head has a key
             head of its own and every query block is whole.
-        heavy: whether the rule measures a distance or the call has a bias. Tuned tiles do not serve such calls.
+        heavy: whether the rule is read axis by axis (so is one that measures a distance) or the call has a bias. Tuned
+            tiles do not serve such calls.
         bits: whether bit tiles decide about partial blocks. Nor do they serve these.
         bulk: whether the copy engine can bring the tiles of this call.
         light: whether the bias that makes it heavy is of rank 1; quadratic: whether it is a quadratic one.
