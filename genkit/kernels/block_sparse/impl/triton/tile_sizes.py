@@ -51,8 +51,8 @@ SPECIALISES = {"sm_100"}
 
 # Preferred first; later entries serve plans with smaller query (forward, dq) or key (dkv) blocks. Evaluating a rule
 # costs registers, so a kernel may have a row of its own for calls without one ("plain"; for dK/dV grouped heads and
-# blocks with invalid queries cost as much as a rule); a rule read axis by axis or a bias costs more still ("heavy", but "light" where
-# the copy engine brings the tiles of one of rank 1), and so do bit tiles on some ("bits").
+# blocks with invalid queries cost as much as a rule); a rule read axis by axis or a bias costs more still ("heavy", but
+# "light" where the copy engine brings the tiles of one of rank 1), and so do bit tiles on some ("bits").
 _Sizes = dict[str, dict[int, tuple[Tile, ...]]]
 _SMALL = (Tile(32, 32, 4, 1), Tile(16, 32, 4, 1))
 
