@@ -103,9 +103,10 @@ def test_pages_are_made_once_and_made_anew_in_place(monkeypatch, tmp_path):
     assert (docs / "methods/neighborhood.md").read_text() == told
 
 
-def test_what_cannot_be_is_refused(tmp_path):
-    with pytest.raises(SystemExit, match="--prompts: got 0"):
+def test_what_cannot_be_is_refused(tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
         started(tmp_path, "--prompts", "0")
+    assert "--prompts: got '0', allowed: a whole number of at least 1" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="has no rows"):
         started(tmp_path, "--docs", str(tmp_path))
     with pytest.raises(SystemExit, match="without the other"):
