@@ -6,6 +6,7 @@ import pytest
 import torch
 from attention_helpers import attention_over
 
+from genkit.attention.batch_rows import spread
 from genkit.attention.cache import PatchCache
 from genkit.attention.reference import Reference
 from genkit.attention.reference.masks import (
@@ -18,7 +19,6 @@ from genkit.attention.reference.masks import (
     store_bytes,
 )
 from genkit.attention.reference.store import Recorded, References
-from genkit.attention.rows import spread
 from genkit.attention.site import Place, Site
 from genkit.attention.weights import PatchWeights
 from genkit.errors import UnsupportedError, UsageError

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 from torch.nn.functional import conv2d, linear, pad, silu
 
+from genkit.attention.batch_rows import spread
 from genkit.attention.cache import PatchCache
 from genkit.attention.motion_boxes.control import CHANNELS, check_boxes, control
-from genkit.attention.rows import spread
 from genkit.attention.site import Place
 from genkit.attention.weights import draw, like
 from genkit.errors import UnsupportedError

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
+from genkit.attention.batch_rows import spread
 from genkit.attention.cache import PatchCache
 from genkit.attention.dynamic import attend_grid
 from genkit.attention.keep import kept
@@ -15,7 +16,6 @@ from genkit.attention.method import Density, Method, check_choice, check_int, ch
 from genkit.attention.reference.masks import direction_density
 from genkit.attention.reference.store import LayerWeights, References
 from genkit.attention.registry import register, trained_settings
-from genkit.attention.rows import spread
 from genkit.attention.site import Place, Site, base_layer
 from genkit.attention.static import check_tokens, dense_attention, hidden_key_bias
 from genkit.attention.weights import PatchWeights

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from genkit.attention.batch_rows import spread
 from genkit.attention.cache import PatchCache
 from genkit.attention.reference.masks import blended_mask, grid_mask
-from genkit.attention.rows import spread
 from genkit.attention.site import Place, Site
 from genkit.attention.weights import draw, like
 from genkit.errors import GenkitError, UnsupportedError, UsageError, explain

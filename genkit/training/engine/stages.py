@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -109,7 +109,7 @@ class Making:
 
     def main_function(self, description: str) -> int:
         """The body of a training script: parse the command line, run, and turn errors into exit codes."""
-        parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+        parser = OneLineParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
         self.add_arguments(parser)
         return exit_code(lambda: self.run(parser.parse_args()))
 
@@ -163,6 +163,14 @@ def _last_line(log: Path) -> Any:
     """The last entry of a log of JSON lines; None while it has none."""
     lines = read_text(log, MOST_LOG, "training log").splitlines()
     return parse_json(lines[-1], f"the last line of {place(log)}") if lines else None
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """Tells a wrong argument as every other error is told."""
+
+    def error(self, message: str) -> NoReturn:
+        """See :meth:`argparse.ArgumentParser.error`."""
+        raise UsageError(f"{self.prog}: {message}; --help lists what it takes")
 
 
 def exit_code(work: Callable[[], None]) -> int:

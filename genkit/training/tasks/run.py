@@ -7,12 +7,11 @@ import importlib
 import pkgutil
 import sys
 from pathlib import Path
-from typing import NoReturn
 
 from genkit.errors import UsageError, explain
 from genkit.training import tasks
 from genkit.training.engine.loop import process_rank
-from genkit.training.engine.stages import exit_code
+from genkit.training.engine.stages import OneLineParser, exit_code
 from genkit.training.tasks.kind import REPORT, TaskKind
 
 
@@ -21,14 +20,6 @@ def kinds() -> dict[str, TaskKind]:
     names = sorted(found.name for found in pkgutil.iter_modules(tasks.__path__) if found.name != "run")
     modules = [importlib.import_module(f"{tasks.__name__}.{name}") for name in names]
     return {module.KIND.name: module.KIND for module in modules if hasattr(module, "KIND")}
-
-
-class _Parser(argparse.ArgumentParser):
-    """Tells a wrong argument as every other error is told."""
-
-    def error(self, message: str) -> NoReturn:
-        """See :meth:`argparse.ArgumentParser.error`."""
-        raise UsageError(f"{self.prog}: {message}; --help lists what it takes")
 
 
 def train_weights(description: str, arguments: list[str], program: str | None = None) -> Path | None:
@@ -45,7 +36,7 @@ def train_weights(description: str, arguments: list[str], program: str | None = 
     Raises:
         UsageError: a wrong argument.
     """
-    parser = _Parser(program, description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(program, description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="method", required=True)
     found = kinds()
     makings = {name: kind.making() for name, kind in found.items()}

@@ -73,13 +73,13 @@ def test_architectures_of_devices(monkeypatch):
 
 def test_calls_that_need_more_registers_have_rows_of_their_own(monkeypatch):
     monkeypatch.setattr(block_sizes, "architecture", lambda device: "sm_80")
-    ask = ("dkv", 128, torch.bfloat16, torch.device("cpu"), 128, 128)
+    ask = ("dkv", 64, torch.bfloat16, torch.device("cpu"), 128, 128)
     found = [block_sizes.choose_tile(*ask, **how) for how in ({"plain": True}, {}, {"heavy": True})]
     assert found[0].queries * found[0].keys > found[1].queries * found[1].keys and found[2].stages == 1
     measured = Tile(128, 128, 8, 2)
-    block_sizes.prefer("sm_80", "dkv", 128, torch.bfloat16, measured)
+    block_sizes.prefer("sm_80", "dkv", 64, torch.bfloat16, measured)
     assert block_sizes.choose_tile(*ask) == measured and block_sizes.choose_tile(*ask, heavy=True) == found[2]
-    block_sizes.prefer("sm_80", "dkv", 128, torch.bfloat16, None)
+    block_sizes.prefer("sm_80", "dkv", 64, torch.bfloat16, None)
 
 
 def test_the_copy_engine_has_tiles_of_its_own_for_blocks_that_hold_them_whole(monkeypatch):
