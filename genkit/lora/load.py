@@ -34,7 +34,7 @@ def check_lora(pipeline_class: type) -> None:
     if not hasattr(pipeline_class, "load_lora_weights"):
         raise UnsupportedError(f"{pipeline_class.__name__} takes no LoRA")
     if find_spec("peft") is None:
-        raise UnsupportedError("--lora needs the package peft; pip install peft")
+        raise UnsupportedError("a LoRA (--lora, --fast) needs the package peft; pip install 'genkit[train]'")
 
 
 def apply_loras(
