@@ -15,6 +15,7 @@ from typing import Literal
 
 import torch
 
+from genkit.attention.frame_lists import turned
 from genkit.errors import UsageError, explain
 
 STREAMS = ("video", "video_text", "audio_text", "audio")
@@ -124,7 +125,7 @@ def temporal_ids(
     raise UsageError(explain("mode", mode, ("aligned", "offset")))
 
 
-def turned(x: torch.Tensor, ids: torch.Tensor, width: int, theta: float = 10_000.0) -> torch.Tensor:
+def turned_by_time(x: torch.Tensor, ids: torch.Tensor, width: int, theta: float = 10_000.0) -> torch.Tensor:
     """x (B, N, H, D) with its first ``width`` channels turned by temporal positions (N,), the others as they are.
 
     Neighbouring channels are a pair; pair p turns by ``ids * theta ** (-2 p / width)``.
@@ -136,6 +137,5 @@ def turned(x: torch.Tensor, ids: torch.Tensor, width: int, theta: float = 10_000
     cos, sin = (
         part.to(torch.promote_types(x.dtype, torch.float32))[None, :, None] for part in (angles.cos(), angles.sin())
     )
-    even, odd = x[..., 0:width:2].to(cos.dtype), x[..., 1:width:2].to(cos.dtype)
-    pairs = torch.stack([even * cos - odd * sin, even * sin + odd * cos], -1).flatten(-2)
+    pairs = turned(x[..., :width].to(cos.dtype), cos, sin)
     return torch.cat([pairs.to(x.dtype), x[..., width:]], -1)

@@ -232,6 +232,9 @@ def _draw_mask(
     layout = TokenLayout.of_grid(*shape, text=text, text_first=text_first)
     if reference:
         layout = TokenLayout(layout.grid, (*layout.segments, Segment("reference", reference)))
+    untrained = _untrained(built)
+    if untrained is not None:
+        warn(f"the picture is of untrained weights: {untrained}")
     picture, density = draw(built, layout, seed=seed, layer=layer)
     with Files() as files:
         picture.save(files.new(target), format="PNG", optimize=True)
@@ -245,6 +248,7 @@ def _draw_mask(
                 "method": built.describe(),
                 "grid": shape,
                 "tokens": layout.length,
+                "untrained": untrained is not None,
                 "density": None if density is None else dataclasses.asdict(density),
                 "plans": [dataclasses.asdict(plan) for plan in plans],
             }
@@ -253,6 +257,15 @@ def _draw_mask(
     say(f"{target}  {built.describe()} on {name} = {layout.length} tokens: {density or 'density depends on the data'}")
     for plan in plans:
         say(f"  {plan}")
+
+
+def _untrained(method: Method) -> str | None:
+    """Why a run with the method would be refused for want of trained weights; None where it would not."""
+    try:
+        method.check_weights()
+    except UsageError as error:
+        return str(error)
+    return None
 
 
 def _parse_grid(text: str) -> tuple[int, int, int]:

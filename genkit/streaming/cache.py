@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from genkit.attention.frame_lists import turned
 from genkit.errors import UsageError
 from genkit.streaming.window import Window
 
@@ -19,10 +20,7 @@ Evicted = Callable[[str, torch.Tensor, torch.Tensor, int], None]
 def rotate(x: torch.Tensor, rotary: Rotary) -> torch.Tensor:
     """Tokens (B, N, H, D) turned by their positions; neighbouring channels are pairs, as Wan and SkyReels have them."""
     cos, sin = rotary
-    real, imaginary = x.unflatten(-1, (-1, 2)).unbind(-1)
-    cos, sin = cos[..., 0::2], sin[..., 1::2]
-    turned = torch.stack([real * cos - imaginary * sin, real * sin + imaginary * cos], -1)
-    return turned.flatten(-2).to(x.dtype)
+    return turned(x, cos[..., 0::2], sin[..., 1::2])
 
 
 @dataclass

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from genkit.attention.omni_full import ACTIVE, STREAMS, modality_mask, omni_full_attention, temporal_ids, turned
+from genkit.attention.omni_full import ACTIVE, STREAMS, modality_mask, omni_full_attention, temporal_ids, turned_by_time
 from genkit.errors import UsageError
 
 LENGTHS = {"video": 12, "video_text": 5, "audio_text": 4, "audio": 7}
@@ -101,8 +101,8 @@ def test_aligned_scores_depend_on_the_difference_of_times_and_are_largest_at_non
     video, audio = temporal_ids(6, 40, 2, 16)
 
     def scores(shift=0.0):
-        q = turned(vector.expand(1, 6, 1, -1), video + shift, 4)
-        k = turned(vector.expand(1, 40, 1, -1), audio + shift, 4)
+        q = turned_by_time(vector.expand(1, 6, 1, -1), video + shift, 4)
+        k = turned_by_time(vector.expand(1, 40, 1, -1), audio + shift, 4)
         return torch.einsum("bnhd,bmhd->nm", q, k)
 
     plain = scores()
@@ -111,7 +111,7 @@ def test_aligned_scores_depend_on_the_difference_of_times_and_are_largest_at_non
         assert int(plain[frame].argmax()) == 8 * frame  # 16 sound tokens and 2 frames a second
         torch.testing.assert_close(plain[frame, 8 * frame], vector.square().sum(), atol=1e-4, rtol=1e-4)
     # what is not turned stays as it is
-    assert torch.equal(turned(vector, video[3:4], 4)[..., 4:], vector[..., 4:])
+    assert torch.equal(turned_by_time(vector, video[3:4], 4)[..., 4:], vector[..., 4:])
 
 
 def test_what_does_not_fit_is_refused():
@@ -123,7 +123,7 @@ def test_what_does_not_fit_is_refused():
         (lambda: omni_full_attention(q, k, v, torch.ones(3, 3, dtype=torch.bool)), "visible: got \\(3, 3\\)"),
         (lambda: omni_full_attention(q, {**k, "audio": k["audio"][:, 1:]}, v), "as many keys as queries"),
         (lambda: temporal_ids(2, 3, 1, 1, "shared"), "mode: got 'shared'"),
-        (lambda: turned(draw(1, 2, 1, 8), torch.arange(2), 3), "width: got 3"),
+        (lambda: turned_by_time(draw(1, 2, 1, 8), torch.arange(2), 3), "width: got 3"),
     ):
         with pytest.raises(UsageError, match=text):
             call()
@@ -165,7 +165,7 @@ class JointTransformer(nn.Module):
                 heads = [make(hidden).unflatten(-1, (HEADS, WIDTH)) for make in (own.q, own.k, own.v)]
                 heads[:2] = own.norm_q(heads[0]), own.norm_k(heads[1])
                 if name in ids:
-                    heads[:2] = (turned(each, ids[name], 4) for each in heads[:2])
+                    heads[:2] = (turned_by_time(each, ids[name], 4) for each in heads[:2])
                 for part, head in zip(parts, heads, strict=True):
                     part[name] = head
             mixed = omni_full_attention(*parts, visible)

@@ -90,3 +90,14 @@ def test_masks_are_drawn_as_before(cli, tmp_path):
     assert code == 0 and "48 tokens" in out and (tmp_path / "radial-3x4x4.png").is_file()
     code, out, _ = cli("--attention", "neighborhood", "--attention-args", "size=3", "-o", "mask.png")
     assert code == 0 and (tmp_path / "mask.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("method", "args"), [("block_select", "score=keys"), ("mixture_of_heads", "shared=0.5"), ("neighborhood", "size=3")]
+)
+def test_a_mask_of_untrained_weights_says_so(cli, method, args):
+    code, out, err = cli(method, "--attention-args", args, "--grid", "4x8x8", "--json", model=None)
+    assert code == 0, err
+    untrained = method != "neighborhood"
+    assert json.loads(out)["untrained"] is untrained
+    assert ("the picture is of untrained weights" in err and "must be trained" in err) is untrained

@@ -34,10 +34,6 @@ def _files() -> tuple[ModuleType, ...]:
     return tuple(importlib.import_module(f"genkit.families.training.{name}") for name in names)
 
 
-#: Classes whose records say how they are trained on several tasks (:attr:`Training.joint`).
-TRAINED_BY_TASKS = ("LTX2Pipeline",)
-
-
 def _builders() -> dict[str, Builder]:
     return {name: build for file in _files() for name, build in file.PIPELINES.items()}
 
@@ -45,6 +41,11 @@ def _builders() -> dict[str, Builder]:
 def trainable() -> tuple[str, ...]:
     """The pipeline classes that have a record of training."""
     return tuple(_builders())
+
+
+def trained_by_tasks() -> tuple[str, ...]:
+    """The pipeline classes whose records say how they are trained on several tasks (:attr:`Training.joint`)."""
+    return tuple(name for file in _files() for name in getattr(file, "BY_TASKS", ()))
 
 
 def training_of(pipeline: Any, sound: str | None = None) -> Training:

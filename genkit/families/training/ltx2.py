@@ -199,3 +199,5 @@ def _image_to_video(pipeline: Any, sound: str | None) -> Training:
 
 
 PIPELINES = {"LTX2Pipeline": _text_to_video, "LTX2ImageToVideoPipeline": _image_to_video}
+# Of these the record has a ``joint`` part.
+BY_TASKS = ("LTX2Pipeline",)

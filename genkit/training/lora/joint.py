@@ -19,7 +19,7 @@ import torch
 from genkit.attention.cross_modal_context import ContextRoute, CrossModalContext
 from genkit.errors import UsageError, explain
 from genkit.families.training.base import AUDIO, VIDEO, Joint, Tensors, Training
-from genkit.families.training.lookup import TRAINED_BY_TASKS
+from genkit.families.training.lookup import trained_by_tasks
 from genkit.patching import PatchHandle
 from genkit.schema import number
 from genkit.training.data.folder.told import listed
@@ -254,7 +254,7 @@ def check_joint(told: Mapping[str, Any], training: Training, class_name: str) ->
     """
     shares = task_shares(told)
     if training.joint is None:
-        able = ", ".join(TRAINED_BY_TASKS)
+        able = ", ".join(trained_by_tasks())
         raise UsageError(
             f"--tasks: {class_name} is not trained by tasks; allowed: models of video and sound of class {able}; leave "
             "it out"

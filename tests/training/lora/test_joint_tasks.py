@@ -14,8 +14,8 @@ import genkit
 from genkit.attention.cross_modal_context import ContextRoute
 from genkit.attention.cross_modal_context.route import TASKS
 from genkit.errors import UsageError
-from genkit.families.lookup import facts_of
-from genkit.families.training.lookup import TRAINED_BY_TASKS, trainable, training_of
+from genkit.families.lookup import diffusers_class, facts_of
+from genkit.families.training.lookup import trainable, trained_by_tasks, training_of
 from genkit.training.data.batch import Batch
 from genkit.training.lora.adapter import Adapter, AdapterConfig
 from genkit.training.lora.joint import (
@@ -109,9 +109,11 @@ def test_models_of_one_stream_are_refused(tiny_wan):
 def test_the_named_classes_are_those_whose_records_know_tasks(pipeline):
     from diffusers import LTX2ImageToVideoPipeline
 
-    assert set(TRAINED_BY_TASKS) <= set(trainable())
+    assert diffusers_class(pipeline) in trained_by_tasks()
+    assert set(trained_by_tasks()) <= set(trainable())
     assert training_of(pipeline).joint is not None
     pictures = LTX2ImageToVideoPipeline(**pipeline.components)
+    assert diffusers_class(pictures) not in trained_by_tasks()
     assert training_of(pictures).joint is None  # every sample begins with a picture there
 
 
