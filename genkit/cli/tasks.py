@@ -94,9 +94,9 @@ def _run_share(
     jobs = expand(request, [request.settings.prompt if prompt is None else prompt for prompt in prompts])
     streamed = request.task.stream is not None
     if streamed:
-        check_stream(request.settings, prompts, jobs[0][1], force, json)
+        check_stream(request.settings, prompts, jobs[0][1], force or explain, json)
     else:
-        check_outputs(jobs, force=force)
+        check_outputs(jobs, force=force or explain)  # what only tells writes nothing
     speak = note if joined.first else _silent
     told = list(request.notes)
     for line in told:

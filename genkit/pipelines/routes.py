@@ -50,7 +50,7 @@ class Route:
     """The decision about a request.
 
     Args:
-        task: one of :data:`TASKS`, or the name of the command for others.
+        task: one of :data:`TASKS`, or the name of the command for others. what: the same in words.
         inputs: what is given.
         prompts: how many.
         model: by its name. pipeline: class that runs, ``runs``: what of genkit drives it.
@@ -58,6 +58,7 @@ class Route:
     """
 
     task: str
+    what: str
     inputs: tuple[Given, ...]
     prompts: int
     model: str
@@ -71,7 +72,7 @@ class Route:
 
     def lines(self) -> list[str]:
         """For people."""
-        told = [f"task: {self.task} ({TASKS.get(self.task, 'as the command says')})", f"model: {self.model}"]
+        told = [f"task: {self.task} ({self.what})", f"model: {self.model}"]
         told += [f"pipeline: {self.pipeline}, by {self.runs}"]
         told += [f"input: {each.flag} {each.path} is the {each.role}" for each in self.inputs]
         return [*told, *(f"because: {line}" for line in self.because)]
@@ -81,8 +82,7 @@ def route_of(request: Request) -> Route:
     """The decision about a request that was resolved."""
     settings, model, own = request.settings, request.model, request.task
     if own.command != "generate":
-        plain = (f"genkit {own.command} says so itself", *request.notes)
-        return Route(own.command, (), 1, model.name, model.class_name, own.name, plain)
+        return _of_command(request)
     inputs = tuple(_given(settings, model.class_name, model.kind))
     count = len(settings.shots) or 1
     task, why = _task(settings, inputs, model.kind, count)
@@ -98,7 +98,25 @@ def route_of(request: Request) -> Route:
         because.append(f"{named} is the class that the model's folder names")
     else:
         because.append(f"the folder names {named}, which does not take this; {model.class_name} runs on its weights")
-    return Route(task, inputs, count, model.name, model.class_name, own.name, tuple(because))
+    return Route(task, TASKS[task], inputs, count, model.name, model.class_name, own.name, tuple(because))
+
+
+def _of_command(request: Request) -> Route:
+    """The decision about a request of a command that is for one kind of work."""
+    settings, model, own = request.settings, request.model, request.task
+    given = {name: str(getattr(settings, name)) for name in own.roles if getattr(settings, name)}
+    inputs = tuple(
+        Given(name.upper() if name == own.argument else flag(name), own.roles[name], path)
+        for name, path in given.items()
+    )
+    because = [f"genkit {own.command} is for this alone"]
+    for name in ("method", "preset"):
+        if getattr(settings, name, None) is not None:
+            because.append(f"{flag(name)} {getattr(settings, name)}")
+    count = max(1, len(getattr(settings, "scene", ())))
+    return Route(
+        own.command, own.help, inputs, count, model.name, model.class_name, own.name, (*because, *request.notes)
+    )
 
 
 def _given(settings: Any, class_name: str, kind: Kind) -> list[Given]:

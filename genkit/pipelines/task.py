@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -63,6 +63,8 @@ class Task:
         stream: hands out the frames of one output as they are made, uint8 (T, H, W, 3) each; None where they come at
             once.
         weighs: puts the rules of word weights (:attr:`genkit.pipelines.session.Run.rules`) on the model itself.
+        roles: what the files that settings name are for, by setting; ``--explain`` tells it. Those of ``generate``
+            depend on the model, see :func:`genkit.pipelines.routes.route_of`.
         several: the setting that lists further prompts, one output each; None where the prompt is the only one.
     """
 
@@ -75,6 +77,7 @@ class Task:
     help: str = ""
     argument: str = "prompt"
     usual: str = "toy-video"
+    roles: Mapping[str, str] = field(default_factory=dict)
     several: str | None = None
     weighs: bool = False
     stream: Callable[[Run], Iterator[Any]] | None = None

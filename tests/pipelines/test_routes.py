@@ -19,6 +19,7 @@ from genkit.pipelines.model import Model
 from genkit.pipelines.resolve import resolve
 from genkit.pipelines.routes import TASKS, classes_of, missing, route_of, table, tasks_of
 from genkit.pipelines.settings import GenerateSettings
+from genkit.pipelines.task import commands
 from genkit.pipelines.tasks.inputs.serving import others, taken_by
 
 BUILDERS = {
@@ -158,3 +159,31 @@ def test_a_decision_is_told_and_nothing_is_made(capsys, tmp_path):
 def test_decisions_of_shipped_models(flags, task, capsys):
     assert main(["generate", "a red circle", *flags, "--explain", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["route"]["task"] == task
+
+
+@pytest.mark.parametrize(
+    "words, roles, because",
+    [
+        (["edit", "a.png", "--source-prompt", "a red circle", "--prompt", "a blue circle", "--method", "flowedit"],
+         {"IMAGE": "picture or clip that is changed"}, "--method flowedit"),
+        (["inpaint", "a.png", "--mask", "a.png", "--prompt", "a red circle"],
+         {"IMAGE": "picture that is repainted", "--mask": "mask of what is made anew"}, "genkit inpaint is for this"),
+        (["style", "a.png", "--style", "a.png"],
+         {"IMAGE": "picture that keeps its things", "--style": "picture whose manner is taken"}, "genkit style is for"),
+    ],
+)  # fmt: skip
+def test_other_commands_tell_what_plays_which_role(words, roles, because, capsys):
+    model = ["--model", "toy-dit"] if "flowedit" in words else []
+    assert main([*words, *model, "--explain", "--json"]) == 0
+    route = json.loads(capsys.readouterr().out)["route"]
+    assert {each["flag"]: each["role"] for each in route["inputs"]} == roles
+    assert any(line.startswith(because) for line in route["because"])
+    assert main([*words, *model, "--explain"]) == 0
+    assert f"task: {words[0]} ({commands()[words[0]].help})" in capsys.readouterr().out
+
+
+def test_a_decision_is_told_where_the_output_exists(capsys, tmp_path):
+    arguments = ["generate", "a red circle", "--output", "clip.webp", "--explain"]
+    before = (tmp_path / "clip.webp").read_bytes()
+    assert main(arguments) == 0 and (tmp_path / "clip.webp").read_bytes() == before
+    assert main([*arguments[:-1], "--dry-run"]) == 2

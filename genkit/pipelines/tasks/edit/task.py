@@ -107,6 +107,7 @@ TASK = Task(
     command="edit",
     help="Change a picture or clip: say what it shows and what it shall show.",
     argument="image",
+    roles={"image": "picture or clip that is changed"},
     usual="toy-image (toy-video for a clip)",
     check=check,
     weighs=True,

@@ -73,5 +73,6 @@ TASK = Task(
     command="inpaint",
     help="Make a part of a picture anew; the rest stays as it is, bit for bit.",
     argument="image",
+    roles={"image": "picture that is repainted", "mask": "mask of what is made anew"},
     usual="toy-image",
 )

@@ -75,5 +75,6 @@ TASK = Task(
     command="style",
     help="Give a picture the manner of another one: its colours and textures on the same things.",
     argument="image",
+    roles={"image": "picture that keeps its things", "style": "picture whose manner is taken"},
     usual="toy-image",
 )
