@@ -140,21 +140,28 @@ _PARTS = (
 
 
 def _cells(row: BoxRow, scores: list, cases: list, seconds: float) -> list[dict[str, Any]]:
-    from genkit.evaluation.toy_boxes import ATTRIBUTES, mean_and_error
+    from genkit.evaluation.shares import share_of
+    from genkit.evaluation.toy_boxes import ATTRIBUTES
 
     seen, found = len(cases) - len(cases) // 4, []
     for title, belongs in _PARTS:
         part = [
             score for number, (case, score) in enumerate(zip(cases, scores, strict=True)) if belongs(case, number, seen)
         ]
-        overlap, distance = mean_and_error([s.overlap for s in part]), mean_and_error([s.distance for s in part])
         cells = {"way": row.title, "tracks": title, "clips": len(part)}
-        cells |= {"IoU": f"{overlap[0]:.3f} ± {overlap[1]:.3f}", "distance": f"{distance[0]:.3f} ± {distance[1]:.3f}"}
-        for name in ATTRIBUTES:
-            share = float(np.mean([score.right[name] for score in part]))
-            cells[name] = f"{100 * share:.1f} ± {100 * np.sqrt(share * (1 - share) / len(part)):.1f}"
+        cells |= {"IoU": _mean([score.overlap for score in part])}
+        cells |= {"distance": _mean([score.distance for score in part if np.isfinite(score.distance)])}
+        cells |= {name: share_of([score.right[name] for score in part]).percent for name in ATTRIBUTES}
         found.append(cells | {"s per clip": f"{seconds:.1f}"})
     return found
+
+
+def _mean(values: list[float]) -> str:
+    """Mean and standard error; nothing of no values."""
+    from genkit.evaluation.shares import mean_of
+
+    found = mean_of(values) if values else None
+    return "" if found is None else f"{found.mean:.3f} ± {found.error:.3f}"
 
 
 def _draw_sheet(cases: list, shown: dict[str, Any], path: Path) -> None:

@@ -402,3 +402,16 @@ def kandinsky5() -> Tiny:
         "return_dict": False,
     }  # fmt: skip
     return Tiny(model, args, (3, 4, 5), 0, {"self": 2, "cross": 2}, 4)
+
+
+def open_projections(weights, scale=0.5):
+    """Trained-looking weights: whatever starts at zero becomes noise.
+
+    Args:
+        weights: of a patch. scale: standard deviation of the noise.
+    """
+    draw = torch.Generator().manual_seed(4)
+    with torch.no_grad():
+        for parameter in weights.parameters():
+            if not parameter.any():
+                parameter.copy_(scale * torch.randn(parameter.shape, generator=draw))

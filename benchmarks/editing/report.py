@@ -130,7 +130,7 @@ def share(name: str) -> Callable[[Row], str]:
     """Cell of a share in percent with its standard error."""
 
     def cell(row: Row) -> str:
-        from genkit.evaluation.edits import share_of
+        from genkit.evaluation.shares import share_of
 
         values = row.values(name)
         return share_of(values).percent if values else ""
@@ -142,7 +142,7 @@ def mean(name: str, digits: int = 1) -> Callable[[Row], str]:
     """Cell of a mean with its standard error."""
 
     def cell(row: Row) -> str:
-        from genkit.evaluation.edits import mean_of
+        from genkit.evaluation.shares import mean_of
 
         values = row.values(name)
         if not values:

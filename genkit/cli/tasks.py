@@ -298,5 +298,7 @@ def _attention_line(entry: dict[str, Any]) -> str:
     density = report["density"]
     pairs = "density depends on the data" if density is None else f"{density['computed']:.0%} of pairs wanted, "
     pairs += "" if density is None else f"{density['executed']:.0%} executed"
-    name = settings["attention"] or settings["recipe"] or "motion_boxes"
+    named = settings["attention"] or settings["recipe"]
+    # A task brings its own method; sites tell it with its settings in brackets.
+    name = named or ", ".join(dict.fromkeys(site["method"].partition("(")[0] for site in report["sites"]))
     return f"{name}: {report['ran']} of {report['calls']} attention calls in {report['seconds']:.2f} s, {pairs}"

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 
 from genkit.attention.motion_boxes import BoxTrack
-from genkit.attention.reference.masks import box_mask
 from genkit.attention.reference.store import References
 from genkit.evaluation.toy import ClipRequest, generate_clips
 from genkit.pipelines.tasks.references.record import record_pictures
@@ -118,8 +117,8 @@ def generate_box_cases(
             BoxTrack.of(patch.cache).set(rows)
             if subject:
                 record_pictures(patch, pipeline, np.stack([case.picture for case in part]))
-                masks = None if rows is None else torch.stack([_mask(row, request) for row in rows.tolist()])
-                References.of(patch.cache).set_boxes(masks)
+                told = None if rows is None else rows.tolist()
+                References.of(patch.cache).follow(told, request.height, request.width)
         prompts = [case.silent if subject else case.prompt for case in part]
         clips, spent = generate_clips(pipeline, prompts, request, seed + start)
         found.append(clips)
@@ -127,10 +126,6 @@ def generate_box_cases(
         if progress:
             progress(start + len(part), len(cases))
     return np.concatenate(found), seconds
-
-
-def _mask(boxes: list, request: ClipRequest) -> torch.Tensor:
-    return box_mask(boxes, request.height // 8, request.width // 8)
 
 
 def judge_box_cases(cases: Sequence[BoxCase], clips: np.ndarray) -> list[BoxScore]:
@@ -154,11 +149,3 @@ def judge_boxes(case: BoxCase, clip: np.ndarray) -> BoxScore:
     away = np.hypot(*(middles[0] - middles[1]).T) / np.hypot(height, width)
     distance = float(np.nanmean(away)) if np.isfinite(away).any() else float("nan")
     return BoxScore(float(box_overlap(asked, seen.boxes).mean()), distance, right)
-
-
-def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
-    """Mean over clips and its standard error, without clips that have no value; NaN for none."""
-    known = np.array([value for value in values if np.isfinite(value)])
-    if not len(known):
-        return float("nan"), float("nan")
-    return float(known.mean()), float(known.std(ddof=1) / np.sqrt(len(known))) if len(known) > 1 else float("nan")

@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
-from genkit.attention.reference.masks import box_mask
 from genkit.attention.reference.store import References
 from genkit.evaluation.toy import Accuracy, ClipRequest, accuracy_of, generate_clips
 from genkit.evaluation.toy_picture import PictureRequest, generate_pictures
@@ -75,13 +73,6 @@ def _draw_picture(rng: np.random.Generator, split: str, request: PictureRequest,
     return ReferenceCase(scene, picture_subject_caption(scene), picture, placement.tracks)
 
 
-def boxes_of(cases: Sequence[ReferenceCase], request: ClipRequest | PictureRequest) -> torch.Tensor:
-    """Boxes of the cases, for ``References.set_boxes``: (cases, frames, height / 8, width / 8)."""
-    height, width = request.height, request.width
-    masks = [box_mask(actor_boxes(case.scene, case.tracks, height, width), height // 8, width // 8) for case in cases]
-    return torch.stack(masks)
-
-
 def generate_cases(
     pipeline: Any,
     cases: Sequence[ReferenceCase],
@@ -112,7 +103,9 @@ def generate_cases(
         part = cases[start : start + request.batch]
         if patch is not None:
             record_pictures(patch, pipeline, np.stack([case.picture for case in part]), slots=slots)
-            References.of(patch.cache).set_boxes(boxes_of(part, request) if boxes else None)
+            area = (request.height, request.width)
+            rows = [actor_boxes(case.scene, case.tracks, *area) for case in part] if boxes else None
+            References.of(patch.cache).follow(rows, *area)
         samples, spent = generate(pipeline, [case.prompt for case in part], request, seed + start)
         found.append(samples)
         seconds += spent

@@ -297,6 +297,19 @@ def test_masks_are_averaged_by_area_and_by_latent_frame():
         References().set_boxes(torch.ones(4, 4))
 
 
+def test_boxes_are_followed_by_every_row_or_by_its_own():
+    site, query = Site.of_layout(GRID), draw(2, 12, 2, 4)
+    rows = [[(0, 0, 0.5, 1)] * 2, [(0.25, 0.5, 1, 1)] * 2]
+    by_hand, told = References(), References()
+    for boxes in (rows, rows[:1]):
+        told.follow(boxes, 32, 48)
+        by_hand.set_boxes(torch.stack([box_mask(row, 4, 6) for row in boxes]))
+        shares = [references.share(site, 0.25, 2, query) for references in (told, by_hand)]
+        assert torch.equal(*shares) and (shares[0] < 1).any() and (shares[0] == 1).any()
+    told.follow(None, 32, 48)
+    assert told.share(site, 0.25, 2, query) is None
+
+
 def test_without_a_reference_nothing_happens():
     site, cache = Site.of_layout(GRID), PatchCache()
     q, k, v = qkv(GRID)

@@ -16,15 +16,6 @@ SMALL = genkit.MotionBoxes(width=4, rank=3)
 HERE, THERE = torch.tensor([[0.0, 0.0, 0.5, 0.5]]), torch.tensor([[0.4, 0.4, 1.0, 1.0]])
 
 
-def _open(patch, scale=0.5):
-    """Trained-looking weights: whatever starts at zero becomes noise."""
-    draw = torch.Generator().manual_seed(4)
-    with torch.no_grad():
-        for parameter in patch.weights.parameters():
-            if not parameter.any():
-                parameter.copy_(scale * torch.randn(parameter.shape, generator=draw))
-
-
 @pytest.mark.parametrize("name", tiny.FAMILIES)
 def test_on_every_family(tiny_model, name):
     """Untrained, and without boxes, the model is itself bit for bit; trained, it depends on where the box is."""
@@ -35,7 +26,7 @@ def test_on_every_family(tiny_model, name):
         track = BoxTrack.of(patch.cache)
         track.set(HERE)
         assert torch.equal(case.run(), reference)
-        _open(patch)
+        tiny.open_projections(patch.weights)
         track.set(None)
         assert torch.equal(case.run(), reference)
         assert "no boxes were set" in next(iter(patch.report().declined))
@@ -51,7 +42,7 @@ def test_on_every_family(tiny_model, name):
 def test_reported_and_saved(tiny_model, tmp_path):
     case = tiny_model("wan")
     with genkit.patch(case.model, SMALL) as patch:
-        _open(patch)
+        tiny.open_projections(patch.weights)
         BoxTrack.of(patch.cache).set(HERE)
         expected = case.run()
         report = patch.report()
@@ -86,7 +77,7 @@ def test_gradients_reach_every_weight_once_the_projection_is_open(tiny_model):
             for name, parameter in patch.weights.named_weights().items():
                 learns = parameter.grad is not None and bool(parameter.grad.any())
                 assert learns == (opened or name.endswith(".out")), name
-            _open(patch)
+            tiny.open_projections(patch.weights)
 
 
 def test_shares_layers_with_a_sparse_method_and_references(tiny_model):
@@ -100,7 +91,7 @@ def test_shares_layers_with_a_sparse_method_and_references(tiny_model):
         with torch.no_grad():
             References.of(patch.cache).record(patch, case.model, **case.args)
         assert torch.equal(case.run(), radial)
-        _open(patch)
+        tiny.open_projections(patch.weights)
         assert not torch.allclose(case.run(), radial, atol=1e-5)
 
 
@@ -120,7 +111,7 @@ def test_strength(tiny_model):
     found = []
     for strength in (0.0, 0.5, 1.0):
         with genkit.patch(case.model, genkit.MotionBoxes(strength=strength, width=4, rank=3)) as patch:
-            _open(patch)
+            tiny.open_projections(patch.weights)
             BoxTrack.of(patch.cache).set(HERE)
             found.append((case.run() - reference).norm())
     assert found[0] == 0 < found[1] < found[2]

@@ -26,15 +26,6 @@ def _record(case, patch, name="reference", **changes):
         return References.of(patch.cache).record(patch, case.model, name, **options, **{**case.args, **changes})
 
 
-def _open_projection(patch, scale=0.5):
-    """Trained-looking weights: whatever starts at zero becomes small noise."""
-    draw = torch.Generator().manual_seed(4)
-    with torch.no_grad():
-        for parameter in patch.weights.parameters():
-            if not parameter.any():
-                parameter.copy_(scale * torch.randn(parameter.shape, generator=draw))
-
-
 @pytest.mark.parametrize("name", tiny.FAMILIES)
 def test_appended_on_every_family(tiny_model, name):
     case = tiny_model(name)
@@ -60,7 +51,7 @@ def test_zero_projection_on_every_family(tiny_model, name):
     with genkit.patch(case.model, TRAINED) as patch:
         _record(case, patch)
         assert torch.equal(case.run(), reference)
-        _open_projection(patch)
+        tiny.open_projections(patch.weights)
         _record(case, patch)
         changed = case.run()
         assert not torch.allclose(changed, reference, atol=1e-5)
@@ -75,7 +66,7 @@ def test_zero_projection_on_every_family(tiny_model, name):
 def test_recorded_once_or_before_every_call(tiny_model):
     case = tiny_model("wan")
     with genkit.patch(case.model, TRAINED) as patch:
-        _open_projection(patch)
+        tiny.open_projections(patch.weights)
         _record(case, patch)
         once = [case.run(timestep=torch.tensor([t, t])) for t in (900, 100)]
         again = []
@@ -136,7 +127,7 @@ def test_adds_to_a_sparse_method_on_the_same_layers(tiny_model):
         _record(case, patch)
         assert torch.equal(case.run(), sparse)
         assert {site.method.split("(")[0] for site in patch.report().sites} == {"neighborhood", "reference"}
-        _open_projection(patch)
+        tiny.open_projections(patch.weights)
         changed = case.run()
     assert not torch.allclose(changed, sparse, atol=1e-5)
     with pytest.raises(UsageError, match="already has"):
@@ -185,7 +176,7 @@ def test_gradients_in_float64():
     case.args = {key: value.double() if torch.is_tensor(value) and value.is_floating_point() else value
                  for key, value in case.args.items()}  # fmt: skip
     with genkit.patch(case.model, genkit.Reference(form="residual", rank=1)) as patch:
-        _open_projection(patch)
+        tiny.open_projections(patch.weights)
         references = References.of(patch.cache)
         chosen = [value for key, value in patch.weights.named_weights().items() if key.endswith(("out.bias", "k.up"))]
         assert all(value.dtype == torch.float64 for value in chosen)
@@ -213,7 +204,7 @@ def test_form_and_rank_are_those_of_the_file_unless_asked_otherwise(tiny_model, 
     path = tmp_path / "reference.safetensors"
     for rank in (0, 3, "full"):
         with genkit.patch(case.model, genkit.Reference(form="residual", rank=rank)) as patch:
-            _open_projection(patch)
+            tiny.open_projections(patch.weights)
             _record(case, patch)
             expected = case.run()
             patch.weights.save(path)
@@ -245,7 +236,7 @@ def test_weights_are_saved_and_loaded(tiny_model, tmp_path):
     case = tiny_model("sd3")
     path = tmp_path / "reference.safetensors"
     with genkit.patch(case.model, TRAINED, schedule=genkit.Schedule(layers="1:")) as patch:
-        _open_projection(patch)
+        tiny.open_projections(patch.weights)
         _record(case, patch)
         expected = case.run()
         assert patch.weights.save(path) == path

@@ -10,13 +10,13 @@ from genkit.attention.motion_boxes.control import check_boxes
 from genkit.errors import UsageError, explain
 
 
-def interpolated(keys: Mapping[int, Sequence[float]], frames: int) -> torch.Tensor:
+def interpolated(keys: Mapping[int, Sequence[float]], frames: int, what: str = "boxes") -> torch.Tensor:
     """Boxes of every frame of a clip: on a straight line between key frames, and as they are before the first and after
     the last one.
 
     Args:
         keys: frame, from 0 -> (left, top, right, bottom) as shares of the canvas. Two or more for a clip.
-        frames: of the clip.
+        frames: of the clip. what: names the track in errors.
 
     Returns:
         (frames, 4) float64.
@@ -31,11 +31,11 @@ def interpolated(keys: Mapping[int, Sequence[float]], frames: int) -> torch.Tens
     for key in keys:
         if isinstance(key, bool) or not isinstance(key, int) or not 0 <= key < frames:
             allowed = f"a whole number from 0 to {frames - 1}, the clip's last frame"
-            raise UsageError(explain("key frame", key, allowed))
+            raise UsageError(explain(f"{what}: key frame", key, allowed))
     if len(keys) < min(frames, 2):
         raise UsageError(
-            f"a track needs boxes at two frames or more, got {len(keys)}; for an object that stays give the same box "
-            f"at frame 0 and at frame {frames - 1}"
+            f"{what}: a track needs boxes at two frames or more, got {len(keys)}; for an object that stays give the "
+            f"same box at frame 0 and at frame {frames - 1}"
         )
     places = sorted(keys)
     rows = check_boxes(torch.tensor([[float(side) for side in keys[place]] for place in places]).double())[0]

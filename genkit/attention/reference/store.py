@@ -11,12 +11,14 @@ from torch import nn
 
 from genkit.attention.batch_rows import spread
 from genkit.attention.cache import PatchCache
-from genkit.attention.reference.masks import blended_mask, grid_mask
+from genkit.attention.reference.masks import Box, blended_mask, box_mask, grid_mask
 from genkit.attention.site import Place, Site
 from genkit.attention.weights import draw, like
 from genkit.errors import GenkitError, UnsupportedError, UsageError, explain
 
 NAME = "reference"
+#: Pixels per side of a cell that boxes are drawn on, finer than the tokens of any model; layers average them.
+_CELL = 8
 Pair = tuple[torch.Tensor, torch.Tensor]
 
 
@@ -138,6 +140,17 @@ class References:
             grid_mask(mask, (1, 1, 1))  # refuses a wrong shape now, not in the middle of a run
         self._boxes = mask
         self._blended.clear()
+
+    def follow(self, boxes: Sequence[Sequence[Box | None]] | None, height: int, width: int) -> None:
+        """Apply references in boxes of every frame, see :meth:`set_boxes`.
+
+        Args:
+            boxes: per row of the batch, or one row for all: per frame (left, top, right, bottom) as shares of the
+                picture, or None for a frame without. None instead of rows = everywhere.
+            height, width: of the picture in pixels.
+        """
+        cells = (height // _CELL, width // _CELL)
+        self.set_boxes(None if boxes is None else torch.stack([box_mask(row, *cells) for row in boxes]))
 
     def set_parts(self, weights: Sequence[float]) -> None:
         """How much equal parts of the batch read references, in order; none given = all of them fully.

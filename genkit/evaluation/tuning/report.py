@@ -9,12 +9,11 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from genkit import __version__
 from genkit.attention.draw import QUERY, SEEN, SOFT
 from genkit.errors import UsageError, explain
 from genkit.evaluation.charts import Axis, Series, page, plot
+from genkit.evaluation.shares import mean_of
 from genkit.evaluation.tuning.budget import METRICS, Budget, sign_of
 from genkit.evaluation.tuning.tune import Measured, Outcome, file_names
 from genkit.media.atomic import Files, check_writable
@@ -37,17 +36,10 @@ def check_files(recipe: Path, force: bool) -> None:
     check_writable(recipe.absolute().parent)
 
 
-def mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
-    """The mean and its standard error over prompts; None of a single one."""
-    if len(values) < 2:
-        return float(np.mean(values)), None
-    return float(np.mean(values)), float(np.std(values, ddof=1) / math.sqrt(len(values)))
-
-
 def shown(values: Sequence[float]) -> str:
     """Mean and error in words."""
-    mean, error = mean_and_error(values)
-    return f"{mean:.3f}" if error is None else f"{mean:.3f} ± {error:.3f}"
+    found = mean_of(values)
+    return f"{found.mean:.3f}" if found.cases < 2 else f"{found.mean:.3f} ± {found.error:.3f}"
 
 
 def write_recipe(outcome: Outcome, path: Path, command: str) -> Path:
@@ -90,7 +82,8 @@ def write_recipe(outcome: Outcome, path: Path, command: str) -> Path:
 
 
 def _rounded(values: Sequence[float]) -> list[float | None]:
-    return [None if each is None else round(each, 4) for each in mean_and_error(values)]
+    found = mean_of(values)
+    return [round(found.mean, 4), None if found.cases < 2 else round(found.error, 4)]
 
 
 def write_report(outcome: Outcome, recipe: Path, command: str) -> tuple[Path, Path, Path]:

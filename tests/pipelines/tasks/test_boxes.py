@@ -135,7 +135,7 @@ WRONG = [
     ({"units": "shares", "boxes": [{"frame": 0}]}, {}, "box"),
     ({"units": "shares", "boxes": {"0": FIRST}}, {}, "boxes: got"),
     ({"units": "shares", "boxes": []}, {}, "has no boxes"),
-    (track((0, FIRST)), {}, "a track needs boxes at two frames or more, got 1"),
+    (track((0, FIRST)), {}, "--boxes: a track needs boxes at two frames or more, got 1"),
     (track((0, FIRST), (0, LAST)), {}, "box 2: frame 0 already has box 1"),
     (track((-1, FIRST), (8, LAST)), {}, "frame: got -1"),
     (track((0.5, FIRST), (8, LAST)), {}, "frame: got 0.5"),
@@ -188,6 +188,16 @@ def test_wrong_tracks_are_told_in_one_line_before_weights(model, work, monkeypat
     with pytest.raises(GenkitError) as found:
         resolve(ask(model, **more))
     assert said in str(found.value) and "\n" not in str(found.value)
+
+
+@pytest.mark.parametrize(
+    ("more", "name"), [([], "motion_boxes"), (["--attention", "sliding_window"], "sliding_window")]
+)
+def test_what_ran_is_named(model, work, capsys, more, name):
+    arguments = ["generate", "a red circle", "--model", str(model), "--boxes", "track.json", "--num-frames", "9"]
+    size = ["--height", "32", "--width", "32", "--max-sequence-length", "16", "--steps", "1", "-o", "a.mp4"]
+    assert main([*arguments, *size, *more]) == 0
+    assert f"  {name}: " in capsys.readouterr().out
 
 
 def test_models_without_weights_or_of_another_kind(tiny_wan, tiny_sd, work):

@@ -132,11 +132,8 @@ def tell(handle: Any, run: Run) -> None:
     given = run.request.inputs
     BoxTrack.of(handle.cache).set(given.boxes)
     if given.subject is not None:
-        from genkit.attention.reference.masks import box_mask
         from genkit.attention.reference.store import References
         from genkit.pipelines.tasks.references.pictures import record_all
 
         record_all(handle, run, given.subject)
-        settings = run.settings
-        mask = box_mask(given.boxes.tolist(), settings.height // 8, settings.width // 8)
-        References.of(handle.cache).set_boxes(mask)
+        References.of(handle.cache).follow([given.boxes.tolist()], run.settings.height, run.settings.width)

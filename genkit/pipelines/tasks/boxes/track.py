@@ -65,12 +65,7 @@ class Track:
                 hint = "" if self.units == PIXELS else "for pixels write units: pixels"
                 raise UsageError(explain(name, key.box, allowed, hint or None))
             keys[key.frame] = (left / sides[0], top / sides[1], right / sides[0], bottom / sides[1])
-        if len(keys) < min(frames, 2):
-            raise UsageError(
-                f"{what}: a track needs boxes at two frames or more, got {len(keys)}; for an object that stays give "
-                f"the same box at frame 0 and at frame {frames - 1}"
-            )
-        return interpolated(keys, frames)
+        return interpolated(keys, frames, what)
 
 
 def read_track(path: str | Path, what: str = "--boxes") -> Track:

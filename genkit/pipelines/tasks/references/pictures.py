@@ -149,15 +149,13 @@ def _fitted(
 def record(patch: Any, run: Run) -> None:
     """Make the pictures the references of a patch and say where they apply: in the box, and in the prompt's half of
     guidance, so that guidance acts on them too."""
-    from genkit.attention.reference.masks import box_mask
     from genkit.attention.reference.store import References
 
     settings, inputs = run.settings, run.request.inputs
     record_all(patch, run, inputs)
     store = References.of(patch.cache)
     if inputs.box is not None:
-        boxes = [inputs.box] * (settings.num_frames or 1)
-        store.set_boxes(box_mask(boxes, settings.height // 8, settings.width // 8))
+        store.follow([[inputs.box] * (settings.num_frames or 1)], settings.height, settings.width)
     if inputs.halves:
         store.set_parts((0, 1))
 
