@@ -66,6 +66,7 @@ def write_recipe(outcome: Outcome, path: Path, command: str) -> Path:
             **{f"{key} (mean, standard error)": _rounded(values) for key, values in outcome.held_out.items()},
             **{f"{key} of the worst prompt": round(min(values), 4) for key, values in outcome.held_out.items()},
             **{f"{key} of dense attention": _rounded(values) for key, values in outcome.dense.items()},
+            **{f"{key}, chosen less dense, pair by pair": _rounded(values) for key, values in outcome.changes.items()},
         },
         "calibration": {
             "prompts": [case.prompt for case in tuning.cases.calibration],
@@ -190,16 +191,18 @@ def markdown(outcome: Outcome, picture: str, command: str) -> str:
         lines.append(f"| {each.title} | {cells} | {_predicted(each):.1f} | {mark} | {_words(each.parts)} |")
     lines += ["", f"![Quality against speed]({picture})", ""]
     if outcome.held_out:
-        dense = {name: shown(values) for name, values in outcome.dense.items()}
+        dense, changes = (
+            {name: shown(values) for name, values in found.items()} for found in (outcome.dense, outcome.changes)
+        )
         lines += [
             "## The chosen plan on held-out prompts",
             "",
             f"{len(tuning.cases.held_out)} prompts that had no part in the choice.",
             "",
-            "| metric | chosen | worst prompt | dense attention |",
-            "|---|---|---|---|",
+            "| metric | chosen | worst prompt | dense attention | chosen less dense, pair by pair |",
+            "|---|---|---|---|---|",
             *(
-                f"| {name} | {shown(values)} | {min(values):.3f} | {dense.get(name, '')} |"
+                f"| {name} | {shown(values)} | {min(values):.3f} | {dense.get(name, '')} | {changes.get(name, '')} |"
                 for name, values in outcome.held_out.items()
             ),
             "",
@@ -236,4 +239,5 @@ def as_data(outcome: Outcome, command: str) -> dict[str, Any]:
         ],
         "held_out": outcome.held_out,
         "dense": outcome.dense,
+        "changes": outcome.changes,
     }

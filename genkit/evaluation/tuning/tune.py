@@ -160,6 +160,15 @@ class Outcome:
         budget = self.tuning.budget
         return self.chosen is not None and budget.met(self.held_out[budget.metric])
 
+    @property
+    def changes(self) -> dict[str, list[float]]:
+        """What the chosen plan gains over dense attention on the same held-out prompts, of metrics that both have."""
+        return {
+            name: [mine - theirs for mine, theirs in zip(self.held_out[name], values, strict=True)]
+            for name, values in self.dense.items()
+            if name in self.held_out
+        }
+
     def best(self) -> Measured:
         """Of what was run on the calibration prompts, the plan that is best in the budget's metric."""
         budget = self.tuning.budget

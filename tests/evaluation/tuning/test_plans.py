@@ -25,7 +25,7 @@ from genkit.evaluation.tuning.plans import (
     uniform,
 )
 from genkit.evaluation.tuning.prompts import APART, Cases
-from genkit.evaluation.tuning.tune import check_one_kind
+from genkit.evaluation.tuning.tune import Outcome, check_one_kind
 
 
 def random_cells(seed):
@@ -197,3 +197,13 @@ def test_models_with_two_kinds_of_attention_are_refused():
     check_one_kind(tiny.build("wan").model, genkit.BlockSelect())
     with pytest.raises(UnsupportedError, match="works on joint and self attention of this model"):
         check_one_kind(tiny.build("sd35").model, genkit.BlockSelect())
+
+
+def test_a_change_is_taken_prompt_by_prompt():
+    """The mean is the difference of the means, the error that of the pairs; metrics of one side are left out."""
+    outcome = Outcome(None, held_out={"judge": [1.0, 0.0, 1.0], "psnr": [30.0, 31.0, 32.0]})
+    outcome.dense = {"judge": [1.0, 1.0, 0.0]}
+    assert outcome.changes == {"judge": [0.0, -1.0, 1.0]}
+    outcome.dense = {"judge": [1.0, 1.0]}
+    with pytest.raises(ValueError):
+        assert outcome.changes
