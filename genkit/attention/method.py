@@ -54,6 +54,7 @@ class Method:
     by_data: ClassVar[bool] = False  # queries and keys decide what is read; pictures then need :meth:`seen`
     trained_with: ClassVar[tuple[str, ...]] = ()  # settings that weights only fit as they were in training
     declines: ClassVar[str] = "the method declined this call"  # what a report says when :meth:`attend` gives None
+    reads_output: ClassVar[bool] = False  # of methods that add: :attr:`Site.output` holds what the attention gave
     weighs: ClassVar[bool] = False  # whether :meth:`seen` gives weights rather than visible or hidden
     source: ClassVar[str] = ""
 

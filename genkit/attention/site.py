@@ -54,6 +54,8 @@ class Site:
             that block; "" where there is none.
         angles: (frames, device) -> cosines and sines (frames, D / 2) by which pairs of neighbouring channels of frame
             0, 1, ... were turned along time; None where the model does not derive them from the latents' shape.
+        output: (B, Nq, H, D) what the layer's attention gave in this call; only for methods that
+            :attr:`Method.reads_output`.
     """
 
     name: str
@@ -78,6 +80,7 @@ class Site:
     angles: Callable[[int, Any], tuple[torch.Tensor, torch.Tensor]] | None = dataclasses.field(
         default=None, compare=False, repr=False
     )
+    output: torch.Tensor | None = dataclasses.field(default=None, compare=False, repr=False)
 
     def at(
         self,
@@ -138,6 +141,25 @@ class Projections:
         return getattr(self.module, self.names[2], None)
 
 
+#: How the two channels of a turned pair lie: beside each other, or half the channels apart.
+NEIGHBOURS, HALVES = "neighbours", "halves"
+
+
+@dataclass(frozen=True)
+class Rotary:
+    """How the attention modules of a family turn queries by their positions, after ``norm_q`` where they have one.
+
+    Args:
+        argument: of the module's forward: cosines and sines (N, D) or (B, N, D), complex factors (N, D / 2), or several
+            of these, the grid's first. N are the tokens of the grid, all but the text's, or all of the call. None comes
+            where nothing is turned; "" = the family turns nothing.
+        pairs: :data:`NEIGHBOURS` or :data:`HALVES`.
+    """
+
+    argument: str = "image_rotary_emb"
+    pairs: str = NEIGHBOURS
+
+
 @dataclass(frozen=True)
 class Place:
     """One attention module a method is put on, as :meth:`Method.install` gets it.
@@ -148,6 +170,8 @@ class Place:
         always: whether the schedule covers every step and branch at this layer.
         projections: the module's layers that make queries, keys and values; default: those of Diffusers' usual names.
         guide: as in :class:`Site`.
+        text: whether text is among the tokens of this module, for joint attention.
+        rotary: how queries are turned; None = the family's record does not tell.
     """
 
     name: str
@@ -159,6 +183,8 @@ class Place:
     always: bool = True
     projections: Projections = dataclasses.field(default=None, compare=False, repr=False)  # type: ignore[assignment]
     guide: str = ""
+    text: bool = True
+    rotary: Rotary | None = None
 
     def __post_init__(self) -> None:
         if self.projections is None:

@@ -57,7 +57,8 @@ def view_of(method: Method, layout: TokenLayout, seed: int = 0, layer: int = 0) 
             f"genkit generate with it prints what ran, docs/methods/{method.name}.md tells what it computes"
         )
     if site.role not in method.roles:
-        raise UnsupportedError(f"{method.name} works on {', '.join(method.roles)} attention: leave the text tokens out")
+        remedy = "leave the text tokens out" if layout.text_span else "add text tokens"
+        raise UnsupportedError(f"{method.name} works on {', '.join(method.roles)} attention: {remedy}")
     method.require(site)
     cache = PatchCache()
     bias = method.bias_spec if isinstance(method, WithBias) else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from genkit.families.base import MAIN, TEXT, Family, SiteRule, Streams, grid_with, text_length
+from genkit.families.base import MAIN, TEXT, Family, Rotary, SiteRule, Streams, grid_with, text_length
 from genkit.families.facts import PipelineFacts
 from genkit.families.grids import latent_grid
 from genkit.families.sizes import packed_image, packed_image_token
@@ -30,6 +30,7 @@ FAMILY = Family(
     grid="hidden_states (B, C, H, W) divided by patch_size; learned tokens before the text are 'register'",
     text="first",
     video=False,
+    rotary=Rotary(""),
     facts=PipelineFacts(pattern="AuraFlow.*", sizes=packed_image, token=packed_image_token),
     notes="Single blocks are numbered after joint blocks. Both branches are computed in one call.",
 )

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from genkit.attention.site import FOLDED, Projections
+from genkit.attention.site import FOLDED, Projections, Rotary
 from genkit.errors import UnsupportedError
 from genkit.families.facts import PipelineFacts
 from genkit.layout import GRID, TEXT, Segment, TokenLayout
@@ -94,6 +94,7 @@ class SiteRule:
         guide: temporal attention of a decoder block: path of the corresponding module in the decoder's first block
             with such attention that BroadWay lets the finer ones follow; may refer to groups of the pattern. "" = none.
         ask_module: the module's ``is_cross_attention`` decides between self and cross; the rule names the usual role.
+        text: joint attention: whether text is among its tokens.
     """
 
     pattern: str
@@ -105,6 +106,7 @@ class SiteRule:
     guide: str = ""
     ask_module: bool = False
     some_calls: bool = False
+    text: bool = True
     applies: Callable[[Any, str, Any], bool] | None = None
 
 
@@ -141,6 +143,7 @@ class Family:
         unserved: role -> why no rule names the family's attention of that kind.
         timed: whether the layouts tell the time in seconds of every token of picture and sound.
         makes: "sound" where the models make sound; else ``video`` tells what they make.
+        rotary: how joint attention turns its queries; None = not told.
         facts: what is known of the pipelines: sizes, frames per second, latents, text, training.
         notes: what a user should know.
     """
@@ -168,6 +171,7 @@ class Family:
     unserved: Mapping[str, str] = dataclasses.field(default_factory=dict)
     makes: str = ""
     timed: bool = False
+    rotary: Rotary | None = None
     notes: str = ""
 
     def heads(self, module: Any) -> int | None:
@@ -212,7 +216,7 @@ def _found(rule: SiteRule, match: re.Match[str], path: str, module: nn.Module) -
     if not keys or (rule.ask_module and role in OWN_KEYS):
         keys = (queries,)
     places, guide = (text.format(path, *match.groups()) for text in (rule.places, rule.guide))
-    return FoundSite(path, role, queries, keys, rule.pattern, rule.some_calls, module, places, guide)
+    return FoundSite(path, role, queries, keys, rule.pattern, rule.some_calls, module, places, guide, rule.text)
 
 
 def _execution_key(path: str, order: tuple[str, ...]) -> tuple[Any, ...]:
@@ -234,6 +238,7 @@ class FoundSite:
     module: Any = dataclasses.field(compare=False)
     places: str = ""
     guide: str = ""
+    text: bool = True
 
 
 def _no_streams(model: Any, args: Mapping[str, Any]) -> Streams:
@@ -277,6 +282,7 @@ __all__ = [
     "Family",
     "FoundSite",
     "OpenLayout",
+    "Rotary",
     "SiteRule",
     "Streams",
     "Untold",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from genkit.families.base import MAIN, TEXT, Family, SiteRule, Streams, grid_with, shape
+from genkit.families.base import MAIN, TEXT, Family, Rotary, SiteRule, Streams, grid_with, shape
 from genkit.families.facts import PipelineFacts
 from genkit.families.grids import latent_grid
 from genkit.families.sizes import packed_image, packed_image_token
@@ -60,6 +60,7 @@ FAMILY = Family(
     grid="hidden_states (B, C, H, W) divided by patch_size; context_latents are the segment 'reference'",
     text="first",
     video=False,
+    rotary=Rotary("freqs_cis"),
     facts=PipelineFacts(pattern="BriaFibo2.*", sizes=packed_image, token=packed_image_token),
     notes="The text of joint attention is a gist of the prompt, whose length follows the prompt's; it stands last when "
     "the prompts of a batch have gists of different lengths. The gist's own attention stays as it is.",

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from math import lcm
 from typing import Any
 
-from genkit.families.base import MAIN, TEXT, Family, SiteRule, Streams, grid_with, shape, text_length
+from genkit.families.base import MAIN, TEXT, Family, Rotary, SiteRule, Streams, grid_with, shape, text_length
 from genkit.families.codec import scaled
 from genkit.families.facts import Objective, PipelineFacts, TextRule
 from genkit.families.inputs import Other
@@ -49,6 +49,7 @@ FAMILY = Family(
     text="first",
     video=True,
     branches=("cond_uncond",),
+    rotary=Rotary(),
     facts=PipelineFacts(
         pattern="CogVideoX.*",
         fps="8",

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from genkit.families.base import MAIN, Family, OpenLayout, SiteRule, Streams
+from genkit.attention.site import HALVES
+from genkit.families.base import MAIN, Family, OpenLayout, Rotary, SiteRule, Streams
 from genkit.families.facts import PipelineFacts
 from genkit.families.grids import latent_grid, with_text
 from genkit.families.sizes import ReadConfig, SizeRule, packed_image, packed_image_token
@@ -24,6 +25,7 @@ COGVIEW3 = Family(
     grid="hidden_states (B, C, H, W) divided by patch_size",
     text="first",
     video=False,
+    rotary=Rotary(""),
     facts=PipelineFacts(pattern="CogView3Plus.*", sizes=packed_image, token=packed_image_token),
     notes="Padding of the text takes part in attention. Both branches are computed in one call.",
 )
@@ -35,6 +37,7 @@ COGVIEW4 = replace(
     pipelines=("CogView4Pipeline", "CogView4ControlPipeline"),
     streams=with_text(latent_grid("CogView 4", "BCHW"), "CogView 4", first=True),
     branches=("cond", "uncond"),
+    rotary=Rotary(pairs=HALVES),
     facts=PipelineFacts(pattern="CogView4.*", sizes=packed_image, token=packed_image_token),
     notes="The pipelines hand in no mask; the model would add one to the scores as numbers 0 and 1. No attention "
     "processors can be set on the model, so use genkit.patch.",
@@ -66,6 +69,7 @@ GLM_IMAGE = replace(
     pipelines=("GlmImagePipeline",),
     rules=(SiteRule(r"transformer_blocks\.\d+\.attn1", "joint", keys=(ALL,)),),
     streams=_glm,
+    rotary=None,
     facts=PipelineFacts(pattern="GlmImage.*", sizes=_glm_sizes, token=packed_image_token),
     notes="The text is that of glyphs to draw. Given pictures put their keys before the model's own, from one further "
     "call of the model for each before the first step. No attention processors can be set, so use genkit.patch.",

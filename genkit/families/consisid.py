@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from genkit.families.base import Family, SiteRule
+from genkit.families.base import Family, Rotary, SiteRule
 from genkit.families.facts import PipelineFacts
 from genkit.families.grids import latent_grid, with_text
 
@@ -18,6 +18,7 @@ FAMILY = Family(
     grid="hidden_states (B, F, C, H, W); height and width divided by patch_size",
     text="first",
     video=True,
+    rotary=Rotary(),
     facts=PipelineFacts(
         pattern="ConsisID.*", fps="8", lora_targets=r"transformer_blocks\.\d+\.attn1\.(?:to_[qkv]|to_out\.0)"
     ),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from genkit.families.base import MAIN, TEXT, Family, SiteRule, Streams, grid_with, text_length
+from genkit.families.base import MAIN, TEXT, Family, Rotary, SiteRule, Streams, grid_with, text_length
 from genkit.families.facts import PipelineFacts
 from genkit.families.grids import latent_grid
 
@@ -30,6 +30,7 @@ FAMILY = Family(
     grid="hidden_states (B, C, F, H, W); height and width divided by patch_size",
     text="first",
     video=True,
+    rotary=Rotary(),
     facts=PipelineFacts(
         pattern="EasyAnimate.*", fps="8", lora_targets=r"transformer_blocks\.\d+\.attn1\.(?:to_[qkv]|to_out\.0)"
     ),

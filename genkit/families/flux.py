@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from genkit.families.base import Family, SiteRule
+from genkit.families.base import Family, Rotary, SiteRule
 from genkit.families.codec import scaled
 from genkit.families.facts import FLOW, Objective, PipelineFacts, TextRule
 from genkit.families.grids import text_image_references
@@ -24,6 +24,7 @@ FLUX = Family(
     text="first",
     video=False,
     branches=("cond", "uncond"),
+    rotary=Rotary(),
     time_positions="img_ids (another first coordinate)",
     facts=PipelineFacts(
         pattern="Flux(?![23]).*",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from genkit.families.base import MAIN, TEXT, Family, SiteRule, Streams, grid_with, shape, text_length
+from genkit.families.base import MAIN, TEXT, Family, Rotary, SiteRule, Streams, grid_with, shape, text_length
 from genkit.families.facts import PipelineFacts
 from genkit.families.grids import given, grid_of_ids, text_image_references
 from genkit.families.inputs import Inputs, Other
@@ -44,6 +44,7 @@ FLUX2 = Family(
     text="first",
     video=False,
     branches=("cond", "uncond"),
+    rotary=Rotary(),
     facts=PipelineFacts(
         pattern="Flux2.*",
         needs_input="Flux2KleinInpaint.*",
@@ -85,6 +86,7 @@ FLUX3 = Family(
     grid="img_ids; image_cond_hidden_states are the segment 'reference'",
     text="first",
     video=False,
+    rotary=Rotary(),
     facts=PipelineFacts(pattern="Flux3.*", sizes=packed_image, token=packed_image_token),
     notes="The blocks of text and of reference images alone keep their own attention. The pipelines are modular and "
     "announce no branches.",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from genkit.families.base import MAIN, TEXT, Family, SiteRule, Streams, grid_with, shape, text_length
+from genkit.families.base import MAIN, TEXT, Family, Rotary, SiteRule, Streams, grid_with, shape, text_length
 from genkit.families.facts import PipelineFacts
 from genkit.families.grids import latent_grid
 
@@ -43,6 +43,7 @@ FAMILY = Family(
     text="last",
     video=True,
     varying_text=True,
+    rotary=Rotary(),
     facts=PipelineFacts(
         pattern="HunyuanVideoFramepack.*",
         fps="30",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from genkit.families.base import MAIN, TEXT, Family, SiteRule, Streams, grid_with, text_length
+from genkit.families.base import MAIN, TEXT, Family, Rotary, SiteRule, Streams, grid_with, text_length
 from genkit.families.facts import PipelineFacts
 from genkit.families.grids import alone, given, latent_grid
 from genkit.families.sizes import ReadConfig, Size, SizeRule, packed_image, packed_image_token
@@ -43,6 +43,7 @@ HUNYUAN_IMAGE = Family(
     text="last",
     video=False,
     branches=("pred_cond", "pred_uncond"),
+    rotary=Rotary(),
     facts=PipelineFacts(
         pattern="HunyuanImage.*", sizes=_sizes, token=_token, needs_input="HunyuanImageRefinerPipeline"
     ),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from genkit.families.base import MAIN, TEXT, Family, SiteRule, Streams, grid_with, shape, text_length
+from genkit.families.base import MAIN, TEXT, Family, Rotary, SiteRule, Streams, grid_with, shape, text_length
 from genkit.families.codec import scaled
 from genkit.families.facts import FLOW, Objective, PipelineFacts, TextRule
 from genkit.families.sizes import ReadConfig, Size, SizeRule
@@ -41,6 +41,7 @@ FAMILY = Family(
     text="last",
     video=True,
     branches=("cond", "uncond"),
+    rotary=Rotary(),
     time_positions="shape",
     facts=PipelineFacts(
         pattern="HunyuanVideo(?!15|Framepack).*",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from genkit.families.base import MAIN, TEXT, Family, SiteRule, Streams, grid_with, text_length
+from genkit.families.base import MAIN, TEXT, Family, Rotary, SiteRule, Streams, grid_with, text_length
 from genkit.families.facts import PipelineFacts
 from genkit.families.grids import latent_grid
 
@@ -31,6 +31,7 @@ FAMILY = Family(
     grid="hidden_states (B, C, F, H, W) divided by patch_size_t and patch_size",
     text="last",
     video=True,
+    rotary=Rotary(),
     facts=PipelineFacts(
         pattern="HunyuanVideo15.*",
         fps="24",

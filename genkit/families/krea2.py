@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from genkit.families.base import MAIN, TEXT, Family, SiteRule, Streams, grid_with, shape
+from genkit.families.base import MAIN, TEXT, Family, Rotary, SiteRule, Streams, grid_with, shape
 from genkit.families.facts import PipelineFacts
 from genkit.families.grids import given, grid_of_ids
 from genkit.families.sizes import packed_image, packed_image_token
@@ -32,6 +32,7 @@ FAMILY = Family(
     text="first",
     video=False,
     heads_attribute="num_heads",
+    rotary=Rotary(),
     facts=PipelineFacts(pattern="Krea2.*", sizes=packed_image, token=packed_image_token),
     notes="Padding of the text is hidden by a key mask. The blocks that fuse text layers keep their own attention. The "
     "pipelines call the model twice per step and announce nothing.",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from genkit.families.base import MAIN, TEXT, Family, SiteRule, Streams, Untold, grid_with
+from genkit.families.base import MAIN, TEXT, Family, Rotary, SiteRule, Streams, Untold, grid_with
 from genkit.families.facts import PipelineFacts
 from genkit.families.grids import alone, given, latent_grid
 from genkit.families.sizes import packed_image, packed_image_token
@@ -57,6 +57,7 @@ LUMINA2 = Family(
     grid="hidden_states (B, C, H, W) divided by patch_size; it begins where the text ends",
     text="first",
     video=False,
+    rotary=Rotary(),
     facts=PipelineFacts(pattern=r"Lumina2.*", sizes=packed_image, token=packed_image_token),
     notes="Where the prompts of a batch differ in length, joint attention stays the model's own. The pipelines call "
     "the model twice per step and announce nothing. No attention processors can be set, so use genkit.patch.",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from genkit.families.base import MAIN, TEXT, Family, SiteRule, Streams, grid_with, shape, text_length
+from genkit.families.base import MAIN, TEXT, Family, Rotary, SiteRule, Streams, grid_with, shape, text_length
 from genkit.families.facts import PipelineFacts
 from genkit.families.grids import latent_grid
 
@@ -34,7 +34,7 @@ FAMILY = Family(
     classes=("MotifVideoTransformer3DModel",),
     pipelines=("MotifVideoPipeline", "MotifVideoImage2VideoPipeline"),
     rules=(
-        SiteRule(r"single_transformer_blocks\.\d+\.attn", "joint", queries="decoder", applies=_decodes),
+        SiteRule(r"single_transformer_blocks\.\d+\.attn", "joint", queries="decoder", text=False, applies=_decodes),
         SiteRule(r"(?:single_)?transformer_blocks\.\d+\.attn", "joint"),
         SiteRule(r"(?:single_)?transformer_blocks\.\d+\.cross_attn", "cross", queries="video", keys=("text",)),
     ),
@@ -45,6 +45,7 @@ FAMILY = Family(
     grid="hidden_states (B, C, F, H, W) divided by patch_size_t and patch_size",
     text="last",
     video=True,
+    rotary=Rotary(),
     facts=PipelineFacts(
         pattern="MotifVideo.*",
         fps="24",

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from genkit.errors import UnsupportedError
-from genkit.families.base import MAIN, TEXT, Family, SiteRule, Streams, Untold, grid_with, shape, text_length
+from genkit.families.base import MAIN, TEXT, Family, Rotary, SiteRule, Streams, Untold, grid_with, shape, text_length
 from genkit.families.codec import standardised
 from genkit.families.facts import FLOW, Objective, PipelineFacts, TextRule
 from genkit.families.grids import given
@@ -49,6 +49,7 @@ QWEN_IMAGE = Family(
     text="first",
     video=False,
     branches=("cond", "uncond"),
+    rotary=Rotary(),
     time_positions="img_shapes",
     facts=PipelineFacts(
         pattern=r"QwenImage(?!21).*",

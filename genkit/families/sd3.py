@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from genkit.families.base import MAIN, TEXT, Family, SiteRule, Streams, grid_with, shape, text_length
+from genkit.families.base import MAIN, TEXT, Family, Rotary, SiteRule, Streams, grid_with, shape, text_length
 from genkit.families.codec import scaled
 from genkit.families.facts import FLOW, Objective, PipelineFacts, TextRule
 from genkit.families.inputs import Other
@@ -34,6 +34,7 @@ FAMILY = Family(
     grid="hidden_states (B, C, H, W) divided by patch_size",
     text="last",
     video=False,
+    rotary=Rotary(""),
     facts=PipelineFacts(
         pattern="StableDiffusion3.*",
         others={

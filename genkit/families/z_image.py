@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from genkit.errors import UnsupportedError
-from genkit.families.base import MAIN, TEXT, Family, SiteRule, Streams, Untold, grid_with
+from genkit.families.base import MAIN, TEXT, Family, Rotary, SiteRule, Streams, Untold, grid_with
 from genkit.families.facts import PipelineFacts
 from genkit.families.grids import given
 from genkit.families.inputs import Inputs, Other
@@ -88,6 +88,7 @@ FAMILY = Family(
     grid="x, a list of (C, F, H, W), divided by patch_size; tokens that fill it up to a multiple of 32 are 'image_pad'",
     text="last",
     video=False,
+    rotary=Rotary("freqs_cis"),
     facts=PipelineFacts(
         pattern="ZImage.*",
         sizes=packed_image,

@@ -184,8 +184,9 @@ class PatchHandle:
         projections = patched.family.projections(found.module)
         heads = layer.heads or 0
         where = Place(
-            layer.name, layer.role, layer.layer, layer.layers, heads, found.module, always, projections, layer.guide
-        )
+            layer.name, layer.role, layer.layer, layer.layers, heads, found.module, always, projections, layer.guide,
+            found.text, patched.family.rotary,
+        )  # fmt: skip
         self._fittings += method.install(where, self.cache)
         assignment.weighted = layer.name in self.weights
 

@@ -184,7 +184,8 @@ class PatchedLayer:
         if out is None:
             out = self._own(self.assignments if chosen is None else (chosen,), q, k, v, call, count)
         for assignment in adding:
-            term = self._run(assignment, key, q, k, v, call, moment, pairs if count else None)
+            given = out if assignment.method.reads_output else None
+            term = self._run(assignment, key, q, k, v, call, moment, pairs if count else None, given)
             out = out if term is None else out + term
         for meter in meters:
             meter.end(begun, q, k)
@@ -200,10 +201,12 @@ class PatchedLayer:
         call: Call,
         moment: Moment,
         pairs: int | None,
+        given: torch.Tensor | None = None,
     ) -> torch.Tensor | None:
         """What an assignment's method gives for this call; None when it cannot or declines, which is noted.
 
-        ``pairs`` are the call's query-key pairs; None for a call that is not to be counted.
+        ``pairs`` are the call's query-key pairs; None for a call that is not to be counted. ``given`` is what the
+        call's attention gave, for a method that reads it.
         """
         autocast = torch._C._is_any_autocast_enabled()
         if autocast:
@@ -211,6 +214,8 @@ class PatchedLayer:
         decided = self._decide(assignment, key, q, k, call, moment)
         if type(decided) is tuple:
             kind, site, view = decided
+            if given is not None:
+                site = dataclasses.replace(site, output=_as_autocast(given)[0])
             begun = start_watch(q) if q.is_cuda else perf_counter()
             if not kind.plain or autocast or view is not NO_MASK or self.state.tiles:
                 out = self._served(assignment, key[0], q, k, v, call, site, kind, view)
@@ -270,6 +275,8 @@ class PatchedLayer:
                 return view.obstacle
             if view.bias is not None and assignment.heads is not None:
                 return "some heads are left to the model, and its attention mask is a bias"
+            if view.bias is not None and assignment.method.reads_output:
+                return "its attention mask is a bias, which further queries of the same keys would not keep"
             verdict = kind.reasons.get(view.keys is not None, _UNASKED)
         both = moment.branch == "cond_uncond" or (moment.branch is None and moment.guided and state.family.halves)
         site = kind.site.at(moment.step, moment.steps, moment.branch, view.keys, moment.run, both)
@@ -358,6 +365,8 @@ class PatchedLayer:
     ) -> torch.Tensor | None:
         """The method's output for the queries as they came, or None when it declines."""
         width, asked, keys, values, layouts = v.shape[3], q, k, v, kind.layouts
+        if site.output is not None:
+            site = dataclasses.replace(site, output=layouts.spread(site.output))
         if view.bias is not None:
             scale = q.shape[3] ** -0.5 if site.scale is None else site.scale
             site = dataclasses.replace(site, scale=scale)
@@ -370,8 +379,10 @@ class PatchedLayer:
             out = out[..., :width]
         if not view.rest:
             return out
-        # What is not of the grid sees by the model's own mask, and asks the model's own attention.
         start, stop = layouts.grid_rows or (0, 0)
+        if assignment.method.adds:  # its mask is that of the grid's queries alone: nothing is added to others
+            return torch.nn.functional.pad(out[:, start:stop], (0, 0, 0, 0, start, out.shape[1] - stop))
+        # What is not of the grid sees by the model's own mask, and asks the model's own attention.
         rows = torch.cat([q[:, :start], q[:, stop:]], dim=1)
         mask = torch.cat([call.mask[..., :start, :], call.mask[..., stop:, :]], dim=-2)
         own = call.own(rows, k, v, attn_mask=mask).to(out.dtype)
@@ -400,6 +411,8 @@ class PatchedLayer:
         asking = self._orders.of(site.layout, tiles.get(self.queries), q.device)
         if asking is None:
             return assignment.attend(heads, q, k, v, site, call)
+        if site.output is not None:
+            site = dataclasses.replace(site, output=asking.to_raster(site.output))
         out = assignment.attend(heads, asking.to_raster(q), k, v, site, call)
         return None if out is None else asking.from_raster(out)
 

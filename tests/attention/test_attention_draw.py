@@ -90,11 +90,15 @@ def test_every_method_is_drawn_or_says_what_to_do_instead():
     for name in registry.names():
         method = registry.build(name)
         try:
-            assert draw(method, TokenLayout.of_grid(4, 12, 12))[0].width > 1000
+            text = 0 if "self" in method.roles else 8
+            assert draw(method, TokenLayout.of_grid(4, 12, 12, text=text))[0].width > 1000
         except UnsupportedError as refusal:
             assert "genkit inspect reference --attention-args" in str(refusal) or "genkit generate" in str(refusal)
-            assert name in ("broadway", "motion_boxes", "reference", "cross_modal_context")
+            told = ("broadway", "motion_boxes", "reference", "shared_cross_attention", "cross_modal_context")
+            assert name in told
     assert draw(Reference(origin="sequence"), sequence)[1].computed < 1
+    with pytest.raises(UnsupportedError, match="add text tokens"):
+        draw(registry.build("shared_cross_attention"), SMALL)
     with pytest.raises(UnsupportedError, match="larger cells"):
         draw(Agent(cell=(1, 1, 1)), SMALL)
     with pytest.raises(UnsupportedError, match="docs/methods/cross_modal_context.md"):

@@ -432,7 +432,8 @@ class MethodWeightsSettings(AttentionSettings):
         group="Attention",
     )  # fmt: skip
     train_attention_weights: bool = option(
-        False, "Train the method's own weights too (agent, reference, cross_modal_context); saved beside the LoRA.",
+        False, "Train the method's own weights too (agent, cross_modal_context, shared_cross_attention, ...); saved "
+        "beside the LoRA.",
         group="Attention",
     )  # fmt: skip
 

@@ -16,6 +16,7 @@ from genkit.media.files import write_media
 from genkit.training.lora.run import Run
 from genkit.training.lora.settings import LoraSettings
 
+SHARED = "shared_cross_attention"
 ARGUMENTS = {"form": "trained", "cell": "1x2x2", "lattice": "1x2x2", "lines": "2x2x2"}
 METHOD = genkit.Agent(form="trained", cell=(1, 2, 2), lattice=(1, 2, 2), lines=(2, 2, 2))
 
@@ -146,3 +147,43 @@ def test_context_tokens_between_sound_and_picture_train_beside_a_lora_and_are_sa
         assert kept.keys() == before.keys()
         for name, value in run.weights.named_parameters():
             torch.testing.assert_close(kept[name], value.detach(), atol=1e-6, rtol=1e-6)
+
+
+def test_shared_cross_attention_trains_beside_a_lora_and_both_come_back(tiny_flux, tmp_path):
+    (tmp_path / "data").mkdir()
+    picture = np.full((1, 64, 64, 3), 40, np.uint8)
+    picture[:, 16:48, 8:40] = 200
+    write_media(tmp_path / "data" / "0.png", picture, 1)
+    (tmp_path / "data" / "0.txt").write_text("a red circle")
+    more = {
+        "num_frames": (),
+        "attention": "shared_cross_attention",
+        "attention_args": {},
+        "gradient_checkpointing": True,
+    }
+    run = Run.open(settings(tiny_flux, tmp_path, **more), lambda line: None)
+    assert run.go().parent == tmp_path / "lora"
+    stored = load_file(tmp_path / "lora" / "attention.safetensors")
+    assert len(stored) == 4 * len(run.handle.sites) > 0 and read_lora(tmp_path / "lora").facts.attention == SHARED
+    assert all(value.any() for name, value in stored.items() if name.startswith(SHARED) and name.endswith(".out"))
+    trained, pipeline = flux_answer(run.adapter.model), load(tiny_flux)
+    plain = flux_answer(pipeline.transformer)
+    pipeline.load_lora_weights(str(tmp_path / "lora"))
+    with genkit.patch(pipeline, registry.trained(SHARED, tmp_path / "lora" / "attention.safetensors")):
+        torch.testing.assert_close(flux_answer(pipeline.transformer), trained, atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(flux_answer(pipeline.transformer), trained, atol=1e-4)
+    pipeline.unload_lora_weights()
+    assert torch.equal(flux_answer(pipeline.transformer), plain)
+
+
+def flux_answer(model):
+    draw = torch.Generator().manual_seed(2)
+    config = model.config
+    shapes = (1, 16, config.in_channels), (1, 5, config.joint_attention_dim), (1, config.pooled_projection_dim)
+    latents, text, pooled = (torch.randn(shape, generator=draw) for shape in shapes)
+    places = torch.cartesian_prod(torch.zeros(1), torch.arange(4.0), torch.arange(4.0))
+    told = {"guidance": torch.ones(1)} if config.guidance_embeds else {}
+    with torch.no_grad():
+        return model(
+            latents, text, pooled, torch.tensor([0.5]), places, torch.zeros(5, 3), return_dict=False, **told
+        )[0]  # fmt: skip

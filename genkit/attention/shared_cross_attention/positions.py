@@ -1,0 +1,86 @@
+"""Turning queries as a model turns its own, by the tables that reach its attention modules."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from genkit.attention.site import HALVES, NEIGHBOURS
+from genkit.errors import UnsupportedError
+from genkit.layout import TEXT, TokenLayout
+
+
+def turned(x: torch.Tensor, told: Any, pairs: str, layout: TokenLayout, name: str) -> torch.Tensor:
+    """The grid's queries after rotation.
+
+    Args:
+        x: (B, T*H*W, heads, D) queries of the grid.
+        told: what the module was given, see :class:`genkit.attention.site.Rotary`; None turns nothing.
+        pairs: how the two channels of a pair lie.
+        layout: of the call.
+        name: of the layer, for messages.
+
+    Raises:
+        UnsupportedError: tables of other tokens, or of another width.
+    """
+    if told is None:
+        return x
+    cos, sin = _tables(told, name)
+    start, stop = _rows(cos.shape[1], layout, name)
+    cos, sin = (_spread(table[:, start:stop, None], x.shape[-1], pairs, name) for table in (cos, sin))
+    wide = torch.promote_types(x.dtype, cos.dtype)
+    return (x.to(wide) * cos.to(wide) + _quarter(x, pairs).to(wide) * sin.to(wide)).to(x.dtype)
+
+
+def _tables(told: Any, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosines and sines (B | 1, N, D or D / 2)."""
+    parts = list(told) if isinstance(told, (tuple, list)) else [told]
+    if not all(isinstance(part, torch.Tensor) for part in parts):
+        raise UnsupportedError(f"layer {name}: its rotary tables are no tensors")
+    if parts[0].is_complex():
+        parts = [parts[0].real, parts[0].imag]
+    if len(parts) != 2 or parts[0].shape != parts[1].shape or parts[0].ndim not in (2, 3):
+        shapes = ", ".join(str(tuple(part.shape)) for part in parts)
+        raise UnsupportedError(f"layer {name}: its rotary tables are not cosines and sines of tokens: {shapes}")
+    cos, sin = (part if part.ndim == 3 else part[None] for part in parts)
+    return cos, sin
+
+
+def _rows(count: int, layout: TokenLayout, name: str) -> tuple[int, int]:
+    """The grid's rows of a table of ``count`` tokens."""
+    start, stop = layout.grid_span
+    first, last = layout.text_span or (0, 0)
+    text = last - first
+    before = text if last <= start else 0  # text tokens before the grid
+    ways = {
+        layout.length: start,
+        stop - start: 0,
+        layout.length - text: start - before,
+        stop: start,  # what follows the grid is not turned
+        text + stop - start: before,  # the call reads further keys, of a cache
+    }
+    for length, found in ways.items():
+        if count == length:
+            return found, found + stop - start
+    parts = " + ".join(f"{part.length} {part.name}" for part in layout.segments)
+    raise UnsupportedError(
+        f"layer {name}: rotary tables of {count} tokens, the call has {parts}; {TEXT} may be left out"
+    )
+
+
+def _spread(table: torch.Tensor, width: int, pairs: str, name: str) -> torch.Tensor:
+    """A table as wide as the queries: each number at both channels of its pair."""
+    if table.shape[-1] == width:
+        return table
+    if 2 * table.shape[-1] != width:
+        raise UnsupportedError(f"layer {name}: rotary tables of width {table.shape[-1]}, queries of width {width}")
+    return table.repeat_interleave(2, -1) if pairs == NEIGHBOURS else torch.cat([table, table], -1)
+
+
+def _quarter(x: torch.Tensor, pairs: str) -> torch.Tensor:
+    """Every pair (a, b) of channels as (-b, a)."""
+    if pairs == HALVES:
+        first, second = x.chunk(2, -1)
+        return torch.cat([-second, first], -1)
+    return torch.stack([-x[..., 1::2], x[..., 0::2]], -1).flatten(-2)
