@@ -144,17 +144,18 @@ def test_another_shape_takes_the_method_that_is_better_at_it_and_says_so(picture
     def told(request):
         return [line for line in request.notes if "the method is" in line]
 
-    shape = resolve(ask(tiny_flux, picture, preset="shape"))
-    assert shape.settings.method == "flowedit" and "preset" not in shape.settings.to_dict()
-    (line,) = told(shape)
-    assert "--preset shape" in line and "--method infedit" in line and line in route_of(shape).because
-    assert not any("changes nothing" in line for line in shape.notes)
+    for model, more in ((tiny_flux, {}), (tiny_wan, {"max_sequence_length": 16})):
+        shape = resolve(ask(model, picture, preset="shape", **more))
+        assert shape.settings.method == "flowedit" and "preset" not in shape.settings.to_dict()
+        (line,) = told(shape)
+        assert "--preset shape" in line and "--method infedit" in line and line in route_of(shape).because
+        assert not any("changes nothing" in line for line in shape.notes)
     # Who asks for control of attention has it, and is told of the other.
     for given in ({"keep": 0.5}, {"words": ("auto",)}, {"keep_words": ("circle",)}, {"new_words": "free"}):
         kept = resolve(ask(tiny_flux, picture, preset="shape", **given))
         assert kept.settings.method == "infedit" and "flowedit reaches" in told(kept)[0]
     assert resolve(ask(tiny_flux, picture, preset="shape", words=("none",))).settings.method == "flowedit"
-    for model, more in ((tiny_flux, {"method": "infedit"}), (tiny_sd, {}), (tiny_wan, {"max_sequence_length": 16})):
+    for model, more in ((tiny_flux, {"method": "infedit"}), (tiny_sd, {})):
         other = resolve(ask(model, picture, preset="shape", **more))
         assert (other.settings.method, other.settings.preset, told(other)) == ("infedit", "shape", [])
 

@@ -45,8 +45,8 @@ class ChangeSettings(Settings):
     )
     method: str | None = option(
         None, "infedit, flowedit (flow models, without control of attention), p2p (inversion and prompt-to-prompt), "
-        "img2img, or vimaedit (finds its own region). Left out: infedit; with --preset shape and a flow model of "
-        "pictures flowedit, which is told.",
+        "img2img, or vimaedit (finds its own region). Left out: infedit; with --preset shape and a flow model "
+        "flowedit, which is told.",
         group="Edit",
         rule=Rule(choices=METHODS),
     )  # fmt: skip
