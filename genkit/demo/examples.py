@@ -15,6 +15,7 @@ from genkit.world.picture_render import render_picture
 from genkit.world.picture_scene import Picture, PictureActor, Placement
 from genkit.world.render import render_clip
 from genkit.world.scene import Actor, Scene, lay_out
+from genkit.world.vocabulary import RADII
 
 #: Pixels along a side; the shipped models of pictures were trained at it.
 SIDE = 128
@@ -42,7 +43,9 @@ class Example:
 def _scene(colour: str, shape: str, background: str, texture: str = "plain") -> tuple[Picture, np.ndarray]:
     picture = Picture((PictureActor(colour, shape, "big", texture=texture),), background)
     middle = np.array([SIDE / 2], dtype=np.float32)
-    placed = Placement(middle, middle, np.array([SIDE * 0.27], dtype=np.float32))
+    # As big as the world's: what is bigger than all that a model has seen comes out smaller and with a lumpy outline.
+    radius = np.mean(RADII["big"], keepdims=True, dtype=np.float32)
+    placed = Placement(middle, middle, radius)
     return picture, render_picture(picture, placed, SIDE, SIDE)
 
 
