@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from genkit.attention.method import Density
-from genkit.attention.static import StaticPlan, executed_share
+from genkit.attention.static import StaticMethod, StaticPlan, executed_share
 from genkit.attention.strips import StripChoice, choose_strips, order_of
 from genkit.attention.tiles import TileChoice, choose_tiles
 from genkit.attention.windows import AxisTable, AxisWindow, axis_table
@@ -165,3 +165,27 @@ def _disc_pairs(offsets: list[dict[int, int]], radius: float) -> int:
                     grown[total] = grown.get(total, 0) + count * often
         sums = grown
     return sum(sums.values())
+
+
+class WindowMethod(StaticMethod):
+    """A method that is windows on the grid: masks, plans and how blocks are cut follow from :meth:`on`."""
+
+    def on(self, grid: tuple[int, int, int]) -> GridWindows:
+        """The windows of a concrete grid."""
+        raise NotImplementedError
+
+    def arrangement(self, layout: TokenLayout, kind: str = "cpu") -> str:
+        """See :meth:`StaticMethod.arrangement`."""
+        return self.on(layout.grid).choice(kind).words
+
+    def build_plan(self, layout: TokenLayout, kind: str = "cpu", key_mask: torch.Tensor | None = None) -> StaticPlan:
+        """The plan of a layout; see :meth:`StaticMethod.build_plan`."""
+        return self.on(layout.grid).plan(layout, kind, key_mask)
+
+    def mask(self, layout: TokenLayout) -> torch.Tensor:
+        """The visible pairs, bool (N, N), straight from the definition. O(N^2) memory."""
+        return self.on(layout.grid).mask(layout)
+
+    def mask_rows(self, layout: TokenLayout, queries: torch.Tensor) -> torch.Tensor:
+        """See :meth:`Method.mask_rows`; O(n N) memory."""
+        return self.on(layout.grid).mask_rows(layout, queries)

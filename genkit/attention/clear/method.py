@@ -14,13 +14,13 @@ from genkit.attention.cache import PatchCache
 from genkit.attention.clear.pooled import pool, pooled_count, pooled_plan
 from genkit.attention.clear.published import Published, is_published
 from genkit.attention.clear.weights import PoolWeights, average
-from genkit.attention.grid_windows import Disc, GridWindows
+from genkit.attention.grid_windows import Disc, GridWindows, WindowMethod
 from genkit.attention.keep import kept
 from genkit.attention.method import check_choice, check_int, check_used
 from genkit.attention.registry import register
 from genkit.attention.score_scale import log_factor
 from genkit.attention.site import Place, Site
-from genkit.attention.static import StaticMethod, StaticPlan, check_tokens, masked_plan, static_plan
+from genkit.attention.static import StaticPlan, check_tokens, masked_plan, static_plan
 from genkit.attention.weights import PatchWeights
 from genkit.attention.windows import AxisWindow
 from genkit.errors import UsageError, explain
@@ -32,7 +32,7 @@ _OWNER = "clear"
 
 @register(_OWNER)
 @dataclass(frozen=True)
-class Clear(StaticMethod):
+class Clear(WindowMethod):
     """A token of a picture sees the text and the tokens nearer than ``radius``; the work grows with the pixels.
 
     With ``down`` it also sees a pooled view of the whole picture: keys and values of p x p tokens, after rotary
@@ -133,24 +133,12 @@ class Clear(StaticMethod):
         more = 0 if self.down == 1 else layout.grid_length * pooled_count(layout.grid, self.down)
         return 4 * width * (self.on(layout.grid).pairs(layout) + more)
 
-    def arrangement(self, layout: TokenLayout, kind: str = "cpu") -> str:
-        """See :meth:`StaticMethod.arrangement`."""
-        return self.on(layout.grid).choice(kind).words
-
     def build_plan(self, layout: TokenLayout, kind: str = "cpu", key_mask: torch.Tensor | None = None) -> StaticPlan:
         """See :meth:`StaticMethod.build_plan`; with ``down`` the keys are those of the sequence and the pooled ones."""
         windows = self.on(layout.grid)
         if self.down == 1:
             return windows.plan(layout, kind, key_mask)
         return pooled_plan(windows, self.down, layout, kind, key_mask)
-
-    def mask(self, layout: TokenLayout) -> torch.Tensor:
-        """The pairs that are seen one by one, bool (N, N); pooled keys are no part of it."""
-        return self.on(layout.grid).mask(layout)
-
-    def mask_rows(self, layout: TokenLayout, queries: torch.Tensor) -> torch.Tensor:
-        """See :meth:`Method.mask_rows`; O(n N) memory."""
-        return self.on(layout.grid).mask_rows(layout, queries)
 
     def install(self, place: Place, cache: PatchCache) -> Iterable[Any]:
         """Make the pooling numbers of a layer; with a published file remember which layer it belongs to."""

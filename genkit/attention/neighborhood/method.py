@@ -6,13 +6,10 @@ import math
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-import torch
-
-from genkit.attention.grid_windows import Disc, GridWindows
+from genkit.attention.grid_windows import Disc, GridWindows, WindowMethod
 from genkit.attention.method import check_choice, check_int
 from genkit.attention.registry import register
 from genkit.attention.site import Site
-from genkit.attention.static import StaticMethod, StaticPlan
 from genkit.attention.windows import BORDERS, AxisWindow, rescaled
 from genkit.errors import UsageError, explain
 from genkit.layout import TokenLayout
@@ -46,7 +43,7 @@ def _check_size(value: object) -> None:
 
 @register("neighborhood")
 @dataclass(frozen=True)
-class Neighborhood(StaticMethod):
+class Neighborhood(WindowMethod):
     """Local windows on the token grid, with stride, dilation and causality per axis.
 
     A pair of grid tokens is visible when the key lies in the query's window on every axis. Tokens outside the grid
@@ -197,19 +194,3 @@ class Neighborhood(StaticMethod):
     def details(self, layout: TokenLayout) -> str:
         """See :meth:`Method.details`."""
         return self.on(layout.grid).details()
-
-    def arrangement(self, layout: TokenLayout, kind: str = "cpu") -> str:
-        """See :meth:`StaticMethod.arrangement`."""
-        return self.on(layout.grid).choice(kind).words
-
-    def build_plan(self, layout: TokenLayout, kind: str = "cpu", key_mask: torch.Tensor | None = None) -> StaticPlan:
-        """The plan of a layout; see :meth:`StaticMethod.build_plan`."""
-        return self.on(layout.grid).plan(layout, kind, key_mask)
-
-    def mask(self, layout: TokenLayout) -> torch.Tensor:
-        """The visible pairs, bool (N, N), straight from the definition. O(N^2) memory."""
-        return self.on(layout.grid).mask(layout)
-
-    def mask_rows(self, layout: TokenLayout, queries: torch.Tensor) -> torch.Tensor:
-        """See :meth:`Method.mask_rows`; O(n N) memory."""
-        return self.on(layout.grid).mask_rows(layout, queries)

@@ -11,12 +11,12 @@ from typing import Any, ClassVar, Literal
 import torch
 
 from genkit.attention.cache import PatchCache
-from genkit.attention.grid_windows import GridWindows
+from genkit.attention.grid_windows import GridWindows, WindowMethod
 from genkit.attention.method import Density, check_choice, check_int, check_used
 from genkit.attention.registry import register
 from genkit.attention.score_scale import log_factor
 from genkit.attention.site import Site
-from genkit.attention.static import StaticMethod, StaticPlan, dense_attention
+from genkit.attention.static import dense_attention
 from genkit.attention.windows import AxisWindow
 from genkit.errors import GenkitError, UsageError, explain
 from genkit.layout import TEXT, TokenLayout
@@ -123,7 +123,7 @@ def _doubled(value: Any, batch: int) -> Any:
 
 @register("sliding_window")
 @dataclass(frozen=True)
-class SlidingWindow(StaticMethod):
+class SlidingWindow(WindowMethod):
     """Windows of the size a model was trained at, moved inward at the borders, all frames visible (FreeSwim).
 
     Lets a model make larger pictures and videos than it was trained for: inside a window positions stay within what it
@@ -224,22 +224,6 @@ class SlidingWindow(StaticMethod):
         if site.role == "joint" and self.dual:
             return "the dual path lends cross-attention, a joint-attention model has none; use dual=false"
         return super().why_not(site)
-
-    def arrangement(self, layout: TokenLayout, kind: str = "cpu") -> str:
-        """See :meth:`StaticMethod.arrangement`."""
-        return self.on(layout.grid).choice(kind).words
-
-    def build_plan(self, layout: TokenLayout, kind: str = "cpu", key_mask: torch.Tensor | None = None) -> StaticPlan:
-        """See :meth:`StaticMethod.build_plan`."""
-        return self.on(layout.grid).plan(layout, kind, key_mask)
-
-    def mask(self, layout: TokenLayout) -> torch.Tensor:
-        """See :meth:`Method.mask`."""
-        return self.on(layout.grid).mask(layout)
-
-    def mask_rows(self, layout: TokenLayout, queries: torch.Tensor) -> torch.Tensor:
-        """See :meth:`Method.mask_rows`."""
-        return self.on(layout.grid).mask_rows(layout, queries)
 
     def remarks(self, cache: PatchCache) -> list[str]:
         """Says when two paths were asked for and nothing ran them, and when only the scale is not dense attention's."""
