@@ -55,6 +55,7 @@ class Method:
     trained_with: ClassVar[tuple[str, ...]] = ()  # settings that weights only fit as they were in training
     declines: ClassVar[str] = "the method declined this call"  # what a report says when :meth:`attend` gives None
     reads_output: ClassVar[bool] = False  # of methods that add: :attr:`Site.output` holds what the attention gave
+    any_tokens: ClassVar[bool] = False  # serves a part of the grid's tokens, too: each for itself, wherever it is
     weighs: ClassVar[bool] = False  # whether :meth:`seen` gives weights rather than visible or hidden
     source: ClassVar[str] = ""
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from genkit.attention.site import FOLDED, Projections, Rotary
 from genkit.errors import UnsupportedError
 from genkit.families.facts import PipelineFacts
+from genkit.families.stack import BlockStack
 from genkit.layout import GRID, TEXT, Segment, TokenLayout
 
 if TYPE_CHECKING:
@@ -144,6 +145,7 @@ class Family:
         timed: whether the layouts tell the time in seconds of every token of picture and sound.
         makes: "sound" where the models make sound; else ``video`` tells what they make.
         rotary: how joint attention turns its queries; None = not told.
+        stack: how tokens go through the blocks, for training that routes tokens; None = not told.
         facts: what is known of the pipelines: sizes, frames per second, latents, text, training.
         notes: what a user should know.
     """
@@ -172,6 +174,7 @@ class Family:
     makes: str = ""
     timed: bool = False
     rotary: Rotary | None = None
+    stack: BlockStack | None = None
     notes: str = ""
 
     def heads(self, module: Any) -> int | None:
@@ -279,6 +282,7 @@ def text_length(args: Mapping[str, Any], family: str, name: str = "encoder_hidde
 __all__ = [
     "MAIN",
     "TEXT",
+    "BlockStack",
     "Family",
     "FoundSite",
     "OpenLayout",

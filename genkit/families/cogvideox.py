@@ -6,7 +6,18 @@ from collections.abc import Mapping
 from math import lcm
 from typing import Any
 
-from genkit.families.base import MAIN, TEXT, Family, Rotary, SiteRule, Streams, grid_with, shape, text_length
+from genkit.families.base import (
+    MAIN,
+    TEXT,
+    BlockStack,
+    Family,
+    Rotary,
+    SiteRule,
+    Streams,
+    grid_with,
+    shape,
+    text_length,
+)
 from genkit.families.codec import scaled
 from genkit.families.facts import Objective, PipelineFacts, TextRule
 from genkit.families.inputs import Other
@@ -50,6 +61,7 @@ FAMILY = Family(
     video=True,
     branches=("cond_uncond",),
     rotary=Rotary(),
+    stack=BlockStack(("transformer_blocks",)),
     facts=PipelineFacts(
         pattern="CogVideoX.*",
         fps="8",

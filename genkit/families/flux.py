@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from genkit.families.base import Family, Rotary, SiteRule
+from genkit.families.base import BlockStack, Family, Rotary, SiteRule
 from genkit.families.codec import scaled
 from genkit.families.facts import FLOW, Objective, PipelineFacts, TextRule
 from genkit.families.grids import text_image_references
@@ -26,6 +26,7 @@ FLUX = Family(
     branches=("cond", "uncond"),
     rotary=Rotary(),
     time_positions="img_ids (another first coordinate)",
+    stack=BlockStack(("transformer_blocks", "single_transformer_blocks"), output=1),
     facts=PipelineFacts(
         pattern="Flux(?![23]).*",
         needs_input=r"Flux.*(?:Img2Img|Inpaint|Fill|Kontext|Control|Redux).*",
@@ -57,6 +58,7 @@ FLUX = Family(
 CHROMA = replace(
     FLUX,
     name="Chroma",
+    stack=None,
     classes=("ChromaTransformer2DModel",),
     pipelines=("ChromaPipeline", "ChromaImg2ImgPipeline", "ChromaInpaintPipeline"),
     streams=text_image_references("Chroma"),
@@ -74,6 +76,7 @@ CHROMA = replace(
 BRIA = replace(
     FLUX,
     name="Bria",
+    stack=None,
     classes=("BriaTransformer2DModel",),
     pipelines=("BriaPipeline",),
     streams=text_image_references("Bria"),
@@ -95,6 +98,7 @@ def _fibo_token(config: ReadConfig) -> Size:
 BRIA_FIBO = replace(
     BRIA,
     name="Bria FIBO",
+    stack=None,
     classes=("BriaFiboTransformer2DModel",),
     pipelines=("BriaFiboPipeline", "BriaFiboEditPipeline"),
     streams=text_image_references("Bria FIBO"),
@@ -108,6 +112,7 @@ BRIA_FIBO = replace(
 OVIS = replace(
     FLUX,
     name="Ovis-Image",
+    stack=None,
     classes=("OvisImageTransformer2DModel",),
     pipelines=("OvisImagePipeline",),
     streams=text_image_references("Ovis-Image"),
@@ -118,6 +123,7 @@ OVIS = replace(
 LONGCAT = replace(
     FLUX,
     name="LongCat-Image",
+    stack=None,
     classes=("LongCatImageTransformer2DModel",),
     pipelines=("LongCatImagePipeline", "LongCatImageEditPipeline"),
     streams=text_image_references("LongCat-Image", number=1),

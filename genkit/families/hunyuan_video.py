@@ -5,7 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from genkit.families.base import MAIN, TEXT, Family, Rotary, SiteRule, Streams, grid_with, shape, text_length
+from genkit.families.base import (
+    MAIN,
+    TEXT,
+    BlockStack,
+    Family,
+    Rotary,
+    SiteRule,
+    Streams,
+    grid_with,
+    shape,
+    text_length,
+)
 from genkit.families.codec import scaled
 from genkit.families.facts import FLOW, Objective, PipelineFacts, TextRule
 from genkit.families.sizes import ReadConfig, Size, SizeRule
@@ -43,6 +54,11 @@ FAMILY = Family(
     branches=("cond", "uncond"),
     rotary=Rotary(),
     time_positions="shape",
+    stack=BlockStack(
+        ("transformer_blocks", "single_transformer_blocks"),
+        rotary=("freqs_cis", "image_rotary_emb"),
+        mask="attention_mask",
+    ),
     facts=PipelineFacts(
         pattern="HunyuanVideo(?!15|Framepack).*",
         fps="24",

@@ -25,7 +25,7 @@ from genkit.families.out_of_scope import OUT_OF_SCOPE
 #: Files of this folder that are not records.
 SHARED = (
     "base", "codec", "facts", "grids", "inputs", "lookup", "originals", "out_of_scope", "outside", "prompts",
-    "sizes", "sound_features", "training",
+    "sizes", "sound_features", "stack", "training",
 )  # fmt: skip
 
 

@@ -5,7 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from genkit.families.base import MAIN, TEXT, Family, Rotary, SiteRule, Streams, grid_with, shape, text_length
+from genkit.families.base import (
+    MAIN,
+    TEXT,
+    BlockStack,
+    Family,
+    Rotary,
+    SiteRule,
+    Streams,
+    grid_with,
+    shape,
+    text_length,
+)
 from genkit.families.facts import PipelineFacts
 from genkit.families.grids import latent_grid
 
@@ -29,6 +40,11 @@ def _decodes(model: Any, path: str, module: Any) -> bool:
     return int(path.split(".")[1]) >= len(model.single_transformer_blocks) - model.config.num_decoder_layers
 
 
+def _decoders(model: Any) -> int:
+    """The decoder's blocks: their tokens are the embedded latents anew, and the encoded video."""
+    return int(model.config.num_decoder_layers)
+
+
 FAMILY = Family(
     name="Motif-Video",
     classes=("MotifVideoTransformer3DModel",),
@@ -46,6 +62,7 @@ FAMILY = Family(
     text="last",
     video=True,
     rotary=Rotary(),
+    stack=BlockStack(("transformer_blocks", "single_transformer_blocks"), mask="attention_mask", other=_decoders),
     facts=PipelineFacts(
         pattern="MotifVideo.*",
         fps="24",

@@ -5,7 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from genkit.families.base import MAIN, TEXT, Family, Rotary, SiteRule, Streams, grid_with, shape, text_length
+from genkit.families.base import (
+    MAIN,
+    TEXT,
+    BlockStack,
+    Family,
+    Rotary,
+    SiteRule,
+    Streams,
+    grid_with,
+    shape,
+    text_length,
+)
 from genkit.families.codec import scaled
 from genkit.families.facts import FLOW, Objective, PipelineFacts, TextRule
 from genkit.families.inputs import Other
@@ -35,6 +46,7 @@ FAMILY = Family(
     text="last",
     video=False,
     rotary=Rotary(""),
+    stack=BlockStack(("transformer_blocks",), rotary=(), output=1),
     facts=PipelineFacts(
         pattern="StableDiffusion3.*",
         others={

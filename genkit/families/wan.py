@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from math import lcm
 from typing import Any
 
-from genkit.families.base import MAIN, Family, SiteRule, Streams, grid_with, shape
+from genkit.families.base import MAIN, BlockStack, Family, SiteRule, Streams, grid_with, shape
 from genkit.families.codec import standardised
 from genkit.families.facts import FLOW, Objective, PipelineFacts, Streaming, TextRule
 from genkit.families.inputs import BEGINNING, Inputs, Other
@@ -89,6 +89,14 @@ FAMILY = Family(
     video=True,
     branches=("cond", "uncond"),
     time_positions="shape",
+    stack=BlockStack(
+        ("blocks",),
+        text="",
+        rotary=("rotary_emb",),
+        per_token=("temb",),
+        output=None,
+        classes=("WanTransformer3DModel",),
+    ),
     facts=PipelineFacts(
         pattern="Wan(?!Animate2).*",
         fps="16",

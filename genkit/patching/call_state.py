@@ -11,6 +11,7 @@ import torch
 
 from genkit.errors import UnsupportedError
 from genkit.families.base import Family, Streams
+from genkit.layout import GRID, Segment, TokenLayout
 from genkit.patching.masks import NO_MASK, MaskView, view_mask
 from genkit.patching.positions import TimeAngles
 from genkit.patching.step_tracker import Moment
@@ -45,6 +46,8 @@ class CallState:
         self.forwards = 0
         self.run: int | None = None
         self.run_forwards = 0  # of the latest sampling run
+        self._whole: Streams | None = None  # the streams of the call, while some tokens are left out
+        self._parts: dict[int, Streams] = {}
         self._attended: set[str] = set()  # streams whose tokens are queries of some attention
         #: Step and branch of the latest call, None before the first.
         self.moment: Moment | None = None
@@ -59,9 +62,11 @@ class CallState:
         if not moment.aside:
             self.run_forwards = self.run_forwards + 1 if moment.run == self.run else 1
             self.run = moment.run
+        self.keep_tokens(None)
         streams = self.family.streams(model, given)
         if streams != self.streams:  # else the same object stays: what layers know of it stays true
             self.streams = streams
+            self._parts.clear()
             if not self._attended:
                 self._attended = {found.queries for found in self.family.find_sites(model)}
             grids = [layout.grid for name, layout in streams.items() if name in self._attended and layout.has_grid]
@@ -72,6 +77,16 @@ class CallState:
         if self.angles is None:
             self.angles = TimeAngles.of(model, self.family.time_positions)
         self.tiles = {} if self.family.tiles is None else self.family.tiles(model, given)
+
+    def keep_tokens(self, count: int | None) -> None:
+        """The layers that follow see ``count`` of the grid's tokens, in no grid any more; None = all of them again."""
+        if self._whole is not None:
+            self.streams, self._whole = self._whole, None
+        if count is None:
+            return
+        if count not in self._parts:
+            self._parts[count] = {name: _part(stream, count) for name, stream in self.streams.items()}
+        self._whole, self.streams = self.streams, self._parts[count]
 
     def not_running(self) -> UnsupportedError:
         """What is raised when an attention layer is called before any call of the whole model."""
@@ -109,3 +124,11 @@ class CallState:
                 view = dataclasses.replace(view, keys=before.keys)
         self._masks[key], self._masks_before[key] = (mask, view), view
         return view
+
+
+def _part(stream: Any, count: int) -> Any:
+    """A stream of which ``count`` tokens of the grid are left, one row of them."""
+    if not isinstance(stream, TokenLayout) or not stream.has_grid:
+        return stream
+    parts = (Segment(GRID, count) if part.name == GRID else part for part in stream.segments)
+    return TokenLayout((1, 1, count), tuple(parts))

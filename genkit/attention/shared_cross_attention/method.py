@@ -51,6 +51,7 @@ class SharedCrossAttention(Method):
     roles: ClassVar[tuple[str, ...]] = ("joint",)
     trainable: ClassVar[bool] = True
     reads_output: ClassVar[bool] = True
+    any_tokens: ClassVar[bool] = True
     declines: ClassVar[str] = "its strength is 0"
     source: ClassVar[str] = "Motif-Video 2B, arXiv 2604.16503"
 

@@ -146,7 +146,7 @@ _DECIDING = (
     "lr_warmup_steps", "lr_num_cycles", "lr_power", "use_ema", "ema_decay", "seed", "mixed_precision",
     "timestep_sampling", "logit_mean", "logit_std", "mode_scale", "flow_shift", "min_level", "max_level",
     "loss_weighting", "loss_type", "huber_delta", "snr_gamma", "noise_offset", "guidance", "audio_weight", "tasks",
-    "condition_dropout", "condition_noise",
+    "condition_dropout", "condition_noise", "route",
     "attention", "attention_args", "schedule", "backend", "recipe", "train_attention_weights", "mix", "mix_balance",
     "mix_certainty",
 )  # fmt: skip

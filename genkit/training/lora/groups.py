@@ -22,6 +22,7 @@ from genkit.training.data.source import (
     as_sizes,
     as_sources,
 )
+from genkit.training.lora.route import as_route
 
 LORA, LOKR = "lora", "lokr"
 KAIMING, GAUSSIAN = "kaiming", "gaussian"
@@ -296,6 +297,17 @@ class OptimizationSettings(Settings):
     compile: bool = option(False, "Compile the denoiser's blocks with torch.compile.", group="Optimization")
     threads: int | None = option(
         None, "Threads of the CPU.", group="Optimization", rule=_count(4096), stored=NEVER
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class RoutingSettings(Settings):
+    """Tokens that skip blocks in training."""
+
+    route: str | None = option(
+        None, "Token routing (TREAD): START:END:RATIO, such as 2:-2:0.5. In training this share of the tokens, drawn "
+        "anew every time, skips these blocks: cheaper steps. Text never does; samples and held-out losses have all.",
+        group="Optimization", parse=as_route,
     )  # fmt: skip
 
 

@@ -48,10 +48,12 @@ from genkit.training.lora.data import CACHE, read_data, slots_of
 from genkit.training.lora.estimate import Estimate, Subject, encoded, estimate
 from genkit.training.lora.joint import check_clips, check_joint
 from genkit.training.lora.quantise import check_backend, quantisation
+from genkit.training.lora.route import Route
 from genkit.training.lora.router import RouterAdapter
 from genkit.training.lora.samples import ask
 from genkit.training.lora.settings import LoraSettings
 from genkit.training.lora.task import LoraTask, LossOptions
+from genkit.training.lora.token_route import check_route
 from genkit.training.lora.words.build import subjects_of, word_factors, word_task
 from genkit.training.lora.words.subjects import Subjects, words_record
 
@@ -150,8 +152,15 @@ class LoraPlan:
                 adapter.check_start(*starting_pairs(pipeline, component, settings.init_lora))
             optimizer_for(settings, list(adapter.parameters.items()))
             targets, trainable = tuple(getattr(adapter, "targets", ())), adapter.count
+        network, handle = getattr(pipeline, component), None
         if attention is not None:
-            put_in(getattr(pipeline, component), attention, settings.train_attention_weights)[0].remove()
+            handle = put_in(network, attention, settings.train_attention_weights)[0]
+        try:
+            if settings.route is not None:
+                check_route(network, Route.parse(settings.route), handle)
+        finally:
+            if handle is not None:
+                handle.remove()
         data = read_data(settings, model, training, progress)
         if tasks:
             named = [(place(cut.item.path.name), cut) for cut in data.every]
@@ -303,6 +312,8 @@ class LoraPlan:
             lines.append(
                 f"--resume-from-checkpoint {LATEST}: {place(settings.output)} holds no checkpoint; this run begins at 0"
             )
+        if settings.route is not None:
+            lines.append("--route: memory and operations are told for all tokens; a routed step needs less")
         return lines + self.summary().notes()
 
     def summary(self) -> Summary:

@@ -38,10 +38,12 @@ from genkit.training.lora.groups import ACTIVATIONS
 from genkit.training.lora.joint import joint_draw
 from genkit.training.lora.plan import CHECKPOINT_BYTES, LoraPlan, adapter_on, optimizer_for, starting_pairs
 from genkit.training.lora.quantise import check_quantised, quantisation
+from genkit.training.lora.route import Route
 from genkit.training.lora.router import RouterTask, router_files
 from genkit.training.lora.samples import ValidationSamples
 from genkit.training.lora.settings import LoraSettings
 from genkit.training.lora.task import LoraTask, to_device
+from genkit.training.lora.token_route import TokenRoute
 from genkit.training.lora.words.build import made_before, put_words, word_task
 from genkit.training.lora.words.task import WordTask
 
@@ -136,7 +138,8 @@ class Run:
                 told(line)
         tasks = joint_draw(plan.tasks, training, model.sidecar.call, handle)
         offload = settings.offload == ACTIVATIONS
-        given = (pipeline, training, adapter, plan.options, settings.seed, weights, offload, tasks)
+        route = None if settings.route is None else TokenRoute(network, Route.parse(settings.route))
+        given = (pipeline, training, adapter, plan.options, settings.seed, weights, offload, tasks, route)
         task = LoraTask(*given)
         if settings.mix:
             steps = plan.loop.steps

@@ -30,6 +30,7 @@ from genkit.training.lora.groups import (
     MixSettings,
     ModelSettings,
     OptimizationSettings,
+    RoutingSettings,
     ValidationSettings,
 )
 from genkit.training.lora.words.settings import WordSettings, check_words
@@ -41,6 +42,7 @@ class LoraSettings(
     CheckpointSettings,
     MethodWeightsSettings,
     LossSettings,
+    RoutingSettings,
     OptimizationSettings,
     DataSettings,
     WordSettings,
@@ -67,6 +69,8 @@ class LoraSettings(
                 "--attention auto takes the method from a LoRA that is used; in training name one (see genkit "
                 "methods), or leave it out"
             )
+        if self.route is not None:
+            self._check_route()
         self._check_adapter()
         self._check_effects()
         check_words(self)
@@ -77,6 +81,15 @@ class LoraSettings(
                 f"--validation-images: got {len(self.validation_images)} for {len(self.validation_prompts)} "
                 "validation prompts, allowed: one for each"
             )
+
+    def _check_route(self) -> None:
+        for name, why in (
+            ("compile", "compiled blocks have one length"),
+            ("learn_words", "masks of words are read off all tokens"),
+            ("mix", "a router chooses for all tokens"),
+        ):
+            if getattr(self, name):
+                raise UsageError(f"--route does not go with {flag(name)}: {why}; leave one of the two out")
 
     def _check_adapter(self) -> None:
         own = [name for name in AdapterSettings.__annotations__ if getattr(self, name) and self._differs(name)]

@@ -25,6 +25,7 @@ from genkit.training.data.batch import Batch
 from genkit.training.lora.adapter import Adapter
 from genkit.training.lora.joint import Given, JointDraw, task_figures, with_clean
 from genkit.training.lora.levels import LOWEST, Levels, weight_of
+from genkit.training.lora.token_route import TokenRoute
 
 MSE, HUBER = "mse", "huber"
 #: Place of what all samples of a batch draw together.
@@ -34,7 +35,7 @@ RANGES = (0.25, 0.5, 0.75, 1.0)
 #: Levels of the loss on held-out samples.
 HELD_OUT_LEVELS = (0.2, 0.4, 0.6, 0.8, 0.95)
 #: What a generator is for, so that no two draw the same.
-_TRAINING, _HELD_OUT, _DROPOUT, _CONDITION, _TASK, _HELD_OUT_TASK = 0, 1, 2, 3, 4, 5
+_TRAINING, _HELD_OUT, _DROPOUT, _CONDITION, _TASK, _HELD_OUT_TASK, _ROUTE = 0, 1, 2, 3, 4, 5, 6
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,7 @@ class LoraTask(nn.Module):
         attention: weights of a patch that train too; None for none.
         offload: keep in main memory what the backward pass needs: less memory of a GPU, slower.
         tasks: what is drawn for every sample of a model of video and sound; None = all of both is made.
+        route: on the denoiser, by which tokens skip blocks in :meth:`forward`; None = none does.
 
     Raises:
         UsageError: options that mean nothing for the model's objective.
@@ -100,6 +102,7 @@ class LoraTask(nn.Module):
         attention: nn.Module | None = None,
         offload: bool = False,
         tasks: JointDraw | None = None,
+        route: TokenRoute | None = None,
     ):
         super().__init__()
         self.pipeline = pipeline
@@ -111,6 +114,7 @@ class LoraTask(nn.Module):
         self.attention = attention
         self.offload = offload
         self.tasks = tasks
+        self.route = route
         self.objective = objective_of(facts(pipeline).objective, pipeline.scheduler)
         self._weight = weight_of(self.objective, self.options.weighting, self.options.snr_gamma)
         self._check()
@@ -149,6 +153,8 @@ class LoraTask(nn.Module):
             own = [self.generator(_TASK, number, rank * count + index) for index in range(count)]
             names = self.tasks.draw(self.generator(_TASK, number, _SHARED), own)
             given = self.tasks.given(names, batch.latents, self.pipeline, batch.fps, own)
+        if self.route is not None:
+            self.route.next(self.generator(_ROUTE, number, _SHARED))
         with self._dropout(number, rank), self._kept():
             errors = self.errors(batch, level, generators, given)
         loss, figures = self._loss(errors, level)
