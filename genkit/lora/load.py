@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from genkit.errors import ArtifactError, UnsupportedError, UsageError, explain, said
+from genkit.lora.door import activate, adapters_of, add_adapter, has_loader, loadable
 from genkit.lora.facts import Facts
 from genkit.lora.files import STRONGEST, Lora, lora_file, parse_lora
 from genkit.lora.keys import short
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 def check_lora(pipeline_class: type) -> None:
     """Refuse a pipeline class that takes no LoRA, and a machine without peft; UnsupportedError."""
-    if not hasattr(pipeline_class, "load_lora_weights"):
+    if not loadable(pipeline_class):
         raise UnsupportedError(f"{pipeline_class.__name__} takes no LoRA")
     if find_spec("peft") is None:
         raise UnsupportedError("a LoRA (--lora, --fast) needs the package peft; pip install 'genkit[train]'")
@@ -71,7 +72,7 @@ def apply_loras(
     for index, each in enumerate(matches):
         _load(pipeline, each, f"lora{index}")
         told += each.told
-    pipeline.set_adapters([f"lora{index}" for index in range(len(matches))], [each.lora.strength for each in matches])
+    activate(pipeline, [f"lora{index}" for index in range(len(matches))], [each.lora.strength for each in matches])
     for index, (each, share) in enumerate(zip(matches, shares, strict=False)):
         set_share(pipeline, each, f"lora{index}", share)
     return told
@@ -117,12 +118,12 @@ def load_lora(
     found = match(pipeline, Lora(lora_file(user_path(file, "LoRA")), float(strength), part), partial)
     share = Share(dict(layers or {}), None if steps is None else StepFactors.parse(steps, "steps"))
     share.check(found)
-    there = sorted({name for names in pipeline.get_list_adapters().values() for name in names})
+    there = adapters_of(pipeline)
     name = next(f"lora{number}" for number in range(len(there) + 1) if f"lora{number}" not in there)
     before = [(layer, own, scale) for layer in _tuned(pipeline) for own, scale in layer.scaling.items()]
     active = [own for own in there if any(own in layer.active_adapters for layer, _, _ in before)]
     _load(pipeline, found, name)
-    pipeline.set_adapters([*active, name], [*(1.0 for _ in active), found.lora.strength])
+    activate(pipeline, [*active, name], [*(1.0 for _ in active), found.lora.strength])
     for layer, own, scale in before:
         layer.scaling[own] = scale
     set_share(pipeline, found, name, share)
@@ -178,7 +179,7 @@ def set_share(pipeline: Any, found: Matched, name: str, share: Share) -> None:
 
 def _tuned(pipeline: Any) -> list[Any]:
     """The layers of a pipeline that carry LoRA."""
-    parts = [getattr(pipeline, part, None) for part in pipeline._lora_loadable_modules]
+    parts = [getattr(pipeline, part, None) for part in loadable(pipeline)]
     return [layer for part in parts if part is not None for layer in part.modules() if hasattr(layer, "lora_A")]
 
 
@@ -195,6 +196,10 @@ def match_loras(outline: Any, loras: Sequence[Lora], partial: bool = False) -> l
 def _load(pipeline: Any, found: Matched, name: str) -> None:
     path = found.lora.path
     for group in found.groups:
+        if not has_loader(pipeline):
+            add_adapter(pipeline, group.part, as_diffusers(group.pairs), name)
+            _check_loaded(pipeline, found.lora, name, group.pairs)
+            continue
         if group.same:
             given: Any = str(path.parent)
             more = {"weight_name": path.name, "local_files_only": True}

@@ -11,6 +11,7 @@ from genkit.errors import ArtifactError, said
 from genkit.families.lookup import diffusers_class, records
 from genkit.families.originals.base import Originals
 from genkit.families.originals.lookup import originals
+from genkit.lora.door import has_loader, loadable
 from genkit.lora.files import Lora
 from genkit.lora.keys import DOWN, KEY, TRANSLATED, is_peft, peft_name, short, simplified
 from genkit.lora.lokr import lora_of_lokr
@@ -164,6 +165,11 @@ def _translated(
     pipeline: Any, lora: Lora, plain: dict[str, torch.Tensor]
 ) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
     """Names of other programs as Diffusers translates them, and the alphas that it keeps apart."""
+    if not has_loader(pipeline):
+        raise ArtifactError(
+            f"{place(lora.path)} has names of another program, which Diffusers translates for no "
+            f"{type(pipeline).__name__}; give a file with names of Diffusers or PEFT"
+        )
     more = {"unet_config": pipeline.unet.config} if getattr(pipeline, "unet", None) is not None else {}
     apart = {key: value.clone() for key, value in plain.items()}  # some are multiplied where they lie
     try:
@@ -182,7 +188,7 @@ def _translated(
 
 def parts_of(pipeline: Any) -> list[str]:
     """Names of the parts that take LoRA and are there, longest first."""
-    named = [name for name in pipeline._lora_loadable_modules if getattr(pipeline, name, None) is not None]
+    named = [name for name in loadable(pipeline) if getattr(pipeline, name, None) is not None]
     return sorted(named, key=len, reverse=True)
 
 

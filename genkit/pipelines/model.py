@@ -17,6 +17,7 @@ from genkit.families.facts import tells_flow
 from genkit.families.inputs import Inputs, inputs_of, takes
 from genkit.families.lookup import facts_of
 from genkit.families.sizes import ReadConfig, SizeRule
+from genkit.lora.door import has_loader, loadable
 from genkit.models import Sidecar, check_folder, read_sidecar
 from genkit.models.check import fingerprint, read_index, read_part_config
 from genkit.models.registry import Location
@@ -184,11 +185,10 @@ class Model:
             ArtifactError: a configuration that its class refuses.
         """
         kind: Any = self.pipeline_class
-        found = {
-            "_lora_loadable_modules": kind._lora_loadable_modules,
-            "lora_state_dict": staticmethod(kind.lora_state_dict),
-        }
-        for part in kind._lora_loadable_modules:
+        found: dict[str, Any] = {"_lora_loadable_modules": loadable(kind)}
+        if has_loader(kind):
+            found["lora_state_dict"] = staticmethod(kind.lora_state_dict)
+        for part in loadable(kind):
             if part in self.outline.components:
                 found[part] = self.outline.components[part]
             elif part in self.parts:
