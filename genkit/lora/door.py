@@ -26,7 +26,7 @@ def loadable(pipeline: Any) -> tuple[str, ...]:
     told = getattr(pipeline, "_lora_loadable_modules", None)
     if told is not None:
         return tuple(told)
-    kind = pipeline if isinstance(pipeline, type) else type(pipeline)
+    kind: Any = pipeline if isinstance(pipeline, type) else type(pipeline)
     try:
         hints = typing.get_type_hints(kind.__init__)
     except (NameError, TypeError):  # names that only a type checker knows
