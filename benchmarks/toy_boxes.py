@@ -28,6 +28,7 @@ class BoxRow:
         module: the trained motion module is on the model.
         boxes: it is told the boxes. half: in the prompt's half of guidance alone, else in both.
         subject: a picture shows the object, the prompt keeps silent; by reference attention inside the boxes.
+        free: reference attention is the training-free form.
     """
 
     title: str
@@ -35,6 +36,7 @@ class BoxRow:
     boxes: bool = True
     half: bool = False
     subject: bool = False
+    free: bool = False
 
 
 ROWS = {
@@ -42,6 +44,8 @@ ROWS = {
     "boxes": BoxRow("boxes", module=True),
     "half": BoxRow("boxes, in the prompt's half of guidance alone", module=True, half=True),
     "subject": BoxRow("picture of the subject and boxes", module=True, subject=True),
+    "subject-free": BoxRow("picture of the subject, training-free, and boxes", module=True, subject=True, free=True),
+    "subject-alone": BoxRow("picture of the subject alone", boxes=False, subject=True),
     "subject-off": BoxRow("picture of the subject and boxes, module off", subject=True),
 }
 
@@ -50,7 +54,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of ``python -m benchmarks toy_boxes``."""
     parser.add_argument("--model", default="toy-video", help="toy-video (default) or another Wan folder")
     parser.add_argument("--weights", type=Path, help="motion_boxes.safetensors (default: in the model's folder)")
-    parser.add_argument("--reference-weights", type=Path, help="of reference attention (default: training-free)")
+    parser.add_argument(
+        "--reference-weights", type=Path, help="of reference attention (default: in the model's folder)"
+    )
     parser.add_argument("--rows", nargs="+", choices=tuple(ROWS), default=["prompt", "boxes", "half"])
     parser.add_argument(
         "--prompts", type=whole(8), default=24, help="cases per row, a quarter of new pairs (default 24)"
@@ -66,9 +72,11 @@ def run(options: argparse.Namespace) -> int:
     from genkit.evaluation.toy import ClipRequest
     from genkit.evaluation.toy_boxes import draw_box_cases
     from genkit.models import locate
+    from genkit.pipelines.subject import WEIGHTS as REFERENCE
     from genkit.pipelines.tasks.boxes.given import WEIGHTS
 
-    weights = options.weights or Path(locate(options.model).path) / WEIGHTS
+    home = Path(str(locate(options.model).path))
+    weights, reference = options.weights or home / WEIGHTS, options.reference_weights or home / REFERENCE
     pipeline = genkit.load(options.model)
     pipeline.set_progress_bar_config(disable=True)
     request = ClipRequest(*parse_size(options.size), options.steps)
@@ -79,20 +87,24 @@ def run(options: argparse.Namespace) -> int:
     rows, shown, plain = [], {}, []
     for name in options.rows:
         row = ROWS[name]
-        scores, clips, seconds = _measure(pipeline, row, weights, options.reference_weights, cases, request)
+        scores, clips, seconds = _measure(pipeline, row, weights, reference, cases, request)
         shown[row.title] = clips[:SHOWN]
         rows += _cells(row, scores, cases, seconds / len(cases))
         plain += [{"row": name, "overlaps": [round(each.overlap, 4) for each in scores]}]
         print(rows[-len(_PARTS) :], flush=True)
     facts = environment()
     data = {"environment": facts, "model": options.model, "size": options.size, "steps": options.steps}
-    data |= {"weights": trained_facts(weights), "off is the model": same, "rows": rows, "cases": plain}
-    report("toy_boxes", data, _report(data, facts), options.output)
-    _draw_sheet(cases[:SHOWN], shown, options.output / "toy_boxes.png")
+    subject = any(ROWS[name].subject for name in options.rows)
+    data |= {"weights": trained_facts(weights), "reference": trained_facts(reference) if subject else None}
+    data |= {"off is the model": same, "rows": rows, "cases": plain}
+    name = "toy_boxes_subject" if subject else "toy_boxes"
+    report(name, data, _report(name, data, facts), options.output)
+    pictures = [case.picture for case in cases[:SHOWN]] if subject else []
+    _draw_sheet(cases[:SHOWN], shown, pictures, options.output / f"{name}.png")
     return 0
 
 
-def _measure(pipeline: Any, row: BoxRow, weights: Path, reference: Path | None, cases: list, request: Any):
+def _measure(pipeline: Any, row: BoxRow, weights: Path, reference: Path, cases: list, request: Any):
     """Scores of one way, its clips, and the seconds they took."""
     import genkit
     from genkit.attention.registry import trained
@@ -101,7 +113,7 @@ def _measure(pipeline: Any, row: BoxRow, weights: Path, reference: Path | None, 
 
     parts, half = [], genkit.Schedule(branches=("cond",))
     if row.subject:
-        shows = genkit.Reference() if reference is None else trained("reference", reference)
+        shows = genkit.Reference() if row.free else trained("reference", reference)
         parts.append(Part(shows, half))
     if row.module:
         parts.append(Part(trained("motion_boxes", weights), half if row.half else None))
@@ -164,11 +176,19 @@ def _mean(values: list[float]) -> str:
     return "" if found is None else f"{found.mean:.3f} ± {found.error:.3f}"
 
 
-def _draw_sheet(cases: list, shown: dict[str, Any], path: Path) -> None:
-    """First, middle and last frame of the first cases with the asked boxes drawn in, a row per way."""
+def _draw_sheet(cases: list, shown: dict[str, Any], pictures: list, path: Path) -> None:
+    """First, middle and last frame of the first cases with the asked boxes drawn in, a row per way; above them the
+    pictures of the subjects, where there are some."""
+    from PIL import Image
+
     from genkit.evaluation.sheet import contact_sheet, save_sheet
 
     rows = {}
+    if pictures:
+        height, width = next(iter(shown.values())).shape[2:4]
+        large = [np.asarray(Image.fromarray(picture).resize((width, height))) for picture in pictures]
+        blank = np.full_like(large[0], 255)
+        rows["the subject"] = np.stack([tile for picture in large for tile in (picture, blank, blank)])
     for way, clips in shown.items():
         places = [0, clips.shape[1] // 2, clips.shape[1] - 1]
         frames = [outlined(clip[i], case.boxes[i]) for case, clip in zip(cases, clips, strict=True) for i in places]
@@ -187,8 +207,14 @@ def outlined(frame: np.ndarray, box: np.ndarray) -> np.ndarray:
     return np.where(line[..., None], 255 - frame, frame)
 
 
-def _report(data: dict, facts: dict) -> str:
+def _report(name: str, data: dict, facts: dict) -> str:
     same = "are" if data["off is the model"] else "are NOT"
+    subject = (
+        f" With a picture of the subject, 96x96, it stands on another background and the prompt does not name the "
+        f"object. Of reference attention: {trained_text(data['reference'])}"
+        if data["reference"]
+        else ""
+    )
     return "\n".join(
         [
             f"# Motion by boxes on {data['model']}",
@@ -198,14 +224,14 @@ def _report(data: dict, facts: dict) -> str:
             "tracks are new. Prompts say object, direction of the track and background. `IoU`: of the box of the object"
             " found by the judge and the asked one, mean over frames (0 without an object) and clips; 0.964 for what "
             "the world draws. `distance`: between the middles, in shares of the diagonal. `object`: colour, nearest "
-            f"shape as asked; `shape`: the outline is clear besides. {trained_text(data['weights'])}",
+            f"shape as asked; `shape`: the outline is clear besides. {trained_text(data['weights'])}{subject}",
             f"With boxes and the module off (strength 0) the frames {same} those of the prompt alone, bit for bit.",
             "",
             table(data["rows"]),
             "",
             "The first cases: first, middle and last frame, the asked boxes drawn in:",
             "",
-            "![samples](toy_boxes.png)",
+            f"![samples]({name}.png)",
             "",
         ]
     )

@@ -47,11 +47,12 @@ def parse_size(text: str) -> tuple[int, int, int]:
 
 
 def trained_facts(weights: Path | None) -> dict | None:
-    """What the run that made the weights tells beside them."""
+    """What the run that made the weights tells beside them; in a model's folder lies the model's own report instead."""
     if weights is None:
         return None
     beside = weights.with_name("training.json")
-    return {"file": weights.name} | (json.loads(beside.read_text()) if beside.exists() else {})
+    told = json.loads(beside.read_text()) if beside.exists() else {}
+    return {"file": weights.name} | (told if told.get("method") == weights.stem else {})
 
 
 def trained_text(trained: dict | None) -> str:

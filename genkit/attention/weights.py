@@ -69,11 +69,11 @@ class PatchWeights(nn.Module):
         """Number of trainable numbers."""
         return sum(parameter.numel() for parameter in self.parameters())
 
-    def save(self, path: str | Path, dtype: torch.dtype | None = None) -> Path:
-        """Write all weights into a safetensors file; it appears whole or not at all.
+    def save(self, path: str | Path, dtype: torch.dtype | None = None, method: str | None = None) -> Path:
+        """Write weights into a safetensors file; it appears whole or not at all.
 
         Args:
-            path: the file. dtype: what they are stored as; None = as they are.
+            path: the file. dtype: what they are stored as; None = as they are. method: whose weights; None = all.
 
         Raises:
             UsageError: there are no weights, or the name does not end in ``.safetensors``. ArtifactError: not written.
@@ -81,10 +81,13 @@ class PatchWeights(nn.Module):
         path = Path(path)
         if path.suffix != ".safetensors":
             raise UsageError(f"weights file: got {str(path)!r}, allowed: a name that ends in .safetensors")
-        tensors = {name: _plain(value).to(dtype or value.dtype) for name, value in self.named_weights().items()}
+        begin = "" if method is None else f"{method}/"
+        named = {name: value for name, value in self.named_weights().items() if name.startswith(begin)}
+        tensors = {name: _plain(value).to(dtype or value.dtype) for name, value in named.items()}
         if not tensors:
             raise UsageError("the patch has no trainable weights to save; its methods run without training")
-        facts = {"format": FORMAT, "version": VERSION, "methods": json.dumps(self.made_with, sort_keys=True)}
+        made_with = {name: made for name, made in self.made_with.items() if method in (None, name)}
+        facts = {"format": FORMAT, "version": VERSION, "methods": json.dumps(made_with, sort_keys=True)}
         with Files() as files:
             write_tensors(files.new(path), tensors, facts)
         return path

@@ -16,8 +16,9 @@ from genkit.evaluation.toy_picture import PictureRequest
 from genkit.evaluation.toy_reference import draw_cases, generate_cases, judge_cases
 from genkit.families.lookup import family_of
 from genkit.pipelines.tasks.references.record import empty_text, record_latents
-from genkit.reading import whole
+from genkit.reading import number, whole
 from genkit.training.data.pool import Sample
+from genkit.training.data.world.boxes import SubjectPool
 from genkit.training.data.world.pictures import squares
 from genkit.training.data.world.references import ReferenceClips, ReferencePictures, ReferencePool
 from genkit.training.engine.curriculum import Stage
@@ -25,6 +26,7 @@ from genkit.training.engine.stages import Options
 from genkit.training.tasks.base import CaptionedTask, Noised
 from genkit.training.tasks.denoiser import SLOTS, Denoiser
 from genkit.training.tasks.kind import TaskKind
+from genkit.training.tasks.subject import TAUGHT, SubjectTask, motion_module
 from genkit.training.toys.video.model import sizes
 
 CLIP_STAGES = (
@@ -103,9 +105,13 @@ class ReferenceTask(CaptionedTask):
         self.references.set_boxes(boxes.to(batch.noisy))
 
 
-def build(options: Options, pipeline: Any, rng: np.random.Generator) -> ReferenceTask:
+def build(options: Options, pipeline: Any, rng: np.random.Generator) -> ReferenceTask | SubjectTask:
     """The task for the options of the command, on clips or on pictures."""
     if family_of(Denoiser(pipeline).module).video:
+        module = motion_module(options.model, options.boxes_weights)
+        if module is not None:
+            shown = SubjectPool(pipeline.vae, rng, fresh=0.15)
+            return SubjectTask(pipeline, shown, module, rank=options.rank, taught=options.taught)
         return ReferenceTask(pipeline, ReferenceClips(pipeline.vae, rng, fresh=0.15), rank=options.rank)
     pool = ReferencePictures(pipeline.vae, rng, fresh=0.15)
     probe = PictureRequest.of_model(options.model, 64, 64, steps=12)
@@ -120,6 +126,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The task's own options."""
     text = "rank of the changes of q, k, v on the reference's side, or full (default 32)"
     parser.add_argument("--rank", type=_rank, default=32, help=text)
+    text = "motion module to train beside: a file, or none (default: that in the model's folder, where there is one)"
+    parser.add_argument("--boxes-weights", help=text)
+    text = "share of the target that is the model's answer to the caption with the object, beside a motion module"
+    parser.add_argument("--taught", type=number(0, 1), default=TAUGHT, help=f"{text} (default {TAUGHT})")
 
 
 KIND = TaskKind("reference", minutes=25, tokens=1500, lr=2e-3, muon=True, build=build, more=add_arguments)

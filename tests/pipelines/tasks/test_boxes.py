@@ -7,6 +7,7 @@ import shutil
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from PIL import Image
 
@@ -40,11 +41,8 @@ GOOD = track((0, FIRST), (8, LAST))
 def model(tiny_wan, tmp_path):
     """The tiny Wan folder with a motion module whose projections are open."""
     folder = shutil.copytree(tiny_wan, tmp_path / "model")
-    with genkit.patch(genkit.load(str(folder)), genkit.MotionBoxes(width=4, rank=3)) as patch, torch.no_grad():
-        draw = torch.Generator().manual_seed(1)
-        for parameter in patch.weights.parameters():
-            if not parameter.any():
-                parameter.copy_(torch.randn(parameter.shape, generator=draw))
+    with genkit.patch(genkit.load(str(folder)), genkit.MotionBoxes(width=4, rank=3)) as patch:
+        tiny.open_projections(patch.weights, scale=1.0)
         patch.weights.save(folder / "motion_boxes.safetensors")
     return folder
 
@@ -64,12 +62,12 @@ def ask(model, **changes):
     )
 
 
-def by_hand(result, folder, subject=False, boxes=True):
+def by_hand(result, folder, subject=False, boxes=True, method=None):
     """The pipeline called with a result's settings."""
     told, pipeline = result.settings, genkit.load(str(folder))
     only = genkit.Schedule(branches=("cond",))
-    method = trained("motion_boxes", folder / "motion_boxes.safetensors")
-    parts = [Part(genkit.Reference(), only)] * subject + [Part(method)] * boxes
+    module = trained("motion_boxes", folder / "motion_boxes.safetensors")
+    parts = [Part(method or genkit.Reference(), only)] * subject + [Part(module)] * boxes
     rows = genkit.attention.motion_boxes.interpolated({0: FIRST, 8: LAST}, FRAMES)
     with genkit.patch(pipeline, parts or genkit.Reference()) as patch:
         if boxes:
@@ -94,6 +92,18 @@ def test_a_run_is_what_one_makes_by_hand(model, work, subject):
     assert result.record["made_with"]["boxes_fingerprint"]
     again = run(GenerateSettings.from_mappings(("the record", result.record["settings"])))
     assert np.array_equal(again.frames, result.frames)
+
+
+def test_a_subject_is_shown_by_the_trained_weights_beside_the_model(model, work):
+    """Weights of reference attention in the model's folder are found, and a run is what one makes by hand."""
+    with genkit.patch(genkit.load(str(model)), genkit.Reference(form="residual", rank=2)) as patch:
+        tiny.open_projections(patch.weights)
+        patch.weights.save(model / "reference.safetensors")
+    result = run(ask(model, subject=("cat.png",)))
+    assert result.settings.attention_args["weights"] == str(model / "reference.safetensors")
+    method = trained("reference", model / "reference.safetensors")
+    assert np.array_equal(result.frames, by_hand(result, model, True, method=method))
+    assert not np.array_equal(result.frames, by_hand(result, model, True))
 
 
 def test_beside_a_sparse_method(model, work):

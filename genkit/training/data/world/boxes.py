@@ -13,7 +13,7 @@ from genkit.training.data.world.clips import ClipSize, encode_clips
 from genkit.world.caption import caption
 from genkit.world.render import render_clip
 from genkit.world.scene import DIRECTIONS, Scene, draw_scene, lay_out, pick
-from genkit.world.subject import actor_boxes
+from genkit.world.subject import actor_boxes, draw_subject_picture, subject_caption
 from genkit.world.track import direction_of, draw_track, with_motion
 
 # Shares of what the caption says of a free path: its direction, nothing, any direction (so that boxes count more).
@@ -31,6 +31,17 @@ class BoxSample(Sample):
 
     boxes: torch.Tensor | None = None
     silent: bool = False
+
+
+@dataclass
+class SubjectSample(BoxSample):
+    """One encoded clip with its boxes and a picture of its object.
+
+    Args:
+        reference: normalised latents of the picture, (C, 1, h, w), float16.
+    """
+
+    reference: torch.Tensor | None = None
 
 
 @dataclass
@@ -72,3 +83,30 @@ class BoxPool(Pool):
     def caption(sample: Any, rng: np.random.Generator) -> str:
         """A caption that says the object, and its motion unless the sample is silent about it."""
         return caption(sample.scene, rng, picture=sample.silent or sample.latents.shape[1] == 1)
+
+
+@dataclass
+class SubjectPool(BoxPool):
+    """Encoded clips of one object that goes along boxes, each with a picture of it elsewhere.
+
+    Args:
+        side: of the picture in pixels.
+    """
+
+    side: int = 96
+
+    @torch.no_grad()
+    def encode(self, size: Any, count: int) -> list[Any]:
+        """See :meth:`Pool.encode`."""
+        made = super().encode(size, count)
+        pictures = [draw_subject_picture(sample.scene, self.rng, self.side, self.side)[None] for sample in made]
+        references = encode_clips(self.vae, np.stack(pictures))
+        return [
+            SubjectSample(**vars(sample), reference=reference)
+            for sample, reference in zip(made, references, strict=True)
+        ]
+
+    @staticmethod
+    def mute_caption(sample: Any, rng: np.random.Generator) -> str:
+        """A caption that does not say the object, and its motion unless the sample is silent about it."""
+        return subject_caption(sample.scene, rng, picture=sample.silent or sample.latents.shape[1] == 1)
