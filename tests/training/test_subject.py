@@ -76,7 +76,8 @@ def test_the_reference_learns_and_the_motion_module_stays(make):
         losses.append(loss.item())
     assert losses[-1] < losses[0]
     for name, value in task.weights.named_weights().items():
-        stays = name.startswith("motion_boxes/") or "/1/attn1.changes.q" in name  # nobody reads the last layer's queries
+        # nobody reads the last layer's queries of a reference
+        stays = name.startswith("motion_boxes/") or "/1/attn1.changes.q" in name
         assert torch.equal(value, before[name]) == stays, name
     assert {"overlap", "object", "colour"} <= task.probe().keys()
     task.patch.remove()
