@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -65,7 +65,7 @@ class ReferenceTask(CaptionedTask):
         pool: ReferencePool,
         stages: tuple[Stage, ...] = CLIP_STAGES,
         probe: ClipRequest | PictureRequest = CLIP_PROBE,
-        rank: int | str = 32,
+        rank: int | Literal["full"] = 32,
         boxed: float = 0.5,
         inside: float = 2.0,
         shift: float = CLIP_SHIFT,
