@@ -44,7 +44,7 @@ def _scene(colour: str, shape: str, background: str, texture: str = "plain") -> 
     picture = Picture((PictureActor(colour, shape, "big", texture=texture),), background)
     middle = np.array([SIDE / 2], dtype=np.float32)
     # As big as the world's: what is bigger than all that a model has seen comes out smaller and with a lumpy outline.
-    radius = np.mean(RADII["big"], keepdims=True, dtype=np.float32)
+    radius = np.array([sum(RADII["big"]) / 2], dtype=np.float32)
     placed = Placement(middle, middle, radius)
     return picture, render_picture(picture, placed, SIDE, SIDE)
 
