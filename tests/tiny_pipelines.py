@@ -229,6 +229,53 @@ def hunyuan_video() -> Any:
     )  # fmt: skip
 
 
+def t5gemma2(width: int) -> Any:
+    """An encoder of text with a vision tower of width 8, for the word tokenizer."""
+    from transformers import T5Gemma2Encoder, T5Gemma2EncoderConfig
+
+    text = {
+        "hidden_size": width, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "num_key_value_heads": 1, "head_dim": 8, "vocab_size": 64, "pad_token_id": 0, "eos_token_id": 1,
+        "layer_types": ["sliding_attention", "full_attention"], "sliding_window": 16, "dropout_rate": 0.0,
+    }  # fmt: skip
+    seen = {
+        "hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 16,
+        "patch_size": 8, "vision_use_head": False,
+    }  # fmt: skip
+    return T5Gemma2Encoder(
+        T5Gemma2EncoderConfig(
+            text_config=text, vision_config=seen, mm_tokens_per_image=4, image_token_index=63, boi_token_index=61,
+            eoi_token_index=62,
+        ),
+        eoi_token_index=62,
+    ).eval()  # fmt: skip
+
+
+@_seeded
+def motif_video(pictures: bool = False, layers: int = 1, **scheduler: Any) -> Any:
+    """Motif-Video with its own cross-attention in single blocks and one block of the decoder; a guider of one call."""
+    from diffusers import (
+        ClassifierFreeGuidance,
+        MotifVideoImage2VideoPipeline,
+        MotifVideoPipeline,
+        MotifVideoTransformer3DModel,
+    )
+    from transformers import SiglipImageProcessor
+
+    model = MotifVideoTransformer3DModel(
+        in_channels=9, out_channels=4, num_attention_heads=2, attention_head_dim=12, num_layers=layers,
+        num_single_layers=layers + 1, num_decoder_layers=1, text_embed_dim=16, image_embed_dim=8,
+        rope_axes_dim=(4, 4, 4), enable_text_cross_attention_single=True,
+    )  # fmt: skip
+    parts = {**_wan_parts(), "scheduler": flow_scheduler(**(scheduler or {"shift": 15.0}))}
+    kind = MotifVideoImage2VideoPipeline if pictures else MotifVideoPipeline
+    return kind(
+        **{**parts, "text_encoder": t5gemma2(16)}, transformer=model.eval(),
+        guider=ClassifierFreeGuidance(guidance_scale=1.0),
+        feature_extractor=SiglipImageProcessor(size={"height": 16, "width": 16}),
+    )  # fmt: skip
+
+
 def _cogvideox_parts() -> dict[str, Any]:
     from diffusers import AutoencoderKLCogVideoX, CogVideoXDDIMScheduler
 

@@ -17,8 +17,10 @@ from genkit.families.base import (
     shape,
     text_length,
 )
-from genkit.families.facts import PipelineFacts
+from genkit.families.codec import standardised
+from genkit.families.facts import FLOW, Objective, PipelineFacts, TextRule
 from genkit.families.grids import latent_grid
+from genkit.families.sizes import ReadConfig, Size, SizeRule
 
 _grid = latent_grid("Motif-Video", patch_t="patch_size_t")
 
@@ -45,6 +47,17 @@ def _decoders(model: Any) -> int:
     return int(model.config.num_decoder_layers)
 
 
+def _token(config: ReadConfig) -> Size:
+    vae, model = config("vae"), config("transformer")
+    side = vae.get("scale_factor_spatial", 8) * model.get("patch_size", 2)
+    return vae.get("scale_factor_temporal", 4) * model.get("patch_size_t", 1), side, side
+
+
+def _sizes(config: ReadConfig) -> SizeRule:
+    time, side, _ = _token(config)
+    return SizeRule(side, time)
+
+
 FAMILY = Family(
     name="Motif-Video",
     classes=("MotifVideoTransformer3DModel",),
@@ -66,6 +79,11 @@ FAMILY = Family(
     facts=PipelineFacts(
         pattern="MotifVideo.*",
         fps="24",
+        sizes=_sizes,
+        token=_token,
+        codec=standardised("BCTHW"),
+        text=TextRule(("encoder_hidden_states", "encoder_attention_mask"), 512),
+        objective=Objective(FLOW, "thousand", even=True),
         lora_targets=r"(?:single_)?transformer_blocks\.\d+\.(?:cross_)?attn\.(?:to_[qkv]|to_out\.0)",
     ),
     notes="In the decoder, the last single blocks, the encoded video is the plain segment 'encoded' beside the grid.",

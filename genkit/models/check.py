@@ -26,7 +26,7 @@ BITS = {
 }  # fmt: skip
 CONFIGS = (
     "config.json", "scheduler_config.json", "tokenizer_config.json", "preprocessor_config.json",
-    "processor_config.json", "generation_config.json", "special_tokens_map.json",
+    "processor_config.json", "generation_config.json", "special_tokens_map.json", "guider_config.json",
 )  # fmt: skip
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
@@ -192,6 +192,8 @@ def _check_part(folder: Path, part: str, class_name: str, weights: bool) -> None
             read(dict[str, Any], content, place(path), ArtifactError)
     if "Scheduler" in class_name:
         _need(home, "scheduler_config.json", class_name)
+    elif class_name.endswith("Guidance"):
+        _need(home, "guider_config.json", class_name)
     elif "Token" in class_name:
         _need(home, "tokenizer_config.json", class_name)
     elif class_name.endswith(("Processor", "ProcessorPil", "ProcessorFast", "FeatureExtractor")):

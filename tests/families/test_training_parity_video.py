@@ -155,6 +155,71 @@ def test_hunyuan_video(dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("scheduler", [{}, {"use_dynamic_shifting": True}])
+def test_motif_video(scheduler, dtype):
+    pipeline = tiny_pipelines.motif_video(**scheduler).to(dtype)
+    noisy = _latents(4, 2, 4, 6)
+    seen = spied(
+        pipeline, "transformer", 1, noisy, prompt=PROMPTS, height=32, width=48, num_frames=5, max_sequence_length=16
+    )
+    training = training_of(pipeline)
+    found, call = rebuilt(pipeline, "transformer", training, {VIDEO: noisy}, level_of(pipeline, 1), 16)
+    assert_same(found, seen)
+    assert found["hidden_states"].shape == (2, 9, 2, 4, 6) and not found["hidden_states"][:, 4:].any()
+    assert found["encoder_attention_mask"].sum(1).tolist() == [6, 2]
+    assert training.answers((noisy,), call)[VIDEO] is noisy
+    # The level that training shifts 0.5 to is the one the scheduler makes of it.
+    shift = training.shift(pipeline, {VIDEO: (4, 2, 4, 6)})
+    assert float(pipeline.scheduler.sigmas[1]) == pytest.approx(shift / (1 + shift), rel=1e-5)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_motif_video_from_a_picture(dtype, monkeypatch):
+    from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+
+    # The pipeline draws the picture's latents from their posterior; training takes the mode.
+    monkeypatch.setattr(DiagonalGaussianDistribution, "sample", lambda self, generator=None: self.mode())
+    pipeline = tiny_pipelines.motif_video(pictures=True).to(dtype)
+    first, noisy = _pixels(2), _latents(4, 3, 4, 6)[:1]
+    seen = spied(  # the pipeline takes one picture with one prompt
+        pipeline, "transformer", 1, noisy, prompt=PROMPTS[:1], image=_picture(first), height=32, width=48,
+        num_frames=9, max_sequence_length=16,
+    )  # fmt: skip
+    training = training_of(pipeline)
+    media = training.encode(pipeline, Media(_pixels(1, 9), fps=24.0, given={"first_frame": first}), None)
+    media = {name: value[:1] for name, value in _twice(media).items()}
+    found, _ = rebuilt(
+        pipeline, "transformer", training, {VIDEO: noisy}, level_of(pipeline, 1), 16, media, captions=PROMPTS[:1]
+    )
+    given = found["hidden_states"][0, 4:]
+    assert given[:4, 0].any() and not given[:4, 1:].any() and given[4].sum((1, 2)).tolist() == [24.0, 0.0, 0.0]
+    assert torch.equal(given[4], seen["hidden_states"][0, 8])
+    assert found["image_embeds"].shape == (1, 4, 8) and found["image_embeds"].any()
+    _near(found, seen, "hidden_states", 4, 1, dtype)
+    _near(found, seen, "image_embeds", 0, 1, dtype)
+    assert_same(found, seen)
+    assert training.takes == ("first_frame",) and training.weights is None
+
+
+def test_motif_video_that_cannot_be_trained():
+    """A shift made for pictures, weights without a picture's layers, and weights without a picture's channels."""
+    from diffusers import MotifVideoTransformer3DModel
+
+    pipeline = tiny_pipelines.motif_video(use_dynamic_shifting=True)
+    with pytest.raises(UsageError, match=r"flow_shift: .* 114080 tokens by 3.8\de\+08 .*give --flow-shift"):
+        training_of(pipeline).shift(pipeline, {VIDEO: (16, 31, 92, 160)})
+    config = dict(pipeline.transformer.config)
+    for pictures, change, words in (
+        (True, {"image_embed_dim": None}, "image_embed_dim is null"),
+        (False, {"in_channels": 4}, "takes 4 channels, the latents have 9"),
+    ):
+        pipeline = tiny_pipelines.motif_video(pictures)
+        pipeline.transformer = MotifVideoTransformer3DModel.from_config({**config, **change})
+        with pytest.raises(UnsupportedError, match=words):
+            training_of(pipeline)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("variant", ["cogvideox", "cogvideox_15"])
 def test_cogvideox(variant, dtype):
     pipeline = tiny_pipelines.cogvideox(variant).to(dtype)

@@ -30,6 +30,8 @@ CASES: dict[str, tuple[Callable[[], Any], int, int, int, int]] = {
     "wan from pictures": (lambda: tiny_pipelines.wan_image("2.1"), 5, 32, 48, 512),
     "wan 5B from pictures": (lambda: tiny_pipelines.wan_image("5B"), 5, 32, 48, 16),
     "hunyuan": (tiny_pipelines.hunyuan_video, 5, 32, 48, 16),
+    "motif": (tiny_pipelines.motif_video, 5, 32, 48, 16),
+    "motif from pictures": (lambda: tiny_pipelines.motif_video(pictures=True), 5, 32, 48, 16),
     "cogvideox": (lambda: tiny_pipelines.cogvideox("cogvideox"), 9, 64, 80, 5),
     "cogvideox from pictures": (tiny_pipelines.cogvideox_image, 9, 32, 48, 5),
     "ltx": (tiny_pipelines.ltx, 9, 64, 96, 16),
