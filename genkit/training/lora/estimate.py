@@ -182,6 +182,7 @@ def call_bytes(subject: Subject, rows: int) -> float:
 
 def _estimated(subject: Subject) -> Estimate:
     encoding, batch = encoded(subject)
+    subject.task.levels(batch)  # a shift of this size that the family refuses is told before weights are read
     with _as_computed(subject):
         plain = _whole(subject, batch, False)
         offered = getattr(subject.adapter.model, "_supports_gradient_checkpointing", False)

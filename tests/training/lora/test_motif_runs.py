@@ -121,3 +121,18 @@ def test_a_route_into_the_decoder_is_refused_before_weights_are_read(home, tmp_p
     with pytest.raises(UsageError, match=r"blocks 0:5 of a model with 5; allowed: 0 <= START < END <= 4"):
         LoraPlan.of(settings(home, tmp_path / "lora", route="0:5:0.5"))
     assert not (tmp_path / "lora").exists()
+
+
+def test_a_shift_made_for_pictures_is_refused_before_weights_are_read(home, tmp_path, no_weights):
+    for each in (home / "text").iterdir():
+        if each.name != "scheduler":
+            (tmp_path / each.name).symlink_to(each)
+    (tmp_path / "scheduler").mkdir()
+    told = json.loads((home / "text" / "scheduler" / "scheduler_config.json").read_text())
+    told |= {"use_dynamic_shifting": True, "base_shift": 5.0}
+    (tmp_path / "scheduler" / "scheduler_config.json").write_text(json.dumps(told))
+    given = settings(home, tmp_path / "lora", model=str(tmp_path))
+    with pytest.raises(UsageError, match=r"flow_shift: .* of 12 tokens by 190 .*give --flow-shift"):
+        LoraPlan.of(given).estimate()
+    given = settings(home, tmp_path / "lora", model=str(tmp_path), flow_shift=15.0)
+    assert LoraPlan.of(given).estimate().memory.activations > 0
