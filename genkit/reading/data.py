@@ -159,6 +159,12 @@ def _loader() -> type:
             super().__init__(stream)
             self.depth = self.aliases = 0
 
+        def resolve(self, kind: Any, value: Any, implicit: Any) -> str:
+            tag = super().resolve(kind, value, implicit)
+            if isinstance(value, str) and ":" in value and tag.endswith((":int", ":float")):
+                return "tag:yaml.org,2002:str"  # YAML 1.1 counts to base 60: 1:4:0.5 would be 3840.5
+            return tag
+
         def compose_node(self, parent: Any, index: Any) -> Any:
             if self.check_event(yaml.AliasEvent):
                 self.aliases += 1

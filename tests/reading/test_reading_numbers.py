@@ -53,6 +53,30 @@ def test_explain_still_suggests_the_closest_name():
     assert explain("x", "stepz", ["steps", "fps"]) == "x: got 'stepz', allowed: steps, fps; did you mean 'steps'?"
 
 
+@pytest.mark.parametrize(
+    "text", ["1:4:0.5", "1:30", "-1:30", "12:30:45", "1:2.", "190:20:30.15", "1_0:5", "::0.5", "2:8"]
+)
+def test_numbers_to_base_60_stay_texts_in_yaml(text, tmp_path):
+    path = tmp_path / "lora.yaml"
+    path.write_text(f"route: {text}\nlist: [{text.strip(':')}, 'x']\nsteps: {{{text.strip(':')}: 1}}\n")
+    inner = text.strip(":")
+    inner = float(inner) if ":" not in inner else inner
+    assert read_yaml(path) == {"route": text, "list": [inner, "x"], "steps": {inner: 1}}
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("0", 0), ("12", 12), ("-7", -7), ("+3", 3), ("1_000", 1000), ("0x1F", 31), ("0b101", 5), ("017", 15),
+     ("0.5", 0.5), ("-1.", -1.0), (".25", 0.25), ("1_0.5", 10.5), ("1.5e+3", 1500.0), ("-.inf", float("-inf")),
+     ("true", True), ("null", None)],
+)  # fmt: skip
+def test_other_numbers_keep_their_value_in_yaml(text, value, tmp_path):
+    path = tmp_path / "lora.yaml"
+    path.write_text(f"a: {text}\n")
+    found = read_yaml(path)["a"]
+    assert found == value and type(found) is type(value)
+
+
 @pytest.mark.parametrize("text", ["1e-4", "2E5", "1.5e3", "-.5e2", "+1.e0"])
 def test_numbers_with_an_exponent_are_numbers_in_yaml(text, tmp_path):
     """As YAML 1.2 and everybody's learning rate have it; YAML 1.1 takes them for texts."""

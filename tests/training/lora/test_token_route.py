@@ -13,7 +13,7 @@ import genkit
 from genkit.attention.shared_cross_attention import SharedCrossAttention
 from genkit.errors import UnsupportedError, UsageError
 from genkit.patching.patched_model import PatchedModel
-from genkit.training.lora.route import Route
+from genkit.training.lora.route import Route, as_route
 from genkit.training.lora.token_route import TokenRoute, check_route
 
 sys.path.append(str(Path(__file__).parents[2] / "families"))
@@ -277,6 +277,34 @@ def test_models_whose_record_does_not_tell(name):
 def test_texts_that_are_no_route(text):
     with pytest.raises(UsageError, match="--route"):
         Route.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("99999:-1:0.5", "START: got '99999', allowed: a block from -9999 to 9999"),
+        ("1:-12345:0.5", "END: got '-12345', allowed: a block from -9999 to 9999"),
+        ("1:" + "9" * 5000 + ":0.5", "END: got .* allowed: a block from -9999 to 9999"),
+        ("1:2:" + "9" * 400, "share of skipping tokens: got inf, allowed: a number from 0 to 0.95"),
+    ],
+)
+def test_numbers_beyond_their_range_are_told_as_such(text, told):
+    with pytest.raises(UsageError, match=f"--route, {told}"):
+        Route.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("texts", "normal"),
+    [
+        (("1:-1:0.5", " 1:-1:0.50 ", "01:-01:.5", "1:-1:00.500"), "1:-1:0.5"),
+        ((":4:0", "0:4:0.0", "-0:4:0."), "0:4:0.0"),
+        (("2::0.00001", "2::.000010"), "2::0.00001"),
+        (("0" * 5000 + "::0.25", "::0.25"), "0::0.25"),
+    ],
+)
+def test_every_way_of_writing_a_route_is_one_setting(texts, normal):
+    assert {as_route(text, "--route") for text in texts} == {normal}
+    assert as_route(normal, "--route") == normal and len({Route.parse(text).ratio for text in texts}) == 1
 
 
 def test_texts():
