@@ -53,6 +53,7 @@ class Method:
     exact: ClassVar[bool] = False
     by_data: ClassVar[bool] = False  # queries and keys decide what is read; pictures then need :meth:`seen`
     trained_with: ClassVar[tuple[str, ...]] = ()  # settings that weights only fit as they were in training
+    own_task: ClassVar[str] = ""  # of methods that a LoRA cannot be trained through for want of what a run gives: why
     declines: ClassVar[str] = "the method declined this call"  # what a report says when :meth:`attend` gives None
     reads_output: ClassVar[bool] = False  # of methods that add: :attr:`Site.output` holds what the attention gave
     any_tokens: ClassVar[bool] = False  # serves a part of the grid's tokens, too: each for itself, wherever it is

@@ -5,7 +5,7 @@ All of them take their settings as flags, from a file and from an earlier output
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -294,11 +294,29 @@ def _print_outputs(outputs: list[dict[str, Any]], notes: Sequence[str], warnings
 
 
 def _attention_line(entry: dict[str, Any]) -> str:
+    """What ran, method by method: those that compute the attention, then those that add to it."""
     report, settings = entry["attention"], entry["settings"]
-    density = report["density"]
-    pairs = "density depends on the data" if density is None else f"{density['computed']:.0%} of pairs wanted, "
-    pairs += "" if density is None else f"{density['executed']:.0%} executed"
-    named = settings["attention"] or settings["recipe"]
-    # A task brings its own method; sites tell it with its settings in brackets.
-    name = named or ", ".join(dict.fromkeys(site["method"].partition("(")[0] for site in report["sites"]))
-    return f"{name}: {report['ran']} of {report['calls']} attention calls in {report['seconds']:.2f} s, {pairs}"
+    computing = [site for site in report["sites"] if not site["adds"]]
+    told = []
+    if computing:
+        density = report["density"]
+        pairs = "density depends on the data" if density is None else f"{density['computed']:.0%} of pairs wanted, "
+        pairs += "" if density is None else f"{density['executed']:.0%} executed"
+        name = settings["recipe"] or ", ".join(_by_method(computing))
+        told.append(f"{name}: {_calls(computing)}, {pairs}")
+    adding = _by_method(site for site in report["sites"] if site["adds"])
+    told += [f"{name} (adds, hides no pairs): {_calls(sites)}" for name, sites in adding.items()]
+    return f"{'; '.join(told)}, {report['seconds']:.2f} s"
+
+
+def _by_method(sites: Iterable[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Sites by the names of their methods, which sites tell with settings in brackets."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for site in sites:
+        found.setdefault(site["method"].partition("(")[0], []).append(site)
+    return found
+
+
+def _calls(sites: list[dict[str, Any]]) -> str:
+    ran = sum(site["ran"] for site in sites)
+    return f"{ran} of {ran + sum(site['outside'] + sum(site['declined'].values()) for site in sites)} attention calls"

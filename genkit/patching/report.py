@@ -9,6 +9,10 @@ from genkit.attention.method import Density
 from genkit.patching.first_step import Checked
 
 
+#: What is told in place of a density of methods that hide nothing.
+ADDS = "adds to the attention, hides no pairs"
+
+
 @dataclass(frozen=True)
 class SiteRow:
     """One site of a patch.
@@ -19,6 +23,7 @@ class SiteRow:
         grid: (T, H, W) tokens as of the latest call, or None before the first.
         tokens, keys: queries and keys of the latest call, or None.
         density: computed and executed share of pairs, None when unknown (no call yet, or it depends on the data).
+        adds: the method adds to the attention that others compute, and hides no pairs.
     """
 
     name: str
@@ -30,6 +35,7 @@ class SiteRow:
     tokens: int | None = None
     keys: int | None = None
     density: Density | None = None
+    adds: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -58,7 +64,7 @@ class Description:
         cells = [("layer", "site", "role", "method", "grid", "density")]
         for row in self.rows:
             grid = "?" if row.grid is None else "x".join(map(str, row.grid))
-            density = "" if row.method is None else _density_text(row.density, row.grid is None)
+            density = "" if row.method is None else _density_text(row.density, row.grid is None, row.adds)
             cells.append((str(row.layer), row.name, row.role, row.method or "model's own", grid, density))
         text = f"{self.family}: {len(self.rows)} sites, schedule {self.schedule}\n{_table(cells)}"
         if self.untouched:
@@ -77,6 +83,7 @@ class SiteReport:
         seconds: time inside the method. own_seconds: time inside the model's own attention at this site.
         steps: sampling steps the method ran in. branches: the branches it ran in.
         remark: why no attention call may have come here; empty when calls come as they should.
+        adds: the method adds to the attention that others compute, and hides no pairs.
     """
 
     name: str
@@ -93,6 +100,7 @@ class SiteReport:
     steps: tuple[int, ...]
     branches: tuple[str, ...]
     remark: str = ""
+    adds: bool = False
 
     @property
     def calls(self) -> int:
@@ -113,7 +121,8 @@ class Report:
         declined: reason -> calls that fell back to the model's own attention although the schedule covers them.
         seconds: time inside the methods.
         own_seconds: time inside the model's own attention at the patched sites.
-        density: mean over all served calls; None when a served site's density is unknown or nothing was served.
+        density: mean over all served calls of methods that compute the attention; None when a density is unknown or
+            nothing was served.
         work: query-key pairs paid for as a share of dense attention's, over all layers of the patched roles: layers,
             steps, branches and heads that the schedule leaves dense count in full. None when a density is unknown.
         sites: a row per site the patch holds.
@@ -160,7 +169,7 @@ class Report:
             declined=declined,
             seconds=sum(site.seconds for site in sites),
             own_seconds=sum(site.own_seconds for site in sites),
-            density=mean_density([(site.density, site.ran) for site in sites]),
+            density=mean_density([(site.density, site.ran) for site in sites if not site.adds]),
             work=work,
             sites=sites,
             remarks=remarks,
@@ -177,8 +186,10 @@ class Report:
             f"outside the schedule, {sum(self.declined.values())} declined (model's own attention: "
             f"{self.own_seconds:.3f} s); {self.forwards} denoiser calls, {self.steps or 'unknown'} steps",
         ]
-        if self.ran:
-            lines.append(f"density: {self.density or 'not known without the data'}")
+        ran = [site for site in self.sites if site.ran]
+        if ran:
+            hides = any(not site.adds for site in ran)
+            lines.append(f"density: {self.density or ('not known without the data' if hides else ADDS)}")
         if self.work is not None:
             lines.append(f"attention work left: {self.work:.1%} of dense, dense layers and steps included")
         lines += [f"declined {count} calls: {reason}" for reason, count in self.declined.items()]
@@ -219,7 +230,9 @@ def mean_density(parts: list[tuple[Density | None, int]]) -> Density | None:
     )
 
 
-def _density_text(density: Density | None, unseen: bool) -> str:
+def _density_text(density: Density | None, unseen: bool, adds: bool) -> str:
+    if adds:
+        return ADDS
     if density is None:
         return "known after the first call" if unseen else "depends on the data"
     return str(density)

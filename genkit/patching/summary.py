@@ -46,11 +46,12 @@ def _row(each: Held, denoiser: Denoiser, found: FoundSite) -> SiteRow:
     assignment, layer = each.assignment, each.layer
     method = assignment.method.describe()
     start = (layer.name, found.role, denoiser.layer(found)[0], layer.heads, method)
+    adds = assignment.method.adds
     if not assignment.counts.sites:
-        return SiteRow(*start)
+        return SiteRow(*start, adds=adds)
     site = list(assignment.counts.sites)[-1]
     density = assignment.method.density(site, assignment.cache)
-    return SiteRow(*start, site.layout.grid, site.layout.length, site.key_layout.length, density)
+    return SiteRow(*start, site.layout.grid, site.layout.length, site.key_layout.length, density, adds)
 
 
 def report(
@@ -92,6 +93,7 @@ def _site_report(each: Held, cache: PatchCache) -> SiteReport:
         steps=tuple(sorted(counts.steps)),
         branches=tuple(sorted(counts.branches)),
         remark=_remark(each),
+        adds=assignment.method.adds,
     )
 
 

@@ -37,6 +37,8 @@ def work_share(held: Iterable[Held], cache: PatchCache) -> float | None:
         )
         for each in own:
             assignment = each.assignment
+            if assignment.method.adds:
+                continue
             for site, pairs in assignment.counts.ran_pairs.items():
                 density = assignment.method.density(site, cache)
                 if density is None:

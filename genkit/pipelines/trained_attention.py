@@ -65,7 +65,14 @@ def from_loras(settings: AttentionSettings, loras: Sequence[Lora]) -> tuple[Atte
                 f"{place(lora.path)} was trained through {_words(facts)}, {place(other.path)} through {_words(its)}; "
                 "--attention auto takes one, name a method"
             )
-    name = lora.path.name
+    own = [other.path for other, its in known.items() if its.attention_weights is not None]
+    if len(own) > 1 and WEIGHTS not in settings.attention_args:
+        files = ", ".join(place(path) for path in own)
+        raise UsageError(
+            f"--attention auto: {files} bring weights of {facts.attention} each, and a run has one set of them; name "
+            "it with --attention-args weights=FILE, or leave a LoRA out"
+        )
+    name = place(lora.path)
     if facts.attention is None and facts.recipe is None:
         if settings.attention_args or settings.schedule is not None or settings.backend != "auto":
             raise UsageError(f"{name} was trained through the model's own attention, which has no settings")

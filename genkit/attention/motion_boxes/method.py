@@ -52,7 +52,10 @@ class MotionBoxes(Method):
 
     roles: ClassVar[tuple[str, ...]] = ("self", "joint")
     trainable: ClassVar[bool] = True
-    declines: ClassVar[str] = "no boxes were set: BoxTrack.of(patch.cache).set(boxes)"
+    own_task: ClassVar[str] = (
+        "it follows boxes that are told for every sample; genkit train weights motion_boxes trains it"
+    )
+    declines: ClassVar[str] = "no boxes were set: --boxes FILE, in Python BoxTrack.of(patch.cache).set(boxes)"
     source: ClassVar[str] = "DreamVideo-2, arXiv 2410.13830"
 
     def __post_init__(self):

@@ -77,6 +77,9 @@ class Reference(Method):
 
     roles: ClassVar[tuple[str, ...]] = ("self", "joint")
     trainable: ClassVar[bool] = True
+    own_task: ClassVar[str] = (
+        "it follows a picture that is recorded for every sample; genkit train weights reference trains it"
+    )
     source: ClassVar[str] = "ScaleWeaver, arXiv 2510.14882; DreamVideo-2, arXiv 2410.13830"
 
     def __post_init__(self):

@@ -126,11 +126,16 @@ class SharedCrossAttention(Method):
 
     def remarks(self, cache: PatchCache) -> list[str]:
         """See :meth:`Method.remarks`."""
+        told = []
+        ends = [value for name, value in PatchWeights.of(cache).named_weights().items() if name.endswith(".out")]
+        if not any(bool(value.any()) for value in ends if not value.is_meta):
+            told.append(f"{_OWNER} is not trained: the output is the model's own; give weights=FILE")
         if not cache.held((_OWNER, "untold"), False):
-            return []
+            return told
         return [
+            *told,
             f"{_OWNER}: the record of this family does not tell how queries are turned by their positions; its queries "
-            "have none"
+            "have none",
         ]
 
     def mask(self, layout: TokenLayout) -> torch.Tensor:

@@ -14,20 +14,14 @@ from genkit.patching import PatchHandle, patch
 from genkit.patching.parts import Part
 from genkit.pipelines.attention import Attention
 
-#: Methods that read what only a run of their own task gives them, and how they are trained instead.
-_OWN_TASK = {
-    "reference": "it follows a picture that is recorded for every sample; genkit train weights reference trains it",
-}
-
-
 def check_trainable(attention: Attention) -> None:
     """Refuse methods that nothing can be trained through; UnsupportedError with the reason."""
     for part in attention.parts:
         name = part.method.name
-        if name in _OWN_TASK:
-            raise UnsupportedError(f"attention {name} is not for training a LoRA: {_OWN_TASK[name]}")
+        if part.method.own_task:
+            raise UnsupportedError(f"attention {name} is not for training a LoRA: {part.method.own_task}")
         if not type(part.method).trainable:
-            able = ", ".join(sorted(each.name for each in registry.methods() if each.trainable))
+            able = ", ".join(sorted(each.name for each in registry.methods() if each.trainable and not each.own_task))
             raise UnsupportedError(
                 f"attention {name} cannot be trained through: it has no gradients of what it computes; allowed: {able}"
             )
@@ -77,6 +71,13 @@ def put_in(model: Any, attention: Attention, train_weights: bool) -> tuple[Patch
         names = ", ".join(dict.fromkeys(part.method.name for part in parts))
         raise UsageError(
             f"train_attention_weights: {names} has no weights of its own with these settings; leave it out"
+        )
+    silent = [part.method.name for part in parts if part.method.adds and getattr(part.method, "weights", None) is None]
+    if silent and not train_weights:
+        handle.remove()
+        raise UsageError(
+            f"attention {silent[0]}: its term starts at zero and would stay there; add --train-attention-weights, or "
+            "give trained ones with --attention-args weights=FILE"
         )
     return handle, weights if train_weights else None, told
 

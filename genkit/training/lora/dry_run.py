@@ -91,6 +91,7 @@ def attention_of(plan: LoraPlan, estimate: Estimate | None) -> dict[str, Any] | 
     return {
         "methods": [part.method.describe() for part in plan.attention.parts],
         "schedule": plan.attention.text,
+        "adds": all(part.method.adds for part in plan.attention.parts),
         "computed": mean(found, "computed"),
         "executed": mean(found, "executed"),
     }
