@@ -8,7 +8,6 @@ from typing import Any
 from genkit.attention.method import Density
 from genkit.patching.first_step import Checked
 
-
 #: What is told in place of a density of methods that hide nothing.
 ADDS = "adds to the attention, hides no pairs"
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from genkit.errors import GenkitError
+from genkit.errors import GenkitError, UsageError
 from genkit.lora.facts import Facts
 from genkit.lora.save import save_lora
 from genkit.pipelines.request import COMMAND_LINE
@@ -47,7 +47,7 @@ def test_auto_takes_method_arguments_and_schedule_from_the_file(tiny_wan, lora):
     request = resolve(ask(tiny_wan, path, attention="auto"))
     settings = request.settings
     assert (settings.attention, settings.attention_args, settings.schedule) == tuple(RADIAL.values())
-    assert remarks(request) == [] and any("attention of l.safetensors: neighborhood" in line for line in request.notes)
+    assert remarks(request) == [] and any("l.safetensors: neighborhood" in line for line in request.notes)
     assert resolve(ask(tiny_wan, path, attention="auto", schedule="steps=1:,layers=1:")).settings.schedule == (
         "steps=1:,layers=1:"
     )
@@ -142,3 +142,11 @@ def test_facts_of_the_wrong_types_are_one_line(tiny_wan, lora):
         with pytest.raises(GenkitError, match="l.safetensors, genkit") as caught:
             resolve(ask(tiny_wan, path))
         assert len(str(caught.value).splitlines()) == 1
+
+
+def test_weights_of_two_loras_are_not_chosen_between(tiny_wan, lora):
+    """One would be dropped: which one is to be named."""
+    told = {"attention": "agent", "attention_args": {"form": "trained"}, "attention_weights": "attention.safetensors"}
+    paths = [lora(folder=name, **told) for name in ("first", "second")]
+    with pytest.raises(UsageError, match=r"first.*second.*bring weights of agent each.*--attention-args weights=FILE"):
+        resolve(ask(tiny_wan, *paths, attention="auto"))

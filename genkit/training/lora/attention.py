@@ -14,6 +14,7 @@ from genkit.patching import PatchHandle, patch
 from genkit.patching.parts import Part
 from genkit.pipelines.attention import Attention
 
+
 def check_trainable(attention: Attention) -> None:
     """Refuse methods that nothing can be trained through; UnsupportedError with the reason."""
     for part in attention.parts:
@@ -21,7 +22,8 @@ def check_trainable(attention: Attention) -> None:
         if part.method.own_task:
             raise UnsupportedError(f"attention {name} is not for training a LoRA: {part.method.own_task}")
         if not type(part.method).trainable:
-            able = ", ".join(sorted(each.name for each in registry.methods() if each.trainable and not each.own_task))
+            kinds = {name: registry.method_class(name) for name in registry.usable()}
+            able = ", ".join(sorted(name for name, kind in kinds.items() if kind.trainable and not kind.own_task))
             raise UnsupportedError(
                 f"attention {name} cannot be trained through: it has no gradients of what it computes; allowed: {able}"
             )

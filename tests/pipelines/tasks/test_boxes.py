@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -200,14 +201,25 @@ def test_wrong_tracks_are_told_in_one_line_before_weights(model, work, monkeypat
     assert said in str(found.value) and "\n" not in str(found.value)
 
 
+BESIDE = r"motion_boxes \(adds, hides no pairs\): (\d+) of \1 attention calls, [\d.]+ s"
+
+
 @pytest.mark.parametrize(
-    ("more", "name"), [([], "motion_boxes"), (["--attention", "sliding_window"], "sliding_window")]
+    ("more", "told"),
+    [
+        ([], rf"  {BESIDE}"),
+        (
+            ["--attention", "neighborhood", "--attention-args", "size=1x1x1"],
+            rf"  neighborhood: \d+ of \d+ attention calls, \d+% of pairs wanted, \d+% executed; {BESIDE}",
+        ),
+    ],
 )
-def test_what_ran_is_named(model, work, capsys, more, name):
+def test_what_ran_is_told_method_by_method(model, work, capsys, more, told):
     arguments = ["generate", "a red circle", "--model", str(model), "--boxes", "track.json", "--num-frames", "9"]
     size = ["--height", "32", "--width", "32", "--max-sequence-length", "16", "--steps", "1", "-o", "a.mp4"]
     assert main([*arguments, *size, *more]) == 0
-    assert f"  {name}: " in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert re.search(told, out), out
 
 
 def test_models_without_weights_or_of_another_kind(tiny_wan, tiny_sd, work):

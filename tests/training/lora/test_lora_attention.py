@@ -62,10 +62,19 @@ def test_steps_and_branches_are_left_out_and_told_and_layers_stay():
 def test_what_cannot_be_trained_through_is_refused_with_the_reason():
     with pytest.raises(UnsupportedError, match="sliding_window cannot be trained through.*allowed: agent"):
         check_trainable(attention_of("sliding_window"))
-    with pytest.raises(
-        UnsupportedError, match="reference is not for training a LoRA: .*genkit train weights reference"
-    ):
-        check_trainable(attention_of("reference"))
+    for name in ("reference", "motion_boxes"):
+        with pytest.raises(UnsupportedError, match=f"{name} is not for training a LoRA: .*genkit train weights {name}"):
+            check_trainable(attention_of(name))
+    with pytest.raises(UnsupportedError) as found:
+        check_trainable(attention_of("sliding_window"))
+    assert "reference" not in str(found.value) and "motion_boxes" not in str(found.value)
+
+
+def test_a_term_that_would_stay_zero_is_refused(tiny_flux):
+    pipeline = load(tiny_flux)
+    with pytest.raises(UsageError, match="would stay there; add --train-attention-weights, or give trained ones"):
+        put_in(pipeline.transformer, attention_of("shared_cross_attention"), False)
+    assert not pipeline.transformer._forward_hooks
 
 
 def test_weights_are_trained_only_where_there_are_some(tiny_wan):
