@@ -211,7 +211,7 @@ def _report(name: str, data: dict, facts: dict) -> str:
     same = "are" if data["off is the model"] else "are NOT"
     subject = (
         f" With a picture of the subject, 96x96, it stands on another background and the prompt does not name the "
-        f"object. Of reference attention: {trained_text(data['reference'])}"
+        f"object. Reference attention by {trained_text(data['reference']).removeprefix('Weights: ')}"
         if data["reference"]
         else ""
     )
