@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from genkit.attention.site import Place, Site, among
@@ -145,6 +146,7 @@ class Method:
         if weights is not None:
             from genkit.attention.weights import PatchWeights
 
+            check_file(self.name, "weights", weights)
             PatchWeights.of(cache).load(weights, self.name, self.trained_with)
 
     def arguments(self, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -282,6 +284,12 @@ def check_amount(owner: str, name: str, value: object, low: int = 1) -> None:
     if not (share or whole):
         more = ", above 0" if low else ""
         raise UsageError(explain(f"{owner}.{name}", value, f"a whole number >= {low}, or a share from 0 to 1{more}"))
+
+
+def check_file(owner: str, name: str, value: object) -> None:
+    """Raise UsageError unless ``value`` is the path of a file, as text or :class:`~pathlib.Path`, or None."""
+    if value is not None and (not isinstance(value, (str, PurePath)) or not str(value).strip()):
+        raise UsageError(explain(f"{owner}.{name}", value, "the path of a .safetensors file, or None"))
 
 
 def check_flag(owner: str, name: str, value: object) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from genkit.attention.cache import PatchCache
-from genkit.errors import ArtifactError, UsageError
+from genkit.errors import ArtifactError, UsageError, shown
 from genkit.media.atomic import Files
 from genkit.models.check import check_safetensors
 from genkit.models.tensors import write_tensors
@@ -24,6 +24,8 @@ from genkit.schema import read
 
 #: Settings that tell where a patch has its weights from, and nothing of how it attends.
 _OF_A_PATCH = ("weights", "untrained")
+#: Types of numbers that weights are stored in, as headers of safetensors files name them.
+KINDS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
 FORMAT, VERSION = "genkit-attention-weights", "1"
 
 
@@ -97,11 +99,23 @@ class PatchWeights(nn.Module):
         """Method name -> the settings that a weights file was made with.
 
         Raises:
-            ArtifactError: a missing, truncated or foreign file.
+            ArtifactError: a missing, truncated or foreign file, or one with tensors that are no weights of these
+                methods.
         """
         name = f"{place(path)}, methods"
-        stored = parse_json(_facts(Path(path)).get("methods", "{}"), name, finite=True)
-        return read(dict[str, dict[str, Any]], stored, name, ArtifactError)
+        header = check_safetensors(Path(path))
+        facts = header.pop("__metadata__", {})
+        _check_facts(Path(path), facts)
+        stored = parse_json(facts.get("methods", "{}"), name, finite=True)
+        made = read(dict[str, dict[str, Any]], stored, name, ArtifactError)
+        for tensor, told in header.items():
+            if tensor.partition("/")[0] not in made or "/" not in tensor:
+                raise ArtifactError(
+                    f"{place(path)} holds {shown(tensor)}, which is of no method that it names; allowed: names that "
+                    f"begin with {', '.join(f'{method}/' for method in made) or 'nothing'}; save the weights anew"
+                )
+            check_kind(path, tensor, told.dtype)
+        return made
 
     def named_weights(self) -> dict[str, nn.Parameter]:
         """Name in the file -> parameter."""
@@ -114,8 +128,8 @@ class PatchWeights(nn.Module):
             fixed: settings of ``method`` that must be those of training, although the sizes do not tell.
 
         Raises:
-            ArtifactError: a missing, truncated or foreign file, or one made for other layers, sizes or settings.
-            Nothing is changed then.
+            ArtifactError: a missing, truncated or foreign file, one with NaN or infinite numbers, or one made for
+            other layers, sizes or settings. Nothing is changed then.
         """
         from safetensors.torch import load_file
 
@@ -130,7 +144,10 @@ class PatchWeights(nn.Module):
                     "the settings it was trained with"
                 )
         begin = "" if method is None else f"{method}/"
-        stored = {name: value for name, value in load_file(path).items() if name.startswith(begin)}
+        held = load_file(path)
+        for name, value in held.items():
+            check_finite(path, name, value)
+        stored = {name: value for name, value in held.items() if name.startswith(begin)}
         wanted = {name: value for name, value in self.named_weights().items() if name.startswith(begin)}
         remedy = f"Patch the same model with the same method, settings and layers as in training{told}"
         check_fit(str(path), _shapes(stored), _shapes(wanted), remedy)
@@ -151,9 +168,8 @@ class PatchWeights(nn.Module):
         return f" (in training {'; '.join(found)})" if found else ""
 
 
-def _facts(path: Path) -> dict[str, str]:
-    """What a weights file tells about itself; ArtifactError unless it is one that this genkit reads."""
-    facts = check_safetensors(path).get("__metadata__") or {}
+def _check_facts(path: Path, facts: Mapping[str, str]) -> None:
+    """ArtifactError unless what a weights file tells about itself is that of one which this genkit reads."""
     if facts.get("format") != FORMAT:
         raise ArtifactError(
             f"{path} holds no weights of genkit attention methods (format {facts.get('format')!r}, expected "
@@ -161,7 +177,26 @@ def _facts(path: Path) -> dict[str, str]:
         )
     if facts.get("version") != VERSION:
         raise ArtifactError(f"{path} has format version {facts.get('version')!r}, this genkit reads {VERSION!r}")
-    return facts
+
+
+def check_kind(path: str | Path, name: str, kind: str) -> None:
+    """ArtifactError unless a tensor of a weights file holds floating-point numbers: others would be cut off.
+
+    Args:
+        kind: its type as the file's header names it.
+    """
+    if kind not in KINDS:
+        raise ArtifactError(f"{place(path)}: {shown(name)} is {shown(kind)}, allowed: {', '.join(KINDS)}")
+
+
+def check_finite(path: str | Path, name: str, value: torch.Tensor) -> None:
+    """ArtifactError for a tensor of a weights file with NaN or infinite numbers."""
+    value = value if value.dtype.itemsize > 1 else value.float()  # 8 bits have no isfinite
+    if not bool(value.isfinite().all()):
+        raise ArtifactError(
+            f"{place(path)}: {shown(name)} holds NaN or infinite weights, allowed: finite numbers; it was trained "
+            "until it broke, or is damaged"
+        )
 
 
 def like(module: nn.Module) -> dict[str, Any]:
@@ -190,20 +225,20 @@ def _shapes(tensors: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
 
 
 def check_fit(
-    shown: str, stored: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]], remedy: str
+    file: str, stored: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]], remedy: str
 ) -> None:
     """ArtifactError unless a weights file has the names and shapes that a patch has a place for.
 
     Args:
-        shown: the file, for messages. remedy: what to do about it, one sentence without its full stop.
+        file: for messages. remedy: what to do about it, one sentence without its full stop.
     """
     missing, foreign = sorted(set(wanted) - set(stored)), sorted(set(stored) - set(wanted))
     if missing or foreign:
         parts = [f"lacks {missing[0]} and {len(missing) - 1} more"] if missing else []
         parts += [f"has {foreign[0]} and {len(foreign) - 1} more that this patch has no place for"] if foreign else []
-        raise ArtifactError(f"{shown} does not fit this patch: it {'; it '.join(parts)}. {remedy}")
+        raise ArtifactError(f"{file} does not fit this patch: it {'; it '.join(parts)}. {remedy}")
     for name, shape in wanted.items():
         if stored[name] != shape:
             raise ArtifactError(
-                f"{shown} does not fit this patch: {name} is {stored[name]} in the file, {shape} here. {remedy}"
+                f"{file} does not fit this patch: {name} is {stored[name]} in the file, {shape} here. {remedy}"
             )

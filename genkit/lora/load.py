@@ -21,7 +21,7 @@ from genkit.lora.match import EXPERTS, Matched, match
 from genkit.lora.pair import Pair
 from genkit.lora.pairs import CONVERTERS_RAISE
 from genkit.lora.save import peft_tensors
-from genkit.lora.strengths import StepFactors, StepStrengths, layer_factors
+from genkit.lora.strengths import StepFactors, StepStrengths, check_factor, layer_factors
 from genkit.lora.words import load_words
 from genkit.reading import user_path
 from genkit.reading.files import place
@@ -109,12 +109,17 @@ def load_lora(
 
     Raises:
         UnsupportedError: the pipeline takes no LoRA, or peft is not installed.
-        UsageError: no such part or layer, or a strength beyond the bounds.
+        UsageError: a value of another kind, no such part or layer, or a strength beyond the bounds.
         ArtifactError: a file that is none, is damaged, or does not fit the model.
     """
     check_lora(type(pipeline))
-    if not -STRONGEST <= strength <= STRONGEST:
-        raise UsageError(explain("strength", strength, f"a number from {-STRONGEST} to {STRONGEST}"))
+    check_factor("strength", strength, STRONGEST)
+    if part is not None and not isinstance(part, str):
+        raise UsageError(explain("part", part, "the name of a part of the pipeline, or None"))
+    if not isinstance(partial, bool):
+        raise UsageError(explain("partial", partial, "True or False"))
+    if layers is not None and not isinstance(layers, Mapping):
+        raise UsageError(explain("layers", layers, 'factors by name, such as {"blocks.1": 0.3}, or None'))
     found = match(pipeline, Lora(lora_file(user_path(file, "LoRA")), float(strength), part), partial)
     share = Share(dict(layers or {}), None if steps is None else StepFactors.parse(steps, "steps"))
     share.check(found)

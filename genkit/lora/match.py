@@ -75,7 +75,8 @@ def match(pipeline: Any, lora: Lora, partial: bool | None) -> Matched:
     component = None if facts is None else facts.component
     for part, pairs in targets(pipeline, lora, held, told, component).items():
         used = fitting(pipeline, lora, part, pairs, partial, told)
-        groups.append(Group(part, used, held.plain and len(used) == len(pairs) == len(held.pairs)))
+        same = held.plain and lora.path.suffix == ".safetensors"  # Diffusers takes other names for pickles
+        groups.append(Group(part, used, same and len(used) == len(pairs) == len(held.pairs)))
     return Matched(lora, groups, told, facts)
 
 

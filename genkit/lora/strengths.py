@@ -6,6 +6,7 @@ import inspect
 import weakref
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 from genkit.errors import UsageError, explain
@@ -33,8 +34,10 @@ class StepFactors:
         """``"0:10"`` or ``"0:10=1,10:=0.3"``.
 
         Raises:
-            UsageError: no ranges, or a factor that is no number from -100 to 100.
+            UsageError: no ranges, one that ends before it begins, or a factor that is no number from -100 to 100.
         """
+        if not isinstance(text, str):
+            raise UsageError(explain(what, text, _FORM))
         parts = []
         for piece in text.split(","):
             ranges, sign, factor = piece.partition("=")
@@ -42,6 +45,9 @@ class StepFactors:
             value = _factor(factor.strip(), what, text) if sign else 1.0
             if not spans:
                 raise UsageError(explain(what, text, _FORM))
+            for span in spans:
+                if span.backward:
+                    raise UsageError(explain(what, text, _FORM, f"{span} ends before it begins"))
             parts += [(span, value) for span in spans]
         return cls(tuple(parts))
 
@@ -73,6 +79,12 @@ def _factor(text: str, what: str, given: str) -> float:
     return value
 
 
+def check_factor(what: str, value: object, most: float) -> None:
+    """UsageError unless a strength or factor is a number (not a bool) from ``-most`` to ``most``."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not -most <= value <= most:
+        raise UsageError(explain(what, value, f"a number from {-most:g} to {most:g}"))
+
+
 def layer_factors(
     modules: Iterable[str], factors: Mapping[str, float], what: str = "--lora-layers"
 ) -> dict[str, float]:
@@ -93,8 +105,9 @@ def layer_factors(
     found = dict.fromkeys(paths, 1.0)
     length = dict.fromkeys(paths, 0)
     for name, factor in factors.items():
-        if not -_MOST <= factor <= _MOST:
-            raise UsageError(explain(f"{what} {name}", factor, f"a number from {-_MOST:g} to {_MOST:g}"))
+        if not isinstance(name, str):
+            raise UsageError(explain(what, name, "names of layers, such as blocks.1"))
+        check_factor(f"{what} {short(name)}", factor, _MOST)
         meant = [path for path in paths if f".{name}." in f".{path}."]
         if not meant:
             parts = dict.fromkeys(".".join(path.split(".")[1:3]) for path in paths)

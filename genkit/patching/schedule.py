@@ -28,6 +28,11 @@ class Span:
             return "-1"
         return f"{self.start or ''}:{'' if self.stop is None else self.stop}"
 
+    @property
+    def backward(self) -> bool:
+        """Whether it ends before it begins, whatever the count is."""
+        return self.stop is not None and (self.stop < 0) == (self.start < 0) and self.stop < self.start
+
     def before(self, other: Span) -> bool:
         """Whether this range certainly ends where the other begins or earlier, whatever the count is."""
         if self.stop is None:

@@ -9,7 +9,7 @@ import os
 import re
 import stat
 from contextlib import suppress
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import BinaryIO
 
 from genkit.errors import ArtifactError, UsageError, escaped, explain, shortened
@@ -84,9 +84,12 @@ def user_path(text: str | Path, what: str) -> Path:
     """A path that a user or a file wrote, with ``~`` for the home folder; ``what`` it is to the user.
 
     Raises:
-        UsageError: no path can be made of it: a NUL, half a character, the home folder of nobody.
+        UsageError: no path can be made of it: no text, nothing in it (which would mean the current folder), a NUL, half
+            a character, the home folder of nobody.
         ArtifactError: the system refuses it: a name that is too long, a folder that may not be entered.
     """
+    if not isinstance(text, (str, PurePath)) or text == "":
+        raise UsageError(explain(what, text, "a path that a file can have"))
     try:
         path = Path(text).expanduser()
         os.fsencode(path)

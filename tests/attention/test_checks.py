@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from pathlib import Path
 
 import pytest
 
-from genkit.attention.method import check_amount, check_flag, check_number, is_number
+from genkit.attention import registry
+from genkit.attention.cache import PatchCache
+from genkit.attention.method import Method, check_amount, check_file, check_flag, check_number, is_number
 from genkit.errors import UsageError
 
 
@@ -39,3 +43,33 @@ def test_flags_are_no_numbers():
     check_flag("m", "on", False)
     with pytest.raises(UsageError, match="m.on: got 1, allowed: true or false"):
         check_flag("m", "on", 1)
+
+
+FILES = ("a.safetensors", Path("a.safetensors"), None)
+WEIGHTED = [
+    name
+    for name in registry.names()
+    if any(field.name == "weights" for field in dataclasses.fields(registry.method_class(name)))
+]
+NO_FILES = (3, 0, True, b"a.safetensors", "", "  ", ["a.safetensors"], {}, 0.5)
+
+
+@pytest.mark.parametrize("value", NO_FILES, ids=repr)
+@pytest.mark.parametrize("name", WEIGHTED)
+def test_the_weights_of_every_method_are_a_path(name, value):
+    with pytest.raises(UsageError, match=rf"{name}\.weights: got .*allowed: the path of a \.safetensors file"):
+        registry.method_class(name)(weights=value)
+
+
+def test_paths_are_texts_or_paths():
+    assert [check_file("it", "weights", value) for value in FILES] == [None] * 3
+
+
+def test_a_method_of_another_package_is_checked_when_it_reads_its_file():
+    @dataclasses.dataclass(frozen=True)
+    class Foreign(Method):
+        weights: int = 3
+
+    method = Foreign()
+    with pytest.raises(UsageError, match=r"\.weights: got 3, allowed"):
+        method.ready(PatchCache())

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import genkit
-from genkit.errors import GenkitError
+from genkit.errors import GenkitError, UsageError
 from genkit.lora.facts import Facts
 from genkit.lora.save import save_lora
 from genkit.lora.strengths import StepFactors, layer_factors
@@ -136,3 +136,50 @@ def test_a_compiled_model_is_not_compiled_anew_for_another_step(tiny_wan, lora):
 def test_what_has_no_meaning_is_refused_before_weights_are_read(tiny_wan, lora, more, told):
     with pytest.raises(GenkitError, match=told):
         resolve(ask(tiny_wan, lora, **more))
+
+
+WRONG = [
+    ({"strength": "x"}, "strength: got 'x', allowed: a number from -100 to 100"),
+    ({"strength": None}, "strength: got None"),
+    ({"strength": True}, "strength: got True"),
+    ({"strength": float("nan")}, "strength: got nan"),
+    ({"layers": {"blocks.0": "a"}}, "blocks.0: got 'a', allowed: a number from -100 to 100"),
+    ({"layers": {"blocks.0": None}}, "blocks.0: got None"),
+    ({"layers": {0: 1.0}}, "got 0, allowed: names of layers"),
+    ({"layers": "blocks.0=1"}, "layers: got 'blocks.0=1', allowed: factors by name"),
+    ({"layers": ["blocks.0"]}, "layers: got .*allowed: factors by name"),
+    ({"steps": 5}, "steps: got 5, allowed: ranges of steps"),
+    ({"steps": ["0:2"]}, "steps: got .*allowed: ranges of steps"),
+    ({"steps": "5:2"}, "steps: got '5:2', allowed: ranges of steps .*; 5:2 ends before it begins"),
+    ({"steps": "0:1,-2:-4=0.5"}, "-2:-4 ends before it begins"),
+    ({"part": 5}, "part: got 5, allowed: the name of a part"),
+    ({"partial": "yes"}, "partial: got 'yes', allowed: True or False"),
+]
+
+
+@pytest.mark.parametrize(("given", "told"), WRONG, ids=[str(given) for given, _ in WRONG])
+def test_values_of_another_kind_are_refused_in_one_line_and_nothing_is_loaded(tiny_wan, lora, given, told):
+    pipeline = load(tiny_wan)
+    with pytest.raises(UsageError, match=told):
+        genkit.load_lora(pipeline, lora, **given)
+    assert not hasattr(pipeline.transformer.get_submodule(LAYERS[0]), "lora_A")
+
+
+@pytest.mark.parametrize("file", [5, None, {}, {"a": 1}, ["l.safetensors"], b"l.safetensors", ""], ids=repr)
+def test_files_that_are_no_path_are_refused(tiny_wan, lora, monkeypatch, file):
+    monkeypatch.chdir(lora.parent)  # where the current folder would be a LoRA
+    with pytest.raises(UsageError, match="LoRA: got .*allowed: a path that a file can have"):
+        genkit.load_lora(load(tiny_wan), file)
+
+
+@pytest.mark.parametrize("name", ["l", "l.bin", "l.safetensors.bak", "l.SAFETENSORS"])
+def test_a_file_of_any_name_is_the_same_lora(tiny_wan, lora, name):
+    own, other = load(tiny_wan), load(tiny_wan)
+    genkit.load_lora(own, lora, 0.5)
+    copy = lora.rename(lora.parent / name)
+    found = genkit.load_lora(other, copy, 0.5)
+    assert (found.modules, found.facts) == (3, Facts()) and scales(other) == scales(own)
+    inputs = torch.randn(1, 32)
+    for layer in LAYERS:
+        one, two = (pipeline.transformer.get_submodule(layer) for pipeline in (own, other))
+        assert torch.equal(one(inputs), two(inputs)) and not torch.equal(one(inputs), one.base_layer(inputs))

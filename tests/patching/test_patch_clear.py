@@ -99,6 +99,25 @@ def test_a_file_that_does_not_fit_changes_nothing(flux, tmp_path, file, patch, w
     assert set(after) == set(before) and all(torch.equal(after[name], value) for name, value in before.items())
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda value: value.to(torch.int32), "'I32', allowed: F64, F32"),
+        (lambda value: value * float("nan"), "NaN or infinite weights, allowed: finite numbers"),
+        (lambda value: value.bfloat16() / 0, "NaN or infinite weights, allowed: finite numbers"),
+    ],
+)
+def test_a_published_file_without_finite_numbers_changes_nothing(flux, tmp_path, change, words):
+    path, name = tmp_path / "clear.safetensors", "transformer_blocks.0.attn.to_v.weight"
+    tensors = published(flux, path)
+    save_file({**tensors, name: change(tensors[name])}, path)
+    before = {name: value.clone() for name, value in flux.state_dict().items()}
+    with pytest.raises(ArtifactError, match=f"clear.safetensors: '{name}' .*{words}"):
+        genkit.patch(flux, genkit.Clear(radius=2, weights=str(path)))
+    after = flux.state_dict()
+    assert set(after) == set(before) and all(torch.equal(after[name], value) for name, value in before.items())
+
+
 def test_a_schedule_of_some_layers_does_not_fit_a_file_of_all(flux, tmp_path):
     path = tmp_path / "clear.safetensors"
     published(flux, path)

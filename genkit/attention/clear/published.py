@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from genkit.attention.site import Place, base_layer
-from genkit.attention.weights import FORMAT, check_fit
+from genkit.attention.weights import FORMAT, check_finite, check_fit, check_kind
 from genkit.errors import ArtifactError, UnsupportedError
 from genkit.models.check import check_safetensors
 from genkit.reading.files import place as shown
@@ -52,14 +52,19 @@ class Published:
             pool_of: name of a layer -> its :class:`~genkit.attention.clear.weights.PoolWeights`.
 
         Raises:
-            ArtifactError: names or shapes that do not fit the patch. Nothing is changed then.
+            ArtifactError: names or shapes that do not fit the patch, or tensors that hold no finite numbers. Nothing
+            is changed then.
             UnsupportedError: projections that hold no plain weights (quantised, or not on a device).
         """
         from safetensors import safe_open
 
         with safe_open(self.path, "pt") as file:
             names = set(file.keys())
+            for name in sorted(names):
+                check_kind(self.path, name, file.get_slice(name).get_dtype())
             self._compare(file, names, down)
+            for name in sorted(names):
+                check_finite(self.path, name, file.get_tensor(name))
             for site in self._places:
                 for layer, name, key in self._parameters(site):
                     own = getattr(layer, name)

@@ -20,7 +20,7 @@ from genkit.attention.cross_modal_context.route import (
     stop_gradient,
 )
 from genkit.attention.keep import kept
-from genkit.attention.method import Density, Method, check_choice, check_int, check_number, check_used
+from genkit.attention.method import Density, Method, check_choice, check_file, check_int, check_number, check_used
 from genkit.attention.registry import register
 from genkit.attention.site import Place, Site
 from genkit.attention.static import check_tokens, executed_share
@@ -168,6 +168,7 @@ class CrossModalContext(Method):
 
     def __post_init__(self):
         name = "cross_modal_context"
+        check_file(name, "weights", self.weights)
         check_choice(name, "partition", self.partition, ("time", "soft", "index", "none"))
         check_choice(name, "space", self.space, ("keys", "source"))
         for flag in ("guidance", "detach_clean"):

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 
 from genkit.attention.cache import PatchCache
-from genkit.attention.method import Method, check_int, check_number
+from genkit.attention.method import Method, check_file, check_int, check_number
 from genkit.attention.registry import register
 from genkit.attention.shared_cross_attention.layer import LayerWeights
 from genkit.attention.shared_cross_attention.positions import turned
@@ -56,6 +56,7 @@ class SharedCrossAttention(Method):
     source: ClassVar[str] = "Motif-Video 2B, arXiv 2604.16503"
 
     def __post_init__(self):
+        check_file(_OWNER, "weights", self.weights)
         check_number(_OWNER, "strength", self.strength, 0, 1e3)
         check_int(_OWNER, "seed", self.seed, 0)
 
