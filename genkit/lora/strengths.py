@@ -79,7 +79,7 @@ def _factor(text: str, what: str, given: str) -> float:
     return value
 
 
-def check_factor(what: str, value: object, most: float) -> None:
+def check_factor(what: str, value: Any, most: float) -> None:
     """UsageError unless a strength or factor is a number (not a bool) from ``-most`` to ``most``."""
     if isinstance(value, bool) or not isinstance(value, Real) or not -most <= value <= most:
         raise UsageError(explain(what, value, f"a number from {-most:g} to {most:g}"))
