@@ -81,7 +81,8 @@ def _factor(text: str, what: str, given: str) -> float:
 
 def check_factor(what: str, value: Any, most: float) -> None:
     """UsageError unless a strength or factor is a number (not a bool) from ``-most`` to ``most``."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not -most <= value <= most:
+    good = isinstance(value, Real) and not isinstance(value, bool)
+    if not (good and -most <= value <= most):
         raise UsageError(explain(what, value, f"a number from {-most:g} to {most:g}"))
 
 

@@ -34,17 +34,18 @@ class Still(NamedTuple):
     told: tuple[str, ...]
 
 
-def read_still(path: str | Path, pixels: int = PIXELS) -> Still:
+def read_still(path: str | Path, pixels: int = PIXELS, what: str = "") -> Still:
     """The (first) picture of a file of any kind as 8-bit RGB; see :func:`genkit.media.read_image`.
 
     Args:
         path: the file.
         pixels: refuse a picture of more, before it is decoded.
+        what: what it is to the user, for a message: ``"--style"``.
 
     Raises:
         ArtifactError: no readable image, or more than ``pixels``.
     """
-    read = read_image(path, 1, pixels)
+    read = read_image(path, 1, pixels, what)
     return Still(read.frames[0], read.told)
 
 
@@ -249,6 +250,7 @@ def read_mask(
     grow: int = 0,
     feather: int = 0,
     pixels: int = PIXELS,
+    what: str = "",
 ) -> Mask:
     """A mask from a file.
 
@@ -262,6 +264,7 @@ def read_mask(
         grow: enlarge what is marked by so many pixels, after inverting; negative numbers shrink it.
         feather: see :class:`Mask`; a width that leaves less than :data:`WHOLE` of the mask unblended is told.
         pixels: refuse a file of more.
+        what: what it is to the user, for a message: ``"--mask"``.
 
     Raises:
         UsageError: another size than the picture's, nothing or nothing more is marked, an unknown channel.
@@ -272,7 +275,7 @@ def read_mask(
     for name, value, low in (("grow", grow, -WIDEST), ("feather", feather, 0)):
         if not low <= value <= WIDEST:
             raise UsageError(explain(f"mask {name}", value, f"{low} to {WIDEST} pixels"))
-    read = read_image(path, 1, pixels)
+    read = read_image(path, 1, pixels, what)
     found = read.frames.shape[1:3]
     if found != tuple(size):
         raise UsageError(

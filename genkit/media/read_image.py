@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -28,6 +28,11 @@ BEHIND = (255, 255, 255)
 #: What Pillow raises about damaged files.
 _RAISED = (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, AttributeError, ArithmeticError,
            RuntimeError, MemoryError, struct.error, zlib.error)  # fmt: skip
+#: Kinds of pictures in the container of MP4, of which Pillow may know none.
+_STILLS = (b"avif", b"avis", b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"heif", b"mif1", b"msf1", b"crx ")
+#: First bytes of Matroska and WebM, FLV, MPEG and ASF.
+_CLIPS = (b"\x1a\x45\xdf\xa3", b"FLV\x01", b"\x00\x00\x01\xba", b"\x00\x00\x01\xb3", b"\x30\x26\xb2\x75")
+_UNKNOWN = "it is none that is known; give a PNG, JPEG, WebP or GIF file"
 #: Proportions of pixels that are followed; beyond them the mark is taken for nonsense.
 _STRETCH = 4
 
@@ -50,7 +55,7 @@ class Picture(NamedTuple):
     opacity: np.ndarray | None = None
 
 
-def read_image(path: str | Path, most: int | None = None, pixels: int = PIXELS) -> Picture:
+def read_image(path: str | Path, most: int | None = None, pixels: int = PIXELS, what: str = "") -> Picture:
     """Decode a GIF, WebP, PNG, JPEG, TIFF, ..., turned as its camera says.
 
     16 bits per colour are scaled to 8. Transparent parts are laid on white. Of a file of several pictures that are no
@@ -60,13 +65,14 @@ def read_image(path: str | Path, most: int | None = None, pixels: int = PIXELS) 
         path: the file.
         most: decode no more frames than this; None for all.
         pixels: refuse a picture of more, before it is decoded.
+        what: what it is to the user, for a message: ``"--mask"``.
 
     Raises:
         ArtifactError: the file is no readable image, holds numbers without a fixed white (float or 32 bits), or is
             larger than is decoded.
     """
     told: list[str] = []
-    with _opened(path) as image:
+    with _opened(path, what) as image:
         check_decoded(path, 1, image.height, image.width, pixels)  # before the text is looked for: that decodes
         comment = _comment(image)
         count = most if image.format in ANIMATED else 1
@@ -105,6 +111,12 @@ def read_comment(path: str | Path) -> str | None:
         return _comment(image)
 
 
+def check_image(path: str | Path, what: str = "") -> None:
+    """Raise as :func:`read_image` for a file that is no image of a known kind; decodes nothing."""
+    with _opened(path, what):
+        pass
+
+
 def read_frames(paths: list[Path]) -> tuple[np.ndarray, str | None]:
     """Decode numbered PNG files in order: frames (T, H, W, 3) uint8 and the first file's comment."""
     if not paths:
@@ -119,29 +131,42 @@ def read_frames(paths: list[Path]) -> tuple[np.ndarray, str | None]:
 
 
 @contextmanager
-def _opened(path: str | Path) -> Iterator[Any]:
+def _opened(path: str | Path, what: str = "") -> Iterator[Any]:
     """The image file, with whatever Pillow raises about it as one line."""
     from PIL import Image, UnidentifiedImageError
 
-    with open_file(path) as stream:
+    name = f"{what} {place(path)}" if what else place(path)
+    with open_file(path, what) as stream:
         try:
             with Image.open(stream) as image:
                 if image.format in _PROGRAMS:
                     raise ArtifactError(
-                        f"cannot read {place(path)} as an image: {image.format} is a program that draws, which is not "
+                        f"cannot read {name} as an image: {image.format} is a program that draws, which is not "
                         "run; save it as PNG"
                     )
                 yield image
         except UnidentifiedImageError as error:
-            raise ArtifactError(f"cannot read {place(path)} as an image: it is none that is known") from error
+            kind = "it is a clip; give a picture, such as one frame of it" if _clip(stream) else _UNKNOWN
+            raise ArtifactError(f"cannot read {name} as an image: {kind}") from error
         except Image.DecompressionBombError as error:
             found = re.search(r"\d+ pixels", str(error))
             many = found[0] if found else "more pixels than are decoded"
             most = min(PIXELS, 2 * (Image.MAX_IMAGE_PIXELS or PIXELS))  # beyond twice as many it raises
-            raise ArtifactError(f"{place(path)} has {many}, allowed: {most} in all; make it smaller") from error
+            raise ArtifactError(f"{name} has {many}, allowed: {most} in all; make it smaller") from error
         except _RAISED as error:
             said = shortened(escaped(str(error) or type(error).__name__))
-            raise ArtifactError(f"cannot read {place(path)} as an image: {said}") from error
+            raise ArtifactError(f"cannot read {name} as an image: {said}") from error
+
+
+def _clip(stream: BinaryIO) -> bool:
+    """Whether a file begins as clips do: MP4 and MOV, Matroska and WebM, AVI, FLV, MPEG, ASF."""
+    stream.seek(0)
+    start = stream.read(16)
+    if start[4:8] == b"ftyp":
+        return start[8:12] not in _STILLS
+    if start[:4] == b"RIFF":
+        return start[8:11] == b"AVI"
+    return start[4:8] in (b"moov", b"mdat", b"wide") or start.startswith(_CLIPS)
 
 
 def _milliseconds(image: Any) -> float:

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from genkit.errors import UnsupportedError, UsageError
 from genkit.families.lookup import can
+from genkit.media.read_image import check_image
 from genkit.pipelines.request import flag
 from genkit.pipelines.tasks.references.settings import ReferenceSettings
-from genkit.reading import regular
 from genkit.reading.strength import path_and_strength
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def through_door(settings: Any) -> tuple[Any, tuple[str, ...]]:
     strengths = []
     for text in subjects:
         path, strength = path_and_strength(text, "--subject", low=0)
-        regular(path, "--subject")
+        check_image(path, "--subject")
         strengths.append(strength)
     model = _model(settings)
     if settings.ip_adapter is not None:

@@ -12,6 +12,8 @@ from PIL import Image
 from genkit import media
 from genkit.errors import ArtifactError
 from genkit.media import limits
+from genkit.media.canvas import read_mask, read_still
+from genkit.media.read_image import check_image
 
 RAMP = np.array([[0, 16640, 33280, 49920, 65535]], np.uint16)
 
@@ -153,3 +155,33 @@ def test_a_picture_that_promises_too_many_pixels_is_refused(tmp_path):
     (tmp_path / "a.png").write_bytes(png(60_000, 60_000, 8, 2, b"\0"))
     with pytest.raises(ArtifactError, match="cannot read|pixels"):
         media.read_image(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("kind", ["mp4", "mov", "mkv", "webm", "avi", "flv", "mpeg", "asf"])
+def test_a_clip_in_place_of_a_picture_is_told_as_one_whatever_its_name(tmp_path, kind):
+    import av
+
+    codec = {"webm": "libvpx", "mpeg": "mpeg1video", "asf": "msmpeg4v3", "flv": "flv"}.get(kind, "mpeg4")
+    with av.open(str(tmp_path / "a.png"), "w", format={"mkv": "matroska"}.get(kind, kind)) as container:
+        stream = container.add_stream(codec, 25)
+        stream.width, stream.height, stream.pix_fmt = 32, 32, "yuv420p"
+        for _ in range(3):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8), "rgb24")))
+        container.mux(stream.encode(None))
+    for read in (media.read_image, check_image, read_still, lambda path, what: read_mask(path, (32, 32), what=what)):
+        with pytest.raises(ArtifactError, match="cannot read --it .*a.png as an image: it is a clip; give a picture"):
+            read(tmp_path / "a.png", what="--it")
+
+
+@pytest.mark.parametrize(
+    "start", [b"", b"hello", bytes(64), b"\0\0\0\x18ftypcrx \0\0\0\1", b"RIFF\0\0\0\0WAVE", b"%PDF-1.7"]
+)
+def test_other_files_are_told_as_unknown(tmp_path, start):
+    (tmp_path / "a.mp4").write_bytes(start)
+    with pytest.raises(ArtifactError, match="--it .*a.mp4 as an image: it is none that is known; give a PNG"):
+        check_image(tmp_path / "a.mp4", "--it")
+
+
+def test_a_picture_is_one_whatever_its_name(tmp_path):
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.mp4", format="PNG")
+    check_image(tmp_path / "a.mp4", "--it")

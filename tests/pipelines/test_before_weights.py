@@ -103,7 +103,7 @@ WRONG = [
     ("sd", ["--image", "cat.png", "--image", "cat.png"], 2, "got 2 pictures, StableDiffusionImg2ImgPipeline takes one"),
     ("sd", ["--image", "cat.png", "--mask", "cat.png"], 2, "the mask cat.png marks nothing"),
     ("sd", ["--image", "cat.png", "--mask", "wide.png"], 2, "wide.png"),
-    ("sd", ["--image", "broken.png"], 1, "cannot read broken.png as an image"),
+    ("sd", ["--image", "broken.png"], 1, "cannot read --image broken.png as an image"),
     ("sd", ["--image", "none.png"], 1, "it does not exist"),
     ("sd", ["--image", "loop"], 1, "its links lead in a circle"),
     ("sd", ["--image", "cat.png", "--strength", "0.01"], 2, "leaves no step to run"),

@@ -57,7 +57,7 @@ class Mixing:
             )
         paths = tuple(Path(mask).expanduser() for mask in masks)
         for path in paths:
-            read_image(path)
+            read_image(path, what="--lora-mask")
         return cls(tuple(loras), None, paths), ()
 
     @property

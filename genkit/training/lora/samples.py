@@ -285,7 +285,7 @@ def _picture(path: str, height: int, width: int) -> Any:
     """A file as a picture of the samples' size: it covers it, and is cut in the middle, as training data is."""
     from PIL import Image
 
-    frame = read_image(Path(path).expanduser(), 1).frames[:1]
+    frame = read_image(Path(path).expanduser(), 1, what="--validation-images").frames[:1]
     scale = max(height / frame.shape[1], width / frame.shape[2])
     inner = [max(round(side * scale), wanted) for side, wanted in zip(frame.shape[1:3], (height, width), strict=True)]
     covering = resized(frame, *inner)[0]

@@ -165,3 +165,10 @@ def test_a_record_does_not_make_models_be_downloaded(tmp_path):
     with pytest.raises(UsageError, match="add --upscaler somebody/upscaler"):
         followed(record, "out.png", {})
     assert followed(record, "out.png", {"upscaler"})[0]["upscaler"] == "somebody/upscaler"
+
+
+def test_a_clip_in_place_of_a_picture_is_told_with_what_it_was_given_as(cli):
+    media.write_media("clip.mp4", np.zeros((5, 32, 32, 3), np.uint8), 8)
+    for picture_file, mask, what in (("clip.mp4", "mask.png", "IMAGE"), ("picture.png", "clip.mp4", "--mask")):
+        code, _, err = cli(picture_file, "--mask", mask, "-p", "a red cat")
+        assert code == 1 and f"cannot read {what} clip.mp4 as an image: it is a clip; give a picture" in err[-1], err

@@ -91,7 +91,7 @@ def read_given(path: Path, model: Model, video: bool, moving: bool = False) -> G
             )
         found = _clip(path, model)
     else:
-        picture = read_image(path, None if video else 1, MOST_PIXELS)
+        picture = read_image(path, None if video else 1, MOST_PIXELS, "IMAGE")
         rate, told_of = picture.fps, list(picture.told)
         if video and rate is None and (len(picture.frames) > 1 or moving):
             rate = Fraction(model.fps)

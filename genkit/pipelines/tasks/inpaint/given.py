@@ -89,10 +89,10 @@ def read_given(settings: InpaintSettings, files: tuple[Path, Path], model: Model
         UsageError: a mask of another size, or one that marks nothing.
         ArtifactError: a file that cannot be decoded, or has more pixels than are worked on.
     """
-    still = read_still(files[0], MOST_PIXELS)
+    still = read_still(files[0], MOST_PIXELS, "IMAGE")
     mask = read_mask(
         files[1], still.pixels.shape[:2], channel=settings.mask_channel, invert=settings.mask_invert,
-        grow=settings.mask_grow, feather=settings.feather, pixels=MOST_PIXELS,
+        grow=settings.mask_grow, feather=settings.feather, pixels=MOST_PIXELS, what="--mask",
     )  # fmt: skip
     limits = model.sidecar.limits
     side = native_side(model.config)

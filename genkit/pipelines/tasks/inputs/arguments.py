@@ -193,7 +193,7 @@ class Arguments:
             if len(frames) < count:
                 raise UsageError(f"--mask {each.path.name} has {len(frames)} frames, the video has {count}")
             return frames.max(axis=-1) >= THRESHOLD
-        mask = read_mask(each.path, shown.size)
+        mask = read_mask(each.path, shown.size, what="--mask")
         self.draft.notes += [line for line in mask.told if line not in self.draft.notes]
         layer = np.repeat(mask.inside[None, ..., None], 3, axis=-1).astype(np.uint8) * 255
         made = layer if self.plan.size is None else fitted(layer, self.plan.size, each.path.name)[0]

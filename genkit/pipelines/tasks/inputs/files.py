@@ -12,6 +12,7 @@ import numpy as np
 
 from genkit.errors import UsageError, explain
 from genkit.media import Video, probe_video, read_chosen, read_image
+from genkit.pipelines.request import flag
 from genkit.pipelines.tasks.edit.settings import is_clip
 from genkit.pipelines.tasks.inputs.settings import GIVEN
 from genkit.reading import file_digest, regular
@@ -55,7 +56,8 @@ class GivenFile:
 
     @cached_property
     def _picture(self) -> Any:
-        return read_image(self.path, None if self.path.suffix.lower() in _MOVING else 1, MOST_PIXELS)
+        most = None if self.path.suffix.lower() in _MOVING else 1
+        return read_image(self.path, most, MOST_PIXELS, flag(self.setting))
 
     @property
     def moving(self) -> bool:

@@ -91,7 +91,7 @@ def read_pictures(
     multiple = 8 if model.rule is None else model.rule.multiple
     found = []
     for path, strength in parsed:
-        read = read_image(path, 1)
+        read = read_image(path, 1, what="--reference")
         picture, told = _fitted(read.frames[0], multiple, settings.height, settings.width, path)
         found.append(ReferencePicture(picture, strength, path, (*read.told, *told)))
     one_call = "unet" in model.parts

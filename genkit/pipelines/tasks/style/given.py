@@ -100,7 +100,7 @@ def read_given(content: Path, style: Path, model: Model) -> Given:
         ArtifactError: no readable picture, or more pixels than allowed.
         UsageError: a content larger than the model's own limit.
     """
-    picture, manner = read_still(content, MOST_PIXELS), read_still(style, MOST_PIXELS)
+    picture, manner = read_still(content, MOST_PIXELS, "IMAGE"), read_still(style, MOST_PIXELS, "--style")
     multiple = 8 if model.rule is None else model.rule.multiple
     limits = model.sidecar.limits
     canvas = Canvas.of(picture.pixels, multiple, least=(limits.get("min_height", 1), limits.get("min_width", 1)))
