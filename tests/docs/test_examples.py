@@ -105,6 +105,7 @@ def _made_small(arguments: list[str]) -> list[str]:
     if arguments[0] != "generate" or "--from" in arguments:
         return [*arguments, "--force"] if arguments[0] == "generate" else arguments
     pictures = any(name in arguments for name in ("toy-image", "toy-dit"))
+    pictures = pictures or "--num-frames 1 " in " ".join(arguments)
     given = [name for name in SMALL if not (pictures and name == "num_frames")]
     if arguments.count("--prompt") > 1 and "--at" not in arguments:  # a clip of several tiles: small ones
         given.remove("num_frames")

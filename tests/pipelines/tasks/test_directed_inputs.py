@@ -22,7 +22,7 @@ def folders(tmp_path_factory):
         "i2v": lambda: tiny_pipelines.wan_image("2.1"), "5B": lambda: tiny_pipelines.wan_image("5B"),
         "first and last": lambda: tiny_pipelines.wan_image("first and last"), "vace": tiny_pipelines.wan_vace,
         "kontext": tiny_pipelines.flux_kontext, "sdxl": tiny_pipelines.stable_diffusion_xl, "ltx": tiny_pipelines.ltx,
-        "hunyuan": tiny_pipelines.hunyuan_video,
+        "hunyuan": tiny_pipelines.hunyuan_video, "wan": tiny_pipelines.wan,
     }  # fmt: skip
     made = {}
 
@@ -166,7 +166,8 @@ def test_a_picture_of_other_proportions_is_cut_and_told(cli):
 @pytest.mark.parametrize(
     ("model", "more", "setting", "told"),
     [
-        ("toy-video", (), "reference", "by reference attention, without training"),
+        ("toy-video", (), "reference", "by reference attention, with its trained weights"),
+        ("wan", ("--height", 32, "--width", 32), "reference", "by reference attention, without training"),
         ("toy-image", (), "reference", "by reference attention, with its trained weights"),
         ("toy-video", ("--attention", "reference"), "reference", "--subject is given as --reference"),
         ("kontext", (), "image", "which FluxKontextPipeline looks at"),
