@@ -395,7 +395,9 @@ def test_lora_files_take_effect_together(monkeypatch):
     monkeypatch.setattr("genkit.lora.load.check_lora", lambda kind: None)
     monkeypatch.setattr("genkit.lora.load.match", lambda _, lora, partial: Matched(lora, [], [], None))
     monkeypatch.setattr("genkit.lora.load._load", lambda _, found, name: loaded.append((found.lora, name)))
-    pipeline = SimpleNamespace(set_adapters=lambda names, strengths: chosen.append((names, strengths)))
+    pipeline = SimpleNamespace(
+        lora_state_dict=None, set_adapters=lambda names, strengths: chosen.append((names, strengths))
+    )
     first, second = SimpleNamespace(strength=0.5), SimpleNamespace(strength=2.0)
     assert apply_loras(pipeline, [first, second]) == []
     assert loaded == [(first, "lora0"), (second, "lora1")] and chosen == [(["lora0", "lora1"], [0.5, 2.0])]

@@ -203,6 +203,7 @@ NUMBERS = {
     "--whole-layers": ("-1", "half"),
     "--rank": ("0", "-3", "half"),
     "--width": ("0", "-3", "half"),
+    "--taught": ("-0.1", "1.1", "nan"),
 }
 
 

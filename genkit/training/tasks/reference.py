@@ -105,7 +105,7 @@ class ReferenceTask(CaptionedTask):
         self.references.set_boxes(boxes.to(batch.noisy))
 
 
-def build(options: Options, pipeline: Any, rng: np.random.Generator) -> ReferenceTask | SubjectTask:
+def build(options: Options, pipeline: Any, rng: np.random.Generator) -> CaptionedTask:
     """The task for the options of the command, on clips or on pictures."""
     if family_of(Denoiser(pipeline).module).video:
         module = motion_module(options.model, options.boxes_weights)
