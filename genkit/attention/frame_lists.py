@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 
 from genkit.attention.dynamic import outside
-from genkit.attention.site import Site
+from genkit.attention.site import NEIGHBOURS, Site
 
 Angles = Callable[[int, torch.device], tuple[torch.Tensor, torch.Tensor]]
 
@@ -26,10 +26,15 @@ def no_angles(owner: str, site: Site) -> str | None:
     )
 
 
-def turned(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Pairs of neighbouring channels of (..., D) turned by angles whose cosines and sines (..., D / 2) broadcast."""
-    real, imaginary = x.unflatten(-1, (-1, 2)).unbind(-1)
-    return torch.stack([real * cos - imaginary * sin, real * sin + imaginary * cos], -1).flatten(-2).to(x.dtype)
+def turned(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, pairs: str = NEIGHBOURS) -> torch.Tensor:
+    """Pairs of channels of (..., D) turned by angles whose cosines and sines (..., D / 2) broadcast.
+
+    ``pairs`` says how the two channels of a pair lie: :data:`NEIGHBOURS` or :data:`HALVES`.
+    """
+    apart = (-1, 2) if pairs == NEIGHBOURS else (2, -1)
+    axis = -1 if pairs == NEIGHBOURS else -2
+    real, imaginary = x.unflatten(-1, apart).unbind(axis)
+    return torch.stack([real * cos - imaginary * sin, real * sin + imaginary * cos], axis).flatten(-2).to(x.dtype)
 
 
 def moves(tables: tuple[torch.Tensor, torch.Tensor], old: torch.Tensor, new: torch.Tensor):

@@ -172,7 +172,7 @@ class WindowMethod(StaticMethod):
 
     def on(self, grid: tuple[int, int, int]) -> GridWindows:
         """The windows of a concrete grid."""
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} defines no on()")
 
     def arrangement(self, layout: TokenLayout, kind: str = "cpu") -> str:
         """See :meth:`StaticMethod.arrangement`."""

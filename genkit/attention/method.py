@@ -61,6 +61,10 @@ class Method:
     weighs: ClassVar[bool] = False  # whether :meth:`seen` gives weights rather than visible or hidden
     source: ClassVar[str] = ""
 
+    def __post_init__(self) -> None:
+        """Refuse a setting ``weights`` that is no path; subclasses with checks of their own call this first."""
+        check_file(self.name, "weights", getattr(self, "weights", None))
+
     def why_not(self, site: Site) -> str | None:
         """The reason why this method cannot serve a site, as one line of text, or None when it can."""
         if not among(site.role, self.roles):

@@ -13,7 +13,7 @@ from torch import nn
 from genkit.attention.bias_terms import TermRequest, TokenPlaces, block_means, operator_terms, split_tables
 from genkit.attention.biases import BiasSpec, spec_of
 from genkit.attention.cache import PatchCache
-from genkit.attention.method import Method, check_file, check_used
+from genkit.attention.method import Method, check_used
 from genkit.attention.score_scale import scale_of
 from genkit.attention.site import Place, Site
 from genkit.attention.weights import PatchWeights, like
@@ -39,6 +39,7 @@ class WithScale(Method):
     )
 
     def __post_init__(self):
+        super().__post_init__()
         scale_of(self.length_scale)
 
     def score_factor(self, layout: TokenLayout) -> float:
@@ -92,7 +93,6 @@ class WithBias(WithScale):
 
     def __post_init__(self):
         super().__post_init__()
-        check_file(self.name, "weights", self.weights)
         if not self.takes_bias:
             if self.bias is not None:
                 raise UsageError(f"{self.name}.bias: got {self.bias!r}, and {self.name} takes none; leave it out")

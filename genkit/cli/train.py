@@ -294,7 +294,9 @@ def _length(found: dict[str, Any]) -> str:
 
 
 def _attention(told: dict[str, Any]) -> str:
-    shares = "adds to the attention, hides no pairs" if told["adds"] else "density depends on the data"
+    from genkit.patching.report import ADDS
+
+    shares = ADDS if told["adds"] else "density depends on the data"
     if told["executed"] is not None:
         shares = f"{told['computed']:.0%} of pairs wanted, {told['executed']:.0%} executed"
     where = f", {told['schedule']}" if told["schedule"] else ""

@@ -215,7 +215,7 @@ class PatchedLayer:
         if type(decided) is tuple:
             kind, site, view = decided
             if given is not None:
-                site = dataclasses.replace(site, output=_as_autocast(given)[0])
+                site = site.reading(_as_autocast(given)[0])
             begun = start_watch(q) if q.is_cuda else perf_counter()
             if not kind.plain or autocast or view is not NO_MASK or self.state.tiles:
                 out = self._served(assignment, key[0], q, k, v, call, site, kind, view)
@@ -366,7 +366,7 @@ class PatchedLayer:
         """The method's output for the queries as they came, or None when it declines."""
         width, asked, keys, values, layouts = v.shape[3], q, k, v, kind.layouts
         if site.output is not None:
-            site = dataclasses.replace(site, output=layouts.spread(site.output))
+            site = site.reading(layouts.spread(site.output))
         if view.bias is not None:
             scale = q.shape[3] ** -0.5 if site.scale is None else site.scale
             site = dataclasses.replace(site, scale=scale)
@@ -412,7 +412,7 @@ class PatchedLayer:
         if asking is None:
             return assignment.attend(heads, q, k, v, site, call)
         if site.output is not None:
-            site = dataclasses.replace(site, output=asking.to_raster(site.output))
+            site = site.reading(asking.to_raster(site.output))
         out = assignment.attend(heads, asking.to_raster(q), k, v, site, call)
         return None if out is None else asking.from_raster(out)
 

@@ -65,11 +65,18 @@ def test_paths_are_texts_or_paths():
     assert [check_file("it", "weights", value) for value in FILES] == [None] * 3
 
 
-def test_a_method_of_another_package_is_checked_when_it_reads_its_file():
+def test_a_method_of_another_package_is_checked_when_it_is_made_or_reads_its_file():
     @dataclasses.dataclass(frozen=True)
     class Foreign(Method):
         weights: int = 3
 
-    method = Foreign()
+    @dataclasses.dataclass(frozen=True)
+    class Apart(Foreign):
+        def __post_init__(self):
+            """It leaves the checks of all methods out."""
+
+    with pytest.raises(UsageError, match=r"\.weights: got 3, allowed"):
+        Foreign()
+    method = Apart()
     with pytest.raises(UsageError, match=r"\.weights: got 3, allowed"):
         method.ready(PatchCache())

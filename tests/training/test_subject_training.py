@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 import genkit
 from genkit.attention.reference.masks import box_mask, grid_mask, reweighted_loss
+from genkit.errors import UsageError
 from genkit.training.data.world.boxes import SubjectPool
 from genkit.training.data.world.clips import ClipSize
 from genkit.training.engine.curriculum import Stage
@@ -130,3 +131,21 @@ def test_samples_have_a_picture_of_their_object_which_captions_leave_out(model):
         assert sample.scene.background in words and not set(words) & set(SHAPES)
         assert actor.colour not in words and actor.colour in pool.caption(sample, rng).split()
     assert not torch.equal(samples[0].reference, samples[1].reference)
+
+
+@pytest.mark.parametrize(
+    ("model", "given", "told"),
+    [
+        ("toy-image", {"taught": 0.5}, "are for models of video, and toy-image makes pictures"),
+        ("toy-image", {"boxes_weights": "b.safetensors"}, "are for models of video, and toy-image makes pictures"),
+        ("toy-video", {"boxes_weights": "none", "taught": 0.5}, "--taught goes with a motion module"),
+    ],
+)
+def test_options_of_a_motion_module_are_refused_without_one(model, given, told):
+    from types import SimpleNamespace
+
+    from genkit.training.tasks.reference import build
+
+    options = SimpleNamespace(**{"model": model, "boxes_weights": None, "taught": None, "rank": 2} | given)
+    with pytest.raises(UsageError, match=told):
+        build(options, genkit.load(model, "float32", "cpu"), np.random.default_rng(0))

@@ -14,7 +14,7 @@ from genkit.attention.agent.weights import AgentWeights, Positions
 from genkit.attention.cache import PatchCache
 from genkit.attention.dynamic import attend_grid, outside
 from genkit.attention.keep import kept
-from genkit.attention.method import Density, check_choice, check_file, check_int, check_number, check_used
+from genkit.attention.method import Density, check_choice, check_int, check_number, check_used
 from genkit.attention.registry import register
 from genkit.attention.scored import WithScale
 from genkit.attention.site import Place, Site
@@ -171,7 +171,6 @@ class Agent(WithScale):
 
     def __post_init__(self):
         super().__post_init__()
-        check_file("agent", "weights", self.weights)
         check_choice("agent", "agents", self.agents, ("cells", "merge"))
         check_choice("agent", "pool", self.pool, ("auto", "mean", "centre"))
         check_choice("agent", "count_bias", self.count_bias, (True, False))

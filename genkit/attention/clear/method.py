@@ -16,7 +16,7 @@ from genkit.attention.clear.published import Published, is_published
 from genkit.attention.clear.weights import PoolWeights, average
 from genkit.attention.grid_windows import Disc, GridWindows, WindowMethod
 from genkit.attention.keep import kept
-from genkit.attention.method import check_choice, check_file, check_int, check_used
+from genkit.attention.method import check_choice, check_int, check_used
 from genkit.attention.registry import register
 from genkit.attention.score_scale import log_factor
 from genkit.attention.site import Place, Site
@@ -66,9 +66,9 @@ class Clear(WindowMethod):
     takes_bias: ClassVar[bool] = False
     source: ClassVar[str] = "CLEAR, arXiv 2412.16112"
 
+    # Masks are of the pairs that are seen one by one; pooled keys are no part of them.
     def __post_init__(self):
         super().__post_init__()
-        check_file(_OWNER, "weights", self.weights)
         good = isinstance(self.radius, (int, float)) and not isinstance(self.radius, bool)
         if not good or not 0 < self.radius < 32768:
             raise UsageError(explain(f"{_OWNER}.radius", self.radius, "a number > 0, in tokens"))

@@ -20,7 +20,7 @@ from genkit.attention.cross_modal_context.route import (
     stop_gradient,
 )
 from genkit.attention.keep import kept
-from genkit.attention.method import Density, Method, check_choice, check_file, check_int, check_number, check_used
+from genkit.attention.method import Density, Method, check_choice, check_int, check_number, check_used
 from genkit.attention.registry import register
 from genkit.attention.site import Place, Site
 from genkit.attention.static import check_tokens, executed_share
@@ -167,8 +167,8 @@ class CrossModalContext(Method):
     source: ClassVar[str] = "Cross-Modal Context Learning, arXiv 2603.18600"
 
     def __post_init__(self):
+        super().__post_init__()
         name = "cross_modal_context"
-        check_file(name, "weights", self.weights)
         check_choice(name, "partition", self.partition, ("time", "soft", "index", "none"))
         check_choice(name, "space", self.space, ("keys", "source"))
         for flag in ("guidance", "detach_clean"):

@@ -10,7 +10,7 @@ import torch
 
 from genkit.attention.cache import PatchCache
 from genkit.attention.linear_forms import FORMS, Inputs, LinearWeights, over_all
-from genkit.attention.method import Density, Method, check_choice, check_file
+from genkit.attention.method import Density, Method, check_choice
 from genkit.attention.registry import register
 from genkit.attention.site import Place, Site
 from genkit.attention.static import check_tokens
@@ -60,7 +60,7 @@ class LinearAttention(Method):
     source: ClassVar[str] = "RALA, LightNet, Lightning Attention-2, Flowformer, SLA"
 
     def __post_init__(self):
-        check_file(_OWNER, "weights", self.weights)
+        super().__post_init__()
         check_choice(_OWNER, "form", self.form, _FORMS)
         check_choice(_OWNER, "causal", self.causal, (True, False))
         if self.causal and self.form not in _CAUSAL:

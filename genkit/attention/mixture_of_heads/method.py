@@ -13,7 +13,7 @@ from genkit.attention.cache import PatchCache
 from genkit.attention.dynamic import attend_grid
 from genkit.attention.grid_blocks import GridBlocks, auto_across
 from genkit.attention.keep import kept
-from genkit.attention.method import Density, check_amount, check_file, check_flag, check_int, check_number
+from genkit.attention.method import Density, check_amount, check_flag, check_int, check_number
 from genkit.attention.mixture_of_heads.router import Routers
 from genkit.attention.registry import register
 from genkit.attention.scored import WithScale
@@ -65,7 +65,6 @@ class MixtureOfHeads(WithScale):
 
     def __post_init__(self):
         super().__post_init__()
-        check_file(_OWNER, "weights", self.weights)
         check_amount(_OWNER, "shared", self.shared, 0)
         check_amount(_OWNER, "keep", self.keep)
         check_int(_OWNER, "block", self.block, 1, 4096)

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 
 from genkit.attention.cache import PatchCache
-from genkit.attention.method import Method, check_file, check_int, check_number
+from genkit.attention.method import Method, check_int, check_number
 from genkit.attention.motion_boxes.track import BoxTrack, Encoder, LayerWeights
 from genkit.attention.registry import register
 from genkit.attention.site import Place, Site
@@ -59,7 +59,7 @@ class MotionBoxes(Method):
     source: ClassVar[str] = "DreamVideo-2, arXiv 2410.13830"
 
     def __post_init__(self):
-        check_file("motion_boxes", "weights", self.weights)
+        super().__post_init__()
         check_number("motion_boxes", "strength", self.strength, 0, 1e3)
         check_int("motion_boxes", "width", self.width, 1)
         check_int("motion_boxes", "rank", self.rank, 1)

@@ -12,7 +12,7 @@ from genkit.attention.batch_rows import spread
 from genkit.attention.cache import PatchCache
 from genkit.attention.dynamic import attend_grid
 from genkit.attention.keep import kept
-from genkit.attention.method import Density, Method, check_choice, check_file, check_int, check_number, check_used
+from genkit.attention.method import Density, Method, check_choice, check_int, check_number, check_used
 from genkit.attention.reference.masks import direction_density
 from genkit.attention.reference.store import LayerWeights, References
 from genkit.attention.registry import register, trained_settings
@@ -83,7 +83,7 @@ class Reference(Method):
     source: ClassVar[str] = "ScaleWeaver, arXiv 2510.14882; DreamVideo-2, arXiv 2410.13830"
 
     def __post_init__(self):
-        check_file("reference", "weights", self.weights)
+        super().__post_init__()
         check_choice("reference", "form", self.form, ("auto", "append", "residual"))
         check_choice("reference", "origin", self.origin, ("recorded", "rows", "sequence"))
         check_int("reference", "group", self.group, 2)

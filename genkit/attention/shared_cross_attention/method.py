@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 
 from genkit.attention.cache import PatchCache
-from genkit.attention.method import Method, check_file, check_int, check_number
+from genkit.attention.method import Method, check_int, check_number
 from genkit.attention.registry import register
 from genkit.attention.shared_cross_attention.layer import LayerWeights
 from genkit.attention.shared_cross_attention.positions import turned
@@ -56,7 +56,7 @@ class SharedCrossAttention(Method):
     source: ClassVar[str] = "Motif-Video 2B, arXiv 2604.16503"
 
     def __post_init__(self):
-        check_file(_OWNER, "weights", self.weights)
+        super().__post_init__()
         check_number(_OWNER, "strength", self.strength, 0, 1e3)
         check_int(_OWNER, "seed", self.seed, 0)
 
@@ -129,7 +129,7 @@ class SharedCrossAttention(Method):
         """See :meth:`Method.remarks`."""
         told = []
         ends = [value for name, value in PatchWeights.of(cache).named_weights().items() if name.endswith(".out")]
-        if not any(bool(value.any()) for value in ends if not value.is_meta):
+        if ends and not any(bool(value.any()) for value in ends if not value.is_meta):
             told.append(f"{_OWNER} is not trained: the output is the model's own; give weights=FILE")
         if not cache.held((_OWNER, "untold"), False):
             return told

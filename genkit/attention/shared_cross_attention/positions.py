@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from genkit.attention.site import HALVES, NEIGHBOURS
+from genkit.attention.frame_lists import turned as turn
+from genkit.attention.site import NEIGHBOURS
 from genkit.errors import UnsupportedError
 from genkit.layout import TEXT, TokenLayout
 
@@ -28,9 +29,9 @@ def turned(x: torch.Tensor, told: Any, pairs: str, layout: TokenLayout, name: st
         return x
     cos, sin = _tables(told, name)
     start, stop = _rows(cos.shape[1], layout, name)
-    cos, sin = (_spread(table[:, start:stop, None], x.shape[-1], pairs, name) for table in (cos, sin))
+    cos, sin = (_by_pair(table[:, start:stop, None], x.shape[-1], pairs, name) for table in (cos, sin))
     wide = torch.promote_types(x.dtype, cos.dtype)
-    return (x.to(wide) * cos.to(wide) + _quarter(x, pairs).to(wide) * sin.to(wide)).to(x.dtype)
+    return turn(x.to(wide), cos.to(wide), sin.to(wide), pairs).to(x.dtype)
 
 
 def _tables(told: Any, name: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -69,18 +70,10 @@ def _rows(count: int, layout: TokenLayout, name: str) -> tuple[int, int]:
     )
 
 
-def _spread(table: torch.Tensor, width: int, pairs: str, name: str) -> torch.Tensor:
-    """A table as wide as the queries: each number at both channels of its pair."""
-    if table.shape[-1] == width:
+def _by_pair(table: torch.Tensor, width: int, pairs: str, name: str) -> torch.Tensor:
+    """A table with a number for each pair of the queries' channels; many have it once for each channel."""
+    if 2 * table.shape[-1] == width:
         return table
-    if 2 * table.shape[-1] != width:
+    if table.shape[-1] != width:
         raise UnsupportedError(f"layer {name}: rotary tables of width {table.shape[-1]}, queries of width {width}")
-    return table.repeat_interleave(2, -1) if pairs == NEIGHBOURS else torch.cat([table, table], -1)
-
-
-def _quarter(x: torch.Tensor, pairs: str) -> torch.Tensor:
-    """Every pair (a, b) of channels as (-b, a)."""
-    if pairs == HALVES:
-        first, second = x.chunk(2, -1)
-        return torch.cat([-second, first], -1)
-    return torch.stack([-x[..., 1::2], x[..., 0::2]], -1).flatten(-2)
+    return table[..., ::2] if pairs == NEIGHBOURS else table[..., : width // 2]

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from genkit.attention.cache import PatchCache
 from genkit.attention.linear_forms import FORMS, Inputs, LinearWeights, over_all, over_past, over_unselected
-from genkit.attention.method import Density, Method, check_choice, check_file, check_int, check_used
+from genkit.attention.method import Density, Method, check_choice, check_int, check_used
 from genkit.attention.read_blocks import BlocksRead
 from genkit.attention.registry import register
 from genkit.attention.site import Place, Site
@@ -76,7 +76,7 @@ class SparseLinear(Method):
     source: ClassVar[str] = "SLA, arXiv 2509.24006; Hybrid Forcing, arXiv 2604.10103"
 
     def __post_init__(self):
-        check_file(_OWNER, "weights", self.weights)
+        super().__post_init__()
         what = f"{_OWNER}.sparse"
         part = parse(self.sparse, what)
         object.__setattr__(self, "sparse", as_text(part, what))

@@ -11,6 +11,7 @@ import torch
 from genkit.attention.reference import Reference
 from genkit.attention.reference.masks import reweighted_loss
 from genkit.attention.reference.store import References
+from genkit.errors import UsageError
 from genkit.evaluation.toy import ClipRequest
 from genkit.evaluation.toy_picture import PictureRequest
 from genkit.evaluation.toy_reference import draw_cases, generate_cases, judge_cases
@@ -111,8 +112,13 @@ def build(options: Options, pipeline: Any, rng: np.random.Generator) -> Captione
         module = motion_module(options.model, options.boxes_weights)
         if module is not None:
             shown = SubjectPool(pipeline.vae, rng, fresh=0.15)
-            return SubjectTask(pipeline, shown, module, rank=options.rank, taught=options.taught)
+            taught = TAUGHT if options.taught is None else options.taught
+            return SubjectTask(pipeline, shown, module, rank=options.rank, taught=taught)
+        if options.taught is not None:
+            raise UsageError(f"--taught goes with a motion module, and {options.model} has none; leave it out")
         return ReferenceTask(pipeline, ReferenceClips(pipeline.vae, rng, fresh=0.15), rank=options.rank)
+    if options.boxes_weights not in (None, "none") or options.taught is not None:
+        raise UsageError(f"--boxes-weights and --taught are for models of video, and {options.model} makes pictures")
     pool = ReferencePictures(pipeline.vae, rng, fresh=0.15)
     probe = PictureRequest.of_model(options.model, 64, 64, steps=12)
     return ReferenceTask(pipeline, pool, PICTURE_STAGES, probe, options.rank, shift=PICTURE_SHIFT)
@@ -129,7 +135,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text = "motion module to train beside: a file, or none (default: that in the model's folder, where there is one)"
     parser.add_argument("--boxes-weights", help=text)
     text = "share of the target that is the model's answer to the caption with the object, beside a motion module"
-    parser.add_argument("--taught", type=number(0, 1), default=TAUGHT, help=f"{text} (default {TAUGHT})")
+    parser.add_argument("--taught", type=number(0, 1), help=f"{text} (default {TAUGHT})")
 
 
 KIND = TaskKind("reference", minutes=25, tokens=1500, lr=2e-3, muon=True, build=build, more=add_arguments)

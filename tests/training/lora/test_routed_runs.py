@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import test_lora_run
 import torch
 from safetensors.torch import load_file
 
@@ -14,21 +15,7 @@ from genkit.training.lora.plan import LoraPlan
 from genkit.training.lora.run import Run
 from genkit.training.lora.settings import LoraSettings
 
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data")
-    for index, level in enumerate((40, 120, 220)):
-        frames = np.full((5, 32, 32, 3), level, np.uint8)
-        frames[:, 8:24, 4 + 2 * index : 20] = 255 - level
-        write_media(folder / f"{index}.mp4", frames, 8)
-        (folder / f"{index}.txt").write_text("a red circle moves right")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
+data, cache = test_lora_run.data, test_lora_run.cache
 
 
 def settings(tiny_wan, data, cache, output, **more):

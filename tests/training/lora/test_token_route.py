@@ -309,5 +309,7 @@ def test_every_way_of_writing_a_route_is_one_setting(texts, normal):
 
 def test_texts():
     assert Route.parse("2:-2:0.5") == Route(2, -2, 0.5) and Route.parse("::.25") == Route(None, None, 0.25)
-    assert Route.parse("2:-2:0.5").span(36, 28) if False else Route(2, -8, 0.5).span(36, 28) == (2, 28)
+    assert Route(2, -8, 0.5).span(36, 28) == (2, 28)
+    with pytest.raises(UsageError, match="blocks 2:34 of a model with 36; .* END <= 28"):
+        Route.parse("2:-2:0.5").span(36, 28)
     assert Route(None, None, 0.5).span(36, 28) == (0, 28) and Route(0, 1, 0.94).kept(5) == 1
