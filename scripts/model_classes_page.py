@@ -33,6 +33,9 @@ A call that no method can serve exactly runs the model's own attention, and `rep
 - The mask hides other keys from other queries of the picture itself: blocks of frames that see only earlier ones
   (SkyReels-V2 with `num_frame_per_block`), sliding bands. Where only text sees other keys than the picture does
   (causal text, padded text), the picture's part is served and the text's part computed by the model.
+- The mask hides places of the latents (padding in a batch): methods that choose among means of keys would read them.
+  Methods with a plan (`neighborhood`, `radial`, ...) and `linear_attention` serve such calls, unless the window of some
+  query holds padding alone.
 - The model's own block mask of FlexAttention (Kandinsky 5 with `nabla`, Wan-Animate 2, AnyFlow-FAR while it fills its
   cache).
 - A causal call of the text among itself (Cosmos 3).

@@ -1,12 +1,17 @@
 """The tiny pipelines as folders, each built once for all rooms. Pytest puts this folder on the path, so tests import
-``tiny``, ``tiny_pipelines`` and the others by name."""
+``tiny``, ``tiny_pipelines`` and the others by name; the tiny models of all classes, ``zoo``, are added here."""
 
 from __future__ import annotations
+
+import sys
+from pathlib import Path
 
 import pytest
 from tiny_flux import build_tiny_flux
 from tiny_sd import build_tiny_sd
 from tiny_wan import build_tiny_wan
+
+sys.path.append(str(Path(__file__).parent / "families"))
 
 
 @pytest.fixture(scope="session")

@@ -369,6 +369,24 @@ def unet() -> Tiny:
 
 
 @_tiny
+def unet_added_keys() -> Tiny:
+    """Transformer blocks outside, and in the middle attention that asks the text and the pixels at once."""
+    from diffusers import UNet2DConditionModel
+
+    model = UNet2DConditionModel(
+        sample_size=8, in_channels=4, out_channels=4, layers_per_block=1, block_out_channels=(8, 16),
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), mid_block_type="UNetMidBlock2DSimpleCrossAttn",
+        up_block_types=("SimpleCrossAttnUpBlock2D", "CrossAttnUpBlock2D"), cross_attention_dim=16,
+        attention_head_dim=4, norm_num_groups=4,
+    )  # fmt: skip
+    args = {
+        "sample": torch.randn(2, 4, 10, 14), "timestep": torch.tensor(500),
+        "encoder_hidden_states": torch.randn(2, 6, 16), "return_dict": False,
+    }  # fmt: skip
+    return Tiny(model, args, (1, 10, 14), 6, {"self": 3, "cross": 3, "joint": 3}, 9)
+
+
+@_tiny
 def unet_xl() -> Tiny:
     from diffusers import UNet2DConditionModel
 

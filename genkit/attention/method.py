@@ -129,6 +129,13 @@ class Method:
         return False
 
     @property
+    def hides_grid(self) -> bool:
+        """Whether keys of the grid stay hidden that the model's mask hides (padding of latents in a batch). Calls with
+        such a mask are declined where they would not; hidden text is every method's to respect.
+        """
+        return False
+
+    @property
     def needs_heads(self) -> bool:
         """Whether :meth:`install` needs a layer's number of heads before its first call."""
         return type(self).install is not Method.install

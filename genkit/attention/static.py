@@ -21,6 +21,7 @@ from genkit.errors import UsageError
 from genkit.kernels import block_sparse_attention
 from genkit.kernels.plan.bias import LowRank
 from genkit.kernels.plan.block_plan import BlockPlan
+from genkit.kernels.plan.checks import NoVisibleKeyError
 from genkit.kernels.plan.mask_spec import Rule
 from genkit.layout import TokenLayout
 
@@ -52,10 +53,16 @@ class StaticMethod(WithBias):
     """
 
     by_head: ClassVar[bool] = False
+    declines: ClassVar[str] = "its attention mask hides every key that some query would see (padding of the grid)"
 
     @property
     def heads_apart(self) -> bool:
         """See :attr:`Method.heads_apart`: the layout alone decides."""
+        return True
+
+    @property
+    def hides_grid(self) -> bool:
+        """See :attr:`Method.hides_grid`: the plan does."""
         return True
 
     def build_plan(self, layout: TokenLayout, kind: str = "cpu", key_mask: torch.Tensor | None = None) -> StaticPlan:
@@ -72,7 +79,8 @@ class StaticMethod(WithBias):
     def attend(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, site: Site, cache: PatchCache
     ) -> torch.Tensor | None:
-        """Exact attention over the visible pairs; see :meth:`Method.attend` for shapes."""
+        """Exact attention over the visible pairs; see :meth:`Method.attend` for shapes. Declines where the model's mask
+        leaves some query no key: what such a query gets is the model's to say."""
         return self._attend(q, k, v, site, cache)[0]
 
     @property
@@ -87,11 +95,11 @@ class StaticMethod(WithBias):
         if not self.tells_blocks:
             return super().attend_blocks(q, k, v, site, cache)
         out, plan = self._attend(q, k, v, site, cache)
-        return out, BlocksRead(plan)
+        return None if out is None else (out, BlocksRead(plan))
 
     def _attend(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, site: Site, cache: PatchCache
-    ) -> tuple[torch.Tensor, BlockPlan | None]:
+    ) -> tuple[torch.Tensor | None, BlockPlan | None]:
         self.require(site, cache)
         check_tokens(q, k, site)
         site = self.scaled(q, site)
@@ -99,7 +107,10 @@ class StaticMethod(WithBias):
         if site.key_mask is None:
             plan = kept(cache, static_plan, self, site.layout, q.device.type, *heads, device=q.device).plan
         else:
-            plan = masked_plan(self, site.layout, site.key_mask, cache, *heads).plan
+            masked = masked_plan(self, site.layout, site.key_mask, cache, *heads)
+            if masked is None:
+                return None, None
+            plan = masked.plan
         if plan is not None and site.all_heads is not None:
             plan = plan.for_heads(site.first_head, q.shape[2])
         bias = self.bias_terms(q, site, cache)
@@ -140,11 +151,17 @@ def static_plan(method: StaticMethod, layout: TokenLayout, kind: str, *heads: in
 
 def masked_plan(
     method: StaticMethod, layout: TokenLayout, key_mask: torch.Tensor, cache: PatchCache, *heads: int
-) -> StaticPlan:
-    """The plan of a layout with hidden keys, kept by the content of the mask."""
+) -> StaticPlan | None:
+    """The plan of a layout with hidden keys, kept by the content of the mask; None when some query would see no key."""
     device = key_mask.device
-    key = ("masked", method, layout, *heads, str(device), cache.of_tensor(key_mask))
-    return cache.recent(key, lambda: method.build_plan(layout, device.type, key_mask, *heads).to(device))
+
+    def build() -> StaticPlan | None:
+        try:
+            return method.build_plan(layout, device.type, key_mask, *heads).to(device)
+        except NoVisibleKeyError:
+            return None
+
+    return cache.recent(("masked", method, layout, *heads, str(device), cache.of_tensor(key_mask)), build)
 
 
 def every_pair(queries: int, keys: int, key_mask: torch.Tensor | None = None) -> BlockPlan:

@@ -91,6 +91,11 @@ class ControlMethod(Method):
     trainable: ClassVar[bool] = True
     declines: ClassVar[str] = "no rule changes this call"
 
+    @property
+    def hides_grid(self) -> bool:
+        """See :attr:`Method.hides_grid`."""
+        return True
+
     def settings(self) -> dict[str, Any]:
         """See :meth:`Method.settings`: the rules in words."""
         return {"rules": [str(rule) for rule in self.rules]}

@@ -29,17 +29,19 @@ class Kind:
         heads: those that the method gets, None = all of the call.
         site: where they are made, without moment and mask.
         grid_rows: see :attr:`CallLayouts.grid_rows`.
+        grid_keys: span of the grid among the keys.
         plain: whether the method gets all heads of the queries, keys and values as they came.
         mask_key: which calls share one mask with these.
         tally: where such calls are counted.
     """
 
-    __slots__ = ("layouts", "heads", "site", "grid_rows", "plain", "mask_key", "reasons", "tally")
+    __slots__ = ("layouts", "heads", "site", "grid_rows", "grid_keys", "plain", "mask_key", "reasons", "tally")
 
     def __init__(self, layouts: CallLayouts, heads: tuple[int, ...] | None, site: Site, mask_key: Hashable):
         self.heads = heads
         self.layouts, self.site, self.mask_key = layouts, site, mask_key
         self.grid_rows, self.plain = layouts.grid_rows, heads is None and layouts.places is None
+        self.grid_keys = layouts.keys.grid_span
         self.tally: Tally | None = None
         self.reasons: dict[bool, str | None] = {}  # whether keys are hidden -> the method's refusal
 

@@ -102,21 +102,23 @@ class CallState:
         q: torch.Tensor,
         k: torch.Tensor,
         grid_rows: tuple[int, int] | None = None,
+        grid_keys: tuple[int, int] = (0, 0),
     ) -> MaskView:
         """The attention mask as methods see it.
 
         Reading it waits for the device, so it is read once per call for all layers of one ``rule`` (the record's rule
         and the streams it joins): a model gives them one mask. On the CPU, where looking is cheap, that is checked.
-        ``grid_rows`` is the span of the grid among the queries, when other tokens ask too.
+        ``grid_rows`` is the span of the grid among the queries, when other tokens ask too, ``grid_keys`` that among the
+        keys.
         """
         if mask is None:
             return NO_MASK
-        key = (rule, tuple(mask.shape), mask.dtype, q.shape[0], q.shape[1], k.shape[1], grid_rows)
+        key = (rule, tuple(mask.shape), mask.dtype, q.shape[0], q.shape[1], k.shape[1], grid_rows, grid_keys)
         if key in self._masks:
             seen, view = self._masks[key]
             if seen is mask or mask.device.type != "cpu" or torch.equal(seen, mask):
                 return view
-        view = view_mask(mask, q.shape[0], q.shape[1], k.shape[1], grid_rows)
+        view = view_mask(mask, q.shape[0], q.shape[1], k.shape[1], grid_rows, grid_keys)
         before = self._masks_before.get(key)
         if before is not None and view.keys is not None and before.keys is not None:
             # The same prompt again: the same tensor, so that plans kept per mask are found at once.

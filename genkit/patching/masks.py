@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -21,12 +21,14 @@ class MaskView:
         obstacle: why the mask cannot be told in this form, or None.
         rest: only the grid's queries see these keys; what other tokens see is in the model's own mask alone.
         bias: float32 (B, Nk), added to the scores of the keys, or None.
+        grid: whether keys of the grid are among the hidden ones.
     """
 
     keys: torch.Tensor | None = None
     obstacle: str | None = None
     rest: bool = False
     bias: torch.Tensor | None = None
+    grid: bool = False
 
 
 #: The view of no mask.
@@ -34,7 +36,12 @@ NO_MASK = MaskView()
 
 
 def view_mask(
-    mask: torch.Tensor | None, batch: int, n_q: int, n_k: int, grid_rows: tuple[int, int] | None = None
+    mask: torch.Tensor | None,
+    batch: int,
+    n_q: int,
+    n_k: int,
+    grid_rows: tuple[int, int] | None = None,
+    grid_keys: tuple[int, int] = (0, 0),
 ) -> MaskView:
     """Read a mask: bool (True = attend) or additive, of shape (B, Nk) or broadcastable to (B, H, Nq, Nk).
 
@@ -45,6 +52,7 @@ def view_mask(
 
     Args:
         grid_rows: span of the grid among the queries, when other tokens ask too.
+        grid_keys: span of the grid among the keys; of no length when there is none.
     """
     if mask is None:
         return MaskView()
@@ -62,7 +70,9 @@ def view_mask(
             return MaskView(obstacle=_DIFFERS if _hides(mask) else _SOFT)
         mask, rest = mask[:, :, slice(*grid_rows)], True
     row = mask[:, 0, 0].expand(batch, n_k)
-    return _of_row(row, rest)
+    view = _of_row(row, rest)
+    hidden = view.keys is not None and not bool(view.keys[:, slice(*grid_keys)].all())
+    return replace(view, grid=True) if hidden else view
 
 
 def _agree(mask: torch.Tensor) -> bool:

@@ -270,13 +270,17 @@ class PatchedLayer:
         if mask is None:
             view, verdict = NO_MASK, kind.reasons.get(False, _UNASKED)
         else:
-            view = state.mask(kind.mask_key, mask, q, k, kind.grid_rows)
+            view = state.mask(kind.mask_key, mask, q, k, kind.grid_rows, kind.grid_keys)
             if view.obstacle is not None:
                 return view.obstacle
             if view.bias is not None and assignment.heads is not None:
                 return "some heads are left to the model, and its attention mask is a bias"
             if view.bias is not None and assignment.method.reads_output:
                 return "its attention mask is a bias, which further queries of the same keys would not keep"
+            if view.grid and not assignment.method.hides_grid:
+                return (
+                    f"its attention mask hides tokens of the grid (padding), which {assignment.method.name} would read"
+                )
             verdict = kind.reasons.get(view.keys is not None, _UNASKED)
         both = moment.branch == "cond_uncond" or (moment.branch is None and moment.guided and state.family.halves)
         site = kind.site.at(moment.step, moment.steps, moment.branch, view.keys, moment.run, both)

@@ -37,6 +37,8 @@ class Denoiser:
             self._indices[found.path] = totals.get(found.role, 0)
             totals[found.role] = self._indices[found.path] + 1
         self._totals = totals
+        #: Roles of attention that this model has, of those of its family.
+        self.roles = tuple(role for role in self.family.roles if role in totals)
 
     def layer(self, found: FoundSite) -> tuple[int, int]:
         """Index of a site among the layers of its role, and how many there are."""
@@ -45,7 +47,7 @@ class Denoiser:
     def sites_for(self, part: Part) -> list[FoundSite]:
         """The sites a part can go on, before its schedule is looked at."""
         wanted = part.method.roles if part.roles is None else part.roles
-        refused = {role: role_reason(part.method, role, self.family) for role in self.family.roles}
+        refused = {role: role_reason(part.method, role, self.family) for role in self.roles}
         return [found for found in self.sites if among(found.role, wanted) and refused[found.role] is None]
 
 
@@ -76,9 +78,7 @@ def why_not(target: Any, method: Method) -> str | None:
         denoisers = find_denoisers(target)
     except UnsupportedError as error:
         return str(error)
-    fits = any(
-        role_reason(method, role, denoiser.family) is None for denoiser in denoisers for role in denoiser.family.roles
-    )
+    fits = any(role_reason(method, role, denoiser.family) is None for denoiser in denoisers for role in denoiser.roles)
     return None if fits else fits_nowhere(method, None, denoisers)
 
 
@@ -114,7 +114,7 @@ def _timed(layout: TokenLayout, pieces: int) -> TokenLayout:
 
 def fits_nowhere(method: Method, roles: tuple[str, ...] | None, denoisers: list[Denoiser]) -> str:
     """The refusal of a method that fits no site of any denoiser."""
-    has = dict.fromkeys(role for denoiser in denoisers for role in denoiser.family.roles)
+    has = dict.fromkeys(role for denoiser in denoisers for role in denoiser.roles)
     names = ", ".join(dict.fromkeys(denoiser.family.name for denoiser in denoisers))
     asked = "" if roles is None else f" (asked for: {', '.join(roles)})"
     wanted = [role for role in has if among(role, roles or method.roles)]

@@ -31,6 +31,10 @@ class Full(Method):
     exact = True
     heads_apart = True
 
+    @property
+    def hides_grid(self):
+        return True
+
     def attend(self, q, k, v, site, cache):
         return dense(q, k, v, site)
 

@@ -40,9 +40,11 @@ def small(row: Row) -> dict:
 
 # Methods that see one frame as dense on purpose.
 SAME_ON_IMAGES = {"anchor_window", "long_heads", "radial", "shifted_groups"}
-# The first tiny model of every kind of family; of SD3 the one with self-attention too. The other families are patched
-# in tests/families/test_every_class.py.
-TINY = {family_of(tiny.build(name).model).name: name for name in tiny.FAMILIES} | {"SD3": "sd35"}
+# The first tiny model of every kind of family, of SD3 and the UNet the one with all roles. The other families are
+# patched in tests/families/test_every_class.py.
+TINY = {family_of(tiny.build(name).model).name: name for name in tiny.FAMILIES} | {
+    "SD3": "sd35", "UNet2DCondition": "unet_added_keys",
+}  # fmt: skip
 CELLS = matrix()
 
 

@@ -12,7 +12,9 @@ from genkit.attention.registry import method_class
 from genkit.families.lookup import family_of
 from genkit.patching.matrix import matrix
 
-VARIANT = {family_of(tiny.build(name).model).name: name for name in tiny.FAMILIES} | {"SD3": "sd35"}
+VARIANT = {family_of(tiny.build(name).model).name: name for name in tiny.FAMILIES} | {
+    "SD3": "sd35", "UNet2DCondition": "unet_added_keys",
+}  # fmt: skip
 #: Families of one form of attention are alike here; ``tests/families`` has every one of them without autocast.
 CELLS = [cell for cell in matrix() if cell.fits and cell.family in VARIANT]
 #: Methods that are refused without trained weights, as one begins to train them.

@@ -152,11 +152,11 @@ def test_a_model_gives_all_layers_of_a_rule_one_mask(tiny_model, name, monkeypat
 
     seen, read = {}, CallState.mask
 
-    def watching(self, rule, mask, q, k, grid_rows=None):
+    def watching(self, rule, mask, q, k, *spans):
         if mask is not None:
             key = (rule, tuple(mask.shape))
             assert torch.equal(seen.setdefault(key, mask), mask), rule
-        return read(self, rule, mask, q, k, grid_rows)
+        return read(self, rule, mask, q, k, *spans)
 
     monkeypatch.setattr(CallState, "mask", watching)
     case = tiny_model(name)

@@ -16,14 +16,13 @@ from genkit.attention.method import Method
 from genkit.attention.registry import trained
 from genkit.attention.shared_cross_attention import SharedCrossAttention
 from genkit.errors import ArtifactError, UnsupportedError, UsageError
-from genkit.families.lookup import family_of
 from genkit.patching import interception
 from genkit.patching.patched_layer import PatchedLayer
 
 sys.path.append(str(Path(__file__).parents[1] / "families"))
 
 SCA = SharedCrossAttention()
-JOINT = [name for name in tiny.FAMILIES if "joint" in family_of(tiny.build(name).model).roles]
+JOINT = [name for name in tiny.FAMILIES if "joint" in tiny.build(name).roles]
 
 
 def _open(patch, scale=0.5):

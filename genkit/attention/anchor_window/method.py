@@ -91,6 +91,11 @@ class AnchorWindow(StaticMethod):
         moved = (self.offset + (step or 0) * self.rotate) % period if period else 0
         return self if moved == self.offset else dataclasses.replace(self, offset=moved)
 
+    @property
+    def hides_grid(self) -> bool:
+        """See :attr:`Method.hides_grid`; lists of whole frames do not."""
+        return self.positions == "model"
+
     def visible(self, layout: TokenLayout) -> torch.Tensor:
         """Frames that see each other at step 0, bool (1, f, f); all up to the trained length."""
         frames = layout.grid[0]

@@ -89,6 +89,11 @@ class Clear(WindowMethod):
         windows = (AxisWindow(t, t), AxisWindow(h, reach, border="clip"), AxisWindow(w, reach, border="clip"))
         return GridWindows(windows, Disc(self.radius, (1, 2)))
 
+    @property
+    def hides_grid(self) -> bool:
+        """See :attr:`Method.hides_grid`; pooled keys mix them."""
+        return self.down == 1
+
     def why_not(self, site: Site) -> str | None:
         """As :meth:`Method.why_not`; also a grid that cells of ``down`` do not fill."""
         reason = super().why_not(site)
@@ -182,7 +187,10 @@ class Clear(WindowMethod):
         if site.key_mask is None:
             plan = kept(cache, static_plan, self, site.layout, q.device.type, device=q.device).plan
         else:
-            plan = masked_plan(self, site.layout, site.key_mask, cache).plan
+            masked = masked_plan(self, site.layout, site.key_mask, cache)
+            if masked is None:
+                return None
+            plan = masked.plan
         weight = self._pooling(site, cache, q.device)
         start, stop = site.layout.grid_span
         k, v = (torch.cat([x, pool(x[:, start:stop], site.layout.grid, weight)], 1) for x in (k, v))

@@ -75,6 +75,11 @@ class LinearAttention(Method):
         """See :attr:`Method.heads_apart`."""
         return True
 
+    @property
+    def hides_grid(self) -> bool:
+        """See :attr:`Method.hides_grid`: a hidden key weighs nothing."""
+        return True
+
     def install(self, place: Place, cache: PatchCache) -> Iterable[Any]:
         """Make the layer's weights, for forms that have some."""
         if self.form in _WEIGHTED:

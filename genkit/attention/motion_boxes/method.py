@@ -70,6 +70,11 @@ class MotionBoxes(Method):
         """See :attr:`Method.adds`."""
         return True
 
+    @property
+    def hides_grid(self) -> bool:
+        """See :attr:`Method.hides_grid`: no keys are read."""
+        return True
+
     def details(self, layout: TokenLayout) -> str:
         """See :meth:`Method.details`."""
         return "grid tokens are told where the boxes are"

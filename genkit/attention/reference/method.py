@@ -245,6 +245,11 @@ class Reference(Method):
         grid, _ = merge([(out[:, start:stop], lse[..., start:stop]), *extra])
         return torch.cat([out[:, :start], grid, out[:, stop:]], 1)
 
+    @property
+    def hides_grid(self) -> bool:
+        """See :attr:`Method.hides_grid`."""
+        return True
+
     def density(self, site: Site, cache: PatchCache) -> Density | None:
         """Known for reference tokens of the sequence; recorded references add keys, which is no share of the pairs."""
         span = _segment(site.layout)

@@ -61,6 +61,11 @@ class SharedCrossAttention(Method):
         check_int(_OWNER, "seed", self.seed, 0)
 
     @property
+    def hides_grid(self) -> bool:
+        """See :attr:`Method.hides_grid`: the text alone is read."""
+        return True
+
+    @property
     def adds(self) -> bool:
         """See :attr:`Method.adds`."""
         return True

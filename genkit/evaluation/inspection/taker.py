@@ -37,6 +37,11 @@ class Taker(Method):
     roles: ClassVar[tuple[str, ...]] = ("self", "joint")
     declines: ClassVar[str] = "it is only looked at"
 
+    @property
+    def hides_grid(self) -> bool:
+        """See :attr:`Method.hides_grid`: the function shown the call gets the mask."""
+        return True
+
     def attend(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, site: Site, cache: PatchCache
     ) -> torch.Tensor | None:

@@ -14,8 +14,12 @@ from genkit.kernels.plan.visibility import entry_pairs, rule_groups
 _PAIRS = 1 << 22  # token pairs looked at together
 
 
+class NoVisibleKeyError(UsageError):
+    """A query of a plan sees no key and was not switched off."""
+
+
 def refuse_empty_rows(total: Tensor, sizes: Sizes, off: Tensor | None, rule: Rule | None = None) -> None:
-    """Raise UsageError when a query block visits no key block and was not switched off.
+    """Raise NoVisibleKeyError when a query block visits no key block and was not switched off.
 
     Args:
         total: (B|1, H|1, Mq) visited blocks per row.
@@ -32,14 +36,14 @@ def refuse_empty_rows(total: Tensor, sizes: Sizes, off: Tensor | None, rule: Rul
         return
     if bool(empty.any()):
         b, h, i = empty.nonzero()[0].tolist()
-        raise UsageError(
+        raise NoVisibleKeyError(
             f"plan: query block {i} (batch {b}, head {h}) sees no key block ({int(empty.sum())} "
             "such rows); give every row at least one block, or name the rows in off= to switch them off"
         )
 
 
 def refuse_empty_tokens(plan: PlanTables, off: Tensor | None) -> None:
-    """Raise UsageError when a query sees no key inside the blocks it visits and was not switched off.
+    """Raise NoVisibleKeyError when a query sees no key inside the blocks it visits and was not switched off.
 
     Rows without a full block: look for one visible key per query, nearest block first, until all have one.
     """
@@ -78,7 +82,7 @@ def refuse_empty_tokens(plan: PlanTables, off: Tensor | None) -> None:
             if plan.rule is None
             else "widen its window, or give it a group that sees no group at all to switch it off"
         )
-        raise UsageError(
+        raise NoVisibleKeyError(
             f"plan: query token {token} (batch {int(b[row])}, head {int(h[row])}) sees no key "
             f"({int((~seen).sum())} such tokens); {way}"
         )

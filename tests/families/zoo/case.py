@@ -27,6 +27,7 @@ class Case:
             raster order; "" where the case cannot tell.
         moves: segment of the layout -> forward argument whose change moves exactly these keys of the first layer.
         tolerance: of outputs relative to the largest number of the output.
+        padded: whether a mask hides places of the grid, which some methods cannot take.
         refused: a piece of the reason for which the class cannot be patched at all; "" = it can.
     """
 
@@ -40,6 +41,7 @@ class Case:
     axes: str = ""
     moves: dict[str, str] = field(default_factory=dict)
     tolerance: float = 5e-6
+    padded: bool = False
     refused: str = ""
 
     @property

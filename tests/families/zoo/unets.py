@@ -23,6 +23,75 @@ def unet_2d() -> Case:
     return Case(model, args, (1, 6, 8), {"self": 4})
 
 
+def _unet_alone(down: str, up: str, middle: str | None, **changes: Any) -> Case:
+    """A UNet whose attention stands outside of transformer blocks."""
+    from diffusers import UNet2DConditionModel
+
+    model = UNet2DConditionModel(
+        **SMALL, block_out_channels=(8, 16), cross_attention_dim=16, attention_head_dim=4, mid_block_type=middle,
+        down_block_types=(down, "DownBlock2D"), up_block_types=("UpBlock2D", up), **changes,
+    )  # fmt: skip
+    args = {
+        "sample": torch.randn(2, 4, 6, 10), "timestep": torch.tensor(500),
+        "encoder_hidden_states": torch.randn(2, 6, 16),
+    }  # fmt: skip
+    return Case(model, args, (1, 6, 10))
+
+
+SIMPLE = ("SimpleCrossAttnDownBlock2D", "SimpleCrossAttnUpBlock2D", "UNetMidBlock2DSimpleCrossAttn")
+
+
+def unet_added_keys() -> Case:
+    """Pixels ask the text and themselves; padding of the text is hidden."""
+    case = _unet_alone(*SIMPLE)
+    case.args["encoder_attention_mask"] = torch.tensor([[1] * 6, [1] * 4 + [0] * 2])
+    case.calls, case.moves = {"joint": 4}, {"text": "encoder_hidden_states"}
+    return case
+
+
+def unet_picture_keys() -> Case:
+    """Kandinsky 2.2: the text of the keys is a projected embedding of a picture."""
+    case = _unet_alone(
+        *SIMPLE, encoder_hid_dim=8, encoder_hid_dim_type="image_proj", addition_embed_type="image",
+        class_embed_type=None,
+    )  # fmt: skip
+    case.args |= {"encoder_hidden_states": None, "added_cond_kwargs": {"image_embeds": torch.randn(2, 8)}}
+    case.calls = {"joint": 4}
+    return case
+
+
+def unet_text_keys() -> Case:
+    """The same blocks asking the text alone."""
+    case = _unet_alone(*SIMPLE, only_cross_attention=True, mid_block_only_cross_attention=True)
+    case.calls = {"cross": 4}
+    return case
+
+
+def unet_pixels() -> Case:
+    """Plain self-attention beside a middle with transformer blocks."""
+    case = _unet_alone("AttnDownBlock2D", "AttnUpBlock2D", "UNetMidBlock2DCrossAttn")
+    case.calls = {"self": 4, "cross": 1}
+    return case
+
+
+def unet_upscaler() -> Case:
+    """The latent upscaler's blocks: cross-attention everywhere, self-attention at the innermost level."""
+    from diffusers import UNet2DConditionModel
+
+    model = UNet2DConditionModel(
+        sample_size=8, in_channels=4, out_channels=4, layers_per_block=1, norm_num_groups=None, act_fn="gelu",
+        block_out_channels=(32, 32, 64, 64), cross_attention_dim=16, attention_head_dim=16, mid_block_type=None,
+        down_block_types=("KDownBlock2D", *["KCrossAttnDownBlock2D"] * 3),
+        up_block_types=(*["KCrossAttnUpBlock2D"] * 3, "KUpBlock2D"), resnet_time_scale_shift="scale_shift",
+        conv_in_kernel=1, conv_out_kernel=1, time_embedding_dim=64,
+    )  # fmt: skip
+    args = {
+        "sample": torch.randn(2, 4, 32, 48), "timestep": torch.tensor(500),
+        "encoder_hidden_states": torch.randn(2, 6, 16),
+    }  # fmt: skip
+    return Case(model, args, (1, 16, 24), {"self": 2, "cross": 6})
+
+
 def dream_lite() -> Case:
     from diffusers import DreamLiteUNetModel
 

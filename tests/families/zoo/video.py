@@ -245,7 +245,9 @@ def allegro() -> Case:
 
 def allegro_masked() -> Case:
     """A part of the pixels and of the text is padding."""
-    return _allegro(True)
+    case = _allegro(True)
+    case.padded = True
+    return case
 
 
 def _easyanimate(**changes: Any) -> Case:
