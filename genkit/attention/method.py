@@ -57,6 +57,7 @@ class Method:
     own_task: ClassVar[str] = ""  # of methods that a LoRA cannot be trained through for want of what a run gives: why
     declines: ClassVar[str] = "the method declined this call"  # what a report says when :meth:`attend` gives None
     reads_output: ClassVar[bool] = False  # of methods that add: :attr:`Site.output` holds what the attention gave
+    across_steps: ClassVar[bool] = False  # what a call gives depends on calls of earlier steps
     any_tokens: ClassVar[bool] = False  # serves a part of the grid's tokens, too: each for itself, wherever it is
     weighs: ClassVar[bool] = False  # whether :meth:`seen` gives weights rather than visible or hidden
     source: ClassVar[str] = ""

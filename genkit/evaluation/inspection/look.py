@@ -87,6 +87,8 @@ class Look:
         sites: patterns of layer names such as ``blocks.*.attn1``; None = all self and joint attention on a grid.
         steps: as in :class:`genkit.Schedule`; None = at most 8, spread over the run.
         queries: sampled per call, at most.
+        restarts: steps at which methods that use earlier steps (``across_steps``) begin anew, as where a schedule
+            begins to cover them. They follow all other steps too, and are compared at those looked at.
         distances: False leaves the energy by distance and the sparsity out and compares methods only.
 
     Raises:
@@ -111,6 +113,7 @@ class Look:
         steps: Any = None,
         queries: int = QUERIES,
         distances: bool = True,
+        restarts: Iterable[int] = (),
     ):
         if isinstance(queries, bool) or not isinstance(queries, int) or queries < 1:
             raise UsageError(explain("queries", queries, "a whole number from 1"))
@@ -118,6 +121,7 @@ class Look:
         self.methods, self.queries, self.distances = dict(named), queries, distances
         self._names = frozenset(chosen_sites(target, () if sites is None else sites))
         self._spans = parse_spans("steps", steps)
+        self._restarts, self._restarted = frozenset(restarts), (-1, -1)
         check_methods(target, self.methods.values())
         self._caches = {method: PatchCache() for method in self.methods.values()}
         self._seen: dict[str, _Seen] = {}
@@ -135,7 +139,11 @@ class Look:
         self._handle.remove()
 
     def _wanted(self, site: Site) -> bool:
-        return site.name in self._names and (site.step is None or site.step in self._steps(site.steps, site.step))
+        return site.name in self._names and (self._looks(site) or any(m.across_steps for m in self.methods.values()))
+
+    def _looks(self, site: Site) -> bool:
+        """Whether the call's step is looked at."""
+        return site.step is None or site.step in self._steps(site.steps, site.step)
 
     def _steps(self, steps: int | None, step: int) -> frozenset[int]:
         if steps is None:
@@ -143,6 +151,10 @@ class Look:
         return looked_at(self._spans, steps)
 
     def _take(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, site: Site) -> None:
+        self._restart(site)
+        if not self._looks(site):
+            self._follow(q, k, v, site)
+            return
         work = operations(q, k)
         sampled = Sample.of(q, k, v, site, self.queries)
         site = sampled.site
@@ -166,6 +178,21 @@ class Look:
             for method, (out, read) in served.items():
                 there = out[:, :, part]
                 against[method].add(weights, dense, there, None if read is None else read[:, :, part])
+
+    def _restart(self, site: Site) -> None:
+        """At the steps asked for: what methods kept of earlier ones is gone."""
+        if site.step not in self._restarts or (site.run, site.step) == self._restarted:
+            return
+        self._restarted = (site.run, site.step)
+        for method in self._caches:
+            if method.across_steps:
+                self._caches[method] = PatchCache()
+
+    def _follow(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, site: Site) -> None:
+        """Show a call that is not compared to the methods whose later outputs depend on it."""
+        for method, cache in self._caches.items():
+            if method.across_steps and not method.why_not(site):
+                method.attend(q, k, v, site, cache)
 
     def _run(
         self, method: Method, sampled: Sample, against: dict[Method, Against]

@@ -17,6 +17,7 @@ LADDERS: dict[str, tuple[str, ...]] = {
     ),
     "neighborhood": ("size=allx0.75x0.75", "size=allx0.5x0.5", "size=3x0.5x0.5", "size=3x0.33x0.33"),
     "block_select": ("keep=0.5", "keep=0.3", "keep=0.2", "keep=0.1"),
+    "broadcast": ("every=2", "every=3", "every=4", "every=6"),
     "mixture_of_block": ("keep=0.5", "keep=0.3", "keep=0.2", "keep=0.1"),
 }  # fmt: skip
 

@@ -248,10 +248,12 @@ class Tuner:
             starts = [start for start, _ in self.tuning.groups]
             self.tell(f"dense runs of {len(self.tuning.cases.calibration)} prompts, settings measured beside them")
             options: dict[str, Any] = {"steps": starts, "queries": self.tuning.queries, "distances": False}
+            if any(method.across_steps for method in self.tuning.methods):  # what serves later steps errs there
+                options |= {"steps": "0:", "restarts": starts}
             with Look(self.session.pipeline, self.tuning.methods, **options) as look:
                 for number, case in enumerate(self.tuning.cases.calibration):
                     self.store.frames(f"dense-calibration-{number}", partial(self._generate, case))
-            return [_site(site, starts, self.tuning.methods) for site in look.result().sites]
+            return [_site(site, self.tuning.groups, self.tuning.methods) for site in look.result().sites]
 
         if not self.store.has("look"):
             for number in range(len(self.tuning.cases.calibration)):  # a look needs the runs themselves
@@ -406,19 +408,21 @@ def _judged(case: Case, frames: np.ndarray) -> dict[str, float]:
     return {"judge": float(judge_clips([case.scene], frames[None])[1][0]["all"])}
 
 
-def _site(site: Any, starts: Sequence[int], methods: Sequence[Method]) -> dict[str, Any]:
-    """What is kept of a layer: by group of steps, setting -> (error, executed density)."""
-    by_step = {each.step: each.methods for each in site.steps}
+def _site(site: Any, groups: Sequence[tuple[int, int]], methods: Sequence[Method]) -> dict[str, Any]:
+    """What is kept of a layer: by group of steps, setting -> (error, executed density), over its steps looked at: the
+    root of the mean square, and the mean."""
     steps = []
-    for start in starts:
-        found = by_step.get(start, {})
+    for start, stop in groups:
         here = {}
         for number, method in enumerate(methods):
-            each = found.get(method.describe())
-            if each is not None:
-                if each.executed is None:
-                    raise UnsupportedError(f"{method.describe()} does not tell how much it executes")
-                here[str(number)] = (each.error, each.executed)
+            found = [each.methods.get(method.describe()) for each in site.steps if start <= each.step < stop]
+            known = [each for each in found if each is not None]
+            if not known:
+                continue
+            if any(each.executed is None for each in known):
+                raise UnsupportedError(f"{method.describe()} does not tell how much it executes")
+            error = float(np.sqrt(np.mean([each.error**2 for each in known])))
+            here[str(number)] = (error, float(np.mean([each.executed for each in known])))
         steps.append(here)
     return {"name": site.name, "role": site.role, "layer": site.layer, "operations": site.operations, "steps": steps}
 
