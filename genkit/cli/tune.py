@@ -14,7 +14,9 @@ from genkit.errors import GenkitError
 from genkit.pipelines.text import slug
 
 if TYPE_CHECKING:
-    from genkit.evaluation.tuning.tune import Outcome, TunePlan
+    from genkit.evaluation.tuning.outcome import Outcome
+    from genkit.evaluation.tuning.store import Store
+    from genkit.evaluation.tuning.tune import TunePlan
 
 CALIBRATION, HELD_OUT = 4, 8
 SIZE, WORK = "The runs", "The search"
@@ -25,6 +27,7 @@ class BudgetError(GenkitError):
 
 
 def tune(
+    context: typer.Context,
     model: Annotated[str, typer.Argument(help="Shipped name, local Diffusers folder or hub id.")],
     method: Annotated[str, typer.Option(help="Attention method by name; see genkit methods.")],
     budget: Annotated[
@@ -85,8 +88,10 @@ def tune(
     are searched among by real runs, and the chosen one is measured on other prompts. A quality (psnr, ssim,
     st_lpips, judge) gives the fastest plan that keeps it, a speedup the most faithful plan that has it.
 
-    Beside the recipe lie a report (.md, .json) and a plot (.png). A tuning that was stopped goes on where it was.
-    Exit code 1, without a recipe, when the budget cannot be met; the best that was reached is told.
+    Beside the recipe lie a report (.md, .json) and a plot (.png). A tuning that was stopped goes on where it was;
+    another budget, more prompts or other settings use what was measured.
+    Exit code 1, without a recipe, when the budget cannot be met: the best that was reached is told, and the report is
+    NAME.missed-1.md, so that the command can be given again.
     """
     quiet_libraries()
     from genkit.evaluation.tuning.budget import Budget
@@ -112,12 +117,12 @@ def tune(
     settings = GenerateSettings.from_mappings((COMMAND_LINE, {k: v for k, v in given.items() if v is not None}))
     note(f"loading {model} ...")
     tuning = TunePlan.of(settings, wanted, methods, cases, queries, compare_uniform)
-    if dry_run:
-        _tell_plan(tuning, target, json)
-        return
     store = Store(target.with_suffix(".tune") if work is None else work, tuning.about())
+    if dry_run:
+        _tell_plan(tuning, store, target, json)
+        return
     outcome = Tuner(tuning, store, note).run()
-    command = _command(model, method, budget, tries, method_args, target)
+    command = _command(context, target)
     files = write_report(outcome, target, command)
     if outcome.met:
         write_recipe(outcome, target, command)
@@ -125,16 +130,40 @@ def tune(
     _refuse_unmet(outcome, files[0])
 
 
-def _command(model: str, method: str, budget: str, tries: list[str] | None, args: str | None, target: Path) -> str:
-    """The command in short: file names without their folders, which say nothing elsewhere."""
-    words = ["genkit", "tune", Path(model).name, "--method", method, "--budget", budget]
-    words += [word for each in tries or [] for word in ("--try", each)]
-    words += ["--method-args", args] if args else []
+#: Flags that say what becomes of the output, not how it is made.
+_ABOUT_OUTPUT = frozenset({"force", "dry_run", "json"})
+
+
+def _command(context: typer.Context, target: Path) -> str:
+    """The command with every flag that was given: files without their folders, which say nothing elsewhere."""
+    words = ["genkit", "tune"]
+    for each in context.command.params:
+        name, source = each.name or "", context.get_parameter_source(each.name or "")
+        if name in _ABOUT_OUTPUT or source is None or source.name != "COMMANDLINE":
+            continue
+        given = context.params[name]
+        if each.param_type_name == "argument":
+            words.append(_shown(given))
+        elif getattr(each, "is_flag", False):
+            words += [each.opts[0]] if given else []
+        elif name != "output":
+            values = given if isinstance(given, (list, tuple)) else [given]
+            words += [word for value in values for word in (each.opts[0], _shown(value))]
     return shlex.join([*words, "-o", target.name])
 
 
-def _tell_plan(tuning: TunePlan, target: Path, json: bool) -> None:
+def _shown(value: Any) -> str:
+    """A value as it was given; of a path that exists its name."""
+    text = str(value)
+    return Path(text).name if isinstance(value, Path) or Path(text).is_absolute() else text
+
+
+def _tell_plan(tuning: TunePlan, store: Store, target: Path, json: bool) -> None:
+    """What would be run, and what is there already."""
+    from genkit.evaluation.tuning.report import missed_before
+
     settings = tuning.request.settings
+    known, missed = tuning.measured_before(store), missed_before(target)
     found: dict[str, Any] = {
         "model": tuning.request.model.name,
         "budget": str(tuning.budget),
@@ -145,6 +174,9 @@ def _tell_plan(tuning: TunePlan, target: Path, json: bool) -> None:
         "runs": tuning.runs,
         "size": {name: getattr(settings, name) for name in ("height", "width", "num_frames")},
         "file": str(target),
+        "work": str(store.folder),
+        "measured before": known,
+        "missed before": [str(path) for path in missed],
     }
     if json:
         print_json(found)
@@ -152,6 +184,10 @@ def _tell_plan(tuning: TunePlan, target: Path, json: bool) -> None:
     say(f"{found['model']} to {found['budget']}, about {tuning.runs} runs")
     say(f"  settings: {', '.join(found['methods'])}; groups of steps: {', '.join(found['steps'])}")
     say(f"  {len(found['calibration'])} prompts to choose by, {len(found['held out'])} held out; would write {target}")
+    there = [f"{count} {name}" for name, count in known.items() if count]
+    say(f"  {store.folder}: {'goes on with ' + ', '.join(there) if there else 'nothing measured yet'}")
+    if missed:
+        say(f"  missed before: {', '.join(map(str, missed))}")
 
 
 def _tell(outcome: Outcome, target: Path, files: tuple[Path, ...], json: bool) -> None:

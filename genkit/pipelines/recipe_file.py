@@ -11,24 +11,25 @@ import yaml
 from genkit.attention.method import Method
 from genkit.errors import UsageError
 from genkit.media.atomic import Files
-from genkit.pipelines.recipes import recipe
+from genkit.pipelines.recipes import recipe, value_names
 
 #: Configuration values that tell models of a class from each other.
-NAMES = ("num_layers", "num_attention_heads")
+NAMES = ("num_layers", "num_attention_heads", "in_channels")
 
 
 def write_parts(
     path: Path, parts: Sequence[tuple[Method, Mapping[str, str]]], model_class: str, config: Mapping[str, Any],
-    about: str, measured: Mapping[str, Any], made_for: Mapping[str, Any] | None = None,
+    about: str, measured: Mapping[str, Any], made_for: Mapping[str, Any] | None = None, origin: str | None = None,
 ) -> Path:  # fmt: skip
     """Write a recipe of methods with their schedules, and read it back.
 
     Args:
         path: ends in ``.yaml``; appears whole or not at all.
         parts: methods with schedules as texts.
-        model_class, config: of the denoiser; class, layers and heads are what the recipe is for.
+        model_class, config: of the denoiser; class, layers, heads and channels are what the recipe is for.
         about: one line of what was chosen and how. measured: numbers that go with it.
         made_for: models, size and steps the values were chosen for.
+        origin: why every value is as it is, our choice.
 
     Raises:
         UsageError: nothing is left sparse.
@@ -42,6 +43,8 @@ def write_parts(
     if made_for:
         values["made_for"] = dict(made_for)
     values["parts"] = [_part(method, schedule) for method, schedule in parts]
+    if origin:
+        values["provenance"] = {name: f"ours: {origin}" for name in value_names(values["parts"])}
     values["measured"] = dict(measured)
     path.parent.mkdir(parents=True, exist_ok=True)
     with Files() as files:

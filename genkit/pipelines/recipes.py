@@ -196,8 +196,9 @@ def _part(what: str, values: Any) -> Any:
         raise UsageError(f"{what}: {error}") from error
 
 
-def _values(what: str, parts: list[dict], provenance: dict) -> tuple[Value, ...]:
-    """Every setting of the parts with its origin; UsageError for an origin of something that is not set."""
+def value_names(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What the parts of a recipe set, by the names that origins are given under: ``radial.block_size``; of a second
+    part of a method ``radial#2.block_size``."""
     settings: dict[str, Any] = {}
     seen: dict[str, int] = {}
     for part in parts:
@@ -208,6 +209,12 @@ def _values(what: str, parts: list[dict], provenance: dict) -> tuple[Value, ...]
             settings |= {f"{prefix}.{key}": value for key, value in (part.get(group) or {}).items()}
         if "roles" in part:
             settings[f"{prefix}.roles"] = part["roles"]
+    return settings
+
+
+def _values(what: str, parts: list[dict], provenance: dict) -> tuple[Value, ...]:
+    """Every setting of the parts with its origin; UsageError for an origin of something that is not set."""
+    settings = value_names(parts)
     for name, text in provenance.items():
         if name not in settings:
             raise UsageError(explain(f"{what}, provenance", name, list(settings)))

@@ -232,7 +232,7 @@ def test_the_scale_by_length_is_one_setting_of_every_method_that_takes_it(name):
     cls = registry.method_class(name)
     if not issubclass(cls, WithScale):
         assert name in (
-            "broadway", "cross_modal_context", "linear_attention", "motion_boxes", "reference",
+            "broadcast", "broadway", "cross_modal_context", "linear_attention", "motion_boxes", "reference",
             "shared_cross_attention", "sparse_linear",
         )  # fmt: skip
         return

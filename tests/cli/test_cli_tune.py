@@ -44,20 +44,20 @@ def counted(monkeypatch):
 
 
 def test_a_quality_is_kept_and_a_stopped_tuning_goes_on(cli, counted, tmp_path, tiny_wan, monkeypatch):
-    stopped = tuning.Tuner._measured
+    stopped = tuning.Tuner._try
 
-    def stop(self, plan, title):
+    def stop(self, plan, title, outcome):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(tuning.Tuner, "_measured", stop)
+    monkeypatch.setattr(tuning.Tuner, "_try", stop)
     assert cli("--budget", "psnr>=40", "-o", "r.yaml")[0] == 130
-    assert not (tmp_path / "r.yaml").exists() and (tmp_path / "r.tune" / "look.json").is_file()
+    assert not (tmp_path / "r.yaml").exists() and len(list((tmp_path / "r.tune").glob("look-*.json"))) == 1
     first = len(counted)
-    monkeypatch.setattr(tuning.Tuner, "_measured", stopped)
+    monkeypatch.setattr(tuning.Tuner, "_try", stopped)
     code, out, err = cli("--budget", "psnr>=40", "--compare-uniform", "-o", "r.yaml", "--json")
     assert code == 0, err
     told = json.loads(out)
-    assert "dense runs of" not in err and "probe" not in err and first == 2 + 2
+    assert "dense runs of" not in err and "probe" not in err and first == 2 + 2 * 2
     assert told["met"] and np.mean(told["held_out"]["psnr"]) >= 40 and np.mean(told["held_out"]["speedup"]) > 1
     calibration = {prompt for prompt, seed in counted if seed < 10_000}
     held = {prompt for prompt, seed in counted if seed >= 10_000}
@@ -74,6 +74,8 @@ def test_a_quality_is_kept_and_a_stopped_tuning_goes_on(cli, counted, tmp_path, 
     values = yaml.safe_load((tmp_path / "r.yaml").read_text())
     claimed = values["measured"]["held-out prompts"]["psnr (mean, standard error)"][0]
     assert claimed == pytest.approx(np.mean(told["held_out"]["psnr"]), abs=1e-3)
+    assert all(value.origin == "ours" and "genkit tune" in value.note for value in genkit.recipe("r.yaml").values)
+    assert values["measured"]["held-out prompts"]["seeds"] == "10002 to 10003"
     assert values["made_for"]["steps"] == 2 and str(tmp_path) not in (tmp_path / "r.yaml").read_text()
     pipe = genkit.load(str(tiny_wan))
     with genkit.patch(pipe, genkit.recipe("r.yaml")) as handle:
@@ -98,15 +100,82 @@ def test_a_quality_is_kept_and_a_stopped_tuning_goes_on(cli, counted, tmp_path, 
     assert (
         code == 1 and "speedup>=400 is out of reach with these settings: the best plan tried has speedup 5.000" in err
     )
-    assert not (tmp_path / "t.yaml").exists() and (tmp_path / "t.md").is_file()
+    assert not (tmp_path / "t.yaml").exists() and (tmp_path / "t.missed-1.md").is_file()
     code, _, err = cli("--budget", "psnr>=99", "-o", "u.yaml", "--work", "r.tune")
     assert code == 1 and "psnr>=99 is out of reach" in err and not (tmp_path / "u.yaml").exists()
 
-    # Results of another tuning are not mixed in.
-    code, _, err = cli("--budget", "psnr>=40", "--seed", "5", "-o", "v.yaml", "--work", "r.tune")
-    assert code == 2 and "holds results of another tuning (seeds differ)" in err
+    # Results of other runs are not mixed in; a recipe that is there is not written over.
+    code, _, err = cli("--budget", "psnr>=40", "--guidance-scale", "3", "-o", "v.yaml", "--work", "r.tune")
+    assert code == 2 and "holds results of another tuning (settings differ)" in err
     code, _, err = cli("--budget", "psnr>=40", "-o", "r.yaml")
     assert code == 2 and "exists; use --force" in err
+
+
+def test_a_missed_budget_is_tried_again_and_loses_nothing(cli, counted, tmp_path):
+    words = ["--budget", "psnr>=99", "-o", "r.yaml"]
+    assert cli(*words)[0] == 1
+    first, report = len(counted), (tmp_path / "r.missed-1.json").read_bytes()
+
+    # The same command again says the same and runs nothing; its report is the one that is there.
+    code, _, err = cli(*words)
+    assert code == 1 and "r.missed-1.md" in err and len(counted) == first
+    assert not (tmp_path / "r.missed-2.md").exists() and (tmp_path / "r.missed-1.json").read_bytes() == report
+
+    # More prompts to choose by, and denser settings, go on with what is known; the earlier report stays.
+    dry, out, _ = cli(*words, "--dry-run", "--json")
+    told = json.loads(out)
+    assert dry == 0 and told["missed before"] == ["r.missed-1.md"] and told["work"] == "r.tune"
+    assert told["measured before"]["dense calibration runs"] == 2
+    assert told["measured before"]["passes that measure the settings"] == 1
+    assert told["measured before"]["runs of plans on calibration prompts"] > 0
+    denser = [*TRIES, "--try", "keep=0.9"]
+    code, out, _ = cli(*words, "--dry-run", method=denser)
+    assert "goes on with 2 dense calibration runs" in out and "passes" not in out
+    assert "missed before: r.missed-1.md" in out and len(counted) == first
+    code, _, err = cli(*words, method=denser)
+    assert code == 1 and "r.missed-2.md" in err and (tmp_path / "r.missed-1.json").read_bytes() == report
+    second = json.loads((tmp_path / "r.missed-2.json").read_text())
+    assert "block_select(block=16, keep=0.9)" in second["methods"]
+
+    # A budget that can be met then gives the recipe beside the reports.
+    assert cli("--budget", "psnr>=20", "-o", "r.yaml", method=denser)[0] == 0
+    assert (tmp_path / "r.yaml").is_file() and (tmp_path / "r.md").is_file() and (tmp_path / "r.missed-2.md").is_file()
+
+
+def test_prompts_that_were_run_serve_a_tuning_with_more_of_them(cli, counted, tmp_path):
+    assert cli("--budget", "psnr>=20", "-o", "r.yaml", "--calibration", "1", "--held-out", "1")[0] == 0
+    before = list(counted)
+    assert cli("--budget", "psnr>=20", "-o", "s.yaml", "--work", "r.tune", "--held-out", "1")[0] == 0
+    again = counted[len(before) :]
+    assert ("a red circle", 0) in again, "a pass over other prompts measures the settings anew"
+    assert (before.count(("a red circle", 0)), again.count(("a red circle", 0))) > (1, 1)
+
+
+def test_a_dry_run_says_when_a_folder_would_be_refused(cli, tmp_path):
+    assert cli("--budget", "psnr>=20", "-o", "r.yaml")[0] == 0
+    code, _, err = cli("--budget", "psnr>=20", "-o", "s.yaml", "--work", "r.tune", "--guidance-scale", "3", "--dry-run")
+    assert code == 2 and "r.tune holds results of another tuning (settings differ)" in err
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "letter.txt").write_text("hello")
+    code, _, err = cli("--budget", "psnr>=20", "-o", "s.yaml", "--work", "other", "--dry-run")
+    assert code == 2 and "other holds other things" in err
+    code, _, err = cli("--budget", "psnr>=20", "-o", "r.yaml", "--dry-run")
+    assert code == 2 and "exists; use --force" in err
+
+
+def test_the_report_holds_every_flag_that_was_given_and_explains_its_columns(cli, tmp_path, tiny_wan):
+    assert (
+        cli("--budget", "psnr>=20", "--compare-uniform", "--queries", "8", "--force", "-o", tmp_path / "r.yaml")[0] == 0
+    )
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert report["command"] == (
+        f"genkit tune {tiny_wan.name} --method block_select --budget 'psnr>=20' --method-args block=16 --try keep=0.2 "
+        "--try keep=0.6 --prompts prompts.txt --calibration 2 --held-out 2 --queries 8 --compare-uniform --height 64 "
+        "--width 64 --num-frames 17 --steps 2 -o r.yaml"
+    )
+    text = (tmp_path / "r.md").read_text()
+    assert report["command"] in text and str(tmp_path) not in text
+    assert "| predicted PSNR |" in text and "Predicted PSNR is no measurement" in text
 
 
 def test_a_perceptual_budget_is_the_most_it_may_be_and_asks_for_its_package(cli, counted, tmp_path, monkeypatch):
@@ -127,6 +196,9 @@ def test_a_perceptual_budget_is_the_most_it_may_be_and_asks_for_its_package(cli,
     assert len(counted) > first, "runs without the number are made again"
     chosen = next(each for each in told["plans"] if each["chosen"])
     assert np.mean(chosen["values"]["st_lpips"]) <= 0.02
+    found = yaml.safe_load((tmp_path / "r.yaml").read_text())["measured"]["held-out prompts"]
+    assert found["st_lpips of the worst prompt"] == round(max(told["held_out"]["st_lpips"]), 4)
+    assert found["psnr of the worst prompt"] == round(min(told["held_out"]["psnr"]), 4)
     code, _, err = cli("--budget", "st_lpips<=0.0", "-o", "s.yaml", "--work", "work")
     assert code == 1 and "out of reach" in err and not (tmp_path / "s.yaml").exists()
 

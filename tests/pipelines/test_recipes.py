@@ -43,7 +43,7 @@ MODELS = {
     "sd3.5-large": [("SD3Transformer2DModel", {"num_layers": 38, "num_attention_heads": 38})],
     "sd1.5": [("UNet2DConditionModel", {"cross_attention_dim": 768, "block_out_channels": (320, 640, 1280, 1280)})],
     "sdxl": [("UNet2DConditionModel", {"cross_attention_dim": 2048, "block_out_channels": [320, 640, 1280]})],
-    "toy-video": [("WanTransformer3DModel", {"num_layers": 6, "in_channels": 12})],
+    "toy-video": [("WanTransformer3DModel", {"num_layers": 6, "num_attention_heads": 4, "in_channels": 12})],
 }
 
 

@@ -112,8 +112,8 @@ class Broadcast(Method):
         if self.every == 1 or not found or any(turns.computed < turns.calls for turns in found):
             return []
         return [
-            f"{_OWNER}: every call was computed: none came at the next step of the same run. The schedule covers single "
-            "steps, the step is not known, or gradients were wanted"
+            f"{_OWNER}: every call was computed: none came at the next step of the same run. The schedule covers "
+            "single steps, the step is not known, or gradients were wanted"
         ]
 
     def _turns(self, site: Site, cache: PatchCache) -> Turns:

@@ -7,8 +7,6 @@ cost at which a choice changes.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -45,11 +43,6 @@ class Plan:
     choices: tuple[tuple[Cell, int], ...]
     cost: float
     error: float
-
-    @property
-    def name(self) -> str:
-        """A short digest of the choices."""
-        return hashlib.sha256(json.dumps(self.choices).encode()).hexdigest()[:12]
 
     @property
     def dense(self) -> bool:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from genkit.errors import UnsupportedError, UsageError, explain
+from genkit.evaluation.tuning.store import digest
 
 #: Models whose prompts the toy world draws and whose clips its judge reads.
 JUDGED = ("toy-video",)
@@ -22,6 +23,11 @@ class Case:
     prompt: str
     seed: int
     scene: Any = None
+
+    @property
+    def name(self) -> str:
+        """What results of the run are kept under."""
+        return digest(self.prompt, self.seed)
 
 
 @dataclass(frozen=True)

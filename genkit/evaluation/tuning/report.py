@@ -15,15 +15,18 @@ from genkit.errors import UsageError, explain
 from genkit.evaluation.charts import Axis, Series, page, plot
 from genkit.evaluation.shares import mean_of
 from genkit.evaluation.tuning.budget import METRICS, Budget, sign_of
-from genkit.evaluation.tuning.tune import Measured, Outcome, file_names
+from genkit.evaluation.tuning.outcome import Measured, Outcome
+from genkit.evaluation.tuning.tune import file_names
 from genkit.media.atomic import Files, check_writable
 from genkit.pipelines.recipe_file import write_parts
 from genkit.pipelines.recipe_match import denoisers_of_folder
+from genkit.reading import read_json
 from genkit.reading.files import place
 
 
 def check_files(recipe: Path, force: bool) -> None:
-    """The recipe and the report may be written.
+    """The recipe and the report may be written. Reports of tries that missed the budget have names of their own and are
+    in nobody's way.
 
     Raises:
         UsageError: another suffix, or something is there. ArtifactError: the folder cannot be written.
@@ -34,6 +37,19 @@ def check_files(recipe: Path, force: bool) -> None:
         if path.is_dir() or (path.exists() and not force):
             raise UsageError(f"{place(path)} exists; use --force to replace it, or choose another --output")
     check_writable(recipe.absolute().parent)
+
+
+def missed_before(recipe: Path) -> list[Path]:
+    """Reports of earlier tries at a recipe that missed their budget, the oldest first."""
+    found: list[Path] = []
+    while (path := file_names(recipe, len(found) + 1)[0]).exists():
+        found.append(path)
+    return found
+
+
+def worst(metric: str, values: Sequence[float]) -> float:
+    """The worst of some prompts: the largest of a metric of which less is better."""
+    return max(values) if sign_of(metric) < 0 else min(values)
 
 
 def shown(values: Sequence[float]) -> str:
@@ -62,15 +78,15 @@ def write_recipe(outcome: Outcome, path: Path, command: str) -> Path:
         "budget": str(tuning.budget),
         "held-out prompts": {
             "prompts": len(tuning.cases.held_out),
-            "seeds": [case.seed for case in tuning.cases.held_out],
+            "seeds": _range([case.seed for case in tuning.cases.held_out]),
             **{f"{key} (mean, standard error)": _rounded(values) for key, values in outcome.held_out.items()},
-            **{f"{key} of the worst prompt": round(min(values), 4) for key, values in outcome.held_out.items()},
+            **{f"{key} of the worst prompt": round(worst(key, v), 4) for key, v in outcome.held_out.items()},
             **{f"{key} of dense attention": _rounded(values) for key, values in outcome.dense.items()},
             **{f"{key}, chosen less dense, pair by pair": _rounded(values) for key, values in outcome.changes.items()},
         },
         "calibration": {
             "prompts": [case.prompt for case in tuning.cases.calibration],
-            "seeds": [case.seed for case in tuning.cases.calibration],
+            "seeds": _range([case.seed for case in tuning.cases.calibration]),
         },
         "what the numbers are": {key: METRICS[key][0] for key in outcome.held_out},
         "made by": command,
@@ -79,7 +95,13 @@ def write_recipe(outcome: Outcome, path: Path, command: str) -> Path:
     }
     methods = ", ".join(dict.fromkeys(method.name for method, _ in chosen.parts))
     about = f"{methods} tuned on {Path(request.model.name).name} to {tuning.budget}"
-    return write_parts(path, chosen.parts, name, config, about, json.loads(json.dumps(measured)), made_for)
+    plain, origin = json.loads(json.dumps(measured)), f"genkit tune, {chosen.title}, for {tuning.budget}"
+    return write_parts(path, chosen.parts, name, config, about, plain, made_for, origin)
+
+
+def _range(seeds: Sequence[int]) -> str:
+    """Seeds that follow each other, as the tuning gives them."""
+    return str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
 
 
 def _rounded(values: Sequence[float]) -> list[float | None]:
@@ -88,13 +110,24 @@ def _rounded(values: Sequence[float]) -> list[float | None]:
 
 
 def write_report(outcome: Outcome, recipe: Path, command: str) -> tuple[Path, Path, Path]:
-    """The report beside where the recipe is or would be, all files or none."""
-    text, numbers, picture = file_names(recipe)
+    """The report beside where the recipe is or would be, all files or none.
+
+    Of a budget that was missed it is ``NAME.missed-1.md`` and so on, the next free number, so that the same command can
+    be given again and no report is lost; one that says the same as the latest takes its place.
+    """
+    data = json.loads(json.dumps(as_data(outcome, command)))
+    number = None
+    if not outcome.met:
+        number = 1 + len(missed_before(recipe))
+        latest = file_names(recipe, number - 1)[1]
+        if number > 1 and latest.is_file() and read_json(latest) == data:
+            number -= 1
+    text, numbers, picture = file_names(recipe, number)
     drawn = BytesIO()
     front_picture(outcome).save(drawn, format="PNG", optimize=True)
     with Files() as files:
         files.new(text).write_text(markdown(outcome, picture.name, command), encoding="utf-8")
-        files.new(numbers).write_text(json.dumps(as_data(outcome, command), indent=1) + "\n", encoding="utf-8")
+        files.new(numbers).write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
         files.new(picture).write_bytes(drawn.getvalue())
     return text, numbers, picture
 
@@ -145,7 +178,7 @@ def front_picture(outcome: Outcome) -> Any:
         (860, 480), "Plans that were run", note, series, Axis("speedup of attention operations"), Axis(label), guides
     )
     title = f"Tuning {Path(outcome.tuning.request.model.name).name} to {budget}"
-    return page(title, [_verdict(outcome)], [[drawn]])
+    return page(title, _verdict(outcome).split(": "), [[drawn]])
 
 
 def _verdict(outcome: Outcome) -> str:
@@ -182,6 +215,10 @@ def markdown(outcome: Outcome, picture: str, command: str) -> str:
         f"{len(tuning.cases.calibration)} prompts, means and standard errors. The front: no measured plan is better in "
         f"both speed and {metric}.",
         "",
+        "Predicted PSNR is no measurement: what the search expected of a plan and ordered the plans by. It adds up the "
+        "errors of its settings by layer and group of steps, from one pass beside the dense runs, each group weighted "
+        "by what one probe run with errors there alone did to the clip.",
+        "",
         f"| plan | {' | '.join(names)} | predicted PSNR | front | what runs |",
         f"|---|{'---|' * (len(names) + 3)}",
     ]
@@ -202,7 +239,8 @@ def markdown(outcome: Outcome, picture: str, command: str) -> str:
             "| metric | chosen | worst prompt | dense attention | chosen less dense, pair by pair |",
             "|---|---|---|---|---|",
             *(
-                f"| {name} | {shown(values)} | {min(values):.3f} | {dense.get(name, '')} | {changes.get(name, '')} |"
+                f"| {name} | {shown(values)} | {worst(name, values):.3f} | {dense.get(name, '')} | "
+                f"{changes.get(name, '')} |"
                 for name, values in outcome.held_out.items()
             ),
             "",
@@ -225,7 +263,8 @@ def as_data(outcome: Outcome, command: str) -> dict[str, Any]:
         "command": command,
         "genkit": __version__,
         "made_with": outcome.made,
-        **{name: value for name, value in tuning.about().items() if name != "model"},
+        "settings": tuning.about()["settings"],
+        **tuning.asked(),
         "plans": [
             {
                 "title": each.title,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from genkit.errors import UnsupportedError, UsageError
 from genkit.evaluation.inspection.look import QUERIES, Look, check_methods
 from genkit.evaluation.tuning.budget import Budget
 from genkit.evaluation.tuning.ladders import short_names
+from genkit.evaluation.tuning.outcome import Measured, Outcome, columns, typical_spread
 from genkit.evaluation.tuning.plans import (
     DENSE,
     Cell,
@@ -28,7 +29,7 @@ from genkit.evaluation.tuning.plans import (
     uniform,
 )
 from genkit.evaluation.tuning.prompts import Case, Cases
-from genkit.evaluation.tuning.store import Store
+from genkit.evaluation.tuning.store import Store, digest
 from genkit.patching.parts import Part
 from genkit.patching.targets import find_denoisers
 from genkit.pipelines.resolve import Request, resolve
@@ -85,20 +86,48 @@ class TunePlan:
     @property
     def runs(self) -> int:
         """About how many runs it takes, dense ones included."""
-        search = max(1, PLANS.bit_length() - 1) + (2 * len(self.methods) if self.baselines else 0)
-        return len(self.cases.calibration) * (1 + search) + len(self.groups) + 2 * len(self.cases.held_out)
+        plain = (len(self.methods) * len(self.groups)).bit_length()
+        search = PLANS.bit_length() - 1 + plain + (2 * len(self.methods) if self.baselines else 0)
+        return len(self.cases.calibration) * (1 + len(self.groups) + search) + 2 * len(self.cases.held_out)
 
     def about(self) -> dict[str, Any]:
-        """What measured numbers depend on; the budget is not among it, so that another one goes on with the same."""
+        """What every run depends on. Prompts, seeds and plans are not among it: they are in the names of results."""
         settings = {k: v for k, v in self.request.settings.to_dict().items() if k not in ("prompt", "seed", "output")}
+        return {"model": self.request.model.fingerprint(), "settings": settings}
+
+    def asked(self) -> dict[str, Any]:
+        """What else the result depends on, for reports; the budget stands elsewhere."""
         return {
-            "model": self.request.model.fingerprint(),
-            "settings": settings,
             "methods": [method.describe() for method in self.methods],
             "prompts": self.cases.texts(),
             "seeds": [case.seed for case in (*self.cases.calibration, *self.cases.held_out)],
             "groups": [list(group) for group in self.groups],
             "queries": self.queries,
+        }
+
+    @property
+    def look_name(self) -> str:
+        """The name of what one pass over the calibration prompts tells of the settings."""
+        asked = self.asked()
+        cases = [case.name for case in self.cases.calibration]
+        return f"look-{digest(asked['methods'], cases, asked['groups'], self.queries)}"
+
+    def measured_before(self, store: Store) -> dict[str, int]:
+        """What a folder of results has for this tuning already, in numbers of results."""
+        dense = {
+            kind: sum(store.has(f"dense-{case.name}") for case in cases)
+            for kind, cases in (("calibration", self.cases.calibration), ("held out", self.cases.held_out))
+        }
+        runs = {
+            kind: sum(store.count(f"run-{case.name}-") for case in cases)
+            for kind, cases in (("calibration", self.cases.calibration), ("held out", self.cases.held_out))
+        }
+        return {
+            "dense calibration runs": dense["calibration"],
+            "dense held-out runs": dense["held out"],
+            "passes that measure the settings": int(store.has(self.look_name)),
+            "runs of plans on calibration prompts": runs["calibration"],
+            "runs of plans on held-out prompts": runs["held out"],
         }
 
 
@@ -116,63 +145,6 @@ def check_one_kind(target: Any, method: Method) -> None:
             f"{method.name} works on {' and '.join(roles)} attention of this model, whose layers are numbered apart; "
             f"tuning is for models with one kind: write a recipe with roles by hand"
         )
-
-
-@dataclass
-class Measured:
-    """A plan that was run.
-
-    Args:
-        plan: with what was predicted. parts: methods and schedules. title: in words.
-        values: metric -> a number per calibration prompt.
-    """
-
-    plan: Plan
-    parts: list[tuple[Method, dict[str, str]]]
-    title: str
-    values: dict[str, list[float]]
-
-    def mean(self, metric: str) -> float:
-        """Mean over the prompts."""
-        return float(np.mean(self.values[metric]))
-
-
-@dataclass
-class Outcome:
-    """What a tuning found.
-
-    Args:
-        tuning: what was asked for. measured: every plan that was run on the calibration prompts. chosen: of them; None
-            when none of those tried meets the budget. held_out: of the chosen one, metric -> a number per held-out
-            prompt. dense: the same of dense runs, of metrics that they have. made: versions and machine.
-    """
-
-    tuning: TunePlan
-    measured: list[Measured] = field(default_factory=list)
-    chosen: Measured | None = None
-    held_out: dict[str, list[float]] = field(default_factory=dict)
-    dense: dict[str, list[float]] = field(default_factory=dict)
-    made: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def met(self) -> bool:
-        """Whether the chosen plan meets the budget on the held-out prompts."""
-        budget = self.tuning.budget
-        return self.chosen is not None and budget.met(self.held_out[budget.metric])
-
-    @property
-    def changes(self) -> dict[str, list[float]]:
-        """What the chosen plan gains over dense attention on the same held-out prompts, of metrics that both have."""
-        return {
-            name: [mine - theirs for mine, theirs in zip(self.held_out[name], values, strict=True)]
-            for name, values in self.dense.items()
-            if name in self.held_out
-        }
-
-    def best(self) -> Measured:
-        """Of what was run on the calibration prompts, the plan that is best in the budget's metric."""
-        budget = self.tuning.budget
-        return max(self.measured, key=lambda each: budget.sign * each.mean(budget.metric))
 
 
 class Tuner:
@@ -193,10 +165,10 @@ class Tuner:
         Raises:
             UnsupportedError: a method that serves no layer in a run, or whose density is unknown.
         """
-        look = self._look()
+        look, groups = self._look(), self.tuning.groups
         self._roles = tuple(dict.fromkeys(site["role"] for site in look))
-        cells = self._cells(look, [1.0] * len(self.tuning.groups))
-        weights = [self._weight(cells, group) for group in range(len(self.tuning.groups))]
+        cells = self._cells(look, [1.0] * len(groups))
+        weights = [self._weight(cells, group) for group in range(len(groups))]
         cells = self._cells(look, weights)
         plans = _spread([plan for plan in front(cells) if not plan.dense])
         if not plans:
@@ -206,14 +178,12 @@ class Tuner:
             )
         outcome = Outcome(self.tuning)
         if self.tuning.baselines:
-            late = [n for n, (start, stop) in enumerate(self.tuning.groups) if 4 * start >= self.tuning.groups[-1][1]]
-            for number, name in enumerate(short_names(self.tuning.methods)):
-                plan = uniform(cells, number)
-                outcome.measured.append(self._measured(plan, f"{name} everywhere"))
-                if late:
-                    from_then = f"{name} from step {self.tuning.groups[late[0]][0]}"
-                    outcome.measured.append(self._measured(uniform(cells, number, late), from_then))
-        self._search(plans, outcome.measured)
+            late = next((n for n, (start, _) in enumerate(groups) if 4 * start >= groups[-1][1]), 0)
+            for number in range(len(self.tuning.methods)):
+                for begin in sorted({0, late}):
+                    self._try(uniform(cells, number, range(begin, len(groups))), self._plain(number, begin), outcome)
+        self._search([(plan, f"plan {at} of {len(plans)}") for at, plan in enumerate(plans, 1)], outcome)
+        self._search(self._plain_front(cells), outcome)
         outcome.chosen = self._best(outcome.measured)
         if outcome.chosen is not None:
             self._confirm(outcome)
@@ -238,7 +208,7 @@ class Tuner:
             self.tell(f"dense run of {kind} prompt {number + 1}")
             return self._generate(case)
 
-        return self.store.frames(f"dense-{kind}-{number}", make)
+        return self.store.frames(f"dense-{case.name}", make)
 
     def _look(self) -> list[dict[str, Any]]:
         """Error and density of every setting by layer and group of steps, from the dense runs of the calibration
@@ -251,14 +221,11 @@ class Tuner:
             if any(method.across_steps for method in self.tuning.methods):  # what serves later steps errs there
                 options |= {"steps": "0:", "restarts": starts}
             with Look(self.session.pipeline, self.tuning.methods, **options) as look:
-                for number, case in enumerate(self.tuning.cases.calibration):
-                    self.store.frames(f"dense-calibration-{number}", partial(self._generate, case))
+                for case in self.tuning.cases.calibration:  # a look needs the runs themselves
+                    self.store.frames(f"dense-{case.name}", partial(self._generate, case), anew=True)
             return [_site(site, self.tuning.groups, self.tuning.methods) for site in look.result().sites]
 
-        if not self.store.has("look"):
-            for number in range(len(self.tuning.cases.calibration)):  # a look needs the runs themselves
-                (self.store.folder / f"dense-calibration-{number}.npz").unlink(missing_ok=True)
-        return self.store.value("look", make)
+        return self.store.value(self.tuning.look_name, make)
 
     def _cells(self, look: list[dict[str, Any]], weights: Sequence[float]) -> dict[Cell, dict[int, Option]]:
         """Options of every layer and group of steps; layers of one number (in several denoisers) together."""
@@ -280,17 +247,14 @@ class Tuner:
         return found
 
     def _weight(self, cells: dict[Cell, dict[int, Option]], group: int) -> float:
-        """What errors in a group of steps do to the output: one run with the sparsest setting there alone."""
+        """What errors in a group of steps do to the output: runs with the sparsest setting there alone. On all
+        calibration prompts: what early steps decide differs from prompt to prompt."""
         total = {name: sum(o[name].cost for o in cells.values() if name in o) for o in cells.values() for name in o}
         sparse = min((name for name in total if name != DENSE), key=lambda name: total[name])
         probe = {cell: options for cell, options in cells.items() if sparse in options}
         plan = uniform(probe, sparse, [group])
-
-        def make() -> dict[str, float]:
-            self.tell(f"probe of steps {':'.join(map(str, self.tuning.groups[group]))}")
-            return self._run(plan, "calibration", 0)
-
-        psnr = self.store.value(f"probe-{group}", make)["psnr"]
+        steps = ":".join(map(str, self.tuning.groups[group]))
+        psnr = self._measured(plan, f"probe of steps {steps}", "psnr").mean("psnr")
         return float(10 ** (-psnr / 10) / max(plan.error, 1e-12))
 
     def _run(self, plan: Plan, kind: str, number: int) -> dict[str, float]:
@@ -316,41 +280,79 @@ class Tuner:
             found["st_lpips"] = float(st_lpips_frames(frames, dense).mean())
         return found | _judged(case, frames)
 
-    def _measured(self, plan: Plan, title: str) -> Measured:
-        """A plan on all calibration prompts."""
+    def _measured(self, plan: Plan, title: str, metric: str | None = None) -> Measured:
+        """A plan on all calibration prompts, with ``metric`` for sure; None = the budget's."""
         rows = []
-        for number in range(len(self.tuning.cases.calibration)):
+        for number, case in enumerate(self.tuning.cases.calibration):
 
             def make(number: int = number) -> dict[str, float]:
                 self.tell(f"{title}: calibration prompt {number + 1}")
                 return self._run(plan, "calibration", number)
 
-            rows.append(self._value(f"run-{plan.name}-calibration-{number}", make))
+            rows.append(self._value(self._run_name(plan, case), make, metric or self.tuning.budget.metric))
         parts = parts_of(plan, self.tuning.methods, self.tuning.groups)
-        return Measured(plan, parts, title, _columns(rows))
+        return Measured(plan, parts, title, columns(rows))
 
-    def _value(self, name: str, make: Callable[[], dict[str, float]]) -> dict[str, float]:
-        """Numbers of a run; made anew where those that are there lack the budget's metric: its package came later."""
+    def _try(self, plan: Plan, title: str, outcome: Outcome) -> Measured:
+        """A plan, measured and noted once."""
+        parts = parts_of(plan, self.tuning.methods, self.tuning.groups)
+        for each in outcome.measured:
+            if each.parts == parts:
+                return each
+        outcome.measured.append(self._measured(plan, title))
+        return outcome.measured[-1]
+
+    def _plain(self, number: int, begin: int) -> str:
+        """One setting on all layers from a group of steps on, in words."""
+        name, step = short_names(self.tuning.methods)[number], self.tuning.groups[begin][0]
+        return f"{name} from step {step}" if step else f"{name} everywhere"
+
+    def _plain_front(self, cells: dict[Cell, dict[int, Option]]) -> list[tuple[Plan, str]]:
+        """Of plans with one setting on all layers from some step on those that no other one is predicted to beat in
+        both error and cost, the densest first: errors of plans that mix settings add up less well than is predicted."""
+        groups = range(len(self.tuning.groups))
+        served = {number for number in range(len(self.tuning.methods)) if all(number in o for o in cells.values())}
+        every = [
+            (uniform(cells, number, groups[begin:]), self._plain(number, begin))
+            for number in served
+            for begin in groups
+        ]
+        every.sort(key=lambda item: (-item[0].cost, item[0].error))
+        kept: list[tuple[Plan, str]] = []
+        for plan, title in every:
+            while kept and kept[-1][0].error >= plan.error:
+                kept.pop()  # cheaper and no worse
+            kept.append((plan, title))
+        return kept
+
+    def _run_name(self, plan: Plan, case: Case) -> str:
+        """The name of the numbers of a plan on a prompt: that of what runs, whatever it was chosen among."""
+        parts = parts_of(plan, self.tuning.methods, self.tuning.groups)
+        return f"run-{case.name}-{digest([(method.describe(), at) for method, at in parts])}"
+
+    def _value(self, name: str, make: Callable[[], dict[str, float]], metric: str) -> dict[str, float]:
+        """Numbers of a run; made anew where those that are there lack a metric: its package came later."""
         found = self.store.value(name, make)
-        return found if self.tuning.budget.metric in found else self.store.value(name, make, anew=True)
+        return found if metric in found else self.store.value(name, make, anew=True)
 
     def _best(self, measured: list[Measured]) -> Measured | None:
         """Of everything that was run and meets the budget: the fastest, or of a speed the most faithful."""
         budget, further = self.tuning.budget, len(self.tuning.cases.held_out)
-        typical = _typical(measured, budget.metric)
+        typical = typical_spread(measured, budget.metric)
         good = [each for each in measured if budget.surely_met(each.values[budget.metric], further, typical)]
         return max(good, key=lambda each: each.mean("psnr" if budget.fast else "speedup"), default=None)
 
-    def _search(self, plans: list[Plan], measured: list[Measured]) -> None:
-        """Run plans by halving, towards the sparsest that keeps the quality, or the densest that is as fast."""
+    def _search(self, plans: Sequence[tuple[Plan, str]], outcome: Outcome) -> None:
+        """Run plans by halving, towards the sparsest that keeps the quality, or the densest that is as fast.
+
+        Args:
+            plans: with their titles, from the densest to the sparsest.
+        """
         budget, further = self.tuning.budget, len(self.tuning.cases.held_out)
-        tried: dict[int, Measured] = {}
 
         def good(at: int) -> bool:
-            if at not in tried:
-                tried[at] = self._measured(plans[at], f"plan {at + 1} of {len(plans)}")
-                measured.append(tried[at])
-            return budget.surely_met(tried[at].values[budget.metric], further, _typical(measured, budget.metric))
+            values = self._try(*plans[at], outcome).values[budget.metric]
+            return budget.surely_met(values, further, typical_spread(outcome.measured, budget.metric))
 
         low, high = (-1, len(plans)) if not budget.fast else (len(plans), -1)
         while abs(high - low) > 1:  # low is good or the end that is, high is not
@@ -370,15 +372,10 @@ class Tuner:
                 self.tell(f"chosen plan: held-out prompt {number + 1}")
                 return self._run(chosen.plan, "held-out", number)
 
-            rows.append(self._value(f"run-{chosen.plan.name}-held-out-{number}", make))
+            rows.append(self._value(self._run_name(chosen.plan, case), make, self.tuning.budget.metric))
             dense.append(_judged(case, self._dense("held-out", number, case)))
-        outcome.held_out = _columns(rows)
+        outcome.held_out = columns(rows)
         outcome.dense = {name: [row[name] for row in dense] for name in dense[0]}
-
-
-def _columns(rows: Sequence[dict[str, float]]) -> dict[str, list[float]]:
-    """Metric -> a number per prompt, of metrics that every prompt has."""
-    return {name: [row[name] for row in rows] for name in rows[0] if all(name in row for row in rows)}
 
 
 def _check_metric(metric: str, height: int | None, width: int | None) -> None:
@@ -391,12 +388,6 @@ def _check_metric(metric: str, height: int | None, width: int | None) -> None:
         raise UsageError(f"{metric} needs frames of at least {least}x{least} pixels, these have {small}")
     if metric == "st_lpips" and why_not() is not None:
         raise UnsupportedError(f"--budget st_lpips: {why_not()}")
-
-
-def _typical(measured: Sequence[Measured], metric: str) -> float:
-    """The spread over prompts (standard deviation) of the plans that were run: its root mean square."""
-    spreads = [np.var(each.values[metric], ddof=1) for each in measured if len(each.values[metric]) > 1]
-    return float(np.sqrt(np.mean(spreads))) if spreads else 0.0
 
 
 def _judged(case: Case, frames: np.ndarray) -> dict[str, float]:
@@ -437,6 +428,10 @@ def _spread(plans: list[Plan]) -> list[Plan]:
     return [plans[number] for number in chosen]
 
 
-def file_names(recipe: Path) -> tuple[Path, Path, Path]:
-    """The report's Markdown, JSON and picture beside a recipe."""
-    return recipe.with_suffix(".md"), recipe.with_suffix(".json"), recipe.with_suffix(".png")
+def file_names(recipe: Path, missed: int | None = None) -> tuple[Path, Path, Path]:
+    """The report's Markdown, JSON and picture beside a recipe; of a try that missed the budget, by its number."""
+    endings = (".md", ".json", ".png")
+    text, numbers, picture = (
+        recipe.with_suffix(ending if missed is None else f".missed-{missed}{ending}") for ending in endings
+    )
+    return text, numbers, picture

@@ -11,8 +11,10 @@ import tiny
 
 import genkit
 from genkit.errors import UnsupportedError, UsageError
+from genkit.evaluation.inspection.result import MethodLook, SiteLook, StepLook
 from genkit.evaluation.tuning.budget import SURE, Budget
 from genkit.evaluation.tuning.ladders import LADDERS, settings_to_try, short_names
+from genkit.evaluation.tuning.outcome import Outcome
 from genkit.evaluation.tuning.plans import (
     DENSE,
     Option,
@@ -24,8 +26,9 @@ from genkit.evaluation.tuning.plans import (
     step_groups,
     uniform,
 )
-from genkit.evaluation.tuning.prompts import APART, Cases
-from genkit.evaluation.tuning.tune import Outcome, check_one_kind
+from genkit.evaluation.tuning.prompts import APART, Case, Cases
+from genkit.evaluation.tuning.store import digest
+from genkit.evaluation.tuning.tune import _site, check_one_kind
 
 
 def random_cells(seed):
@@ -185,11 +188,10 @@ def test_prompts_are_apart(tmp_path):
         Cases.of("toy-video", file, 1, 1, 0, judged=True)
 
 
-def test_names_of_plans_follow_from_choices():
-    cells = random_cells(0)
-    names = [plan.name for plan in front(cells)]
-    assert len(set(names)) == len(names) and names == [plan.name for plan in front(cells)]
-    assert np.all([len(name) == 12 for name in names])
+def test_names_of_results_follow_from_what_they_depend_on():
+    cases = [Case("a", 1), Case("a", 2), Case("b", 1), Case("b", 1, "a scene")]
+    assert len({case.name for case in cases}) == 3 and cases[0].name == digest("a", 1)
+    assert all(len(case.name) == 12 for case in cases) and digest(["a", 1]) != digest("a", 1)
 
 
 def test_models_with_two_kinds_of_attention_are_refused():
@@ -207,3 +209,21 @@ def test_a_change_is_taken_prompt_by_prompt():
     outcome.dense = {"judge": [1.0, 1.0]}
     with pytest.raises(ValueError):
         assert outcome.changes
+
+
+def test_of_several_steps_of_a_group_the_mean_square_and_the_mean_count():
+    methods = [genkit.Broadcast(every=2), genkit.Broadcast(every=3)]
+    nothing = np.zeros(0)
+
+    def look(error, executed):
+        return MethodLook(None, error, nothing, executed, executed)
+
+    steps = tuple(
+        StepLook(step, 1, nothing, nothing, {}, {}, {methods[0].describe(): look(0.3 * (step % 2), 1.0 - step % 2)})
+        for step in range(5)
+    )
+    site = SiteLook("a", "self", 0, 2, (1, 1, 1), 1, 7.0, steps, nothing, nothing, nothing)
+    found = _site(site, [(0, 2), (2, 5), (5, 6)], methods)
+    assert found["layer"] == 0 and found["operations"] == 7.0 and found["steps"][2] == {}
+    assert found["steps"][0] == {"0": (pytest.approx(0.3 * 0.5**0.5), 0.5)}
+    assert found["steps"][1] == {"0": (pytest.approx(0.3 * (1 / 3) ** 0.5), pytest.approx(2 / 3))}

@@ -1,0 +1,83 @@
+"""What a tuning found: plans that were run, the chosen one, and its numbers on held-out prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from genkit.attention.method import Method
+from genkit.evaluation.tuning.plans import Plan
+
+if TYPE_CHECKING:
+    from genkit.evaluation.tuning.tune import TunePlan
+
+
+@dataclass
+class Measured:
+    """A plan that was run.
+
+    Args:
+        plan: with what was predicted. parts: methods and schedules. title: in words.
+        values: metric -> a number per calibration prompt.
+    """
+
+    plan: Plan
+    parts: list[tuple[Method, dict[str, str]]]
+    title: str
+    values: dict[str, list[float]]
+
+    def mean(self, metric: str) -> float:
+        """Mean over the prompts."""
+        return float(np.mean(self.values[metric]))
+
+
+@dataclass
+class Outcome:
+    """What a tuning found.
+
+    Args:
+        tuning: what was asked for. measured: every plan that was run on the calibration prompts. chosen: of them; None
+            when none of those tried meets the budget. held_out: of the chosen one, metric -> a number per held-out
+            prompt. dense: the same of dense runs, of metrics that they have. made: versions and machine.
+    """
+
+    tuning: TunePlan
+    measured: list[Measured] = field(default_factory=list)
+    chosen: Measured | None = None
+    held_out: dict[str, list[float]] = field(default_factory=dict)
+    dense: dict[str, list[float]] = field(default_factory=dict)
+    made: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def met(self) -> bool:
+        """Whether the chosen plan meets the budget on the held-out prompts."""
+        budget = self.tuning.budget
+        return self.chosen is not None and budget.met(self.held_out[budget.metric])
+
+    @property
+    def changes(self) -> dict[str, list[float]]:
+        """What the chosen plan gains over dense attention on the same held-out prompts, of metrics that both have."""
+        return {
+            name: [mine - theirs for mine, theirs in zip(self.held_out[name], values, strict=True)]
+            for name, values in self.dense.items()
+            if name in self.held_out
+        }
+
+    def best(self) -> Measured:
+        """Of what was run on the calibration prompts, the plan that is best in the budget's metric."""
+        budget = self.tuning.budget
+        return max(self.measured, key=lambda each: budget.sign * each.mean(budget.metric))
+
+
+def columns(rows: Sequence[dict[str, float]]) -> dict[str, list[float]]:
+    """Metric -> a number per prompt, of metrics that every prompt has."""
+    return {name: [row[name] for row in rows] for name in rows[0] if all(name in row for row in rows)}
+
+
+def typical_spread(measured: Sequence[Measured], metric: str) -> float:
+    """The spread over prompts (standard deviation) of the plans that were run: its root mean square."""
+    spreads = [np.var(each.values[metric], ddof=1) for each in measured if len(each.values[metric]) > 1]
+    return float(np.sqrt(np.mean(spreads))) if spreads else 0.0
