@@ -14,12 +14,16 @@ from genkit.evaluation.tuning import tune as tuning
 from genkit.pipelines.session import Session
 
 RUN = ["--steps", "2", "--height", "64", "--width", "64", "--num-frames", "17", "--calibration", "2", "--held-out", "2"]
+SHORT = ["--calibration", "1", "--held-out", "1"]  # given later, they win
 TRIES = ["--method", "block_select", "--method-args", "block=16", "--try", "keep=0.2", "--try", "keep=0.6"]
 PROMPTS = "a red circle\na blue square\na green triangle\na red square moves\n"
 
 
 @pytest.fixture
 def cli(tmp_path, monkeypatch, capsys, tiny_wan):
+    from genkit.evaluation.comparison import perceptual
+
+    monkeypatch.setattr(perceptual, "why_not", lambda: "its network takes longer than all the rest")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "prompts.txt").write_text(PROMPTS)
 
@@ -112,7 +116,7 @@ def test_a_quality_is_kept_and_a_stopped_tuning_goes_on(cli, counted, tmp_path, 
 
 
 def test_a_missed_budget_is_tried_again_and_loses_nothing(cli, counted, tmp_path):
-    words = ["--budget", "psnr>=99", "-o", "r.yaml"]
+    words = ["--budget", "psnr>=99", *SHORT, "-o", "r.yaml"]
     assert cli(*words)[0] == 1
     first, report = len(counted), (tmp_path / "r.missed-1.json").read_bytes()
 
@@ -125,12 +129,12 @@ def test_a_missed_budget_is_tried_again_and_loses_nothing(cli, counted, tmp_path
     dry, out, _ = cli(*words, "--dry-run", "--json")
     told = json.loads(out)
     assert dry == 0 and told["missed before"] == ["r.missed-1.md"] and told["work"] == "r.tune"
-    assert told["measured before"]["dense calibration runs"] == 2
+    assert told["measured before"]["dense calibration runs"] == 1
     assert told["measured before"]["passes that measure the settings"] == 1
     assert told["measured before"]["runs of plans on calibration prompts"] > 0
     denser = [*TRIES, "--try", "keep=0.9"]
     code, out, _ = cli(*words, "--dry-run", method=denser)
-    assert "goes on with 2 dense calibration runs" in out and "passes" not in out
+    assert "goes on with 1 dense calibration runs" in out and "passes" not in out
     assert "missed before: r.missed-1.md" in out and len(counted) == first
     code, _, err = cli(*words, method=denser)
     assert code == 1 and "r.missed-2.md" in err and (tmp_path / "r.missed-1.json").read_bytes() == report
@@ -138,21 +142,21 @@ def test_a_missed_budget_is_tried_again_and_loses_nothing(cli, counted, tmp_path
     assert "block_select(block=16, keep=0.9)" in second["methods"]
 
     # A budget that can be met then gives the recipe beside the reports.
-    assert cli("--budget", "psnr>=20", "-o", "r.yaml", method=denser)[0] == 0
+    assert cli("--budget", "psnr>=5", *SHORT, "-o", "r.yaml", method=denser)[0] == 0
     assert (tmp_path / "r.yaml").is_file() and (tmp_path / "r.md").is_file() and (tmp_path / "r.missed-2.md").is_file()
 
 
 def test_prompts_that_were_run_serve_a_tuning_with_more_of_them(cli, counted, tmp_path):
-    assert cli("--budget", "psnr>=20", "-o", "r.yaml", "--calibration", "1", "--held-out", "1")[0] == 0
+    assert cli("--budget", "psnr>=5", "-o", "r.yaml", *SHORT)[0] == 0
     before = list(counted)
-    assert cli("--budget", "psnr>=20", "-o", "s.yaml", "--work", "r.tune", "--held-out", "1")[0] == 0
+    assert cli("--budget", "psnr>=5", "-o", "s.yaml", "--work", "r.tune", *SHORT, "--calibration", "2")[0] == 0
     again = counted[len(before) :]
     assert ("a red circle", 0) in again, "a pass over other prompts measures the settings anew"
     assert (before.count(("a red circle", 0)), again.count(("a red circle", 0))) > (1, 1)
 
 
 def test_a_dry_run_says_when_a_folder_would_be_refused(cli, tmp_path):
-    assert cli("--budget", "psnr>=20", "-o", "r.yaml")[0] == 0
+    assert cli("--budget", "psnr>=5", *SHORT, "-o", "r.yaml")[0] == 0
     code, _, err = cli("--budget", "psnr>=20", "-o", "s.yaml", "--work", "r.tune", "--guidance-scale", "3", "--dry-run")
     assert code == 2 and "r.tune holds results of another tuning (settings differ)" in err
     (tmp_path / "other").mkdir()
@@ -169,8 +173,8 @@ def test_the_report_holds_every_flag_that_was_given_and_explains_its_columns(cli
     )
     report = json.loads((tmp_path / "r.json").read_text())
     assert report["command"] == (
-        f"genkit tune {tiny_wan.name} --method block_select --budget 'psnr>=20' --method-args block=16 --try keep=0.2 "
-        "--try keep=0.6 --prompts prompts.txt --calibration 2 --held-out 2 --queries 8 --compare-uniform --height 64 "
+        f"genkit tune {tiny_wan.name} --method block_select --budget 'psnr>=5' --method-args block=16 --try keep=0.2 "
+        "--try keep=0.6 --prompts prompts.txt --calibration 1 --held-out 1 --queries 8 --compare-uniform --height 64 "
         "--width 64 --num-frames 17 --steps 2 -o r.yaml"
     )
     text = (tmp_path / "r.md").read_text()

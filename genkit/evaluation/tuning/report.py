@@ -20,7 +20,6 @@ from genkit.evaluation.tuning.tune import file_names
 from genkit.media.atomic import Files, check_writable
 from genkit.pipelines.recipe_file import write_parts
 from genkit.pipelines.recipe_match import denoisers_of_folder
-from genkit.reading import read_json
 from genkit.reading.files import place
 
 
@@ -115,19 +114,19 @@ def write_report(outcome: Outcome, recipe: Path, command: str) -> tuple[Path, Pa
     Of a budget that was missed it is ``NAME.missed-1.md`` and so on, the next free number, so that the same command can
     be given again and no report is lost; one that says the same as the latest takes its place.
     """
-    data = json.loads(json.dumps(as_data(outcome, command)))
+    data = json.dumps(as_data(outcome, command), indent=1) + "\n"
     number = None
     if not outcome.met:
         number = 1 + len(missed_before(recipe))
         latest = file_names(recipe, number - 1)[1]
-        if number > 1 and latest.is_file() and read_json(latest) == data:
+        if number > 1 and latest.is_file() and latest.read_bytes() == data.encode():
             number -= 1
     text, numbers, picture = file_names(recipe, number)
     drawn = BytesIO()
     front_picture(outcome).save(drawn, format="PNG", optimize=True)
     with Files() as files:
         files.new(text).write_text(markdown(outcome, picture.name, command), encoding="utf-8")
-        files.new(numbers).write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+        files.new(numbers).write_bytes(data.encode())
         files.new(picture).write_bytes(drawn.getvalue())
     return text, numbers, picture
 
