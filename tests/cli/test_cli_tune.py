@@ -146,31 +146,21 @@ def test_a_missed_budget_is_tried_again_and_loses_nothing(cli, counted, tmp_path
     assert (tmp_path / "r.yaml").is_file() and (tmp_path / "r.md").is_file() and (tmp_path / "r.missed-2.md").is_file()
 
 
-def test_prompts_that_were_run_serve_a_tuning_with_more_of_them(cli, counted, tmp_path):
-    assert cli("--budget", "psnr>=5", "-o", "r.yaml", *SHORT)[0] == 0
-    before = list(counted)
-    assert cli("--budget", "psnr>=5", "-o", "s.yaml", "--work", "r.tune", *SHORT, "--calibration", "2")[0] == 0
-    again = counted[len(before) :]
-    assert ("a red circle", 0) in again, "a pass over other prompts measures the settings anew"
-    assert (before.count(("a red circle", 0)), again.count(("a red circle", 0))) > (1, 1)
+def test_prompts_that_were_run_serve_a_tuning_with_more_of_them(cli, counted, monkeypatch):
+    def stop(self, plan, title, outcome):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tuning.Tuner, "_try", stop)
+    assert cli("--budget", "psnr>=5", "-o", "r.yaml", *SHORT)[0] == 130
+    one, other = ("a red circle", 0), ("a blue square", 1)
+    assert counted == [one, one, one], "dense, with a pass beside it, and two probes"
+    assert cli("--budget", "psnr>=6", "-o", "r.yaml", *SHORT, "--calibration", "2")[0] == 130
+    assert counted[3:] == [one, other, other, other], "a pass over other prompts, probes of the new one alone"
 
 
-def test_a_dry_run_says_when_a_folder_would_be_refused(cli, tmp_path):
-    assert cli("--budget", "psnr>=5", *SHORT, "-o", "r.yaml")[0] == 0
-    code, _, err = cli("--budget", "psnr>=20", "-o", "s.yaml", "--work", "r.tune", "--guidance-scale", "3", "--dry-run")
-    assert code == 2 and "r.tune holds results of another tuning (settings differ)" in err
-    (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "letter.txt").write_text("hello")
-    code, _, err = cli("--budget", "psnr>=20", "-o", "s.yaml", "--work", "other", "--dry-run")
-    assert code == 2 and "other holds other things" in err
-    code, _, err = cli("--budget", "psnr>=20", "-o", "r.yaml", "--dry-run")
-    assert code == 2 and "exists; use --force" in err
-
-
-def test_the_report_holds_every_flag_that_was_given_and_explains_its_columns(cli, tmp_path, tiny_wan):
-    assert (
-        cli("--budget", "psnr>=20", "--compare-uniform", "--queries", "8", "--force", "-o", tmp_path / "r.yaml")[0] == 0
-    )
+def test_the_report_holds_every_flag_that_was_given_and_a_dry_run_refuses_what_a_run_would(cli, tmp_path, tiny_wan):
+    words = [*SHORT, "--budget", "psnr>=5", "--compare-uniform", "--queries", "8", "--force"]
+    assert cli(*words, "-o", tmp_path / "r.yaml")[0] == 0
     report = json.loads((tmp_path / "r.json").read_text())
     assert report["command"] == (
         f"genkit tune {tiny_wan.name} --method block_select --budget 'psnr>=5' --method-args block=16 --try keep=0.2 "
@@ -180,6 +170,15 @@ def test_the_report_holds_every_flag_that_was_given_and_explains_its_columns(cli
     text = (tmp_path / "r.md").read_text()
     assert report["command"] in text and str(tmp_path) not in text
     assert "| predicted PSNR |" in text and "Predicted PSNR is no measurement" in text
+
+    code, _, err = cli("--budget", "psnr>=20", "-o", "s.yaml", "--work", "r.tune", "--guidance-scale", "3", "--dry-run")
+    assert code == 2 and "r.tune holds results of another tuning (settings differ)" in err
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "letter.txt").write_text("hello")
+    code, _, err = cli("--budget", "psnr>=20", "-o", "s.yaml", "--work", "other", "--dry-run")
+    assert code == 2 and "other holds other things" in err
+    code, _, err = cli("--budget", "psnr>=20", "-o", "r.yaml", "--dry-run")
+    assert code == 2 and "exists; use --force" in err
 
 
 def test_a_perceptual_budget_is_the_most_it_may_be_and_asks_for_its_package(cli, counted, tmp_path, monkeypatch):
