@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 from genkit.errors import UsageError
@@ -41,12 +41,15 @@ class TokenLayout:
         times: optional time in seconds of every token, for methods that align modalities by time. Follows from
             ``intervals`` when these are given.
         intervals: optional (start, end) in seconds of every token.
+        copies: names of segments whose tokens stand at the grid's places once more, in the same order. Methods with
+            ``every_grid`` have one pattern for all pairs of these grids; to others a copy is a segment like any other.
     """
 
     grid: tuple[int, int, int]
     segments: tuple[Segment, ...]
     times: tuple[float, ...] | None = None
     intervals: tuple[tuple[float, float], ...] | None = None
+    copies: tuple[str, ...] = ()
 
     def __post_init__(self):
         if self.intervals is not None:
@@ -65,13 +68,23 @@ class TokenLayout:
         found = next((segment.length for segment in self.segments if segment.name == GRID), 0)
         if found != tokens:
             raise UsageError(f"grid {self.grid} has {tokens} tokens, but the segment named 'grid' has {found}")
+        for name in self.copies:
+            span = self.span(name)
+            if name == GRID or span is None or span[1] - span[0] != tokens:
+                told = [f"{segment.length} {segment.name}" for segment in self.segments]
+                raise UsageError(
+                    f"copies must name further segments of {tokens} tokens, as many as the grid {self.grid} has; got "
+                    f"{name!r} among {', '.join(told)}"
+                )
+        if len(set(self.copies)) != len(self.copies):
+            raise UsageError(f"copies must differ, got {list(self.copies)}")
         if self.times is not None and len(self.times) != self.length:
             raise UsageError(f"times must give one value per token: {self.length} tokens, {len(self.times)} times")
 
     def __hash__(self) -> int:
         """Computed once: with times it takes in thousands of numbers, and layouts are looked up in every call."""
         if "_hash" not in self.__dict__:
-            value = hash((self.grid, self.segments, self.times, self.intervals))
+            value = hash((self.grid, self.segments, self.times, self.intervals, self.copies))
             object.__setattr__(self, "_hash", value)
         return self.__dict__["_hash"]
 
@@ -131,3 +144,25 @@ class TokenLayout:
     def text_span(self) -> tuple[int, int] | None:
         """Half-open token range of the text, or None."""
         return self.span(TEXT)
+
+    @property
+    def grid_spans(self) -> tuple[tuple[int, int], ...]:
+        """Half-open token ranges of the grid and of its copies, in sequence order; empty without a grid."""
+        if not self.has_grid:
+            return ()
+        names = (GRID, *self.copies)
+        return tuple(self.span(part.name) or (0, 0) for part in self.segments if part.name in names)
+
+    @property
+    def all_grids_length(self) -> int:
+        """Number of tokens of the grid and of its copies."""
+        return self.grid_length * (1 + len(self.copies))
+
+    def without_copies(self) -> TokenLayout:
+        """The same sequence whose copies are segments like any other."""
+        return replace(self, copies=()) if self.copies else self
+
+    def once(self) -> TokenLayout:
+        """The sequence with the copies of the grid left out; it tells no times."""
+        parts = tuple(part for part in self.segments if part.name not in self.copies)
+        return TokenLayout(self.grid, parts)

@@ -16,9 +16,11 @@ from genkit.attention.cache import PatchCache
 from genkit.attention.keep import kept
 from genkit.attention.site import Site
 from genkit.attention.static import dense_attention, every_pair, hidden_key_bias
+from genkit.errors import UnsupportedError
 from genkit.kernels import BlockPlan, block_sparse_attention, merge
 from genkit.kernels.block_lists import Budget, Kept
 
+Spans = tuple[tuple[int, int], ...]
 Run = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor | None] | None]
 
 
@@ -100,6 +102,10 @@ def attend_grid(
 ) -> torch.Tensor | None:
     """Attention of a whole sequence whose grid tokens attend to grid tokens by ``run``.
 
+    Where the grid stands in the sequence several times (:attr:`TokenLayout.copies`, C grids in all), ``run`` is asked
+    once for all pairs of them, C x C times the batch; what a query gets from each grid is merged by log-sum-exp. Such a
+    method says so by :attr:`Method.every_grid`.
+
     Args:
         q, k, v: (B, N, H, D) and (B, N, Hk, D), the sequence of the site.
         run: gets the grid's q, k, v and returns (out, lse): out (B, T*H*W, H, D), lse (B, H, T*H*W). With lse the
@@ -110,37 +116,75 @@ def attend_grid(
     Returns:
         (B, N, H, D), or None when ``run`` declined.
     """
-    start, stop = site.layout.grid_span
-    parts = tuple(x[:, start:stop] for x in (q, k, v))
-    moved = permutation is not None and not permutation.identity
-    if moved:
-        parts = tuple(x.index_select(1, permutation.order) for x in parts)
-    found = run(*parts)
+    spans = site.layout.grid_spans
+    asked, keys, values = _grids(q, k, v, spans)
+    if permutation is not None and not permutation.identity:
+        asked, keys, values = (x.index_select(1, permutation.order) for x in (asked, keys, values))
+    found = run(asked, keys, values)
     if found is None:
         return None
     out, lse = found
-    if moved:
+    if permutation is not None and not permutation.identity:
         out = out.index_select(1, permutation.inverse)
         lse = None if lse is None else lse.index_select(2, permutation.inverse)
-    if site.layout.length == stop - start:
+    if len(spans) > 1:
+        if lse is None:
+            raise UnsupportedError(
+                f"layer {site.name}: attention to several grids cannot be merged without its log-sum-exp"
+            )
+        out, lse = _merged(out, lse, len(spans))
+    if site.layout.length == out.shape[1]:
         return out
     if lse is not None:
-        out, _ = merge([(out, lse), attend_outside(q[:, start:stop], k, v, site, cache)])
+        asking = q[:, slice(*spans[0])] if len(spans) == 1 else torch.cat([q[:, slice(*span)] for span in spans], 1)
+        out, _ = merge([(out, lse), attend_outside(asking, k, v, site, cache)])
     return with_dense_rows(out, q, k, v, site)
 
 
+def _grids(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, spans: Spans
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The grid's q, k, v; with C grids those of all pairs of grids, (C keys, C queries, B) in the batch."""
+    if len(spans) == 1:
+        start, stop = spans[0]
+        return q[:, start:stop], k[:, start:stop], v[:, start:stop]
+    asking = torch.cat([q[:, start:stop] for start, stop in spans])
+    keys, values = (torch.cat([x[:, start:stop] for start, stop in spans for _ in spans]) for x in (k, v))
+    return torch.cat([asking] * len(spans)), keys, values
+
+
+def _merged(out: torch.Tensor, lse: torch.Tensor, grids: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the queries of all grids get from the keys of all grids: out (B, C*N, H, D), lse (B, H, C*N)."""
+    out, lse = merge(list(zip(out.chunk(grids), lse.chunk(grids), strict=True)))
+    return torch.cat(out.chunk(grids), 1), torch.cat(lse.chunk(grids), 2)
+
+
 def outside(x: torch.Tensor, site: Site) -> torch.Tensor:
-    """The tokens of (B, N, ...) outside the grid."""
-    start, stop = site.layout.grid_span
-    return torch.cat([x[:, :start], x[:, stop:]], 1)
+    """The tokens of (B, N, ...) outside the grid and its copies."""
+    return torch.cat([x[:, start:stop] for start, stop in _between(site)], 1)
 
 
 def with_dense_rows(grid: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, site: Site) -> torch.Tensor:
-    """The output (B, T*H*W, H, D) of the grid in its place; rows outside the grid attend to the whole sequence."""
-    start, stop = site.layout.grid_span
-    edges = (q[:, :start], q[:, stop:])
-    before, after = (dense_attention(x, k, v, site.scale, site.key_mask) if x.shape[1] else x for x in edges)
-    return torch.cat([before, grid, after], 1)
+    """The output of the grid in its place, (B, T*H*W, H, D), or of the grid and its copies one after the other; rows
+    outside the grids attend to the whole sequence."""
+    if grid.shape[1] != site.layout.all_grids_length:
+        raise UnsupportedError(
+            f"layer {site.name}: {grid.shape[1]} tokens were served, the sequence has "
+            f"{len(site.layout.grid_spans)} grids of {site.layout.grid_length}"
+        )
+    served = iter(grid.split(site.layout.grid_length, 1))
+    found = []
+    for start, stop in _between(site):
+        rows = q[:, start:stop]
+        found.append(dense_attention(rows, k, v, site.scale, site.key_mask) if stop > start else rows)
+        found += [part for part in (next(served, None),) if part is not None]
+    return torch.cat(found, 1)
+
+
+def _between(site: Site) -> Spans:
+    """Token ranges before, between and after the grids of a sequence, some of them empty."""
+    edges = [0, *(edge for span in site.layout.grid_spans for edge in span), site.layout.length]
+    return tuple(zip(edges[::2], edges[1::2], strict=True))
 
 
 def attend_outside(

@@ -81,5 +81,5 @@ class GridBlocks:
 
 
 def share_of_all(inside: Any, layout: TokenLayout) -> Any:
-    """The share of all token pairs that is read, from that of the pairs of grid tokens."""
-    return 1 - (layout.grid_length / layout.length) ** 2 * (1 - inside)
+    """The share of all token pairs that is read, from that of the pairs of grid tokens, copies of the grid included."""
+    return 1 - (layout.all_grids_length / layout.length) ** 2 * (1 - inside)

@@ -137,6 +137,12 @@ class Method:
         return False
 
     @property
+    def every_grid(self) -> bool:
+        """Whether the method's pattern holds between all grids of a sequence in which the grid stands several times
+        (:attr:`TokenLayout.copies`). To other methods a copy is a segment like any other, which stays dense."""
+        return False
+
+    @property
     def needs_heads(self) -> bool:
         """Whether :meth:`install` needs a layer's number of heads before its first call."""
         return type(self).install is not Method.install

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from genkit.attention.static import StaticMethod
+from genkit.attention.static import StaticMethod, any_plan
 from genkit.layout import TokenLayout
 
 
@@ -51,7 +51,7 @@ def plan_facts(method: StaticMethod, layout: TokenLayout, kind: str, heads: int 
     Args:
         heads: for methods whose heads see different pairs.
     """
-    made = method.build_plan(layout, kind, None, *([heads] if method.by_head else []))
+    made = any_plan(method, layout, kind, None, *([heads] if method.by_head else []))
     plan, density = made.plan, made.density
     if plan is None:
         return PlanFacts(kind, "", None, None, 1.0, density.computed, density.executed, 0.0)

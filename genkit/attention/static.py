@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import torch
 
 from genkit.attention.cache import PatchCache
+from genkit.attention.copies import repeated, share_of_pairs
 from genkit.attention.keep import kept
 from genkit.attention.method import Density
 from genkit.attention.read_blocks import BlocksRead
@@ -64,6 +65,11 @@ class StaticMethod(WithBias):
     def hides_grid(self) -> bool:
         """See :attr:`Method.hides_grid`: the plan does."""
         return True
+
+    @property
+    def every_grid(self) -> bool:
+        """See :attr:`Method.every_grid`: the plan of one grid is repeated. A bias is one of distances in one grid."""
+        return self.bias is None
 
     def build_plan(self, layout: TokenLayout, kind: str = "cpu", key_mask: torch.Tensor | None = None) -> StaticPlan:
         """The plan of a layout, made on the CPU, for a kind of device (``"cpu"``, ``"cuda"``, ...).
@@ -146,7 +152,21 @@ def check_tokens(q: torch.Tensor, k: torch.Tensor, site: Site) -> None:
 
 def static_plan(method: StaticMethod, layout: TokenLayout, kind: str, *heads: int) -> StaticPlan:
     """The plan of a layout without hidden keys; see :func:`genkit.attention.cache.kept`."""
-    return method.build_plan(layout, kind, None, *heads)
+    return any_plan(method, layout, kind, None, *heads)
+
+
+def any_plan(
+    method: StaticMethod, layout: TokenLayout, kind: str, key_mask: torch.Tensor | None, *heads: int
+) -> StaticPlan:
+    """:meth:`StaticMethod.build_plan` of any layout: with copies of the grid it is repeated where the method's pattern
+    holds for them."""
+    if not (layout.copies and method.every_grid):
+        return method.build_plan(layout, kind, key_mask, *heads)
+    made = method.build_plan(layout.once(), kind, None, *heads)
+    if made.plan is None:
+        return made
+    plan = repeated(made.plan, layout, key_mask)
+    return StaticPlan(plan, Density(share_of_pairs(made.density.computed, layout), executed_share(plan)))
 
 
 def masked_plan(
@@ -157,7 +177,7 @@ def masked_plan(
 
     def build() -> StaticPlan | None:
         try:
-            return method.build_plan(layout, device.type, key_mask, *heads).to(device)
+            return any_plan(method, layout, device.type, key_mask, *heads).to(device)
         except NoVisibleKeyError:
             return None
 

@@ -64,6 +64,7 @@ class OpenLayout:
                 for part in parts
                 if part.length or part.name == GRID or (part.name == self.segment and more)
             ),
+            copies=self.closed.copies,
         )
 
 
@@ -267,11 +268,16 @@ def grid_with(
     grid: tuple[int, ...],
     before: tuple[tuple[str, int], ...] = (),
     after: tuple[tuple[str, int], ...] = (),
+    copies: tuple[str, ...] = (),
 ) -> TokenLayout:
-    """A grid (T, H, W) with named runs of tokens before and after it; runs of no tokens are left out."""
+    """A grid (T, H, W) with named runs of tokens before and after it; runs of no tokens are left out.
+
+    ``copies`` names the runs that are the grid once more, see :class:`~genkit.layout.TokenLayout`.
+    """
     t, h, w = grid
     runs = (*before, (GRID, t * h * w), *after)
-    return TokenLayout((t, h, w), tuple(Segment(name, count) for name, count in runs if count or name == GRID))
+    parts = tuple(Segment(name, count) for name, count in runs if count or name == GRID)
+    return TokenLayout((t, h, w), parts, copies=copies)
 
 
 def text_length(args: Mapping[str, Any], family: str, name: str = "encoder_hidden_states") -> int:

@@ -32,7 +32,7 @@ def _streams(model: Any, args: Mapping[str, Any]) -> Streams:
     video = grid_with(grid)
     return {
         MAIN: grid_with(grid, after=(("image", image), (TEXT, text_length(args, "Motif-Video")))),
-        "decoder": grid_with(grid, after=(("encoded", video.length),)),
+        "decoder": grid_with(grid, after=(("encoded", video.length),), copies=("encoded",)),
         "video": video,
     }
 
@@ -86,5 +86,6 @@ FAMILY = Family(
         objective=Objective(FLOW, "thousand", even=True),
         lora_targets=r"(?:single_)?transformer_blocks\.\d+\.(?:cross_)?attn\.(?:to_[qkv]|to_out\.0)",
     ),
-    notes="In the decoder, the last single blocks, the encoded video is the plain segment 'encoded' beside the grid.",
+    notes="In the decoder, the last single blocks, the encoded video is the segment 'encoded', the grid once more: a "
+    "method's pattern holds within and between the two.",
 )

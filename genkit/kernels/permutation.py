@@ -163,6 +163,17 @@ class TokenOrder:
         )
 
     @classmethod
+    def from_blocks(cls, blocks: Sequence[Tensor], block: int) -> TokenOrder:
+        """Blocks as they are given: (n,) int64 tokens each, n from 1 to ``block``; every token from 0 to N - 1 once."""
+        tokens = sum(part.numel() for part in blocks)
+        if any(not 1 <= part.numel() <= block for part in blocks):
+            sizes = sorted({part.numel() for part in blocks})
+            raise UsageError(f"token order: blocks must hold 1 to {block} tokens, got {sizes}")
+        if blocks and not torch.equal(torch.cat(list(blocks)).sort().values, torch.arange(tokens)):
+            raise UsageError("token order: the blocks must hold every index from 0 to N - 1 once")
+        return cls._from_blocks(blocks, block, tokens)
+
+    @classmethod
     def _from_blocks(cls, blocks: Sequence[Tensor], block: int, tokens: int) -> TokenOrder:
         if not blocks:
             raise UsageError("token order: there are no tokens to order")

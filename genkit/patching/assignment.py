@@ -29,7 +29,7 @@ class Kind:
         heads: those that the method gets, None = all of the call.
         site: where they are made, without moment and mask.
         grid_rows: see :attr:`CallLayouts.grid_rows`.
-        grid_keys: span of the grid among the keys.
+        grid_keys: spans of the grid and its copies among the keys.
         plain: whether the method gets all heads of the queries, keys and values as they came.
         mask_key: which calls share one mask with these.
         tally: where such calls are counted.
@@ -41,7 +41,7 @@ class Kind:
         self.heads = heads
         self.layouts, self.site, self.mask_key = layouts, site, mask_key
         self.grid_rows, self.plain = layouts.grid_rows, heads is None and layouts.places is None
-        self.grid_keys = layouts.keys.grid_span
+        self.grid_keys = site.key_layout.grid_spans
         self.tally: Tally | None = None
         self.reasons: dict[bool, str | None] = {}  # whether keys are hidden -> the method's refusal
 

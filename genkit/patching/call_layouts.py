@@ -133,7 +133,8 @@ class SiteLayouts:
         segments = [
             Segment(part.name, part.length - missing) if part.name == TEXT else part for part in layout.segments
         ]
-        return TokenLayout(layout.grid, tuple(part for part in segments if part.length or part.name == GRID))
+        left = tuple(part for part in segments if part.length or part.name == GRID)
+        return TokenLayout(layout.grid, left, copies=layout.copies)
 
 
 def _has(told: object, length: int) -> bool:

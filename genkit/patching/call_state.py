@@ -102,7 +102,7 @@ class CallState:
         q: torch.Tensor,
         k: torch.Tensor,
         grid_rows: tuple[int, int] | None = None,
-        grid_keys: tuple[int, int] = (0, 0),
+        grid_keys: tuple[tuple[int, int], ...] = (),
     ) -> MaskView:
         """The attention mask as methods see it.
 

@@ -41,7 +41,7 @@ def view_mask(
     n_q: int,
     n_k: int,
     grid_rows: tuple[int, int] | None = None,
-    grid_keys: tuple[int, int] = (0, 0),
+    grid_keys: tuple[tuple[int, int], ...] = (),
 ) -> MaskView:
     """Read a mask: bool (True = attend) or additive, of shape (B, Nk) or broadcastable to (B, H, Nq, Nk).
 
@@ -52,7 +52,7 @@ def view_mask(
 
     Args:
         grid_rows: span of the grid among the queries, when other tokens ask too.
-        grid_keys: span of the grid among the keys; of no length when there is none.
+        grid_keys: spans of the grid and its copies among the keys.
     """
     if mask is None:
         return MaskView()
@@ -71,7 +71,8 @@ def view_mask(
         mask, rest = mask[:, :, slice(*grid_rows)], True
     row = mask[:, 0, 0].expand(batch, n_k)
     view = _of_row(row, rest)
-    hidden = view.keys is not None and not bool(view.keys[:, slice(*grid_keys)].all())
+    keys = view.keys
+    hidden = keys is not None and not all(bool(keys[:, start:stop].all()) for start, stop in grid_keys)
     return replace(view, grid=True) if hidden else view
 
 

@@ -58,6 +58,7 @@ def _build(layout: TokenLayout, tile: Tile, device: torch.device) -> Order:
         raise UnsupportedError(f"a token grid of {layout.grid} does not come in boxes of {tile}")
     counts = [side // step for side, step in zip(layout.grid, tile, strict=True)]
     grid = torch.arange(layout.grid_length).view(*counts, *tile).permute(0, 3, 1, 4, 2, 5).reshape(-1)
-    start, stop = layout.grid_span
-    places = torch.cat([torch.arange(start), start + grid, torch.arange(stop, layout.length)])
+    places = torch.arange(layout.length)
+    for start, stop in layout.grid_spans:
+        places[start:stop] = start + grid
     return Order(places.to(device), torch.argsort(places).to(device))

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch.compiler import is_compiling
 
+from genkit.attention.copies import site_for
 from genkit.attention.site import Site
 from genkit.errors import UnsupportedError
 from genkit.families.base import OWN_KEYS, FoundSite
@@ -281,6 +282,8 @@ class PatchedLayer:
                 return (
                     f"its attention mask hides tokens of the grid (padding), which {assignment.method.name} would read"
                 )
+            if view.rest and kind.site.layout.copies:
+                return "its attention mask differs between queries, and the grid is in the sequence several times"
             verdict = kind.reasons.get(view.keys is not None, _UNASKED)
         both = moment.branch == "cond_uncond" or (moment.branch is None and moment.guided and state.family.halves)
         site = kind.site.at(moment.step, moment.steps, moment.branch, view.keys, moment.run, both)
@@ -348,6 +351,7 @@ class PatchedLayer:
             guide=self.guide,
             angles=self.state.angles,
         )
+        site = site_for(assignment.method, site)
         return Kind(layouts, heads, site, (self.rule, self.queries, self._layouts.key_stream(index)))
 
     def _places(self) -> tuple[int, int] | None:

@@ -47,6 +47,28 @@ def skeleton(model: Model, dtype: torch.dtype | None = None) -> Any:
     return made
 
 
+def configured(model: Model) -> Any:
+    """A stand-in for a pipeline whose configurations are asked for: each part is made, without values, when it is.
+
+    It has the name of the pipeline's class, its ``config`` and, of its parts, networks and schedulers.
+    """
+
+    def part_of(self: Any, name: str) -> Any:
+        kind: Any = model.class_of(name)
+        if kind is None or not hasattr(kind, "from_config"):
+            raise AttributeError(f"{model.class_name} without weights has no {name}")
+        if name in model.outline.components:
+            made = model.outline.components[name]
+        elif hasattr(kind, "eval"):
+            made = model.without_values(name, kind)
+        else:
+            made = kind.from_config(model.config(name))
+        setattr(self, name, made)
+        return made
+
+    return type(model.class_name, (), {"__getattr__": part_of, "config": dict(model.config("model_index"))})()
+
+
 def cast(network: nn.Module, dtype: torch.dtype) -> None:
     """Give parameters the type that ``from_pretrained`` would load them in: some parts of some classes stay float32."""
     kept = kept_names(type(network), dtype)

@@ -103,6 +103,11 @@ class AnchorWindow(StaticMethod):
             return torch.ones(1, frames, frames, dtype=torch.bool)
         return visible(frames, self.window, self.first, self.every(frames), self.offset)[None]
 
+    @property
+    def every_grid(self) -> bool:
+        """See :attr:`Method.every_grid`: not with new positions, which copies without positions have none of."""
+        return super().every_grid and self.positions == "model"
+
     def why_not(self, site: Site) -> str | None:
         """As :meth:`Method.why_not`; a real site also has to tell angles for new positions."""
         return super().why_not(site) or (no_angles(_OWNER, site) if self.positions == "reindexed" else None)

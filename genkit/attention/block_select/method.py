@@ -193,6 +193,12 @@ class BlockSelect(WithBias):
         """See :attr:`Method.heads_apart`: unless heads share a ranking."""
         return SELECTORS[self.score].alone
 
+    @property
+    def every_grid(self) -> bool:
+        """See :attr:`Method.every_grid`: blocks are chosen in each grid. Trained keys, and a bias of distances, are of
+        one grid."""
+        return self.score != "keys" and self.bias is None
+
     def recommended(self, steps: int, layers: int) -> dict[str, str]:
         """The first quarter of the steps dense: scores are flat at high noise."""
         return {"steps": f"{math.ceil(steps / 4)}:"} if steps > 1 else {}

@@ -146,6 +146,11 @@ class Clear(WindowMethod):
             return windows.plan(layout, kind, key_mask)
         return pooled_plan(windows, self.down, layout, kind, key_mask)
 
+    @property
+    def every_grid(self) -> bool:
+        """See :attr:`Method.every_grid`: not with pooled keys, which stand behind one grid."""
+        return super().every_grid and self.down == 1
+
     def install(self, place: Place, cache: PatchCache) -> Iterable[Any]:
         """Make the pooling numbers of a layer; with a published file remember which layer it belongs to."""
         if self.down > 1:

@@ -10,6 +10,7 @@ import torch
 
 from genkit.attention.cache import PatchCache
 from genkit.attention.dynamic import Permutation, attend_grid
+from genkit.attention.grid_blocks import share_of_all
 from genkit.attention.keep import kept
 from genkit.attention.method import Density, check_amount, check_choice, check_int, check_number, check_used
 from genkit.attention.mixture_of_block.select import (
@@ -163,6 +164,11 @@ class MixtureOfBlock(WithScale):
         """See :attr:`Method.heads_apart`: unless heads share a budget."""
         return self.scope in ("query", "head")
 
+    @property
+    def every_grid(self) -> bool:
+        """See :attr:`Method.every_grid`: every query takes blocks of each grid, its own place in each among them."""
+        return True
+
     def recommended(self, steps: int, layers: int) -> dict[str, str]:
         """The first quarter of the steps dense, as in the paper's runs without training."""
         return {"steps": f"{math.ceil(steps / 4)}:"} if steps > 1 else {}
@@ -258,8 +264,7 @@ class MixtureOfBlock(WithScale):
                 return None
             part = _partition(self, site.layout.grid, self.kind(site.layer))
             kept = self.blocks_kept(part.blocks) / part.blocks
-            grid, total = site.layout.grid_length, site.layout.length
-            share = 1 - (grid / total) ** 2 * (1 - kept)
+            share = share_of_all(kept, site.layout)
         return Density(share, share)
 
 
@@ -275,5 +280,4 @@ def _share(chosen: torch.Tensor | BlockLists, part: Partition, layout: TokenLayo
         kept = (keys * used).mean((0, 1)).sum()
     else:
         kept = (chosen.float().mean((0, 1)) @ part.sizes).sum()
-    grid, total = layout.grid_length, layout.length
-    return (kept + total**2 - grid**2) / total**2
+    return share_of_all(kept / layout.grid_length**2, layout)

@@ -109,6 +109,12 @@ class Pyramid(WithBias):
         """See :attr:`Method.heads_apart`: heads share no budget."""
         return True
 
+    @property
+    def every_grid(self) -> bool:
+        """See :attr:`Method.every_grid`: levels are chosen in each grid; not with a bias, which is one of distances in
+        one grid."""
+        return self.bias is None
+
     def recommended(self, steps: int, layers: int) -> dict[str, str]:
         """The first 30 % of the steps dense, as in the published settings; few-step models have none."""
         return {"steps": f"{math.ceil(0.3 * steps)}:"} if steps > 8 else {}

@@ -77,22 +77,7 @@ class EditModel:
         Raises:
             UnsupportedError: a family that genkit cannot call, or one that needs more than a picture and a text.
         """
-        record = called(pipe, inpaints)
-        name = type(pipe).__name__
-        if AUDIO in record.streams:
-            raise UnsupportedError(f"{name} makes video and sound together; editing takes models of pictures or videos")
-        if record.needs or record.takes:
-            needed = ", ".join(record.needs or record.takes)
-            raise UnsupportedError(
-                f"{name} is told pictures beside the text ({needed}); editing takes the family's text-to-image or "
-                "text-to-video pipeline"
-            )
-        check_channels(pipe)
-        if record.beside is not None and not inpaints:
-            raise UnsupportedError(
-                f"the denoiser of this {name} was made to inpaint and reads a mask beside its latents; take genkit "
-                "inpaint (genkit.HDPainterPipeline), or a checkpoint from text"
-            )
+        record = record_of(pipe, inpaints)
         check_adapters(pipe)
         return cls(pipe, record, objective_of(facts(pipe).objective, pipe.scheduler))
 
@@ -286,6 +271,35 @@ class EditModel:
         from diffusers.utils.torch_utils import randn_tensor
 
         return randn_tensor(like.shape, generator=generator, device=like.device, dtype=torch.float32)
+
+
+def record_of(pipe: Any, inpaints: bool = False) -> Training:
+    """How the denoiser of a pipeline from text is called by a method that edits.
+
+    Args:
+        pipe: the pipeline, or parts of it without weights: only configurations are read.
+        inpaints: whether the method gives mask and masked picture to a denoiser that reads them.
+
+    Raises:
+        UnsupportedError: a family that genkit cannot call, or one that needs more than a picture and a text.
+    """
+    record = called(pipe, inpaints)
+    name = type(pipe).__name__
+    if AUDIO in record.streams:
+        raise UnsupportedError(f"{name} makes video and sound together; editing takes models of pictures or videos")
+    if record.needs or record.takes:
+        needed = ", ".join(record.needs or record.takes)
+        raise UnsupportedError(
+            f"{name} is told pictures beside the text ({needed}); editing takes the family's text-to-image or "
+            "text-to-video pipeline"
+        )
+    check_channels(pipe)
+    if record.beside is not None and not inpaints:
+        raise UnsupportedError(
+            f"the denoiser of this {name} was made to inpaint and reads a mask beside its latents; take genkit "
+            "inpaint (genkit.HDPainterPipeline), or a checkpoint from text"
+        )
+    return record
 
 
 def check_channels(pipe: Any) -> None:

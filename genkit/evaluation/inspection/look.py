@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from genkit.attention.cache import PatchCache
+from genkit.attention.copies import read_rows, site_for
 from genkit.attention.method import Method
 from genkit.attention.site import Site
 from genkit.errors import UnsupportedError, UsageError, explain
@@ -198,19 +199,19 @@ class Look:
         self, method: Method, sampled: Sample, against: dict[Method, Against]
     ) -> tuple[torch.Tensor, torch.Tensor | None] | None:
         """A method's output (B, H, n, D) for the sampled queries and the pairs it reads; None where it cannot serve."""
-        site, cache = sampled.site, self._caches[method]
+        site, cache = site_for(method, sampled.site), self._caches[method]
         reason = method.why_not(site)
         out = None if reason else method.attend(sampled.q, sampled.k, sampled.v, site, cache)
         if out is None:
             self._left[method][site.name] = reason or method.declines
             return None
+        density = method.density(site, cache)  # of the call, before rows are asked for
         read: torch.Tensor | None = None
         try:
-            read = method.read_rows(sampled.q, sampled.k, sampled.v, site, cache, sampled.rows)
+            read = read_rows(method, sampled.q, sampled.k, sampled.v, site, cache, sampled.rows)
         except UnsupportedError:
             pass  # agents, states, means: there are no pairs to count
         tally = against.setdefault(method, Against())
-        density = method.density(site, cache)
         tally.calls += 1
         for name in ("computed", "executed"):
             before = getattr(tally, name)

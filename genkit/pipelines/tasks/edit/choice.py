@@ -6,7 +6,8 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from genkit.errors import UnsupportedError, UsageError
-from genkit.families.training.lookup import why_not_called
+from genkit.families.prompts import KNOWN, readings_of
+from genkit.pipelines.called import check_called
 from genkit.pipelines.kinds import IMAGE
 from genkit.pipelines.request import flag
 from genkit.pipelines.tasks.edit.settings import (
@@ -129,9 +130,7 @@ def choose(settings: EditSettings, model: Model) -> tuple[EditSettings, tuple[st
         UsageError: options that the chosen method does not have, a strength that leaves no step.
         UnsupportedError: a model that genkit cannot drive, a method that the model does not fit.
     """
-    reason = why_not_called(model.class_name)
-    if reason is not None:
-        raise UnsupportedError(f"genkit edit cannot drive {model.class_name}: {reason}; see genkit families")
+    check_called(model, "edit")
     flow = model.flow
     table = _FLOW if flow else _DIFFUSION
     method, told = method_of(settings, model)
@@ -164,6 +163,7 @@ def choose(settings: EditSettings, model: Model) -> tuple[EditSettings, tuple[st
             f"--source-prompt: {method} compares what the picture shows with what it shall show; say in a few words "
             'what it shows ("" where that is unknown), or take --method img2img'
         )
+    check_words_found(settings, model)
     if settings.strength is not None:
         from genkit.editing.shared.pipeline import first_step
 
@@ -172,6 +172,26 @@ def choose(settings: EditSettings, model: Model) -> tuple[EditSettings, tuple[st
     if settings.keep and method in (INFEDIT, P2P, VIMAEDIT):
         settings.check_free(f"--method {method}", f", or take --method {FLOWEDIT if flow else IMG2IMG}")
     return settings, () if told is None else (told,)
+
+
+def check_words_found(settings: EditSettings, model: Model) -> None:
+    """Refuse a method that looks for the prompts' words among text tokens of which nobody knows whose they are.
+
+    Raises:
+        UnsupportedError: with the methods that the model can take.
+    """
+    method = settings.method
+    if method in (FLOWEDIT, IMG2IMG) or readings_of(model.class_name) is not None:
+        return
+    if method == INFEDIT and not rules_of(settings):
+        return
+    others = [name for name in (_FLOW if model.flow else _DIFFUSION) if name in (FLOWEDIT, IMG2IMG)]
+    free = f", {INFEDIT} with --keep 0 --keep-maps 0" if method == INFEDIT else ""
+    raise UnsupportedError(
+        f"--method {method} looks for the words of both prompts among the text tokens, and genkit does not know how "
+        f"{model.class_name} reads prompts (known: names that begin with {', '.join(KNOWN)}); take --method "
+        f"{' or '.join(others)}{free}"
+    )
 
 
 def rules_of(settings: EditSettings) -> list[Rule]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from genkit.errors import UnsupportedError, UsageError
-from genkit.families.training.lookup import made_to_inpaint, why_not_called
+from genkit.families.training.lookup import made_to_inpaint
+from genkit.pipelines.called import check_called
 from genkit.pipelines.kinds import IMAGE
 
 if TYPE_CHECKING:
@@ -36,9 +37,7 @@ def choose(settings: InpaintSettings, model: Model) -> InpaintSettings:
             f"{model.name} makes videos, and genkit inpaint works on pictures; take a model of pictures, such as "
             "--model toy-image"
         )
-    reason = why_not_called(model.class_name, inpaints=True)
-    if reason is not None:
-        raise UnsupportedError(f"genkit inpaint cannot drive {model.class_name}: {reason}; see genkit families")
+    check_called(model, "inpaint", inpaints=True)
     if settings.rasg and (model.flow or "unet" not in model.parts):
         raise UnsupportedError(
             f"--rasg steers by cross-attention and by the noise of a diffusion's steps, and {model.name} is a flow "

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from genkit.errors import UnsupportedError, UsageError
-from genkit.families.training.lookup import why_not_called
 from genkit.media.canvas import Canvas, read_still
+from genkit.pipelines.called import check_called
 from genkit.pipelines.kinds import IMAGE
 from genkit.pipelines.prompts import read_prompts
 from genkit.pipelines.tasks.edit.given import check_size
@@ -73,9 +73,7 @@ def check_model(model: Model, command: str = "style") -> None:
             f"{model.name} makes videos, and genkit {command} makes pictures; take a model of pictures, such as "
             "--model toy-image"
         )
-    reason = why_not_called(model.class_name)
-    if reason is not None:
-        raise UnsupportedError(f"genkit {command} cannot drive {model.class_name}: {reason}; see genkit families")
+    check_called(model, command)
 
 
 def rules_of(settings: StyleSettings, model: Model) -> list[Rule]:
