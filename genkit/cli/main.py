@@ -40,6 +40,7 @@ from genkit.cli.output import (
     one_line,
     say,
 )
+from genkit.cli.repeats import tell_repeats
 from genkit.cli.tasks import task_commands
 from genkit.errors import GenkitError
 
@@ -68,6 +69,7 @@ for command in (
 train.app.command("distill")(distill.distill)
 app.add_typer(train.app, name="train")
 app.add_typer(lora.app, name="lora")
+tell_repeats(app)
 
 
 class Terminated(BaseException):

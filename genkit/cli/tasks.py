@@ -295,6 +295,8 @@ def _print_outputs(outputs: list[dict[str, Any]], notes: Sequence[str], warnings
 
 def _attention_line(entry: dict[str, Any]) -> str:
     """What ran, method by method: those that compute the attention, then those that add to it."""
+    from genkit.patching.report import ADDS
+
     report, settings = entry["attention"], entry["settings"]
     computing = [site for site in report["sites"] if not site["adds"]]
     told = []
@@ -305,7 +307,7 @@ def _attention_line(entry: dict[str, Any]) -> str:
         name = settings["recipe"] or ", ".join(_by_method(computing))
         told.append(f"{name}: {_calls(computing)}, {pairs}")
     adding = _by_method(site for site in report["sites"] if site["adds"])
-    told += [f"{name} (adds, hides no pairs): {_calls(sites)}" for name, sites in adding.items()]
+    told += [f"{name} ({ADDS}): {_calls(sites)}" for name, sites in adding.items()]
     return f"{'; '.join(told)}, {report['seconds']:.2f} s"
 
 

@@ -234,6 +234,10 @@ def lines_of(found: dict[str, Any]) -> Iterator[str]:
         yield from _word_lines(found["words"])
     yield f"trained: {found['trainable_parameters']:,} parameters on {sum(found['trained'].values())} layers"
     yield from layer_lines(found["trained"])
+    if found["attention_parameters"]:
+        yield f"  the attention methods' own weights: {found['attention_parameters']:,} parameters more"
+    if found["route"] is not None:
+        yield _route_line(found["route"])
     if found["attention"] is not None:
         yield f"attention: {_attention(found['attention'])}"
     if found["memory"] is not None:
@@ -243,6 +247,13 @@ def lines_of(found: dict[str, Any]) -> Iterator[str]:
         yield from _measured_lines(found["measured"])
     for line in found["notes"]:
         yield f"note: {line}"
+
+
+def _route_line(route: dict[str, Any]) -> str:
+    """Which blocks tokens skip, by the first and the last of them."""
+    blocks = route["blocks"]
+    ends = blocks[0] if len(blocks) == 1 else f"{blocks[0]} to {blocks[-1]}"
+    return f"route: {100 * route['share']:g}% of the tokens skip {len(blocks)} of {route['of']} blocks: {ends}"
 
 
 def layer_lines(trained: dict[str, int]) -> Iterator[str]:

@@ -69,6 +69,6 @@ def lora_file(path: Path) -> Path:
         raise ArtifactError(f"LoRA {place(path)} does not exist")
     header = check_safetensors(path)
     if (header.get("__metadata__") or {}).get("format") == ROUTER_FORMAT:
-        raise UsageError(f"LoRA {place(path)} is a router over LoRAs; give it with --lora-router")
+        raise UsageError(f"LoRA {place(path)} is a router over LoRAs; genkit generate takes it with --lora-router")
     check_names(path, [name for name in header if name != "__metadata__"])
     return path

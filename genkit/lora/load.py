@@ -121,7 +121,7 @@ def load_lora(
     if layers is not None and not isinstance(layers, Mapping):
         raise UsageError(explain("layers", layers, 'factors by name, such as {"blocks.1": 0.3}, or None'))
     found = match(pipeline, Lora(lora_file(user_path(file, "LoRA")), float(strength), part), partial)
-    share = Share(dict(layers or {}), None if steps is None else StepFactors.parse(steps, "steps"))
+    share = Share(dict(layers or {}), None if steps is None else StepFactors.parse(steps, "steps"), "layers")
     share.check(found)
     there = adapters_of(pipeline)
     name = next(f"lora{number}" for number in range(len(there) + 1) if f"lora{number}" not in there)
@@ -159,15 +159,17 @@ class Share:
     Args:
         layers: name -> factor, see :func:`genkit.lora.strengths.layer_factors`.
         steps: factors by step; None for the same in all.
+        what: where the layers' names were given.
     """
 
     layers: Mapping[str, float] = field(default_factory=dict)
     steps: StepFactors | None = None
+    what: str = "--lora-layers"
 
     def check(self, found: Matched) -> dict[str, float]:
         """The factor of every module of a file; UsageError for a name that means none."""
         paths = [".".join(key) for group in found.groups for key in group.pairs]
-        return layer_factors(paths, self.layers) if self.layers else {}
+        return layer_factors(paths, self.layers, self.what) if self.layers else {}
 
 
 def set_share(pipeline: Any, found: Matched, name: str, share: Share) -> None:

@@ -90,7 +90,7 @@ def targets(
     """
     parts = parts_of(pipeline)
     if lora.part is not None and lora.part not in parts:
-        raise UsageError(explain(f"--lora ...:{lora.part}", lora.part, sorted(parts)))
+        raise UsageError(explain(f"part of {place(lora.path)}", lora.part, sorted(parts)))
     named = {part for part, _ in held.pairs}
     if not set(EXPERTS) <= set(parts):
         kept = {key: pair for key, pair in held.pairs.items() if lora.part in (None, key[0])}
@@ -109,7 +109,7 @@ def targets(
     if chosen is None:
         told.append(
             f"LoRA {lora.path.name} was applied to both experts; "
-            f"to choose one add :{EXPERTS[0]} or :{EXPERTS[1]} to its name"
+            f"to choose one add :{EXPERTS[0]} or :{EXPERTS[1]} to its name (part= of genkit.load_lora)"
         )
     own = chosen if chosen in named else EXPERTS[0]
     pairs = {module: pair for (part, module), pair in held.pairs.items() if part == own}
@@ -132,7 +132,7 @@ def fitting(
     if not used:
         raise ArtifactError(f"{line}; it does not fit, it was made for another model")
     if not partial:
-        advice = "; --lora-partial loads what fits" if partial is False else ""
+        advice = "; --lora-partial (partial=True of genkit.load_lora) loads what fits" if partial is False else ""
         raise ArtifactError(f"{line}; it does not fit this model{advice}")
     told.append(line)
     return used

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import weakref
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any
 
@@ -28,6 +28,7 @@ class StepFactors:
     """
 
     parts: tuple[tuple[Span, float], ...]
+    what: str = field(default="--lora-steps", compare=False)
 
     @classmethod
     def parse(cls, text: str, what: str = "--lora-steps") -> StepFactors:
@@ -49,7 +50,7 @@ class StepFactors:
                 if span.backward:
                     raise UsageError(explain(what, text, _FORM, f"{span} ends before it begins"))
             parts += [(span, value) for span in spans]
-        return cls(tuple(parts))
+        return cls(tuple(parts), what)
 
     def at(self, steps: int) -> list[float]:
         """The factor of every step of a run.
@@ -62,7 +63,7 @@ class StepFactors:
         for span, factor in self.parts:
             covered = resolve("steps", (span,), steps)
             if covered & taken:
-                raise UsageError(f"--lora-steps: two ranges hold step {min(covered & taken)} of {steps}")
+                raise UsageError(f"{self.what}: two ranges hold step {min(covered & taken)} of {steps}")
             taken |= covered
             for step in covered:
                 found[step] = factor

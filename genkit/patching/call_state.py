@@ -108,8 +108,8 @@ class CallState:
 
         Reading it waits for the device, so it is read once per call for all layers of one ``rule`` (the record's rule
         and the streams it joins): a model gives them one mask. On the CPU, where looking is cheap, that is checked.
-        ``grid_rows`` is the span of the grid among the queries, when other tokens ask too, ``grid_keys`` that among the
-        keys.
+        ``grid_rows`` is the span of the grid among the queries, when other tokens ask too, ``grid_keys`` the spans of
+        the grid and its copies among the keys.
         """
         if mask is None:
             return NO_MASK

@@ -143,7 +143,7 @@ def test_a_lora_that_is_gone_or_changed_is_told(trained, loras, tmp_path):
         loras_of(moved)
     given = [parse_lora(str(loras / f"{name}.safetensors")) for name in "ab"]
     assert [lora.path.name for lora in loras_of(moved, given[::-1])[0]] == ["a.safetensors", "b.safetensors"]
-    with pytest.raises(UsageError, match="give it with --lora-router"):
+    with pytest.raises(UsageError, match="takes it with --lora-router"):
         parse_lora(str(trained))
     with pytest.raises(ArtifactError, match="is no router"):
         read_router(loras / "a.safetensors")

@@ -183,3 +183,12 @@ def test_a_file_of_any_name_is_the_same_lora(tiny_wan, lora, name):
     for layer in LAYERS:
         one, two = (pipeline.transformer.get_submodule(layer) for pipeline in (own, other))
         assert torch.equal(one(inputs), two(inputs)) and not torch.equal(one(inputs), one.base_layer(inputs))
+
+
+def test_messages_name_where_the_values_were_given():
+    """From Python by the names of arguments, from the command line by its flags."""
+    for what in ("steps", "--lora-steps"):
+        with pytest.raises(UsageError, match=f"^{what}: two ranges"):
+            StepFactors.parse("0:3=1,2:4=0.5", what).at(6)
+    with pytest.raises(UsageError, match="^layers"):
+        layer_factors(["transformer.blocks.1"], {"none": 1.0}, "layers")

@@ -266,7 +266,8 @@ class Reference(Method):
             raise UnsupportedError(
                 f"reference with origin={self.origin!r} hides nothing: the picture reads the reference's keys besides "
                 "its own. A picture of who reads whom needs reference tokens in the sequence: "
-                "genkit inspect reference --attention-args origin=sequence --reference 64"
+                f"genkit inspect reference --grid {'x'.join(map(str, layout.grid))} --attention-args origin=sequence "
+                "--reference 64"
             )
         visible = torch.ones(layout.length, layout.length, dtype=torch.bool)
         visible[span[0] : span[1]] = False

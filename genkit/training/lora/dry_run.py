@@ -10,6 +10,7 @@ from genkit.attention.method import Density
 from genkit.training.lora.estimate import Estimate, Memory
 from genkit.training.lora.joint import JOINT_TASKS
 from genkit.training.lora.plan import LoraPlan
+from genkit.training.lora.route import Route
 from genkit.training.lora.words.subjects import Subjects
 
 _NUMBER = re.compile(r"(?<![^.])\d+(?=\.)")
@@ -47,6 +48,8 @@ def described(plan: LoraPlan, estimate: Estimate | None) -> dict[str, Any]:
         "words": None if plan.subjects is None else words_of(plan, plan.subjects),
         "trained": grouped(plan.targets),
         "trainable_parameters": plan.trainable,
+        "attention_parameters": plan.attention_parameters,
+        "route": route_of(plan),
         "attention": attention_of(plan, estimate),
         "largest_size": str(plan.largest),
         "memory": None if estimate is None else memory_of(estimate.memory),
@@ -56,6 +59,13 @@ def described(plan: LoraPlan, estimate: Estimate | None) -> dict[str, Any]:
         "flops_per_step": None if estimate is None else estimate.flops * settings.gradient_accumulation_steps,
         "notes": plan.notes(),
     }
+
+
+def route_of(plan: LoraPlan) -> dict[str, Any] | None:
+    """The blocks that a share of the tokens skips in training, and the share."""
+    if plan.settings.route is None:
+        return None
+    return {"blocks": list(plan.routed), "of": plan.blocks, "share": Route.parse(plan.settings.route).ratio}
 
 
 def grouped(paths: tuple[str, ...]) -> dict[str, int]:

@@ -182,7 +182,7 @@ def call_bytes(subject: Subject, rows: int) -> float:
 
 def _estimated(subject: Subject) -> Estimate:
     encoding, batch = encoded(subject)
-    subject.task.levels(batch)  # a shift of this size that the family refuses is told before weights are read
+    subject.task.check_shift(batch)
     with _as_computed(subject):
         plain = _whole(subject, batch, False)
         offered = getattr(subject.adapter.model, "_supports_gradient_checkpointing", False)

@@ -53,7 +53,7 @@ from genkit.training.lora.router import RouterAdapter
 from genkit.training.lora.samples import ask
 from genkit.training.lora.settings import LoraSettings
 from genkit.training.lora.task import LoraTask, LossOptions
-from genkit.training.lora.token_route import check_route
+from genkit.training.lora.token_route import check_route, routed_blocks
 from genkit.training.lora.words.build import subjects_of, word_factors, word_task
 from genkit.training.lora.words.subjects import Subjects, words_record
 
@@ -83,6 +83,8 @@ class LoraPlan:
         begins: the checkpoint that the run goes on from; None for a fresh one.
         broken: lines about newer checkpoints that cannot be read.
         tasks: what samples of video and sound are trained to do, with their shares; empty where all make both.
+        attention_parameters: number of trainable numbers of the attention methods' own weights.
+        routed: paths of the blocks that a share of the tokens skips, of so many ``blocks``; empty without a route.
     """
 
     settings: LoraSettings
@@ -103,6 +105,9 @@ class LoraPlan:
     begins: Path | None = None
     broken: tuple[str, ...] = ()
     tasks: dict[str, float] = field(default_factory=dict)
+    attention_parameters: int = 0
+    routed: tuple[str, ...] = ()
+    blocks: int = 0
 
     @classmethod
     def of(cls, settings: LoraSettings, progress: Callable[[int, int, str], None] | None = None) -> LoraPlan:
@@ -152,12 +157,15 @@ class LoraPlan:
                 adapter.check_start(*starting_pairs(pipeline, component, settings.init_lora))
             optimizer_for(settings, list(adapter.parameters.items()))
             targets, trainable = tuple(getattr(adapter, "targets", ())), adapter.count
-        network, handle = getattr(pipeline, component), None
+        network, handle, own, routed, blocks = getattr(pipeline, component), None, 0, tuple[str, ...](), 0
         if attention is not None:
-            handle = put_in(network, attention, settings.train_attention_weights)[0]
+            handle, weights, _ = put_in(network, attention, settings.train_attention_weights)
+            own = 0 if weights is None else weights.count()
         try:
             if settings.route is not None:
-                check_route(network, Route.parse(settings.route), handle)
+                route = Route.parse(settings.route)
+                check_route(network, route, handle)
+                routed, blocks = routed_blocks(network, route)
         finally:
             if handle is not None:
                 handle.remove()
@@ -173,7 +181,7 @@ class LoraPlan:
         loop = loop_config(settings, steps_of(settings, batches), precision, settings.validation_steps)
         plan = cls(
             settings, model, pipeline, training, component, device, dtype, precision, attention, data, targets,
-            trainable, options, loop, subjects, tasks=tasks,
+            trainable, options, loop, subjects, tasks=tasks, attention_parameters=own, routed=routed, blocks=blocks,
         )  # fmt: skip
         plan._check_room()
         return plan.resumed()
@@ -330,7 +338,7 @@ class LoraPlan:
         if self.loop.steps is not None:
             count = max(1, math.ceil(self.loop.steps / settings.checkpointing_steps))
         kept = min(count, settings.checkpoints_total_limit or count)
-        needed = CHECKPOINT_BYTES * self.trainable * kept
+        needed = CHECKPOINT_BYTES * (self.trainable + self.attention_parameters) * kept
         free = shutil.disk_usage(_existing(Path(settings.output))).free
         if free < needed:
             raise ArtifactError(

@@ -197,6 +197,13 @@ class LoraTask(nn.Module):
         low = max(options.levels.low, LOWEST)
         return replace(options.levels, shift=1.0 if shift is None else shift, low=low)
 
+    def check_shift(self, batch: Batch) -> None:
+        """Refuse a shift of noise levels that the family cannot train at with samples of a batch's size; UsageError.
+
+        Only sizes are looked at, so that it is told before weights are read.
+        """
+        self.levels(batch)
+
     def errors(
         self,
         batch: Batch,

@@ -163,6 +163,14 @@ def span_of(model: nn.Module, route: Route) -> tuple[int, int]:
     return route.span(count, count - (stack.other(model) if stack.other is not None else 0))
 
 
+def routed_blocks(model: nn.Module, route: Route) -> tuple[tuple[str, ...], int]:
+    """The paths of the blocks that a share of the tokens skips, and the number of all blocks; raises as
+    :class:`TokenRoute`."""
+    start, stop = span_of(model, route)
+    paths = tuple(_blocks(model, _described(model)[1]))
+    return paths[start:stop], len(paths)
+
+
 def check_route(model: nn.Module, route: Route, handle: Any = None) -> None:
     """Refuse what cannot be routed; the model may be one without values.
 
@@ -173,7 +181,7 @@ def check_route(model: nn.Module, route: Route, handle: Any = None) -> None:
         UnsupportedError: a model or an attention method that needs all tokens. UsageError: blocks that are not there.
     """
     start, stop = span_of(model, route)
-    inside = [f"{path}." for path in list(_blocks(model, _described(model)[1]))[start:stop]]
+    inside = [f"{path}." for path in routed_blocks(model, route)[0]]
     for path, layer in ({} if handle is None else handle.layers).items():
         needs = [each.method.name for each in layer.assignments if not each.method.any_tokens]
         if needs and any(path.startswith(block) for block in inside):

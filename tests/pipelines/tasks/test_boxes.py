@@ -201,7 +201,7 @@ def test_wrong_tracks_are_told_in_one_line_before_weights(model, work, monkeypat
     assert said in str(found.value) and "\n" not in str(found.value)
 
 
-BESIDE = r"motion_boxes \(adds, hides no pairs\): (\d+) of \1 attention calls, [\d.]+ s"
+BESIDE = r"motion_boxes \(adds to the attention, hides no pairs\): (\d+) of \1 attention calls, [\d.]+ s"
 
 
 @pytest.mark.parametrize(

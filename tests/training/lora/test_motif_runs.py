@@ -136,3 +136,26 @@ def test_a_shift_made_for_pictures_is_refused_before_weights_are_read(home, tmp_
         LoraPlan.of(given).estimate()
     given = settings(home, tmp_path / "lora", model=str(tmp_path), flow_shift=15.0)
     assert LoraPlan.of(given).estimate().memory.activations > 0
+
+
+def test_the_dry_run_tells_weights_of_methods_and_the_blocks_of_the_route(home, tmp_path):
+    from genkit.cli.train import lines_of
+    from genkit.training.lora.dry_run import described
+    from genkit.training.lora.plan import LoraPlan
+
+    plan = LoraPlan.of(settings(home, tmp_path / "lora"))
+    run = Run.open(settings(home, tmp_path / "lora"), lambda line: None)
+    own = sum(value.numel() for value in run.handle.weights.parameters())
+    run.handle.remove()
+    found = described(plan, None)
+    assert found["attention_parameters"] == own > 0
+    blocks = ["transformer_blocks.0", "transformer_blocks.1", "single_transformer_blocks.0"]
+    assert found["route"] == {"blocks": blocks, "of": 5, "share": 0.5}
+    told = list(lines_of(found))
+    assert any(f"{own:,} parameters more" in line for line in told)
+    line = "route: 50% of the tokens skip 3 of 5 blocks: transformer_blocks.0 to single_transformer_blocks.0"
+    assert line in told
+    plain = described(
+        LoraPlan.of(settings(home, tmp_path / "b", route=None, attention=None, train_attention_weights=False)), None
+    )
+    assert plain["route"] is None and not plain["attention_parameters"]

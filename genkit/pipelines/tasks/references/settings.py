@@ -19,11 +19,13 @@ class ReferenceSettings(Settings):
     )  # fmt: skip
     subject: tuple[str, ...] = option(
         (), "Picture of what is to be seen, in the form that the model has for it: one it looks at (--image), an "
-        "adapter's (--image-prompt) or reference attention (--reference). With @0.8 for its strength. Repeatable.",
+        "adapter's (--image-prompt) or reference attention (--reference; --reference-box limits its place). With @0.8 "
+        "for its strength. Repeatable.",
         group="Given pictures and clips", parse=as_texts, stored=NEVER,
     )  # fmt: skip
     reference_box: str | None = option(
-        None, "Where the references apply, as shares of the canvas: left,top,right,bottom.", group="Attention",
+        None, "Where the pictures of --reference apply (also those of --subject that go that way), as shares of the "
+        "canvas: left,top,right,bottom.", group="Attention",
         belongs="attention",
     )  # fmt: skip
 
@@ -31,5 +33,8 @@ class ReferenceSettings(Settings):
         super().check()
         if self.reference and self.attention != "reference":
             raise UsageError("--reference needs --attention reference")
-        if self.reference_box is not None and not self.reference:
-            raise UsageError("--reference-box needs --reference FILE")
+        if self.reference_box is not None and not (self.reference or self.subject):
+            raise UsageError(
+                "--reference-box limits where the pictures of --reference apply; give --reference FILE, or --subject "
+                "FILE with a model that takes it that way"
+            )
