@@ -42,7 +42,7 @@ class PromptAttention:
         self.unknown, self.painta = unknown, painta
         self.network = model.network(1.0)
         self.tokens = prompt_tokens(model.pipe, prompt, slots)
-        self.joint = "joint" in {rule.role for rule in model.family.rules}
+        self.joint = any(found.role == "joint" for found in model.family.find_sites(self.network))
         if rasg and (self.joint or model.flow):
             raise UnsupportedError(
                 f"RASG steers by cross-attention and by the noise of a diffusion's steps; {type(model.pipe).__name__} "

@@ -39,7 +39,7 @@ def sites_of(target: Any) -> list[str]:
     for denoiser in denoisers:
         names += [denoiser.prefix + found.path for found in denoiser.sites_for(part)]
     if not names:
-        has = dict.fromkeys(role for denoiser in denoisers for role in denoiser.family.roles)
+        has = dict.fromkeys(role for denoiser in denoisers for role in denoiser.roles)
         raise UnsupportedError(
             f"{', '.join(denoiser.family.name for denoiser in denoisers)} has no self or joint attention on a token "
             f"grid to look at, only {', '.join(has)}"
