@@ -152,7 +152,8 @@ def _fill_arguments(call: Call) -> dict[str, Any]:
 def _fill(pipeline: Any, sound: str | None) -> Training:
     model = pipeline.transformer
     latents = model.config.out_channels
-    need_channels(pipeline, model, 2 * latents + 4 * pipeline.vae_scale_factor**2)
+    side = 2 ** (len(pipeline.vae.config.block_out_channels) - 1)  # pixels of a latent; from what needs no weights
+    need_channels(pipeline, model, 2 * latents + 4 * side**2)
     return Training(
         (IMAGE,), _encode, _text, _fill_arguments, _answers, slots=512, shift=_shift, beside=_beside, guidance=30.0
     )
