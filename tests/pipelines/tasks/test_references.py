@@ -157,7 +157,7 @@ def test_bad_references_are_told_before_loading(tiny_sd, picture, monkeypatch, c
 def test_references_need_their_method_and_one_run(tiny_wan, picture):
     with pytest.raises(UsageError, match="--reference needs --attention reference"):
         ask(tiny_wan, picture, attention="radial")
-    with pytest.raises(UsageError, match="--reference-box needs --reference"):
+    with pytest.raises(UsageError, match="--reference-box limits where the pictures of --reference apply; give"):
         GenerateSettings(prompt="a", reference_box="0,0,1,1")
     with pytest.raises(UsageError, match="--upscale and --reference exclude each other"):
         resolve(ask(tiny_wan, picture, upscale=2.0))
@@ -178,3 +178,12 @@ def test_texts_are_read(picture):
     odd = picture.with_name("a@2")
     odd.write_bytes(picture.read_bytes())
     assert parse_reference(str(odd)) == (odd, 1.0)
+
+
+def test_a_box_goes_with_a_subject_that_is_shown_by_reference_attention(tiny_sd, picture):
+    settings = GenerateSettings(
+        prompt="a", model=str(tiny_sd), steps=2, height=64, width=64, subject=(str(picture),), attention="reference",
+        reference_box="0,0,0.5,1",
+    )  # fmt: skip
+    found = resolve(settings).settings
+    assert found.reference == (f"{picture}@1",) and found.reference_box == "0,0,0.5,1" and not found.subject
