@@ -31,8 +31,10 @@ TAIL = """
 A call that no method can serve exactly runs the model's own attention, and `report()` counts it with the reason:
 
 - The mask hides other keys from other queries of the picture itself: blocks of frames that see only earlier ones
-  (SkyReels-V2 with `num_frame_per_block`), sliding bands. Where only text sees other keys than the picture does
-  (causal text, padded text), the picture's part is served and the text's part computed by the model.
+  (SkyReels-V2 with `num_frame_per_block`), sliding bands (ACE-Step). Methods with a plan (`neighborhood`, `radial`,
+  ...) serve such calls over the pairs that both show; the others decline, and so does a method on some heads only.
+  Where only text sees other keys than the picture does (causal text, padded text), every method serves the picture's
+  part and the text's part is computed by the model.
 - The mask hides places of the latents (padding in a batch): methods that choose among means of keys would read them.
   Methods with a plan (`neighborhood`, `radial`, ...) and `linear_attention` serve such calls, unless the window of some
   query holds padding alone.

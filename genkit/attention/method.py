@@ -130,6 +130,20 @@ class Method:
         return False
 
     @property
+    def takes_pairs(self) -> bool:
+        """Whether :meth:`attend_pairs` joins the method's choice with a mask of the model that differs between queries.
+        Such calls are declined where it does not.
+        """
+        return False
+
+    def attend_pairs(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, site: Site, cache: PatchCache, pairs: torch.Tensor
+    ) -> torch.Tensor | None:
+        """:meth:`attend` over the pairs that both the method and the model show: ``pairs`` bool (B|1, Nq, Nk), True =
+        attend. Only of methods with :attr:`takes_pairs`."""
+        raise UnsupportedError(f"{self.describe()} cannot be joined with a mask that differs between queries")
+
+    @property
     def hides_grid(self) -> bool:
         """Whether keys of the grid stay hidden that the model's mask hides (padding of latents in a batch). Calls with
         such a mask are declined where they would not; hidden text is every method's to respect.

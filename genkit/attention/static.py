@@ -23,7 +23,8 @@ from genkit.kernels import block_sparse_attention
 from genkit.kernels.plan.bias import LowRank
 from genkit.kernels.plan.block_plan import BlockPlan
 from genkit.kernels.plan.checks import NoVisibleKeyError
-from genkit.kernels.plan.mask_spec import Rule
+from genkit.kernels.plan.interop import mask_mod
+from genkit.kernels.plan.mask_spec import ABSENT, Rule
 from genkit.layout import TokenLayout
 
 _HIDDEN = -1e30  # added to the logit of a hidden key; finite, so that no row of a block is -inf minus -inf
@@ -103,20 +104,42 @@ class StaticMethod(WithBias):
         out, plan = self._attend(q, k, v, site, cache)
         return None if out is None else (out, BlocksRead(plan))
 
+    @property
+    def takes_pairs(self) -> bool:
+        """See :attr:`Method.takes_pairs`: where attention is that of the plan and nothing else."""
+        return self.tells_blocks
+
+    def attend_pairs(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, site: Site, cache: PatchCache, pairs: torch.Tensor
+    ) -> torch.Tensor | None:
+        """See :meth:`Method.attend_pairs`. The plan is made once per mask, from the blocks that the method visits."""
+        if not self.takes_pairs:
+            return super().attend_pairs(q, k, v, site, cache, pairs)
+        return self._attend(q, k, v, site, cache, pairs)[0]
+
     def _attend(
-        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, site: Site, cache: PatchCache
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        site: Site,
+        cache: PatchCache,
+        pairs: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor | None, BlockPlan | None]:
         self.require(site, cache)
         check_tokens(q, k, site)
         site = self.scaled(q, site)
         heads = (site.all_heads or q.shape[2],) if self.by_head else ()
-        if site.key_mask is None:
-            plan = kept(cache, static_plan, self, site.layout, q.device.type, *heads, device=q.device).plan
+        made: StaticPlan | None
+        if pairs is not None:
+            made = paired_plan(self, site.layout, pairs, cache, *heads)
+        elif site.key_mask is not None:
+            made = masked_plan(self, site.layout, site.key_mask, cache, *heads)
         else:
-            masked = masked_plan(self, site.layout, site.key_mask, cache, *heads)
-            if masked is None:
-                return None, None
-            plan = masked.plan
+            made = kept(cache, static_plan, self, site.layout, q.device.type, *heads, device=q.device)
+        if made is None:
+            return None, None
+        plan = made.plan
         if plan is not None and site.all_heads is not None:
             plan = plan.for_heads(site.first_head, q.shape[2])
         bias = self.bias_terms(q, site, cache)
@@ -133,6 +156,9 @@ class StaticMethod(WithBias):
     def density(self, site: Site, cache: PatchCache) -> Density:
         """Densities of the plan that ran last at this layout, or that would run on this device."""
         heads = (site.all_heads or site.heads,) if self.by_head else ()
+        paired = cache.held(("paired", self, site.layout, *heads))
+        if paired is not None and paired[1] is not None:
+            return paired[1].density
         found = kept(cache, static_plan, self, site.layout, cache.device.type, *heads, device=cache.device).density
         return replace(found, dense=found.dense and not self.changes_scores(site.layout))
 
@@ -182,6 +208,51 @@ def masked_plan(
             return None
 
     return cache.recent(("masked", method, layout, *heads, str(device), cache.of_tensor(key_mask)), build)
+
+
+def paired_plan(
+    method: StaticMethod, layout: TokenLayout, pairs: torch.Tensor, cache: PatchCache, *heads: int
+) -> StaticPlan | None:
+    """The plan of a layout cut to ``pairs`` bool (B|1, N, N), kept for the last such tensor; None when some query would
+    see no key. A method that hides nothing itself counts as dense."""
+    key = ("paired", method, layout, *heads)
+    held = cache.held(key)
+    if held is not None and held[0] is pairs:
+        return held[1]
+    whole = kept(cache, static_plan, method, layout, pairs.device.type, *heads, device=pairs.device).plan
+    try:
+        plan = _cut(whole, pairs)
+        hidden = Density(*plan.density()) if whole is not None else Density(1.0, 1.0, dense=True)
+        found = StaticPlan(plan, hidden)
+    except NoVisibleKeyError:
+        found = None
+    cache.hold(key, (pairs, found))
+    return found
+
+
+def _cut(plan: BlockPlan | None, pairs: torch.Tensor) -> BlockPlan:
+    """A plan (None = all pairs) without the pairs that a mask bool (B|1, Nq, Nk) hides."""
+    batch, n_q, n_k = pairs.shape
+    sizes: dict[str, Any] = {"batch": batch, "device": pairs.device}
+    if plan is None:
+        return BlockPlan.from_mask_mod(lambda b, h, i, j: pairs[b, i, j], n_q, n_k, **sizes)
+    seen = mask_mod(plan)  # of tokens in block order
+    places = [
+        torch.arange(n, device=pairs.device) if order is None else order.inverse.to(pairs.device)
+        for n, order in ((n_q, plan.order), (n_k, plan.key_order))
+    ]
+    return BlockPlan.from_mask_mod(
+        lambda b, h, i, j: seen(b, h, places[0][i], places[1][j]) & pairs[b, i, j],
+        n_q,
+        n_k,
+        heads=plan.heads,
+        block_q=plan.block_q,
+        block_k=plan.block_k,
+        order=plan.order,
+        key_order=plan.key_order,
+        keep=plan.states() != ABSENT,
+        **sizes,
+    )
 
 
 def every_pair(queries: int, keys: int, key_mask: torch.Tensor | None = None) -> BlockPlan:

@@ -8,7 +8,7 @@ import torch
 
 # Diffusers writes "hidden" as -10000 (in bfloat16 -9984) or as the lowest number of the dtype.
 _HIDDEN = -9000.0
-_DIFFERS = "its attention mask differs between queries or heads"
+DIFFERS = "its attention mask differs between queries or heads"
 _SOFT = "its attention mask is a soft bias, not a choice of keys"
 
 
@@ -22,6 +22,7 @@ class MaskView:
         rest: only the grid's queries see these keys; what other tokens see is in the model's own mask alone.
         bias: float32 (B, Nk), added to the scores of the keys, or None.
         grid: whether keys of the grid are among the hidden ones.
+        pairs: bool (B|1, Nq, Nk), True = attend, where queries see different keys; else None.
     """
 
     keys: torch.Tensor | None = None
@@ -29,6 +30,7 @@ class MaskView:
     rest: bool = False
     bias: torch.Tensor | None = None
     grid: bool = False
+    pairs: torch.Tensor | None = None
 
 
 #: The view of no mask.
@@ -47,8 +49,9 @@ def view_mask(
 
     A mask that hides nothing is dropped. A mask that hides the same keys from every query and head becomes ``keys``,
     one that adds the same numbers everywhere becomes ``bias``. Where only the queries of the grid agree (text that is
-    causal, or that sees other padding), the view is theirs and ``rest`` is set. Anything else (per query, per head)
-    gives an ``obstacle``. Reads the values (device synchronisation).
+    causal, or that sees other padding), the view is theirs and ``rest`` is set. Where queries see different keys, the
+    same for all heads, they are ``pairs``. Anything else (other keys per head, other numbers) gives an ``obstacle``.
+    Reads the values (device synchronisation).
 
     Args:
         grid_rows: span of the grid among the queries, when other tokens ask too.
@@ -67,7 +70,7 @@ def view_mask(
     rest = False
     if not _agree(mask):
         if grid_rows is None or mask.shape[2] != n_q or not _agree(mask[:, :, slice(*grid_rows)]):
-            return MaskView(obstacle=_DIFFERS if _hides(mask) else _SOFT)
+            return _of_pairs(mask, n_q, n_k)
         mask, rest = mask[:, :, slice(*grid_rows)], True
     row = mask[:, 0, 0].expand(batch, n_k)
     view = _of_row(row, rest)
@@ -88,6 +91,16 @@ def _agree(mask: torch.Tensor) -> bool:
 def _hides(mask: torch.Tensor) -> bool:
     """Whether a mask only chooses keys."""
     return mask.dtype == torch.bool or bool((mask == 0)[_visible(mask)].all())
+
+
+def _of_pairs(mask: torch.Tensor, n_q: int, n_k: int) -> MaskView:
+    """The view of a mask (B|1, H|1, Nq, Nk) whose queries do not agree."""
+    if not _hides(mask):
+        return MaskView(obstacle=_SOFT)
+    visible = _visible(mask)
+    if visible.shape[2:] != (n_q, n_k) or not bool((visible == visible[:, :1]).all()):
+        return MaskView(obstacle=DIFFERS)
+    return MaskView(pairs=visible[:, 0])
 
 
 def _visible(mask: torch.Tensor) -> torch.Tensor:

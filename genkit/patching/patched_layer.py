@@ -25,7 +25,7 @@ from genkit.patching.call_state import CallState
 from genkit.patching.counts import start_watch
 from genkit.patching.head_split import HeadSplit
 from genkit.patching.interception import Call, RunningModule
-from genkit.patching.masks import NO_MASK, MaskView, with_bias
+from genkit.patching.masks import DIFFERS, NO_MASK, MaskView, with_bias
 from genkit.patching.meter import Meter
 from genkit.patching.order import Order, Orders
 from genkit.patching.step_tracker import Moment
@@ -218,7 +218,9 @@ class PatchedLayer:
             if given is not None:
                 site = site.reading(_as_autocast(given)[0])
             begun = start_watch(q) if q.is_cuda else perf_counter()
-            if not kind.plain or autocast or view is not NO_MASK or self.state.tiles:
+            if view.pairs is not None:
+                out = assignment.method.attend_pairs(q, k, v, site, assignment.cache, view.pairs)
+            elif not kind.plain or autocast or view is not NO_MASK or self.state.tiles:
                 out = self._served(assignment, key[0], q, k, v, call, site, kind, view)
             else:
                 out = assignment.method.attend(q, k, v, site, assignment.cache)
@@ -278,6 +280,10 @@ class PatchedLayer:
                 return "some heads are left to the model, and its attention mask is a bias"
             if view.bias is not None and assignment.method.reads_output:
                 return "its attention mask is a bias, which further queries of the same keys would not keep"
+            if view.pairs is not None:
+                reason = self._pairs_refused(assignment, kind, call)
+                if reason is not None:
+                    return reason
             if view.grid and not assignment.method.hides_grid:
                 return (
                     f"its attention mask hides tokens of the grid (padding), which {assignment.method.name} would read"
@@ -290,6 +296,14 @@ class PatchedLayer:
         if verdict is _UNASKED:
             verdict = kind.reasons[view.keys is not None] = assignment.method.refusal(site, assignment.cache)
         return (kind, site, view) if verdict is None else verdict
+
+    def _pairs_refused(self, assignment: Assignment, kind: Kind, call: Call) -> str | None:
+        """Why a mask that differs between queries cannot be joined with the method's choice, or None when it can."""
+        if not assignment.method.takes_pairs:
+            return f"{DIFFERS}, which {assignment.method.name} cannot be joined with"
+        if not kind.plain or self.state.tiles or call.split is not None or assignment.method.adds:
+            return DIFFERS
+        return None
 
     def _own(
         self, assignments: Sequence[Assignment], q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: Call,

@@ -21,7 +21,7 @@ from genkit.attention.cache import PatchCache
 from genkit.attention.method import Method
 from genkit.attention.site import Site
 from genkit.errors import GenkitError, UsageError, explain
-from genkit.patching.masks import MaskView, view_mask
+from genkit.patching.masks import DIFFERS, MaskView, view_mask
 from genkit.patching.schedule import parse_spans, resolve
 
 from .layouts import Record, Sequence, at_level, block_count, record_of, sequence_of
@@ -161,9 +161,16 @@ class Patch:
             return self._decline(reason)
         if block in self.dense:
             return None
-        view = self._mask(call, mask, q, k)
-        if view.obstacle is not None or view.bias is not None:
-            return self._decline(view.obstacle or "its attention mask adds numbers to the scores")
+        view = self._mask(call, mask, q, k, sequence.layout.grid_span)
+        reason = view.obstacle
+        if view.pairs is not None:
+            reason = DIFFERS
+        elif view.bias is not None:
+            reason = "its attention mask adds numbers to the scores"
+        elif view.grid and not self.method.hides_grid:
+            reason = f"its attention mask hides places of the picture, which {self.method.name} would read"
+        if reason is not None:
+            return self._decline(reason)
         site = Site(
             f"block {block}", block, self.blocks, sequence.role, q.shape[2], sequence.layout, sequence.layout,
             scale=given.get("scale"), key_mask=view.keys,
@@ -218,13 +225,15 @@ class Patch:
         return index
 
     @staticmethod
-    def _mask(call: ModelCall, mask: torch.Tensor | None, q: torch.Tensor, k: torch.Tensor) -> MaskView:
+    def _mask(
+        call: ModelCall, mask: torch.Tensor | None, q: torch.Tensor, k: torch.Tensor, grid: tuple[int, int]
+    ) -> MaskView:
         """A mask as methods see it, read once per model call. (N, N) and (B, N, N) are broadcast over heads."""
         if mask is None:
             return MaskView()
         if id(mask) not in call.masks:
             full = {2: (None, None), 3: (slice(None), None)}.get(mask.ndim, ())
-            view = view_mask(mask[full], q.shape[0], q.shape[1], k.shape[1])
+            view = view_mask(mask[full], q.shape[0], q.shape[1], k.shape[1], grid_keys=(grid,))
             call.masks[id(mask)] = (mask, view)  # the mask is kept, so that its id stays its own
         return call.masks[id(mask)][1]
 

@@ -69,7 +69,6 @@ def test_a_row_hidden_by_a_finite_bias_sees_everything():
 @pytest.mark.parametrize(
     ("mask", "word"),
     [
-        (torch.ones(Q, K, dtype=torch.bool).tril()[None, None], "between queries"),
         (torch.randn(B, 1, Q, K), "soft bias"),
         (torch.ones(B, 1, 1, K + 1, dtype=torch.bool), "shape"),
         (torch.zeros(B, 1, 1, K, dtype=torch.bool), "every key"),
@@ -79,6 +78,20 @@ def test_a_row_hidden_by_a_finite_bias_sees_everything():
 def test_what_cannot_be_told(mask, word):
     view = view_mask(mask, B, Q, K)
     assert view.keys is None and word in view.obstacle
+
+
+def _hidden_by(mask):
+    """The pairs (B|1, Q, K) that a mask shows."""
+    mask = mask.view(-1, Q, K)
+    return mask if mask.dtype == torch.bool else mask > -9000
+
+
+def test_queries_that_see_different_keys():
+    mask = torch.ones(Q, K, dtype=torch.bool).tril()[None, None]
+    for given in (mask, torch.where(mask, 0.0, -1e4), mask.expand(B, H, Q, K)):
+        view = view_mask(given, B, Q, K)
+        assert view.keys is None and view.obstacle is None
+        assert torch.equal(view.pairs.expand(B, Q, K), mask[0].expand(B, Q, K))
 
 
 GRID_ROWS = (2, Q)
@@ -96,8 +109,8 @@ GRID_ROWS = (2, Q)
 def test_the_grid_sees_one_set_of_keys_and_the_rest_has_its_own(mask):
     view = view_mask(mask, B, Q, K, GRID_ROWS)
     assert view.rest and view.obstacle is None and view.keys.tolist() == [[True, False, True, True, True]] * B
-    assert "between queries" in view_mask(mask, B, Q, K).obstacle
-    assert "between queries" in view_mask(mask, B, Q, K, (0, 3)).obstacle
+    for span in (None, (0, 3)):
+        assert torch.equal(view_mask(mask, B, Q, K, span).pairs, _hidden_by(mask))
 
 
 def test_numbers_added_to_the_keys():
@@ -190,3 +203,17 @@ def test_windows_that_the_backend_is_asked_for_stay_with_the_model():
         assert (calls[-1].obstacle is None) == served
         assert running[-1]["window_size"] == windows
     assert "windows of (128, 128)" in calls[0].obstacle
+
+
+def test_a_mask_that_comes_again_makes_no_new_plan(monkeypatch):
+    """The model makes its block-causal mask anew in every call; what is the same is told by its content."""
+    import zoo
+
+    from genkit.kernels.plan.block_plan import BlockPlan
+
+    case, made, build = zoo.build("skyreels_causal"), [], BlockPlan.from_mask_mod
+    monkeypatch.setattr(BlockPlan, "from_mask_mod", lambda *given, **more: made.append(1) or build(*given, **more))
+    with genkit.patch(case.model, genkit.Neighborhood(size=3), backend="reference") as handle:
+        first, again = case.run(), case.run()
+        assert torch.equal(first, again) and handle.report().ran == 4
+    assert len(made) == 1

@@ -112,9 +112,9 @@ class Shards(StaticMethod):
         wanted = self.shares(layout, torch.arange(layout.length), heads).mean().item()
         return StaticPlan(plan, Density(wanted, executed_share(plan)))
 
-    def _attend(self, q, k, v, site: Site, cache: PatchCache):
+    def _attend(self, q, k, v, site: Site, cache: PatchCache, pairs=None):
         own = self.at_layer(site.layer)
-        return super(Shards, own)._attend(q, k, v, site, cache)
+        return super(Shards, own)._attend(q, k, v, site, cache, pairs)
 
     def density(self, site: Site, cache: PatchCache) -> Density:
         """See :meth:`Method.density`."""

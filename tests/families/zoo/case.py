@@ -28,6 +28,8 @@ class Case:
         moves: segment of the layout -> forward argument whose change moves exactly these keys of the first layer.
         tolerance: of outputs relative to the largest number of the output.
         padded: whether a mask hides places of the grid, which some methods cannot take.
+        paired: calls of self- and joint attention whose mask shows other keys to other queries, which some methods
+            cannot take.
         refused: a piece of the reason for which the class cannot be patched at all; "" = it can.
     """
 
@@ -42,6 +44,7 @@ class Case:
     moves: dict[str, str] = field(default_factory=dict)
     tolerance: float = 5e-6
     padded: bool = False
+    paired: int = 0
     refused: str = ""
 
     @property

@@ -73,7 +73,7 @@ def ace_step() -> Case:
 
 def ace_step_window() -> Case:
     case = _ace_step(4)
-    case.calls, case.declined = {"self": 3, "cross": 6}, {"differs between queries": 3}
+    case.paired = 3
     return case
 
 

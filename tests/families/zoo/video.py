@@ -108,7 +108,7 @@ def skyreels_causal() -> Case:
 
     model = SkyReelsV2Transformer3DModel(**_wan(num_frame_per_block=2))
     args = _latents() | {"hidden_states": torch.randn(2, 4, 4, 8, 10)}
-    return Case(model, args, (4, 4, 5), {"cross": 2}, {"differs between queries": 2})
+    return Case(model, args, (4, 4, 5), {"self": 2, "cross": 2}, axes="BCTHW", paired=2)
 
 
 def anyflow() -> Case:
