@@ -10,6 +10,7 @@ import typing
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import genkit
 from genkit.attention.registry import trained
@@ -316,6 +317,31 @@ def test_motion_by_boxes_trains_goes_on_and_begins_from_a_run(tiny_wan, tmp_path
     with genkit.patch(_load(tiny_wan), method) as patch:
         weights = patch.weights.named_weights()
         assert all(table.any() for name, table in weights.items() if name.endswith("out"))
+
+
+@pytest.mark.parametrize(
+    ("name", "own"), [("reference", ["--rank", "2"]), ("motion_boxes", ["--rank", "3"]), ("agent", ["--layers", ":"])]
+)
+def test_a_run_begins_with_a_file_of_weights_and_trains_in_bfloat16(name, own, tiny_wan, tmp_path, capsys):
+    """What a run wrote is taken by one on other weights of the model; products in bfloat16 serve every task."""
+    command = [name, *own, "--model", str(tiny_wan), "--tokens", "100", "--measure", "0", "--sample-minutes", "0"]
+    assert main("test", [*command, "--folder", str(tmp_path / "a"), "--steps", "3", "--lr", "0.02"]) == 0
+    first = tmp_path / "a" / f"{name}.safetensors"
+    more = ["--start-from", str(first), "--steps", "1", "--lr", "1e-12", "--mixed-precision", "bf16"]
+    assert main("test", [*command, "--folder", str(tmp_path / "b"), *more]) == 0
+    then, found = (load_file(tmp_path / folder / f"{name}.safetensors") for folder in "ab")
+    assert then.keys() == found.keys() and any(table.any() for table in then.values())
+    assert all(torch.allclose(then[key], found[key], atol=1e-6) for key in then)
+    capsys.readouterr()
+    first.write_bytes(first.read_bytes()[:99])
+    assert main("test", [*command, "--folder", str(tmp_path / "c"), *more]) == 1
+    assert str(first) in capsys.readouterr().err and not (tmp_path / "c" / "weights" / "checkpoint.pt").exists()
+
+
+def test_references_of_pictures_are_trained_in_bfloat16(tiny_sd, tmp_path):
+    command = ["reference", "--model", str(tiny_sd), "--folder", str(tmp_path), "--tokens", "128", "--rank", "2"]
+    command += ["--steps", "1", "--measure", "0", "--sample-minutes", "0", "--mixed-precision", "bf16"]
+    assert main("test", command) == 0
 
 
 def test_boxes_of_the_pool_are_where_the_object_is(tiny_wan):

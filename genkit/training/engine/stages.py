@@ -35,6 +35,7 @@ class Making:
         shares: stages that train, with their parts of the whole budget, in order.
         work: what every stage does, in order; called with the options.
         more: adds further options to the parser.
+        from_files: whether ``--start-from`` takes a file of finished weights, too.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Making:
     shares: dict[str, float]
     work: dict[str, Callable[[Options], None]]
     more: Callable[[argparse.ArgumentParser], None] | None = None
+    from_files: bool = False
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Options of the command."""
@@ -61,7 +63,8 @@ class Making:
         add(
             "--start-from",
             type=Path,
-            help=f"checkpoint.pt of an earlier {self.main} run to go on from, with a new budget",
+            help=f"checkpoint.pt of an earlier {self.main} run to go on from, with a new budget"
+            + (", or a .safetensors file that one wrote" if self.from_files else ""),
         )
         add(
             "--begin",

@@ -73,6 +73,14 @@ class Task(nn.Module, ABC):
     def save(self, path: Path) -> Path:
         """Write what was trained as it is used later; returns the file."""
 
+    @abstractmethod
+    def take(self, path: Path) -> None:
+        """Begin with what :meth:`save` once wrote, such as a model's own file after the model was trained further.
+
+        Raises:
+            ArtifactError: a file that does not fit.
+        """
+
     @property
     @abstractmethod
     def measured(self) -> Size:
@@ -132,6 +140,11 @@ class PatchTask(Task):
         """See :meth:`Task.save`."""
         path.parent.mkdir(parents=True, exist_ok=True)
         return self.weights.save(path)
+
+    def take(self, path: Path) -> None:
+        """See :meth:`Task.take`."""
+        for method in self.weights.settings_of(path):
+            self.weights.load(path, method)
 
     def loss(self, seed: int, tokens: int) -> LossAt:
         """See :meth:`Task.loss`: sizes by the stages."""

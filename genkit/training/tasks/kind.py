@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from genkit.attention.weights import PatchWeights
 from genkit.errors import UsageError
 from genkit.families.lookup import able
 from genkit.reading import whole
@@ -78,6 +79,7 @@ class TaskKind:
             shares={STAGE: 1.0},
             work={STAGE: self.work},
             more=self.add_arguments,
+            from_files=True,
         )
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
@@ -112,8 +114,15 @@ class TaskKind:
         config = self.loop(options)
         # A resumed run draws other clips than the first did.
         rng = np.random.default_rng((options.seed, int(time.time()), process_rank()))
+        checkpoint, given = config.folder / "checkpoint.pt", options.start_from
+        of_weights = given is not None and given.suffix == ".safetensors"
+        if of_weights:
+            PatchWeights.settings_of(given)  # ArtifactError before the model is loaded
         task = self.build(options, load_pipeline(options.model, self.families), rng)
-        begin_from(options.start_from, task, config.folder / "checkpoint.pt")
+        if not of_weights:
+            begin_from(given, task, checkpoint)
+        elif not checkpoint.exists():
+            task.take(given)
         names = () if self.muon else ("",)  # every name has an empty part
         optimizer = muon_adamw(task.named_parameters(), lr=config.lr, adam_names=names)
         before = self.measured(options, task) if options.measure else None

@@ -98,7 +98,9 @@ class ReferenceTask(CaptionedTask):
     def record(self, batch: Noised) -> None:
         """Make the samples' pictures the patch's reference, and tell the boxes of the chosen share of them."""
         samples = batch.samples
-        pictures = torch.stack([sample.reference for sample in samples]).to(batch.noisy)
+        pictures = torch.stack([sample.reference.float() for sample in samples]).to(
+            batch.noisy
+        )  # autocast stacks no halves
         record_latents(self.patch, self.pipeline, pictures, empty_text(self.pipeline, len(samples), SLOTS))
         boxes = torch.stack([sample.boxes for sample in samples])
         told = round(self.boxed * len(samples))

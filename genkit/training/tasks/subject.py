@@ -117,7 +117,9 @@ class SubjectTask(CaptionedTask):
         self.track.set(boxes if batch.told else None)
         self.references.set_boxes(masks if batch.told else None)
         target = torch.lerp(batch.target, self.answers(batch), self.taught) if self.taught else batch.target
-        pictures = torch.stack([sample.reference for sample in samples]).to(batch.noisy)
+        pictures = torch.stack([sample.reference.float() for sample in samples]).to(
+            batch.noisy
+        )  # autocast stacks no halves
         record_latents(self.patch, self.pipeline, pictures, empty_text(self.pipeline, len(samples), SLOTS))
         weights = grid_mask(masks, tuple(shape)).view(-1, 1, *shape)
         return self.connected(reweighted_loss(self.predict(batch), target, weights, self.inside))
