@@ -93,7 +93,7 @@ def test_every_method_is_drawn_or_says_what_to_do_instead():
             text = 0 if "self" in method.roles else 8
             assert draw(method, TokenLayout.of_grid(4, 12, 12, text=text))[0].width > 1000
         except UnsupportedError as refusal:
-            assert "genkit inspect reference --attention-args" in str(refusal) or "genkit generate" in str(refusal)
+            assert "genkit inspect reference --grid" in str(refusal) or "genkit generate" in str(refusal)
             told = ("broadway", "motion_boxes", "reference", "shared_cross_attention", "cross_modal_context")
             assert name in told
     assert draw(Reference(origin="sequence"), sequence)[1].computed < 1
