@@ -87,7 +87,7 @@ def test_the_object_of_a_picture_appears_in_another(tmp_path, monkeypatch, capsy
     prompt = "a dotted pink square on a black background"
     small = ["--height", "64", "--width", "64"]
     follow = ["--attention", "reference", "--attention-args", "weights=reference.safetensors"]
-    follow += ["--reference", "square.png", "--reference-box", "0.1,0.4,0.6,0.9"]
+    follow += ["--reference", "square.png", "--reference-box", "0.15,0.45,0.5,0.8"]
     for arguments in ([prompt, *small, "-o", "square.png"], ["on a blue background", *follow, "-o", "follow.png"]):
         assert main(["generate", *arguments, *model]) == 0
         assert json.loads(capsys.readouterr().out)["warnings"] == []

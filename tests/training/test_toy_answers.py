@@ -16,10 +16,12 @@ from genkit.training.toys.av.answers import sounding_answers
 from genkit.training.toys.av.model import OBJECTIVE, ToyAv
 from genkit.training.toys.image import run as image_run
 from genkit.training.toys.image.model import ToyImage
+from genkit.training.toys.shared import picture_answers, picture_vae
 from genkit.training.toys.shared.answers import Decoder, answers_loss, denoised
-from genkit.training.toys.shared.picture_answers import picture_answers
 from genkit.training.toys.shared.starts import begin_from_weights
+from genkit.training.toys.video import vae as video_vae
 from genkit.training.toys.video.answers import ANSWERS, draw_clips
+from genkit.world.vocabulary import BACKGROUNDS
 
 KEPT = torch.linspace(0.999, 0.0, 1000)
 
@@ -50,6 +52,26 @@ def test_hard_clips_and_their_spots_are_drawn():
     assert count == len(drawn.texts) == len(drawn.spots) == 3 and frames in (9, 17, 25)
     assert (drawn.spots > -13).all() and (drawn.spots < np.array([height, width]) + 13).all()
     assert ANSWERS.cell * ANSWERS.side <= min(height, width)
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda rng: picture_vae.draw_crops(rng, 12, 48),
+        lambda rng: picture_answers.draw_pictures(rng).pixels,
+        lambda rng: video_vae.draw_clips(rng, 8, 1, 96, 0.3)[:, 0],
+        lambda rng: draw_clips(rng).pixels[:, 0],
+    ],
+    ids=["toy-image, toy-dit: autoencoder", "their answers", "toy-video: autoencoder", "its answers"],
+)
+def test_autoencoders_see_every_background_that_denoisers_are_trained_on(draw):
+    """Colours that a decoder never saw come out gray, with halos around things."""
+    rng, corners = np.random.default_rng(0), set()
+    for _ in range(60):
+        corners |= {tuple(map(int, pixels[0, 0])) for pixels in draw(rng)}
+        if corners >= set(BACKGROUNDS.values()):
+            return
+    raise AssertionError(f"never shown: {[name for name, rgb in BACKGROUNDS.items() if rgb not in corners]}")
 
 
 def test_guidance_is_rescaled_as_diffusers_does():
@@ -118,7 +140,7 @@ def test_only_the_decoder_learns(toy):
     from diffusers import AutoencoderKL
 
     vae = AutoencoderKL.from_pretrained(shipped()["toy-image"] / "vae").eval().requires_grad_(False)
-    answers = replace(picture_answers(1.0, 4.0, 0.95, (0.15, 0.3)), side=8)
+    answers = replace(picture_answers.picture_answers(1.0, 4.0, 0.95, (0.15, 0.3)), side=8)
     module = Decoder(vae, answers.decode)
     loss_at = answers_loss(toy, vae, answers, seed=0)
     seen = set()

@@ -12,13 +12,14 @@ from genkit.training.toys.shared.picture_vae import decode_picture
 from genkit.world.picture_caption import picture_caption
 from genkit.world.picture_render import render_picture
 from genkit.world.picture_scene import draw_picture
+from genkit.world.vocabulary import BACKGROUNDS
 
 _COUNT, _SIDE = 8, 128
 
 
 def draw_pictures(rng: np.random.Generator) -> Drawn:
     """Pictures of one to three objects."""
-    drawn = [draw_picture(rng, _SIDE, _SIDE) for _ in range(_COUNT)]
+    drawn = [draw_picture(rng, _SIDE, _SIDE, backgrounds=tuple(BACKGROUNDS)) for _ in range(_COUNT)]
     spots = []
     for picture, placement in drawn:
         actor = int(rng.integers(len(picture.actors)))

@@ -12,6 +12,7 @@ from genkit.training.data.pixels import as_tensor
 from genkit.training.toys.shared.autoencoder import Autoencoder, autoencoder_loss
 from genkit.world.picture_render import render_picture
 from genkit.world.picture_scene import draw_picture
+from genkit.world.vocabulary import BACKGROUNDS
 
 # 4x4 pixels per latent position and four latent channels, which Diffusers' inpainting pipeline counts on.
 PICTURE_VAE = {
@@ -61,7 +62,7 @@ def draw_crops(rng: np.random.Generator, count: int, crop: int) -> np.ndarray:
     crops = []
     for _ in range(count):
         side = int(rng.choice((96, 128)))
-        picture, placement = draw_picture(rng, side, side)
+        picture, placement = draw_picture(rng, side, side, backgrounds=tuple(BACKGROUNDS))
         actor = int(rng.integers(len(picture.actors)))
         centre = np.array([placement.y[actor], placement.x[actor]]) + rng.uniform(-14, 14, 2)
         top, left = np.clip(np.round(centre - crop / 2), 0, side - crop).astype(int)

@@ -12,6 +12,7 @@ from genkit.training.toys.video.vae import decode_unclamped
 from genkit.world.caption import caption
 from genkit.world.render import render_clip
 from genkit.world.scene import Scene
+from genkit.world.vocabulary import BACKGROUNDS
 
 _COUNT = 3
 _TWO, _EASY = 0.35, 0.6
@@ -31,7 +32,7 @@ def draw_clips(rng: np.random.Generator) -> Drawn:
     texts: list[str] = []
     clips, spots = [], []
     while len(texts) < _COUNT:
-        scene, tracks = draw_apart(rng, size, _TWO)
+        scene, tracks = draw_apart(rng, size, _TWO, tuple(BACKGROUNDS))
         if not is_hard(scene) and rng.random() > _EASY:
             continue
         actor, frame = int(rng.integers(len(scene.actors))), int(rng.integers(size.frames))

@@ -12,6 +12,7 @@ from genkit.training.data.pixels import as_tensor
 from genkit.training.toys.shared.autoencoder import Autoencoder, autoencoder_loss
 from genkit.world.render import render_clip
 from genkit.world.scene import draw_scene, lay_out
+from genkit.world.vocabulary import BACKGROUNDS
 
 # 8x8 pixels and 4 frames per latent position: 2x2 by moving pixels to channels, 4x4x4 by two learned halvings.
 VIDEO_VAE = {
@@ -80,7 +81,7 @@ def draw_clips(
     """
     clips = []
     for _ in range(count):
-        scene = draw_scene(rng, moving=frames > 1, two_share=two_share)
+        scene = draw_scene(rng, moving=frames > 1, two_share=two_share, backgrounds=tuple(BACKGROUNDS))
         tracks = lay_out(scene, frames, size, size, rng)
         clip = render_clip(scene, tracks, size, size)
         if crop:
