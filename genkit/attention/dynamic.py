@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import torch
 
@@ -118,13 +119,15 @@ def attend_grid(
     """
     spans = site.layout.grid_spans
     asked, keys, values = _grids(q, k, v, spans)
-    if permutation is not None and not permutation.identity:
+    if permutation is not None and permutation.identity:
+        permutation = None
+    if permutation is not None:
         asked, keys, values = (x.index_select(1, permutation.order) for x in (asked, keys, values))
     found = run(asked, keys, values)
     if found is None:
         return None
     out, lse = found
-    if permutation is not None and not permutation.identity:
+    if permutation is not None:
         out = out.index_select(1, permutation.inverse)
         lse = None if lse is None else lse.index_select(2, permutation.inverse)
     if len(spans) > 1:
@@ -172,12 +175,12 @@ def with_dense_rows(grid: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: tor
             f"layer {site.name}: {grid.shape[1]} tokens were served, the sequence has "
             f"{len(site.layout.grid_spans)} grids of {site.layout.grid_length}"
         )
-    served = iter(grid.split(site.layout.grid_length, 1))
     found = []
-    for start, stop in _between(site):
-        rows = q[:, start:stop]
-        found.append(dense_attention(rows, k, v, site.scale, site.key_mask) if stop > start else rows)
-        found += [part for part in (next(served, None),) if part is not None]
+    for (start, stop), served in zip_longest(_between(site), grid.split(site.layout.grid_length, 1)):
+        if stop > start:
+            found.append(dense_attention(q[:, start:stop], k, v, site.scale, site.key_mask))
+        if served is not None:  # behind the last grid there is none
+            found.append(served)
     return torch.cat(found, 1)
 
 

@@ -50,3 +50,11 @@ def test_a_query_that_would_see_nothing_is_told():
     with genkit.patch(case.model, genkit.Neighborhood(size="all"), backend="reference") as handle:
         torch.testing.assert_close(case.run(), own, atol=5e-6 * float(own.abs().max()), rtol=0)
         assert handle.report().ran == 2
+
+
+def test_what_attends_as_the_model_does_serves_such_calls():
+    case = _case()
+    own = case.run()
+    with genkit.patch(case.model, genkit.Broadcast(), backend="reference") as handle:
+        torch.testing.assert_close(case.run(), own, atol=5e-6 * float(own.abs().max()), rtol=0)
+        assert handle.report().ran == 2 and not handle.report().declined

@@ -57,6 +57,11 @@ class Broadcast(Method):
         """See :attr:`Method.heads_apart`: dense attention of a head is that of the head."""
         return True
 
+    @property
+    def hides_grid(self) -> bool:
+        """See :attr:`Method.hides_grid`: as dense attention does."""
+        return True
+
     def recommended(self, steps: int, layers: int) -> dict[str, str]:
         """All but the first fifth and the last tenth, about the published part of the noise levels; few-step models
         have none."""

@@ -66,7 +66,6 @@ class Clear(WindowMethod):
     takes_bias: ClassVar[bool] = False
     source: ClassVar[str] = "CLEAR, arXiv 2412.16112"
 
-    # Masks are of the pairs that are seen one by one; pooled keys are no part of them.
     def __post_init__(self):
         super().__post_init__()
         good = isinstance(self.radius, (int, float)) and not isinstance(self.radius, bool)

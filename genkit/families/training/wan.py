@@ -161,8 +161,8 @@ def _image_to_video(pipeline: Any, sound: str | None) -> Training:
     first_only = bool(pipeline.config.get("expand_timesteps"))
     for model in denoisers(pipeline).values():
         latents = model.config.out_channels
-        told = latents + pipeline.vae.config.scale_factor_temporal
-        need_channels(pipeline, model, latents if first_only else latents + told)
+        beside = 0 if first_only else latents + pipeline.vae.config.scale_factor_temporal  # the picture, and a mask
+        need_channels(pipeline, model, latents + beside)
     both = _needs_last(pipeline) or not (first_only or _sees_pictures(pipeline))
     return Training(
         streams=(VIDEO,),

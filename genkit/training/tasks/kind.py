@@ -114,15 +114,14 @@ class TaskKind:
         config = self.loop(options)
         # A resumed run draws other clips than the first did.
         rng = np.random.default_rng((options.seed, int(time.time()), process_rank()))
-        checkpoint, given = config.folder / "checkpoint.pt", options.start_from
-        of_weights = given is not None and given.suffix == ".safetensors"
-        if of_weights:
-            PatchWeights.settings_of(given)  # ArtifactError before the model is loaded
+        start, weights = options.start_from, None
+        if start is not None and start.suffix == ".safetensors":
+            PatchWeights.settings_of(start)  # ArtifactError before the model is loaded
+            start, weights = None, start
         task = self.build(options, load_pipeline(options.model, self.families), rng)
-        if not of_weights:
-            begin_from(given, task, checkpoint)
-        elif not checkpoint.exists():
-            task.take(given)
+        begin_from(start, task, config.folder / "checkpoint.pt")
+        if weights is not None:
+            task.take(weights)  # a run that has begun takes its own checkpoint instead, in train()
         names = () if self.muon else ("",)  # every name has an empty part
         optimizer = muon_adamw(task.named_parameters(), lr=config.lr, adam_names=names)
         before = self.measured(options, task) if options.measure else None

@@ -21,7 +21,7 @@ from genkit.reading import number, whole
 from genkit.training.data.pool import Sample
 from genkit.training.data.world.boxes import SubjectPool
 from genkit.training.data.world.pictures import squares
-from genkit.training.data.world.references import ReferenceClips, ReferencePictures, ReferencePool
+from genkit.training.data.world.references import ReferenceClips, ReferencePictures, ReferencePool, references_of
 from genkit.training.engine.curriculum import Stage
 from genkit.training.engine.stages import Options
 from genkit.training.tasks.base import CaptionedTask, Noised
@@ -98,9 +98,7 @@ class ReferenceTask(CaptionedTask):
     def record(self, batch: Noised) -> None:
         """Make the samples' pictures the patch's reference, and tell the boxes of the chosen share of them."""
         samples = batch.samples
-        pictures = torch.stack([sample.reference.float() for sample in samples]).to(
-            batch.noisy
-        )  # autocast stacks no halves
+        pictures = references_of(samples).to(batch.noisy)
         record_latents(self.patch, self.pipeline, pictures, empty_text(self.pipeline, len(samples), SLOTS))
         boxes = torch.stack([sample.boxes for sample in samples])
         told = round(self.boxed * len(samples))

@@ -24,6 +24,7 @@ from genkit.pipelines.tasks.references.record import empty_text, record_latents
 from genkit.reading.files import place
 from genkit.training.data.pool import Sample
 from genkit.training.data.world.boxes import SubjectPool
+from genkit.training.data.world.references import references_of
 from genkit.training.engine.curriculum import Stage
 from genkit.training.tasks.base import CaptionedTask, Noised
 from genkit.training.tasks.denoiser import SLOTS
@@ -117,9 +118,7 @@ class SubjectTask(CaptionedTask):
         self.track.set(boxes if batch.told else None)
         self.references.set_boxes(masks if batch.told else None)
         target = torch.lerp(batch.target, self.answers(batch), self.taught) if self.taught else batch.target
-        pictures = torch.stack([sample.reference.float() for sample in samples]).to(
-            batch.noisy
-        )  # autocast stacks no halves
+        pictures = references_of(samples).to(batch.noisy)
         record_latents(self.patch, self.pipeline, pictures, empty_text(self.pipeline, len(samples), SLOTS))
         weights = grid_mask(masks, tuple(shape)).view(-1, 1, *shape)
         return self.connected(reweighted_loss(self.predict(batch), target, weights, self.inside))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,6 +37,12 @@ class ReferenceSample(Sample):
 
     reference: torch.Tensor | None = None
     boxes: torch.Tensor | None = None
+
+
+def references_of(samples: Sequence[Any]) -> torch.Tensor:
+    """The samples' reference pictures, (B, C, 1, h, w) or (B, C, h, w) float32. Halves cannot be stacked under autocast
+    to bfloat16 on CPUs."""
+    return torch.stack([sample.reference.float() for sample in samples])
 
 
 @dataclass
