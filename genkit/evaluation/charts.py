@@ -219,15 +219,17 @@ def _sheet(size: tuple[int, int], title: str, note: str) -> Image.Image:
 
 
 def page(title: str, notes: Sequence[str], rows: Sequence[Sequence[Image.Image]], gap: int = 26) -> Image.Image:
-    """Plots in rows under a title and some lines."""
-    margin, head = 36, 78 + 24 * len(notes)
+    """Plots in rows under a title and some lines, which go on below where they are wider than the plots."""
+    margin = 36
     width = max(sum(each.width for each in row) + gap * (len(row) - 1) for row in rows)
+    lines = [line for note in notes for line in wrapped(note, width, 16)]
+    head = 78 + 24 * len(lines)
     height = sum(max(each.height for each in row) + gap for row in rows)
     picture = Image.new("RGB", (width + 2 * margin, head + height + margin // 2), PAPER)
     pen = ImageDraw.Draw(picture)
     pen.text((margin, 24), title, INK, font(28))
-    for number, line in enumerate(notes):
-        pen.text((margin, 64 + 24 * number), cut(pen, line, width, 16), SOFT, font(16))
+    for number, line in enumerate(lines):
+        pen.text((margin, 64 + 24 * number), line, SOFT, font(16))
     y = head
     for row in rows:
         x = margin
@@ -238,10 +240,13 @@ def page(title: str, notes: Sequence[str], rows: Sequence[Sequence[Image.Image]]
     return picture
 
 
-def cut(pen: ImageDraw.ImageDraw, text: str, width: float, size: int) -> str:
-    """A text that fits a width, its end left out where it must be."""
-    if pen.textlength(text, font(size)) <= width:
-        return text
-    while text and pen.textlength(text + " ...", font(size)) > width:
-        text = text[:-1]
-    return text.rstrip() + " ..."
+def wrapped(text: str, width: float, size: int) -> list[str]:
+    """A text in lines that fit a width; a single word that does not is a line of its own."""
+    lines: list[str] = []
+    for word in text.split(" "):
+        longer = f"{lines[-1]} {word}" if lines else word
+        if lines and font(size).getlength(longer) <= width:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return lines

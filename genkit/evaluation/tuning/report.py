@@ -177,7 +177,7 @@ def front_picture(outcome: Outcome) -> Any:
         (860, 480), "Plans that were run", note, series, Axis("speedup of attention operations"), Axis(label), guides
     )
     title = f"Tuning {Path(outcome.tuning.request.model.name).name} to {budget}"
-    return page(title, _verdict(outcome).split(": "), [[drawn]])
+    return page(title, [_verdict(outcome)], [[drawn]])
 
 
 def _verdict(outcome: Outcome) -> str:
