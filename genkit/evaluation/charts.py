@@ -87,6 +87,7 @@ def plot(
             pen.line((start, at_y(height), min(start + 5, right), at_y(height)), SOFT)
     for each in series:
         _series(pen, each, at_x, at_y)
+    _names(pen, series, at_x, at_y)
     for name, height in guides:
         where = right - 4, at_y(height) - 4
         pen.rectangle(pen.textbbox(where, name, font(12), anchor="rb"), fill=PAPER)
@@ -99,25 +100,48 @@ def plot(
 
 
 def _series(pen: ImageDraw.ImageDraw, each: Series, at_x: _Scale, at_y: _Scale) -> None:
-    shown = [
-        (at_x(a), at_y(b), number)
+    shown = [(at_x(a), at_y(b)) for a, b in zip(each.x, each.y, strict=True) if at_x.can(a) and at_y.can(b)]
+    if each.dots:
+        radius = 6 if each.wide else 4
+        for a, b in shown:
+            pen.ellipse((a - radius, b - radius, a + radius, b + radius), each.colour, PAPER)
+    elif len(shown) > 1:
+        pen.line(shown, each.colour, 3 if each.wide else 2, joint="curve")
+    elif shown:
+        a, b = shown[0]
+        pen.ellipse((a - 3, b - 3, a + 3, b + 3), each.colour)
+
+
+def _names(pen: ImageDraw.ImageDraw, series: Sequence[Series], at_x: _Scale, at_y: _Scale) -> None:
+    """The names of dots, each where it hides no other dot and no other name, on paper where a line runs below."""
+    dots = [
+        (at_x(a), at_y(b), 6 if each.wide else 4, each.names[number] if number < len(each.names) else "")
+        for each in series
+        if each.dots
         for number, (a, b) in enumerate(zip(each.x, each.y, strict=True))
         if at_x.can(a) and at_y.can(b)
     ]
-    if each.dots:
-        radius = 6 if each.wide else 4
-        for a, b, number in shown:
-            pen.ellipse((a - radius, b - radius, a + radius, b + radius), each.colour, PAPER)
-            if number < len(each.names) and each.names[number]:
-                name = each.names[number]
-                right = a + radius + 3 + pen.textlength(name, font(12)) <= max(at_x.start, at_x.stop)
-                where = (a + radius + 3, b) if right else (a - radius - 3, b)
-                pen.text(where, name, INK, font(12), anchor="lm" if right else "rm")
-    elif len(shown) > 1:
-        pen.line([(a, b) for a, b, _ in shown], each.colour, 3 if each.wide else 2, joint="curve")
-    elif shown:
-        a, b, _ = shown[0]
-        pen.ellipse((a - 3, b - 3, a + 3, b + 3), each.colour)
+    taken = [(a - radius, b - radius, a + radius, b + radius) for a, b, radius, _ in dots]
+    start, stop = sorted((at_x.start, at_x.stop))
+    for a, b, radius, name in dots:
+        if not name:
+            continue
+        beside, over = radius + 3, radius + 9
+        places = [(a + beside, b, "lm"), (a - beside, b, "rm")]
+        places += [(a + side, b + way, anchor) for way in (-over, over) for side, anchor in ((2, "lm"), (-2, "rm"))]
+        boxes = [pen.textbbox(place[:2], name, font(12), anchor=place[2]) for place in places]
+        free = [
+            (place, box) for place, box in zip(places, boxes, strict=True)
+            if start <= box[0] and box[2] <= stop and not any(_overlap(box, other) for other in taken)
+        ]  # fmt: skip
+        inside = [pair for pair in zip(places, boxes, strict=True) if start <= pair[1][0] and pair[1][2] <= stop]
+        (x, y, anchor), box = (free or inside or [(places[0], boxes[0])])[0]
+        taken.append(box)
+        pen.text((x, y), name, INK, font(12), anchor=anchor, stroke_width=2, stroke_fill=PAPER)
+
+
+def _overlap(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
 class _Scale:
