@@ -16,6 +16,7 @@ from genkit.training.engine.checkpoint import load_checkpoint
 from genkit.training.tasks.run import kinds, main
 
 ROOT = Path(__file__).resolve().parents[2]
+MODELS = ROOT / "genkit" / "models"
 NAMED_BLOCK = re.compile(r"^`([\w/.-]+)`:\n\n```\w+\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -55,3 +56,11 @@ def test_one_file_is_found_trained_resumed_and_saved(place):
     assert scale.equal(state["ema"]["scale"]) and (scale != 1).any()
     facts = json.loads((place / "run" / "training.json").read_text())
     assert facts["steps"] == 3 and facts["loss trained"] != facts["loss untrained"]
+
+
+def test_a_task_that_takes_checkpoints_only_says_so(place, capsys):
+    model, finished = build_tiny_wan(place / "tiny-wan"), MODELS / "toy-video" / "reference.safetensors"
+    command = ["answer_scale", "--model", str(model), "--folder", str(place / "run"), "--steps", "1"]
+    assert main("test", [*command, "--start-from", str(finished)]) == 2
+    told = capsys.readouterr().err
+    assert "--start-from" in told and "checkpoint.pt" in told

@@ -361,6 +361,7 @@ def test_a_word_acts_elsewhere_where_it_is_faint_around_what_goes():
 def test_the_place_of_what_goes_is_found_on_pictures_of_the_shipped_models(model):
     import genkit
     from genkit.editing.infedit.gone import Gone
+    from genkit.editing.shared.prompts import positions
     from genkit.evaluation.edits import draw_edits
     from genkit.pipelines.tasks.edit.words import differing
 
@@ -375,4 +376,7 @@ def test_the_place_of_what_goes_is_found_on_pictures_of_the_shipped_models(model
         assert (gone.mask & true).sum() > 0.9 * true.sum()
         assert (gone.mask & ~true).sum() < 0.8 * true.sum()
         (rule,) = gone.rules  # no second one of what stays comes in its place
-        assert len(rule.tokens) >= 2
+        (stays,), shapes = case.after.actors, [actor.shape for actor in case.before.actors]
+        own = (stays.colour, *([stays.shape] if shapes.count(stays.shape) == 1 else ()))
+        assert set(positions(pipe, prompts[1], own)) <= set(rule.tokens)
+        assert not set(rule.tokens) & set(positions(pipe, prompts[1], (case.after.background,)))

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from genkit.attention.method import Method
+from genkit.errors import UsageError
 from genkit.patching import Schedule, patch
 from genkit.training.data.pool import Pool, Sample
 from genkit.training.engine.curriculum import Size, Stage, batch_for, draw_size
@@ -73,13 +74,16 @@ class Task(nn.Module, ABC):
     def save(self, path: Path) -> Path:
         """Write what was trained as it is used later; returns the file."""
 
-    @abstractmethod
     def take(self, path: Path) -> None:
         """Begin with what :meth:`save` once wrote, such as a model's own file after the model was trained further.
 
+        A task that does not say how begins with checkpoints only.
+
         Raises:
             ArtifactError: a file that does not fit.
+            UsageError: the task takes checkpoints only.
         """
+        raise UsageError(f"--start-from: got {path}, allowed: a checkpoint.pt of an earlier run of this task")
 
     @property
     @abstractmethod
