@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 
 import numpy as np
 import pytest
@@ -146,3 +147,12 @@ def test_a_taught_encoder_is_kept_for_the_runs_to_come(tmp_path):
     teach_text(options, first, tokenizer, shape_question())
     teach_text(options, again, tokenizer, shape_question())
     assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), again.state_dict().values(), strict=True))
+
+
+def test_no_text_steps_keep_the_encoder_of_the_weights(tmp_path):
+    tokenizer = build_word_tokenizer()
+    encoder = build_text_encoder(len(tokenizer), 32)
+    before = copy.deepcopy(encoder.state_dict())
+    options = argparse.Namespace(folder=tmp_path, weights="toy-video", text_steps=0, seed=0)
+    teach_text(options, encoder, tokenizer, shape_question())
+    assert all(torch.equal(value, before[name]) for name, value in encoder.state_dict().items())

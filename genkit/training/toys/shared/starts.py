@@ -13,6 +13,7 @@ from torch import nn
 
 from genkit.errors import ArtifactError, UsageError
 from genkit.models.registry import locate
+from genkit.reading import whole
 from genkit.training.engine.checkpoint import atomic_save
 from genkit.training.engine.loop import process_rank, wait_for_all
 from genkit.training.engine.warm_start import begin_from
@@ -28,7 +29,10 @@ _KEEP = 3.0
 def add_text_steps(parser: argparse.ArgumentParser) -> None:
     """The option of models whose text encoder is taught first."""
     parser.add_argument(
-        "--text-steps", type=int, default=400, help="steps of 96 captions before the first picture (default 400)"
+        "--text-steps",
+        type=whole(0),
+        default=400,
+        help="steps of 96 captions before the first picture (default 400); 0 keeps the encoder of --weights as it is",
     )
 
 
@@ -98,10 +102,13 @@ def teach_text(
     """Teach an encoder word order on captions, once for a run: the result lies in ``text/final`` of its folder.
 
     Args:
-        options: of the run; with ``--weights`` the encoder stays near what it said before.
+        options: of the run; with ``--weights`` the encoder stays near what it said before, and with ``--text-steps 0``
+            it is not touched.
         encoder, tokenizer: of the model in training.
         question, masked, slots: see :func:`genkit.training.toys.shared.text_order.pretrain`.
     """
+    if options.weights and not options.text_steps:
+        return
     final = options.folder / "text" / "final"
     if process_rank() == 0 and not (final / "encoder.pt").exists():
         right = teach_order(
