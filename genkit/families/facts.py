@@ -101,6 +101,23 @@ class Streaming:
 
 
 @dataclass(frozen=True)
+class History:
+    """How pipelines make a video chunk by chunk that go on by themselves from latents they are given.
+
+    Their calls take ``video_latents``, the latest ones, and ``image_latents``, the first one of all.
+
+    Args:
+        chunk: latent frames made at once, each chunk decoded by itself.
+        recent: latest latent frames that a chunk sees beside the first one.
+        steps: regular expression for the pipelines whose calls take a number of steps.
+    """
+
+    chunk: int
+    recent: int
+    steps: str = ".*"
+
+
+@dataclass(frozen=True)
 class PipelineFacts:
     """The pipelines of one family. What is None is not known, and whoever needs it says so.
 
@@ -140,7 +157,7 @@ class PipelineFacts:
     inputs: Mapping[str, Inputs] = field(default_factory=dict)
     others: Mapping[str, tuple[Other, ...]] = field(default_factory=dict)
     priors: tuple[str, ...] = ()
-    streaming: Streaming | None = None
+    streaming: Streaming | History | None = None
     tasks: Mapping[str, str] = field(default_factory=dict)
 
     def covers(self, class_name: str) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from genkit.families.base import MAIN, Family, OpenLayout, SiteRule, Streams
-from genkit.families.facts import PipelineFacts
+from genkit.families.facts import History, PipelineFacts
 from genkit.families.grids import latent_grid
 from genkit.layout import GRID, Segment, TokenLayout
 
@@ -35,6 +35,12 @@ FAMILY = Family(
     text="apart",
     video=True,
     branches=("cond", "uncond"),
-    facts=PipelineFacts(pattern="Helios.*", fps="24", lora_targets=r"blocks\.\d+\.attn[12]\.(?:to_[qkv]|to_out\.0)"),
+    facts=PipelineFacts(
+        pattern="Helios.*",
+        fps="24",
+        lora_targets=r"blocks\.\d+\.attn[12]\.(?:to_[qkv]|to_out\.0)",
+        streaming=History(chunk=9, recent=19, steps="HeliosPipeline"),
+        tasks={"stream": "Helios(?:Pyramid)?Pipeline"},
+    ),
     notes="The long, middle and short histories are plain tokens for methods: their coarser grids are not used.",
 )

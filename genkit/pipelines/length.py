@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from genkit.families.facts import History
 from genkit.families.lookup import facts_of, records
 from genkit.pipelines.kinds import ARGUMENTS, IMAGE
 
@@ -25,7 +26,7 @@ class TrainedLength:
 
 def trained_length(model: Any) -> TrainedLength | None:
     """From the model's ``genkit.json``, the family's record, or the default of the pipeline's call, which is the length
-    that the published weights are made for; None when nobody tells.
+    that the published weights are made for; None when nobody tells, or the pipeline goes on by itself without an end.
 
     Args:
         model: a :class:`genkit.pipelines.model.Model`.
@@ -36,6 +37,8 @@ def trained_length(model: Any) -> TrainedLength | None:
     if told is not None:
         return TrainedLength(int(told), "its genkit.json")
     facts = facts_of(model.class_name)
+    if facts is not None and isinstance(facts.streaming, History):
+        return None  # chunk after chunk, whatever the length
     if facts is not None and facts.streaming is not None:
         return TrainedLength(facts.streaming.frames, "its family's record")
     for name in ARGUMENTS["num_frames"]:

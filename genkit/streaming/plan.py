@@ -1,4 +1,4 @@
-"""How a pipeline's model can be streamed: by a cache of keys and values, or by clean frames before each chunk."""
+"""How a pipeline's model can be streamed: a cache of keys and values, clean frames before a chunk, its own way."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from typing import Any
 
 from genkit.errors import UnsupportedError, UsageError, explain
 from genkit.families.codec import Codec
-from genkit.families.facts import Streaming
+from genkit.families.facts import History, Streaming
 from genkit.families.lookup import able, facts_of
 from genkit.models import Sidecar, read_sidecar
 from genkit.streaming.window import Window
 
-CACHE, FRAMES = "cache", "frames"
+CACHE, FRAMES, HISTORY = "cache", "frames", "history"
+#: Ways to choose between; a pipeline that goes on by itself has "history" and no other.
 CONTEXTS = (CACHE, FRAMES)
 LATENTS, PIXELS = "latents", "pixels"
 CARRIED = (LATENTS, PIXELS)
@@ -27,23 +28,31 @@ class StreamPlan:
     Args:
         context: "cache": earlier frames are keys and values that a clean pass wrote after each chunk, for causal and
             diffusion-forcing models. "frames": the latest clean frames stand before the chunk in the sequence at noise
-            level 0, for models that are trained to be given frames.
+            level 0, for models that are trained to be given frames. "history": the pipeline's own way to go on.
         window: which frames a chunk sees. With "frames" it has no sink.
         carried: with "frames", what is carried over: "latents" as they are, or "pixels" of the latest frames, encoded
             anew as the beginning of a clip.
-        record: of the family. codec: likewise.
+        record, codec: of the family; None with "history".
     """
 
     context: str
     window: Window
     carried: str
-    record: Streaming
-    codec: Codec
+    record: Streaming | None
+    codec: Codec | None
 
     def new(self, made: int) -> int:
         """Latent frames of the chunk after ``made`` ones: where clean frames stand before the later chunks, the first
         one fills their place."""
         return self.window.length if self.context == FRAMES and made == 0 else self.window.chunk
+
+    def step(self, every: int) -> int:
+        """Frames of a chunk after the first one; with "history" every chunk is decoded by itself.
+
+        Args:
+            every: frames behind a latent one.
+        """
+        return 1 + every * (self.window.chunk - 1) if self.context == HISTORY else every * self.window.chunk
 
     def begin(self, frame: int, every: int) -> int:
         """First frame of the first chunk that begins at a frame or later.
@@ -51,7 +60,7 @@ class StreamPlan:
         Args:
             frame: in the stream. every: frames behind a latent one.
         """
-        first, step = 1 + every * (self.new(0) - 1), every * self.window.chunk
+        first, step = 1 + every * (self.new(0) - 1), self.step(every)
         return frame if frame == 0 else first + max(0, -(-(frame - first) // step)) * step
 
 
@@ -84,6 +93,11 @@ def plan_stream(
     if facts is None or record is None or not facts.can("stream", class_name):
         known = ", ".join(able("stream"))
         raise UnsupportedError(f"{class_name} cannot be streamed; pipelines that can: {known}")
+    if isinstance(record, History):
+        given = {
+            "context": context, "chunk": chunk, "sink": sink, "recent": recent, "trained": trained, "carried": carried
+        }  # fmt: skip
+        return _history(class_name, record, {name: value for name, value in given.items() if value is not None})
     if facts.codec is None:
         raise UnsupportedError(f"{class_name}: its family's record does not tell how latents are normalised")
     if config("transformer_2"):
@@ -118,6 +132,17 @@ def plan_stream(
     if patch > 1:
         raise UnsupportedError(f"{class_name}: its tokens span {patch} latent frames; streams make them one by one")
     return StreamPlan(context, window, carried, record, facts.codec)
+
+
+def _history(class_name: str, record: History, given: dict[str, Any]) -> StreamPlan:
+    """The plan of a pipeline that goes on by itself."""
+    if given.pop("context", HISTORY) != HISTORY or given:
+        raise UsageError(
+            f"{class_name} goes on in its own way, {record.chunk} latent frames at once after the latest "
+            f"{record.recent}; leave the settings of the stream out"
+        )
+    window = Window(record.chunk, 1, record.recent, 1 + record.recent + record.chunk)
+    return StreamPlan(HISTORY, window, LATENTS, None, None)
 
 
 def _context(class_name: str, record: Streaming, sidecar: Sidecar, block: int, one: bool, context: str | None) -> str:

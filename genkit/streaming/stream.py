@@ -2,48 +2,27 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 
-from genkit.errors import ArtifactError, UnsupportedError, UsageError, explain
+from genkit.errors import UnsupportedError, UsageError, explain
 from genkit.families.lookup import facts_of
 from genkit.patching import patch, unrotated
 from genkit.streaming.attention import StreamAttention
 from genkit.streaming.cache import Evicted, RollingCache
+from genkit.streaming.chunks import ChunkStream
 from genkit.streaming.decode import ChunkDecoder
 from genkit.streaming.plan import FRAMES, PIXELS, configs_of, plan_stream, sidecar_of
-from genkit.streaming.prompts import Prompts, Travel
+from genkit.streaming.prompts import Prompts
 from genkit.streaming.sampling import Sampler, Stepped, drawn
 
 COND, UNCOND = "cond", "uncond"
 
 
-@dataclass(frozen=True)
-class Chunk:
-    """Frames that were made at once.
-
-    Args:
-        index: of the chunk, from 0.
-        start: number of its first frame in the stream.
-        frames: uint8 (T, H, W, 3).
-        prompt: that was in force.
-        seconds: wall time, decoding included.
-    """
-
-    index: int
-    start: int
-    frames: np.ndarray
-    prompt: str
-    seconds: float
-
-
-class Stream:
+class Stream(ChunkStream):
     """Iterates over the chunks of a video that has no end. Memory and time per chunk do not grow.
 
     ``for chunk in Stream(pipe, "a red circle bounces on a blue background"): show(chunk.frames)``
@@ -121,6 +100,9 @@ class Stream:
         )  # fmt: skip
         if isinstance(context_noise, bool) or not isinstance(context_noise, (int, float)) or not 0 <= context_noise < 1:
             raise UsageError(explain("context_noise", context_noise, "a noise level of at least 0 and below 1"))
+        if self.plan.record is None or self.plan.codec is None:
+            raise UnsupportedError(f"{name} goes on in its own way; take genkit.streaming.HistoryStream")
+        self.record, self.codec = self.plan.record, self.plan.codec
         self.attention = StreamAttention(keep=keep)
         if self.plan.context == FRAMES and keep != 1:
             raise UsageError("keep belongs to context='cache'; with 'frames' patch the pipeline with any method")
@@ -143,11 +125,8 @@ class Stream:
         self.sampler = Sampler(pipeline.scheduler, filled["steps"], renoise)
         self.context_noise = float(context_noise)
         self.fps = float(told.get("fps") or (facts.fps if facts is not None else None) or 16) if fps is None else fps
-        self.decoder = ChunkDecoder(pipeline.vae, self.plan.codec)
-        self.travel = Travel(prompt)
-        self.seed = seed
-        self._closed = False
-        self.reset()
+        self.decoder = ChunkDecoder(pipeline.vae, self.codec)
+        super().__init__(pipeline, prompt, seed)
 
     def _size(self, rule: Any) -> tuple[int, int]:
         """Rows and columns of latents."""
@@ -160,37 +139,11 @@ class Stream:
                 raise UsageError(explain(name, size, f"a multiple of {each * of}"))
         return self.height // each, self.width // each
 
-    def reset(self, prompt: Prompts | None = None, seed: int | None = None) -> None:
-        """Forget everything that was made: the next chunk is the first of another video.
-
-        Args:
-            prompt, seed: new ones; None keeps what there is (an iterable of prompts goes on).
-        """
-        if prompt is not None:
-            self.travel = Travel(prompt)
-        self.seed = self.seed if seed is None else seed
-        self.generator = torch.Generator("cpu").manual_seed(self.seed)
+    def _forget(self) -> None:
         self.decoder.reset()
-        self.index = self.made = self.frames = 0  # chunks, latent frames, frames
         self._before: torch.Tensor | None = None  # the latest clean latents or pixels
         self._text: tuple[str, dict[str, torch.Tensor]] | None = None
-        self._next: str | None = None  # the prompt of a chunk that was begun
         self.caches: dict[str, RollingCache] = {}
-
-    def close(self) -> None:
-        """End the stream and give its memory back."""
-        self.reset()
-        self._closed = True
-
-    @property
-    def prompt(self) -> str | None:
-        """The prompt of the latest chunk; setting it puts another in force from the next chunk on."""
-        return None if self._text is None else self._text[0]
-
-    @prompt.setter
-    def prompt(self, text: str) -> None:
-        self.travel.replace(text)
-        self._next = None
 
     @property
     def bytes(self) -> int:
@@ -198,36 +151,19 @@ class Stream:
         before = 0 if self._before is None else self._before.numel() * self._before.element_size()
         return before + self.decoder.bytes + sum(cache.bytes for cache in self.caches.values())
 
-    def __iter__(self) -> Iterator[Chunk]:
-        return self
+    def _restorer(self) -> Callable[[], None]:
+        decoded = self.decoder.state
 
-    def __next__(self) -> Chunk:
-        """The next chunk. One that fails or is interrupted leaves the stream as it was."""
-        if self._closed:
-            raise StopIteration
-        begun = time.perf_counter()
-        if self._next is None:
-            self._next = self.travel.at(self.frames)
-        text = self._next
-        if text is None:
-            raise StopIteration
-        drawn_so_far, decoded = self.generator.get_state(), self.decoder.state
-        try:
-            with torch.no_grad():
-                states = self._states(text)
-                front = self._front()
-                latents = self._make(states, front)
-                pixels = self._pixels(latents, front)
-            frames = _as_frames(pixels)
-        except BaseException:
-            self.generator.set_state(drawn_so_far)
+        def back() -> None:
             self.decoder.state = decoded
-            raise
-        self._keep(latents, pixels)
-        self._next = None
-        chunk = Chunk(self.index, self.frames, frames, text, time.perf_counter() - begun)
-        self.index, self.made, self.frames = self.index + 1, self.made + latents.shape[2], self.frames + len(frames)
-        return chunk
+
+        return back
+
+    def _chunk(self, text: str) -> tuple[torch.Tensor, torch.Tensor]:
+        states = self._states(text)
+        front = self._front()
+        latents = self._make(states, front)
+        return latents, self._pixels(latents, front)
 
     def _states(self, text: str) -> dict[str, torch.Tensor]:
         """Text states of every branch, encoded once per prompt."""
@@ -240,10 +176,6 @@ class Stream:
             states = {COND: positive, **({UNCOND: negative} if guided else {})}
             self._text = text, {branch: state.to(self.pipeline.transformer.dtype) for branch, state in states.items()}
         return self._text[1]
-
-    @property
-    def _device(self) -> Any:
-        return self.pipeline._execution_device
 
     def _make(self, states: dict[str, torch.Tensor], front: torch.Tensor | None) -> torch.Tensor:
         """Clean latents of the next chunk alone."""
@@ -275,7 +207,7 @@ class Stream:
             return None
         carried = self._before
         if self.plan.carried == PIXELS:
-            carried = self.plan.codec.encode(self.pipeline.vae, carried)
+            carried = self.codec.encode(self.pipeline.vae, carried)
         return carried.to(self._device).float()
 
     def _guided(self, states: dict[str, torch.Tensor], front: torch.Tensor | None) -> Callable[..., torch.Tensor]:
@@ -301,7 +233,7 @@ class Stream:
         """One call of the denoiser for one branch."""
         model, tokens = self.pipeline.transformer, self._tokens
         self.attention.call.cache = self.caches.get(branch)
-        told = self.plan.record.told(model, levels.to(latents.device), tokens, self.fps)
+        told = self.record.told(model, levels.to(latents.device), tokens, self.fps)
         facts = {"step_index": step, "num_inference_steps": len(self.sampler.scheduler.timesteps)}
         with model.cache_context(branch, **facts):
             return model(hidden_states=latents.to(model.dtype), encoder_hidden_states=state, return_dict=False, **told)[
@@ -366,11 +298,3 @@ class Stream:
         if self._before is not None and made.shape[2] < count:
             made = torch.cat([self._before.to(made), made], 2)
         self._before = made[:, :, -count:].clone()
-
-
-def _as_frames(pixels: torch.Tensor) -> np.ndarray:
-    """uint8 (T, H, W, 3) of pixels (1, 3, T, H, W) in -1..1."""
-    values = pixels[0].float().permute(1, 2, 3, 0)
-    if not bool(torch.isfinite(values).all()):
-        raise ArtifactError("the model returned NaN or infinite pixels; try float32 or other weights")
-    return ((values / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()

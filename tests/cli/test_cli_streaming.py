@@ -186,3 +186,29 @@ def test_other_models_and_files_that_exist(tiny_sd, generate, tmp_path, capsys):
     (tmp_path / "a.mp4").write_bytes(b"mine")
     code, _, err = generate(*STREAM, "-o", str(tmp_path / "a.mp4"))
     assert code == 2 and "exists; use --force" in err and (tmp_path / "a.mp4").read_bytes() == b"mine"
+
+
+@pytest.fixture(scope="module")
+def helios_folder(tmp_path_factory):
+    from tiny_helios import build_tiny_helios
+
+    folder = tmp_path_factory.mktemp("helios")
+    build_tiny_helios().save_pretrained(folder)
+    return folder
+
+
+def test_a_pipeline_that_goes_on_by_itself_is_streamed_in_its_own_way(helios_folder, tmp_path, capsys):
+    path, size = tmp_path / "a.mp4", ["--height", "64", "--width", "64", "--max-sequence-length", "8"]
+    command = ["generate", "a red circle", "--model", str(helios_folder), "--stream", *size, "-o", str(path)]
+    command += ["--steps", "1", "--guidance-scale", "1", "--seed", "3"]
+    travel = ["--prompt", "a blue square", "--at", "20", "--num-frames", "36"]
+    assert main([*command, *travel]) == 0, capsys.readouterr().err
+    assert len(read_mp4(path)[0]) == 36
+    for wrong, words in (
+        (["--stream-args", "keep=0.5"], "--stream-args keep: HeliosPipeline goes on in its own way"),
+        (["--stream-args", "chunk=3"], "9 latent frames at once after the latest 19"),
+        (["--prompt", "a blue square", "--at", "40", "--num-frames", "60"], "the last chunk begins at 33"),
+    ):
+        capsys.readouterr()
+        assert main([*command, "--force", *wrong]) == 2
+        assert words in capsys.readouterr().err

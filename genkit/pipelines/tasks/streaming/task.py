@@ -12,6 +12,7 @@ from genkit.pipelines.task import Made, Task
 from genkit.pipelines.tasks.inputs.settings import given_flags
 
 if TYPE_CHECKING:
+    from genkit.streaming import ChunkStream
     from genkit.streaming.plan import StreamPlan
 
 
@@ -36,7 +37,7 @@ def asked_by(settings: GenerateSettings) -> str | None:
 def resolve(settings: GenerateSettings):
     """A request for a stream; the number of frames may be left open, and need not be one that a single run can make."""
     from genkit.pipelines.resolve import Draft
-    from genkit.streaming.plan import CACHE, plan_stream
+    from genkit.streaming.plan import CACHE, HISTORY, plan_stream
 
     for other, given in (("--upscale", settings.upscale > 1), ("--num-videos", settings.num_videos > 1),
                          ("--enlarge", settings.enlarge > 1), ("--vae-tiling", settings.vae_tiling),
@@ -47,6 +48,11 @@ def resolve(settings: GenerateSettings):
     draft = Draft(settings.replace(num_frames=None))
     window = {name: value for name, value in arguments.items() if name not in ("context_noise", "keep", "renoise")}
     plan = plan_stream(draft.model.class_name, draft.model.config, draft.model.sidecar, **window)
+    further = sorted(arguments.keys() - window.keys())
+    if plan.context == HISTORY and further:
+        raise UsageError(
+            f"--stream-args {', '.join(further)}: {draft.model.class_name} goes on in its own way; leave it out"
+        )
     if plan.context == CACHE and draft.attention is not None:
         raise UsageError(
             "--attention and a stream over a cache work on the same layers; leave --attention out (--stream-args "
@@ -79,7 +85,7 @@ def _check_in_force(plan: StreamPlan, every: int, planned: list[int], frames: in
     begins = [plan.begin(frame, every) for frame in planned]
     for number, (frame, begin) in enumerate(zip(planned, begins, strict=True)):
         if frames is not None and begin >= frames:
-            last = plan.begin(max(0, frames - every * plan.window.chunk), every)
+            last = plan.begin(max(0, frames - plan.step(every)), every)
             last = last if last < frames else 0
             raise UsageError(
                 f"--at: got {frame}, but no chunk of a video of {frames} frames begins there or later, so its prompt "
@@ -88,33 +94,44 @@ def _check_in_force(plan: StreamPlan, every: int, planned: list[int], frames: in
         if begin in begins[number + 1 :]:
             raise UsageError(
                 f"--at: got {frame} and {planned[number + 1]}, but the next chunk begins at {begin}, with the later "
-                f"prompt; chunks have {every * plan.window.chunk} frames, give them that far apart"
+                f"prompt; chunks have {plan.step(every)} frames, give them that far apart"
             )
 
 
 def stream(run) -> Iterator[Any]:
     """Frames uint8 (T, H, W, 3), chunk by chunk; they end where as many are made as the settings ask for."""
-    from genkit.streaming import Stream
-
-    settings, asked, arguments = run.settings, run.request.inputs, run.arguments
-    plan, window = asked.plan, asked.plan.window
-    own = {name: value for name, value in settings.arguments().items() if name in ("context_noise", "keep", "renoise")}
     with run.patched():
-        made = Stream(
-            run.pipeline, {0: arguments["prompt"], **asked.prompts}, negative_prompt=arguments.get("negative_prompt"),
-            context=plan.context, chunk=window.chunk, sink=window.sink, recent=window.recent, trained=window.trained,
-            carried=plan.carried if plan.context == "frames" else None, steps=settings.steps,
-            guidance_scale=settings.guidance_scale, height=settings.height, width=settings.width,
-            max_sequence_length=settings.max_sequence_length, seed=settings.seed, fps=float(run.fps or 16),
-            stepped=run.step, **own,
-        )  # fmt: skip
-        left = settings.num_frames
+        made = _stream_of(run)
+        left = run.settings.num_frames
         while left is None or left > 0:
             if run.turn is not None:
                 run.turn(made)
             chunk = next(made).frames
             yield chunk if left is None else chunk[:left]
             left = None if left is None else left - len(chunk)
+
+
+def _stream_of(run) -> ChunkStream:
+    """The stream that was asked for."""
+    from genkit.streaming import HistoryStream, Stream
+    from genkit.streaming.plan import FRAMES, HISTORY
+
+    settings, asked, arguments = run.settings, run.request.inputs, run.arguments
+    plan, window = asked.plan, asked.plan.window
+    prompts = {0: arguments["prompt"], **asked.prompts}
+    common = {
+        "negative_prompt": arguments.get("negative_prompt"), "steps": settings.steps,
+        "guidance_scale": settings.guidance_scale, "height": settings.height, "width": settings.width,
+        "max_sequence_length": settings.max_sequence_length, "seed": settings.seed, "stepped": run.step,
+    }  # fmt: skip
+    if plan.context == HISTORY:
+        return HistoryStream(run.pipeline, prompts, **common)
+    own = {name: value for name, value in settings.arguments().items() if name in ("context_noise", "keep", "renoise")}
+    return Stream(
+        run.pipeline, prompts, context=plan.context, chunk=window.chunk, sink=window.sink, recent=window.recent,
+        trained=window.trained, carried=plan.carried if plan.context == FRAMES else None, fps=float(run.fps or 16),
+        **common, **own,
+    )  # fmt: skip
 
 
 def run(run) -> Made:
