@@ -29,6 +29,7 @@ BENCHMARKS = {
     "sparse_student": "benchmarks.sparse_student",
     "first_prompts": "benchmarks.first_prompts",
     "bands": "benchmarks.bands",
+    "tuning_trials": "benchmarks.tuning_trials",
     "storyboards": "benchmarks.storyboards",
     "long_clips": "benchmarks.long_clips",
     "given_frames": "benchmarks.given_frames",
