@@ -41,6 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--target", action="append", choices=TARGETS, help="repeatable; default: all")
     parser.add_argument("--dim", action="append", type=int, choices=DIMS, help="head size; default: 64 and 128")
+    parser.add_argument(
+        "--only", metavar="TEXT", default="", help="kernels whose name holds this text; rows of others stay as they are"
+    )
     parser.add_argument("--processes", type=int, default=1, help="targets compiled at once, a core each")
     parser.add_argument("--output", default="kernels_static", help="name of the result files in benchmarks/results")
 
@@ -49,15 +52,26 @@ def run(options: argparse.Namespace) -> int:
     """Compile, read and write ``benchmarks/results/<output>_<target>.json`` and ``.md`` of every target, and
     ``<output>.md`` and ``.json`` with what matters of all that there are. Ten minutes of a core a target."""
     targets, dims = options.target or TARGETS, options.dim or (128, 64)
+    facts = environment()
+    if options.only and (told := [t for t in targets if not _comparable(f"{options.output}_{t}", facts)]):
+        before = {t: _compilers(_written(f"{options.output}_{t}")["environment"]) for t in told}
+        named = ", ".join(f"{target} with {versions}" for target, versions in before.items())
+        print(
+            f"compiled before: {named}; now {_compilers(facts)}. Measure these targets without --only", file=sys.stderr
+        )
+        return 1
     with ThreadPoolExecutor(options.processes) as pool:
-        found = dict(zip(targets, pool.map(lambda target: _measure(target, dims), targets), strict=True))
+        found = dict(zip(targets, pool.map(lambda target: _measure(target, dims, options.only), targets), strict=True))
     failed = [target for target, rows in found.items() if rows is None]
     if failed:
         print(f"compiling failed for {', '.join(failed)}: nothing written", file=sys.stderr)
         return 1
-    facts = environment()
     for target, rows in found.items():
-        report(f"{options.output}_{target}", {"environment": facts, "rows": rows}, _page(target, rows, facts))
+        name = f"{options.output}_{target}"
+        data = {"environment": facts, "rows": rows}
+        if options.only and (before := _written(name)):
+            data = _merged(before, data, options.only)
+        report(name, data, _page(target, data["rows"], data["environment"]))
     known = {target: data for target in TARGETS if (data := _written(f"{options.output}_{target}"))}
     report(options.output, {"summary": _summary(known)}, _overview(options.output, known))
     return 0
@@ -68,9 +82,33 @@ def _written(name: str) -> dict | None:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
-def _measure(target: str, dims: tuple[int, ...]) -> list[dict] | None:
+def _comparable(name: str, facts: dict) -> bool:
+    """Whether rows of a file come from the compiler at hand; so do those of none."""
+    before = _written(name)
+    return before is None or _compilers(before["environment"]) == _compilers(facts)
+
+
+def _compilers(facts: dict) -> str:
+    return ", ".join(f"{name} {facts['versions'][name]}" for name in ("triton", "torch"))
+
+
+def _merged(before: dict, now: dict, only: str) -> dict:
+    """Rows of kernels measured now in the place of older ones; the older environment, with both commits."""
+    kernels: dict[str, list[dict]] = {}
+    for row in before["rows"]:
+        kernels.setdefault(row["kernel"], []).append(row)
+    fresh: dict[str, list[dict]] = {}
+    for row in now["rows"]:
+        fresh.setdefault(row["kernel"], []).append(row)
+    facts = before["environment"]
+    commit = f"{facts['commit']}, {only} {now['environment']['commit']}"
+    rows = [row for mine in (kernels | fresh).values() for row in mine]
+    return {"environment": facts | {"commit": commit}, "rows": rows}
+
+
+def _measure(target: str, dims: tuple[int, ...], only: str) -> list[dict] | None:
     """The rows of a target, from a process of its own: a compiler may abort its process."""
-    command = [sys.executable, "-m", "tests.aot.measure", target, *map(str, dims)]
+    command = [sys.executable, "-m", "tests.aot.measure", target, *map(str, dims), "--only", only]
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     return None if done.returncode else [json.loads(line) for line in done.stdout.splitlines()]
 
@@ -82,8 +120,7 @@ def _page(target: str, rows: list[dict], facts: dict) -> str:
 
 
 def _told(facts: dict) -> str:
-    versions = ", ".join(f"{name} {facts['versions'][name]}" for name in ("triton", "torch"))
-    return f"Compiled with {versions}; commit {facts['commit']}. No kernel ran."
+    return f"Compiled with {_compilers(facts)}; commit {facts['commit']}. No kernel ran."
 
 
 def _summary(known: dict[str, dict]) -> list[dict]:

@@ -16,12 +16,26 @@ def unit_rows(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-def warps_work_in_fours(device: torch.device) -> bool:
-    """Whether four warps multiply together, 64 rows at a time, as on Hopper: more warps than rows / 16 would multiply
-    the same rows again."""
-    if device.type != "cuda" or torch.version.hip:
-        return False
-    return torch.cuda.get_device_capability(device)[0] == 9
+def matrix_unit(device: torch.device) -> str:
+    """How warps multiply on a device, see :func:`matrix_unit_of`; ``"warps"`` on a CPU."""
+    if device.type != "cuda":
+        return "warps"
+    if torch.version.hip:
+        return "wavefronts"
+    major, minor = torch.cuda.get_device_capability(device)
+    return matrix_unit_of(f"sm_{major}{minor}")
+
+
+def matrix_unit_of(target: str) -> str:
+    """How warps multiply on a target such as ``"sm_90"`` or ``"gfx942"``, which says how large tiles must be so that
+    none multiplies what another does.
+
+    ``"warps"``: each 16 rows; ``"fours"``: four together 64 rows, as on Hopper; ``"memory"``: operands lie in a
+    memory of the unit's own, as on data centres' Blackwell; ``"wavefronts"``: each 32 rows, as on CDNA.
+    """
+    if target.startswith("gfx"):
+        return "wavefronts"
+    return {9: "fours", 10: "memory", 11: "memory"}.get(int(target.removeprefix("sm_")[:-1]), "warps")
 
 
 def triton_refuses(x: Tensor, dtypes: Collection[torch.dtype], max_dim: int) -> str | None:

@@ -1,16 +1,18 @@
 """What kernels are made of on one target, as JSON lines: registers, stack, shared memory and their hot loops; beside
 them a plain dense forward pass and FlexAttention's templates, compiled by the same Triton.
 
-``python -m tests.aot.measure TARGET DIM [DIM ...]``; ``python -m benchmarks kernels_static`` runs it per target and
-writes the tables.
+``python -m tests.aot.measure TARGET DIM [DIM ...] [--only TEXT]``; ``python -m benchmarks kernels_static`` runs it per
+target and writes the tables.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import product
+from typing import Any, NamedTuple
 
 from genkit.kernels.block_sparse.impl.triton.tile_sizes import BULK, Tile
 from tests.aot import dense, flex_template
@@ -35,36 +37,57 @@ def asked(dim: int) -> list[Variant]:
     ]
 
 
-def measurements(arch: str, dim: int) -> Iterator[dict]:
-    """One row per loop of every kernel; ``arch`` is what :func:`pretend` was given."""
+class Kernel(NamedTuple):
+    """A kernel of the table: how it is compiled, names and tiles of its loops, and how often a step of one walks the
+    loop inside it."""
+
+    label: str
+    compile: Callable[[], Any]
+    loops: tuple[str, ...]
+    tiles: list[Tile]
+    trips: int = 1
+
+
+def measurements(arch: str, dim: int, only: str = "") -> Iterator[dict]:
+    """One row per loop of every kernel whose label holds ``only``; ``arch`` is what :func:`pretend` was given."""
+    for kernel in (*_ours(arch, dim), *(_others(arch, dim) if dim in (64, 128) else ())):
+        if only in kernel.label:
+            yield from _rows(arch, kernel)
+
+
+def _ours(arch: str, dim: int) -> Iterator[Kernel]:
     for variant in asked(dim):
         names, tile = variant.loops(arch), variant.tile(arch)
-        yield from _rows(arch, str(variant), launch(variant, arch).compile(), names, [tile] * len(names), variant.trips)
+        yield Kernel(
+            str(variant),
+            lambda v=variant: launch(v, arch).compile(),
+            names,
+            [tile] * len(names),
+            variant.trips,
+        )
     tiles = tiles_on(arch, dim, DTYPES["bf16"])
-    for kernel in KERNELS:
-        compiled = token_select(kernel, arch, dim, DTYPES["bf16"])()
-        yield from _rows(arch, f"token_select {kernel} D={dim} bf16", compiled, ("full",), [tiles[kernel]])
-    if dim in (64, 128):
-        yield from _others(arch, dim)
+    for name in KERNELS:
+        compiles = token_select(name, arch, dim, DTYPES["bf16"])
+        yield Kernel(f"token_select {name} D={dim} bf16", compiles, ("full",), [tiles[name]])
 
 
-def _others(arch: str, dim: int) -> Iterator[dict]:
+def _others(arch: str, dim: int) -> Iterator[Kernel]:
     """What ours is held against."""
-    tile = dense.tile(arch, dim)
-    yield from _rows(arch, f"dense forward D={dim} bf16", dense.compile_dense(arch, dim), ("all",), [tile])
+    compiles = partial(dense.compile_dense, arch, dim)
+    yield Kernel(f"dense forward D={dim} bf16", compiles, ("all",), [dense.tile(arch, dim)])
     tiles = flex_template.default_tiles(arch, dim)
     for tma, which in product((False, True) if arch in BULK else (False,), ("forward", "backward")):
         label = f"FlexAttention {which} D={dim} bf16, rule of three axes" + ", TMA" * tma
-        compiled = flex_template.compile_template(arch, dim, which, tma)
+        compiles = partial(flex_template.compile_template, arch, dim, which, tma)
         if which == "forward":
-            yield from _rows(arch, label, compiled, ("rule", "full"), [tiles["forward"]] * 2)
+            yield Kernel(label, compiles, ("rule", "full"), [tiles["forward"]] * 2)
         else:
             names = ("dQ: rule", "dQ: full", "dK and dV: rule", "dK and dV: full")
-            yield from _rows(arch, label, compiled, names, [tiles["dq"]] * 2 + [tiles["dkv"]] * 2)
+            yield Kernel(label, compiles, names, [tiles["dq"]] * 2 + [tiles["dkv"]] * 2)
 
 
-def _rows(arch: str, label: str, compiled, names: tuple[str, ...], tiles: list[Tile], trips: int = 1) -> Iterator[dict]:
-    """``tiles`` of the loops; ``trips``: how often a step walks the loop inside it."""
+def _rows(arch: str, kernel: Kernel) -> Iterator[dict]:
+    compiled, names, tiles = kernel.compile(), kernel.loops, kernel.tiles
     used, found = usage(compiled), hot_loops(assembly(compiled))
     if len(found) != len(names):
         names = tuple(f"loop {number}" for number in range(1, len(found) + 1))
@@ -74,10 +97,10 @@ def _rows(arch: str, label: str, compiled, names: tuple[str, ...], tiles: list[T
         scores = tile.queries * tile.keys * (2 if name == PAIRS else 1)
         yield {
             "target": arch,
-            "kernel": label,
+            "kernel": kernel.label,
             "loop": name,
             "tile": f"{tile.queries}x{tile.keys}, {tile.warps}, {tile.stages}",
-            "instructions x warps / 1,024 scores": round(loop.slots(tile.warps, scores, trips)),
+            "instructions x warps / 1,024 scores": round(loop.slots(tile.warps, scores, kernel.trips)),
             "exp2 / score": round(loop.exponentials_per_score(tile.warps * lanes, scores), 2),
             "in flight": loop.waits,
             "fences": loop.fences,
@@ -88,13 +111,18 @@ def _rows(arch: str, label: str, compiled, names: tuple[str, ...], tiles: list[T
         }
 
 
-def main(arch: str, *dims: str) -> None:
+def main() -> None:
     """Print a JSON object per loop."""
-    pretend(arch)
-    for dim in dims:
-        for row in measurements(arch, int(dim)):
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("target")
+    parser.add_argument("dim", nargs="+", type=int)
+    parser.add_argument("--only", default="", help="kernels whose label holds this text")
+    options = parser.parse_args()
+    pretend(options.target)
+    for dim in options.dim:
+        for row in measurements(options.target, dim, options.only):
             print(json.dumps(row), flush=True)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

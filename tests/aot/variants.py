@@ -57,11 +57,16 @@ MOST_CODE = {"forward": FAMILIES, "dq": FAMILIES, "dkv": (*FAMILIES, "sm_89", "s
 # Rules and biases, and whether the call was general, that spilled once where those above did not.
 SPILLED_ONCE = {
     ("sm_80", "dkv"): [("box", "low rank", True), ("none", "low rank", False)],
+    ("sm_89", "forward"): [("disc", "quadratic", True)],
     ("sm_89", "dkv"): [("disc", "quadratic", True)],
+    ("sm_90", "dq"): [("disc", "quadratic", True)],
     ("sm_90", "dkv"): [("disc", "none", True)],
     ("sm_100", "forward"): [("disc", "quadratic", True)],
     ("sm_100", "dkv"): [("none", "quadratic", True)],
-    ("sm_120", "dkv"): [("disc", "none", True), ("none", "low rank", False)],
+    ("sm_120", "forward"): [("disc", "quadratic", True)],
+    ("sm_120", "dkv"): [("disc", "none", True), ("none", "low rank", False), ("none", "quadratic", True)],
+    ("gfx942", "dq"): [("disc", "quadratic", True)],
+    ("gfx950", "forward"): [("disc", "quadratic", True)],
     ("gfx942", "dkv"): [("disc", "quadratic", True)],
 }
 
@@ -186,7 +191,11 @@ def variants(arch: str, full: bool) -> Iterator[Variant]:
         if arch in BULK or full:
             yield Variant(kernel, dim, "bf16", "box", "one rank", general=True)
         if full or (dim == 128 and arch in MOST_CODE[kernel]):
-            yield Variant(kernel, dim, "bf16", "disc", "low rank", general=True)
+            most = Variant(kernel, dim, "bf16", "disc", "low rank", general=True)
+            yield most
+            small = replace(most, block=(64, 64))
+            if small.tile(arch)[:3] != most.tile(arch)[:3]:
+                yield small
         yield from (Variant(kernel, dim, "bf16", *once) for once in SPILLED_ONCE.get((arch, kernel), ()))
         if arch == EVERYTHING or full:
             yield from (replace(rare, measured=full or kernel == "dkv") for rare in _rare(kernel, dim))
@@ -200,7 +209,7 @@ def _other_sizes(arch: str, full: bool) -> Iterator[Variant]:
     their own with everything that chooses another of them."""
     for kernel, dim in product(
         KERNELS,
-        OTHER_SIZES if full or arch == EVERYTHING else (72, 80, 96, 160, 192, 256) if arch == "sm_100" else (80,),
+        OTHER_SIZES if full or arch == EVERYTHING else (72, 80, 96, 160, 192, 256) if arch == "sm_100" else (80, 256),
     ):
         ruled = Variant(kernel, dim, "bf16", "box", general=kernel == "dkv")
         yield ruled

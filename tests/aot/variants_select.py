@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 
 from genkit.kernels.channels import padded
+from genkit.kernels.inputs import matrix_unit_of
 from genkit.kernels.token_select.impl.triton import backend as selection
 from genkit.kernels.token_select.impl.triton import kernels
 
@@ -16,7 +17,7 @@ LENGTH, HEADS, BLOCKS = 1024, 4, 8
 
 def tiles_on(arch: str, dim: int, dtype: torch.dtype) -> dict[str, selection.Tile]:
     """The tiles a target gets."""
-    return selection.tiles_for(dim, dtype, fours=arch == "sm_90")
+    return selection.tiles_for(dim, dtype, matrix_unit_of(arch))
 
 
 def token_select(kernel: str, arch: str, dim: int, dtype: torch.dtype) -> Callable[[], object]:

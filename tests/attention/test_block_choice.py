@@ -112,7 +112,7 @@ def no_launches(monkeypatch):
 
     for name in ("forward", "merge", "dq", "sum", "dkv"):
         monkeypatch.setattr(kernels, f"{name}_kernel", Kernel())
-    monkeypatch.setattr(token_triton, "warps_work_in_fours", lambda device: True)
+    monkeypatch.setattr(token_triton, "matrix_unit", lambda device: "fours")
     monkeypatch.setattr(block_triton, "copies", lambda device: False)
     monkeypatch.setattr(block_triton, "architecture", lambda device: "sm_90")
     monkeypatch.setattr(block_triton, "choose_tile", lambda *given: Tile(queries=64, keys=64, warps=4, stages=2))

@@ -13,7 +13,7 @@ import benchmarks.environment  # noqa: E402
 from benchmarks.__main__ import main  # noqa: E402
 from benchmarks.kernels import static  # noqa: E402
 from genkit.kernels.block_sparse.impl.triton.tile_sizes import Tile  # noqa: E402
-from tests.aot.budgets import over_budget  # noqa: E402
+from tests.aot.budgets import over_budget, twice  # noqa: E402
 from tests.aot.loops import Loop, hot_loops  # noqa: E402
 from tests.aot.variants import Variant  # noqa: E402
 
@@ -71,6 +71,11 @@ def test_budgets_name_what_breaks_them():
     good = Loop(380, 32, {}, 0, True, 0, 0)
     assert over_budget("sm_90", variant, tile, [good, good._replace(instructions=500)]) == []
     assert over_budget("sm_80", variant, tile, []) == []
+    # anywhere a score computed twice is told; a wavefront has twice the lanes of a warp
+    assert over_budget("sm_80", variant, tile, [good]) == [] and twice("gfx942", "dq", tile, [good]) == [
+        "2.00 exponentials per score"
+    ]
+    assert twice("sm_80", "forward", tile, [good._replace(exponentials=49)]) == ["1.53 exponentials per score"]
     bad = Loop(900, 64, {}, 0, False, 2, 3)
     told = " ".join(over_budget("sm_90", variant, tile, [good, bad]))
     for words in ("mixed blocks", "2.00 exponentials", "copy engine", "2 fences", "3 instructions"):
@@ -82,7 +87,7 @@ def test_budgets_name_what_breaks_them():
 @pytest.mark.parametrize("works", [True, False])
 def test_the_benchmark_writes_a_table_per_target(works, tmp_path, monkeypatch, capsys):
     row = {"kernel": "forward D=64 bf16, box rule", "loop": "full", static._SLOTS: 400, "exp2 / score": 2.0, "stack": 8}
-    monkeypatch.setattr(static, "_measure", lambda target, dims: [row | {"target": target}] if works else None)
+    monkeypatch.setattr(static, "_measure", lambda target, dims, only: [row | {"target": target}] if works else None)
     monkeypatch.setattr(benchmarks.environment, "RESULTS", tmp_path)
     monkeypatch.setattr(static, "report", lambda *given: benchmarks.environment.report(*given, folder=tmp_path))
     code = main(["kernels_static", "--target", "sm_80", "--target", "gfx942", "--dim", "64", "--output", "x"])
@@ -99,3 +104,28 @@ def test_the_benchmark_writes_a_table_per_target(works, tmp_path, monkeypatch, c
         assert "x_sm_90.md" in (tmp_path / "x.md").read_text()
     else:
         assert "nothing written" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_rows_of_other_kernels_stay_when_some_are_measured_again(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(benchmarks.environment, "RESULTS", tmp_path)
+    monkeypatch.setattr(static, "report", lambda *given: benchmarks.environment.report(*given, folder=tmp_path))
+    facts = {"commit": "one", "versions": {"triton": "3.9.0", "torch": "2.13"}}
+    monkeypatch.setattr(static, "environment", lambda: dict(facts))
+    cost = dict.fromkeys(("forward D=64 bf16", "token_select dq D=64 bf16", "dq D=64 bf16"), 10)
+
+    def measure(target, dims, only):
+        rest = {"exp2 / score": 1.0, "stack": 0}
+        return [{"kernel": name, static._SLOTS: n} | rest for name, n in cost.items() if only in name]
+
+    monkeypatch.setattr(static, "_measure", measure)
+    command = ["kernels_static", "--target", "sm_80", "--dim", "64", "--output", "x"]
+    assert main(command) == 0
+    cost.update({name: 7 for name in cost} | {"token_select dkv D=64 bf16": 7})
+    facts["commit"] = "two"
+    assert main([*command, "--only", "token_select"]) == 0
+    told = json.loads((tmp_path / "x_sm_80.json").read_text())
+    costs = [row[static._SLOTS] for row in told["rows"]]
+    assert costs == [10, 7, 10, 7] and told["environment"]["commit"] == "one, token_select two"
+    facts["versions"] = {"triton": "4.0.0", "torch": "2.13"}
+    assert main([*command, "--only", "token_select"]) == 1
+    assert "triton 3.9.0" in capsys.readouterr().err and json.loads((tmp_path / "x_sm_80.json").read_text()) == told

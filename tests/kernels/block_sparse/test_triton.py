@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,23 @@ def test_calls_that_need_more_registers_have_rows_of_their_own(monkeypatch):
     block_sizes.prefer("sm_80", "dkv", 64, torch.bfloat16, measured)
     assert block_sizes.choose_tile(*ask) == measured and block_sizes.choose_tile(*ask, heavy=True) == found[2]
     block_sizes.prefer("sm_80", "dkv", 64, torch.bfloat16, None)
+
+
+def test_every_row_of_the_table_is_some_calls(monkeypatch):
+    flags = [
+        dict(zip(("plain", "heavy", "bits", "quadratic"), x, strict=True)) for x in product((False, True), repeat=4)
+    ]
+    possible = [f for f in flags if f["heavy"] >= f["quadratic"] and not (f["heavy"] and f["bits"])]
+    for arch, sizes in block_sizes._TABLE.items():
+        for row, columns in sizes.items():
+            for column in columns:
+                mark = Tile(64, 64, 2, 7)
+                monkeypatch.setitem(sizes, row, columns | {column: (mark,)})
+                asked = product((40, 64, 72, 80, 96, 128, 160, 192, 256), possible)
+                kernel = row.partition(",")[0]
+                found = [block_sizes.candidates(arch, kernel, dim, torch.bfloat16, **how) for dim, how in asked]
+                monkeypatch.setitem(sizes, row, columns)
+                assert (mark,) in found, f"{arch}: no call asks for {row!r} of {column} channels"
 
 
 def test_the_copy_engine_has_tiles_of_its_own_for_blocks_that_hold_them_whole(monkeypatch):

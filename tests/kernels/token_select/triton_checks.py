@@ -22,6 +22,18 @@ def test_outputs_and_gradients_equal_brute_force(d, dtype, budget, nan_memory):
         assert error < budget, f"{name}: {error:.1e}"
 
 
+@pytest.mark.parametrize("unit", triton.UNITS)
+@pytest.mark.parametrize("d,starts", [(64, (0, 150, 161, 300)), (80, (0, 20, 130))])
+def test_tiles_of_every_matrix_unit_give_the_same(d, starts, unit, nan_memory, monkeypatch):
+    monkeypatch.setattr(triton, "matrix_unit", lambda device: unit)
+    q, k, v, selected, starts = problem(d, 1, 140, starts[-1], 2, 1, d, starts, 0.6, torch.float16, 1.0)
+    want = run_with_gradients(lambda *x: brute_force(*x, selected, starts), q.double(), k.double(), v.double())
+    have = run_with_gradients(lambda *x: token_select_attention(*x, selected, starts, backend="triton"), q, k, v)
+    for name, got, exact in zip(("out", "lse", "dq", "dk", "dv"), have, want, strict=True):
+        error = (got.double() - exact).abs().max() / exact.abs().max().clamp(min=1)
+        assert error < 3e-3, f"{name}: {error:.1e}"
+
+
 def test_groups_of_heads_change_nothing(monkeypatch):
     q, k, v, selected, starts = problem(1, 2, 20, 30, 2, 2, 16, (0, 10, 30))
     whole = run_with_gradients(lambda *x: token_select_attention(*x, selected, starts, backend="triton"), q, k, v)

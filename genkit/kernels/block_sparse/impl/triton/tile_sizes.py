@@ -65,7 +65,6 @@ def _wide(*tiles: Tile) -> dict[int, tuple[Tile, ...]]:
 _WIDE = _wide(Tile(16, 32, 8, 1))
 
 _HEAVY: _Sizes = {
-    "forward, heavy": {64: (Tile(64, 64, 8, 1), *_SMALL), 128: (Tile(64, 64, 8, 1), *_SMALL)},
     "dq, heavy": {64: (Tile(32, 64, 8, 1), *_SMALL), 128: (Tile(32, 64, 8, 1), *_SMALL)},
     # Programs of four warps are given 168 registers for some of these calls, and spill.
     "dkv, heavy": {64: (Tile(32, 32, 8, 1), *_SMALL), 128: (Tile(32, 32, 8, 1), *_SMALL)},
@@ -73,7 +72,7 @@ _HEAVY: _Sizes = {
 _HOPPER: _Sizes = _HEAVY | {
     "forward, heavy": dict.fromkeys((64, 128), (Tile(128, 32, 8, 1), Tile(64, 32, 4, 1), *_SMALL)) | _WIDE,
     "dq, heavy": dict.fromkeys((64, 128), (Tile(128, 32, 8, 1), Tile(32, 64, 8, 1), *_SMALL)),
-    "dq, quadratic": {128: (Tile(32, 64, 8, 1), *_SMALL)},
+    "dq, quadratic": {128: (Tile(128, 16, 8, 1), Tile(32, 64, 8, 1), *_SMALL)},
     # 32 keys are not for the large matrix unit, whose 64 rows two groups of four warps would both compute.
     "dkv, heavy": dict.fromkeys((64, 128), (Tile(64, 32, 8, 1), *_SMALL)),
     "forward": {
@@ -151,19 +150,24 @@ _BLACKWELL: _Sizes = _HOPPER | {
     "dkv, plain": {128: (Tile(64, 64, 8, 2), *_SMALL)},
     "dkv, bits": {128: (Tile(32, 64, 4, 2), *_SMALL)},
     "forward, heavy": {64: (Tile(64, 32, 8, 1), *_SMALL), 128: (Tile(64, 32, 8, 1), *_SMALL)},
+    "dq, quadratic": {},
 }
+# A warp takes 16 rows of a product. Where the output has more columns than rows, the warps lie side by side and must
+# have eight columns of the scores each; else they lie below each other.
 _AMPERE: _Sizes = _HEAVY | {
     "forward": {
         64: (Tile(128, 64, 8, 3), Tile(64, 64, 4, 2), *_SMALL),
         128: (Tile(128, 32, 8, 2), Tile(64, 64, 8, 2), *_SMALL),
     }
     | _WIDE
+    # Heads in two parts, up to 192 channels, spill in it.
+    | {256: (Tile(32, 64, 8, 1), *_WIDE[256])}
     # With 64 rows eight warps would take the scores twice, in heads of two parts too.
     | {96: (Tile(128, 64, 8, 2), Tile(64, 64, 4, 2), *_SMALL)},
     "forward, plain": {128: (Tile(128, 64, 8, 2), Tile(64, 64, 8, 2), *_SMALL)},
     "dq": {64: (Tile(128, 64, 8, 2), Tile(64, 32, 4, 2), *_SMALL), 128: (Tile(64, 64, 8, 2), *_SMALL)}
     | _WIDE
-    | {96: (Tile(128, 32, 8, 2), Tile(64, 32, 4, 2), *_SMALL)},
+    | {96: (Tile(128, 32, 8, 2), Tile(64, 32, 4, 2), *_SMALL), 256: (Tile(32, 64, 8, 1), *_WIDE[256])},
     "dkv": {
         64: (Tile(64, 64, 4, 2), Tile(32, 64, 4, 2), *_SMALL),
         80: (Tile(32, 64, 4, 2), *_SMALL, Tile(16, 16, 4, 1)),
@@ -175,6 +179,7 @@ _AMPERE: _Sizes = _HEAVY | {
             Tile(16, 16, 4, 1),
         ),
         **_wide(Tile(16, 16, 8, 1)),
+        256: (Tile(64, 32, 8, 1), Tile(16, 16, 8, 1)),
     },
     "dkv, plain": {
         64: (Tile(64, 128, 8, 2), Tile(32, 64, 4, 2), *_SMALL),
@@ -183,17 +188,32 @@ _AMPERE: _Sizes = _HEAVY | {
     },
     # Reading bits of masks costs registers that the tiles above leave none of.
     "forward, bits": {64: (Tile(128, 32, 8, 2), *_SMALL)},
-    "dkv, heavy": dict.fromkeys((64, 128), (Tile(64, 32, 8, 1), *_SMALL)),
+    "forward, heavy": {
+        64: (Tile(128, 64, 8, 1), Tile(64, 32, 4, 1), *_SMALL),
+        128: (Tile(128, 32, 8, 1), Tile(64, 32, 4, 1), *_SMALL),
+    }
+    | _WIDE,
+    "dq, heavy": dict.fromkeys((64, 128), (Tile(32, 64, 8, 1), *_SMALL)) | _WIDE,
+    "dkv, heavy": dict.fromkeys((64, 128), (Tile(64, 32, 8, 1), *_SMALL)) | _wide(Tile(16, 16, 8, 1)),
     # Without a rule tiles of the row above spill eight bytes, for a bias of low rank.
     "dkv, plain heavy": {64: _SMALL, 128: (Tile(32, 32, 8, 1), *_SMALL)},
 }
 # Windows together with grouped heads spill eight bytes in 64x64.
-_ADA: _Sizes = _AMPERE | {"dkv": _AMPERE["dkv"] | {64: (Tile(32, 64, 4, 2), *_SMALL)}}
-_BLACKWELL_DESKTOP: _Sizes = _AMPERE | {
-    "dkv, heavy": {64: (Tile(64, 32, 8, 1), *_SMALL), 128: (Tile(64, 32, 8, 1), *_SMALL)},
-    "dkv, quadratic": {64: (Tile(16, 32, 8, 1),)},
-    "dq, bits": {64: (Tile(64, 32, 4, 2), *_SMALL)},
+_QUADRATIC: _Sizes = {
+    "forward, quadratic": {
+        64: (Tile(128, 32, 8, 1), Tile(64, 16, 4, 1), *_SMALL),
+        128: (Tile(128, 16, 8, 1), Tile(64, 64, 8, 1), *_SMALL),
+    }
 }
+_ADA: _Sizes = _AMPERE | _QUADRATIC | {"dkv": _AMPERE["dkv"] | {64: (Tile(32, 64, 4, 2), *_SMALL)}}
+_BLACKWELL_DESKTOP: _Sizes = (
+    _AMPERE
+    | _QUADRATIC
+    | {
+        "dkv, quadratic": {64: (Tile(16, 32, 8, 1),)},
+        "dq, bits": {64: (Tile(64, 32, 4, 2), *_SMALL)},
+    }
+)
 # Four wavefronts of 64: eight would halve the registers each may use. A wavefront takes 32 rows of the scores (keys for
 # dK/dV); where a tile has fewer than 32 for each, they compute the same scores.
 _CDNA: _Sizes = {
@@ -201,13 +221,28 @@ _CDNA: _Sizes = {
         64: (Tile(128, 64, 4, 2), Tile(64, 64, 2, 2), *_SMALL),
         128: (Tile(128, 32, 4, 2), Tile(64, 32, 2, 2), *_SMALL),
     }
-    | _WIDE,
-    "dq": dict.fromkeys((64, 128), (Tile(128, 32, 4, 2), Tile(64, 32, 2, 2), *_SMALL)) | _WIDE,
-    "dkv": dict.fromkeys((64, 128), (Tile(32, 128, 4, 1), Tile(32, 64, 2, 1), *_SMALL)) | _wide(Tile(16, 16, 8, 1)),
+    | _wide(Tile(128, 32, 4, 1), Tile(64, 32, 2, 1), Tile(16, 32, 8, 1)),
+    "dq": dict.fromkeys((64, 128), (Tile(128, 32, 4, 2), Tile(64, 32, 2, 2), *_SMALL))
+    | _wide(Tile(128, 32, 4, 1), Tile(64, 16, 2, 1), Tile(16, 32, 8, 1))
+    # Parts of 128 and 64 channels would spill a register.
+    | {192: (Tile(64, 16, 2, 1), Tile(16, 32, 8, 1))},
+    "dkv": dict.fromkeys((64, 128), (Tile(32, 128, 4, 1), Tile(32, 64, 2, 1), *_SMALL))
+    | _wide(Tile(16, 128, 4, 1), Tile(16, 64, 2, 1), Tile(16, 16, 8, 1))
+    | {160: (Tile(16, 64, 2, 1), Tile(16, 16, 8, 1))},
     "dkv, bits": {128: (Tile(16, 128, 4, 1), Tile(16, 64, 2, 1), *_SMALL)},
-    "forward, heavy": {64: (Tile(64, 32, 4, 1), *_SMALL), 128: (Tile(64, 32, 4, 1), *_SMALL)},
-    "dq, heavy": {64: _SMALL, 128: _SMALL},
-    "dkv, heavy": {64: _SMALL, 128: (Tile(16, 32, 4, 1),)},
+    "forward, heavy": {
+        64: (Tile(128, 64, 4, 1), Tile(64, 32, 2, 1), *_SMALL),
+        128: (Tile(128, 32, 4, 1), Tile(64, 32, 2, 1), *_SMALL),
+    }
+    | _WIDE,
+    "dq, heavy": dict.fromkeys((64, 128), (Tile(128, 32, 4, 1), Tile(64, 32, 2, 1), *_SMALL)) | _WIDE,
+    "forward, quadratic": {64: (Tile(128, 32, 4, 1), Tile(64, 32, 2, 1), *_SMALL)},
+    "dq, quadratic": {128: (Tile(64, 16, 2, 1), *_SMALL)},
+    "dkv, heavy": {
+        64: (Tile(32, 128, 4, 1), Tile(32, 64, 2, 1), *_SMALL),
+        128: (Tile(16, 128, 4, 1), Tile(16, 64, 2, 1), Tile(16, 32, 4, 1)),
+    }
+    | _wide(Tile(16, 16, 8, 1)),
 }
 _TABLE: dict[str, _Sizes] = {
     "sm_80": _AMPERE,
@@ -275,7 +310,8 @@ def candidates(
     sizes, width = _TABLE[arch], width_class(dim)
     kind = " ".join(["plain"] * plain + ["heavy"] * heavy)
     special = [*["quadratic"] * quadratic, "heavy"] if heavy else ["bits"] if bits else []
-    rows = [f"{kernel}, {kind}", *(f"{kernel}, {name}" for name in special), kernel]
+    # "heavy" alone says less than "quadratic" and comes after it.
+    rows = [*(f"{kernel}, {name}" for name in [kind] * plain + special), kernel]
     columns = *_between(arch, dim, heavy), width
     return next(sizes[row][column] for row in rows for column in columns if column in sizes.get(row, {}))
 

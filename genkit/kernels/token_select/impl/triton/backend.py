@@ -15,7 +15,7 @@ from torch import Tensor
 from genkit.kernels.block_lists import BlockLists, invert, list_mask
 from genkit.kernels.channels import Parts as HeadParts
 from genkit.kernels.channels import head_parts, one_part, padded
-from genkit.kernels.inputs import triton_refuses, warps_work_in_fours
+from genkit.kernels.inputs import matrix_unit, triton_refuses
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 MAX_DIM = 256
@@ -74,20 +74,46 @@ class Parts(NamedTuple):
     first_query: Any
 
 
-def tiles_for(dim: int, dtype: torch.dtype, fours: bool = False) -> dict[str, Tile]:
-    """Tile sizes that spill on no architecture tried, see docs/kernels.md. ``fours``: for targets where four warps
-    multiply together (:func:`~genkit.kernels.inputs.warps_work_in_fours`)."""
+def _tiles(forward: Tile, dq: Tile, dkv: Tile) -> dict[str, Tile]:
+    return {"forward": forward, "dq": dq, "dkv": dkv}
+
+
+# By matrix unit and widest head: tiles that spill on none of its targets and in which, but for heads above 128 channels
+# on "warps" and "fours", no warp computes scores that another one does (docs/kernels.md).
+_TILES: dict[str, dict[int, dict[str, Tile]]] = {
+    "warps": {
+        64: _tiles(Tile(128, 64, 8, 2), Tile(64, 32, 4, 2), Tile(32, 64, 4, 2)),
+        # In two parts.
+        80: _tiles(Tile(128, 32, 8, 2), Tile(64, 32, 4, 2), Tile(32, 64, 4, 2)),
+        # Channels that a mask cuts off leave no registers for a second stage.
+        127: _tiles(Tile(128, 32, 8, 1), Tile(64, 64, 8, 2), Tile(64, 64, 8, 2)),
+        128: _tiles(Tile(128, 32, 8, 2), Tile(64, 64, 8, 2), Tile(64, 64, 8, 2)),
+        256: _tiles(Tile(32, 32, 4, 1), Tile(32, 64, 8, 1), Tile(32, 32, 8, 1)),
+    },
+    "fours": {
+        64: _tiles(Tile(64, 64, 4, 2), Tile(64, 64, 4, 2), Tile(64, 64, 4, 2)),
+        128: _tiles(Tile(64, 64, 4, 2), Tile(64, 64, 4, 2), Tile(32, 64, 4, 2)),
+        256: _tiles(Tile(32, 32, 4, 1), Tile(32, 32, 8, 1), Tile(32, 32, 8, 1)),
+    },
+    "memory": {
+        64: _tiles(Tile(64, 64, 4, 2), Tile(64, 32, 4, 2), Tile(32, 64, 4, 2)),
+        128: _tiles(Tile(64, 32, 4, 2), Tile(64, 32, 8, 1), Tile(32, 64, 8, 1)),
+        256: _tiles(Tile(32, 32, 4, 1), Tile(32, 32, 8, 1), Tile(32, 32, 8, 1)),
+    },
+    "wavefronts": {
+        64: _tiles(Tile(128, 64, 4, 2), Tile(128, 32, 4, 2), Tile(32, 128, 4, 1)),
+        128: _tiles(Tile(128, 32, 4, 2), Tile(128, 32, 4, 1), Tile(32, 128, 4, 1)),
+        256: _tiles(Tile(128, 32, 4, 1), Tile(128, 16, 4, 1), Tile(16, 128, 4, 1)),
+    },
+}
+UNITS = tuple(_TILES)
+
+
+def tiles_for(dim: int, dtype: torch.dtype, unit: str = "warps") -> dict[str, Tile]:
+    """Tile sizes of the kernels for a matrix unit (:func:`~genkit.kernels.inputs.matrix_unit_of`)."""
     if dtype == torch.float32:
-        small = Tile(32, 32, 4, 1)
-        return {"forward": small, "dq": small, "dkv": small}
-    if fours and dim <= 128:
-        queries = 64 if dim <= 64 else 32
-        return {"forward": Tile(64, 64, 4, 2), "dq": Tile(64, 64, 4, 2), "dkv": Tile(queries, 64, 4, 2)}
-    if dim <= 64:
-        return {"forward": Tile(64, 64, 4, 2), "dq": Tile(64, 32, 4, 2), "dkv": Tile(32, 64, 4, 2)}
-    if dim <= 128:
-        return {"forward": Tile(64, 32, 4, 2), "dq": Tile(64, 32, 8, 1), "dkv": Tile(32, 64, 8, 1)}
-    return {"forward": Tile(32, 32, 4, 1), "dq": Tile(32, 32, 8, 1), "dkv": Tile(32, 32, 8, 1)}
+        return dict.fromkeys(("forward", "dq", "dkv"), Tile(32, 32, 4, 1))
+    return next(tiles for widest, tiles in _TILES[unit].items() if dim <= widest)
 
 
 def why_not(q: Tensor, k: Tensor, v: Tensor) -> str | None:
@@ -189,7 +215,7 @@ def forward(
     lse = torch.empty(b, h, n, dtype=torch.float32, device=q.device)
     if not lse.numel():
         return out, lse
-    tile, edges = tiles_for(d, q.dtype, warps_work_in_fours(q.device))["forward"], _edges(tuple(starts), q.device)
+    tile, edges = tiles_for(d, q.dtype, matrix_unit(q.device))["forward"], _edges(tuple(starts), q.device)
     for run in _runs(_as_lines(selected, most), most, len(starts) - 1, d, h):
         work, grid = run.work(tile.queries)
         part_out = torch.empty(run.lines * run.room, d, dtype=torch.float32, device=q.device)
@@ -217,7 +243,7 @@ def backward(
     dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
     if not lse.numel():
         return dq, dk.zero_(), dv.zero_()
-    lists, tiles = _as_lines(selected, most), tiles_for(d, q.dtype, warps_work_in_fours(q.device))
+    lists, tiles = _as_lines(selected, most), tiles_for(d, q.dtype, matrix_unit(q.device))
     edges, tile = _edges(tuple(starts), q.device), tiles["dq"]
     for run in _runs(lists, most, blocks, d, h):
         work, grid = run.work(tile.queries)
