@@ -103,6 +103,11 @@ class Method:
         """
         raise TypeError(f"{type(self).__name__} defines no attend()")
 
+    def leaves(self, site: Site, cache: PatchCache) -> bool:
+        """Whether a call for which :meth:`attend` gives None is one that the method's own settings leave to the model,
+        as a schedule leaves some: such a call is not declined."""
+        return False
+
     @property
     def tells_blocks(self) -> bool:
         """Whether the method reads whole blocks of keys, token by token, and tells which: see :meth:`attend_blocks`."""

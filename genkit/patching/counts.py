@@ -72,10 +72,10 @@ class Tally:
 class Counts:
     """What happened at one site under one patch.
 
-    Args of interest: ``ran`` calls served by the method, ``outside`` calls the schedule does not cover, ``declined``
-    reason -> calls the model's own attention served instead, ``skipped`` forwards without any attention call,
-    ``pairs`` query-key pairs of all calls (rows of the batch counted, heads not), ``ran_pairs`` those that the method
-    served.
+    Args of interest: ``ran`` calls served by the method, ``outside`` calls that the schedule does not cover or the
+    method's settings leave out, ``declined`` reason -> calls the model's own attention served instead, ``skipped``
+    forwards without any attention call, ``pairs`` query-key pairs of all calls (rows of the batch counted, heads not),
+    ``ran_pairs`` those that the method served.
     """
 
     def __init__(self) -> None:

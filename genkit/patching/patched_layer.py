@@ -234,6 +234,9 @@ class PatchedLayer:
                     if assignment.check is not None:
                         self._compare(assignment, kind, q, k, v, out, call, moment)
                 return out
+            if assignment.method.leaves(site, assignment.cache):
+                assignment.counts.outside += pairs is not None
+                return None
             decided = assignment.method.declines
         if pairs is not None:
             assignment.counts.declined[str(decided)] += 1

@@ -76,8 +76,9 @@ class SiteReport:
     """What happened at one site.
 
     Args:
-        ran: calls the method served. outside: calls the schedule leaves to the model. declined: reason -> calls the
-            model's own attention served although the schedule covers them. skipped: forwards without attention.
+        ran: calls the method served. outside: calls that the schedule, or the method's own settings, leave to the
+            model. declined: reason -> calls the model's own attention served although they are the method's.
+            skipped: forwards without attention.
         density: mean over the served calls, None when unknown.
         seconds: time inside the method. own_seconds: time inside the model's own attention at this site.
         steps: sampling steps the method ran in. branches: the branches it ran in.

@@ -261,3 +261,15 @@ def test_the_unconditional_call_runs_windows_alone(wan):
     assert torch.equal(alone, uncond)
     both = run(wan, SlidingWindow(base=(2, 4), dual=True, override="both"), branch="uncond")
     assert not torch.equal(both, uncond)
+
+
+@pytest.mark.parametrize(
+    ("branch", "override", "ran"), [("uncond", "cond", 2), ("cond", "cond", 4), ("uncond", "both", 4)]
+)
+def test_text_that_the_settings_leave_to_the_model_is_not_told_as_declined(wan, branch, override, ran):
+    model, inputs = wan
+    method = SlidingWindow(base=(2, 4), dual=True, override=override)
+    with torch.no_grad(), genkit.patch(model, method) as handle:
+        DualPath.of(handle.cache).run(model, method, 0, branch, **inputs)
+        report = handle.report()
+    assert (report.ran, report.outside, report.declined) == (ran, 4 - ran, {})

@@ -243,6 +243,10 @@ class SlidingWindow(WindowMethod):
             "dual=false",
         ]
 
+    def leaves(self, site: Site, cache: PatchCache) -> bool:
+        """As :meth:`Method.leaves`: the text of calls to which the second path lends nothing."""
+        return site.role == "cross" and DualPath.of(cache).mode == OFF
+
     def density(self, site: Site, cache: PatchCache) -> Density | None:
         """Density of the window path; None for cross-attention."""
         return None if site.role == "cross" else super().density(site, cache)
