@@ -28,7 +28,6 @@ from genkit.cli import (
     tune,
 )
 from genkit.cli.interrupt import INTERRUPTED, TERMINATED
-from genkit.cli.options import usage_text
 from genkit.cli.output import (
     OutputError,
     abandon,
@@ -42,6 +41,7 @@ from genkit.cli.output import (
 )
 from genkit.cli.repeats import tell_repeats
 from genkit.cli.tasks import task_commands
+from genkit.cli.usage import usage_text
 from genkit.errors import GenkitError
 
 app = typer.Typer(

@@ -11,8 +11,8 @@ from typing import Annotated, Any
 import typer
 
 from genkit import schema
-from genkit.errors import UsageError, shortened
-from genkit.pipelines.request import Settings, flag
+from genkit.errors import UsageError
+from genkit.pipelines.request import flag
 
 SHORT = {"prompt": ("-p",), "output": ("-o",), "model": ("-m",), "check_first": ("--check",)}
 #: Parameter that holds what was written without a flag.
@@ -71,21 +71,6 @@ def with_settings(settings: type, argument: str | None = None) -> Callable[[Call
         return call
 
     return decorate
-
-
-def usage_text(error: Any) -> str:
-    """What Typer says of a wrong command line, with what to do about words too many."""
-    message = error.format_message()
-    if hasattr(error, "possibilities") and hasattr(error, "option_name"):
-        settings = getattr(getattr(error.ctx, "command", None), "callback", None)
-        other = getattr(settings, "settings", Settings).counterpart(error.option_name)
-        return f"{message.partition(' (Possible options')[0]}; {other}" if other else message
-    if "unexpected extra argument" not in message:
-        return message
-    extra = message.rpartition("(")[2].rstrip(")").split()
-    if "genkit" in extra:
-        return f"{shortened(message)}; these are two commands, run them one after the other"
-    return f'{shortened(message)}; a prompt of several words needs quotes, such as "a red circle"'
 
 
 def _take_repeated(name: str, several: str, given: dict[str, Any]) -> None:
