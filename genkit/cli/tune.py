@@ -100,6 +100,7 @@ def tune(
     from genkit.evaluation.tuning.report import check_files, write_recipe, write_report
     from genkit.evaluation.tuning.store import Store
     from genkit.evaluation.tuning.tune import TunePlan, Tuner
+    from genkit.models import locate
     from genkit.pipelines.request import COMMAND_LINE
     from genkit.pipelines.settings import GenerateSettings
 
@@ -108,6 +109,7 @@ def tune(
     name = slug(Path(model).name)
     target = output if output is not None else Path(f"{name}-{method}-tuned.yaml")
     check_files(target, force)
+    locate(model)  # a name that nobody knows is told before prompts are asked for
     cases = Cases.of(model, prompts, calibration, held_out, seed, wanted.metric == "judge")
     given = {
         "model": model, "prompt": cases.calibration[0].prompt, "seed": seed, "height": height, "width": width,

@@ -32,7 +32,7 @@ from genkit.pipelines.recipes import recipe_place
 from genkit.pipelines.request import Settings, flag
 from genkit.pipelines.schedulers import Sampler, find_sampler
 from genkit.pipelines.settings import AttentionSettings, DrawSettings, LoadSettings, SizeSettings
-from genkit.pipelines.shares import shares_of
+from genkit.pipelines.shares import check_lora_asked, shares_of
 from genkit.pipelines.single_file import SingleFile, find_files
 from genkit.pipelines.single_file import fingerprints as digests
 from genkit.pipelines.subject import through_door
@@ -159,6 +159,8 @@ class Draft:
         self.attention = Attention.of(given) if early else None
         #: Distilled LoRAs are for making something from noise; other tasks go their own way through the steps.
         self.few = few_steps_of(self.named)
+        if loads:
+            check_lora_asked(given, bool(self.named))
         self.mixing, self.loras = Mixing.of(
             self.named, given.lora_router if loads else None, given.lora_mask if loads else ()
         )

@@ -11,6 +11,22 @@ from genkit.pipelines.text import parse_pairs
 from genkit.schema import number
 
 
+def check_lora_asked(settings: LoadSettings, files: bool) -> None:
+    """Refuse what says how a LoRA is loaded where there is none.
+
+    Args:
+        settings: of the run. files: whether it has a LoRA.
+
+    Raises:
+        UsageError: such a setting without a LoRA and without a router.
+    """
+    if files or settings.lora_router is not None:
+        return
+    for name in ("lora_mask", "lora_layers", "lora_steps", "lora_partial"):
+        if getattr(settings, name):
+            raise UsageError(f"{flag(name)} needs --lora FILE")
+
+
 def shares_of(settings: LoadSettings, count: int, mixed: bool) -> tuple[Share, ...]:
     """One share for every LoRA; empty when the settings say nothing of it.
 

@@ -60,7 +60,7 @@ def test_a_dry_run_tells_and_writes_nothing(cli, tmp_path):
     [
         ([*WORDS, "--site", "blocks.9.attn1"], "allowed: blocks.0.attn1, blocks.1.attn1"),
         ([*WORDS, "--at", "7"], "--at 7: steps=7: there are 2 steps"),
-        ([*WORDS, "--at", "soon"], "steps: got 'soon'"),
+        ([*WORDS, "--at", "soon"], "--at: got 'soon', allowed: steps"),
         ([*WORDS, "--attention", "nothing"], "got 'nothing'"),
         ([*WORDS, "--attention", "broadway"], "broadway fits no attention of this model"),
         ([*WORDS, "--attention", "agent"], "has weights for every layer"),

@@ -131,6 +131,9 @@ def test_a_compiled_model_is_not_compiled_anew_for_another_step(tiny_wan, lora):
         ({"lora_steps": "0:9"}, "there are 3 steps"),
         ({"lora_steps": "often"}, "--lora-steps"),
         ({"lora_steps": "0:1", "lora": []}, "--lora-steps needs --lora"),
+        ({"lora_layers": "blocks.1=1", "lora": []}, "--lora-layers needs --lora"),
+        ({"lora_mask": "mask.png", "lora": []}, "--lora-mask needs --lora"),
+        ({"lora_partial": True, "lora": []}, "--lora-partial needs --lora"),
     ],
 )
 def test_what_has_no_meaning_is_refused_before_weights_are_read(tiny_wan, lora, more, told):

@@ -60,7 +60,10 @@ class LookPlan:
             raise UsageError("the run that is looked at computes densely; give methods to compare beside it")
         if isinstance(queries, bool) or not isinstance(queries, int) or queries < 1:
             raise UsageError(explain("queries", queries, "a whole number from 1"))
-        spans = parse_spans("steps", at)
+        try:
+            spans = parse_spans("steps", at)
+        except UsageError as error:
+            raise UsageError(explain("--at", at, "steps, such as 0,5,-1 or 10:-2")) from error
         request = resolve(settings)
         names = chosen_sites(request.model.outline, sites)
         check_methods(request.model.outline, methods)

@@ -200,6 +200,24 @@ def test_a_run_repeats_from_its_record(folders, media, capsys):
     assert "would replace what the run reads" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("size", "more", "told"),
+    [
+        ((1, 5000), [], "thin.png has 1x5000 pixels, and the size that follows it, 16x"),
+        ((1, 5000), ["--width", "64"], "thin.png has 1x5000 pixels, and the size that follows it, 64x320000"),
+        ((9000, 1), ["--height", "48"], "thin.png has 9000x1 pixels, and the size that follows it, 432000x48"),
+        ((16, 16), ["--height", "47"], "error: --height: got 47"),
+    ],
+)
+def test_a_size_that_nobody_wrote_is_told_as_that_of_the_picture(folders, media, capsys, size, more, told):
+    Image.new("RGB", size).save("thin.png")
+    given = ["--model", str(folders("i2v")), "--image", "thin.png", "--num-frames", "5", "--dry-run"]
+    assert main(["generate", "a", *given, *more]) == 2
+    line = capsys.readouterr().err
+    assert told in line
+    assert ("give --height and --width" in line) == ("follows" in told)
+
+
 def test_every_change_of_size_is_told(folders, media, capsys):
     Image.fromarray(np.zeros((60, 100, 3), np.uint8)).save("wide.png")
     given = ["--model", str(folders("i2v")), "--image", "wide.png", "--num-frames", "5", "--dry-run", "--json"]

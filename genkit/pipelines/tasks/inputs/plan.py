@@ -89,8 +89,7 @@ def _size(files: Files, draft: Draft, taken: Taken) -> tuple[int, int] | None:
     side = native_side(model.config)
     area = rows * columns if rows and columns else side and side * side
     height, width = size_for(lead.size, model, (given.height, given.width), area, model.kind is not IMAGE)
-    draft.set(height=height, width=width)
-    draft.check_sizes()
+    _take(draft, (height, width), lead)
     if given.height is None or given.width is None:
         draft.notes.append(f"the size {width}x{height} follows {lead.path.name} ({lead.size[1]}x{lead.size[0]})")
     return height, width
@@ -100,8 +99,24 @@ def _follow(seen: GivenFile, draft: Draft) -> None:
     """The size of a pipeline that looks at a picture and makes one of its proportions, of a usual area."""
     given, model = draft.given, draft.model
     area = model.sidecar.call.get(AREA, model.accepted[AREA].default)
-    draft.set(**dict(zip(SIZES, size_for(seen.size, model, (given.height, given.width), area, True), strict=False)))
-    draft.check_sizes()
+    _take(draft, size_for(seen.size, model, (given.height, given.width), area, True), seen)
+
+
+def _take(draft: Draft, size: tuple[int, int], lead: GivenFile) -> None:
+    """Make a size that of the run. One that nobody wrote is told as what it is: that of the file which it follows."""
+    try:
+        draft.set(height=size[0], width=size[1])
+        draft.check_sizes()
+        draft.model.check_size(*size, None)
+    except UsageError as error:
+        written = [flag(name) for name in ("height", "width") if getattr(draft.given, name) is not None]
+        if any(str(error).startswith(name) for name in written):
+            raise
+        rows, columns = lead.size
+        raise UsageError(
+            f"{lead.path.name} has {columns}x{rows} pixels, and the size that follows it, {size[1]}x{size[0]}, cannot "
+            f"be made ({error}); cut it to other proportions, or give --height and --width"
+        ) from error
 
 
 def _length(clip: GivenFile, draft: Draft, taken: Taken) -> None:

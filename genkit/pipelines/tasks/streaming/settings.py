@@ -43,7 +43,7 @@ class StreamSettings(Settings):
         if not self.stream:
             for flag, given in (("--stream-args", self.stream_args), ("--then", self.then), ("--at", self.at)):
                 if given:
-                    raise UsageError(f"{flag} needs --stream: a prompt that follows is for videos made chunk by chunk")
+                    raise UsageError(f"{flag} needs --stream, which makes a video chunk by chunk")
             return
         self.arguments()
         frames = self.frames()
