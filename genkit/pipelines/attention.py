@@ -158,6 +158,17 @@ class Attention:
         if self.recipe is not None:
             self.recipe.check(denoisers_of_folder(model.folder), model.name, model.class_name)
 
+    @contextmanager
+    def _of_recipe(self, steps: int | None) -> Iterator[None]:
+        """A range that does not fit and that nobody wrote is told as the recipe's, with the run it was made for."""
+        try:
+            yield
+        except UsageError as error:
+            if self.recipe is None or self.ranges is not None or not str(error).startswith("schedule "):
+                raise
+            told = self.recipe.remark(steps) or "--schedule takes the place of its ranges"
+            raise UsageError(f"--recipe {self.recipe.name}: {error}; {told}") from error
+
     def check(self, model: Model, steps: int | None, guided: bool, where: tuple[torch.device, torch.dtype]) -> None:
         """Refuse whatever the run would refuse, from the model's configuration alone.
 
@@ -175,11 +186,13 @@ class Attention:
         from genkit.patching.schedule import resolve
         from genkit.patching.targets import find_denoisers
 
-        check(model.outline, self._patched, schedule=self.schedule)
+        with self._of_recipe(steps):
+            check(model.outline, self._patched, schedule=self.schedule)
+            for part in self.parts:
+                if part.schedule is not None and steps is not None:
+                    resolve("steps", part.schedule.steps, steps)
         families = [denoiser.family for denoiser in find_denoisers(model.outline)]
         for part in self.parts:
-            if part.schedule is not None and steps is not None:
-                resolve("steps", part.schedule.steps, steps)
             _check_branches(part.schedule, families, guided)
         _check_backend(self.backend, *where)
 

@@ -183,6 +183,26 @@ def test_generate_with_a_recipe(tiny_wan, tmp_path):
         resolve(dataclasses.replace(asked, schedule="steps=7:"))
 
 
+@pytest.mark.parametrize(
+    ("schedule", "told"),
+    [
+        ({"steps": "5:10"}, "schedule steps=5:10: there are 2 steps.*for a run of 50, this run has 2"),
+        ({"layers": "7:"}, "schedule layers=7:: there are 2 layers.*--schedule"),
+    ],
+)
+def test_a_range_of_a_recipe_that_does_not_fit_is_told_as_the_recipes(tiny_wan, tmp_path, schedule, told):
+    path = tmp_path / "r.yaml"
+    parts = [{"attention": "neighborhood", "attention_args": {"size": [1, 1, 1]}, "schedule": schedule}]
+    path.write_text(yaml.safe_dump({**GOOD, "parts": parts, "provenance": {}}))
+    asked = GenerateSettings(prompt="a red circle", model=str(tiny_wan), seed=1, recipe=str(path))
+    with pytest.raises(UsageError, match=told) as caught:
+        resolve(asked)
+    assert str(caught.value).startswith("--recipe ")
+    with pytest.raises(UsageError) as caught:
+        resolve(dataclasses.replace(asked, schedule="steps=7:"))
+    assert str(caught.value).startswith("schedule steps=7:")
+
+
 def test_records_are_plain():
     from genkit.cli.recipes import describe
 
