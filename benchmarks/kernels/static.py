@@ -41,9 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--target", action="append", choices=TARGETS, help="repeatable; default: all")
     parser.add_argument("--dim", action="append", type=int, choices=DIMS, help="head size; default: 64 and 128")
-    parser.add_argument(
-        "--only", metavar="TEXT", default="", help="kernels whose name holds this text; rows of others stay as they are"
-    )
+    told = "kernels whose name holds this text, repeatable: all texts; rows of other kernels stay as they are"
+    parser.add_argument("--only", action="append", metavar="TEXT", default=[], help=told)
     parser.add_argument("--processes", type=int, default=1, help="targets compiled at once, a core each")
     parser.add_argument("--output", default="kernels_static", help="name of the result files in benchmarks/results")
 
@@ -92,7 +91,7 @@ def _compilers(facts: dict) -> str:
     return ", ".join(f"{name} {facts['versions'][name]}" for name in ("triton", "torch"))
 
 
-def _merged(before: dict, now: dict, only: str) -> dict:
+def _merged(before: dict, now: dict, only: list[str]) -> dict:
     """Rows of kernels measured now in the place of older ones; the older environment, with both commits."""
     kernels: dict[str, list[dict]] = {}
     for row in before["rows"]:
@@ -101,14 +100,15 @@ def _merged(before: dict, now: dict, only: str) -> dict:
     for row in now["rows"]:
         fresh.setdefault(row["kernel"], []).append(row)
     facts = before["environment"]
-    commit = f"{facts['commit']}, {only} {now['environment']['commit']}"
+    commit = f"{facts['commit']}, {' '.join(only)} {now['environment']['commit']}"
     rows = [row for mine in (kernels | fresh).values() for row in mine]
     return {"environment": facts | {"commit": commit}, "rows": rows}
 
 
-def _measure(target: str, dims: tuple[int, ...], only: str) -> list[dict] | None:
+def _measure(target: str, dims: tuple[int, ...], only: list[str]) -> list[dict] | None:
     """The rows of a target, from a process of its own: a compiler may abort its process."""
-    command = [sys.executable, "-m", "tests.aot.measure", target, *map(str, dims), "--only", only]
+    command = [sys.executable, "-m", "tests.aot.measure", target, *map(str, dims)]
+    command += [word for text in only for word in ("--only", text)]
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     return None if done.returncode else [json.loads(line) for line in done.stdout.splitlines()]
 

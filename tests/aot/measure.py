@@ -1,15 +1,15 @@
 """What kernels are made of on one target, as JSON lines: registers, stack, shared memory and their hot loops; beside
 them a plain dense forward pass and FlexAttention's templates, compiled by the same Triton.
 
-``python -m tests.aot.measure TARGET DIM [DIM ...] [--only TEXT]``; ``python -m benchmarks kernels_static`` runs it per
-target and writes the tables.
+``python -m tests.aot.measure TARGET DIM [DIM ...] [--only TEXT ...]``; ``python -m benchmarks kernels_static`` runs it
+per target and writes the tables.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from itertools import product
 from typing import Any, NamedTuple
@@ -48,10 +48,10 @@ class Kernel(NamedTuple):
     trips: int = 1
 
 
-def measurements(arch: str, dim: int, only: str = "") -> Iterator[dict]:
-    """One row per loop of every kernel whose label holds ``only``; ``arch`` is what :func:`pretend` was given."""
+def measurements(arch: str, dim: int, only: Collection[str] = ()) -> Iterator[dict]:
+    """One row per loop of every kernel whose label holds all of ``only``; ``arch`` as :func:`pretend` was given."""
     for kernel in (*_ours(arch, dim), *(_others(arch, dim) if dim in (64, 128) else ())):
-        if only in kernel.label:
+        if all(text in kernel.label for text in only):
             yield from _rows(arch, kernel)
 
 
@@ -116,7 +116,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("target")
     parser.add_argument("dim", nargs="+", type=int)
-    parser.add_argument("--only", default="", help="kernels whose label holds this text")
+    parser.add_argument("--only", action="append", default=[], help="kernels whose label holds this text; repeatable")
     options = parser.parse_args()
     pretend(options.target)
     for dim in options.dim:

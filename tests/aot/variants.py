@@ -67,7 +67,7 @@ SPILLED_ONCE = {
     ("sm_120", "dkv"): [("disc", "none", True), ("none", "low rank", False), ("none", "quadratic", True)],
     ("gfx942", "dq"): [("disc", "quadratic", True)],
     ("gfx950", "forward"): [("disc", "quadratic", True)],
-    ("gfx942", "dkv"): [("disc", "quadratic", True)],
+    ("gfx942", "dkv"): [("disc", "quadratic", True), ("box", "one rank", True)],
 }
 
 

@@ -115,7 +115,9 @@ def test_rows_of_other_kernels_stay_when_some_are_measured_again(tmp_path, monke
 
     def measure(target, dims, only):
         rest = {"exp2 / score": 1.0, "stack": 0}
-        return [{"kernel": name, static._SLOTS: n} | rest for name, n in cost.items() if only in name]
+        return [
+            {"kernel": name, static._SLOTS: n} | rest for name, n in cost.items() if all(text in name for text in only)
+        ]
 
     monkeypatch.setattr(static, "_measure", measure)
     command = ["kernels_static", "--target", "sm_80", "--dim", "64", "--output", "x"]
@@ -123,9 +125,12 @@ def test_rows_of_other_kernels_stay_when_some_are_measured_again(tmp_path, monke
     cost.update({name: 7 for name in cost} | {"token_select dkv D=64 bf16": 7})
     facts["commit"] = "two"
     assert main([*command, "--only", "token_select"]) == 0
+    assert main([*command, "--only", "token_select", "--only", "forward"]) == 0  # there is none
     told = json.loads((tmp_path / "x_sm_80.json").read_text())
     costs = [row[static._SLOTS] for row in told["rows"]]
-    assert costs == [10, 7, 10, 7] and told["environment"]["commit"] == "one, token_select two"
+    assert (
+        costs == [10, 7, 10, 7] and told["environment"]["commit"] == "one, token_select two, token_select forward two"
+    )
     facts["versions"] = {"triton": "4.0.0", "torch": "2.13"}
     assert main([*command, "--only", "token_select"]) == 1
     assert "triton 3.9.0" in capsys.readouterr().err and json.loads((tmp_path / "x_sm_80.json").read_text()) == told
