@@ -172,8 +172,8 @@ def _check_facts(path: Path, facts: Mapping[str, str]) -> None:
     """ArtifactError unless what a weights file tells about itself is that of one which this genkit reads."""
     if facts.get("format") != FORMAT:
         raise ArtifactError(
-            f"{path} holds no weights of genkit attention methods (format {facts.get('format')!r}, expected "
-            f"{FORMAT!r}); LoRA files are loaded by the pipeline's load_lora_weights"
+            f"{place(path)} holds no weights of genkit attention methods, allowed: a file of `genkit train weights` or "
+            "patch.weights.save(); LoRA files are loaded by --lora, or the pipeline's load_lora_weights"
         )
     if facts.get("version") != VERSION:
         raise ArtifactError(f"{path} has format version {facts.get('version')!r}, this genkit reads {VERSION!r}")

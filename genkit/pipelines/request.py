@@ -85,6 +85,10 @@ class Settings:
         """Whether the user wrote all of these settings now: an earlier run's record does not ask for anything."""
         return self._asked.issuperset(names)
 
+    def given(self, name: str) -> bool:
+        """Whether a setting was written, be it as the default has it, or differs from the default."""
+        return self.asked(name) or getattr(self, name) != _default(type(self).__dataclass_fields__[name])
+
     def check(self) -> None:
         """Rules between several settings. A group overrides this and calls ``super().check()``."""
 
@@ -145,6 +149,7 @@ class Settings:
                 asked = cls.merge(asked, given)
         made = cls(**merged)
         made._ask(asked)
+        made.check()  # once more: what was written may be what nobody would have to write
         return made
 
     def to_dict(self) -> dict[str, Any]:

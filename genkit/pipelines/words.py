@@ -57,8 +57,7 @@ class Words:
     def told(self, settings: Any, name: str = "prompt") -> tuple[str, ...]:
         """What of the texts or of the settings does nothing, one line each; ``name`` as in :meth:`texts`."""
         if isinstance(settings, WordSettings):
-            fields = WordSettings.__dataclass_fields__
-            given = [flag(key) for key in _HOW if getattr(settings, key) != fields[key].default] if not self else []
+            given = [flag(key) for key in _HOW if settings.given(key)] if not self else []
             idle = (
                 (f"{', '.join(given)}: no effect, since the prompt weighs no word, as in (red:1.3)",) if given else ()
             )

@@ -159,6 +159,9 @@ WRONG = (
     (("--prompt", "a (red:1.3) circle", "--prompt", TWO), "single prompt"),
     ((ONE, "--tile-frames", 9), "goes with several prompts"),
     ((ONE, "--single-pass"), "goes with several prompts"),
+    ((ONE, "--sharing", "kv"), "--sharing goes with several prompts"),  # as the default has it
+    ((ONE, "--transitions", 1), "--transitions goes with several prompts"),
+    ((ONE, "--border-frames", 1), "--border-frames goes with several prompts"),
     ((ONE, "--shots-by", "chain"), "goes with several prompts"),
     ((ONE, "--border-frames", 5), "goes with several prompts"),
     ((ONE, "--only-new"), "give --source-video FILE"),

@@ -88,16 +88,15 @@ class StoryboardSettings(Settings):
         super().check()
         if self.shots and self.storyboard is not None:
             raise UsageError("--shots and --storyboard both say what the shots are; leave one out")
-        fields = type(self).__dataclass_fields__
-        idle = [flag(name) for name in HOW if getattr(self, name) != fields[name].default]
+        idle = [flag(name) for name in HOW if self.given(name)]
         if getattr(self, "source_video", None) is not None:  # a clip is continued by windows too
             idle = [name for name in idle if name != flag("tile_frames")]
         if idle and not self.shots and self.storyboard is None:
             raise UsageError(f"{idle[0]} goes with several prompts: give --prompt several times, or --storyboard FILE")
-        tiles = next((name for name in TILES if getattr(self, name) != fields[name].default), None)
+        tiles = next((name for name in TILES if self.given(name)), None)
         if tiles is not None and self.shots_by == CHAIN:
             raise UsageError(f"{flag(tiles)} belongs to --shots-by {DITCTRL}, which blends tiles; leave it out")
-        if self.border_frames > 1 and (tiles is not None or self.shots_by == DITCTRL):
+        if self.given("border_frames") and (tiles is not None or self.shots_by == DITCTRL):
             raise UsageError(f"--border-frames belongs to --shots-by {CHAIN}; tiles have --tile-overlap")
         shares(self.sharing_steps, "--sharing-steps")
         if (self.sharing == "mask") != bool(self.sharing_words):
@@ -125,8 +124,7 @@ class StoryboardSettings(Settings):
 
 def tiles_asked(settings: StoryboardSettings) -> bool:
     """Whether a setting is given that only tiles have."""
-    fields = type(settings).__dataclass_fields__
-    return any(getattr(settings, name) != fields[name].default for name in TILES)
+    return any(map(settings.given, TILES))
 
 
 def asked_by(settings: StoryboardSettings) -> str | None:
