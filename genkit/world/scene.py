@@ -113,7 +113,6 @@ def draw_scene(
     moving: bool = True,
     two_share: float = 0.25,
     backgrounds: Sequence[str] = FIRST_BACKGROUNDS,
-    motions: Sequence[str] = (),
 ) -> Scene:
     """Draw a scene at random from a split.
 
@@ -124,13 +123,10 @@ def draw_scene(
         moving: False for pictures, whose actors are all ``still``.
         two_share: probability of a second actor.
         backgrounds: names to draw the background from.
-        motions: names to draw every actor's motion from, one that stands twice twice as often; none for all motions in
-            their usual shares.
     """
     if split not in SPLITS:
         raise UsageError(f"split: got {split!r}, allowed: {', '.join(SPLITS)}")
     check_backgrounds(backgrounds)
-    _check_motions(motions)
     names = tuple(COLOURS)
     while True:
         count = actors or (2 if rng.random() < two_share else 1)
@@ -142,8 +138,8 @@ def draw_scene(
         background = pick(rng, grounds)
         cast = []
         for colour in colours:
-            shape = pick(rng, _SPINNING if set(motions) == {"spin"} else SHAPES)
-            motion = _draw_motion(rng, shape, motions) if moving else "still"
+            shape = pick(rng, SHAPES)
+            motion = _draw_motion(rng, shape) if moving else "still"
             size = pick(rng, SIZES if count == 1 else SIZES[:2])
             if motion in ("grow", "shrink"):
                 size = "medium"
@@ -153,7 +149,6 @@ def draw_scene(
             return scene
 
 
-_SPINNING = tuple(shape for shape in SHAPES if shape != "circle")
 _MOTION_GROUPS = (
     ("left", "right", "up", "down"),
     tuple(DIRECTIONS)[4:],
@@ -178,15 +173,7 @@ def pick(rng: np.random.Generator, options):
     return options[int(rng.integers(len(options)))]
 
 
-def _check_motions(motions: Sequence[str]) -> None:
-    wrong = [name for name in motions if name not in MOTIONS]
-    if wrong:
-        raise UsageError(explain("motions", wrong[0], MOTIONS))
-
-
-def _draw_motion(rng: np.random.Generator, shape: str, motions: Sequence[str]) -> str:
-    if motions:
-        return pick(rng, [name for name in motions if not (name == "spin" and shape == "circle")])
+def _draw_motion(rng: np.random.Generator, shape: str) -> str:
     while True:
         level, group = rng.random(), _MOTION_GROUPS[-1]
         for candidate, share in zip(_MOTION_GROUPS, _MOTION_SHARES, strict=True):

@@ -41,20 +41,6 @@ def test_every_motion_and_shape_is_drawn():
     assert 0.15 < np.mean([len(scene.actors) == 2 for scene in scenes]) < 0.35
 
 
-def test_motions_are_drawn_from_those_that_are_named():
-    rng = np.random.default_rng(5)
-    drawn = [actor for _ in range(100) for actor in world.draw_scene(rng, motions=("spin", "bounce")).actors]
-    assert {actor.motion for actor in drawn} == {"spin", "bounce"}
-    assert {actor.motion for actor in drawn if actor.shape == "circle"} == {"bounce"}
-    assert {world.draw_scene(rng, motions=("spin",)).actors[0].shape for _ in range(60)} == {
-        "square",
-        "triangle",
-        "cross",
-    }
-    with pytest.raises(UsageError, match="motions: got 'hop'"):
-        world.draw_scene(rng, motions=("hop",))
-
-
 @pytest.mark.parametrize("split", ["train", "held_out_tuple", "held_out_pair"])
 def test_splits_hold_what_they_say(split):
     rng = np.random.default_rng(1)

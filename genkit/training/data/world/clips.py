@@ -17,9 +17,6 @@ from genkit.world.render import render_clip
 from genkit.world.scene import Scene, Tracks, actor_gap, draw_scene, lay_out
 from genkit.world.vocabulary import FIRST_BACKGROUNDS
 
-#: Motions that a latent frame of four holds badly: the outline turns or is thrown about within it.
-HARD_MOTIONS = ("spin", "spin", "spin", "bounce")
-
 
 @dataclass(frozen=True)
 class ClipSize:
@@ -51,13 +48,11 @@ class LatentPool(Pool):
         two_share: share of scenes with two objects, where the canvas holds them.
         backgrounds: names to draw backgrounds from.
         ends: give every clip ``extra``, its last frame encoded alone, (C, 1, h, w).
-        hard_share: share of scenes whose motions are :data:`HARD_MOTIONS`, the others in their usual shares.
     """
 
     two_share: float = 0.5
     backgrounds: Sequence[str] = FIRST_BACKGROUNDS
     ends: bool = False
-    hard_share: float = 0.0
 
     def __post_init__(self):
         use_onednn(self.vae)
@@ -66,9 +61,7 @@ class LatentPool(Pool):
     def encode(self, size: ClipSize, count: int) -> list[Sample]:
         scenes, clips, features = [], [], []
         for _ in range(count):
-            hard = self.hard_share and self.rng.random() < self.hard_share
-            motions = HARD_MOTIONS if hard else ()
-            scene, tracks = draw_apart(self.rng, size, self.two_share, self.backgrounds, motions)
+            scene, tracks = draw_apart(self.rng, size, self.two_share, self.backgrounds)
             scenes.append(scene)
             clips.append(render_clip(scene, tracks, size.height, size.width))
             features.append(torch.from_numpy(scene_features(scene, tracks, size.height, size.width)))
@@ -80,17 +73,12 @@ class LatentPool(Pool):
 
 
 def draw_apart(
-    rng: np.random.Generator,
-    size: ClipSize,
-    two_share: float,
-    backgrounds: Sequence[str] = FIRST_BACKGROUNDS,
-    motions: Sequence[str] = (),
+    rng: np.random.Generator, size: ClipSize, two_share: float, backgrounds: Sequence[str] = FIRST_BACKGROUNDS
 ) -> tuple[Scene, Tracks]:
     """A scene and its tracks; two objects that would touch are drawn again, so the caption tells what can be seen."""
     two = rng.random() < two_share and size.room_for_two
     while True:
-        count = 2 if two else 1
-        scene = draw_scene(rng, "train", count, size.frames > 1, backgrounds=backgrounds, motions=motions)
+        scene = draw_scene(rng, actors=2 if two else 1, moving=size.frames > 1, backgrounds=backgrounds)
         tracks = lay_out(scene, size.frames, size.height, size.width, rng)
         if actor_gap(tracks) > 0:
             return scene, tracks

@@ -95,8 +95,7 @@ def _standardise(vae: Any) -> None:
 
 
 def _pool(options: Options, parts: Parts, rng: np.random.Generator) -> LatentPool:
-    shares = {"fresh": 0.3, "two_share": 0.6, "hard_share": 0.3}
-    return LatentPool(parts["vae"], rng, backgrounds=tuple(BACKGROUNDS), ends=True, **shares)
+    return LatentPool(parts["vae"], rng, fresh=0.3, two_share=0.6, backgrounds=tuple(BACKGROUNDS), ends=True)
 
 
 def _look(model: nn.Module, options: Options, parts: Parts, folder: Path, step: int) -> dict[str, float]:
