@@ -65,7 +65,7 @@ SPILLED_ONCE = {
     ("sm_100", "dkv"): [("none", "quadratic", True)],
     ("sm_120", "forward"): [("disc", "quadratic", True)],
     ("sm_120", "dkv"): [("disc", "none", True), ("none", "low rank", False), ("none", "quadratic", True)],
-    ("gfx942", "dq"): [("disc", "quadratic", True)],
+    ("gfx942", "dq"): [("disc", "quadratic", True), ("bits", "quadratic", False)],
     ("gfx950", "forward"): [("disc", "quadratic", True)],
     ("gfx942", "dkv"): [("disc", "quadratic", True), ("box", "one rank", True)],
 }

@@ -237,7 +237,7 @@ _CDNA: _Sizes = {
     | _WIDE,
     "dq, heavy": dict.fromkeys((64, 128), (Tile(128, 32, 4, 1), Tile(64, 32, 2, 1), *_SMALL)) | _WIDE,
     "forward, quadratic": {64: (Tile(128, 32, 4, 1), Tile(64, 32, 2, 1), *_SMALL)},
-    "dq, quadratic": {128: (Tile(64, 16, 2, 1), *_SMALL)},
+    "dq, quadratic": {128: (Tile(32, 16, 1, 1), *_SMALL)},
     "dkv, heavy": {
         64: (Tile(32, 128, 4, 1), Tile(32, 64, 2, 1), *_SMALL),
         # 16x128 with four wavefronts spills a register for a bias of rank 1.
