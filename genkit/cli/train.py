@@ -84,11 +84,13 @@ def weights(
     json: Json = False,
 ) -> None:
     """Train an attention method's own weights on a frozen model; METHOD --help lists the options."""
-    from genkit.training.tasks.run import train_weights
+    from genkit.training.tasks.run import kinds, train_weights
 
+    if not arguments:
+        raise UsageError(f"genkit train weights needs METHOD: {', '.join(kinds())}; see genkit train weights --help")
     # Training tells its course on standard output, where with --json the result alone stands.
     with redirect_stdout(sys.stderr) if json else nullcontext():
-        report = train_weights(weights.__doc__ or "", arguments or ["--help"], "genkit train weights")
+        report = train_weights(weights.__doc__ or "", arguments, "genkit train weights")
     if json and report is not None:
         print_json({"report": str(report), **parse_json(read_text(report, MOST_REPORT, "report"), str(report))})
 

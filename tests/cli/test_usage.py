@@ -81,3 +81,8 @@ def test_a_group_names_its_commands(capsys, path, group):
 )
 def test_words_and_options_that_have_no_place(capsys, words, line):
     assert line in told(capsys, *words)
+
+
+def test_training_of_weights_names_what_can_be_trained(capsys):
+    line = told(capsys, "train", "weights")
+    assert "genkit train weights needs METHOD: agent, bias" in line and "--help" in line
