@@ -195,8 +195,11 @@ _AMPERE: _Sizes = _HEAVY | {
     | _WIDE,
     "dq, heavy": dict.fromkeys((64, 128), (Tile(32, 64, 8, 1), *_SMALL)) | _WIDE,
     "dkv, heavy": dict.fromkeys((64, 128), (Tile(64, 32, 8, 1), *_SMALL)) | _wide(Tile(16, 16, 8, 1)),
-    # Without a rule tiles of the row above spill eight bytes, for a bias of low rank.
-    "dkv, plain heavy": {64: _SMALL, 128: (Tile(32, 32, 8, 1), *_SMALL)},
+    # Without a rule tiles of the row above spill eight bytes at 128 channels, for a bias of low rank.
+    "dkv, plain heavy": {
+        64: (Tile(64, 32, 4, 1), *_SMALL),
+        128: (Tile(64, 16, 4, 1), Tile(32, 16, 4, 1), Tile(16, 16, 4, 1)),
+    },
 }
 # Windows together with grouped heads spill eight bytes in 64x64.
 _QUADRATIC: _Sizes = {
@@ -210,7 +213,7 @@ _BLACKWELL_DESKTOP: _Sizes = (
     _AMPERE
     | _QUADRATIC
     | {
-        "dkv, quadratic": {64: (Tile(16, 32, 8, 1),)},
+        "dkv, quadratic": {64: _SMALL},
         "dq, bits": {64: (Tile(64, 32, 4, 2), *_SMALL)},
     }
 )
