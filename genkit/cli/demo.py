@@ -45,6 +45,7 @@ def demo(
 
     logging.basicConfig(format="genkit: %(message)s", level=logging.WARNING)
     address = Address.of(host, port, auth)
+    address.check()
     if address.warning is not None:
         warn(address.warning)
     if allow_any_model:

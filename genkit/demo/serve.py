@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
+import socket
 import tempfile
 import threading
 import warnings
@@ -43,6 +45,23 @@ class Address:
         if not (name and colon and password):
             raise UsageError(explain("--auth", "***", "NAME:PASSWORD, neither of them empty"))
         return cls(host, port, (name, password))
+
+    def check(self) -> None:
+        """Refuse an address at which no server can listen, before anything is loaded.
+
+        Raises:
+            UsageError: a host that is none of this machine's, or a port that another program has.
+        """
+        try:
+            family, kind, protocol, _, place = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)[0]
+            with socket.socket(family, kind, protocol) as tried:
+                tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                tried.bind(place)
+        except OSError as error:
+            if error.errno in (errno.EADDRINUSE, errno.EACCES):
+                raise UsageError(explain("--port", self.port, "a free port of this machine; 0 takes one")) from error
+            allowed = "a name or address of this machine, such as 127.0.0.1, or 0.0.0.0 for all of them"
+            raise UsageError(explain("--host", self.host, allowed)) from error
 
     @property
     def warning(self) -> str | None:

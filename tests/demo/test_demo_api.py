@@ -211,3 +211,22 @@ def test_a_machine_too_busy_for_gradios_own_look_at_the_page_still_serves_it(mon
     monkeypatch.setattr("gradio.networking.url_ok", lambda url: False)  # what it says after three seconds
     with running(partial(make_offer, device="cpu"), Address(port=0)) as blocks:
         assert blocks.local_url.startswith("http://127.0.0.1:")
+
+
+def test_an_address_where_no_server_can_listen_is_refused_before_anything_is_loaded(capsys):
+    import socket
+
+    from genkit.cli.main import main
+
+    Address("127.0.0.1", 0).check()
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        for given, words in (
+            (["--port", str(port)], f"--port: got {port}, allowed: a free port"),
+            (["--host", "999.1.1.1"], "--host: got '999.1.1.1', allowed: a name or address of this machine"),
+            (["--host", "203.0.113.7"], "--host: got '203.0.113.7', allowed: a name or address of this machine"),
+        ):
+            assert main(["demo", *given]) == 2
+            assert words in capsys.readouterr().err
