@@ -49,6 +49,11 @@ def test_what_has_no_effect_is_said(tiny_sd, picture):
     assert "weights in the source prompt have no effect" in notes(
         ask(tiny_sd, picture, source_prompt="a (red:2) circle")
     )
+    same = "nothing asks for a change"
+    assert same in notes(ask(tiny_sd, picture, prompt="a red circle"))
+    assert same not in notes(ask(tiny_sd, picture)) and same not in notes(
+        ask(tiny_sd, picture, prompt="a (red:2) circle")
+    )
     style = StyleSettings(image=str(picture), style=str(picture), model=str(tiny_sd), prompt="a (blue:2) circle")
     assert "weights such as (red:1.3)" in notes(style)
     assert "weights such as" not in notes(style.replace(prompt="a (blue) circle, note: (a:b)"))

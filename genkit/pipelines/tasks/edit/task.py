@@ -66,6 +66,9 @@ def resolve(settings: EditSettings):
     if read.words:
         line = "weights in the source prompt have no effect: they act on what the picture shall show"
         request = replace(request, notes=(*request.notes, line))
+    if read.prompt == request.prompts.prompt and not request.prompts.words:
+        line = "the prompt says what the source prompt says, so nothing asks for a change; give another one"
+        request = replace(request, notes=(*request.notes, line))
     given = replace(given, source_prompt=read.prompt or "")
     return replace(request, inputs=given, notes=(*request.notes, *read.told))
 
