@@ -107,7 +107,10 @@ def _take(draft: Draft, size: tuple[int, int], lead: GivenFile) -> None:
     try:
         draft.set(height=size[0], width=size[1])
         draft.check_sizes()
-        draft.model.check_size(*size, None)
+        if (
+            lead.setting in ("source_video", "control") or not lead.moving
+        ):  # a clip in a picture's place is told as that
+            draft.model.check_size(*size, None)
     except UsageError as error:
         written = [flag(name) for name in ("height", "width") if getattr(draft.given, name) is not None]
         if any(str(error).startswith(name) for name in written):
