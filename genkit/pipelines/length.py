@@ -37,10 +37,11 @@ def trained_length(model: Any) -> TrainedLength | None:
     if told is not None:
         return TrainedLength(int(told), "its genkit.json")
     facts = facts_of(model.class_name)
-    if facts is not None and isinstance(facts.streaming, History):
+    streaming = None if facts is None else facts.streaming
+    if isinstance(streaming, History):
         return None  # chunk after chunk, whatever the length
-    if facts is not None and facts.streaming is not None:
-        return TrainedLength(facts.streaming.frames, "its family's record")
+    if streaming is not None:
+        return TrainedLength(streaming.frames, "its family's record")
     for name in ARGUMENTS["num_frames"]:
         default = getattr(model.accepted.get(name), "default", None)
         if isinstance(default, int) and not isinstance(default, bool) and default > 1:

@@ -94,10 +94,10 @@ def plan_stream(
         known = ", ".join(able("stream"))
         raise UnsupportedError(f"{class_name} cannot be streamed; pipelines that can: {known}")
     if isinstance(record, History):
-        given = {
+        asked = {
             "context": context, "chunk": chunk, "sink": sink, "recent": recent, "trained": trained, "carried": carried
         }  # fmt: skip
-        return _history(class_name, record, {name: value for name, value in given.items() if value is not None})
+        return _history(class_name, record, {name: value for name, value in asked.items() if value is not None})
     if facts.codec is None:
         raise UnsupportedError(f"{class_name}: its family's record does not tell how latents are normalised")
     if config("transformer_2"):
