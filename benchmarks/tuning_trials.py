@@ -159,6 +159,14 @@ def best_uniform(
     return max(good, key=lambda figures: figures["psnr" if budget.fast else "speedup"], default=None)
 
 
+MET, MISSED, UNREACHED = "yes", "no", "out of reach"
+
+
+def _word(row: dict[str, Any]) -> str:
+    """How a trial ended."""
+    return MET if row["met"] else MISSED if row["chosen"] else UNREACHED
+
+
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
@@ -168,11 +176,11 @@ def text_of(data: dict[str, Any]) -> str:
     from genkit.evaluation.shares import mean_of
     from genkit.evaluation.tuning.budget import Budget
 
-    rows, met = [], sum(each["met"] for each in data["trials"])
+    rows, words = [], [_word(each) for each in data["trials"]]
     for each in data["trials"]:
         budget = Budget.of(each["trial"].rsplit(", ", 1)[1])
         held = each["held out"].get(budget.metric)
-        line: dict[str, Any] = {"trial": each["trial"], "met": "yes" if each["met"] else "no"}
+        line: dict[str, Any] = {"trial": each["trial"], "met": _word(each)}
         if held:
             found = mean_of(held)
             line["held out"] = f"{found.mean:.3g} ± {found.error:.2g}"
@@ -189,7 +197,9 @@ def text_of(data: dict[str, Any]) -> str:
             "# Does tuning keep its word?",
             "",
             machine_line(data["environment"]),
-            f"{met} of {len(data['trials'])} trials met their budget on held-out prompts. Every trial is "
+            f"{words.count(MET)} of {len(words)} trials met their budget on held-out prompts, "
+            f"{words.count(MISSED)} missed it there, {words.count(UNREACHED)} ended without a choice: no plan kept it "
+            f"on the calibration prompts, which the command says (exit code 1, no recipe). Every trial is "
             f"`genkit tune MODEL --method METHOD --budget BUDGET --compare-uniform` at the model's default size and "
             f"steps, with {CALIBRATION} prompts of its own to choose by and {HELD_OUT} others to measure with.",
             "",

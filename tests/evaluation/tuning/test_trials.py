@@ -37,4 +37,5 @@ def test_a_report_becomes_a_row_of_the_table():
     facts = {"gpu": None, "cpu": "x", "threads": 1, "cores": 2, "python": "3", "versions": {}, "commit": "c"}
     rows = [{"trial": TRIALS[0].name, **found}, {"trial": "toy-dit, radial, psnr>=50", **missed}]
     text = text_of({"environment": facts, "trials": rows})
-    assert "1 of 2 trials met their budget" in text and "| 33 ± 2 |" in text and "none as good" in text
+    assert "1 of 2 trials met their budget" in text and "0 missed it" in text and "| out of reach |" in text
+    assert "| 33 ± 2 |" in text and "none as good" in text
