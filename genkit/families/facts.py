@@ -109,12 +109,10 @@ class History:
     Args:
         chunk: latent frames made at once, each chunk decoded by itself.
         recent: latest latent frames that a chunk sees beside the first one.
-        steps: regular expression for the pipelines whose calls take a number of steps.
     """
 
     chunk: int
     recent: int
-    steps: str = ".*"
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ FAMILY = Family(
         pattern="Helios.*",
         fps="24",
         lora_targets=r"blocks\.\d+\.attn[12]\.(?:to_[qkv]|to_out\.0)",
-        streaming=History(chunk=9, recent=19, steps="HeliosPipeline"),
+        streaming=History(chunk=9, recent=19),
         tasks={"stream": "Helios(?:Pyramid)?Pipeline"},
     ),
     notes="The long, middle and short histories are plain tokens for methods: their coarser grids are not used.",

@@ -41,10 +41,11 @@ class ChunkStream(ABC):
         pipeline: a loaded pipeline.
         prompt: see :class:`genkit.streaming.prompts.Travel`.
         seed: of all noise.
+        negative_prompt: what to keep away from.
     """
 
-    def __init__(self, pipeline: Any, prompt: Prompts, seed: int):
-        self.pipeline = pipeline
+    def __init__(self, pipeline: Any, prompt: Prompts, seed: int, negative_prompt: str | None):
+        self.pipeline, self.negative_prompt = pipeline, negative_prompt
         self.travel = Travel(prompt)
         self.seed = seed
         self._closed = False
@@ -62,6 +63,7 @@ class ChunkStream(ABC):
         self.generator = torch.Generator("cpu").manual_seed(self.seed)
         self.index = self.made = self.frames = 0  # chunks, latent frames, frames
         self._shown: str | None = None  # the prompt of the latest chunk
+        self._text: tuple[str, tuple[torch.Tensor, torch.Tensor | None]] | None = None
         self._next: str | None = None  # the prompt of a chunk that was begun
         self._forget()
 
@@ -116,6 +118,20 @@ class ChunkStream(ABC):
     @property
     def _device(self) -> Any:
         return self.pipeline._execution_device
+
+    def _encoded(self, text: str, guidance: float, length: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Text states of a prompt and of the negative one, encoded once per prompt.
+
+        Args:
+            text: the prompt. guidance: above 1 the negative prompt is needed. length: in tokens at most.
+        """
+        if self._text is None or self._text[0] != text:
+            states = self.pipeline.encode_prompt(
+                prompt=text, negative_prompt=self.negative_prompt, do_classifier_free_guidance=guidance > 1,
+                num_videos_per_prompt=1, max_sequence_length=length, device=self._device,
+            )  # fmt: skip
+            self._text = text, states
+        return self._text[1]
 
     @abstractmethod
     def _forget(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -63,8 +63,7 @@ class HistoryStream(ChunkStream):
     ):
         name, sidecar = type(pipeline).__name__, sidecar_of(pipeline)
         facts, told = facts_of(name), sidecar.defaults
-        record = None if facts is None else facts.streaming
-        if not isinstance(record, History):
+        if facts is None or not isinstance(facts.streaming, History):
             raise UnsupportedError(f"{name} does not go on by itself; take genkit.streaming.Stream")
         self.plan = plan_stream(name, configs_of(pipeline), sidecar)
         usual = {"guidance_scale": 5.0, "height": 384, "width": 640, "max_sequence_length": 512}
@@ -73,7 +72,7 @@ class HistoryStream(ChunkStream):
             "max_sequence_length": max_sequence_length,
         }  # fmt: skip
         self.call = {key: told.get(key, usual[key]) if value is None else value for key, value in given.items()}
-        if re.fullmatch(record.steps, name):
+        if "num_inference_steps" in inspect.signature(type(pipeline).__call__).parameters:
             steps = told.get("steps", 50) if steps is None else steps
             if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
                 raise UsageError(explain("steps of a stream", steps, "a whole number of at least 1"))
@@ -86,9 +85,10 @@ class HistoryStream(ChunkStream):
         if twice:
             raise UsageError(f"call of a stream: {', '.join(twice)} is given by the stream itself; leave it out there")
         self.call |= dict(call or {})
-        self.negative_prompt = told.get("negative_prompt") if negative_prompt is None else negative_prompt
         self.stepped = stepped
-        super().__init__(pipeline, prompt, seed)
+        super().__init__(
+            pipeline, prompt, seed, told.get("negative_prompt") if negative_prompt is None else negative_prompt
+        )
 
     @property
     def bytes(self) -> int:
@@ -98,18 +98,6 @@ class HistoryStream(ChunkStream):
     def _forget(self) -> None:
         self._first: torch.Tensor | None = None
         self._latest: torch.Tensor | None = None
-        self._text: tuple[str, dict[str, torch.Tensor | None]] | None = None
-
-    def _states(self, text: str) -> dict[str, torch.Tensor | None]:
-        """Text states, encoded once per prompt."""
-        if self._text is None or self._text[0] != text:
-            positive, negative = self.pipeline.encode_prompt(
-                prompt=text, negative_prompt=self.negative_prompt,
-                do_classifier_free_guidance=self.call["guidance_scale"] > 1, num_videos_per_prompt=1,
-                max_sequence_length=self.call["max_sequence_length"], device=self._device,
-            )  # fmt: skip
-            self._text = text, {"prompt_embeds": positive, "negative_prompt_embeds": negative}
-        return self._text[1]
 
     def _chunk(self, text: str) -> tuple[torch.Tensor, torch.Tensor]:
         every, chunk = self.pipeline.vae_scale_factor_temporal, self.plan.window.chunk
@@ -122,13 +110,15 @@ class HistoryStream(ChunkStream):
             return {}
 
         call = dict(self.call)
+        positive, negative = self._encoded(text, call["guidance_scale"], call["max_sequence_length"])
         if self._latest is not None:  # every call is a first chunk for the pipeline
             call |= {"video_latents": self._latest, "image_latents": self._first}
             call |= {name: False for name in _FIRST_ALONE if name in call}
         video = self.pipeline(
-            **self._states(text), **call, num_frames=1 + every * (chunk - 1), output_type="pt",
-            generator=self.generator, add_noise_to_image_latents=False, add_noise_to_video_latents=False,
-            callback_on_step_end=step_ended, callback_on_step_end_tensor_inputs=["latents"],
+            prompt_embeds=positive, negative_prompt_embeds=negative, **call, num_frames=1 + every * (chunk - 1),
+            output_type="pt", generator=self.generator, add_noise_to_image_latents=False,
+            add_noise_to_video_latents=False, callback_on_step_end=step_ended,
+            callback_on_step_end_tensor_inputs=["latents"],
         ).frames  # fmt: skip
         return made["latents"], 2 * video.permute(0, 2, 1, 3, 4).float() - 1
 

@@ -121,12 +121,13 @@ class Stream(ChunkStream):
         rule = None if facts is None or facts.sizes is None else facts.sizes(config)
         self._grid = self._size(rule)
         self.length = int(max_sequence_length or told.get("max_sequence_length") or 512)
-        self.negative_prompt = told.get("negative_prompt") if negative_prompt is None else negative_prompt
         self.sampler = Sampler(pipeline.scheduler, filled["steps"], renoise)
         self.context_noise = float(context_noise)
         self.fps = float(told.get("fps") or (facts.fps if facts is not None else None) or 16) if fps is None else fps
         self.decoder = ChunkDecoder(pipeline.vae, self.codec)
-        super().__init__(pipeline, prompt, seed)
+        super().__init__(
+            pipeline, prompt, seed, told.get("negative_prompt") if negative_prompt is None else negative_prompt
+        )
 
     def _size(self, rule: Any) -> tuple[int, int]:
         """Rows and columns of latents."""
@@ -142,7 +143,6 @@ class Stream(ChunkStream):
     def _forget(self) -> None:
         self.decoder.reset()
         self._before: torch.Tensor | None = None  # the latest clean latents or pixels
-        self._text: tuple[str, dict[str, torch.Tensor]] | None = None
         self.caches: dict[str, RollingCache] = {}
 
     @property
@@ -166,16 +166,10 @@ class Stream(ChunkStream):
         return latents, self._pixels(latents, front)
 
     def _states(self, text: str) -> dict[str, torch.Tensor]:
-        """Text states of every branch, encoded once per prompt."""
-        if self._text is None or self._text[0] != text:
-            guided = self.guidance_scale > 1
-            positive, negative = self.pipeline.encode_prompt(
-                prompt=text, negative_prompt=self.negative_prompt, do_classifier_free_guidance=guided,
-                num_videos_per_prompt=1, max_sequence_length=self.length, device=self._device,
-            )  # fmt: skip
-            states = {COND: positive, **({UNCOND: negative} if guided else {})}
-            self._text = text, {branch: state.to(self.pipeline.transformer.dtype) for branch, state in states.items()}
-        return self._text[1]
+        """Text states of every branch."""
+        positive, negative = self._encoded(text, self.guidance_scale, self.length)
+        states = {COND: positive, **({} if negative is None else {UNCOND: negative})}
+        return {branch: state.to(self.pipeline.transformer.dtype) for branch, state in states.items()}
 
     def _make(self, states: dict[str, torch.Tensor], front: torch.Tensor | None) -> torch.Tensor:
         """Clean latents of the next chunk alone."""
