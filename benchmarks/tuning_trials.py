@@ -55,7 +55,10 @@ TRIALS = (
     Trial("toy-dit", "neighborhood", "psnr>=30"),
     Trial("toy-dit", "block_select", "psnr>=30", "block=16"),
     Trial("toy-dit", "mixture_of_block", "ssim>=0.95"),
-    Trial("toy-dit", "radial", "psnr>=32"),
+    Trial("toy-dit", "broadcast", "psnr>=28"),
+    Trial("toy-dit", "broadcast", "speedup>=1.5"),
+    Trial("toy-image", "block_select", "st_lpips<=0.02", "block=16"),
+    Trial("toy-image", "mixture_of_block", "psnr>=32"),
 )
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tiny_pipelines
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 from diffusers.pipelines.wan import pipeline_wan, pipeline_wan_i2v
 from PIL import Image
 
@@ -16,9 +17,13 @@ import genkit
 from genkit import WanGivenFramesPipeline
 from genkit.cli.main import main
 from genkit.errors import UsageError
+from genkit.evaluation.given_frames import draw_begun
+from genkit.evaluation.metrics import psnr
 from genkit.families.wan import CODEC
 from genkit.pipelines.resolve import resolve
 from genkit.pipelines.settings import GenerateSettings
+from genkit.pipelines.tasks.inputs import last_frame
+from genkit.world.caption import caption
 
 SIZE = {"height": 32, "width": 32, "num_frames": 9, "num_inference_steps": 3}
 
@@ -94,6 +99,108 @@ def test_a_beginning_is_kept(given):
     seen, out = calls(given, beginning=frames)
     assert torch.equal(out[:, :, :2], encoded(given, frames))
     assert not seen[-1]["timestep"].view(1, 3, 4)[:, :2].any()
+
+
+class Exact:
+    """An autoencoder that loses nothing: four frames of a latent one, one of the first, side by side as channels."""
+
+    dtype = torch.float32
+
+    def parameters(self):
+        yield torch.zeros(1)
+
+    def modules(self):
+        return iter(())
+
+    def decode(self, latents, return_dict):
+        return (torch.cat([latents[:, :3, :1], *latents[:, :, 1:].unflatten(1, (4, 3)).permute(3, 0, 2, 1, 4, 5)], 2),)
+
+    def encode(self, pixels):
+        rest = pixels[:, :, 1:].unflatten(2, (-1, 4)).permute(0, 3, 1, 2, 4, 5).flatten(1, 2)
+        first = torch.nn.functional.pad(pixels[:, :, :1], (0, 0, 0, 0, 0, 0, 0, 9))
+        return SimpleNamespace(latents=torch.cat([first, rest], 2))
+
+
+@pytest.fixture
+def exact(monkeypatch):
+    same = CODEC.__class__(lambda _, z: z, lambda _, z: z, "BCTHW")
+    monkeypatch.setattr(last_frame, "CODEC", same)
+    return Exact()
+
+
+def test_a_last_frame_is_the_picture_and_the_others_stay(exact):
+    clean = torch.rand(4, 12, 5, 6, 6) - 0.5
+    pictures = torch.rand(2, 3, 6, 6) - 0.5
+    before = last_frame.CODEC.decode(exact, clean)
+    after = last_frame.CODEC.decode(exact, last_frame.ending(exact, clean, pictures))
+    assert before.shape[2] == 17
+    torch.testing.assert_close(after[:, :, :-1], before[:, :, :-1])
+    torch.testing.assert_close(after[:, :, -1], pictures.repeat_interleave(2, 0))
+
+
+@pytest.mark.parametrize(
+    ("levels", "wanted"),
+    [
+        ([1.0, 0.8, 0.6, 0.5, 0.4, 0.3, 0.1], {3, 5, 6}),
+        ([1.0, 0.94, 0.86, 0.75, 0.6, 0.375], {5}),
+        ([1.0, 0.9], {1}),
+        ([1.0], {0}),
+        ([0.3, 0.1], {0, 1}),
+    ],
+)
+def test_the_steps_that_put_the_picture_in_place(levels, wanted):
+    assert last_frame.moments(levels) == wanted
+
+
+UNIPC = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
+
+
+@pytest.mark.parametrize("sampler", [UNIPC, FlowMatchEulerDiscreteScheduler(shift=3.0)])
+def test_the_picture_is_put_in_place_by_any_sampler_and_leaves_it_as_it_was(given, monkeypatch, sampler):
+    seen = []
+    monkeypatch.setattr(given, "scheduler", sampler)
+
+    def ending(vae, clean, picture):
+        seen.append((clean, picture))
+        return torch.zeros_like(clean)
+
+    monkeypatch.setattr(last_frame, "ending", ending)
+    _, out = calls(given, last_image=picture(1))
+    assert len(seen) == 1 and seen[0][1].shape == (1, 3, 32, 32)
+    # The last step ends at the clean latents, whatever the sampler.
+    torch.testing.assert_close(out, torch.zeros_like(out), atol=1e-5, rtol=0)
+    assert "step" not in vars(given.scheduler)
+    loose = calls(given, last_image=picture(1), hold_last=False)[1]
+    assert len(seen) == 1 and not torch.allclose(loose, out)
+    monkeypatch.setattr(last_frame, "ending", _stop)
+    with pytest.raises(RuntimeError, match="stop"):
+        given("a", **SIZE, last_image=picture(1))
+    assert "step" not in vars(given.scheduler)
+
+
+def test_every_prompt_has_a_last_picture_of_its_own(given):
+    def made(prompts, pictures, rows):
+        noise = torch.randn(2, given.vae.config.z_dim, 3, 4, 4, generator=seeded())[rows]
+        asked = {**SIZE, "latents": noise, "output_type": "latent", "last_image": pictures}
+        return given(prompts, **asked).frames
+
+    both = made(["a", "b"], [picture(1), picture(2)], slice(0, 2))
+    for row in (0, 1):
+        alone = made(["ab"[row]], [picture(row + 1)], slice(row, row + 1))
+        torch.testing.assert_close(both[row : row + 1], alone, atol=1e-4, rtol=1e-3)
+
+
+def test_toy_video_ends_with_the_picture():
+    pipe = WanGivenFramesPipeline.from_pipe(genkit.load("toy-video"))
+    pipe.set_progress_bar_config(disable=True)
+    scene = draw_begun(1, 24, 17, 17)[0]
+    told = {"height": 128, "width": 128, "num_frames": 17, "num_inference_steps": 8, "max_sequence_length": 64}
+    asked = {**told, "last_image": Image.fromarray(scene.clip[-1]), "guidance_scale": 4.0}
+    ends = []
+    for hold in (True, False):
+        made = pipe(caption(scene.scene), **asked, hold_last=hold, generator=seeded()).frames[0]
+        ends.append(psnr(scene.clip[-1:], (made[-1:] * 255).round().astype(np.uint8)))
+    assert ends[0] > 30 and ends[0] > ends[1]
 
 
 def test_hooks_go_and_callbacks_stay(given):

@@ -2,7 +2,8 @@
 
 The model has to be trained for it: given latent frames lie in the sequence at noise level 0, and their tokens are told
 so by timesteps of their own, as the 5B model of Wan 2.2 has it for its first frame (Wan Team, 2025, arXiv:2503.20314;
-``expand_timesteps`` in Diffusers). A last picture is encoded alone and stands behind the clip, one latent frame more.
+``expand_timesteps`` in Diffusers). A last picture is encoded alone and stands behind the clip, one latent frame more;
+that leads the clip there, and :mod:`genkit.pipelines.tasks.inputs.last_frame` makes it the last frame itself.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from diffusers.pipelines.wan.pipeline_output import WanPipelineOutput
 
 from genkit.errors import UsageError, explain
 from genkit.families.wan import CODEC
+from genkit.pipelines.tasks.inputs.last_frame import held
 
 Pictures = Any
 
@@ -96,6 +98,7 @@ class WanGivenFramesPipeline(WanPipeline):
         callback_on_step_end: Callable[..., dict] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         max_sequence_length: int = 512,
+        hold_last: bool = True,
     ) -> WanPipelineOutput | tuple:
         """Make clips that begin, or end, with what is given.
 
@@ -113,6 +116,8 @@ class WanGivenFramesPipeline(WanPipeline):
             num_videos_per_prompt, generator, latents, prompt_embeds, negative_prompt_embeds, output_type, return_dict,
                 attention_kwargs, callback_on_step_end, callback_on_step_end_tensor_inputs, max_sequence_length: as in
                 :class:`diffusers.WanPipeline`.
+            hold_last: the last picture is put in the last frame's place in three of the steps; off, the clip is only
+                led there and ends mostly a frame's way before.
 
         Returns:
             ``WanPipelineOutput`` with ``frames`` as ``output_type`` says, or a tuple of them. Nothing given is the
@@ -122,7 +127,8 @@ class WanGivenFramesPipeline(WanPipeline):
             UsageError: two beginnings, a beginning of a wrong length, or as many pictures as there are no prompts; two
                 transformers, each for a part of the noise levels (14B of Wan 2.2).
 
-        Cost: a last picture adds one latent frame to every call of the denoiser; encoding is small beside them.
+        Cost: a last picture adds one latent frame to every call of the denoiser, and with ``hold_last`` three times
+            what it takes to decode 9 frames and to encode them twice; other encoding is small beside them.
         """
         if self.transformer_2 is not None or self.transformer is None:
             raise UsageError("given frames: a model of two transformers has none that is trained for them")
@@ -140,7 +146,8 @@ class WanGivenFramesPipeline(WanPipeline):
             return values
 
         inputs = list(dict.fromkeys(["latents", *callback_on_step_end_tensor_inputs]))
-        with _asked(self.transformer, given):
+        ends = self._pixels(last_image, (height, width)) if hold_last and last_image is not None else None
+        with _asked(self.transformer, given), held(self, ends):
             return super().__call__(
                 prompt=prompt, negative_prompt=negative_prompt, height=height, width=width, num_frames=num_frames,
                 num_inference_steps=num_inference_steps, guidance_scale=guidance_scale,
