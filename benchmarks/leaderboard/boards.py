@@ -32,17 +32,20 @@ class Board:
     Args:
         title: for readers.
         case: how outputs are made.
-        methods: each stands in the table once from the first step on and once behind the case's dense steps.
+        methods: each stands in the table once behind the case's dense steps.
+        everywhere: and once from the first step on; left out of clips, whose rows take the longest.
     """
 
     title: str
     case: Case
     methods: tuple[Setting, ...]
+    everywhere: bool = True
 
     @property
     def entries(self) -> tuple[Entry, ...]:
         """All rows besides dense attention's."""
-        return tuple(Entry(method, steps) for method in self.methods for steps in ("0:", f"{self.case.dense}:"))
+        begins = (*(("0:",) if self.everywhere else ()), f"{self.case.dense}:")
+        return tuple(Entry(method, steps) for method in self.methods for steps in begins)
 
 
 _HALF = {"block": "32"}
@@ -87,5 +90,5 @@ BOARDS = {
         # What chooses blocks finds too few of them in the inner layers of a UNet.
         (*(each for each in _PICTURE if each[0] in ("neighborhood", "sliding_window", "clear", "agent")), _MERGED),
     ),
-    "toy-video": Board("toy-video, clips of 25x256x256", CASES["video-1792"], _VIDEO),
+    "toy-video": Board("toy-video, clips of 25x256x256", CASES["video-1792"], _VIDEO, False),
 }
