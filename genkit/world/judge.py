@@ -167,7 +167,9 @@ def _same_coloured(core: np.ndarray) -> list[np.ndarray]:
     Parts count as objects where most frames have as many; an object that is one part in most frames stays whole.
     """
     frames = [_parts(frame) for frame in core]
-    number = int(np.median([len(parts) for parts in frames if parts]))
+    counts = sorted(len(parts) for parts in frames if parts)
+    # The lower of two middle ones: a number that some frame has. A core in crumbs alone has no parts at all.
+    number = counts[(len(counts) - 1) // 2] if counts else 0
     if number < 2:
         return [core]
     first = next(i for i, parts in enumerate(frames) if len(parts) == number)

@@ -168,7 +168,7 @@ def test_each_shot_is_given_the_last_frame_and_its_prompt():
     assert np.array_equal(np.asarray(pipe.asked[1]["image"]), made.frames[4])
     assert np.array_equal(np.asarray(pipe.asked[2]["image"]), made.frames[8])
     carried = pipe.asked[3]["beginning"]
-    assert len(carried) == 2 and np.array_equal(carried, made.frames[15 - len(carried) : 15])
+    assert len(carried) == 3 and np.array_equal(carried, made.frames[15 - len(carried) : 15])
     assert len(made.frames) == 21 and made.plan.spans == ((0, 5), (5, 9), (9, 21))
     # The frames that were given are not repeated.
     assert made.frames[5, 0, 0, 0] == round(0.2 * 255) + 1

@@ -180,3 +180,25 @@ def test_scenes_are_drawn_on_the_first_backgrounds_unless_others_are_named():
         world.draw_scene(rng, backgrounds=("yelow",))
     told = [world.caption(scene, rng) for scene in scenes]
     assert not any("a orange" in text or "an yellow" in text for text in told)
+
+
+def blobs(counts: list[int], side: int) -> np.ndarray:
+    """A clip with so many red squares in its frames, none where one is in the next row or column."""
+    clip = np.zeros((len(counts), 128, 128, 3), np.uint8) + np.array(BACKGROUNDS["black"], np.uint8)
+    for frame, count in zip(clip, counts, strict=True):
+        for number in range(count):
+            top, left = 4 + 30 * (number // 4), 4 + 30 * (number % 4)
+            frame[top : top + side, left : left + side] = COLOURS["red"]
+    return clip
+
+
+@pytest.mark.parametrize("counts", [[1, 1, 3, 3], [1, 4], [2, 5, 2, 5], [0, 1, 3], [3, 1, 0, 0], [1] * 5, [16, 1, 2, 7]])
+@pytest.mark.parametrize("side", [7, 9, 14, 22])
+def test_a_clip_whose_objects_come_and_go_is_read_without_fail(counts, side):
+    seen = world.judge_clip(blobs(counts, side))
+    assert len(seen.actors) <= max(counts)
+
+
+def test_objects_that_are_there_in_half_of_the_frames_are_not_taken_for_a_number_between():
+    # One in half of the frames, three in the others: two are in none of them.
+    assert len(world.judge_clip(blobs([1, 1, 3, 3], 22)).actors) == 1

@@ -14,8 +14,9 @@ from genkit.editing.shared.pipeline import Input, Progress, as_frames, size_rule
 from genkit.editing.shot_chain.plan import ChainPlan, Window
 from genkit.errors import ArtifactError, UnsupportedError, UsageError, explain
 
-#: Latent frames that are carried over within a shot, where the model takes how a clip begins: motion needs two.
-WITHIN = 2
+#: Latent frames that are carried over within a shot, where the model takes how a clip begins: motion needs two, and
+#: what turns back (a ball that bounces) three.
+WITHIN = 3
 
 
 @dataclass
@@ -104,8 +105,8 @@ class ShotChainPipeline:
             window_frames: frames that the model makes at once; None = the default of the pipeline's call.
             border_frames: frames that a shot is given of the one before. 1 = the object may turn at once; more, of
                 pipelines that take a ``beginning``, carry its motion over too.
-            within_frames: likewise within a shot of several windows, and of ``clip``; None = two latent frames of
-                pipelines that take a beginning, else 1.
+            within_frames: likewise within a shot of several windows, and of ``clip``; None = three latent frames of
+                pipelines that take a beginning, at most half of a window's, else 1.
             generator: of all noise.
             progress: called after every step with (done, in all, latents of the window).
             call: further arguments of the pipeline's call, the same for every shot.
@@ -201,10 +202,12 @@ def accepted(pipe: Any) -> Any:
 
 
 def carried_within(pipe: Any, each: int, window: int) -> int:
-    """Frames that windows of one shot give each other: two latent frames where the call takes a beginning and the
-    window has room for them, else one frame."""
-    usual = 1 + each * (WITHIN - 1)
-    return usual if "beginning" in accepted(pipe) and usual < window else 1
+    """Frames that windows of one shot give each other: three latent frames where the call takes a beginning, at most
+    half of the window's (rounded up), else one frame."""
+    if "beginning" not in accepted(pipe):
+        return 1
+    half = ((window - 1) // each + 2) // 2
+    return 1 + each * (min(WITHIN, half) - 1)
 
 
 def usual_window(pipe: Any) -> int:
