@@ -301,3 +301,15 @@ def test_the_compare_tab_tells_the_numbers_of_genkit_compare():
     assert told["PSNR to the model's own"] == f"{psnr(own, other):.1f} dB"
     assert told["SSIM to the model's own"] == f"{ssim(own, other):.3f}"
     assert told["compared with the model's own"] in ("same trajectory", "scene kept", "diverged")
+
+
+def test_where_a_compared_method_begins_is_left_to_recipes_and_to_people():
+    from genkit.demo.options import RECIPE
+    from genkit.demo.tabs.compare import suited_where
+
+    assert (
+        suited_where("radial", "") == suited_where("radial", None) == suited_where("radial", "steps=3:") == "steps=3:"
+    )
+    assert suited_where(f"{RECIPE}some", "steps=3:") == ""
+    for chosen in ("radial", f"{RECIPE}some"):
+        assert suited_where(chosen, "layers=1:") == "layers=1:"

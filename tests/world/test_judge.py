@@ -192,7 +192,9 @@ def blobs(counts: list[int], side: int) -> np.ndarray:
     return clip
 
 
-@pytest.mark.parametrize("counts", [[1, 1, 3, 3], [1, 4], [2, 5, 2, 5], [0, 1, 3], [3, 1, 0, 0], [1] * 5, [16, 1, 2, 7]])
+@pytest.mark.parametrize(
+    "counts", [[1, 1, 3, 3], [1, 4], [2, 5, 2, 5], [0, 1, 3], [3, 1, 0, 0], [1] * 5, [16, 1, 2, 7]]
+)
 @pytest.mark.parametrize("side", [7, 9, 14, 22])
 def test_a_clip_whose_objects_come_and_go_is_read_without_fail(counts, side):
     seen = world.judge_clip(blobs(counts, side))

@@ -14,7 +14,7 @@ from genkit.demo.engine.job import DONE, Job, State
 from genkit.demo.engine.kept import MOST
 from genkit.demo.engine.messages import ORIGIN
 from genkit.demo.engine.visitors import Visitor
-from genkit.demo.options import OWN, attentions, defaults_of, kind_of_model
+from genkit.demo.options import OWN, RECIPE, attentions, defaults_of, kind_of_model
 from genkit.demo.tabs import fields, show
 from genkit.demo.tabs.base import Tab
 from genkit.demo.tabs.generate import EXAMPLES, KINDS
@@ -42,7 +42,7 @@ class Compare(Tab):
                 self.form["model"] = model = fields.model_choice(offer, KINDS, "toy-image")
                 choices = attentions(str(model.value))
                 first = "neighborhood" if "neighborhood" in choices else choices[1]
-                choice = fields.attention_choice(str(model.value), own=False, value=first)
+                choice = fields.attention_choice(str(model.value), own=False, value=first, where=_WHERE)
                 self.form["attention"], self.form["attention_args"], self.form["schedule"] = choice
                 go, halt = self.begin_row("Compare")
                 self.form["seed"], self.form["keep_seed"] = fields.seed_row()
@@ -74,6 +74,8 @@ class Compare(Tab):
         opened = [self.form[name] for name in _OPEN]
         model.change(self._model_changed, [model, self.form["attention"]], [self.form["attention"], *opened], **quiet)
         model.input(lambda: [""] * len(_OPEN), None, opened, **quiet)  # of the model before
+        where = self.form["schedule"]
+        self.form["attention"].change(suited_where, [self.form["attention"], where], where, **quiet)
         self.wire(go, halt, self.form["prompt"].submit)
 
     @staticmethod
@@ -116,7 +118,16 @@ class Compare(Tab):
 
 
 _OPEN = ("steps", "width", "height")
+#: What is drawn is decided in the first steps: with these as they are, the two pictures show the same scene.
+_WHERE = "steps=3:"
 _ATTENTION = ("attention", "recipe", "attention_args", "schedule")
+
+
+def suited_where(attention: Any, where: Any) -> str:
+    """Where a choice applies until somebody says: a recipe knows it itself, a method begins behind the first steps."""
+    if str(attention).startswith(RECIPE):
+        return "" if where == _WHERE else where
+    return where or _WHERE
 
 
 def _table(own: Any, other: Any) -> str:

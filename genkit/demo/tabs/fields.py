@@ -102,7 +102,9 @@ def new_seed() -> int:
     return secrets.randbelow(SEEDS)
 
 
-def attention_choice(model: str, *, own: bool = True, value: str = OWN) -> tuple[gr.Dropdown, gr.Textbox, gr.Textbox]:
+def attention_choice(
+    model: str, *, own: bool = True, value: str = OWN, where: str = ""
+) -> tuple[gr.Dropdown, gr.Textbox, gr.Textbox]:
     """The method or recipe, its settings, and where it applies."""
     names = attentions(model)
     choice = gr.Dropdown(
@@ -111,8 +113,10 @@ def attention_choice(model: str, *, own: bool = True, value: str = OWN) -> tuple
     )  # fmt: skip
     with gr.Row():
         args = gr.Textbox(label="Settings of the method", placeholder="size=5x5", min_width=140)
-        where = gr.Textbox(label="Where it applies", placeholder="steps=2:-2,layers=1:", min_width=140)
-    return choice, args, where
+        places = gr.Textbox(
+            label="Where it applies", placeholder="steps=2:-2,layers=1:", min_width=140, value=where or None
+        )
+    return choice, args, places
 
 
 def follow_model(model: gr.Dropdown, attention: gr.Dropdown) -> None:

@@ -14,6 +14,9 @@ from genkit.evaluation.tuning.plans import Plan
 if TYPE_CHECKING:
     from genkit.evaluation.tuning.tune import TunePlan
 
+#: The best value of metrics that have one: the nearer plans come to it, the less they differ over prompts.
+_BEST = {"ssim": 1.0, "st_lpips": 0.0}
+
 
 @dataclass
 class Measured:
@@ -77,7 +80,17 @@ def columns(rows: Sequence[dict[str, float]]) -> dict[str, list[float]]:
     return {name: [row[name] for row in rows] for name in rows[0] if all(name in row for row in rows)}
 
 
-def typical_spread(measured: Sequence[Measured], metric: str) -> float:
-    """The spread over prompts (standard deviation) of the plans that were run: its root mean square."""
-    spreads = [np.var(each.values[metric], ddof=1) for each in measured if len(each.values[metric]) > 1]
-    return float(np.sqrt(np.mean(spreads))) if spreads else 0.0
+def typical_spread(measured: Sequence[Measured], metric: str, mean: float) -> float:
+    """The spread over prompts (standard deviation) that plans like those which were run have at a mean.
+
+    The root mean square of theirs; of a metric with a best value it is taken in shares of the distance from there, so
+    that what bad plans scatter is not held against good ones.
+    """
+    best, spreads = _BEST.get(metric), []
+    for each in measured:
+        values = each.values[metric]
+        scale = 1.0 if best is None else abs(best - float(np.mean(values)))
+        if len(values) > 1 and scale > 0:
+            spreads.append(np.var(values, ddof=1) / scale**2)
+    usual = float(np.sqrt(np.mean(spreads))) if spreads else 0.0
+    return usual if best is None else usual * abs(best - mean)

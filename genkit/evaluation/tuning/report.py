@@ -183,8 +183,11 @@ def front_picture(outcome: Outcome) -> Any:
 def _verdict(outcome: Outcome) -> str:
     budget = outcome.tuning.budget
     if outcome.chosen is None:
-        best = outcome.best()
-        return f"not reached by any plan tried: the best is {budget.metric} {best.mean(budget.metric):.3f}"
+        best = f"the best is {budget.metric} {shown(outcome.best().values[budget.metric])}"
+        kept = sum(budget.met(each.values[budget.metric]) for each in outcome.measured)
+        if kept:
+            return f"not surely kept by any plan tried: {kept} of {len(outcome.measured)} did on average, {best}"
+        return f"not reached by any plan tried: {best}"
     found = ", ".join(f"{name} {shown(values)}" for name, values in outcome.held_out.items())
     return f"{'met' if outcome.met else 'NOT met'} on {len(outcome.tuning.cases.held_out)} held-out prompts: {found}"
 

@@ -337,10 +337,15 @@ class Tuner:
 
     def _best(self, measured: list[Measured]) -> Measured | None:
         """Of everything that was run and meets the budget: the fastest, or of a speed the most faithful."""
-        budget, further = self.tuning.budget, len(self.tuning.cases.held_out)
-        typical = typical_spread(measured, budget.metric)
-        good = [each for each in measured if budget.surely_met(each.values[budget.metric], further, typical)]
+        budget = self.tuning.budget
+        good = [each for each in measured if self._surely(each, measured)]
         return max(good, key=lambda each: each.mean("psnr" if budget.fast else "speedup"), default=None)
+
+    def _surely(self, plan: Measured, measured: Sequence[Measured]) -> bool:
+        """Whether a plan is likely to keep the budget on the held-out prompts."""
+        budget, further = self.tuning.budget, len(self.tuning.cases.held_out)
+        typical = typical_spread(measured, budget.metric, plan.mean(budget.metric))
+        return budget.surely_met(plan.values[budget.metric], further, typical)
 
     def _search(self, plans: Sequence[tuple[Plan, str]], outcome: Outcome) -> None:
         """Run plans by halving, towards the sparsest that keeps the quality, or the densest that is as fast.
@@ -348,11 +353,10 @@ class Tuner:
         Args:
             plans: with their titles, from the densest to the sparsest.
         """
-        budget, further = self.tuning.budget, len(self.tuning.cases.held_out)
+        budget = self.tuning.budget
 
         def good(at: int) -> bool:
-            values = self._try(*plans[at], outcome).values[budget.metric]
-            return budget.surely_met(values, further, typical_spread(outcome.measured, budget.metric))
+            return self._surely(self._try(*plans[at], outcome), outcome.measured)
 
         low, high = (-1, len(plans)) if not budget.fast else (len(plans), -1)
         while abs(high - low) > 1:  # low is good or the end that is, high is not

@@ -14,7 +14,7 @@ from genkit.errors import UnsupportedError, UsageError
 from genkit.evaluation.inspection.result import MethodLook, SiteLook, StepLook
 from genkit.evaluation.tuning.budget import SURE, Budget
 from genkit.evaluation.tuning.ladders import LADDERS, settings_to_try, short_names
-from genkit.evaluation.tuning.outcome import Outcome
+from genkit.evaluation.tuning.outcome import Measured, Outcome, typical_spread
 from genkit.evaluation.tuning.plans import (
     DENSE,
     Option,
@@ -95,6 +95,31 @@ def test_plans_become_as_few_parts_as_possible():
     ]  # fmt: skip
     assert [str(part.schedule) for part in patched(parts)] == ["layers 0,1; steps 2:20", "layers 2; steps :2,5:20"]
     assert uniform({cell: {DENSE: Option(1, 0), 0: Option(0.5, 0.1)} for cell in choices}, 0, [2]).cost == 6 + 1.5
+
+
+def measured(metric: str, *rows: list[float]) -> list[Measured]:
+    return [Measured(None, [], str(number), {metric: row}) for number, row in enumerate(rows)]
+
+
+@pytest.mark.parametrize(("metric", "best", "sign"), [("ssim", 1.0, -1), ("st_lpips", 0.0, 1)])
+def test_what_bad_plans_scatter_is_not_held_against_good_ones(metric, best, sign):
+    def row(distance):
+        return [best + sign * distance * share for share in (0.7, 0.9, 1.1, 1.3)]
+
+    rows = measured(metric, row(0.4), row(0.02), row(0.001))
+    own = np.std(row(0.001), ddof=1)
+    assert typical_spread(rows, metric, best + sign * 0.001) == pytest.approx(own)
+    assert typical_spread(rows, metric, best + sign * 0.4) == pytest.approx(400 * own)
+    assert typical_spread(rows, metric, best) == 0.0
+    assert typical_spread(measured(metric, [best] * 4), metric, best) == 0.0
+    # A plan that is nearly perfect keeps a budget near perfection, whatever else was tried.
+    limit = 0.95 if metric == "ssim" else 0.05
+    assert Budget(metric, limit).surely_met(row(0.001), 8, typical_spread(rows, metric, best + sign * 0.001))
+
+
+def test_spreads_of_decibels_are_alike_at_any_mean():
+    rows = measured("psnr", [20.0, 22.0], [40.0, 40.0])
+    assert typical_spread(rows, "psnr", 25.0) == typical_spread(rows, "psnr", 50.0) == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 8, 20, 50])
