@@ -81,12 +81,17 @@ def run(options: argparse.Namespace) -> int:
         for number, trial in enumerate(TRIALS[: options.trials]):
             if trial.name not in rows:
                 rows[trial.name] = {"trial": trial.name, "at": machine_line(facts), **tuned(trial, number, folder)}
-                data = {"environment": facts, "trials": list(rows.values())}
+                data = _data(facts, rows)
                 write_results(NAME, data, text_of(data), options.output)
             tell("trials", number + 1, options.trials)
-    data = {"environment": facts, "trials": list(rows.values())}
+    data = _data(facts, rows)
     report(NAME, data, text_of(data), options.output)
     return 0
+
+
+def _data(facts: dict[str, Any], rows: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """What is stored: the trials in their order, without those of earlier lists."""
+    return {"environment": facts, "trials": [rows[each.name] for each in TRIALS if each.name in rows]}
 
 
 def tuned(trial: Trial, number: int, folder: Path) -> dict[str, Any]:

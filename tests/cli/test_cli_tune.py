@@ -244,6 +244,7 @@ def test_settings_that_save_nothing_are_told(cli):
         "--budget", "psnr>=10", "-o", "r.yaml", method=["--method", "neighborhood", "--try", "size=9x9x9"]
     )
     assert code == 1 and "no setting executes less than dense attention" in err
+    assert "probe" not in err  # nothing is run that cannot help
 
 
 def test_a_model_that_nobody_knows_is_told_before_prompts_are_asked_for(capsys, tmp_path, monkeypatch):

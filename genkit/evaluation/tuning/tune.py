@@ -168,14 +168,14 @@ class Tuner:
         look, groups = self._look(), self.tuning.groups
         self._roles = tuple(dict.fromkeys(site["role"] for site in look))
         cells = self._cells(look, [1.0] * len(groups))
-        weights = [self._weight(cells, group) for group in range(len(groups))]
-        cells = self._cells(look, weights)
-        plans = _spread([plan for plan in front(cells) if not plan.dense])
-        if not plans:
+        if all(plan.dense for plan in front(cells)):  # known before the probes, which take a run a prompt each
             raise UnsupportedError(
                 "no setting executes less than dense attention on a sequence this short: give sparser settings with "
                 "--try, a larger size or more frames (genkit inspect tells what is executed)"
             )
+        weights = [self._weight(cells, group) for group in range(len(groups))]
+        cells = self._cells(look, weights)
+        plans = _spread([plan for plan in front(cells) if not plan.dense])
         outcome = Outcome(self.tuning)
         if self.tuning.baselines:
             late = next((n for n, (start, _) in enumerate(groups) if 4 * start >= groups[-1][1]), 0)
