@@ -70,16 +70,13 @@ _PICTURE: tuple[Setting, ...] = (
 )
 _VIDEO: tuple[Setting, ...] = (
     ("neighborhood", {"size": "allx0.5x0.5", "stride": "1x4x4"}),
-    ("neighborhood", {"size": "3x0.5x0.5", "stride": "1x4x4"}),
     ("sliding_window", {"base": "4,4"}),
     ("clear", {"radius": "3"}),
     ("radial", {"near": "decay", "sink": "false", "decay_factor": "0.05"}),
     ("mixture_of_block", {"keep": "0.2"}),
-    ("block_select", {"keep": "0.178"} | _HALF),
     ("block_select", {"keep": "0.1"} | _HALF),
     ("block_select", {"keep": "0.0714", "tail": "32"} | _HALF),
     ("pyramid", {"mode": "quantile", "quantiles": "0.12,0.06,0.04,0.2"} | _HALF),
-    _AGENT,
 )
 
 BOARDS = {
