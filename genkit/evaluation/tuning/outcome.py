@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -83,14 +84,16 @@ def columns(rows: Sequence[dict[str, float]]) -> dict[str, list[float]]:
 def typical_spread(measured: Sequence[Measured], metric: str, mean: float) -> float:
     """The spread over prompts (standard deviation) that plans like those which were run have at a mean.
 
-    The root mean square of theirs; of a metric with a best value it is taken in shares of the distance from there, so
-    that what bad plans scatter is not held against good ones.
+    The root mean square of theirs. Of a metric with a best value the variance goes with the distance from there, as
+    where few outputs of many go wrong: what bad plans scatter is not held against good ones, and what melts on a prompt
+    that is not among those at hand is not forgotten.
     """
-    best, spreads = _BEST.get(metric), []
+    best, variances, distances = _BEST.get(metric), [], []
     for each in measured:
         values = each.values[metric]
-        scale = 1.0 if best is None else abs(best - float(np.mean(values)))
-        if len(values) > 1 and scale > 0:
-            spreads.append(np.var(values, ddof=1) / scale**2)
-    usual = float(np.sqrt(np.mean(spreads))) if spreads else 0.0
-    return usual if best is None else usual * abs(best - mean)
+        if len(values) > 1:
+            variances.append(np.var(values, ddof=1))
+            distances.append(1.0 if best is None else abs(best - float(np.mean(values))))
+    if not sum(distances):
+        return 0.0
+    return math.sqrt(sum(variances) / sum(distances) * (1.0 if best is None else abs(best - mean)))
