@@ -15,7 +15,7 @@ from genkit.evaluation.tuning.plans import Plan
 if TYPE_CHECKING:
     from genkit.evaluation.tuning.tune import TunePlan
 
-#: The best value of metrics that have one: the nearer plans come to it, the less they differ over prompts.
+#: The best value of metrics that have one: the nearer a mean is to it, the less the outputs can differ.
 _BEST = {"ssim": 1.0, "st_lpips": 0.0}
 
 
@@ -84,16 +84,16 @@ def columns(rows: Sequence[dict[str, float]]) -> dict[str, list[float]]:
 def typical_spread(measured: Sequence[Measured], metric: str, mean: float) -> float:
     """The spread over prompts (standard deviation) that plans like those which were run have at a mean.
 
-    The root mean square of theirs. Of a metric with a best value the variance goes with the distance from there, as
-    where few outputs of many go wrong: what bad plans scatter is not held against good ones, and what melts on a prompt
-    that is not among those at hand is not forgotten.
+    The root mean square of theirs. Of a metric with a best value it is at most what outputs between there and the worst
+    one that was seen can have at this mean (Bhatia and Davis 2000: the variance is below the product of the distances
+    to both): what bad plans scatter is not held against one that is close to perfect.
     """
-    best, variances, distances = _BEST.get(metric), [], []
-    for each in measured:
-        values = each.values[metric]
-        if len(values) > 1:
-            variances.append(np.var(values, ddof=1))
-            distances.append(1.0 if best is None else abs(best - float(np.mean(values))))
-    if not sum(distances):
+    rows = [each.values[metric] for each in measured if len(each.values[metric]) > 1]
+    if not rows:
         return 0.0
-    return math.sqrt(sum(variances) / sum(distances) * (1.0 if best is None else abs(best - mean)))
+    usual = float(np.mean([np.var(values, ddof=1) for values in rows]))
+    best = _BEST.get(metric)
+    if best is not None:
+        worst = max(abs(best - value) for values in rows for value in values)
+        usual = min(usual, abs(best - mean) * max(worst - abs(best - mean), 0.0))
+    return math.sqrt(usual)

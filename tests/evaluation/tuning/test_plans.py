@@ -107,17 +107,25 @@ def test_what_bad_plans_scatter_is_not_held_against_good_ones(metric, best, sign
         return [best + sign * distance * share for share in (0.7, 0.9, 1.1, 1.3)]
 
     rows = measured(metric, row(0.4), row(0.02), row(0.001))
-    usual = sum(np.var(row(distance), ddof=1) for distance in (0.4, 0.02, 0.001)) / 0.421
-    for distance in (0.4, 0.02, 0.001):
-        assert typical_spread(rows, metric, best + sign * distance) == pytest.approx((usual * distance) ** 0.5)
-    assert typical_spread(rows, metric, best) == 0.0
-    assert typical_spread(measured(metric, [best] * 4), metric, best) == 0.0
+    usual = np.mean([np.var(row(distance), ddof=1) for distance in (0.4, 0.02, 0.001)]) ** 0.5
+    assert typical_spread(rows, metric, best + sign * 0.2) == pytest.approx(usual)
+    # At most what outputs can have: near the best value hardly anything, whatever the mixture of good and bad ones.
+    assert typical_spread(rows, metric, best + sign * 0.001) == pytest.approx((0.001 * (1.3 * 0.4 - 0.001)) ** 0.5)
+    assert typical_spread(rows, metric, best) == typical_spread(rows[2:], metric, best + sign) == 0.0
     # A plan that is nearly perfect keeps a budget near perfection, whatever else was tried.
     limit = 0.95 if metric == "ssim" else 0.05
     assert Budget(metric, limit).surely_met(row(0.001), 8, typical_spread(rows, metric, best + sign * 0.001))
     # One that is near the budget needs more room than it has by itself: others melt on some prompts.
     close = [best + sign * 0.04] * 4
     assert not Budget(metric, limit).surely_met(close, 8, typical_spread(rows, metric, close[0]))
+
+
+@pytest.mark.parametrize("wrong", [1, 3, 30])
+def test_no_mixture_of_good_and_bad_outputs_has_more_spread_than_the_bound(wrong):
+    values = [1.0] * (100 - wrong) + [0.6] * wrong
+    bound = typical_spread(measured("ssim", [0.6, 1.0], [0.0, 1.0], values), "ssim", float(np.mean(values)))
+    alone = typical_spread(measured("ssim", values), "ssim", float(np.mean(values)))
+    assert bound >= alone == pytest.approx(np.std(values), rel=1e-9)
 
 
 def test_spreads_of_decibels_are_alike_at_any_mean():
