@@ -135,6 +135,8 @@ def _run(planned: Any, report: Any, json: bool) -> None:
     else:
         header, *lines = comparison.lines()
         print_table(header, lines)
+        for line in comparison.remarks():
+            warn(line)
         say(f"{report.path}  (and {', '.join(path.name for path in report.files[1:])}, {report.folder.name}/)")
     if comparison.failed:
         names = ", ".join(row.name for row in comparison.failed)

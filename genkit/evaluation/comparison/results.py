@@ -136,6 +136,10 @@ class Row:
         return {name: found.count(name) for name in BANDS if name in found}
 
 
+#: Share of what a prompt says below which an output of the baseline is nothing to be compared with.
+_HALF = 0.5
+
+
 @dataclass
 class Comparison:
     """All rows of a comparison, the baseline first.
@@ -167,6 +171,19 @@ class Comparison:
         """Rows that gave up."""
         return [row for row in self.rows if row.failed is not None]
 
+    def remarks(self) -> list[str]:
+        """What a reader should know of the whole comparison, one line each: what its loop met, and whether the baseline
+        shows what was asked for."""
+        judged = [run.judged for run in self.baseline.runs if run.judged is not None]
+        bad = sum(value < _HALF for value in judged)
+        if not bad:
+            return self.told
+        line = (
+            f"{self.baseline.name}: in {bad} of {len(judged)} outputs the judge sees less than half of what the prompt "
+            f"asks for, and likeness to those says little: take a size that the model draws, other prompts or seeds"
+        )
+        return [*self.told, line]
+
     def summary(self, name: str) -> dict[str, Interval]:
         """Means with intervals of the variant of a name."""
         return next(row for row in self.rows if row.name == name).summary(self.baseline)
@@ -189,7 +206,7 @@ class Comparison:
             "baseline": self.baseline.name,
             "prompts": self.prompts,
             "seeds": self.seeds,
-            "told": self.told,
+            "told": self.remarks(),
             "metrics": {name: asdict(metric) for name, metric in METRICS.items()},
             "another_seed": _plain(self.another_seed()),
             "variants": [

@@ -13,6 +13,7 @@ from genkit.errors import UnsupportedError, UsageError
 from genkit.evaluation import metrics
 from genkit.evaluation.comparison import bands, intervals, judged, perceptual, sound, vmaf
 from genkit.evaluation.comparison.numbers import METRICS, Output, compare_outputs
+from genkit.evaluation.comparison.results import Comparison, Found, Row
 from genkit.evaluation.toy import draw_prompts
 
 has_weights = pytest.mark.skipif(
@@ -244,3 +245,17 @@ def test_what_packages_measure_is_left_out_with_its_reason(monkeypatch):
 
 def test_every_metric_says_what_it_is():
     assert all(metric.title and metric.help for metric in METRICS.values())
+
+
+def test_a_baseline_that_shows_nothing_is_told():
+    """Likeness to an empty picture is no quality."""
+    rows = [Row("dense", "", True), Row("half", "")]
+    comparison = Comparison(rows, ["a", "b", "c"], [0], told=["time is not told"])
+    for prompt, share in zip("abc", (0.2, 1.0, None), strict=True):
+        rows[0].runs.append(Found(prompt, 0, 1.0, judged=share))
+        rows[1].runs.append(Found(prompt, 0, 1.0, judged=0.1))
+    first, second = comparison.remarks()
+    assert first == "time is not told" and "dense: in 1 of 2 outputs" in second and "take a size" in second
+    assert comparison.to_dict()["told"] == [first, second] and comparison.told == [first]
+    rows[0].runs[0].judged = 0.5
+    assert comparison.remarks() == [first]
