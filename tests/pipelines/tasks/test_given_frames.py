@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import tiny_pipelines
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
+from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler, UniPCMultistepScheduler
+from diffusers.callbacks import PipelineCallback
 from diffusers.pipelines.wan import pipeline_wan, pipeline_wan_i2v
 from PIL import Image
 
@@ -155,8 +156,12 @@ def test_the_steps_that_put_the_picture_in_place(levels, wanted):
 UNIPC = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
 
 
-@pytest.mark.parametrize("sampler", [UNIPC, FlowMatchEulerDiscreteScheduler(shift=3.0)])
-def test_the_picture_is_put_in_place_by_any_sampler_and_leaves_it_as_it_was(given, monkeypatch, sampler):
+#: Sampler -> how often of three steps; Heun's visits every noise level but the first twice.
+SAMPLERS = [(UNIPC, 1), (FlowMatchEulerDiscreteScheduler(shift=3.0), 1), (FlowMatchHeunDiscreteScheduler(shift=3.0), 2)]
+
+
+@pytest.mark.parametrize(("sampler", "times"), SAMPLERS)
+def test_the_picture_is_put_in_place_by_any_sampler_and_leaves_it_as_it_was(given, monkeypatch, sampler, times):
     seen = []
     monkeypatch.setattr(given, "scheduler", sampler)
 
@@ -166,16 +171,68 @@ def test_the_picture_is_put_in_place_by_any_sampler_and_leaves_it_as_it_was(give
 
     monkeypatch.setattr(last_frame, "ending", ending)
     _, out = calls(given, last_image=picture(1))
-    assert len(seen) == 1 and seen[0][1].shape == (1, 3, 32, 32)
+    assert len(seen) == times and seen[0][1].shape == (1, 3, 32, 32)
     # The last step ends at the clean latents, whatever the sampler.
     torch.testing.assert_close(out, torch.zeros_like(out), atol=1e-5, rtol=0)
     assert "step" not in vars(given.scheduler)
     loose = calls(given, last_image=picture(1), hold_last=False)[1]
-    assert len(seen) == 1 and not torch.allclose(loose, out)
+    assert len(seen) == times and not torch.allclose(loose, out)
     monkeypatch.setattr(last_frame, "ending", _stop)
     with pytest.raises(RuntimeError, match="stop"):
         given("a", **SIZE, last_image=picture(1))
     assert "step" not in vars(given.scheduler)
+
+
+class Reads(PipelineCallback):
+    """A callback of Diffusers' own kind, which says itself what it reads."""
+
+    tensor_inputs = ("prompt_embeds",)
+
+    def __init__(self):
+        super().__init__(cutoff_step_ratio=1.0)
+        self.seen = []
+
+    def callback_fn(self, pipeline, step_index, timestep, callback_kwargs):
+        self.seen.append(set(callback_kwargs))
+        return callback_kwargs
+
+
+def test_callbacks_are_given_what_they_say_they_read(given):
+    reads = Reads()
+    calls(given, last_image=picture(1), callback_on_step_end=reads)
+    assert reads.seen == [{"latents", "prompt_embeds"}] * 3
+
+
+def test_timesteps_of_every_token_are_those_of_the_clip(given):
+    """A pipeline whose configuration says expand_timesteps, as Wan 2.2's of 5B does."""
+    asked = {"image": picture(1), "last_image": picture(2)}
+    wanted = calls(given, **asked)[1]
+    given.register_to_config(expand_timesteps=True)
+    try:
+        seen, out = calls(given, **asked)
+    finally:
+        given.register_to_config(expand_timesteps=False)
+    torch.testing.assert_close(out, wanted)
+    assert seen[0]["timestep"].shape == (1, 16)
+
+
+def test_pictures_of_every_kind_are_the_same_picture(given):
+    array = np.asarray(picture(1))
+    tensor = torch.from_numpy(array.copy()).permute(2, 0, 1)
+    wanted = given._pixels("image", picture(1), (32, 32))
+    for same in (
+        array, array[None], [array], array / 255, array / 127.5 - 1, tensor, tensor[None], [tensor], tensor / 255,
+        tensor / 127.5 - 1, picture(1).convert("RGBA"),
+    ):  # fmt: skip
+        torch.testing.assert_close(given._pixels("image", same, (32, 32)).to(wanted), wanted)
+    # All in -1..1, though the second alone could be in 0..1.
+    two = given._pixels("image", [torch.full((3, 32, 32), -1.0), torch.full((3, 32, 32), 0.5)], (32, 32))
+    assert two[0].unique().tolist() == [-1] and two[1].unique().tolist() == [0.5]
+    mixed = given._pixels("beginning", [array, picture(1), tensor], (32, 32))
+    torch.testing.assert_close(mixed, wanted.repeat(3, 1, 1, 1))
+    assert given._pixels("image", picture(1).convert("L"), (32, 32)).shape == (1, 3, 32, 32)
+    clear = Image.new("RGBA", (32, 32), (255, 0, 0, 0))
+    assert given._pixels("image", clear, (32, 32)).min() == 1
 
 
 def test_every_prompt_has_a_last_picture_of_its_own(given):
@@ -242,11 +299,26 @@ def test_a_patch_sees_the_frames_behind_the_clip(given):
         ({"beginning": [picture(1)] * 4}, "1 \\+ 4 n frames"),
         ({"beginning": [picture(1)] * 9}, "fewer than the clip's 9"),
         ({"image": [picture(1)] * 3}, "got 3 pictures for 1 prompts"),
+        ({"beginning": [picture(1)] * 9, "num_frames": 10}, "fewer than the clip's 9"),
+        ({"beginning": []}, "beginning: got no picture"),
+        ({"last_image": np.zeros((0, 8, 8, 3), np.uint8)}, "last_image: got no picture"),
+        ({"last_image": "end.png"}, "PIL.Image.open"),
+        ({"beginning": 5}, "type int, allowed: a Pillow picture"),
+        ({"image": np.zeros((8, 8), np.uint8)}, "shape \\(8, 8\\)"),
+        ({"image": torch.zeros(4, 8, 8)}, "\\(3, height, width\\)"),
+        ({"last_image": np.full((8, 8, 3), 200.0)}, "values from 200 to 200"),
+        ({"last_image": np.full((8, 8, 3), np.nan)}, "values from nan"),
+        ({"image": Image.new("I;16", (8, 8))}, "mode I;16"),
     ],
 )
 def test_what_cannot_be_given(given, asked, told):
     with pytest.raises(UsageError, match=told):
-        given("a", **SIZE, **asked)
+        given("a", **{**SIZE, **asked})
+
+
+def test_without_a_prompt_the_stock_call_refuses(given):
+    with pytest.raises(ValueError, match="Provide either"):
+        given(**SIZE, last_image=picture(1))
 
 
 def test_two_transformers_are_refused():

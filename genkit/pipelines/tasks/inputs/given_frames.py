@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from diffusers import WanPipeline
 from diffusers.pipelines.wan.pipeline_output import WanPipelineOutput
@@ -21,6 +20,7 @@ from diffusers.pipelines.wan.pipeline_output import WanPipelineOutput
 from genkit.errors import UsageError, explain
 from genkit.families.wan import CODEC
 from genkit.pipelines.tasks.inputs.last_frame import held
+from genkit.pipelines.tasks.inputs.pictures import as_ready
 
 Pictures = Any
 
@@ -48,10 +48,12 @@ class Given:
 
         Args:
             latents: (B, C, T, h, w), noisy.
-            timestep: (B,), theirs.
+            timestep: (B,), theirs, or (B, N) with one for every token of the clip.
             patch: latent frames, rows and columns of a token.
         """
         frames = latents.shape[2]
+        if timestep.ndim == 2:  # expand_timesteps: one for every token, and before anything is given all are alike
+            timestep = timestep[:, 0]
         levels = timestep[:, None].repeat(1, frames)
         levels[:, : 0 if self.front is None else self.front.shape[2]] = 0
         made = self.put(latents)
@@ -105,7 +107,8 @@ class WanGivenFramesPipeline(WanPipeline):
         Args:
             prompt: or one for every clip.
             negative_prompt: what to keep away from; see ``guidance_scale``.
-            image: the first frame, a Pillow picture, an array or a tensor; a list of one for every prompt.
+            image: the first frame, a Pillow picture, an array (H, W, 3) or a tensor (3, H, W), uint8 or in 0..1; a list
+                of one for every prompt.
             last_image: the last frame, likewise.
             beginning: frames that the clip begins with, in place of ``image``: 1 + 4 n of them and fewer than
                 ``num_frames``, as a list of pictures or an array (F, H, W, 3); one clip for all prompts.
@@ -124,16 +127,19 @@ class WanGivenFramesPipeline(WanPipeline):
             stock pipeline's call.
 
         Raises:
-            UsageError: two beginnings, a beginning of a wrong length, or as many pictures as there are no prompts; two
-                transformers, each for a part of the noise levels (14B of Wan 2.2).
+            UsageError: two beginnings, a beginning of a wrong length, or as many pictures as there are no prompts; what
+                is no picture, or has values beyond its range; two transformers, each for a part of the noise levels
+                (14B of Wan 2.2).
 
         Cost: a last picture adds one latent frame to every call of the denoiser, and with ``hold_last`` three times
             what it takes to decode 9 frames and to encode them twice; other encoding is small beside them.
         """
         if self.transformer_2 is not None or self.transformer is None:
             raise UsageError("given frames: a model of two transformers has none that is trained for them")
-        given = self._encode(image, last_image, beginning, (height, width), num_frames)
-        count = 1 if isinstance(prompt, str) else len(prompt if prompt is not None else prompt_embeds)  # type: ignore[arg-type]
+        ends = None if last_image is None else self._pixels("last_image", last_image, (height, width))
+        given = self._encode(image, ends, beginning, (height, width), num_frames)
+        asked = prompt if prompt is not None else prompt_embeds
+        count = 1 if asked is None or isinstance(asked, str) else len(asked)  # without either the stock call refuses
         for name, part in (("image", given.front), ("last_image", given.last)):
             if part is not None and count % part.shape[0]:
                 raise UsageError(f"{name}: got {part.shape[0]} pictures for {count} prompts; give one, or one for each")
@@ -145,9 +151,10 @@ class WanGivenFramesPipeline(WanPipeline):
                 values["latents"] = given.put(values["latents"])
             return values
 
-        inputs = list(dict.fromkeys(["latents", *callback_on_step_end_tensor_inputs]))
-        ends = self._pixels(last_image, (height, width)) if hold_last and last_image is not None else None
-        with _asked(self.transformer, given), held(self, ends):
+        # Callbacks of Diffusers' own kind say themselves what they read.
+        reads = getattr(callback_on_step_end, "tensor_inputs", callback_on_step_end_tensor_inputs)
+        inputs = list(dict.fromkeys(["latents", *reads]))
+        with _asked(self.transformer, given), held(self, ends if hold_last else None):
             return super().__call__(
                 prompt=prompt, negative_prompt=negative_prompt, height=height, width=width, num_frames=num_frames,
                 num_inference_steps=num_inference_steps, guidance_scale=guidance_scale,
@@ -158,31 +165,30 @@ class WanGivenFramesPipeline(WanPipeline):
             )  # fmt: skip
 
     def _encode(
-        self, image: Pictures, last: Pictures, beginning: Pictures, size: tuple[int, int], frames: int
+        self, image: Pictures, last: torch.Tensor | None, beginning: Pictures, size: tuple[int, int], frames: int
     ) -> Given:
-        """What is given, as latents."""
+        """What is given, as latents; ``last`` as pixels."""
         if image is not None and beginning is not None:
             raise UsageError("image and beginning are both the front of the clip; give one of them")
         front = None
         if image is not None:
-            front = self._latents(self._pixels(image, size)[:, :, None])
+            front = self._latents(self._pixels("image", image, size)[:, :, None])
         elif beginning is not None:
-            pixels = self._pixels(list(beginning), size)
+            pixels = self._pixels("beginning", beginning, size)
             each = self.vae_scale_factor_temporal
+            if frames % each != 1:
+                frames = frames // each * each + 1  # as the stock call rounds them
             if len(pixels) % each != 1 or len(pixels) >= frames:
                 allowed = f"1 + {each} n frames, fewer than the clip's {frames}"
                 raise UsageError(explain("beginning", f"{len(pixels)} frames", allowed))
             front = self._latents(pixels.transpose(0, 1)[None])
-        behind = None if last is None else self._latents(self._pixels(last, size)[:, :, None])
+        behind = None if last is None else self._latents(last[:, :, None])
         return Given(front, behind)
 
-    def _pixels(self, pictures: Pictures, size: tuple[int, int]) -> torch.Tensor:
+    def _pixels(self, name: str, pictures: Pictures, size: tuple[int, int]) -> torch.Tensor:
         """(N, 3, H, W) in -1..1."""
-        if isinstance(pictures, (list, tuple)) and pictures and isinstance(pictures[0], np.ndarray):
-            pictures = np.stack(pictures)
-        if isinstance(pictures, np.ndarray) and pictures.dtype == np.uint8:
-            pictures = pictures.astype(np.float32) / 255
-        return self.video_processor.preprocess(pictures, height=size[0], width=size[1])
+        ready = as_ready(name, pictures)
+        return torch.cat([self.video_processor.preprocess(each, height=size[0], width=size[1]) for each in ready])
 
     def _latents(self, pixels: torch.Tensor) -> torch.Tensor:
         """Normalised latents of pixels (B, 3, F, H, W)."""

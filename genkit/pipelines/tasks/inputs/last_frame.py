@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import count
 from typing import Any
 
 import torch
@@ -42,10 +43,10 @@ def held(pipe: Any, picture: torch.Tensor | None) -> Iterator[None]:
         return
     scheduler = pipe.scheduler
     inner, own = scheduler.step, vars(scheduler).get("step")
+    numbers = count()  # some samplers visit a timestep twice, or round timesteps: neither tells the step
 
     def step(model_output: torch.Tensor, timestep: Any, sample: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        levels = scheduler.sigmas[: len(scheduler.timesteps)]  # timesteps are rounded to whole ones by some samplers
-        number = int((scheduler.timesteps - timestep).abs().argmin())
+        levels, number = scheduler.sigmas[: len(scheduler.timesteps)], next(numbers)
         if number in moments(levels.tolist()):
             level = levels[number].to(sample)
             clean = ending(pipe.vae, sample - level * model_output, picture)
