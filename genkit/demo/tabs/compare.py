@@ -75,7 +75,10 @@ class Compare(Tab):
         model.change(self._model_changed, [model, self.form["attention"]], [self.form["attention"], *opened], **quiet)
         model.input(lambda: [""] * len(_OPEN), None, opened, **quiet)  # of the model before
         where = self.form["schedule"]
-        self.form["attention"].change(suited_where, [self.form["attention"], where], where, **quiet)
+        asked = [self.form[name] for name in ("attention", "schedule", "steps", "model")]
+        self.form["attention"].change(suited_where, asked, where, **quiet)
+        for changed in ("steps", "model"):
+            self.form[changed].change(fitting_where, asked, where, **quiet)
         self.wire(go, halt, self.form["prompt"].submit)
 
     @staticmethod
@@ -87,6 +90,8 @@ class Compare(Tab):
     def settings(self, given: Mapping[str, Any], visitor: Visitor) -> list[Settings]:
         if given["attention"] in (None, "", OWN):
             raise UsageError("choose an attention to compare with the model's own")
+        where = fitting_where(*(given[name] for name in ("attention", "schedule", "steps", "model")))
+        given = {**given, "schedule": where}
         values = self.common(given, visitor)
         values |= fields.written(GenerateSettings, given, "steps", "width", "height", "seed")
         values["prompt"] = given["prompt"] if given["prompt"] is not None else ""
@@ -118,16 +123,33 @@ class Compare(Tab):
 
 
 _OPEN = ("steps", "width", "height")
-#: What is drawn is decided in the first steps: with these as they are, the two pictures show the same scene.
-_WHERE = "steps=3:"
+#: Where a method begins, by the steps that are run at least. What is drawn is decided in the first steps: with these as
+#: they are, the two pictures show the same scene. Runs of few steps leave fewer as they are, and of one step none.
+_WHERES = {4: "steps=3:", 2: "steps=1:", 0: ""}
+_LEAST = {where: least for least, where in _WHERES.items() if where}
+_WHERE = _WHERES[4]
 _ATTENTION = ("attention", "recipe", "attention_args", "schedule")
 
 
-def suited_where(attention: Any, where: Any) -> str:
-    """Where a choice applies until somebody says: a recipe knows it itself, a method begins behind the first steps."""
+def suited_where(attention: Any, where: Any, steps: Any = None, model: Any = None) -> str:
+    """Where a choice applies until somebody says: a recipe knows it itself, a method begins behind the first steps.
+
+    Args:
+        where: what the field holds; what a visitor wrote stays.
+        steps: what the field holds; open, the model's own number counts.
+    """
     if str(attention).startswith(RECIPE):
         return "" if where == _WHERE else where
-    return where or _WHERE
+    return fitting_where(attention, where or _WHERE, steps, model)
+
+
+def fitting_where(attention: Any, where: Any, steps: Any, model: Any) -> Any:
+    """The same of a run whose number of steps was changed: what was set of itself leaves a step to the method."""
+    if where not in _LEAST or str(attention).startswith(RECIPE):
+        return where
+    text = str(steps if steps not in (None, "") else defaults_of(str(model)).get("steps") or "").strip()
+    count = int(text) if text.isdecimal() else max(_WHERES)  # what is no number is told as such when it is run
+    return where if count >= _LEAST[where] else next(begin for least, begin in _WHERES.items() if count >= least)
 
 
 def _table(own: Any, other: Any) -> str:
@@ -137,6 +159,8 @@ def _table(own: Any, other: Any) -> str:
     rows = [("time", f"{own.seconds:.1f} s", f"{other.seconds:.1f} s")]
     share = show.density(other.report)
     rows.append(("query-key pairs executed", "100%", share or "depends on the data"))
+    if other.settings.attention:
+        rows.append(("where it applied", "–", other.settings.schedule or "everywhere"))
     if report:
         rows.append(("calls that ran it", "–", f"{report['ran']} of {report['calls']}"))
     rows += [(what, "–", told) for what, told in _apart(own.frames, other.frames)]
