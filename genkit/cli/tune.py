@@ -217,10 +217,18 @@ def _refuse_unmet(outcome: Outcome, report: Path) -> None:
 
     budget = outcome.tuning.budget
     if outcome.chosen is None:
-        best = outcome.best()
+        best, count = outcome.best(), len(outcome.tuning.cases.calibration)
+        has = f"{budget.metric} {shown(best.values[budget.metric])}"
+        if not budget.fast:
+            has += f" at speedup {shown(best.values['speedup'])}"
+        if outcome.on_average:
+            raise BudgetError(
+                f"{budget} is not surely kept by any plan tried: {outcome.on_average} of {len(outcome.measured)} kept "
+                f"it on average, the best with {has}, but of {count} calibration prompts that differ so much nothing sure "
+                f"follows for others; give more --calibration prompts, or ask for less ({report})"
+            )
         raise BudgetError(
-            f"{budget} is out of reach with these settings: the best plan tried has {budget.metric} "
-            f"{shown(best.values[budget.metric])} at speedup {shown(best.values['speedup'])} on the calibration "
+            f"{budget} is out of reach with these settings: the best plan tried has {has} on the calibration "
             f"prompts; give {'sparser' if budget.fast else 'denser'} settings with --try, or ask for less ({report})"
         )
     if not outcome.met:

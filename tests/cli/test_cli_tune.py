@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -204,6 +206,28 @@ def test_a_perceptual_budget_is_the_most_it_may_be_and_asks_for_its_package(cli,
     assert found["psnr of the worst prompt"] == round(min(told["held_out"]["psnr"]), 4)
     code, _, err = cli("--budget", "st_lpips<=0.0", "-o", "s.yaml", "--work", "work")
     assert code == 1 and "out of reach" in err and not (tmp_path / "s.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    ("budget", "values", "told"),
+    [
+        ("psnr>=25", [20.0, 60.0], "surely kept by any plan tried: 1 of 1 kept it on average, the best with psnr 40"),
+        ("psnr>=45", [20.0, 60.0], "out of reach with these settings: the best plan tried has psnr 40.000 ± 20.000 at"),
+        ("speedup>=9", [2.0, 2.0], "the best plan tried has speedup 2.000 ± 0.000 on the calibration prompts; give"),
+    ],
+)
+def test_a_budget_that_is_kept_on_average_is_not_out_of_reach(budget, values, told):
+    from genkit.cli.tune import BudgetError, _refuse_unmet
+    from genkit.evaluation.tuning.budget import Budget
+    from genkit.evaluation.tuning.outcome import Measured, Outcome
+
+    budget = Budget.of(budget)
+    cases = SimpleNamespace(calibration=values)
+    row = Measured(None, [], "", {"speedup": [2.0, 2.0], budget.metric: values})
+    with pytest.raises(BudgetError) as error:
+        _refuse_unmet(Outcome(SimpleNamespace(budget=budget, cases=cases), [row]), Path("t.md"))
+    assert told in str(error.value) and str(error.value).endswith("ask for less (t.md)")
+    assert ("--calibration" in str(error.value)) == ("surely" in told)
 
 
 def test_a_dry_run_tells_and_writes_nothing(cli, tmp_path):

@@ -75,6 +75,12 @@ class Outcome:
         budget = self.tuning.budget
         return max(self.measured, key=lambda each: budget.sign * each.mean(budget.metric))
 
+    @property
+    def on_average(self) -> int:
+        """Plans that keep the budget on average over the calibration prompts, surely or not."""
+        budget = self.tuning.budget
+        return sum(budget.met(each.values[budget.metric]) for each in self.measured)
+
 
 def columns(rows: Sequence[dict[str, float]]) -> dict[str, list[float]]:
     """Metric -> a number per prompt, of metrics that every prompt has."""

@@ -54,7 +54,7 @@ class Cases:
         """
         if judged and model not in JUDGED:
             raise UnsupportedError(
-                f"there is no judge for {model}, only for {', '.join(JUDGED)}; budget psnr or ssim instead"
+                f"there is no judge for {model}, only for {', '.join(JUDGED)}; budget psnr, ssim or st_lpips instead"
             )
         if judged and file is not None:
             raise UsageError(

@@ -184,9 +184,9 @@ def _verdict(outcome: Outcome) -> str:
     budget = outcome.tuning.budget
     if outcome.chosen is None:
         best = f"the best is {budget.metric} {shown(outcome.best().values[budget.metric])}"
-        kept = sum(budget.met(each.values[budget.metric]) for each in outcome.measured)
-        if kept:
-            return f"not surely kept by any plan tried: {kept} of {len(outcome.measured)} did on average, {best}"
+        if outcome.on_average:
+            tried = len(outcome.measured)
+            return f"not surely kept by any plan tried: {outcome.on_average} of {tried} did on average, {best}"
         return f"not reached by any plan tried: {best}"
     found = ", ".join(f"{name} {shown(values)}" for name, values in outcome.held_out.items())
     return f"{'met' if outcome.met else 'NOT met'} on {len(outcome.tuning.cases.held_out)} held-out prompts: {found}"
