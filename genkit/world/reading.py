@@ -32,6 +32,9 @@ _HULL_ANGLES = np.deg2rad(np.arange(0, 360, 7.5))
 
 def read_background(pixels: np.ndarray, notes: list[str]) -> tuple[str, np.ndarray]:
     """Name and colour of the background: most border pixels of every frame must agree on one palette entry."""
+    if not pixels.size:
+        notes.append("background: the clip has no pixels")
+        return UNCLEAR, np.full(3, np.nan, np.float32)
     edge = max(2, min(pixels.shape[1:3]) // 32)
     border = np.concatenate(
         [

@@ -201,6 +201,14 @@ def test_a_clip_whose_objects_come_and_go_is_read_without_fail(counts, side):
     assert len(seen.actors) <= max(counts)
 
 
+@pytest.mark.parametrize("shape", [(0, 8, 8, 3), (2, 0, 8, 3), (2, 8, 0, 3), (0, 0, 0, 3), (1, 1, 1, 3), (2, 1, 40, 3)])
+def test_clips_of_no_or_few_pixels_are_unclear_or_empty(shape):
+    for value in (0, 255):
+        verdict = world.judge_clip(np.full(shape, value, np.uint8))
+        assert verdict.actors == () and (verdict.background == "unclear") == (0 in shape)
+        assert 0 not in shape or verdict.notes == ("background: the clip has no pixels",)
+
+
 def test_objects_that_are_there_in_half_of_the_frames_are_not_taken_for_a_number_between():
     # One in half of the frames, three in the others: two are in none of them.
     assert len(world.judge_clip(blobs([1, 1, 3, 3], 22)).actors) == 1
