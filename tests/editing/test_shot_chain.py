@@ -61,6 +61,7 @@ def test_a_length_is_shared_among_shots(before, kept):
 
 WRONG = (
     (lambda: plan(window=10), "frames at once: got 10"),
+    (lambda: plan(window=1), "frames at once: got 1, allowed: 1 plus a multiple of 4, 5 or more"),
     (lambda: plan(border=2), "frames carried over: got 2"),
     (lambda: plan(border=9), "frames carried over: got 9"),
     (lambda: plan(within=0), "frames carried over: got 0"),

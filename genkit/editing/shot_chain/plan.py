@@ -59,8 +59,8 @@ class ChainPlan:
         Raises:
             UsageError: a length that is none of the model's.
         """
-        if isinstance(window, bool) or window < 1 or (window - 1) % each:
-            raise UsageError(explain("frames at once", window, f"1 plus a multiple of {each}"))
+        if isinstance(window, bool) or window <= each or (window - 1) % each:
+            raise UsageError(explain("frames at once", window, f"1 plus a multiple of {each}, {1 + each} or more"))
         for given in (border, within):
             if given < 1 or (given - 1) % each or given >= window:
                 allowed = f"1 plus a multiple of {each}, below the {window} made at once"

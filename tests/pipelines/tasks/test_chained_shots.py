@@ -116,7 +116,14 @@ def test_a_clip_is_continued_by_several_calls_and_shots(cli):
 
 
 def test_a_short_clip_is_told_to_show_no_motion(cli):
-    assert "one frame shows no motion" in plan(cli, ONE, "--source-video", "short.webp", "--tile-frames", 9)[1]
+    short, clip = ("--source-video", "short.webp"), ("--source-video", "clip.webp")
+    told = plan(cli, ONE, *short, "--tile-frames", 9)[1]
+    assert "one frame shows no motion: a clip of 5 frames or more tells how it goes on" in told
+    assert "the clip of 3 frames is continued; its last frame is given to the model" in told
+    told = plan(cli, ONE, *clip, "--tile-frames", 5)[1]
+    assert "one frame shows no motion: --tile-frames 9 or more, and a clip of 5 frames or more tells" in told
+    told = plan(cli, ONE, *clip, "--tile-frames", 9, "--only-new")[1]
+    assert "the clip is continued; its last 5 frames are given to the model" in told and "no motion" not in told
 
 
 def test_a_model_from_a_first_frame_needs_one_and_chains(cli):
@@ -180,6 +187,10 @@ WRONG = (
     ((*CONTINUED, "--mask", "a.png"), "--mask"),
     ((*CONTINUED, "--strength", 0.5), "--strength"),
     ((ONE, "--image", "a.png", "--tile-frames", 9), "goes with several prompts"),
+    ((ONE, "--tile-frames", 9), "or --source-video FILE"),
+    ((*CONTINUED[:3], "--tile-frames", 1), "--tile-frames: got 1, allowed: 1 plus a multiple of 4, 5 or more; take 5"),
+    ((*PAIR, "--tile-frames", 4), "--tile-frames: got 4, allowed: 1 plus a multiple of 4, 5 or more; take 5"),
+    ((*CONTINUED[:3], "--tile-frames", 12), "take 9 or 13"),
 )
 
 

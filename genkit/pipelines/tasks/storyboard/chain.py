@@ -44,7 +44,8 @@ class Chain:
         first: class of the first shot's pipeline, where it is another than the model's.
         clip: uint8 (F, H, W, 3), what is continued; None = nothing.
         pictures: ``image`` and ``last_image``, as Pillow pictures.
-        only_new: whether the frames of ``clip`` are left out of what is made.
+        only_new: whether the frames of ``clip`` are left out of what is made; it then holds as many as one call makes.
+        each: frames behind a latent frame.
     """
 
     prompts: tuple[str, ...]
@@ -56,6 +57,7 @@ class Chain:
     clip: np.ndarray | None
     pictures: dict[str, Any]
     only_new: bool = False
+    each: int = 4
 
     def texts(self) -> tuple[str, ...]:
         """The shots as settings hold them."""
@@ -71,9 +73,15 @@ class Chain:
         made = "one call" if calls == 1 else f"{calls} calls"
         lines = [f"{shots}, in {made} of at most {max(part.frames for part in self.plan.windows)} frames"]
         if before:
-            lines.append(f"the clip of {before} frames is continued; {given} of them, the last, are given to the model")
+            clip = "the clip" if self.only_new else f"the clip of {before} frame{'s' * (before > 1)}"
+            last = "its last frame is" if given == 1 else f"its last {given} frames are"
+            lines.append(f"{clip} is continued; {last} given to the model")
         if before and given == 1:
-            lines.append("one frame shows no motion: a clip of 5 frames or more tells how it goes on")
+            least = 1 + self.each
+            more = f"a clip of {least} frames or more tells how it goes on"
+            if self.window < least + self.each:  # at most half of a window is given
+                more = f"--tile-frames {least + self.each} or more, and {more}"
+            lines.append(f"one frame shows no motion: {more}")
         return lines
 
 
@@ -156,10 +164,16 @@ def chain_request(draft: Draft, files: Files, shots: Sequence[Shot], total: int 
 
     settings, model = draft.settings, draft.model
     window = settings.tile_frames or usual_frames(model)
+    each = 1 if model.rule is None else model.rule.frames_multiple
+    if settings.tile_frames is not None and (window <= each or (window - 1) % each):
+        low = max(window - (window - 1) % each, 1 + each)
+        near = f"{low} or {low + each}" if low < window else f"{low}"
+        raise UsageError(
+            f"--tile-frames: got {window}, allowed: 1 plus a multiple of {each}, {1 + each} or more; take {near}"
+        )
     draft.set(num_frames=window)
     draft.check_sizes()
     clip, pictures = read_given(draft, files)
-    each = 1 if model.rule is None else model.rule.frames_multiple
     border, within = settings.border_frames, carried_within(model.pipeline_class, each, window)
     if border > 1 and not taken_by(model.pipeline_class, model.config).continues:
         raise UsageError(
@@ -176,7 +190,7 @@ def chain_request(draft: Draft, files: Files, shots: Sequence[Shot], total: int 
     laid = ChainPlan.of(len(shots), frames, window, each, border, within, before)
     spans = tuple(end - first for first, end in laid.spans)
     prompts = tuple(shot.prompt for shot in shots)
-    chain = Chain(prompts, spans, window, border, laid, _first(draft, files), clip, pictures, settings.only_new)
+    chain = Chain(prompts, spans, window, border, laid, _first(draft, files), clip, pictures, settings.only_new, each)
     draft.notes += chain.told()
     if len(shots) > 1:
         draft.set(shots=chain.texts(), shots_by=CHAIN)

@@ -92,7 +92,10 @@ class StoryboardSettings(Settings):
         if getattr(self, "source_video", None) is not None:  # a clip is continued by windows too
             idle = [name for name in idle if name != flag("tile_frames")]
         if idle and not self.shots and self.storyboard is None:
-            raise UsageError(f"{idle[0]} goes with several prompts: give --prompt several times, or --storyboard FILE")
+            others = ", or --source-video FILE, a clip to continue" if idle[0] == flag("tile_frames") else ""
+            raise UsageError(
+                f"{idle[0]} goes with several prompts: give --prompt several times, or --storyboard FILE{others}"
+            )
         tiles = next((name for name in TILES if self.given(name)), None)
         if tiles is not None and self.shots_by == CHAIN:
             raise UsageError(f"{flag(tiles)} belongs to --shots-by {DITCTRL}, which blends tiles; leave it out")
