@@ -224,8 +224,8 @@ def _refuse_unmet(outcome: Outcome, report: Path) -> None:
         if outcome.on_average:
             raise BudgetError(
                 f"{budget} is not surely kept by any plan tried: {outcome.on_average} of {len(outcome.measured)} kept "
-                f"it on average, the best with {has}, but of {count} calibration prompts that differ so much nothing sure "
-                f"follows for others; give more --calibration prompts, or ask for less ({report})"
+                f"it on average, the best with {has}, but of {count} calibration prompts that differ so much "
+                f"nothing sure follows for others; give more --calibration prompts, or ask for less ({report})"
             )
         raise BudgetError(
             f"{budget} is out of reach with these settings: the best plan tried has {has} on the calibration "

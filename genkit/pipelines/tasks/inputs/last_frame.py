@@ -69,8 +69,15 @@ def moments(levels: Sequence[float]) -> set[int]:
     Args:
         levels: noise levels of all steps, falling.
     """
-    first = (next((number for number, level in enumerate(levels) if level <= bar), None) for bar in LEVELS)
-    return {number for number in first if number is not None} | {len(levels) - 1}
+    found = {len(levels) - 1}
+    for bar in LEVELS:
+        number = next((number for number, level in enumerate(levels) if level <= bar), None)
+        if number is not None:
+            # Heun's sampler asks twice at a level, and its first answer only corrects the step before.
+            while number + 1 < len(levels) and levels[number + 1] == levels[number]:
+                number += 1
+            found.add(number)
+    return found
 
 
 def ending(vae: Any, clean: torch.Tensor, picture: torch.Tensor) -> torch.Tensor:

@@ -112,8 +112,11 @@ def _take(draft: Draft, size: tuple[int, int], lead: GivenFile) -> None:
         ):  # a clip in a picture's place is told as that
             draft.model.check_size(*size, None)
     except UsageError as error:
-        written = [flag(name) for name in ("height", "width") if getattr(draft.given, name) is not None]
-        if any(str(error).startswith(name) for name in written):
+        # What somebody wrote is told as theirs, and a size that both numbers of were written follows nothing.
+        sizes = ("height", "width")
+        written = [flag(name) for name in (*sizes, "num_frames") if getattr(draft.given, name) is not None]
+        whole = all(getattr(draft.given, name) is not None for name in sizes)
+        if whole or any(str(error).startswith(name) for name in written):
             raise
         rows, columns = lead.size
         raise UsageError(
