@@ -38,6 +38,7 @@ BENCHMARKS = {
     "same_outputs": "benchmarks.same_outputs",
     "streaming": "benchmarks.streaming",
     "methods_cpu": "benchmarks.methods_cpu",
+    "attention_grid": "benchmarks.attention_grid",
     "biases": "benchmarks.biases",
     "routing": "benchmarks.routing",
     "lora_kills": "benchmarks.lora.kills",

@@ -115,7 +115,10 @@ def _alone(methods: Sequence[str], at: Sequence[tuple[float, float]], method: st
     if not others:
         return own[0]
     # A name is wide and low: what stands above or below is less in its way than what stands beside.
-    apart = {n: np.nanmin(np.hypot(*((points[others] - points[n]) * (0.4, 1)).T)) for n in own}
+    apart = {}
+    for number in own:
+        gaps = np.hypot(*((points[others] - points[number]) * (0.4, 1)).T)
+        apart[number] = np.min(gaps, initial=np.inf, where=np.isfinite(gaps)) if np.isfinite(gaps).any() else -1.0
     return max(apart, key=lambda number: apart[number])
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import methods_cpu, toy_upscale
+from benchmarks import attention_grid, methods_cpu, toy_upscale
 from benchmarks.compare import Variant, comparison_rows
 from benchmarks.toy_common import parse_size
 from genkit.evaluation.toy import ClipRequest
@@ -81,6 +81,41 @@ def test_the_methods_are_timed_against_dense_attention(tmp_path):
     assert rows[0]["method"] == "dense" and rows[0]["speed"] == "1.00x"
     assert {row["method"].partition("(")[0] for row in rows[1:]} >= {"radial", "mixture_of_block", "agent"}
     assert all(float(row["ms"]) >= 0 and float(row["pairs executed"]) > 0 for row in rows)
+
+
+def test_the_grid_of_masks_tells_errors_and_speed_of_every_backend(tmp_path):
+    parser = argparse.ArgumentParser()
+    attention_grid.add_arguments(parser)
+    told = [
+        "--grid",
+        "2x8x8",
+        "--role",
+        "self",
+        "--role",
+        "joint",
+        "--role",
+        "temporal",
+        "--turns",
+        "1",
+        "--heads",
+        "2",
+    ]
+    given = [*told, "--channels", "16", "--threads", str(torch.get_num_threads()), "--output", str(tmp_path)]
+    assert attention_grid.run(parser.parse_args(given)) == 0
+    rows = json.loads((tmp_path / "attention_grid.json").read_text())["rows"]
+    kinds = {(row["role"], row["tokens"]) for row in rows}
+    assert kinds == {("self", 128), ("joint", 192), ("temporal", 2)}
+    assert {row["backend"] for row in rows} == {"torch", "cpu", "reference"}
+    assert all(float(row["error"]) < 1e-4 and float(row["error of gradients"]) < 1e-4 for row in rows)
+    assert len([row for row in rows if row["mask"] == "dense" and row["speed"] == "1.00x"]) == 3
+
+
+def test_a_backend_that_cannot_run_here_is_refused_by_its_reason(tmp_path, capsys):
+    from benchmarks.__main__ import main
+
+    told = ["attention_grid", "--device", "cpu", "--backend", "flex", "--output", str(tmp_path)]
+    assert main(told) == 1 and "no backward pass on the CPU" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("option", ["--output", "--work"])
