@@ -209,7 +209,7 @@ def test_a_live_video_takes_another_prompt_and_its_end_keeps_what_was_made(visit
 def test_two_attentions_are_compared_with_difference_time_and_density(visit):
     visit.tab("Compare attention")
     visit.open_more("compare")
-    assert visit.panel("compare").get_by_label("Where it applies").input_value() == "steps=3:"
+    assert visit.panel("compare").get_by_label("Where it applies").input_value() == "steps=5:"
     for side, value in (("Steps", "4"), ("Width", "64"), ("Height", "64")):
         visit.panel("compare").get_by_label(side, exact=True).fill(value)
     visit.page.click("#compare-go")

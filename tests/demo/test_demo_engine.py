@@ -308,23 +308,23 @@ def test_where_a_compared_method_begins_is_left_to_recipes_and_to_people():
     from genkit.demo.tabs.compare import suited_where
 
     assert (
-        suited_where("radial", "") == suited_where("radial", None) == suited_where("radial", "steps=3:") == "steps=3:"
+        suited_where("radial", "") == suited_where("radial", None) == suited_where("radial", "steps=5:") == "steps=5:"
     )
-    assert suited_where(f"{RECIPE}some", "steps=3:") == ""
+    assert suited_where(f"{RECIPE}some", "steps=5:") == ""
     for chosen in ("radial", f"{RECIPE}some"):
         assert suited_where(chosen, "layers=1:") == "layers=1:"
 
 
 @pytest.mark.parametrize(
-    ("steps", "wanted"), [("", "steps=3:"), ("4", "steps=3:"), (3, "steps=1:"), ("2", "steps=1:"), ("1", "")]
+    ("steps", "wanted"), [("", "steps=5:"), ("8", "steps=5:"), (7, "steps=1:"), ("2", "steps=1:"), ("1", "")]
 )
 def test_a_compared_method_has_a_step_in_runs_of_few_steps(steps, wanted):
     from genkit.demo.options import RECIPE
     from genkit.demo.tabs.compare import fitting_where, suited_where
 
     assert suited_where("radial", "", steps, "toy-image") == wanted
-    assert fitting_where("radial", "steps=3:", steps, "toy-image") == wanted
+    assert fitting_where("radial", "steps=5:", steps, "toy-image") == wanted
     assert fitting_where("radial", "steps=1:", steps, "toy-image") == ("" if steps == "1" else "steps=1:")
-    for own in ("", None, "steps=5:", "layers=1:"):  # what a visitor wrote, or took away
+    for own in ("", None, "steps=3:", "layers=1:"):  # what a visitor wrote, or took away
         assert fitting_where("radial", own, steps, "toy-image") == own
-    assert fitting_where(f"{RECIPE}some", "steps=3:", steps, "toy-image") == "steps=3:"
+    assert fitting_where(f"{RECIPE}some", "steps=5:", steps, "toy-image") == "steps=5:"

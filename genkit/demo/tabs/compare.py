@@ -17,7 +17,7 @@ from genkit.demo.engine.visitors import Visitor
 from genkit.demo.options import OWN, RECIPE, attentions, defaults_of, kind_of_model
 from genkit.demo.tabs import fields, show
 from genkit.demo.tabs.base import Tab
-from genkit.demo.tabs.generate import EXAMPLES, KINDS
+from genkit.demo.tabs.generate import KINDS
 from genkit.errors import UsageError
 from genkit.evaluation.comparison.bands import band
 from genkit.evaluation.comparison.numbers import METRICS, Output, compare_outputs
@@ -37,7 +37,7 @@ class Compare(Tab):
         with gr.Row(elem_classes="work"):
             with gr.Column(scale=5, min_width=300, elem_classes="left"):
                 self.form["prompt"] = fields.text(
-                    kind, "prompt", lines=2, max_lines=5, info=None, value=EXAMPLES[0][0], elem_id="compare-prompt"
+                    kind, "prompt", lines=2, max_lines=5, info=None, value=_PROMPT, elem_id="compare-prompt"
                 )
                 self.form["model"] = model = fields.model_choice(offer, KINDS, "toy-image")
                 choices = attentions(str(model.value))
@@ -123,11 +123,13 @@ class Compare(Tab):
 
 
 _OPEN = ("steps", "width", "height")
+#: One that says where things are: what a prompt leaves open, two runs decide differently.
+_PROMPT = "a red circle left of a blue square on a white background"
 #: Where a method begins, by the steps that are run at least. What is drawn is decided in the first steps: with these as
 #: they are, the two pictures show the same scene. Runs of few steps leave fewer as they are, and of one step none.
-_WHERES = {4: "steps=3:", 2: "steps=1:", 0: ""}
+_WHERES = {8: "steps=5:", 2: "steps=1:", 0: ""}
 _LEAST = {where: least for least, where in _WHERES.items() if where}
-_WHERE = _WHERES[4]
+_WHERE = _WHERES[8]
 _ATTENTION = ("attention", "recipe", "attention_args", "schedule")
 
 
