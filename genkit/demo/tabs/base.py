@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from genkit.demo.engine.job import DONE, FAILED, Job, State
+from genkit.demo.engine.job import DONE, FAILED, STOPPED, Job, State
 from genkit.demo.engine.messages import ORIGIN, label, told
 from genkit.demo.engine.visitors import Visitor
 from genkit.demo.options import attention_settings, defaults_of
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from genkit.demo.page import Page
 
 #: What only the page itself calls, at once.
+#: Seconds that a page waits for the end of a run that it stopped: a step of a large model takes some.
+_LATEST = 20.0
 _QUIET: dict[str, Any] = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
 #: All runs take turns on the device.
 DEVICE = "device"
@@ -157,7 +159,8 @@ class Tab(ABC):
         run.then(lambda: gr.update(interactive=False), None, halt, **_QUIET)
         told = [self.outputs["status"], halt]
         if cut:
-            halt.click(self._stop, page.visitor, told, cancels=[run], **_QUIET)
+            halted = halt.click(self._stop, page.visitor, told, cancels=[run], **_QUIET)
+            halted.then(self._stopped, page.visitor, self.outputs["status"], **_QUIET)
         else:
             halt.click(self._end, page.visitor, told, **_QUIET)
 
@@ -166,7 +169,16 @@ class Tab(ABC):
         if job is None or job.state.ended:
             return show.idle(self.hint), still
         job.stop()
-        return show.status(State(phase="stopped")), still
+        return show.status(State(phase=STOPPED)), still
+
+    def _stopped(self, token: str | None) -> Any:
+        """The same again when the run has ended: a step that was on its way when it was cut is shown after the word."""
+        job = self.page.visitors.of(token).job
+        latest = time.monotonic() + _LATEST
+        while job is not None and not job.state.ended and time.monotonic() < latest:
+            time.sleep(0.05)
+        same = job is not None and job is self.page.visitors.of(token).job
+        return show.status(job.state) if same and job.state.phase == STOPPED else gr.skip()
 
     def _end(self, token: str | None) -> tuple[Any, Any]:
         """Ask for the end of a run whose result so far is wanted."""
