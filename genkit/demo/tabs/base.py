@@ -175,9 +175,11 @@ class Tab(ABC):
         """The same again when the run has ended: a step that was on its way when it was cut is shown after the word."""
         job = self.page.visitors.of(token).job
         latest = time.monotonic() + _LATEST
-        while job is not None and not job.state.ended and time.monotonic() < latest:
+        if job is None:
+            return gr.skip()
+        while not job.state.ended and time.monotonic() < latest:
             time.sleep(0.05)
-        same = job is not None and job is self.page.visitors.of(token).job
+        same = job is self.page.visitors.of(token).job
         return show.status(job.state) if same and job.state.phase == STOPPED else gr.skip()
 
     def _end(self, token: str | None) -> tuple[Any, Any]:
