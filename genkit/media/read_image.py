@@ -192,7 +192,7 @@ def _rgb(image: Any, path: str | Path, told: list[str]) -> tuple[np.ndarray, np.
         if layers.getextrema()[3][0] < 255:
             opacity = layers.getchannel("A")
             told.append(f"the transparent parts of {name} were laid on white")
-        turned = Image.alpha_composite(Image.new("RGBA", layers.size, (*BEHIND, 255)), layers)
+        turned = laid_on_white(layers)
     turned = turned.convert("RGB")
     if stretch != 1:
         if turned.size != image.size:  # turned by a quarter
@@ -202,6 +202,13 @@ def _rgb(image: Any, path: str | Path, told: list[str]) -> tuple[np.ndarray, np.
         turned = turned.resize(size, Image.Resampling.LANCZOS)
         opacity = None if opacity is None else opacity.resize(size, Image.Resampling.LANCZOS)
     return np.asarray(turned), None if opacity is None else np.asarray(opacity)
+
+
+def laid_on_white(layers: Any) -> Any:
+    """A Pillow picture (RGBA) without transparent parts."""
+    from PIL import Image
+
+    return Image.alpha_composite(Image.new("RGBA", layers.size, (*BEHIND, 255)), layers)
 
 
 def _eight_bits(image: Any) -> Any:

@@ -177,8 +177,9 @@ class Tab(ABC):
         latest = time.monotonic() + _LATEST
         if job is None:
             return gr.skip()
-        while not job.state.ended and time.monotonic() < latest:
-            time.sleep(0.05)
+        for _ in job.watch(every=1.0):
+            if time.monotonic() > latest:
+                break
         same = job is self.page.visitors.of(token).job
         return show.status(job.state) if same and job.state.phase == STOPPED else gr.skip()
 

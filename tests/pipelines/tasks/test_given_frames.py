@@ -228,8 +228,11 @@ def test_pictures_of_every_kind_are_the_same_picture(given):
     # All in -1..1, though the second alone could be in 0..1.
     two = given._pixels("image", [torch.full((3, 32, 32), -1.0), torch.full((3, 32, 32), 0.5)], (32, 32))
     assert two[0].unique().tolist() == [-1] and two[1].unique().tolist() == [0.5]
-    mixed = given._pixels("beginning", [array, picture(1), tensor], (32, 32))
-    torch.testing.assert_close(mixed, wanted.repeat(3, 1, 1, 1))
+    mixed = [array, picture(1), tensor]
+    torch.testing.assert_close(given._pixels("beginning", mixed, (32, 32)), wanted.repeat(3, 1, 1, 1))
+    # Whole numbers and Pillow pictures have their range whatever stands beside them.
+    beside = given._pixels("beginning", [*mixed, tensor / 127.5 - 1, array / 127.5 - 1], (32, 32))
+    torch.testing.assert_close(beside.to(wanted), wanted.repeat(5, 1, 1, 1))
     assert given._pixels("image", picture(1).convert("L"), (32, 32)).shape == (1, 3, 32, 32)
     clear = Image.new("RGBA", (32, 32), (255, 0, 0, 0))
     assert given._pixels("image", clear, (32, 32)).min() == 1

@@ -48,13 +48,21 @@ def as_ready(name: str, pictures: Any) -> list[Any]:
 
     given = list(pictures) if isinstance(pictures, (list, tuple)) else [pictures]
     ready = [_on_white(name, each) if isinstance(each, Image.Image) else _stack(name, each) for each in given]
-    ready = [each for each in ready if isinstance(each, Image.Image) or len(each)]
-    if not ready:
+    full = [number for number, each in enumerate(ready) if isinstance(each, Image.Image) or len(each)]
+    if not full:
         raise UsageError(f"{name}: got no picture; give one, or a list of them")
-    stacks = [each for each in ready if not isinstance(each, Image.Image)]
-    if any(float(each.min()) < 0 for each in stacks):
-        return [each if isinstance(each, Image.Image) else (each + 1) / 2 for each in ready]
-    return ready
+    # Of one list all floating pictures are of one range; whole numbers have theirs.
+    floating = [number for number in full if _floats(given[number])]
+    if any(float(ready[number].min()) < 0 for number in floating):
+        return [(ready[number] + 1) / 2 if number in floating else ready[number] for number in full]
+    return [ready[number] for number in full]
+
+
+def _floats(picture: Any) -> bool:
+    """Whether it is an array or a tensor of floating values."""
+    if isinstance(picture, np.ndarray):
+        return picture.dtype.kind == "f"
+    return bool(getattr(picture, "is_floating_point", lambda: False)())
 
 
 def _stack(name: str, picture: Any) -> Any:
@@ -83,11 +91,10 @@ def _stack(name: str, picture: Any) -> Any:
 
 def _on_white(name: str, picture: Any) -> Any:
     """A Pillow picture as RGB."""
-    from PIL import Image
+    from genkit.media.read_image import laid_on_white
 
     if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
         raise UsageError(f"{name}: got a picture of mode {picture.mode}, allowed: 8 bits per colour; convert it")
     if not picture.has_transparency_data:
         return picture.convert("RGB")
-    layers = picture.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", layers.size, "white"), layers).convert("RGB")
+    return laid_on_white(picture.convert("RGBA")).convert("RGB")
