@@ -128,7 +128,7 @@ def _write(weights: PartWeights, changes: Changes, biases: Changes, folder: Path
             texts = stream.metadata() or {}
         for key in keys:
             for pair, strength in changes.get(key, ()):
-                tensors[key] = _changed(tensors[key], pair, strength, key)
+                tensors[key] = changed(tensors[key], pair, strength, key)
             for pair, strength in biases.get(key, ()):
                 tensors[key] = (tensors[key].float() + strength * pair.bias.float()).to(tensors[key].dtype)
         target = made / path.relative_to(folder)
@@ -136,8 +136,19 @@ def _write(weights: PartWeights, changes: Changes, biases: Changes, folder: Path
         write_tensors(target, tensors, texts)
 
 
-def _changed(weight: torch.Tensor, pair: Pair, strength: float, key: str) -> torch.Tensor:
-    """The weight with a change; DoRA brings its rows to their lengths afterwards."""
+def changed(weight: torch.Tensor, pair: Pair, strength: float, key: str) -> torch.Tensor:
+    """A weight with a change of scale one added; DoRA brings its rows to their lengths afterwards.
+
+    Args:
+        weight: (out, in, ...), of any precision; the sum is made in float32 or wider.
+        pair: the change, :meth:`~genkit.lora.pair.Pair.folded`.
+        strength: its factor.
+        key: name of the weight, for messages.
+
+    Raises:
+        UnsupportedError: quantised weights.
+        ArtifactError: a sum that is not finite.
+    """
     import torch
 
     if weight.dtype not in (torch.float64, torch.float32, torch.float16, torch.bfloat16):

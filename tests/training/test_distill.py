@@ -131,6 +131,44 @@ def test_the_teacher_walks_as_the_stock_pipeline_does(tiny_wan, prompts, tmp_pat
     assert torch.allclose(noisy, wanted, atol=1e-4)
 
 
+def test_the_teacher_with_a_lora_is_the_stock_pipeline_with_it(tiny_wan, prompts, trained, tmp_path):
+    """The sparse student's teacher is the few-step model as it is sampled: without guidance, by the file's own word."""
+    plan = Plan.of(settings(tiny_wan, prompts, tmp_path, guidance_scale=None, substeps=1, teacher_lora=str(trained)))
+    assert plan.guidance == 1 and plan.copies == 1
+    run = Run.open(plan, print)
+    task, teaching = run.task, run.task.teaching
+    text, noisy = task._begin(0, 0, 0)
+    asked = [teaching.prompts.at(teaching.seed, 0, place) for place in range(2)]
+    stock = WanPipeline.from_pretrained(str(tiny_wan), torch_dtype=torch.float32)
+    stock.set_progress_bar_config(disable=True)
+    stock.scheduler = diffusers.FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=run.sampling.flow_shift)
+    call = {
+        "height": 32, "width": 32, "num_frames": 5, "num_inference_steps": 2, "guidance_scale": 1.0,
+        "max_sequence_length": teaching.texts._slots, "output_type": "latent",
+    }  # fmt: skip
+    plain = stock(asked, latents=noisy.clone(), **call).frames
+    stock.load_lora_weights(str(trained))
+    wanted = stock(asked, latents=noisy.clone(), **call).frames
+    own = task.network
+    for step in range(2):
+        noisy = task._teach(noisy, text, step)
+    assert torch.allclose(noisy, wanted, atol=1e-4)
+    assert not torch.allclose(wanted, plain, atol=1e-3), "the LoRA changes something"
+    assert task.network is own and all("lora" not in name for name, _ in task._teacher[0].named_parameters())
+
+
+def test_the_teachers_lora_is_looked_at_before_anything_is_loaded(tiny_wan, prompts, trained, tmp_path):
+    for more, said in (
+        ({"teacher_lora": "nowhere.safetensors"}, "nowhere"),
+        ({"teacher_lora": f"{trained}@0.5"}, "--teacher-lora .*without strength"),
+        ({"teacher_lora": str(trained), "kind": "tdm", "substeps": 3}, "--teacher-lora has no effect with --kind tdm"),
+    ):
+        with pytest.raises((UsageError, ArtifactError), match=said):
+            Plan.of(settings(tiny_wan, prompts, tmp_path, **more))
+    asked = settings(tiny_wan, prompts, tmp_path, teacher_lora=str(trained), guidance_scale=2.0)
+    assert Plan.of(asked).guidance == 2, "what is said wins over the file"
+
+
 def test_training_brings_the_students_steps_to_the_teachers(tiny_wan, prompts, tmp_path):
     run = Run.open(Plan.of(settings(tiny_wan, prompts, tmp_path, rank=8, target_modules="all-linear")), print)
     optimizer = torch.optim.Adam([value for value in run.task.parameters() if value.requires_grad], lr=0.01)

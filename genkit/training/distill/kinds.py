@@ -16,6 +16,8 @@ from genkit.families.training.base import Media, Tensors, Training
 from genkit.families.training.objectives import objective_of
 from genkit.families.training.parts import facts
 from genkit.lora.facts import Sampling
+from genkit.lora.fold import changed
+from genkit.lora.pair import Pair
 from genkit.training.data.cache import Cache
 from genkit.training.distill.features import FeatureLoss, FeaturesTask
 from genkit.training.distill.grid import grid_of, sampler_of
@@ -69,6 +71,8 @@ def build(plan: Plan, pipeline: Any, training: Training, told: Callable[[str], N
     samples = _samples(plan, pipeline, training) if settings.kind == FEATURES else None
     # Copies before anything is put on the student's denoiser.
     copies = [deepcopy(network) for _ in range(plan.copies)]
+    if settings.teacher_lora is not None:
+        _put_lora_in(copies[0], *starting_pairs(pipeline, plan.component, settings.teacher_lora, "--teacher-lora"))
     adapter = Adapter(network, adapter_config(settings), facts(pipeline).lora_targets, settings.seed)
     if settings.init_lora is not None:
         adapter.begin_with(*starting_pairs(pipeline, plan.component, settings.init_lora))
@@ -110,6 +114,18 @@ def _tdm(
     )
     task = TdmTask(Parts(pipeline, training, adapter, teacher, weights), teaching, grid, fake, options)
     return Built(task, adapter, _sampling(plan, pipeline, teaching, sampler, shift), _few(plan), handle, weights)
+
+
+@torch.no_grad()
+def _put_lora_in(network: Any, pairs: dict[str, Pair], name: str) -> None:
+    """Add a LoRA to a denoiser's weights, for good."""
+    for path, pair in pairs.items():
+        layer, whole = network.get_submodule(path), pair.folded()
+        place = {"device": layer.weight.device}
+        halves = Pair(down=whole.down.to(**place), up=whole.up.to(**place), magnitude=whole.magnitude)
+        layer.weight.copy_(changed(layer.weight, halves, 1.0, f"{name}: {path}"))
+        if whole.bias is not None:
+            layer.bias.add_(whole.bias.to(layer.bias))
 
 
 def _few(plan: Plan) -> str:

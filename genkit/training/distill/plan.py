@@ -17,6 +17,7 @@ from genkit.lora.files import NAMED, parse_lora
 from genkit.media.atomic import check_writable
 from genkit.models import locate
 from genkit.pipelines.attention import Attention
+from genkit.pipelines.few_steps import FewSteps, few_steps_of
 from genkit.pipelines.kinds import IMAGE
 from genkit.pipelines.load import resolve_dtype
 from genkit.pipelines.model import Model
@@ -100,6 +101,9 @@ class Plan:
         check_finished(output, NAMED, settings.resume_from_checkpoint)
         if settings.init_lora is not None:
             parse_lora(settings.init_lora)
+        few = None
+        if settings.teacher_lora is not None:
+            few = few_steps_of([parse_lora(settings.teacher_lora)])
         if settings.kind == TDM and process_count() > 1:
             raise UnsupportedError(
                 "--kind tdm runs in one process: student and fake scores are updated in turns, and every process would "
@@ -117,8 +121,8 @@ class Plan:
         size = _size(settings, model)
         attention = attention_of(settings, model, device, dtype)
         plan = cls(
-            settings, model, device, dtype, precision, component, prompts, size, _guidance(settings, model), attention,
-            loop_config(settings, settings.max_train_steps, precision),
+            settings, model, device, dtype, precision, component, prompts, size, _guidance(settings, model, few),
+            attention, loop_config(settings, settings.max_train_steps, precision),
         )  # fmt: skip
         return plan._fitted()
 
@@ -132,6 +136,8 @@ class Plan:
         adapter = Adapter(network, adapter_config(settings), facts(pipeline).lora_targets, settings.seed)
         if settings.init_lora is not None:
             adapter.check_start(*starting_pairs(pipeline, self.component, settings.init_lora))
+        if settings.teacher_lora is not None:
+            starting_pairs(pipeline, self.component, settings.teacher_lora, "--teacher-lora")
         optimizer_for_student(settings, list(adapter.parameters.items()))
         if self.attention is not None:
             put_in(network, self.attention, settings.train_attention_weights)[0].remove()
@@ -181,7 +187,7 @@ class Plan:
         settings = self.settings
         if settings.kind == TDM:
             return 1 + int(settings.fake_attention)
-        return int(self.attention is not None)
+        return int(self.attention is not None or settings.teacher_lora is not None)
 
     def estimate(self) -> Estimate:
         """Memory of the run and arithmetic of a student's forward and backward pass; takes seconds.
@@ -274,10 +280,12 @@ def _size(settings: DistillSettings, model: Model) -> tuple[int, int, int]:
     return frames, height, width
 
 
-def _guidance(settings: DistillSettings, model: Model) -> float:
-    """Guidance of the teacher: what was asked for, else what a run of the model has."""
+def _guidance(settings: DistillSettings, model: Model, few: FewSteps | None) -> float:
+    """Guidance of the teacher: what was asked for, what its LoRA was made for, or what a run of the model has."""
     if settings.guidance_scale is not None:
         return settings.guidance_scale
+    if few is not None:
+        return few.sampling.guidance_scale
     sidecar = model.sidecar
     own = sidecar.defaults.get("guidance_scale") or sidecar.call.get(_TRUE)
     if own is None and "guidance_scale" in model.accepted:

@@ -71,6 +71,10 @@ class StudentSettings(Settings):
         0.5, "Kind steps: share of samples that go on from where the student's step led, the others from the "
         "teacher's: the student meets, and learns to mend, its own errors.", group=_STUDENT, rule=Rule(low=0, high=1),
     )  # fmt: skip
+    teacher_lora: str | None = option(
+        None, "Kind steps: LoRA in the teacher. A few-step one is asked without guidance: with --substeps 1 or 2 a "
+        "sparse student learns from it at a fraction of the model's own calls.", group=_STUDENT, stored=WHEN_GIVEN,
+    )  # fmt: skip
     height: int | None = option(None, "Pixels; the model's own when left out.", group=_STUDENT)
     width: int | None = option(None, "Pixels; the model's own when left out.", group=_STUDENT)
     num_frames: int | None = option(None, "Frames of a clip; the model's own when left out.", group=_STUDENT)
@@ -132,7 +136,7 @@ class TdmSettings(Settings):
 
 #: Settings that belong to some kinds alone.
 _BELONG = {
-    **dict.fromkeys(("substeps", "own_path"), (STEPS,)),
+    **dict.fromkeys(("substeps", "own_path", "teacher_lora"), (STEPS,)),
     **dict.fromkeys(FeatureSettings.__annotations__, (FEATURES,)),
     **dict.fromkeys(TdmSettings.__annotations__, (TDM,)),
 }

@@ -357,8 +357,16 @@ def adapter_on(pipeline: Any, component: str, settings: LoraSettings) -> Any:
     return Adapter(getattr(pipeline, component), adapter_config(settings), default, settings.seed)
 
 
-def starting_pairs(pipeline: Any, component: str, text: str) -> tuple[dict[str, Pair], str]:
-    """What ``--init-lora`` holds for the part that is trained: layer -> its halves, and the file's name for messages.
+def starting_pairs(
+    pipeline: Any, component: str, text: str, option: str = "--init-lora"
+) -> tuple[dict[str, Pair], str]:
+    """What a LoRA holds for the part that is trained: layer -> its halves, and the file's name for messages.
+
+    Args:
+        pipeline: of the model, with or without values.
+        component: the part.
+        text: file or folder.
+        option: that names it, for messages.
 
     Raises:
         UsageError: a strength or a part behind the file's name.
@@ -366,7 +374,7 @@ def starting_pairs(pipeline: Any, component: str, text: str) -> tuple[dict[str, 
     """
     lora = parse_lora(text)
     if lora.strength != 1 or lora.part not in (None, component):
-        raise UsageError(f"--init-lora {shown(text)}: allowed: a file or folder without strength and part")
+        raise UsageError(f"{option} {shown(text)}: allowed: a file or folder without strength and part")
     groups = match(pipeline, replace(lora, part=component), partial=None).groups
     return {module: pair for group in groups for (_, module), pair in group.pairs.items()}, place(lora.path)
 
