@@ -38,6 +38,7 @@ _EXPORTS = {
     "methods": "genkit.attention.registry",
     "patch": "genkit.patching",
     "patches": "genkit.patching",
+    "read_instruction": "genkit.pipelines.instruction.door",
     "recipe": "genkit.pipelines.recipes",
     "register_family": "genkit.families.lookup",
     "rotary_base": "genkit.patching",

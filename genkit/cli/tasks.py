@@ -205,6 +205,8 @@ def _settings(
         return record, [settings.prompt], settings
     if "prompt" in given:
         raise UsageError("give a prompt or --prompt-file, not both")
+    if getattr(settings, "instruction", None) is not None:
+        raise UsageError("--instruction says what is seen, as --prompt-file does; leave one out")
     if task.several is not None and settings.asked(task.several):
         raise UsageError(f"give --{task.several} or --prompt-file, not both")
     prompts = read_prompt_file(prompt_file)

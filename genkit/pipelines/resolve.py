@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from genkit.errors import UnsupportedError, UsageError, shown
+from genkit.errors import GenkitError, UnsupportedError, UsageError, shown
 from genkit.families.lookup import facts_of
 from genkit.lora.files import parse_lora
 from genkit.lora.load import Share, check_lora, match_loras
@@ -21,6 +21,7 @@ from genkit.models import locate
 from genkit.pipelines import cleaning, guidance
 from genkit.pipelines.attention import Attention
 from genkit.pipelines.few_steps import FewSteps, fast_lora, few_steps_of
+from genkit.pipelines.instruction.door import Reading, through_words
 from genkit.pipelines.kinds import IMAGE, makes_nothing
 from genkit.pipelines.load import check_offload, resolve_device, resolve_dtype
 from genkit.pipelines.model import Model
@@ -76,6 +77,7 @@ class Request:
         sampler: that the user asks for; None for the model's own.
         single: files in place of the denoisers' own weights.
         added: parts that the run adds to the model (:class:`genkit.pipelines.tasks.inputs.parts.Added`); None for none.
+        reading: how an instruction in free words was read; None without one.
     """
 
     settings: Any
@@ -100,6 +102,7 @@ class Request:
     sampler: Sampler | None = None
     added: Any = None
     single: tuple[SingleFile, ...] = ()
+    reading: Reading | None = None
 
     def take_matches(self) -> list[Matched]:
         """The LoRA files as they were matched with the model: once, for the weights in them are not kept."""
@@ -124,9 +127,16 @@ def resolve(settings: Settings) -> Request:
     Raises:
         GenkitError: whatever is wrong, in one line; see the settings' class, :func:`genkit.load`.
     """
-    settings, told = through_door(settings)
-    request = task_of(settings).resolve(settings)
-    return replace(request, notes=(*told, *request.notes)) if told else request
+    settings, reading = through_words(settings)
+    try:
+        settings, told = through_door(settings)
+        request = task_of(settings).resolve(settings)
+    except GenkitError as error:
+        if reading is None or reading.about(error) is error:
+            raise
+        raise reading.about(error) from error
+    told = (*(() if reading is None else reading.told), *told)
+    return replace(request, notes=(*told, *request.notes), reading=reading) if told else request
 
 
 class Draft:

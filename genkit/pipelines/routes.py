@@ -55,6 +55,7 @@ class Route:
         prompts: how many.
         model: by its name. pipeline: class that runs, ``runs``: what of genkit drives it.
         because: the rules that decided, one line each.
+        reading: how an instruction in free words was read, as data; None without one. read: the same in lines.
     """
 
     task: str
@@ -65,17 +66,21 @@ class Route:
     pipeline: str
     runs: str
     because: tuple[str, ...]
+    reading: dict[str, Any] | None = None
+    read: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values."""
-        return asdict(self)
+        values = asdict(self)
+        del values["read"]
+        return values
 
     def lines(self) -> list[str]:
         """For people."""
         told = [f"task: {self.task} ({self.what})", f"model: {self.model}"]
         told += [f"pipeline: {self.pipeline}, by {self.runs}"]
         told += [f"input: {each.flag} {each.path} is the {each.role}" for each in self.inputs]
-        return [*told, *(f"because: {line}" for line in self.because)]
+        return [*told, *self.read, *(f"because: {line}" for line in self.because)]
 
 
 def route_of(request: Request) -> Route:
@@ -98,7 +103,9 @@ def route_of(request: Request) -> Route:
         because.append(f"{named} is the class that the model's folder names")
     else:
         because.append(f"the folder names {named}, which does not take this; {model.class_name} runs on its weights")
-    return Route(task, TASKS[task], inputs, count, model.name, model.class_name, own.name, tuple(because))
+    reading = request.reading
+    data, read = (None, ()) if reading is None else (reading.to_dict(), tuple(reading.lines()))
+    return Route(task, TASKS[task], inputs, count, model.name, model.class_name, own.name, tuple(because), data, read)
 
 
 def _of_command(request: Request) -> Route:

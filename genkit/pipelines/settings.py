@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from genkit.errors import UsageError, explain
 from genkit.models.registry import DEFAULT_MODEL
+from genkit.pipelines.instruction.settings import InstructionSettings
 from genkit.pipelines.quantise import QUANTISED
 from genkit.pipelines.request import NEVER, WHEN_GIVEN, Settings, option
 from genkit.pipelines.tasks.audio_video.settings import AudioVideoSettings
@@ -332,6 +333,7 @@ class GenerateSettings(
     GivenSettings,
     StreamSettings,
     LongerSettings,
+    InstructionSettings,
     SamplerSettings,
     WordSettings,
     GenerationSettings,
