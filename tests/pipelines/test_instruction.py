@@ -359,6 +359,29 @@ def test_rules_have_no_role_for_a_third_picture():
         read_instruction("photo.png, last.jpg, c.png")
 
 
+def test_a_model_without_an_answer_and_rules_without_a_role_are_told_together(script):
+    script(roles={"photo.png": "subject", "last.jpg": "subject", "c.png": "subject"}, prompts=[None])
+    with pytest.raises(UsageError, match=r"a gave no usable answer \(its prompt has no end\), and by the rules: c.png"):
+        read_instruction("photo.png, last.jpg, c.png", language_model="a")
+
+
+def test_a_picture_beside_a_track_is_the_subject():
+    reading = read_instruction("on black, like photo.png along track.json")
+    assert (reading.filled["subject"], reading.filled["boxes"]) == (("photo.png",), "track.json")
+    assert read_instruction("like photo.png", boxes="track.json").filled["subject"] == ("photo.png",)
+
+
+def test_a_file_given_twice_has_two_roles():
+    reading = read_instruction("a loop", ["photo.png", "photo.png"])
+    assert (reading.filled["image"], reading.filled["last_image"]) == (("photo.png",), "photo.png")
+
+
+def test_an_error_of_a_model_that_was_filled_names_it(script):
+    script(roles={"photo.png": "source"}, prompts=["a"], sound=True)
+    with pytest.raises(GenkitError, match=r"read from --instruction by a: .*--model toy-av"):
+        resolve(GenerateSettings(instruction="a sound", instruction_model="a", source_video="photo.png"))
+
+
 def test_a_record_is_changed_by_what_is_filled(script):
     script(prompts=["a", "b"])
     before = GenerateSettings.from_mappings(
@@ -367,6 +390,15 @@ def test_a_record_is_changed_by_what_is_filled(script):
     )
     made = read(before).settings
     assert (made.prompt, made.shots, made.steps) == (None, ("a", "b"), 5) and not made.asked("steps")
+
+
+def test_a_file_of_a_record_takes_another_role(script, tmp_path):
+    script(roles={"photo.png": "first_frame"}, prompts=["a"])
+    stored = {"prompt": "b", "image": [str(tmp_path / "last.jpg")], "last_image": str(tmp_path / "photo.png")}
+    asked = {"instruction": "from photo.png", "instruction_model": "a"}
+    made = read(GenerateSettings.from_mappings(("flags", asked), stored=("old.mp4", stored))).settings
+    assert made.image == (str(tmp_path / "photo.png"),)
+    assert made.last_image == str(tmp_path / "photo.png") and made.prompt == "a"
 
 
 def test_python_gives_the_same():

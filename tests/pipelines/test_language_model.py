@@ -295,7 +295,7 @@ def test_a_damaged_folder_is_told_in_a_line(folders, tmp_path, capsys, name):
         ("./no-such", "--instruction-model folder ./no-such does not exist"),
         ("nobody/no-such-model", "the cache does not hold nobody/no-such-model"),
         ("toy-video", "toy-video is a Diffusers model"),
-        ("photo.png", "photo.png is a file"),
+        ("photo.png", "photo.png is a file; give the folder of a language model"),
         ("no such", "--instruction-model: got 'no such'"),
         ("", "--instruction-model"),
     ],

@@ -8,7 +8,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from genkit.errors import GenkitError, shown
+from genkit.errors import GenkitError, UsageError, shown
 from genkit.pipelines.instruction.files import files_of
 from genkit.pipelines.instruction.fill import Answer, Unusable
 from genkit.pipelines.instruction.rules import by_rules, prompt_written
@@ -76,6 +76,9 @@ class Reading:
     def about(self, error: GenkitError) -> GenkitError:
         """An error of the checks that concerns what was filled, saying where that comes from."""
         concerned = [each for each in self._options() if f"{each.partition(' ')[0]} " in f"{_spaced(str(error))} "]
+        model = f"--model {self.filled.get('model')}"
+        if "model" in self.filled and model not in concerned:  # it decides what all others may be
+            concerned.append(model)
         if not concerned:
             return error
         return type(error)(
@@ -147,8 +150,11 @@ def _by_model(settings: Any, files: tuple) -> tuple[Instruction, str, list[str]]
         try:
             return Answer(reader, settings, files).made(), name, []
         except Unusable as error:
-            reason = str(error)
-    return by_rules(settings, files), RULES, [f"{name} gave no usable answer ({reason}); the rules read --instruction"]
+            reason = f"{name} gave no usable answer ({error})"
+    try:
+        return by_rules(settings, files), RULES, [f"{reason}; the rules read --instruction"]
+    except UsageError as error:
+        raise UsageError(f"{reason}, and by the rules: {error}") from error
 
 
 def _merged(settings: Any, filled: dict[str, Any]) -> Any:
@@ -240,7 +246,7 @@ def _add_budget(budget: str, found: dict[str, Any], settings: Any, told: list[st
         else:
             told.append(f"speed is wanted; {model.name} has no few-step LoRA and runs as usual")
     elif budget == "quality":
-        told.append(f"quality is wanted; {model.name} runs with its own steps and dense attention")
+        told.append("quality is wanted; nothing is changed for it, steps and attention are the model's or as written")
     else:
         if resolve_device(settings.device).type == "cpu":
             told.append("little memory is wanted; on a CPU keeping parts away saves nothing")

@@ -51,17 +51,19 @@ class Found:
 
 def files_of(settings: Any) -> tuple[Found, ...]:
     """The files of ``--file`` and those that the instruction names, in the order of the text, but for those that other
-    settings name.
+    settings, written now, name.
 
     Raises:
         ArtifactError: one that does not exist. UsageError: a kind of file that plays no role, or too many.
     """
-    written = [_written(text) for name in _NAMING for text in _values(getattr(settings, name))]
+    every = {name: [_written(text) for text in _values(getattr(settings, name))] for name in _NAMING}
+    stored = [path for paths in every.values() for path in paths]
+    written = [path for name, paths in every.items() if settings.asked(name) for path in paths]
     given = [text for text in settings.file if _checked(text, "--file")]
     named: list[str] = []
     for start, end in _mentions(settings.instruction):
         text = settings.instruction[start:end]
-        known = [each for each in (*given, *written) if Path(each).name == text or _same(each, text)]
+        known = [each for each in (*given, *stored) if Path(each).name == text or _same(each, text)]
         found = known[0] if known else text if _checked(text, "file in --instruction") else ""
         if not any(_same(found, each) for each in named):
             named.append(found)

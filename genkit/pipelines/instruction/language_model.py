@@ -14,7 +14,7 @@ from typing import Any
 from genkit.errors import ArtifactError, UsageError, explain, said, shown
 from genkit.models.registry import locate
 from genkit.pipelines.load import resolve_device, without_bars
-from genkit.reading import read_json
+from genkit.reading import read_json, user_path
 from genkit.reading.files import place
 
 FLAG = "--instruction-model"
@@ -44,6 +44,8 @@ def language_model(name: str, device: str | None = None) -> Iterator[LanguageMod
 
 
 def _folder(name: str) -> Path:
+    if user_path(name, FLAG).is_file():
+        raise ArtifactError(f"{FLAG} {place(name)} is a file; give the folder of a language model of transformers")
     location = locate(name, FLAG)
     if location.path is not None:
         return location.path
@@ -67,7 +69,7 @@ class LanguageModel:
 
     def __init__(self, folder: Path, name: str, device: str | None = None):
         self.name = name
-        _check_kind(folder)
+        _check_kind(folder, name)
         self.device = resolve_device(device)
         self.tokenizer, self.model = _loaded(folder, self.device)
         rows = self.model.get_input_embeddings().weight.shape[0]
@@ -227,11 +229,11 @@ def _closing(text: str) -> int | None:
     return None
 
 
-def _check_kind(folder: Path) -> None:
+def _check_kind(folder: Path, name: str) -> None:
     """Refuse a folder that is no language model, before anything heavy is read."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as KNOWN
 
-    what = f"{FLAG} {place(folder)}"
+    what = f"{FLAG} {place(name)}"
     if not (folder / "config.json").is_file():
         kind = "a Diffusers model" if (folder / "model_index.json").is_file() else "no model of transformers"
         raise ArtifactError(

@@ -6,10 +6,10 @@ from typing import Any
 
 from genkit.errors import UsageError
 from genkit.pipelines.instruction.files import Found
-from genkit.pipelines.instruction.schema import CLIP, PICTURE, ROLES, SOUND, Input, Instruction
+from genkit.pipelines.instruction.schema import CLIP, PICTURE, ROLES, SOUND, TRACK, Input, Instruction
 
 #: Roles that files of a kind take in order.
-_ORDER = {PICTURE: ("first_frame", "last_frame"), CLIP: ("source",), SOUND: ("sound",)}
+_ORDER = {PICTURE: ("first_frame", "last_frame"), CLIP: ("source",), SOUND: ("sound",), TRACK: ("boxes",)}
 
 
 def by_rules(settings: Any, files: tuple[Found, ...]) -> Instruction:
@@ -23,8 +23,10 @@ def by_rules(settings: Any, files: tuple[Found, ...]) -> Instruction:
         UsageError: more files of a kind than there are roles.
     """
     inputs: list[Input] = []
+    tracked = settings.asked("boxes") or any(each.kind == TRACK for each in files)
+    order = _ORDER | ({PICTURE: ("subject",)} if tracked else {})  # what goes along boxes has no first frame
     for each in files:
-        for role in _ORDER.get(each.kind, ("boxes",)):
+        for role in order[each.kind]:
             if role in free_roles(settings, each.kind, inputs):
                 inputs.append(Input(each.path, each.kind, role))
                 break
