@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import genkit
@@ -452,3 +453,16 @@ def test_wrong_use_is_told_in_a_line(capsys, tmp_path, arguments, message):
     code, out, err = _call(capsys, *arguments, "--explain")
     errors = [line for line in err.splitlines() if "error" in line]
     assert code in (1, 2) and out == "" and len(errors) == 1 and message in errors[0]
+
+
+@pytest.mark.parametrize(
+    ("device", "filled"), [("cuda", {"offload": "model", "vae_tiling": True}), ("cpu", {"vae_tiling": True})]
+)
+def test_little_memory_depends_on_the_device(script, monkeypatch, device, filled):
+    monkeypatch.setattr("genkit.pipelines.load.resolve_device", lambda name: torch.device(device))
+    script(prompts=["a"], budget="memory")
+    reading = read_instruction("a, on a small card", language_model="a")
+    assert reading.filled == {"prompt": "a", **filled}
+    assert any("saves nothing" in line for line in reading.told) == (device == "cpu")
+    script(prompts=["a"], budget="memory")
+    assert read_instruction("a", language_model="a", offload="sequential").settings.offload == "sequential"
