@@ -119,7 +119,7 @@ def _place(site: Any, q: Any) -> Any:
 def _methods(shares: list[float], options: argparse.Namespace, fits: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Name -> method and the cache with its weights."""
     from genkit.attention.cache import PatchCache
-    from genkit.attention.sparse_linear.sparse_part import parse
+    from genkit.attention.sparse_part import parse
 
     found: dict[str, tuple[Any, Any]] = {}
     for share in shares:
@@ -168,7 +168,7 @@ def _clips(
 ) -> list[dict[str, object]]:
     """PSNR to the clips of dense attention, the first quarter of the steps dense for all."""
     import genkit
-    from genkit.attention.sparse_linear.sparse_part import parse
+    from genkit.attention.sparse_part import parse
     from genkit.evaluation.metrics import psnr
     from genkit.evaluation.toy import generate_clips
 

@@ -178,6 +178,7 @@ class Place:
         guide: as in :class:`Site`.
         text: whether text is among the tokens of this module, for joint attention.
         rotary: how queries are turned; None = the family's record does not tell.
+        timestep: name of the denoiser's argument with the noise level; "" = it has none, or nobody tells.
     """
 
     name: str
@@ -191,6 +192,7 @@ class Place:
     guide: str = ""
     text: bool = True
     rotary: Rotary | None = None
+    timestep: str = ""
 
     def __post_init__(self) -> None:
         if self.projections is None:

@@ -185,7 +185,7 @@ class PatchHandle:
         heads = layer.heads or 0
         where = Place(
             layer.name, layer.role, layer.layer, layer.layers, heads, found.module, always, projections, layer.guide,
-            found.text, patched.family.rotary,
+            found.text, patched.family.rotary, patched.family.timestep,
         )  # fmt: skip
         self._fittings += method.install(where, self.cache)
         assignment.weighted = layer.name in self.weights

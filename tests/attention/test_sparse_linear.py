@@ -17,7 +17,7 @@ from genkit.attention.linear_forms import FORMS, LinearWeights
 from genkit.attention.site import Place, Site
 from genkit.attention.sparse_linear import ProjectionFit, SparseLinear
 from genkit.attention.sparse_linear.fit import Equations, Sums
-from genkit.attention.sparse_linear.sparse_part import able, parse, tellers
+from genkit.attention.sparse_part import able, parse, tellers
 from genkit.attention.static import dense_attention
 from genkit.attention.weights import PatchWeights
 from genkit.errors import ArtifactError, UsageError

@@ -93,7 +93,13 @@ def test_masks_are_drawn_as_before(cli, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("method", "args"), [("block_select", "score=keys"), ("mixture_of_heads", "shared=0.5"), ("neighborhood", "size=3")]
+    ("method", "args"),
+    [
+        ("block_select", "score=keys"),
+        ("mixture_of_heads", "shared=0.5"),
+        ("layer_router", "sparse=radial"),
+        ("neighborhood", "size=3"),
+    ],
 )
 def test_a_mask_of_untrained_weights_says_so(cli, method, args):
     code, out, err = cli(method, "--attention-args", args, "--grid", "4x8x8", "--json", model=None)

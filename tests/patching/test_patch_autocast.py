@@ -18,7 +18,7 @@ VARIANT = {family_of(tiny.build(name).model).name: name for name in tiny.FAMILIE
 #: Families of one form of attention are alike here; ``tests/families`` has every one of them without autocast.
 CELLS = [cell for cell in matrix() if cell.fits and cell.family in VARIANT]
 #: Methods that are refused without trained weights, as one begins to train them.
-UNTRAINED = {"mixture_of_heads": {"untrained": True}}
+UNTRAINED = {"mixture_of_heads": {"untrained": True}, "layer_router": {"untrained": True}}
 
 
 def _run(case):

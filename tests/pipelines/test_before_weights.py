@@ -72,6 +72,7 @@ WRONG = [
     # What the model does not have.
     ("wan", ["--attention", "block_select", "--attention-args", "score=keys"], 2, "score=keys must be trained"),
     ("wan", ["--attention", "mixture_of_heads"], 2, "its routers must be trained; give weights=FILE"),
+    ("wan", ["--attention", "layer_router"], 2, "its networks must be trained; give weights=FILE"),
     (
         "wan",
         ["--attention", "sparse_linear", "--attention-args", "sparse=block_select score=keys,keys=all"],

@@ -272,6 +272,7 @@ def test_what_can_be_trained_is_found_in_its_room():
         "bias",
         "heads",
         "keys",
+        "layer_router",
         "layers",
         "mixture_of_heads",
         "motion_boxes",
@@ -290,7 +291,7 @@ def test_what_can_be_trained_is_found_in_its_room():
     [
         (
             ["nope"],
-            "method: got 'nope', allowed: agent, bias, cross_modal_context, heads, keys, layers, ",
+            "method: got 'nope', allowed: agent, bias, cross_modal_context, heads, keys, layer_router, layers, ",
         ),
         (["agnet"], "did you mean 'agent'?"),
         (["agent", "--no-such"], "unrecognized arguments: --no-such"),

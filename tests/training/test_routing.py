@@ -10,12 +10,13 @@ import genkit
 from genkit.attention.cache import PatchCache
 from genkit.attention.site import Place, Site
 from genkit.attention.static import dense_attention
+from genkit.attention.straight_through import Draws
 from genkit.attention.weights import PatchWeights
 from genkit.errors import UsageError
 from genkit.layout import TokenLayout
 from genkit.training.data.world.clips import ClipSize, LatentPool
 from genkit.training.engine.curriculum import Stage
-from genkit.training.routing.gates import Draws, GatedHeads, GatedLayers
+from genkit.training.routing.gates import GatedHeads, GatedLayers
 from genkit.training.routing.layers import calibration, errors_of, layer_errors
 from genkit.training.routing.table import (
     dense_layers,

@@ -16,7 +16,7 @@ from genkit.attention.method import Density, Method, check_choice, check_int, ch
 from genkit.attention.read_blocks import BlocksRead
 from genkit.attention.registry import register
 from genkit.attention.site import Place, Site
-from genkit.attention.sparse_linear.sparse_part import as_text, parse, tellers
+from genkit.attention.sparse_part import as_text, parse, tellers
 from genkit.attention.static import check_tokens
 from genkit.attention.weights import PatchWeights
 from genkit.errors import UsageError, explain

@@ -13,11 +13,9 @@ from genkit.attention.cache import PatchCache
 from genkit.attention.method import Density, Method
 from genkit.attention.site import Place, Site
 from genkit.attention.static import dense_attention
+from genkit.attention.straight_through import OPEN, Draws
 from genkit.attention.weights import PatchWeights, like
 from genkit.errors import UsageError
-
-#: First logit of a layer gate: almost surely open.
-OPEN = 4.5
 
 
 class Gates(nn.Module):
@@ -110,24 +108,6 @@ class LayerGate(nn.Module):
         self.logit = nn.Parameter(torch.full((), OPEN, **like(source)))
 
 
-@dataclass
-class Draws:
-    """What decisions of layers are drawn with, set before every training step.
-
-    Args:
-        temperature: of the soft decision, whose gradient is taken.
-        noise: layer -> (B,) differences of two Gumbel draws, one decision per layer and sample; empty: the gate's sign
-            decides.
-    """
-
-    temperature: float = 1.0
-    noise: dict[int, torch.Tensor] = field(default_factory=dict)
-
-    def draw(self, layers: Iterable[int], count: int, generator: torch.Generator) -> None:
-        """Fresh noise; a generator decides it. The same for the forward pass and its repetition under checkpointing."""
-        self.noise = {layer: torch.rand(count, generator=generator).clamp(1e-6, 1 - 1e-6).logit() for layer in layers}
-
-
 @dataclass(frozen=True)
 class GatedLayers(Mixed):
     """A gate per layer, open or closed for every sample: drawn with Gumbel noise, its gradient that of the soft
@@ -157,7 +137,4 @@ class GatedLayers(Mixed):
 
     def decided(self, own: LayerGate, count: int) -> torch.Tensor:
         """(B,) ones for full attention and zeros for sparse, with the gradient of the soft decision."""
-        noise = self.draws.noise.get(own.layer)
-        level = own.logit.expand(count) if noise is None else own.logit + noise.to(own.logit)
-        soft = (level / self.draws.temperature).sigmoid()
-        return (level > 0).to(soft) + (soft - soft.detach())
+        return self.draws.decide(own.logit.expand(count), own.layer)

@@ -13,6 +13,7 @@ from torch import nn
 
 from genkit.attention import registry
 from genkit.attention.method import Method
+from genkit.attention.straight_through import Draws
 from genkit.errors import UsageError, explain
 from genkit.pipelines.text import parse_pairs
 from genkit.reading import number
@@ -37,16 +38,84 @@ def temperature(progress: float) -> float:
     return COLD + (HOT - COLD) * (1 + math.cos(math.pi * done)) / 2
 
 
-class LayersTask(AgentTask):
-    """A gate per layer, open or closed, learns where sparse attention costs least while a share of layers is closed.
+class ShareTask(AgentTask):
+    """Layers decide between full and sparse attention; the share of sparse decisions is led to a target.
 
     The loss is the squared distance to the dense model's answer over its variance, plus ``a |s - s*| + b (s - s*)^2``
-    for the share s of closed gates; a and b grow as long as s is off (gradient ascent).
+    for the share s of sparse decisions; a and b grow as long as s is off (gradient ascent). Subclasses give
+    :attr:`draws`, :meth:`drawn` and :meth:`full_share`.
+
+    Args:
+        method: whose weights decide.
+        sparsity: s*.
+        Others: see :class:`AgentTask`.
+    """
+
+    def __init__(
+        self,
+        pipeline: Any,
+        pool: LatentPool,
+        method: Method,
+        sparsity: float = SPARSITY,
+        layers: str | None = None,
+        stages: tuple[Stage, ...] = STAGES,
+    ):
+        if isinstance(sparsity, bool) or not 0 < sparsity <= 1:
+            raise UsageError(explain("--sparsity", sparsity, "a number > 0 and <= 1"))
+        super().__init__(pipeline, pool, layers, stages, method)
+        self.sparsity = sparsity
+        self.push = nn.Parameter(torch.ones(2))
+        self.seed = 0
+
+    @property
+    def draws(self) -> Draws:
+        """Temperature and noise of the decisions."""
+        raise TypeError(f"{type(self).__name__} defines no draws")
+
+    def drawn(self) -> list[int | str]:
+        """What noise is drawn for: layers, in order."""
+        raise TypeError(f"{type(self).__name__} defines no drawn()")
+
+    def full_share(self, count: int) -> torch.Tensor:
+        """The share of full decisions about ``count`` samples after a call of the model, with its gradient."""
+        raise TypeError(f"{type(self).__name__} defines no full_share()")
+
+    def loss(self, seed: int, tokens: int) -> LossAt:
+        """See :meth:`Task.loss`; decisions follow from the seed, the step and the process."""
+        inner = super().loss(seed, tokens)
+
+        def loss_at(wrapped: nn.Module, number: int, progress: float):
+            self.draws.temperature = temperature(progress)
+            self.seed = hash((seed, number, process_rank()))
+            return inner(wrapped, number, progress)
+
+        return loss_at
+
+    def forward(self, batch: Noised) -> torch.Tensor:
+        """See the class; without gradients the larger logit decides."""
+        draws, count = self.draws, len(batch.noisy)
+        draws.noise = {}
+        if torch.is_grad_enabled():
+            generator = torch.Generator().manual_seed(self.seed % 2**63)
+            draws.draw(self.drawn(), count, generator)
+        with torch.no_grad():
+            wanted = self.predict(batch, self.dense[0])
+        error = (self.predict(batch) - wanted).square().mean() / wanted.var()
+        off = 1 - self.full_share(count) - self.sparsity
+        costs = torch.stack([off.abs(), off.square()])
+        push = self.push.to(costs)
+        # the value is push * costs; the gradient of push has the other sign, so that the optimiser raises it
+        penalty = (push.detach() * costs + (push.detach() - push) * costs.detach()).sum()
+        return self.connected(error + penalty)
+
+
+class LayersTask(ShareTask):
+    """A gate per layer, open or closed, learns where sparse attention costs least while a share of layers is closed.
 
     Args:
         sparse: what layers with closed gates get.
-        sparsity: s*, the share of the layers that is sparse; in the recipe exactly, as far as layers go.
-        Others: see :class:`AgentTask`.
+        sparsity: the share of the layers that is sparse; in the recipe exactly, as far as layers go.
+        Others: see :class:`ShareTask`.
     """
 
     def __init__(
@@ -58,48 +127,29 @@ class LayersTask(AgentTask):
         layers: str | None = None,
         stages: tuple[Stage, ...] = STAGES,
     ):
-        if isinstance(sparsity, bool) or not 0 < sparsity <= 1:
-            raise UsageError(explain("--sparsity", sparsity, "a number > 0 and <= 1"))
-        gated = GatedLayers(sparse)
-        super().__init__(pipeline, pool, layers, stages, gated)
-        self.gated, self.sparse, self.sparsity = gated, sparse, sparsity
-        self.push = nn.Parameter(torch.ones(2))
-        self.seed = 0
+        self.gated, self.sparse = GatedLayers(sparse), sparse
+        super().__init__(pipeline, pool, self.gated, sparsity, layers, stages)
+
+    @property
+    def draws(self) -> Draws:
+        """See :attr:`ShareTask.draws`."""
+        return self.gated.draws
+
+    def gates(self) -> list[Any]:
+        """The gates of all layers."""
+        return list(self.weights.layers.values())
+
+    def drawn(self) -> list[int | str]:
+        """See :meth:`ShareTask.drawn`."""
+        return [each.layer for each in self.gates()]
+
+    def full_share(self, count: int) -> torch.Tensor:
+        """See :meth:`ShareTask.full_share`."""
+        return torch.stack([self.gated.decided(each, count) for each in self.gates()]).mean()
 
     def logits(self) -> dict[int, float]:
         """Layer -> its gate's logit, in order."""
-        found: Any = self.weights.layers.values()
-        return {each.layer: float(each.logit.detach()) for each in sorted(found, key=lambda each: each.layer)}
-
-    def loss(self, seed: int, tokens: int) -> LossAt:
-        """See :meth:`Task.loss`; decisions follow from the seed, the step and the process."""
-        inner = super().loss(seed, tokens)
-
-        def loss_at(wrapped: nn.Module, number: int, progress: float):
-            self.gated.draws.temperature = temperature(progress)
-            self.seed = hash((seed, number, process_rank()))
-            return inner(wrapped, number, progress)
-
-        return loss_at
-
-    def forward(self, batch: Noised) -> torch.Tensor:
-        """See the class; without gradients every gate's sign decides."""
-        gates: list[Any] = list(self.weights.layers.values())
-        draws, count = self.gated.draws, len(batch.noisy)
-        draws.noise = {}
-        if torch.is_grad_enabled():
-            generator = torch.Generator().manual_seed(self.seed % 2**63)
-            draws.draw([each.layer for each in gates], count, generator)
-        with torch.no_grad():
-            wanted = self.predict(batch, self.dense[0])
-        error = (self.predict(batch) - wanted).square().mean() / wanted.var()
-        open_share = torch.stack([self.gated.decided(each, count) for each in gates]).mean()
-        off = 1 - open_share - self.sparsity
-        costs = torch.stack([off.abs(), off.square()])
-        push = self.push.to(costs)
-        # the value is push * costs; the gradient of push has the other sign, so that the optimiser raises it
-        penalty = (push.detach() * costs + (push.detach() - push) * costs.detach()).sum()
-        return self.connected(error + penalty)
+        return {each.layer: float(each.logit.detach()) for each in sorted(self.gates(), key=lambda each: each.layer)}
 
     def probe(self) -> dict[str, float]:
         """The share of closed gates, and the mean logit."""

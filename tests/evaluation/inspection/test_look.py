@@ -139,6 +139,7 @@ def test_recall_and_error_of_methods(seen):
         genkit.MixtureOfBlock(keep=2),
         genkit.Biased(bias="distance:t=0.5:h=0.5:w=0.5", block=8),
         genkit.SparseLinear(sparse="block_select keep=0.3 block=16"),
+        genkit.LayerRouter(sparse="block_select keep=0.3 block=16"),
     ],
     ids=lambda method: method.describe(),
 )

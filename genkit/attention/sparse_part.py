@@ -1,4 +1,4 @@
-"""The sparse method of a two-branch attention, as a text: ``"block_select keep=0.1 block=32"``."""
+"""The sparse method inside another one (a branch, a choice by layers), as a text: ``"block_select keep=0.1"``."""
 
 from __future__ import annotations
 
