@@ -39,16 +39,17 @@ class Found:
     """One way to choose, measured.
 
     Args:
-        errors: of every held-out clip. work: query-key pairs paid for there, as a share of dense attention's.
+        errors: of every held-out clip. work: query-key pairs paid for in each of them, as a share of dense attention's.
         psnr: of every whole clip to the dense one. clip_work: the same share there. seconds: inside attention calls of
-            the patched layers, a clip.
+            the patched layers, a clip. remarks: of the report on the whole clips.
     """
 
     errors: list[float]
-    work: float
+    work: list[float]
     psnr: list[float]
     clip_work: float
     seconds: float
+    remarks: tuple[str, ...]
 
 
 def train(task: Any, size: Any, minutes: float, lr: float, rng: np.random.Generator) -> int:
@@ -116,11 +117,15 @@ class Measure:
             clips = [self.clip(text, seed) for seed, text in enumerate(self.texts)]
             told = handle.report()
         found = [psnr(one, other) for one, other in zip(clips, self.dense, strict=True)]
-        for line in told.remarks:
-            print(line, flush=True)
-        return Found(
-            errors, statistics.mean(work), found, told.work or 0.0, (told.seconds + told.own_seconds) / len(found)
-        )
+        seconds = (told.seconds + told.own_seconds) / len(found)
+        return Found(errors, work, found, told.work or 0.0, seconds, told.remarks)
+
+    def by_level(self, work: list[float]) -> str:
+        """The work of clips with more and with less noise than the middle one, in words."""
+        order = sorted(range(len(work)), key=lambda at: float(self.batches[at].level))
+        half = len(order) // 2
+        low, high = (statistics.mean(work[at] for at in part) for part in (order[:half], order[half:]))
+        return f"{low:.1%} in the half of the held-out clips with the lower noise levels, {high:.1%} in the other"
 
 
 def run(options: argparse.Namespace) -> int:
@@ -181,6 +186,7 @@ def run(options: argparse.Namespace) -> int:
         }
         found = {case: measure.of(parts) for case, parts in cases.items()}
     rows = [_row(case, found) for case in found]
+    routed = found["half of the layers", "router"]
     facts = environment()
     trained = ", ".join(f"{name} {count}" for name, count in steps.items())
     text = (
@@ -201,6 +207,7 @@ def run(options: argparse.Namespace) -> int:
                 f"(layers in order). Logits of the gates of layers: "
                 f"{', '.join(f'{logit:.2f}' for logit in layers_task.logits().values())}. Errors of layers alone: "
                 f"{', '.join(f'{error:.4f}' for error in errors)}.",
+                f"Router on the whole clips: {'; '.join(routed.remarks)}. Work: {measure.by_level(routed.work)}.",
             ]
         )
         + "\n"
@@ -220,7 +227,7 @@ def _row(case: tuple[str, str], found: dict[tuple[str, str], Found]) -> dict[str
         "error": _told(own.errors, 5),
         "less than evenly, same clips": _told(less, 5) if chosen not in ("evenly", "-") else "",
         "PSNR to dense": _told(own.psnr, 2),
-        "work": f"{own.work:.1%}, {own.clip_work:.1%}",
+        "work": f"{statistics.mean(own.work):.1%}, {own.clip_work:.1%}",
         "seconds": f"{own.seconds:.2f}",
     }
 
