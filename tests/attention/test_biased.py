@@ -232,8 +232,8 @@ def test_the_scale_by_length_is_one_setting_of_every_method_that_takes_it(name):
     cls = registry.method_class(name)
     if not issubclass(cls, WithScale):
         assert name in (
-            "broadcast", "broadway", "cross_modal_context", "linear_attention", "motion_boxes", "reference",
-            "shared_cross_attention", "sparse_linear",
+            "broadcast", "broadway", "cross_modal_context", "layer_router", "linear_attention", "motion_boxes",
+            "reference", "shared_cross_attention", "sparse_linear",
         )  # fmt: skip
         return
     settings = {"block_select": {"block": 8}, "pyramid": {"block": 8}, "agent": {"cell": (1, 2, 2)}}.get(name, {})

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import random
 
 import pytest
 import torch
-from layouts import LAYOUTS
+from layouts import LAYOUTS, layout_of
 
 import genkit
 from genkit.attention.block_select import BlockSelect
@@ -110,6 +111,34 @@ def test_output_and_gradients_are_those_of_the_definition(layout, key_heads, kee
     assert density.computed == pytest.approx(seen.double().mean().item())
     assert density.computed <= density.executed + 1e-9
     assert torch.equal(out, method.attend(*inputs, site, cache))
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_random_shapes_with_text_on_either_side_are_the_definition(seed):
+    """Grids that no block divides, text before or behind, heads that share keys, any number of blocks kept."""
+    draw = random.Random(seed)
+    before, after = (draw.randint(1, 6), 0) if seed % 2 else (0, draw.randint(1, 6))
+    layout = layout_of((draw.randint(1, 4), draw.randint(3, 6), draw.randint(3, 7)), before=before, after=after)
+    key_heads, block = draw.choice([1, 2, 4]), draw.choice([8, 16])
+    blocks = -(-layout.grid_length // block)
+    keep = draw.choice([1, draw.randint(1, blocks), round(draw.uniform(0.05, 1), 3)])
+    assert layout.grid_length % block  # the last block is not full
+    method = BlockSelect(score="keys", block=block, keep=keep, untrained=True)
+    site, cache, own = patched(method, layout, key_heads=key_heads)
+    inputs = drawn(layout, key_heads=key_heads, seed=seed)
+    out, (right, seen) = method.attend(*inputs, site, cache), written_out(method, *inputs, site, own)
+    torch.testing.assert_close(out, right)
+    every = torch.arange(layout.length)
+    assert torch.equal(method.read_rows(*(x.detach() for x in inputs), site, cache, every), seen)
+    wanted = [*inputs, *own.parameters()]
+    push = torch.sin(torch.arange(out.numel(), dtype=torch.float64)).view(out.shape)
+    for one, other in zip(*(torch.autograd.grad((x * push).sum(), wanted) for x in (out, right)), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-10, rtol=1e-7)
+    # the same bits again, and a row alone as beside another
+    again = method.attend(*inputs, site, cache)
+    alone = method.attend(*(x[1:] for x in inputs), site, cache)
+    assert torch.equal(out, again)
+    torch.testing.assert_close(alone, out[1:])
 
 
 @pytest.mark.parametrize("backend", ["reference", "auto"])

@@ -11,6 +11,7 @@ import genkit
 from genkit.attention.layer_router import LayerRouter
 from genkit.attention.registry import trained
 from genkit.errors import ArtifactError, UsageError
+from genkit.pipelines.recipe_file import write_parts
 
 SPARSE = "block_select block=8 keep=2"
 FRESH = LayerRouter(sparse=SPARSE, untrained=True)
@@ -223,10 +224,16 @@ def test_a_pipeline_takes_weights_back_and_both_halves_agree(tmp_path):
     method = trained("layer_router", file)
     assert method == LayerRouter(sparse=SPARSE, weights=str(file))
     for _ in range(2):
-        with genkit.patch(pipe, method, schedule=genkit.Schedule(steps=":")):
+        with genkit.patch(pipe, method):
             assert (clip() == first).all()
-    with genkit.patch(pipe, LayerRouter(sparse=SPARSE, weights=str(file)), schedule=genkit.Schedule(steps="3:")):
-        pass
+    path = write_parts(
+        tmp_path / "routed.yaml", [(method, {"steps": "1:"})], type(pipe.transformer).__name__,
+        pipe.transformer.config, "a router in a recipe", {},
+    )  # fmt: skip
+    with genkit.patch(pipe, genkit.recipe(str(path))) as patch:  # beside a schedule, which comes first
+        clip()
+        assert all(0 not in site.steps and site.outside >= 2 for site in patch.report().sites)
+        assert sum(site.ran for site in patch.report().sites) > 0
     with pytest.raises(ArtifactError, match="layer_router.sparse was block_select block=8 keep=2 in training"):
         genkit.patch(pipe, LayerRouter(sparse="neighborhood size=3", weights=str(file)))
     with safe_open(file, "pt") as held:

@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 
 import genkit
 from genkit.attention.block_select import BlockSelect
+from genkit.attention.block_select.keys import key_bias
 from genkit.attention.cache import PatchCache
 from genkit.attention.site import Place, Site
 from genkit.attention.weights import PatchWeights
@@ -77,6 +78,84 @@ def test_the_loss_of_the_choice_is_the_divergence_and_least_at_the_mass():
     right = [float(sum(p * (p / t).log() for p, t in zip(*row, strict=True) if p > 0)) for row in rows]
     assert float(choice_loss(mass, bias, sharpness)) == pytest.approx(np.mean(right))
     assert float(choice_loss(mass, (of_key + 1e-300).log() / sharpness.exp()[:, None], sharpness)) == pytest.approx(0)
+
+
+def test_the_gradient_of_the_loss_is_exact_for_every_weight_it_reaches():
+    """Finite differences in float64, through softplus and softmax, for shared key heads and a key nobody reads."""
+    draw = torch.Generator().manual_seed(4)
+    mass = torch.rand(2, 4, 7, generator=draw, dtype=torch.float64)
+    mass[1, 2, 5] = 0
+    mass /= mass.sum(-1, keepdim=True)
+    v = torch.randn(2, 7, 2, 3, generator=draw, dtype=torch.float64)
+    table = torch.randn(2, 6, generator=draw, dtype=torch.float64, requires_grad=True)
+    sharpness = torch.randn(2, generator=draw, dtype=torch.float64, requires_grad=True)
+    sign = torch.tensor([1.0, -1.0], dtype=torch.float64)
+
+    def loss(table, sharpness):
+        return choice_loss(mass, key_bias(sign, table, v), sharpness)
+
+    assert torch.autograd.gradcheck(loss, (table, sharpness))
+    told = (sharpness.exp()[:, None] * key_bias(sign, table, v)).softmax(-1)
+    slope = (told - mass.unflatten(1, (2, 2)).mean(2)) / 4  # of the mean over two rows and two key heads
+    ranks = key_bias(sign, table, v).detach().requires_grad_()
+    (found,) = torch.autograd.grad(choice_loss(mass, ranks, sharpness), ranks)
+    torch.testing.assert_close(found, slope * sharpness.exp()[:, None])
+
+
+def hot_problem(seed):
+    """A fixed call in which single keys, far apart, are read by everyone: what block means hide and values tell."""
+    layout = TokenLayout.of_grid(2, 8, 8)
+    draw = torch.Generator().manual_seed(seed)
+    q, k, v = (0.3 * torch.randn(2, layout.length, 2, 8, generator=draw, dtype=torch.float64) for _ in range(3))
+    q[..., 0] += 2
+    for row in range(2):
+        hot = torch.randperm(layout.length, generator=draw)[:8]
+        k[row, hot, :, 0] += 8
+        v[row, hot, :, 1] += 3
+    return layout, (q, k, v)
+
+
+def learner(layout, steps, lr=0.05):
+    """Weights after so many steps on the call, by the loss of the choice and the output's own."""
+    module = torch.nn.Module()
+    module.to_q = module.to_v = torch.nn.Linear(3, 16).double()
+    taught, cache = ChosenKeys(METHOD, 1.0), PatchCache()
+    taught.install(Place("site", "self", 0, 1, 2, module), cache)
+    own = PatchWeights.of(cache).at("block_select", "site")
+    optimizer = torch.optim.Adam([*own.parameters(), *taught.sharpness.parameters()], lr=lr)
+    _, call = hot_problem(0)
+    site = Site.of_layout(layout, heads=2)
+    dense = torch.nn.functional.scaled_dot_product_attention(*(x.transpose(1, 2) for x in call)).transpose(1, 2)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        (taught.attend(*call, site, cache) - dense).square().mean().backward()
+        optimizer.step()
+        own.amplitude.data.clamp_(min=1e-3)
+    return cache, site
+
+
+def test_trained_keys_keep_more_of_attention_than_pooled_blocks_where_single_keys_matter():
+    """On the call that was learned and on others of its kind; untrained they keep less than pooled blocks do."""
+    layout, _ = hot_problem(0)
+    site = Site.of_layout(layout, heads=2)
+    pooled = BlockSelect(score="pooled", block=8, keep=2)
+    caches = {steps: learner(layout, steps)[0] for steps in (0, 40)}
+    for seed in range(4):
+        call = (*hot_problem(seed)[1], site)
+        kept = {steps: mass_kept(METHOD, call, cache) for steps, cache in caches.items()}
+        beside = mass_kept(pooled, call, PatchCache())
+        assert kept[40] > beside + 0.2 and kept[40] > 0.7, (kept, beside)
+        assert kept[0] < beside, (kept, beside)
+
+
+def test_training_again_gives_the_same_bits():
+    layout, call = hot_problem(0)
+    found = [learner(layout, 5) for _ in range(2)]
+    (one, site), (other, _) = found
+    weights = [PatchWeights.of(cache).named_weights() for cache in (one, other)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert all(weights[0][name].any() for name in weights[0])
+    assert torch.equal(METHOD.attend(*call, site, one), METHOD.attend(*call, site, other))
 
 
 def test_training_adds_the_loss_of_the_choice_and_leaves_the_output():
