@@ -48,7 +48,6 @@ class Found:
     work: list[float]
     psnr: list[float]
     clip_work: float
-    seconds: float
     remarks: tuple[str, ...]
 
 
@@ -117,8 +116,7 @@ class Measure:
             clips = [self.clip(text, seed) for seed, text in enumerate(self.texts)]
             told = handle.report()
         found = [psnr(one, other) for one, other in zip(clips, self.dense, strict=True)]
-        seconds = (told.seconds + told.own_seconds) / len(found)
-        return Found(errors, work, found, told.work or 0.0, seconds, told.remarks)
+        return Found(errors, work, found, told.work or 0.0, told.remarks)
 
     def by_level(self, work: list[float]) -> str:
         """The work of clips with more and with less noise than the middle one, in words."""
@@ -197,8 +195,7 @@ def run(options: argparse.Namespace) -> int:
                 f"tokens. Error: squared distance of the model's answer to the dense model's over its variance, one "
                 f"noise level a clip, mean over {options.clips} held-out clips with its standard error. PSNR to dense: "
                 f"of {len(measure.texts)} whole clips of {options.steps} steps. Work: query-key pairs that were paid "
-                f"for, as a share of dense self-attention's, on the held-out clips and on the whole ones. Seconds: "
-                f"inside attention calls of the patched layers, a whole clip, on a machine shared with other work. "
+                f"for, as a share of dense self-attention's, on the held-out clips and on the whole ones. "
                 f"Steps of two clips: {trained}, in {options.minutes:g} minutes each, the router in "
                 f"{options.router_minutes:g}; errors of layers: {measured:.0f} s on 3 clips. The router's share of "
                 f"sparse decisions was led to a half.",
@@ -228,7 +225,6 @@ def _row(case: tuple[str, str], found: dict[tuple[str, str], Found]) -> dict[str
         "less than evenly, same clips": _told(less, 5) if chosen not in ("evenly", "-") else "",
         "PSNR to dense": _told(own.psnr, 2),
         "work": f"{statistics.mean(own.work):.1%}, {own.clip_work:.1%}",
-        "seconds": f"{own.seconds:.2f}",
     }
 
 
