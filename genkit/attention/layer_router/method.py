@@ -62,7 +62,9 @@ class LayerRouter(Method):
     by_data: ClassVar[bool] = True
     trained_with: ClassVar[tuple[str, ...]] = ("sparse",)
     two_branches: ClassVar[bool] = True
-    declines: ClassVar[str] = "its sparse method declined, or no queries of these samples came from its projection (fused)"
+    declines: ClassVar[str] = (
+        "its sparse method declined, or no queries of these samples came from its projection (fused)"
+    )
     source: ClassVar[str] = "Flux Attention"
 
     def __post_init__(self):
