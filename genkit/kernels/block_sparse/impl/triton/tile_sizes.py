@@ -1,8 +1,9 @@
 """Tile sizes of the Triton kernels by architecture, kernel, head dim and dtype, and how a plan's blocks shrink them.
 
 Every 16-bit entry compiles without register spills and within the shared memory of its target (docs/kernels.md and the
-ahead-of-time checks). No entry has been timed on a device yet; :mod:`genkit.kernels.block_sparse.tuning` measures on
-the machine at hand and lets its findings go first.
+ahead-of-time checks), but for biases and rules read axis by axis on heads of 72, 88, 104 and 120 channels. No entry has
+been timed on a device yet; :mod:`genkit.kernels.block_sparse.tuning` measures on the machine at hand and lets its
+findings go first.
 """
 
 from __future__ import annotations
@@ -52,7 +53,8 @@ SPECIALISES = {"sm_100"}
 # Preferred first; later entries serve plans with smaller query (forward, dq) or key (dkv) blocks. Evaluating a rule
 # costs registers, so a kernel may have a row of its own for calls without one ("plain"; for dK/dV grouped heads and
 # blocks with invalid queries cost as much as a rule); a rule read axis by axis or a bias costs more still ("heavy", but
-# "light" where the copy engine brings the tiles of one of rank 1), and so do bit tiles on some ("bits").
+# "light" where the copy engine brings the tiles of one of rank 1), most on heads whose rows are no multiple of 16
+# channels and have addresses by the element ("uneven"), and so do bit tiles on some ("bits").
 _Sizes = dict[str, dict[int, tuple[Tile, ...]]]
 _SMALL = (Tile(32, 32, 4, 1), Tile(16, 32, 4, 1))
 
@@ -75,6 +77,7 @@ _HOPPER: _Sizes = _HEAVY | {
     "dq, quadratic": {128: (Tile(128, 16, 8, 1), Tile(32, 64, 8, 1), *_SMALL)},
     # 32 keys are not for the large matrix unit, whose 64 rows two groups of four warps would both compute.
     "dkv, heavy": dict.fromkeys((64, 128), (Tile(64, 32, 8, 1), *_SMALL)),
+    "dkv, uneven": {128: (Tile(32, 32, 8, 1), *_SMALL)},
     "forward": {
         64: (Tile(128, 64, 8, 3), Tile(64, 64, 4, 2), *_SMALL),
         128: (Tile(128, 64, 8, 3), Tile(64, 64, 4, 2), *_SMALL),
@@ -195,6 +198,7 @@ _AMPERE: _Sizes = _HEAVY | {
     | _WIDE,
     "dq, heavy": dict.fromkeys((64, 128), (Tile(32, 64, 8, 1), *_SMALL)) | _WIDE,
     "dkv, heavy": dict.fromkeys((64, 128), (Tile(64, 32, 8, 1), *_SMALL)) | _wide(Tile(16, 16, 8, 1)),
+    "dkv, uneven": {128: (Tile(32, 32, 8, 1), *_SMALL)},
     # Without a rule tiles of the row above spill eight bytes at 128 channels, for a bias of low rank.
     "dkv, plain heavy": {
         64: (Tile(64, 32, 4, 1), *_SMALL),
@@ -313,8 +317,9 @@ def candidates(
         return (_FLOAT32[width_class(dim)],)
     sizes, width = _TABLE[arch], width_class(dim)
     kind = " ".join(["plain"] * plain + ["heavy"] * heavy)
-    special = [*["quadratic"] * quadratic, "heavy"] if heavy else ["bits"] if bits else []
-    # "heavy" alone says less than "quadratic" and comes after it.
+    uneven = width == 128 and dim % 16 != 0
+    special = [*["quadratic"] * quadratic, *["uneven"] * uneven, "heavy"] if heavy else ["bits"] if bits else []
+    # "heavy" alone says less than "quadratic" and "uneven" and comes after them.
     rows = [*(f"{kernel}, {name}" for name in [kind] * plain + special), kernel]
     columns = *_between(arch, dim, heavy), width
     return next(sizes[row][column] for row in rows for column in columns if column in sizes.get(row, {}))
