@@ -13,7 +13,7 @@ from genkit.cli.train import announced, is_first
 from genkit.errors import UnsupportedError
 from genkit.pipelines.memory import size
 from genkit.pipelines.request import COMMAND_LINE, read_config
-from genkit.training.distill.settings import FEATURES, STEPS, TDM, DistillSettings
+from genkit.training.distill.settings import CAUSAL, FEATURES, STEPS, TDM, DistillSettings
 
 if TYPE_CHECKING:
     from genkit.training.distill.plan import Plan
@@ -105,10 +105,14 @@ def _of_kind(plan: Plan) -> dict[str, Any]:
             "steps of a sample": None if asked is None else asked.steps,
             "layers compared": list(plan.layers),
         }
-    found = {"steps of the student": settings.student_steps, "guidance of the teacher": plan.guidance}
-    if settings.kind == STEPS:
+    found: dict[str, Any] = {"steps of the student": settings.student_steps, "guidance of the teacher": plan.guidance}
+    if settings.kind in (STEPS, CAUSAL):
         found["steps of the teacher"] = settings.student_steps * settings.substeps
+    if settings.kind == STEPS:
         found["calls of the teacher in a micro-batch"] = settings.substeps * guided
+    if plan.chunked is not None:
+        found["chunks of a clip"] = plan.chunked.chunks
+        found["stream"] = [f"{name}={value}" for name, value in plan.chunked.arguments.items()]
     if settings.kind == TDM:
         found["updates of the fake scores for each of the student"] = settings.fake_updates
     return found

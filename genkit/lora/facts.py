@@ -33,12 +33,15 @@ class Sampling:
         guidance_scale: 1 for none.
         scheduler: class of Diffusers' scheduler, of the first order.
         flow_shift: of its noise levels; None of a scheduler with a table of betas.
+        stream: of a student that answers chunk by chunk, the settings of :class:`genkit.streaming.Stream` that it was
+            made for; empty for others.
     """
 
     steps: int
     guidance_scale: float
     scheduler: str
     flow_shift: float | None = None
+    stream: dict[str, Any] = field(default_factory=dict)
 
 
 @open_keys
@@ -104,7 +107,8 @@ class Facts:
         values = {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
         defaults = {each.name: getattr(Facts(), each.name) for each in dataclasses.fields(self)}
         if self.sampling is not None:
-            values["sampling"] = dataclasses.asdict(self.sampling)
+            told = dataclasses.asdict(self.sampling)
+            values["sampling"] = {name: value for name, value in told.items() if name != "stream" or value}
         return {name: value for name, value in values.items() if name == "made_by" or value != defaults[name]}
 
     @property

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from genkit.errors import UnsupportedError, UsageError, explain
 from genkit.lora.facts import Sampling
 from genkit.lora.files import NAMED, Lora, lora_file
 from genkit.models.check import FAST
+from genkit.pipelines.tasks.streaming.settings import typed_arguments
 from genkit.pipelines.trained_attention import facts_of
 from genkit.reading.files import place
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from genkit.pipelines.model import Model
 
 #: Samplers of the first order, the only ones that distilled steps are for.
@@ -29,10 +29,12 @@ class FewSteps:
     Args:
         sampling: what its file says.
         name: of the file, for messages.
+        folder: where it lies, with what belongs to it.
     """
 
     sampling: Sampling
     name: str
+    folder: Path = Path()
 
     @property
     def values(self) -> dict[str, Any]:
@@ -48,7 +50,26 @@ class FewSteps:
             asked = getattr(given, name, None)
             if asked is not None and asked != value:
                 lines.append(f"--{name.replace('_', '-')} {asked:g} is not what {self.name} was made for ({value:g})")
+        if sampling.stream and not getattr(given, "stream", False):
+            lines.append(f"{self.name} is made for streams, chunk by chunk over a cache: add --stream")
         return lines
+
+    def streamed(self, given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+        """The settings of a stream, what the user gives before what the file says; and what was taken, one line each.
+
+        Args:
+            given: of ``--stream-args``, typed. Another ``context`` than the file's takes nothing from it.
+        """
+        own = self.sampling.stream
+        if not own or given.get("context", own.get("context")) != own.get("context"):
+            return dict(given), []
+        told = typed_arguments(own)
+        taken = ", ".join(f"{name}={value}" for name, value in told.items() if name not in given)
+        lines = [f"stream of {self.name}: {taken}"] if taken else []
+        other = [name for name, value in given.items() if name in told and told[name] != value]
+        if other:
+            lines.append(f"--stream-args {', '.join(other)}: not what {self.name} was made for")
+        return {**told, **given}, lines
 
     def arguments(self, model: Model) -> dict[str, Any]:
         """Arguments of the pipeline's call: no noise is added on the way."""
@@ -92,7 +113,7 @@ def few_steps_of(loras: Sequence[Lora]) -> FewSteps | None:
                 f"{found.name} is made for {found.sampling.steps} steps and {name} for {facts.sampling.steps}; "
                 "give one of them"
             )
-        found = FewSteps(facts.sampling, name)
+        found = FewSteps(facts.sampling, name, lora.path.parent)
     return found
 
 

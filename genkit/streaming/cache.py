@@ -91,7 +91,8 @@ class RollingCache:
             write: whether they are those of the clean pass, which :meth:`commit` keeps.
 
         Returns:
-            (B, kept + N, H, D) each: views of the buffers, good until the next call.
+            (B, kept + N, H, D) each: views of the buffers, good until the next call; copies where a gradient is wanted,
+            which flows into the chunk's own keys and values.
         """
         assert self._rotary is not None, "begin() first"
         kept, total = self.kept, self.kept + k.shape[1]
@@ -104,6 +105,11 @@ class RollingCache:
             cos, sin = self._rotary
             layer.rotated[:, :kept] = rotate(layer.keys[:, :kept], (cos[:, :kept], sin[:, :kept]))
             layer.turned = self.made
+        if torch.is_grad_enabled() and (k.requires_grad or v.requires_grad):
+            own = (rotate(k, self.rotary).to(layer.rotated.dtype), v.to(layer.values.dtype))
+            before = (layer.rotated[:, :kept], layer.values[:, :kept])
+            keys, values = (torch.cat(pair, 1) for pair in zip(before, own, strict=True))
+            return keys, values
         layer.rotated[:, kept:total] = rotate(k, self.rotary)
         layer.values[:, kept:total] = v
         if write:

@@ -19,6 +19,8 @@ from genkit.lora.facts import Sampling
 from genkit.lora.fold import changed
 from genkit.lora.pair import Pair
 from genkit.training.data.cache import Cache
+from genkit.training.distill.causal import CausalTask
+from genkit.training.distill.chunked import Rollout
 from genkit.training.distill.features import FeatureLoss, FeaturesTask
 from genkit.training.distill.grid import grid_of, sampler_of
 from genkit.training.distill.plan import Plan
@@ -92,7 +94,10 @@ def build(plan: Plan, pipeline: Any, training: Training, told: Callable[[str], N
         task: Student = FeaturesTask(parts, teaching, layers, samples)
         return Built(task, adapter, None, "the dense model's answers under sparse attention", handle, weights)
     grid = grid_of(sampler, teaching.objective, settings.student_steps, settings.substeps)
-    task = DistillTask(parts, teaching, grid, settings.own_path)
+    if plan.chunked is not None:
+        task = CausalTask(parts, teaching, grid, Rollout(network, plan.chunked))
+    else:
+        task = DistillTask(parts, teaching, grid, settings.own_path)
     return Built(task, adapter, _sampling(plan, pipeline, teaching, sampler, shift), _few(plan), handle, weights)
 
 
@@ -129,14 +134,16 @@ def _put_lora_in(network: Any, pairs: dict[str, Pair], name: str) -> None:
 
 
 def _few(plan: Plan) -> str:
-    return f"{plan.settings.student_steps} steps without guidance"
+    streamed = ", chunk by chunk" if plan.chunked is not None else ""
+    return f"{plan.settings.student_steps} steps without guidance{streamed}"
 
 
 def _sampling(plan: Plan, pipeline: Any, teaching: Teaching, sampler: Any, shift: float) -> Sampling:
     """How a few-step student is sampled."""
     told = 1.0 if not teaching.embedded else plan.guidance
     flow = facts(pipeline).objective.of(pipeline.scheduler) == FLOW
-    return Sampling(plan.settings.student_steps, told, type(sampler).__name__, shift if flow else None)
+    stream = {} if plan.chunked is None else plan.chunked.arguments
+    return Sampling(plan.settings.student_steps, told, type(sampler).__name__, shift if flow else None, stream)
 
 
 def _teaching(plan: Plan, pipeline: Any, training: Training) -> tuple[Teaching, Any, float]:

@@ -26,9 +26,10 @@ from genkit.pipelines.settings import GenerateSettings
 from genkit.pipelines.skeleton import skeleton
 from genkit.reading.files import place, user_path
 from genkit.training.data.folder.buckets import Bucket
+from genkit.training.distill.chunked import Chunked
 from genkit.training.distill.outputs import watched_layers
 from genkit.training.distill.prompts import Prompts, prompts_of
-from genkit.training.distill.settings import FEATURES, TDM, DistillSettings
+from genkit.training.distill.settings import CHUNKED, FEATURES, TDM, DistillSettings
 from genkit.training.engine.journal import check_tracker
 from genkit.training.engine.loop import LoopConfig, process_count, process_rank
 from genkit.training.engine.optimizers import check_optimizer
@@ -63,6 +64,7 @@ class Plan:
         trainable: number of the student's trainable numbers.
         layers: attention modules whose outputs are compared, of kind ``features``.
         samples: how the samples of kind ``features`` are made; None for others.
+        chunked: the stream that is learned; None for kinds that learn none.
     """
 
     settings: DistillSettings
@@ -79,6 +81,7 @@ class Plan:
     trainable: int = 0
     layers: tuple[str, ...] = ()
     samples: Request | None = None
+    chunked: Chunked | None = None
 
     @classmethod
     def of(cls, settings: DistillSettings) -> Plan:
@@ -118,11 +121,13 @@ class Plan:
         if "transformer_2" in model.parts:
             raise UnsupportedError(f"{model.class_name} with two denoisers is not distilled: each sees half the levels")
         prompts = prompts_of(settings.prompts, model.kind)
-        size = _size(settings, model)
+        chunked = Chunked.of(settings, model, settings.num_frames) if settings.kind in CHUNKED else None
+        asked = settings.num_frames or (None if chunked is None else chunked.pixel_frames)
+        size = _size(settings.replace(num_frames=asked), model)
         attention = attention_of(settings, model, device, dtype)
         plan = cls(
             settings, model, device, dtype, precision, component, prompts, size, _guidance(settings, model, few),
-            attention, loop_config(settings, settings.max_train_steps, precision),
+            attention, loop_config(settings, settings.max_train_steps, precision), chunked=chunked,
         )  # fmt: skip
         return plan._fitted()
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
+from typing import Any
 
 from genkit.errors import UsageError, explain
 from genkit.pipelines.request import NEVER, WHEN_GIVEN, Settings, flag, option
 from genkit.pipelines.settings import AUTO, DTYPE_CHOICES, MODEL, as_dtype
+from genkit.pipelines.tasks.streaming.settings import typed_arguments
+from genkit.pipelines.text import as_pairs
 from genkit.schema import Rule
 from genkit.training.lora.groups import (
     LORA,
@@ -19,13 +22,15 @@ from genkit.training.lora.groups import (
 #: Value of ``prompts``: captions of the toy world, for the shipped models.
 WORLD = "world"
 #: Kinds of students: several of the teacher's steps at once; dense answers under sparse attention (CLEAR); samples as
-#: likely as the teacher's in few steps (TDM).
-STEPS, FEATURES, TDM = "steps", "features", "tdm"
-KINDS = (STEPS, FEATURES, TDM)
+#: likely as the teacher's in few steps (TDM); the teacher's clip chunk by chunk over a cache (CausVid's start).
+STEPS, FEATURES, TDM, CAUSAL = "steps", "features", "tdm", "causal"
+KINDS = (STEPS, FEATURES, TDM, CAUSAL)
+#: Kinds that answer chunk by chunk, as a stream over a cache is made.
+CHUNKED = (CAUSAL,)
 _GROUP = "What is trained"
 _STEPS = 6
 _STUDENT = "Teacher and student"
-_ONLY_FEATURES, _ONLY_TDM = "Kind features", "Kind tdm"
+_ONLY_FEATURES, _ONLY_TDM, _STREAMED = "Kind features", "Kind tdm", "Kind causal"
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,8 @@ class StudentSettings(Settings):
     )  # fmt: skip
     kind: str = option(
         STEPS, "What the student learns: steps (several of the teacher's steps at once), features (to answer under "
-        "--attention as the dense model does, CLEAR) or tdm (few steps whose samples are as likely as the teacher's).",
+        "--attention as the dense model does, CLEAR), tdm (few steps whose samples are as likely as the teacher's) or "
+        "causal (to make a stream: the teacher's clip chunk by chunk, over a cache of clean ones).",
         group=_GROUP, rule=Rule(choices=KINDS),
     )  # fmt: skip
     prompts: str = option(
@@ -59,8 +65,8 @@ class StudentSettings(Settings):
         "when left out.", group=_STUDENT, rule=Rule(low=1, high=1000),
     )  # fmt: skip
     substeps: int = option(
-        3, "Kind steps: steps of the teacher in each of the student's: more are closer to the model's own path and "
-        "slower.", group=_STUDENT, rule=Rule(low=1, high=100),
+        3, "Kinds steps and causal: steps of the teacher in each of the student's: more are closer to the model's own "
+        "path and slower.", group=_STUDENT, rule=Rule(low=1, high=100),
     )  # fmt: skip
     guidance_scale: float | None = option(
         None, "Guidance of the teacher, which a few-step student learns to do without; the model's own when left out.",
@@ -72,8 +78,8 @@ class StudentSettings(Settings):
         "teacher's: the student meets, and learns to mend, its own errors.", group=_STUDENT, rule=Rule(low=0, high=1),
     )  # fmt: skip
     teacher_lora: str | None = option(
-        None, "Kind steps: LoRA in the teacher. A few-step one is asked without guidance: with --substeps 1 or 2 a "
-        "sparse student learns from it at a fraction of the model's own calls.", group=_STUDENT, stored=WHEN_GIVEN,
+        None, "Kinds steps and causal: LoRA in the teacher. A few-step one is asked without guidance: with --substeps "
+        "1 or 2 a student learns from it at a fraction of the model's own calls.", group=_STUDENT, stored=WHEN_GIVEN,
     )  # fmt: skip
     height: int | None = option(None, "Pixels; the model's own when left out.", group=_STUDENT)
     width: int | None = option(None, "Pixels; the model's own when left out.", group=_STUDENT)
@@ -81,6 +87,10 @@ class StudentSettings(Settings):
     max_sequence_length: int | None = option(
         None, "Text tokens of a prompt; the model's own when left out.", group=_STUDENT, rule=Rule(low=1, high=100_000)
     )
+
+
+#: What ``--stream-args`` takes of a stream over a cache.
+STREAM_ARGUMENTS = ("chunk", "sink", "recent", "trained", "keep", "renoise")
 
 
 @dataclass(frozen=True)
@@ -134,9 +144,23 @@ class TdmSettings(Settings):
     )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class StreamedSettings(Settings):
+    """How a student makes a stream."""
+
+    stream_args: dict[str, Any] = option(
+        dict, "Settings of the stream that is learned: key=value,key=value; keys are "
+        f"{', '.join(STREAM_ARGUMENTS)}. The file keeps them for genkit generate --stream.",
+        group=_STREAMED, parse=as_pairs,
+    )  # fmt: skip
+
+
 #: Settings that belong to some kinds alone.
 _BELONG = {
-    **dict.fromkeys(("substeps", "own_path", "teacher_lora"), (STEPS,)),
+    "substeps": (STEPS, CAUSAL),
+    "own_path": (STEPS,),
+    "teacher_lora": (STEPS, CAUSAL),
+    **dict.fromkeys(StreamedSettings.__annotations__, CHUNKED),
     **dict.fromkeys(FeatureSettings.__annotations__, (FEATURES,)),
     **dict.fromkeys(TdmSettings.__annotations__, (TDM,)),
 }
@@ -144,8 +168,8 @@ _BELONG = {
 
 @dataclass(frozen=True)
 class DistillSettings(
-    CheckpointSettings, MethodWeightsSettings, OptimizationSettings, AdapterSettings, TdmSettings, FeatureSettings,
-    StudentSettings,
+    CheckpointSettings, MethodWeightsSettings, OptimizationSettings, AdapterSettings, StreamedSettings, TdmSettings,
+    FeatureSettings, StudentSettings,
 ):  # fmt: skip
     """Everything that decides what ``genkit train distill`` makes. The last group comes first in ``--help``."""
 
@@ -156,8 +180,10 @@ class DistillSettings(
             if not getattr(self, name):
                 raise UsageError(f"distillation needs {flag(name)}, for instance {flag(name)} {example}")
         for name, kinds in _BELONG.items():
-            if self.kind not in kinds and getattr(self, name) != type(self).__dataclass_fields__[name].default:
-                raise UsageError(f"{flag(name)} has no effect with --kind {self.kind}: it belongs to {kinds[0]}")
+            if self.kind not in kinds and getattr(self, name) != _default(name):
+                raise UsageError(
+                    f"{flag(name)} has no effect with --kind {self.kind}: it belongs to {' and '.join(kinds)}"
+                )
         budgets = [name for name in ("max_train_steps", "minutes") if getattr(self, name) is not None]
         if len(budgets) != 1:
             found = " and ".join(map(flag, budgets)) or "none"
@@ -179,12 +205,35 @@ class DistillSettings(
                 "--kind features teaches a model to answer under sparse attention as it does without: give --attention "
                 "METHOD (clear, neighborhood, ...) or --recipe NAME"
             )
+        self._check_streamed(has)
         if self.train_attention_weights and not has:
             raise UsageError("--train-attention-weights needs --attention or --recipe with a method that has weights")
         if self.fake_attention and not has:
             raise UsageError("--fake-attention needs --attention or --recipe")
 
+    def _check_streamed(self, has: bool) -> None:
+        """A student that answers chunk by chunk has the stream as its attention."""
+        if self.kind not in CHUNKED:
+            return
+        if has:
+            raise UsageError(
+                f"--kind {self.kind} learns a stream over a cache, which works on the same layers as --attention and "
+                "--recipe; leave them out (--stream-args keep=0.2 reads a share of the blocks)"
+            )
+        if self.gradient_checkpointing:
+            raise UsageError(
+                f"--gradient-checkpointing computes layers again when the cache of --kind {self.kind} holds other "
+                "frames; leave it out and take a smaller --train-batch-size"
+            )
+        typed_arguments(self.stream_args, STREAM_ARGUMENTS)
+
     @property
     def student_steps(self) -> int:
         """Denoising steps of a few-step student."""
         return _STEPS if self.steps is None else self.steps
+
+
+def _default(name: str) -> Any:
+    """What a setting is when it is left out."""
+    told = DistillSettings.__dataclass_fields__[name]
+    return told.default if told.default_factory is MISSING else told.default_factory()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,12 +64,17 @@ class StreamSettings(Settings):
 
     def arguments(self) -> dict[str, Any]:
         """The stream's settings, typed."""
-        found: dict[str, Any] = {}
-        for name, value in self.stream_args.items():
-            if name not in ARGUMENTS:
-                raise UsageError(explain("--stream-args", name, ARGUMENTS))
-            found[name] = _typed(name, value)
-        return found
+        return typed_arguments(self.stream_args)
+
+
+def typed_arguments(given: Mapping[str, Any], allowed: Collection[str] = tuple(ARGUMENTS)) -> dict[str, Any]:
+    """``--stream-args`` with their types; UsageError for names and values that mean nothing."""
+    found: dict[str, Any] = {}
+    for name, value in given.items():
+        if name not in allowed:
+            raise UsageError(explain("--stream-args", name, allowed))
+        found[name] = _typed(name, value)
+    return found
 
 
 def _typed(name: str, value: Any) -> Any:

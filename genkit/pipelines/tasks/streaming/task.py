@@ -23,10 +23,16 @@ class Asked:
     Args:
         plan: how the model is streamed.
         prompts: frame -> text as the model reads it, the first one left out.
+        own: settings of the stream beside those of the plan.
     """
 
     plan: StreamPlan
     prompts: dict[int, str]
+    own: dict[str, Any]
+
+
+#: Settings that decide nothing of the plan.
+_OWN = ("context_noise", "keep", "renoise")
 
 
 def asked_by(settings: GenerateSettings) -> str | None:
@@ -46,7 +52,10 @@ def resolve(settings: GenerateSettings):
             raise UsageError(f"--stream and {other} exclude each other; leave one out")
     frames, arguments = settings.num_frames, settings.arguments()
     draft = Draft(settings.replace(num_frames=None))
-    window = {name: value for name, value in arguments.items() if name not in ("context_noise", "keep", "renoise")}
+    if draft.few is not None:
+        arguments, taken = draft.few.streamed(arguments)
+        draft.notes += taken
+    window = {name: value for name, value in arguments.items() if name not in _OWN}
     plan = plan_stream(draft.model.class_name, draft.model.config, draft.model.sidecar, **window)
     further = sorted(arguments.keys() - window.keys())
     if plan.context == HISTORY and further:
@@ -62,7 +71,8 @@ def resolve(settings: GenerateSettings):
         raise UsageError("--stream-args keep belongs to context=cache; with clean frames use --attention NAME")
     draft.fill()
     draft.set(num_frames=None)
-    request = draft.close(inputs=Asked(plan, {}))
+    own = {name: value for name, value in arguments.items() if name in _OWN}
+    request = draft.close(inputs=Asked(plan, {}, own))
     later = {at: request.read(request.settings.replace(prompt=text)) for at, text in
              zip(settings.frames(), settings.then, strict=True)}  # fmt: skip
     if any(prompts.words for prompts in (request.prompts, *later.values())):
@@ -71,7 +81,7 @@ def resolve(settings: GenerateSettings):
     told = [line for prompts in later.values() for line in prompts.told]
     texts = {at: prompts.prompt or "" for at, prompts in later.items()}
     return replace(
-        request, settings=request.settings.replace(num_frames=frames), inputs=Asked(plan, texts),
+        request, settings=request.settings.replace(num_frames=frames), inputs=Asked(plan, texts, own),
         notes=(*request.notes, *told),
     )  # fmt: skip
 
@@ -126,11 +136,10 @@ def _stream_of(run) -> ChunkStream:
     }  # fmt: skip
     if plan.context == HISTORY:
         return HistoryStream(run.pipeline, prompts, **common)
-    own = {name: value for name, value in settings.arguments().items() if name in ("context_noise", "keep", "renoise")}
     return Stream(
         run.pipeline, prompts, context=plan.context, chunk=window.chunk, sink=window.sink, recent=window.recent,
         trained=window.trained, carried=plan.carried if plan.context == FRAMES else None, fps=float(run.fps or 16),
-        **common, **own,
+        **common, **asked.own,
     )  # fmt: skip
 
 
