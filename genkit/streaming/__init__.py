@@ -7,6 +7,7 @@ from genkit.streaming.cache import RollingCache, rotate
 from genkit.streaming.chunks import Chunk, ChunkStream
 from genkit.streaming.decode import ChunkDecoder
 from genkit.streaming.history import HistoryStream
+from genkit.streaming.state import TemporalState
 from genkit.streaming.stream import Stream
 from genkit.streaming.window import Window
 
@@ -18,6 +19,7 @@ __all__ = [
     "RollingCache",
     "Stream",
     "StreamAttention",
+    "TemporalState",
     "Window",
     "best_blocks",
     "rotate",

@@ -16,6 +16,7 @@ from genkit.kernels import BlockPlan, block_sparse_attention
 from genkit.kernels.block_lists import Budget, Kept
 from genkit.kernels.scores.pool import pool_blocks
 from genkit.streaming.cache import RollingCache, rotate
+from genkit.streaming.state import TemporalState
 
 BLOCK = 64
 
@@ -44,12 +45,14 @@ class StreamAttention(Method):
         call: what changes from call to call; the stream sets it.
         keep: share of the window's key blocks that every block of queries reads, the best by the product of block
             means; 1 = all, dense. No block is forced.
+        state: reads what the cache remembers of frames that left; None for a stream without one.
 
     Source: Hybrid Forcing, arXiv 2604.10103 (blocks of 64 tokens, 0.2 kept).
     """
 
     call: StreamCall = field(default_factory=StreamCall, repr=False)
     keep: float = 1.0
+    state: TemporalState | None = field(default=None, repr=False)
 
     name: ClassVar[str] = "stream"
     roles: ClassVar[tuple[str, ...]] = ("self",)
@@ -69,9 +72,19 @@ class StreamAttention(Method):
         call = self.call
         if call.cache is None:
             raise UnsupportedError(f"layer {site.name}: a stream's attention runs inside its chunks only")
-        q = rotate(q, call.cache.rotary)
+        turned = rotate(q, call.cache.rotary)
         keys, values = call.cache.seen(site.name, k, v, call.write)
         call.served += 1
+        out = self._window(turned, keys, values, site, cache)
+        if self.state is not None and call.cache.memory is not None:
+            past = self.state.read(call.cache.memory, site.name, q, turned)
+            out = out if past is None else out + past.to(out.dtype)
+        return out
+
+    def _window(
+        self, q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, site: Site, cache: PatchCache
+    ) -> torch.Tensor:
+        """Softmax attention over the window."""
         if self.keep < 1:
             plan = best_blocks(q, keys, self.keep)
             return block_sparse_attention(q, keys, values, plan, scale=site.scale, backend=cache.backend)[0]

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 
 from genkit.attention.frame_lists import turned
 from genkit.errors import UsageError
 from genkit.streaming.window import Window
+
+if TYPE_CHECKING:
+    from genkit.streaming.state import Memory
 
 #: Cosines and sines of rotary positions, (1, N, 1, D) each, every number twice.
 Rotary = tuple[torch.Tensor, torch.Tensor]
@@ -45,28 +49,33 @@ class RollingCache:
 
     Args:
         window: which frames are kept.
-        evicted: told of what leaves the window, before it is gone; None = nobody. A state that sums up the past
-            (linear attention) is fed here.
+        evicted: told of what leaves the window, before it is gone; None = nobody.
+        memory: takes in the frames that are no longer among the latest; None = they are forgotten.
     """
 
     window: Window
     evicted: Evicted | None = None
+    memory: Memory | None = None
     made: int = 0
     tokens: int = 0
     _rotary: Rotary | None = None
+    _leaving: Rotary | None = None
     _layers: dict[str, _Layer] = field(default_factory=dict)
 
-    def begin(self, rotary: Rotary, tokens: int) -> None:
+    def begin(self, rotary: Rotary, tokens: int, leaving: Rotary | None = None) -> None:
         """A chunk begins.
 
         Args:
             rotary: of the window's positions, for all tokens that the chunk sees, its own last.
             tokens: of one latent frame.
+            leaving: of the window's :meth:`~genkit.streaming.window.Window.leaving_positions`, for the memory.
         """
         if self.tokens not in (0, tokens):
             raise UsageError(f"the cache holds frames of {self.tokens} tokens each, this chunk's have {tokens}")
         self.tokens = tokens
-        self._rotary = rotary
+        if self.memory is not None and leaving is None and self.window.leaving(self.made):
+            raise UsageError("a cache with a memory is told where the frames stand that leave: begin(..., leaving=)")
+        self._rotary, self._leaving = rotary, leaving
         for layer in self._layers.values():
             layer.written, layer.turned = False, None
 
@@ -124,6 +133,7 @@ class RollingCache:
             raise UsageError(f"no clean pass has filled the cache{' of ' + left[0] if left else ''}: nothing to keep")
         before, after = self.window.kept(self.made), self.window.kept(self.made + self.window.chunk)
         held = (*before, *range(self.made, self.made + self.window.chunk))
+        self._absorb(held)
         gone = [slot for slot, frame in enumerate(held) if frame not in after]
         if gone:  # one run of frames, behind the sink
             start, stop, end = gone[0] * self.tokens, (gone[-1] + 1) * self.tokens, len(held) * self.tokens
@@ -137,14 +147,26 @@ class RollingCache:
         for layer in self._layers.values():
             layer.written, layer.turned = False, None
 
+    def _absorb(self, held: tuple[int, ...]) -> None:
+        """Give the memory what is no longer among the latest frames, while all that are ``held`` are still there."""
+        leaving = self.window.leaving(self.made)
+        if self.memory is None or self._leaving is None:
+            return
+        slots = [held.index(frame) * self.tokens + token for frame in leaving for token in range(self.tokens)]
+        for name, layer in self._layers.items():
+            self.memory.absorb(name, layer.keys[:, slots], layer.values[:, slots], self._leaving)
+
     def clear(self) -> None:
         """Forget everything; the buffers are given back."""
         self.made = self.tokens = 0
-        self._rotary = None
+        self._rotary = self._leaving = None
+        if self.memory is not None:
+            self.memory.layers.clear()
         self._layers.clear()
 
     @property
     def bytes(self) -> int:
         """Memory of all buffers."""
         parts = [part for layer in self._layers.values() for part in (layer.keys, layer.rotated, layer.values)]
-        return sum(part.numel() * part.element_size() for part in parts)
+        summed = 0 if self.memory is None else self.memory.bytes
+        return summed + sum(part.numel() * part.element_size() for part in parts)

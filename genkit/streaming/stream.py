@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from genkit.streaming.decode import ChunkDecoder
 from genkit.streaming.plan import FRAMES, PIXELS, configs_of, plan_stream, sidecar_of
 from genkit.streaming.prompts import Prompts
 from genkit.streaming.sampling import Sampler, Stepped, drawn
+from genkit.streaming.state import Memory, TemporalState
 
 COND, UNCOND = "cond", "uncond"
 
@@ -52,6 +54,8 @@ class Stream(ChunkStream):
             a clip, which is what models see that are trained on beginnings.
         context_noise: noise level in 0..1 of what was made, told to the model; a little hides faults that would add up.
         keep: with "cache", share of the window's key blocks that every query block reads; 1 is dense.
+        state: with "cache", what frames leave behind when they leave the window, in memory that does not grow: the
+            file of trained weights (``state.safetensors`` of ``genkit train distill``), or a :class:`TemporalState`.
         steps, guidance_scale, height, width, max_sequence_length: of the pipeline's call. Defaults: ``genkit.json``,
             else 50 steps (4 with ``renoise``), guidance 5, the pipeline's own size and 512 tokens.
         renoise: sample as distilled few-step models are, see :class:`genkit.streaming.sampling.Sampler`.
@@ -81,6 +85,7 @@ class Stream(ChunkStream):
         carried: str | None = None,
         context_noise: float = 0.0,
         keep: float = 1.0,
+        state: str | Path | TemporalState | None = None,
         steps: int | None = None,
         guidance_scale: float | None = None,
         height: int | None = None,
@@ -103,9 +108,15 @@ class Stream(ChunkStream):
         if self.plan.record is None or self.plan.codec is None:
             raise UnsupportedError(f"{name} goes on in its own way; take genkit.streaming.HistoryStream")
         self.record, self.codec = self.plan.record, self.plan.codec
-        self.attention = StreamAttention(keep=keep)
         if self.plan.context == FRAMES and keep != 1:
             raise UsageError("keep belongs to context='cache'; with 'frames' patch the pipeline with any method")
+        if self.plan.context == FRAMES and state is not None:
+            raise UsageError("state belongs to context='cache': clean frames before a chunk leave no keys and values")
+        if isinstance(state, (str, Path)):
+            state = TemporalState.of(pipeline.transformer, state)
+        if not isinstance(state, (TemporalState, type(None))):
+            raise UsageError(explain("state of a stream", state, "a file of weights, a TemporalState or None"))
+        self.attention = StreamAttention(keep=keep, state=state)
         told = sidecar.defaults
         usual = {"steps": 4 if renoise else 50, "guidance_scale": 5.0, "height": 480, "width": 832}
         values = {"steps": steps, "guidance_scale": guidance_scale, "height": height, "width": width}
@@ -246,13 +257,16 @@ class Stream(ChunkStream):
         model, window = self.pipeline.transformer, self.plan.window
         for branch in states:
             if branch not in self.caches:
-                self.caches[branch] = RollingCache(window, self._evicted if branch == COND else None)
+                memory = None if self.attention.state is None else Memory()
+                self.caches[branch] = RollingCache(window, self._evicted if branch == COND else None, memory)
         call = self.attention.call
         call.served, call.write = 0, False
         with unrotated(model) as positions, patch(model, self.attention, roles="self") as handle:
             rotary = positions.tables(window.positions(self.made), latents)
+            gone = window.leaving_positions(self.made) if self.attention.state is not None else ()
+            leaving = positions.tables(gone, latents) if gone else None
             for cache in self.caches.values():
-                cache.begin(rotary, self._tokens)
+                cache.begin(rotary, self._tokens, leaving)
 
             def check(calls: int) -> None:
                 wanted = calls * len(handle.sites)

@@ -58,3 +58,15 @@ class Window:
         sink = min(self.sink, made)
         before = len(kept) - sink
         return (*range(sink), *range(start - before, start + self.chunk))
+
+    def leaving(self, made: int) -> tuple[int, ...]:
+        """The frames that, with the chunk after ``made`` frames done, are no longer among the latest ones: those that a
+        state takes in, frames of the sink too."""
+        return tuple(range(max(0, made - self.recent), max(0, made + self.chunk - self.recent)))
+
+    def leaving_positions(self, made: int) -> tuple[int, ...]:
+        """Positions of the frames of :meth:`leaving` beside the next chunk: right before its latest ones, at 0 at the
+        least, where fewer frames were trained than these, the latest and the chunk are together."""
+        count = len(self.leaving(made))
+        start = min(made + self.chunk, self.trained - self.chunk) - min(self.recent, made + self.chunk) - count
+        return tuple(range(max(0, start), max(0, start) + count))

@@ -103,8 +103,9 @@ class Video:
 
     def begin(self, tokens: int) -> None:
         """The next chunk, whose frames have so many tokens each."""
-        window = self.cache.window
-        self.cache.begin(self._tables(window.positions(self.cache.made)), tokens)
+        window, made = self.cache.window, self.cache.made
+        gone = window.leaving_positions(made) if self.cache.memory is not None else ()
+        self.cache.begin(self._tables(window.positions(made)), tokens, self._tables(gone) if gone else None)
 
     def ask(self, answer: Answer, noisy: torch.Tensor, level: Any) -> torch.Tensor:
         """The answer for the chunk, in sight of the cache; a gradient is taken where one is wanted."""
