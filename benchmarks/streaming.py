@@ -6,12 +6,15 @@ import argparse
 import os
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from benchmarks.environment import RESULTS, environment, machine_line, table, write_results
 from genkit.reading import whole
+
+if TYPE_CHECKING:
+    from genkit.pipelines.few_steps import FewSteps
 
 NAME = "streaming"
 #: How a stream goes on: what it is called, and the settings of :class:`genkit.streaming.Stream`.
@@ -33,39 +36,70 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--scenes", type=int, default=4)
     parser.add_argument("--size", type=int, default=96, help="height and width in pixels")
     parser.add_argument("--threads", type=whole(1), default=1)
+    parser.add_argument(
+        "--lora", action="append", default=[], metavar="NAME=FOLDER",
+        help="a further way: a LoRA of genkit train distill --kind causal or self-forcing; repeatable",
+    )  # fmt: skip
+    parser.add_argument("--only-cache", action="store_true", help="measure the cache and the LoRAs alone")
     parser.add_argument("--output", type=Path, default=RESULTS)
+
+
+#: A way to stream: the pipeline, and the settings of its stream.
+Way = tuple[Any, dict[str, Any]]
+
+
+def _with_lora(model: str, folder: Path) -> tuple[Any, FewSteps]:
+    """A pipeline with a distilled LoRA in it, and how it is sampled."""
+    import genkit
+    from genkit.lora.files import Lora, lora_file
+    from genkit.pipelines.few_steps import few_steps_of
+
+    pipeline = genkit.load(model)
+    few = few_steps_of([Lora(lora_file(folder))])
+    assert few is not None, "the LoRA tells how it is sampled"
+    few.apply(pipeline, None)
+    pipeline.load_lora_weights(str(folder))
+    pipeline.fuse_lora()
+    return pipeline, few
+
+
+def _ways(options: argparse.Namespace, pipeline: Any) -> dict[str, Way]:
+    """Everything that is measured, by name."""
+    ways = {name: (pipeline, way) for name, way in WAYS.items() if way["context"] == "cache" or not options.only_cache}
+    for given in options.lora:
+        name, _, folder = given.partition("=")
+        trained, few = _with_lora(options.model, Path(folder))
+        own = {"steps": few.sampling.steps, "guidance_scale": few.sampling.guidance_scale}
+        ways[name] = (trained, {**few.streamed({})[0], **own})
+    return ways
 
 
 def run(options: argparse.Namespace) -> int:
     """Measure, print and write the report."""
     import torch
 
-    import genkit
-    from genkit.lora.files import Lora, lora_file
     from genkit.models import locate
     from genkit.models.check import FAST
-    from genkit.pipelines.few_steps import few_steps_of
 
     torch.set_num_threads(options.threads)
-    pipeline = genkit.load(options.model)
-    folder = locate(options.model).path / FAST
-    few = few_steps_of([Lora(lora_file(folder))])
-    assert few is not None
-    few.apply(pipeline, None)
-    pipeline.load_lora_weights(str(folder))
-    pipeline.fuse_lora()
+    pipeline, few = _with_lora(options.model, locate(options.model).path / FAST)
+    ways = _ways(options, pipeline)
     call = {"height": options.size, "width": options.size, **few.values}
-    drift: dict[str, list[list[dict[str, bool]]]] = {name: [] for name in (*WAYS, LONG)}
+    drift: dict[str, list[list[dict[str, bool]]]] = {
+        name: [] for name in (*ways, *([] if options.only_cache else [LONG]))
+    }  # fmt: skip
     rows: list[dict[str, list[float]]] = []
     for number, (scene, caption) in enumerate(_scenes(options.scenes)):
-        found, measured = _streams(pipeline, scene, caption, call, options.chunks, number)
+        found, measured = _streams(ways, scene, caption, call, options.chunks, number)
         rows.append(measured)
         for name, results in found.items():
             drift[name].append(results)
-        drift[LONG].append(_long(pipeline, scene, caption, call, number))
+        if LONG in drift:
+            drift[LONG].append(_long(pipeline, scene, caption, call, number))
         print(f"{number + 1} of {options.scenes}: {caption}", flush=True)
         facts = environment()
         asked = {name: getattr(options, name) for name in ("model", "chunks", "scenes", "size", "threads")}
+        asked["lora"] = [given.partition("=")[0] for given in options.lora]
         data = {"environment": facts, "options": asked, "steps": few.values, "chunks": rows, "drift": drift}
         write_results(NAME, data, _markdown(facts, data, options), options.output)  # a long run may be ended early
     print(_markdown(facts, data, options))
@@ -91,7 +125,7 @@ def _resident() -> float:
 
 
 def _streams(
-    pipeline: Any, scene: Any, caption: str, call: dict[str, Any], chunks: int, seed: int
+    ways: dict[str, Way], scene: Any, caption: str, call: dict[str, Any], chunks: int, seed: int
 ) -> tuple[dict[str, list[dict[str, bool]]], dict[str, list[float]]]:
     """All ways in turns, chunk by chunk, so that what else the machine does strikes all alike."""
     from genkit.streaming import Stream
@@ -99,10 +133,12 @@ def _streams(
 
     names = {"steps": call["steps"], "guidance_scale": call["guidance_scale"]}
     size = {"height": call["height"], "width": call["width"]}
-    streams = {name: Stream(pipeline, caption, seed=seed, **way, **names, **size) for name, way in WAYS.items()}
+    streams = {
+        name: Stream(pipeline, caption, seed=seed, **{**names, **way}, **size) for name, (pipeline, way) in ways.items()
+    }
     left: dict[str, np.ndarray] = {}
-    results: dict[str, list[dict[str, bool]]] = {name: [] for name in WAYS}
-    measured: dict[str, list[float]] = {f"{name}: {what}": [] for name in WAYS for what in ("wall", "cpu", "frames")}
+    results: dict[str, list[dict[str, bool]]] = {name: [] for name in ways}
+    measured: dict[str, list[float]] = {f"{name}: {what}": [] for name in ways for what in ("wall", "cpu", "frames")}
     measured["resident"], measured["held"] = [], []
     for _ in range(chunks):
         for name, stream in streams.items():
@@ -149,7 +185,7 @@ def _markdown(facts: dict, data: dict[str, Any], options: argparse.Namespace) ->
         "waited here.", "", "## Constant memory and time", "",
     ]  # fmt: skip
     rows: list[dict[str, object]] = []
-    for name in WAYS:
+    for name in (name for name in data["drift"] if name != LONG):
         cpu = np.array([scene[f"{name}: cpu"] for scene in data["chunks"]])
         wall = np.array([scene[f"{name}: wall"] for scene in data["chunks"]])
         frames = [int(x) for x in data["chunks"][0][f"{name}: frames"]]

@@ -13,7 +13,7 @@ from genkit.cli.train import announced, is_first
 from genkit.errors import UnsupportedError
 from genkit.pipelines.memory import size
 from genkit.pipelines.request import COMMAND_LINE, read_config
-from genkit.training.distill.settings import CAUSAL, FEATURES, STEPS, TDM, DistillSettings
+from genkit.training.distill.settings import CAUSAL, FEATURES, FORCING, MATCHED, STEPS, DistillSettings
 
 if TYPE_CHECKING:
     from genkit.training.distill.plan import Plan
@@ -113,7 +113,9 @@ def _of_kind(plan: Plan) -> dict[str, Any]:
     if plan.chunked is not None:
         found["chunks of a clip"] = plan.chunked.chunks
         found["stream"] = [f"{name}={value}" for name, value in plan.chunked.arguments.items()]
-    if settings.kind == TDM:
+    if settings.kind == FORCING:
+        found["chunks of the longest roll-out"] = settings.chunks or found["chunks of a clip"]
+    if settings.kind in MATCHED:
         found["updates of the fake scores for each of the student"] = settings.fake_updates
     return found
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from genkit.errors import UnsupportedError, UsageError, explain
+from genkit.errors import ArtifactError, UnsupportedError, UsageError, explain
 from genkit.lora.facts import Sampling
 from genkit.lora.files import NAMED, Lora, lora_file
 from genkit.models.check import FAST
@@ -64,6 +64,14 @@ class FewSteps:
         if not own or given.get("context", own.get("context")) != own.get("context"):
             return dict(given), []
         told = typed_arguments(own)
+        if "state" in told and "state" not in given:
+            path = self.folder / Path(told["state"]).name
+            if not path.is_file():
+                raise ArtifactError(
+                    f"{self.name} was trained with a state of what left the window, {place(path.name)}, which is not "
+                    "beside it; put it there, or give it with --stream-args state=FILE"
+                )
+            told["state"] = str(path)
         taken = ", ".join(f"{name}={value}" for name, value in told.items() if name not in given)
         lines = [f"stream of {self.name}: {taken}"] if taken else []
         other = [name for name, value in given.items() if name in told and told[name] != value]

@@ -2,8 +2,8 @@
 
 For every layer and head, over all ``n`` absorbed tokens:
 
-``km = mean relu(k)``, ``kv = mean rope(k) v^T``, ``y = (rope(q) kv) / (relu(q) . km + eps)``, and the layer's output gets
-``y W + b``, with W (D, D) and b shared by the heads of a layer. W and b are zero at the start: nothing changes then.
+``km = mean relu(k)``, ``kv = mean rope(k) v^T``, ``y = (rope(q) kv) / (relu(q) . km + eps)``, and the layer's output
+gets ``y W + b``, with W (D, D) and b shared by the heads of a layer. W and b are zero at the start: nothing changes.
 """
 
 from __future__ import annotations

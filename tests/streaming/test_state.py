@@ -1,4 +1,4 @@
-"""What left the window: sums against their closed form, when they are taken in and where they stand, reset and files."""
+"""What left the window: sums against their closed form, when they are taken in where they stand, reset and files."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ class CausalTask(DistillTask):
 
     def __init__(self, parts: Parts, teaching: Teaching, grid: Grid, rollout: Rollout):
         super().__init__(parts, teaching, grid, 0.0)
-        self.rollout = rollout
+        self.rollout, self.state = rollout, rollout.state
         self._walked: tuple[int, list[torch.Tensor]] = (-1, [])
 
     def forward(self, number: int, rank: int = 0) -> tuple[torch.Tensor, dict[str, float]]:

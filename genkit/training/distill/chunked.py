@@ -16,10 +16,15 @@ import torch
 from genkit.errors import UnsupportedError, UsageError, explain
 from genkit.patching import patch, unrotated
 from genkit.pipelines.tasks.streaming.settings import typed_arguments
-from genkit.streaming import RollingCache, StreamAttention, Window
+from genkit.reading import user_path
+from genkit.streaming import RollingCache, StreamAttention, TemporalState, Window
 from genkit.streaming.plan import CACHE, plan_stream
+from genkit.streaming.state import Memory, check_state
 from genkit.training.distill.settings import STREAM_ARGUMENTS
+from genkit.training.lora.files import STATE
 
+#: ``--stream-args state`` of a state that begins at zero.
+NEW = "new"
 #: (noisy latents (B, C, T, h, w), levels (B,) or one) -> the denoiser's answer.
 Answer = Callable[[torch.Tensor, Any], torch.Tensor]
 
@@ -34,6 +39,8 @@ class Chunked:
         every: frames behind a latent one.
         keep: share of the key blocks that are read.
         renoise: whether steps are joined by fresh noise.
+        state: what the stream remembers of frames that left: "new" for weights of zero, a file to begin with, None for
+            nothing.
     """
 
     window: Window
@@ -41,6 +48,7 @@ class Chunked:
     every: int
     keep: float = 1.0
     renoise: bool = True
+    state: str | None = None
 
     @classmethod
     def of(cls, settings: Any, model: Any, asked: int | None) -> Chunked:
@@ -51,12 +59,14 @@ class Chunked:
             UsageError: a window that does not fit, or a clip that is not made of whole chunks.
         """
         given = typed_arguments(settings.stream_args, STREAM_ARGUMENTS)
-        keep, renoise = given.pop("keep", 1.0), given.pop("renoise", True)
+        own = {name: given.pop(name) for name in ("keep", "renoise", "state") if name in given}
+        if own.get("state", NEW) != NEW:
+            check_state(user_path(own["state"], "--stream-args state"))
         window = plan_stream(model.class_name, model.config, model.sidecar, context=CACHE, **given).window
-        StreamAttention(keep=keep)
+        StreamAttention(keep=own.get("keep", 1.0))
         every = int(model.config("vae").get("scale_factor_temporal") or 4)
         if asked is None:
-            return cls(window, window.trained // window.chunk * window.chunk, every, keep, renoise)
+            return cls(window, window.trained // window.chunk * window.chunk, every, **own)
         latent, rest = divmod(asked - 1, every)
         latent += 1
         if rest == 0 and latent % window.chunk:
@@ -66,7 +76,7 @@ class Chunked:
                 explain("--num-frames", asked, f"{near}: whole chunks of {window.chunk} latent frames "
                         f"({asked} frames are {latent} latent ones), or another chunk in --stream-args")
             )  # fmt: skip
-        return cls(window, latent, every, keep, renoise)
+        return cls(window, latent, every, **own)
 
     @property
     def pixel_frames(self) -> int:
@@ -85,6 +95,7 @@ class Chunked:
         return {
             "context": CACHE, "chunk": window.chunk, "sink": window.sink, "recent": window.recent,
             "trained": window.trained, "keep": self.keep, "renoise": self.renoise,
+            **({} if self.state is None else {"state": STATE}),
         }  # fmt: skip
 
 
@@ -139,7 +150,10 @@ class Rollout:
 
     def __init__(self, network: Any, chunked: Chunked):
         self.network, self.chunked = network, chunked
-        self.attention = StreamAttention(keep=chunked.keep)
+        self.state = None
+        if chunked.state is not None:
+            self.state = TemporalState.of(network, None if chunked.state == NEW else chunked.state)
+        self.attention = StreamAttention(keep=chunked.keep, state=self.state)
         patch_size = tuple(network.config.patch_size)
         self._patch = patch_size[1] * patch_size[2]
 
@@ -150,7 +164,7 @@ class Rollout:
     @contextmanager
     def video(self, like: torch.Tensor) -> Iterator[Video]:
         """A video of latents like (B, C, T, h, w), from its first chunk on."""
-        cache = RollingCache(self.chunked.window)
+        cache = RollingCache(self.chunked.window, memory=None if self.state is None else Memory())
         call = self.attention.call
         with unrotated(self.network) as positions, patch(self.network, self.attention, roles="self") as handle:
             call.cache, call.write, call.served = cache, False, 0

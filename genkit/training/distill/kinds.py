@@ -22,10 +22,11 @@ from genkit.training.data.cache import Cache
 from genkit.training.distill.causal import CausalTask
 from genkit.training.distill.chunked import Rollout
 from genkit.training.distill.features import FeatureLoss, FeaturesTask
+from genkit.training.distill.forcing import ForcingTask, options_of
 from genkit.training.distill.grid import grid_of, sampler_of
 from genkit.training.distill.plan import Plan
 from genkit.training.distill.prompts import Texts
-from genkit.training.distill.settings import FEATURES, TDM
+from genkit.training.distill.settings import FEATURES, MATCHED
 from genkit.training.distill.student import Parts, Student, Teaching
 from genkit.training.distill.task import DistillTask
 from genkit.training.distill.tdm import TdmOptions, TdmTask
@@ -83,7 +84,7 @@ def build(plan: Plan, pipeline: Any, training: Training, told: Callable[[str], N
         handle, weights, lines = put_in(network, plan.attention, settings.train_attention_weights)
         for line in lines:
             told(line)
-    if settings.kind == TDM:
+    if settings.kind in MATCHED:
         return _tdm(plan, pipeline, training, adapter, copies, handle, weights)
     parts = Parts(pipeline, training, adapter, copies[0] if copies else None, weights)
     teaching, sampler, shift = _teaching(plan, pipeline, training)
@@ -113,11 +114,17 @@ def _tdm(
         put_in(scores, plan.attention, False)
         teacher = copies[1]
     teaching, sampler, shift = _teaching(plan, pipeline, training)
-    grid = grid_of(sampler, teaching.objective, settings.student_steps, 1)
+    grid = grid_of(sampler, teaching.objective, settings.student_steps, settings.substeps)
     options = TdmOptions(
         settings.fake_updates, settings.renoise, settings.regularization, settings.gradient_accumulation_steps
     )
-    task = TdmTask(Parts(pipeline, training, adapter, teacher, weights), teaching, grid, fake, options)
+    parts = Parts(pipeline, training, adapter, teacher, weights)
+    if plan.chunked is not None:
+        rollout = Rollout(adapter.model, plan.chunked)
+        forcing = options_of(settings, plan.chunked.chunks, shift)
+        task: TdmTask = ForcingTask(parts, teaching, grid, fake, options, rollout, forcing)
+    else:
+        task = TdmTask(parts, teaching, grid, fake, options)
     return Built(task, adapter, _sampling(plan, pipeline, teaching, sampler, shift), _few(plan), handle, weights)
 
 

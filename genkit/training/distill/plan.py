@@ -29,7 +29,7 @@ from genkit.training.data.folder.buckets import Bucket
 from genkit.training.distill.chunked import Chunked
 from genkit.training.distill.outputs import watched_layers
 from genkit.training.distill.prompts import Prompts, prompts_of
-from genkit.training.distill.settings import CHUNKED, FEATURES, TDM, DistillSettings
+from genkit.training.distill.settings import CHUNKED, FEATURES, MATCHED, DistillSettings
 from genkit.training.engine.journal import check_tracker
 from genkit.training.engine.loop import LoopConfig, process_count, process_rank
 from genkit.training.engine.optimizers import check_optimizer
@@ -107,10 +107,10 @@ class Plan:
         few = None
         if settings.teacher_lora is not None:
             few = few_steps_of([parse_lora(settings.teacher_lora)])
-        if settings.kind == TDM and process_count() > 1:
+        if settings.kind in MATCHED and process_count() > 1:
             raise UnsupportedError(
-                "--kind tdm runs in one process: student and fake scores are updated in turns, and every process would "
-                "wait for the gradients of both; --gradient-accumulation-steps makes a larger batch"
+                f"--kind {settings.kind} runs in one process: student and fake scores are updated in turns, and every "
+                "process would wait for the gradients of both; --gradient-accumulation-steps makes a larger batch"
             )
         location = locate(settings.model, files=True)
         device = device_of(settings)
@@ -122,6 +122,12 @@ class Plan:
             raise UnsupportedError(f"{model.class_name} with two denoisers is not distilled: each sees half the levels")
         prompts = prompts_of(settings.prompts, model.kind)
         chunked = Chunked.of(settings, model, settings.num_frames) if settings.kind in CHUNKED else None
+        if chunked is not None and (settings.chunks or chunked.chunks) < chunked.chunks:
+            raise UsageError(
+                explain(
+                    "--chunks", settings.chunks, f"at least {chunked.chunks}, those of a clip, whose last are judged"
+                )
+            )
         asked = settings.num_frames or (None if chunked is None else chunked.pixel_frames)
         size = _size(settings.replace(num_frames=asked), model)
         attention = attention_of(settings, model, device, dtype)
@@ -190,7 +196,7 @@ class Plan:
     def copies(self) -> int:
         """Denoisers in memory besides the student's."""
         settings = self.settings
-        if settings.kind == TDM:
+        if settings.kind in MATCHED:
             return 1 + int(settings.fake_attention)
         return int(self.attention is not None or settings.teacher_lora is not None)
 
@@ -225,7 +231,7 @@ class Plan:
             )
             found = estimate(subject)
             beside = 0.0
-            if settings.kind == TDM:  # fake scores and teacher are called while the student's graph is kept
+            if settings.kind in MATCHED:  # fake scores and teacher are called while the student's graph is kept
                 beside = call_bytes(subject, settings.train_batch_size * (2 if self.guidance != 1 else 1))
         finally:
             if handle is not None:
@@ -234,7 +240,7 @@ class Plan:
 
     def _with_copies(self, memory: Memory, beside: float) -> Memory:
         """The memory of a student with that of the denoisers beside it, and of their calls."""
-        fake = 2.0 if self.settings.kind == TDM else 1.0
+        fake = 2.0 if self.settings.kind in MATCHED else 1.0
         return replace(
             memory, weights=(1 + self.copies) * memory.weights, adapter=fake * memory.adapter,
             activations=memory.activations + beside,
@@ -250,7 +256,7 @@ def optimizer_for_student(settings: DistillSettings, named: Any) -> torch.optim.
     from genkit.training.engine.optimizers import optimizer_of
 
     factors = None
-    if settings.kind == TDM:
+    if settings.kind in MATCHED:
         own = settings.fake_learning_rate
         factors = {FAKE: 5.0 if own is None else own / settings.learning_rate}
         factors = factors if any(FAKE in name for name, _ in named) else None

@@ -25,7 +25,7 @@ from genkit.training.distill.settings import DistillSettings
 from genkit.training.distill.student import Student
 from genkit.training.engine.keep import Export, Numbered
 from genkit.training.engine.loop import process_rank, train, wait_for_all
-from genkit.training.lora.files import ATTENTION, lora_files
+from genkit.training.lora.files import ATTENTION, STATE, lora_files
 
 
 def distill(settings: DistillSettings, told: Callable[[str], None] = warnings.warn) -> Path:
@@ -121,7 +121,8 @@ class Run:
         if process_rank() == 0:
             assert keep.last is not None, "the loop ends with a checkpoint"
             with Files() as files:
-                for name in (NAMED, *([ATTENTION] if self.built.weights is not None else [])):
+                beside = {ATTENTION: self.built.weights, STATE: self.task.state}
+                for name in (NAMED, *(name for name, trained in beside.items() if trained is not None)):
                     shutil.copyfile(keep.last / name, files.new(output / name))
         wait_for_all()
         return output / NAMED
@@ -139,7 +140,8 @@ class Run:
 
     def export(self, step: int) -> Export:
         """What writes the present weights."""
-        return lora_files(self.plan.component, self.built.adapter, self.facts(step), self.built.weights)
+        state = None if self.task.state is None else self.task.state.weights
+        return lora_files(self.plan.component, self.built.adapter, self.facts(step), self.built.weights, state=state)
 
     def facts(self, step: int) -> Facts:
         """What the file says about itself."""

@@ -22,15 +22,18 @@ from genkit.training.lora.groups import (
 #: Value of ``prompts``: captions of the toy world, for the shipped models.
 WORLD = "world"
 #: Kinds of students: several of the teacher's steps at once; dense answers under sparse attention (CLEAR); samples as
-#: likely as the teacher's in few steps (TDM); the teacher's clip chunk by chunk over a cache (CausVid's start).
-STEPS, FEATURES, TDM, CAUSAL = "steps", "features", "tdm", "causal"
-KINDS = (STEPS, FEATURES, TDM, CAUSAL)
+#: likely as the teacher's in few steps (TDM); the teacher's clip chunk by chunk over a cache (CausVid's start); streams
+#: of the student's own as likely as the teacher's clips (Self-Forcing).
+STEPS, FEATURES, TDM, CAUSAL, FORCING = "steps", "features", "tdm", "causal", "self-forcing"
+KINDS = (STEPS, FEATURES, TDM, CAUSAL, FORCING)
 #: Kinds that answer chunk by chunk, as a stream over a cache is made.
-CHUNKED = (CAUSAL,)
+CHUNKED = (CAUSAL, FORCING)
+#: Kinds that learn the scores of what the student makes, beside it.
+MATCHED = (TDM, FORCING)
 _GROUP = "What is trained"
 _STEPS = 6
 _STUDENT = "Teacher and student"
-_ONLY_FEATURES, _ONLY_TDM, _STREAMED = "Kind features", "Kind tdm", "Kind causal"
+_ONLY_FEATURES, _ONLY_TDM, _STREAMED = "Kind features", "Kinds tdm and self-forcing", "Kinds causal and self-forcing"
 
 
 @dataclass(frozen=True)
@@ -44,8 +47,9 @@ class StudentSettings(Settings):
     )  # fmt: skip
     kind: str = option(
         STEPS, "What the student learns: steps (several of the teacher's steps at once), features (to answer under "
-        "--attention as the dense model does, CLEAR), tdm (few steps whose samples are as likely as the teacher's) or "
-        "causal (to make a stream: the teacher's clip chunk by chunk, over a cache of clean ones).",
+        "--attention as the dense model does, CLEAR), tdm (few steps whose samples are as likely as the teacher's), "
+        "causal (to make a stream: the teacher's clip chunk by chunk, over a cache of clean ones) or self-forcing "
+        "(streams of its own that are as likely as the teacher's clips).",
         group=_GROUP, rule=Rule(choices=KINDS),
     )  # fmt: skip
     prompts: str = option(
@@ -65,8 +69,8 @@ class StudentSettings(Settings):
         "when left out.", group=_STUDENT, rule=Rule(low=1, high=1000),
     )  # fmt: skip
     substeps: int = option(
-        3, "Kinds steps and causal: steps of the teacher in each of the student's: more are closer to the model's own "
-        "path and slower.", group=_STUDENT, rule=Rule(low=1, high=100),
+        3, "Kinds steps, causal and self-forcing (reflow): steps of the teacher in each of the student's: more are "
+        "closer to the model's own path and slower.", group=_STUDENT, rule=Rule(low=1, high=100),
     )  # fmt: skip
     guidance_scale: float | None = option(
         None, "Guidance of the teacher, which a few-step student learns to do without; the model's own when left out.",
@@ -90,7 +94,7 @@ class StudentSettings(Settings):
 
 
 #: What ``--stream-args`` takes of a stream over a cache.
-STREAM_ARGUMENTS = ("chunk", "sink", "recent", "trained", "keep", "renoise")
+STREAM_ARGUMENTS = ("chunk", "sink", "recent", "trained", "keep", "renoise", "state")
 
 
 @dataclass(frozen=True)
@@ -131,12 +135,12 @@ class TdmSettings(Settings):
         rule=Rule(low=1, high=100),
     )  # fmt: skip
     fake_attention: bool = option(
-        False, "Put --attention into that model, too, as the published script does: one model more in memory.",
-        group=_ONLY_TDM,
+        False, "Kind tdm: put --attention into that model, too, as the published script does: one model more in "
+        "memory.", group=_ONLY_TDM,
     )  # fmt: skip
     renoise: float = option(
-        0.9, "Share of its own noise that the end of a step keeps in training; the rest is fresh.", group=_ONLY_TDM,
-        rule=Rule(low=0, high=1),
+        0.9, "Kind tdm: share of its own noise that the end of a step keeps in training; the rest is fresh.",
+        group=_ONLY_TDM, rule=Rule(low=0, high=1),
     )  # fmt: skip
     regularization: float = option(
         0.0, "Weight of the distance of those scores to the teacher's without guidance; published 0 (Wan) and 0.5 "
@@ -153,16 +157,26 @@ class StreamedSettings(Settings):
         f"{', '.join(STREAM_ARGUMENTS)}. The file keeps them for genkit generate --stream.",
         group=_STREAMED, parse=as_pairs,
     )  # fmt: skip
+    chunks: int | None = option(
+        None, "Kind self-forcing: chunks of the longest roll-out, of which the last clip is judged; those of a clip "
+        "when left out.", group=_STREAMED, rule=Rule(low=1, high=10_000),
+    )  # fmt: skip
+    reflow_weight: float = option(
+        0.0, "Kind self-forcing: weight of the distance to the teacher's own clip from the same noise, where the first "
+        "step is trained; published 0.05 in the second stage.", group=_STREAMED, rule=Rule(low=0, high=1e6),
+    )  # fmt: skip
 
 
 #: Settings that belong to some kinds alone.
 _BELONG = {
-    "substeps": (STEPS, CAUSAL),
+    "substeps": (STEPS, CAUSAL, FORCING),
     "own_path": (STEPS,),
     "teacher_lora": (STEPS, CAUSAL),
-    **dict.fromkeys(StreamedSettings.__annotations__, CHUNKED),
+    "stream_args": CHUNKED,
+    **dict.fromkeys(("chunks", "reflow_weight"), (FORCING,)),
     **dict.fromkeys(FeatureSettings.__annotations__, (FEATURES,)),
-    **dict.fromkeys(TdmSettings.__annotations__, (TDM,)),
+    **dict.fromkeys(TdmSettings.__annotations__, MATCHED),
+    **dict.fromkeys(("fake_attention", "renoise"), (TDM,)),
 }
 
 

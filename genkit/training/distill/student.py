@@ -81,6 +81,7 @@ class Student(nn.Module):
         self.teaching = teaching
         self.network = parts.adapter.model.eval()
         self.attention = parts.weights
+        self.state: Any = None  # what a stream remembers, of a student that learns one
         self._teacher = (parts.teacher,)  # in a tuple, so that it is no part of the module
         self._stream = parts.training.streams[0]
 

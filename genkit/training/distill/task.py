@@ -32,7 +32,6 @@ class DistillTask(Student):
         super().__init__(parts, teaching)
         self.grid, self.own_path = grid, own_path
         self._long = strides(teaching.objective, grid.levels)
-        self._short = [strides(teaching.objective, grid.between(step)) for step in range(grid.steps)]
         self._round: tuple[int, int] | None = None
         self._noisy = torch.empty(0)
 
@@ -80,11 +79,16 @@ class DistillTask(Student):
         draws = [torch.rand((), generator=self._generator(_PATH, found, place, step)) for place in self.places(rank)]
         return torch.stack(draws) < self.own_path
 
-    @torch.no_grad()
     def _teach(self, noisy: torch.Tensor, text: Tensors, step: int) -> torch.Tensor:
         """Where the teacher arrives at the level of the student's next step."""
-        levels = self.grid.between(step)
-        with self._off() as teacher:
-            for level, stride in zip(levels[:-1], self._short[step], strict=True):
-                noisy = stride.go(noisy, self._guided(teacher, noisy, level, text))
-        return noisy
+        return taught(self, self.grid, step, noisy, text)
+
+
+@torch.no_grad()
+def taught(student: Student, grid: Grid, step: int, noisy: torch.Tensor, text: Tensors) -> torch.Tensor:
+    """Where a student's teacher arrives, from before one of its steps, at the level of the next one."""
+    levels = grid.between(step)
+    with student._off() as teacher:
+        for level, stride in zip(levels[:-1], strides(student.teaching.objective, levels), strict=True):
+            noisy = stride.go(noisy, student._guided(teacher, noisy, level, text))
+    return noisy

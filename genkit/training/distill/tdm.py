@@ -30,7 +30,7 @@ from genkit.training.lora.adapter import Adapter
 
 _NOISE, _WALK, _PICK, _AGAIN, _MID = 20, 21, 22, 23, 24
 #: Levels that are matched: below the first nothing is left to say, above the second nothing can be seen.
-_LOWEST, _HIGHEST = 0.02, 0.98
+LOWEST, HIGHEST = 0.02, 0.98
 #: The published constant of the student's loss.
 _SMOOTH = 1e-3 / 128
 
@@ -149,9 +149,9 @@ class TdmTask(Student):
             clean, noise = self._both(noisy, high, text)
         with torch.no_grad():
             middle = self._put(clean, noise, self._noise(_MID, step, rank, part), low)
-            floor = low.clamp(min=_LOWEST)
+            floor = low.clamp(min=LOWEST)
             share = torch.cat([torch.rand(1, generator=each) for each in draws]).to(noisy.device)
-            level = floor + (_HIGHEST - floor).clamp(min=0) * share
+            level = floor + (HIGHEST - floor).clamp(min=0) * share
             again = noised_again(middle, self._noise(_AGAIN, step, rank, part), self.teaching.objective, low, level)
         return clean, again, level
 

@@ -15,7 +15,8 @@ from genkit.lora.words import save_words
 from genkit.training.engine.keep import Export
 from genkit.training.lora.adapter import Adapter
 
-ATTENTION = "attention.safetensors"
+#: Files beside the LoRA: weights of attention methods, and of a stream's state.
+ATTENTION, STATE = "attention.safetensors", "state.safetensors"
 
 
 def lora_files(
@@ -24,6 +25,7 @@ def lora_files(
     facts: Facts,
     weights: PatchWeights | None = None,
     words: Mapping[str, torch.Tensor] | None = None,
+    state: PatchWeights | None = None,
 ) -> Export:
     """What writes the present weights into a folder; every process must call this, for shards are gathered here.
 
@@ -33,6 +35,7 @@ def lora_files(
         facts: what the LoRA file says about itself.
         weights: of attention methods that were trained too; None for none.
         words: embeddings of words that were learned too.
+        state: of a stream's state that was trained too.
     """
     pairs: Mapping[str, Pair] = {path: pair.folded() for path, pair in adapter.pairs().items()}
 
@@ -40,6 +43,8 @@ def lora_files(
         save_lora(folder, {component: pairs}, facts)
         if weights is not None:
             weights.save(folder / ATTENTION)
+        if state is not None:
+            state.save(folder / STATE)
         if words:
             save_words(folder, words)
 

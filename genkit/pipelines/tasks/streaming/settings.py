@@ -13,7 +13,7 @@ from genkit.pipelines.text import as_pairs, as_texts
 #: Settings of a stream by name, and how their values are read from text.
 ARGUMENTS: dict[str, type] = {
     "context": str, "chunk": int, "sink": int, "recent": int, "trained": int, "carried": str, "context_noise": float,
-    "keep": float, "renoise": bool,
+    "keep": float, "renoise": bool, "state": str,
 }  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from genkit.errors import UsageError
 from genkit.pipelines.settings import GenerateSettings
 from genkit.pipelines.task import Made, Task
 from genkit.pipelines.tasks.inputs.settings import given_flags
+from genkit.reading import user_path
 
 if TYPE_CHECKING:
     from genkit.streaming import ChunkStream
@@ -32,7 +33,7 @@ class Asked:
 
 
 #: Settings that decide nothing of the plan.
-_OWN = ("context_noise", "keep", "renoise")
+_OWN = ("context_noise", "keep", "renoise", "state")
 
 
 def asked_by(settings: GenerateSettings) -> str | None:
@@ -44,6 +45,7 @@ def resolve(settings: GenerateSettings):
     """A request for a stream; the number of frames may be left open, and need not be one that a single run can make."""
     from genkit.pipelines.resolve import Draft
     from genkit.streaming.plan import CACHE, HISTORY, plan_stream
+    from genkit.streaming.state import check_state
 
     for other, given in (("--upscale", settings.upscale > 1), ("--num-videos", settings.num_videos > 1),
                          ("--enlarge", settings.enlarge > 1), ("--vae-tiling", settings.vae_tiling),
@@ -69,6 +71,10 @@ def resolve(settings: GenerateSettings):
         )
     if plan.context != CACHE and "keep" in arguments:
         raise UsageError("--stream-args keep belongs to context=cache; with clean frames use --attention NAME")
+    if plan.context != CACHE and "state" in arguments:
+        raise UsageError("--stream-args state belongs to context=cache: clean frames leave no keys and values behind")
+    if "state" in arguments:
+        check_state(user_path(arguments["state"], "--stream-args state"))
     draft.fill()
     draft.set(num_frames=None)
     own = {name: value for name, value in arguments.items() if name in _OWN}
