@@ -233,3 +233,23 @@ def test_a_video_leaves_the_model_as_it_was(tiny_wan, prompts, tmp_path):
         plain = run.task._answer(run.task.network, noisy, 0.5, text, 1.0)
         run.task(0)
         assert torch.equal(run.task._answer(run.task.network, noisy, 0.5, text, 1.0), plain)
+
+
+def test_gradients_reach_the_lora_and_nothing_else(tiny_wan, prompts, tmp_path):
+    run = opened(tiny_wan, prompts, tmp_path)
+    trained(run)
+    task = run.task
+    task(0)[0].backward()
+    own = {id(value) for value in run.built.adapter.parameters.values()}
+    moved = {id(value) for module in (task, task.network) for value in module.parameters() if value.grad is not None}
+    assert moved and moved <= own
+    assert any(value.grad.abs().sum() > 0 for value in run.built.adapter.parameters.values() if value.grad is not None)
+
+
+def test_a_teacher_with_a_lora_walks_other_paths(tiny_wan, prompts, tmp_path):
+    distill(settings(tiny_wan, prompts, tmp_path / "lora", max_train_steps=1, learning_rate=0.1))
+    plain = opened(tiny_wan, prompts, tmp_path / "one", guidance_scale=1.0)
+    other = opened(tiny_wan, prompts, tmp_path / "two", guidance_scale=1.0, teacher_lora=str(tmp_path / "lora" / NAMED))
+    paths = [run.task._path(0, 0, run.task._asked(0, 0)) for run in (plain, other)]
+    assert torch.equal(paths[0][0], paths[1][0]) and not torch.equal(paths[0][-1], paths[1][-1])
+    assert torch.isfinite(other.task(0)[0])
