@@ -1,4 +1,5 @@
-"""Options that take one value and are given twice: the last one counts, as on any command line, and it is said.
+"""Options that take one value: given twice the last one counts, as on any command line, and it is said; given none,
+the option behind it is not taken for its value.
 
 Scripts put their own options behind those of an alias, so that a repetition is no error. Options that are meant to be
 repeated, and values of ``--config`` and ``--from``, which the command line overrides, are not looked at.
@@ -12,7 +13,7 @@ import typer
 from typer.core import TyperCommand
 
 from genkit.cli.output import note
-from genkit.errors import shown
+from genkit.errors import UsageError, shown
 
 
 class Once(TyperCommand):
@@ -27,7 +28,13 @@ class Once(TyperCommand):
         return parser
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """As Typer does; what was overridden is said once all is read."""
+        """As Typer does; what was overridden is said once all is read.
+
+        Raises:
+            genkit.errors.UsageError: another option stands where a value should.
+        """
+        if not ctx.resilient_parsing:
+            _check_values(self.get_params(ctx), args)
         left = super().parse_args(ctx, args)
         for name, values in ctx.meta.get(_GIVEN, {}).items():
             before = [value for value in dict.fromkeys(values[:-1]) if value != values[-1]]
@@ -38,6 +45,20 @@ class Once(TyperCommand):
 
 
 _GIVEN = "genkit.given"
+
+
+def _check_values(params: list[Any], args: list[str]) -> None:
+    """Refuse ``--instruction --explain``: Typer takes the second for the value of the first."""
+    options = [each for each in params if each.param_type_name == "option"]
+    names = {name for each in options for name in (*each.opts, *each.secondary_opts)}
+    taking = {name for each in options if not each.is_flag and not each.count for name in each.opts}
+    left = iter(args)
+    for each in left:
+        if each == "--":
+            return
+        value = next(left, None) if each in taking else None
+        if value is not None and value.startswith("--") and value.partition("=")[0] in names:
+            raise UsageError(f"{each} needs a value, and {value} is an option; write {each}={value} if it is meant")
 
 
 def _remember(option: Any, ctx: Any) -> None:

@@ -7,7 +7,8 @@ import typer
 
 from genkit.cli import main as entry
 from genkit.cli.main import main
-from genkit.cli.repeats import Once
+from genkit.cli.repeats import Once, _check_values
+from genkit.errors import UsageError
 
 
 def _commands(group, path=()):
@@ -56,3 +57,24 @@ def test_what_is_meant_to_be_repeated_and_what_a_file_says_is_not_told(tiny_wan,
     config = ["--config", str(tmp_path / "a.yaml"), "--steps", "2"]
     assert main(["generate", "a red circle", "--model", str(tiny_wan), "--dry-run", *config]) == 0
     assert "times" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
+def test_no_option_takes_another_for_its_value(path):
+    """Every option that takes a value, before an option with and without one; ``=`` says that it is meant."""
+    command = COMMANDS[path]
+    parser = command.make_parser(typer.Context(command))
+    taking = [name for name, option in parser._long_opt.items() if option.takes_value]
+    for name in taking:
+        for behind in ("--help", f"{taking[-1]}=3"):
+            with pytest.raises(UsageError, match=f"^{name} needs a value, and {behind} is an option"):
+                command.make_context("it", [name, behind])
+            _check_values(command.get_params(typer.Context(command)), [f"{name}={behind}", "--", name, behind])
+            _check_values(command.get_params(typer.Context(command)), [name, "--unknown", "--help"])
+
+
+def test_an_option_for_a_value_is_told_and_nothing_runs(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["generate", "--instruction", "--explain"]) == 2
+    told = capsys.readouterr()
+    assert "--instruction needs a value, and --explain is an option" in told.err and not list(tmp_path.iterdir())
