@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from genkit.errors import ArtifactError
-from genkit.reading.files import place
+from genkit.reading.files import called
 
 #: Pixels of one picture or frame.
 PIXELS = 1 << 27
@@ -17,16 +17,18 @@ BYTES = 1 << 31
 SECONDS = 3600
 
 
-def check_decoded(path: str | Path, frames: int, height: int, width: int, pixels: int = PIXELS) -> None:
-    """Refuse frames (T, H, W, 3) that are more than is decoded into memory; ``pixels`` is the limit of one of them.
+def check_decoded(path: str | Path, frames: int, height: int, width: int, pixels: int = PIXELS, what: str = "") -> None:
+    """Refuse frames (T, H, W, 3) that are more than is decoded into memory; ``pixels`` is the limit of one of them,
+    ``what`` the file to the user.
 
     Raises:
         ArtifactError: the message tells the size and the limit.
     """
     if height * width > pixels:
-        raise ArtifactError(f"{place(path)} has {width}x{height} pixels, allowed: {pixels} in all; make it smaller")
+        size = f"{width}x{height} pixels"
+        raise ArtifactError(f"{called(path, what)} has {size}, allowed: {pixels} in all; make it smaller")
     if frames > FRAMES or frames * height * width * 3 > BYTES:
         raise ArtifactError(
-            f"{place(path)} has at least {frames} frames of {width}x{height}, "
+            f"{called(path, what)} has at least {frames} frames of {width}x{height}, "
             f"allowed: {FRAMES} frames and {BYTES >> 30} GiB when decoded; shorten it or make it smaller"
         )

@@ -17,7 +17,7 @@ from genkit.errors import ArtifactError, UsageError, escaped, shortened
 from genkit.media.images import EXIF_DESCRIPTION, PNG_KEY
 from genkit.media.limits import PIXELS, check_decoded
 from genkit.reading import open_file
-from genkit.reading.files import place
+from genkit.reading.files import called, place
 
 #: Formats whose further pictures are frames of one animation. Elsewhere (TIFF, MPO, ...) they are other pictures.
 ANIMATED = ("GIF", "WEBP", "PNG", "AVIF")
@@ -73,7 +73,7 @@ def read_image(path: str | Path, most: int | None = None, pixels: int = PIXELS, 
     """
     told: list[str] = []
     with _opened(path, what) as image:
-        check_decoded(path, 1, image.height, image.width, pixels)  # before the text is looked for: that decodes
+        check_decoded(path, 1, image.height, image.width, pixels, what)  # before the text is looked for: that decodes
         comment = _comment(image)
         count = most if image.format in ANIMATED else 1
         frames: list[np.ndarray] = []
@@ -84,7 +84,7 @@ def read_image(path: str | Path, most: int | None = None, pixels: int = PIXELS, 
                 image.seek(len(frames))
             except EOFError:
                 break
-            check_decoded(path, len(frames) + 1, image.height, image.width, pixels)
+            check_decoded(path, len(frames) + 1, image.height, image.width, pixels, what)
             frame, opacity = _rgb(image, path, told)
             frames.append(frame)
             opacities.append(opacity)
@@ -135,7 +135,7 @@ def _opened(path: str | Path, what: str = "") -> Iterator[Any]:
     """The image file, with whatever Pillow raises about it as one line."""
     from PIL import Image, UnidentifiedImageError
 
-    name = f"{what} {place(path)}" if what else place(path)
+    name = called(path, what)
     with open_file(path, what) as stream:
         try:
             with Image.open(stream) as image:

@@ -18,7 +18,7 @@ from genkit.media.container import opened
 from genkit.media.images import resized
 from genkit.media.limits import FRAMES, check_decoded
 from genkit.media.sound import decode_sound
-from genkit.reading.files import place
+from genkit.reading.files import called, place
 
 #: Share of a frame's time by which a time stamp may be off in a video of constant rate: files round their times.
 _ROUNDING = Fraction(1, 8)
@@ -40,6 +40,7 @@ class Video:
         told: what a user should know about how it is read, one line each.
         comment: the text stored in it, or None.
         missing: frames that the file's head promises and that are not in it: it was cut off.
+        what: it is to the user, for messages.
     """
 
     path: Path
@@ -51,6 +52,7 @@ class Video:
     told: tuple[str, ...] = ()
     comment: str | None = None
     missing: int = 0
+    what: str = ""
 
     @cached_property
     def constant(self) -> bool:
@@ -72,28 +74,28 @@ class Video:
         return [self.frame_at((index + Fraction(1, 2)) / fps) for index in range(count)]
 
 
-def probe_video(path: str | Path) -> Video:
-    """Read the time stamps of a video file, and its first frame.
+def probe_video(path: str | Path, what: str = "") -> Video:
+    """Read the time stamps of a video file, and its first frame; ``what`` it is to the user, for messages.
 
     Raises:
         ArtifactError: the file cannot be decoded or holds no picture.
     """
-    with opened(path) as container:
-        stream = _stream(container, path)
+    with opened(path, what) as container:
+        stream = _stream(container, called(path, what))
         comment = container.metadata.get("comment")
         stamps, packets = _stamps(container, stream)
         container.seek(0)
         first = next(container.decode(video=0), None)
         if first is None or not stamps:
-            raise ArtifactError(f"{place(path)} has no video in it")
-        check_decoded(path, 1, first.height, first.width)
+            raise ArtifactError(f"{called(path, what)} has no video in it")
+        check_decoded(path, 1, first.height, first.width, what=what)
         fps = _rate(stream, stamps)
         starts = _starts(stamps, fps)
         seconds = starts[-1] + (stamps[-1][1] if stamps[-1][1] and stamps[-1][0] is not None else 1 / fps)
         height, width = _shape(first, stream)
         told = ("the video is interlaced; its frames were taken as they are",) if first.interlaced_frame else ()
         missing = max(stream.frames - packets, 0)
-    video = Video(Path(path), fps, starts, seconds, height, width, told, comment, missing)
+    video = Video(Path(path), fps, starts, seconds, height, width, told, comment, missing, what)
     # Where the rate is constant, rounded time stamps say less than the number of frames.
     return replace(video, seconds=len(starts) / fps) if video.constant else video
 
@@ -116,40 +118,41 @@ def read_chosen(
         ArtifactError: the file cannot be decoded so far, or the frames are more than is decoded.
     """
     height, width = size or (video.height, video.width)
-    check_decoded(video.path, len(chosen), height, width)
+    name = called(video.path, video.what)
+    check_decoded(video.path, len(chosen), height, width, what=video.what)
     wanted, last = set(chosen), max(chosen)
     kept: dict[int, np.ndarray] = {}
-    with opened(video.path) as container:
-        stream = _stream(container, video.path)
+    with opened(video.path, video.what) as container:
+        stream = _stream(container, name)
         for number, frame in enumerate(container.decode(video=0)):
             if number in wanted:
                 kept[number] = _pixels(frame, stream, height, width)
             if number >= last:
                 break
     if not kept:
-        raise ArtifactError(f"cannot read {place(video.path)} as a video: no frame could be decoded")
+        raise ArtifactError(f"cannot read {name} as a video: no frame could be decoded")
     if whole and len(kept) < len(wanted):
-        raise ArtifactError(
-            f"cannot read {place(video.path)} as a video: it ends before frame {min(wanted - set(kept))}"
-        )
+        raise ArtifactError(f"cannot read {name} as a video: it ends before frame {min(wanted - set(kept))}")
     found = sorted(kept)
     # A file that is cut promises more frames than it has; the last one that is there stands for them.
     nearest = [number if number in kept else found[max(bisect.bisect(found, number) - 1, 0)] for number in chosen]
     return np.stack([kept[number] for number in nearest])
 
 
-def read_mp4(path: str | Path) -> tuple[np.ndarray, Fraction, np.ndarray | None, int | None, str | None]:
+def read_mp4(
+    path: str | Path, what: str = ""
+) -> tuple[np.ndarray, Fraction, np.ndarray | None, int | None, str | None]:
     """Decode a whole video file: frames (T, H, W, 3) uint8, frame rate, audio (S, channels) float32 or None, its rate
     or None, comment or None. Of a video of varying rate the frames are those that are shown at its mean rate.
 
     Raises:
         ArtifactError: the file cannot be decoded, holds no picture, or is larger than is decoded.
     """
-    video = probe_video(path)
+    video = probe_video(path, what)
     if len(video.starts) > FRAMES:
-        check_decoded(path, len(video.starts), video.height, video.width)
+        check_decoded(path, len(video.starts), video.height, video.width, what=what)
     frames = read_chosen(video, video.chosen(video.fps, len(video.starts)))
-    with opened(path) as container:
+    with opened(path, what) as container:
         sound, sample_rate = decode_sound(container)
     return frames, video.fps, sound, sample_rate, video.comment
 
@@ -157,13 +160,13 @@ def read_mp4(path: str | Path) -> tuple[np.ndarray, Fraction, np.ndarray | None,
 def read_video_comment(path: str | Path) -> str | None:
     """The text stored in a video file; decodes nothing."""
     with opened(path) as container:
-        _stream(container, path)
+        _stream(container, place(path))
         return container.metadata.get("comment")
 
 
-def _stream(container: Any, path: str | Path) -> Any:
+def _stream(container: Any, name: str) -> Any:
     if not container.streams.video or container.streams.video[0].codec_context is None:
-        raise ArtifactError(f"{place(path)} has no video in it")
+        raise ArtifactError(f"{name} has no video in it")
     return container.streams.video[0]
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from genkit.errors import ArtifactError, UsageError, explain
 from genkit.media.container import opened
 from genkit.media.limits import SECONDS
-from genkit.reading.files import place
+from genkit.reading.files import called
 
 #: Samples per second that AAC, and so .mp4, can have.
 AAC_RATES = (7350, 8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000)
@@ -20,12 +20,13 @@ _BLOCK = 4096
 _GAP = 0.05
 
 
-def read_sound(path: str | Path, seconds: float = SECONDS) -> tuple[np.ndarray, int]:
+def read_sound(path: str | Path, seconds: float = SECONDS, what: str = "") -> tuple[np.ndarray, int]:
     """Decode the first soundtrack of a file (.wav, .mp3, .flac, .mp4, ...).
 
     Args:
         path: the file.
         seconds: decode no more than this.
+        what: it is to the user, for messages: ``"--audio"``.
 
     Returns:
         float32 samples (S, channels) in -1..1 with one or two channels, and samples per second. More than two channels
@@ -34,10 +35,10 @@ def read_sound(path: str | Path, seconds: float = SECONDS) -> tuple[np.ndarray, 
     Raises:
         ArtifactError: missing or unreadable file, or one without sound.
     """
-    with opened(path) as container:
+    with opened(path, what) as container:
         sound, rate = decode_sound(container, seconds)
     if sound is None:
-        raise ArtifactError(f"{place(path)} has no sound in it")
+        raise ArtifactError(f"{called(path, what)} has no sound in it; give a file with a soundtrack")
     return sound, rate
 
 

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 from genkit.errors import ArtifactError, shown
 from genkit.reading import open_file, parse_json, read_json
-from genkit.reading.files import place, reason
+from genkit.reading.files import called, place, reason
 from genkit.schema import Rule, open_keys, read
 
 INDEX = "model_index.json"
@@ -56,9 +56,9 @@ class Tensor:
         return stop
 
 
-def check_safetensors(path: Path) -> dict[str, Any]:
+def check_safetensors(path: Path, what: str = "") -> dict[str, Any]:
     """Read and check the header of a safetensors file: its length, its JSON, every tensor's place and size, the
-    file's size.
+    file's size. ``what`` it is to the user, for messages: ``"--ip-adapter"``.
 
     Returns:
         The header: tensor name -> :class:`Tensor`, and ``"__metadata__"``, texts by name, when the file has it.
@@ -66,8 +66,8 @@ def check_safetensors(path: Path) -> dict[str, Any]:
     Raises:
         ArtifactError: missing, empty, truncated or corrupt file; the message names the file.
     """
-    name = place(path)
-    with open_file(path) as stream:
+    name = called(path, what)
+    with open_file(path, what) as stream:
         try:
             size = stream.seek(0, 2)
             stream.seek(0)
@@ -84,16 +84,16 @@ def check_safetensors(path: Path) -> dict[str, Any]:
             raise ArtifactError(
                 f"{name} is no readable safetensors file (corrupt header); get the file again"
             ) from error
-    what = f"{name} is no readable safetensors file; its header"
-    raw = read(dict[str, Any], parse_json(text, what), what, ArtifactError)
+    header_of = f"{name} is no readable safetensors file; its header"
+    raw = read(dict[str, Any], parse_json(text, header_of), header_of, ArtifactError)
     header = {}
     for key, value in raw.items():
         kind = dict[str, str] if key == "__metadata__" else Tensor
-        header[key] = read(kind, value, f"{what}, {shown(key)}", ArtifactError)
+        header[key] = read(kind, value, f"{header_of}, {shown(key)}", ArtifactError)
     try:
         end = max((tensor.end for key, tensor in header.items() if key != "__metadata__"), default=0)
     except ValueError as error:
-        raise ArtifactError(f"{what} contradicts itself ({error}); get the file again") from error
+        raise ArtifactError(f"{header_of} contradicts itself ({error}); get the file again") from error
     expected = 8 + length + end
     if size != expected:
         state = "truncated" if size < expected else "too long"

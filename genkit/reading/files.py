@@ -42,6 +42,11 @@ def place(path: str | Path) -> str:
     return shortened(escaped(str(path)).replace("\n", "\\n"), SHOWN_PATH)
 
 
+def called(path: str | Path, what: str = "") -> str:
+    """A file for a message, behind what it is to the user where that is known: ``--source-video clip.mp4``."""
+    return f"{what} {place(path)}" if what else place(path)
+
+
 def reason(error: OSError) -> str:
     """Why the system refuses a file, without the error number and the path."""
     return _REASONS.get(error.errno) or error.strerror or str(error) or type(error).__name__
@@ -58,7 +63,7 @@ def open_file(path: str | Path, what: str = "") -> BinaryIO:
         ArtifactError: nothing there, no permission, or something that is no ordinary file (a folder, device or pipe),
             which could be read without end.
     """
-    name = f"{what} {place(path)}" if what else place(path)
+    name = called(path, what)
     if (address := _ADDRESS.match(str(path))) and not os.path.lexists(path):
         raise ArtifactError(f"cannot read {name}: it is an address ({address[1]}); download it and give the file")
     try:
@@ -115,7 +120,7 @@ def read_bytes(path: str | Path, most: int, what: str = "") -> bytes:
     Raises:
         ArtifactError: as :func:`open_file`, or the file is larger.
     """
-    name = f"{what} {place(path)}" if what else place(path)
+    name = called(path, what)
     with open_file(path, what) as stream:
         try:
             data = stream.read(most + 1)
@@ -135,7 +140,7 @@ def read_text(path: str | Path, most: int = MIB, what: str = "") -> str:
         ArtifactError: as :func:`read_bytes`, or the text is in another encoding or holds a NUL.
     """
     data = read_bytes(path, most, what)
-    name = f"{what} {place(path)}" if what else place(path)
+    name = called(path, what)
     encoding = next((name for mark, name in _MARKS if data.startswith(mark)), "utf-8")
     try:
         text = data.decode(encoding).removeprefix("\ufeff")

@@ -150,9 +150,9 @@ def read_given(flag: str, name: str, model: Model, longest: float) -> Given:
         raise UnsupportedError(f"{flag} is known for {', '.join(able(TASK))}, not for {model.class_name}")
     path = regular(user_path(name, flag), flag)
     if flag == "--audio":
-        sound, rate = read_sound(path, longest)
+        sound, rate = read_sound(path, longest, flag)
         return Given(sound=sound, rate=rate, source=path)
-    video = probe_video(path)
+    video = probe_video(path, flag)
     return Given(fps=video.fps, source=path, video=video)
 
 

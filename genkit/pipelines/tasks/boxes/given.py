@@ -93,6 +93,7 @@ def with_module(attention: Any, method: MotionBoxes) -> Any:
 def _method(settings: GenerateSettings, model: Model) -> MotionBoxes:
     """The trained module for a model."""
     from genkit.attention import registry
+    from genkit.models.check import check_safetensors
 
     if not can(TASK, model.class_name):
         raise UnsupportedError(f"--boxes: got {model.class_name}, allowed: {', '.join(able(TASK))}")
@@ -105,6 +106,8 @@ def _method(settings: GenerateSettings, model: Model) -> MotionBoxes:
             f"--boxes: {model.name} has no trained motion module; train one with genkit train weights {METHOD} "
             f"--model {model.name}, then give it by --boxes-weights FILE"
         )
+    if not own:
+        check_safetensors(path, "--boxes-weights")
     method: Any = registry.trained(METHOD, path.resolve())
     return method
 

@@ -154,7 +154,7 @@ def check_size(path: Path, canvas: Canvas, model: Model) -> None:
 
 
 def _clip(path: Path, model: Model) -> Given:
-    video = probe_video(path)
+    video = probe_video(path, "IMAGE")
     most = model.sidecar.limits.get("max_frames")
     count = len(video.starts)
     if most is not None and count > most:
@@ -163,7 +163,7 @@ def _clip(path: Path, model: Model) -> Given:
         raise ArtifactError(
             f"{path.name} has {video.width}x{video.height} pixels a frame, allowed: {MOST_PIXELS} in all"
         )
-    frames, fps, audio, rate, _ = read_mp4(path)
+    frames, fps, audio, rate, _ = read_mp4(path, "IMAGE")
     return Given(frames, path, Canvas.of(frames[0], 1), fps, audio, rate, told=video.told)
 
 

@@ -52,7 +52,7 @@ class GivenFile:
     @cached_property
     def video(self) -> Video | None:
         """What a video file holds; None for pictures and animations."""
-        return probe_video(self.path) if is_clip(self.path) else None
+        return probe_video(self.path, flag(self.setting)) if is_clip(self.path) else None
 
     @cached_property
     def _picture(self) -> Any:

@@ -100,7 +100,7 @@ def find_added(settings: GenerateSettings) -> Added:
         regular(adapter, "--ip-adapter")
         if adapter.suffix != ".safetensors":
             raise UsageError(f"--ip-adapter {place(adapter)}: only .safetensors files are read")
-        names = check_safetensors(adapter)
+        names = check_safetensors(adapter, "--ip-adapter")
         if not all(any(name.startswith(start) for name in names) for start in _ADAPTER):
             raise UsageError(
                 f"--ip-adapter {place(adapter)} is no image prompt adapter: it has no {_ADAPTER[1]}* tensors"
@@ -118,7 +118,7 @@ def _controlnet_class(folder: Path) -> Any:
     if "ControlNet" not in name or not hasattr(kind, "from_pretrained"):
         raise UsageError(f"--controlnet {place(folder)} holds a {name}, which is no ControlNet of Diffusers")
     for file in sorted(folder.glob("*.safetensors")):
-        check_safetensors(file)
+        check_safetensors(file, "--controlnet")
     return kind
 
 
