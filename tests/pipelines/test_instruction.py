@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from genkit.pipelines.instruction import language_model
 from genkit.pipelines.instruction.door import read, read_instruction
 from genkit.pipelines.instruction.files import files_of
 from genkit.pipelines.instruction.schema import ROLES, Input, Instruction
+from genkit.pipelines.instruction.settings import InstructionSettings
 from genkit.pipelines.resolve import resolve
 from genkit.pipelines.routes import route_of
 from genkit.pipelines.settings import GenerateSettings
@@ -453,6 +455,35 @@ def test_wrong_use_is_told_in_a_line(capsys, tmp_path, arguments, message):
     code, out, err = _call(capsys, *arguments, "--explain")
     errors = [line for line in err.splitlines() if "error" in line]
     assert code in (1, 2) and out == "" and len(errors) == 1 and message in errors[0]
+
+
+@pytest.mark.parametrize("text", [None, 3, ["a"], b"a"])
+def test_python_takes_a_text(text):
+    with pytest.raises(UsageError, match="text of read_instruction: got .*, allowed: a text"):
+        read_instruction(text)
+
+
+@pytest.mark.parametrize("files", ["photo.png", Path("photo.png"), ["photo.png"], (Path("photo.png"),)])
+def test_python_takes_one_file_or_several(files):
+    assert read_instruction("a square", files).filled == {"prompt": "a square", "image": ("photo.png",)}
+
+
+@pytest.mark.parametrize("name", InstructionSettings.field_names())
+def test_what_is_an_argument_in_python_is_not_dropped_as_a_setting(name):
+    with pytest.raises(UsageError, match=f"got {name} among the settings; give it as the argument"):
+        read_instruction("a", **{name: "photo.png"})
+
+
+@pytest.mark.parametrize("given", [{"prompt": "a"}, {"shots": ("a", "b")}, {"storyboard": "shots.yaml"}])
+def test_whatever_says_what_is_seen_is_told_as_written(tmp_path, given):
+    tmp_path.joinpath("shots.yaml").write_text("shots: [a, b]")
+    reading = read_instruction("a circle", **given)
+    assert reading.written == tuple(given) and not reading.filled
+
+
+def test_a_prompt_that_is_too_long_is_told_with_its_origin():
+    with pytest.raises(UsageError, match=r"the prompt has \d+ tokens.*read from --instruction by the rules: --prompt"):
+        resolve(GenerateSettings(instruction="a red circle " * 100))
 
 
 @pytest.mark.parametrize(

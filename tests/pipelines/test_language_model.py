@@ -252,7 +252,7 @@ def _larger(place):
 
 
 DAMAGED = {
-    "config is no JSON": (lambda place: (place / "config.json").write_text("{"), "is no valid JSON"),
+    "config is no JSON": (lambda place: (place / "config.json").write_text("{"), "--instruction-model, .* valid JSON"),
     "config is a list": (lambda place: (place / "config.json").write_text("[]"), "architectures: got None"),
     "no config": (lambda place: (place / "config.json").unlink(), "no model of transformers"),
     "another class": (lambda place: _config(place, architectures=["BertForMaskedLM"]), "got 'BertForMaskedLM'"),
@@ -262,12 +262,12 @@ DAMAGED = {
         "code of a folder is not run",
     ),
     "unknown kind": (lambda place: _config(place, model_type="no_such"), "cannot be loaded"),
-    "other sizes": (lambda place: _config(place, hidden_size=64), "cannot be loaded|lacks"),
-    "truncated": (_truncate, "cannot be loaded"),
+    "other sizes": (lambda place: _config(place, hidden_size=64), "of other sizes than its config.json says"),
+    "truncated": (_truncate, "cannot be loaded, for its files are damaged"),
     "no weights": (lambda place: (place / "model.safetensors").unlink(), "has no weights"),
     "pickled": (lambda place: (place / "model.safetensors").rename(place / "pytorch_model.bin"), "has no weights"),
     "a weight is missing": (_lacking, "lacks 1 weights, such as '.*q_proj"),
-    "no tokenizer": (_no_tokenizer, "cannot be loaded|has no tokenizer"),
+    "no tokenizer": (_no_tokenizer, "has no tokenizer that reads text|cannot be loaded, for its files are damaged"),
     "broken tokenizer": (lambda place: (place / "tokenizer.json").write_text("{}"), "cannot be loaded"),
     "another tokenizer": (_larger, "tokenizer has 409 tokens and the model 400"),
     "weights that are no numbers": (_nan, "no numbers"),
@@ -289,6 +289,14 @@ def test_a_damaged_folder_is_told_in_a_line(folders, tmp_path, capsys, name):
     assert code == 1 and told.out == "" and sum("error" in line for line in told.err.splitlines()) == 1
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_folder_without_tokenizer_is_told_whatever_the_kind(folders, tmp_path, kind):
+    place = _copy(folders(kind), tmp_path / "model")
+    _no_tokenizer(place)
+    with pytest.raises(ArtifactError, match=DAMAGED["no tokenizer"][1]):
+        read_instruction("photo.png waves", language_model=place, device="cpu")
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
@@ -296,7 +304,7 @@ def test_a_damaged_folder_is_told_in_a_line(folders, tmp_path, capsys, name):
         ("nobody/no-such-model", "the cache does not hold nobody/no-such-model"),
         ("toy-video", "toy-video is a Diffusers model"),
         ("photo.png", "photo.png is a file; give the folder of a language model"),
-        ("no such", "--instruction-model: got 'no such'"),
+        ("no such", "got 'no such', allowed: the folder of a language model of transformers; a hub id"),
         ("", "--instruction-model"),
     ],
 )

@@ -8,7 +8,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from genkit.errors import GenkitError, UsageError, shown
+from genkit.errors import GenkitError, UsageError, explain, shown
 from genkit.pipelines.instruction.files import files_of
 from genkit.pipelines.instruction.fill import Answer, Unusable
 from genkit.pipelines.instruction.rules import by_rules, prompt_written
@@ -28,6 +28,8 @@ _FILLED = (
     "model", "prompt", "shots", "image", "last_image", "keyframe", "subject", "source_video", "control", "mask",
     "image_prompt", "audio", "video", "boxes", "num_frames", "fps", "width", "height", "fast", "offload", "vae_tiling",
 )  # fmt: skip
+#: How the checks name what has no name of an option there.
+_SAID = {"--prompt": ("the prompt",), "--shots": ("shot",)}
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,9 @@ class Reading:
 
     def about(self, error: GenkitError) -> GenkitError:
         """An error of the checks that concerns what was filled, saying where that comes from."""
-        concerned = [each for each in self._options() if f"{each.partition(' ')[0]} " in f"{_spaced(str(error))} "]
+        said = f"{_spaced(str(error))} "
+        options = {each: each.partition(" ")[0] for each in self._options()}
+        concerned = [each for each, name in options.items() if any(f"{word} " in said for word in _words(name))]
         model = f"--model {self.filled.get('model')}"
         if "model" in self.filled and model not in concerned:  # it decides what all others may be
             concerned.append(model)
@@ -87,14 +91,18 @@ class Reading:
 
 
 def read_instruction(
-    text: str, files: Sequence[str | Path] = (), *, language_model: str | Path | None = None, **settings: Any
+    text: str,
+    files: Sequence[str | Path] | str | Path = (),
+    *,
+    language_model: str | Path | None = None,
+    **settings: Any,
 ) -> Reading:
     """Read what is wanted in free words as settings of ``genkit generate``.
 
     Args:
         text: such as "make the girl in photo.png wave, two seconds, end on last.jpg". Files that it names and that
             exist are found; no others are ever used.
-        files: further ones that it is about.
+        files: further ones that it is about, or a single one.
         language_model: folder of a causal language model of transformers, or its hub id where the cache holds it;
             nothing is downloaded. It chooses among the values that a field can have, by their likelihood, and writes
             prompts alone; it is out of memory when this returns. Default: rules, by which the text is the prompt and
@@ -110,7 +118,14 @@ def read_instruction(
     """
     from genkit.pipelines.settings import GenerateSettings
 
-    asked = {"instruction": text, "file": tuple(map(str, files)), **settings}
+    if not isinstance(text, str):
+        raise UsageError(explain("text of read_instruction", text, "a text that says what is wanted"))
+    own = {"instruction": "text", "file": "files", "instruction_model": "language_model"}
+    twice = next((name for name in own if name in settings), None)
+    if twice is not None:
+        raise UsageError(f"read_instruction: got {twice} among the settings; give it as the argument {own[twice]}")
+    named = [files] if isinstance(files, str | Path) else files
+    asked = {"instruction": text, "file": tuple(map(str, named)), **settings}
     asked["instruction_model"] = None if language_model is None else str(language_model)
     return read(GenerateSettings.from_mappings(("read_instruction", asked)))
 
@@ -136,7 +151,7 @@ def read(settings: Any) -> Reading:
     left = [name for name in filled if settings.asked(name)]
     filled = {name: value for name, value in filled.items() if name not in left}
     more += [f"{flag(name)} was written and wins over --instruction" for name in left]
-    written = tuple(name for name in _FILLED if settings.asked(name))
+    written = tuple(name for name in (*_FILLED, "storyboard") if settings.asked(name))
     reading = Reading(made, filled, written, by, (), _merged(settings, filled))
     return replace(reading, told=(*told, reading.summary(), *more))
 
@@ -254,6 +269,11 @@ def _add_budget(budget: str, found: dict[str, Any], settings: Any, told: list[st
             found["offload"] = "model"
         if hasattr(model.part_class("vae"), "enable_tiling"):
             found["vae_tiling"] = True
+
+
+def _words(option: str) -> tuple[str, ...]:
+    """What checks call an option: a prompt is one in words too."""
+    return (option, *_SAID.get(option, ()))
 
 
 def _plain(value: Any) -> str:

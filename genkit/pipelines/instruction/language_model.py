@@ -22,6 +22,7 @@ FLAG = "--instruction-model"
 _MOST_TOKENS, _ROOM = 200, 512
 #: Tokens before a text by which it is decoded: some tokenizers leave out the blank of the first.
 _BEFORE = 8
+_AGAIN = "for its files are damaged or made for another version of transformers"
 
 
 @contextmanager
@@ -46,7 +47,11 @@ def language_model(name: str, device: str | None = None) -> Iterator[LanguageMod
 def _folder(name: str) -> Path:
     if user_path(name, FLAG).is_file():
         raise ArtifactError(f"{FLAG} {place(name)} is a file; give the folder of a language model of transformers")
-    location = locate(name, FLAG)
+    try:
+        location = locate(name, FLAG)
+    except UsageError as error:  # its list of shipped models is one of Diffusers models
+        allowed = "the folder of a language model of transformers; a hub id owner/name that the cache holds"
+        raise UsageError(explain(FLAG, name, allowed)) from error
     if location.path is not None:
         return location.path
     from huggingface_hub import snapshot_download
@@ -239,7 +244,7 @@ def _check_kind(folder: Path, name: str) -> None:
         raise ArtifactError(
             f"{what} is {kind}; give the folder of a language model (config.json, tokenizer, .safetensors)"
         )
-    config = read_json(folder / "config.json", what="configuration")
+    config = read_json(folder / "config.json", what=f"{FLAG}, configuration")
     named = config.get("architectures") if isinstance(config, dict) else None
     names: set[str] = set()
     for value in KNOWN.values():
@@ -254,6 +259,11 @@ def _check_kind(folder: Path, name: str) -> None:
         raise ArtifactError(f"{what} has no weights (.safetensors); other forms are not read")
 
 
+def _reads(tokenizer: Any) -> bool:
+    """Whether a text has tokens of its own: without its files transformers makes some tokenizers empty."""
+    return len(tokenizer) > 0 and bool(tokenizer("a", add_special_tokens=False)["input_ids"])
+
+
 def _loaded(folder: Path, device: Any) -> tuple[Any, Any]:
     """Tokenizer and model of a folder; ArtifactError with the cause in one line."""
     import torch
@@ -265,21 +275,25 @@ def _loaded(folder: Path, device: Any) -> tuple[Any, Any]:
     try:
         with without_bars():
             local = {"local_files_only": True, "trust_remote_code": False}
+            # Weights of other sizes are told below, by name.
+            kind = {"use_safetensors": True, "dtype": "auto", "ignore_mismatched_sizes": True}
             tokenizer = AutoTokenizer.from_pretrained(folder, **local)
-            model, told = AutoModelForCausalLM.from_pretrained(
-                folder, use_safetensors=True, dtype="auto", output_loading_info=True, **local
-            )
+            model, told = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **kind, **local)
     except Exception as error:  # transformers and its packages raise whatever their files lead them to
-        raise ArtifactError(f"{FLAG} {place(folder)} cannot be loaded: {said(error)}") from error
+        raise ArtifactError(f"{FLAG} {place(folder)} cannot be loaded, {_AGAIN}: {said(error)}") from error
     finally:
         logging.set_verbosity(level)
-    lacking = sorted(told["missing_keys"]) + sorted(map(str, told["mismatched_keys"]))
-    if lacking:
-        raise ArtifactError(
-            f"{FLAG} {place(folder)} lacks {len(lacking)} weights, such as {shown(lacking[0])}; get it again"
-        )
-    if not tokenizer.is_fast and len(tokenizer) == 0:
-        raise ArtifactError(f"{FLAG} {place(folder)} has no tokenizer; get the folder again")
+    for keys, fault in (
+        ("missing_keys", "lacks"),
+        ("mismatched_keys", "has, of other sizes than its config.json says,"),
+    ):
+        names = sorted(each if isinstance(each, str) else each[0] for each in told[keys])
+        if names:
+            raise ArtifactError(
+                f"{FLAG} {place(folder)} {fault} {len(names)} weights, such as {shown(names[0])}; get it again"
+            )
+    if not _reads(tokenizer):
+        raise ArtifactError(f"{FLAG} {place(folder)} has no tokenizer that reads text; get the folder again")
     if device.type == "cpu" and model.dtype is torch.float16:
         model = model.float()
     return tokenizer, model.to(device).eval()
