@@ -98,6 +98,7 @@ def read_prompts(
             told += _unknown_words(what, text, readers, taught)
         texts.append(text)
     told += _unnamed(name, texts[0], expected)
+    told += _timed(texts[0]) if name == "prompt" and getattr(settings, "num_frames", None) else []
     return Prompts(texts[0], texts[1], tuple(told), words.cut(*texts))
 
 
@@ -110,6 +111,17 @@ def _unknown_words(name: str, text: str, readers: list[tuple[Any, int]], taught:
     known = _words(readers[0][0])
     shown = ", ".join(_with_near(word, known) for word in words[:8]) + (", ..." if len(words) > 8 else "")
     return [f"the model does not know these words of the {name}: {shown}"]
+
+
+def _timed(text: str | None) -> list[str]:
+    """A warning of frames behind a single prompt, where they are words like others."""
+    found = re.search(r"\S\s*@\s*(\d{1,6})$", text or "")
+    if found is None:
+        return []
+    return [
+        f"@{found[1]} at the end of the prompt is read as words, for frames of a shot go with several prompts; for the "
+        f"length of the clip give --num-frames {found[1]}"
+    ]
 
 
 def _unnamed(name: str, text: str | None, expected: Mapping[str, Sequence[str]]) -> list[str]:

@@ -62,9 +62,9 @@ def test_a_length_is_shared_among_shots(before, kept):
 WRONG = (
     (lambda: plan(window=10), "frames at once: got 10"),
     (lambda: plan(window=1), "frames at once: got 1, allowed: 1 plus a multiple of 4, 5 or more"),
-    (lambda: plan(border=2), "frames carried over: got 2"),
-    (lambda: plan(border=9), "frames carried over: got 9"),
-    (lambda: plan(within=0), "frames carried over: got 0"),
+    (lambda: plan(border=2), r"frames carried over \(--border-frames, border_frames\): got 2"),
+    (lambda: plan(border=9), r"frames carried over \(--border-frames, border_frames\): got 9"),
+    (lambda: plan(within=0), r"frames carried over \(within_frames\): got 0"),
     (lambda: plan(2, [9]), "frames: got"),
     (lambda: plan(2, [8, 8]), "shot 1 has 8 frames; take 5 or 9: 1 plus a multiple of 4"),
     (lambda: plan(2, [9, 9]), "shot 2 has 9 frames; take 8 or 12: a multiple of 4"),

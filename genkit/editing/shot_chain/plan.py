@@ -61,10 +61,10 @@ class ChainPlan:
         """
         if isinstance(window, bool) or window <= each or (window - 1) % each:
             raise UsageError(explain("frames at once", window, f"1 plus a multiple of {each}, {1 + each} or more"))
-        for given in (border, within):
+        for name, given in (("--border-frames, border_frames", border), ("within_frames", within)):
             if given < 1 or (given - 1) % each or given >= window:
                 allowed = f"1 plus a multiple of {each}, below the {window} made at once"
-                raise UsageError(explain("frames carried over", given, allowed))
+                raise UsageError(explain(f"frames carried over ({name})", given, allowed))
         if frames is not None and len(frames) != shots:
             raise UsageError(explain("frames", f"{len(frames)} numbers", f"one for each of {shots} shots"))
         made: list[Window] = []

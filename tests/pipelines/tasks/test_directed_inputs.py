@@ -48,6 +48,8 @@ def cli(tmp_path, monkeypatch, capsys, folders):
     tmp_path.joinpath("text.mp4").write_text("not a video")
     tmp_path.joinpath("cut.mp4").write_bytes((tmp_path / "clip.mp4").read_bytes()[:200])
     tmp_path.joinpath("text.png").write_text("not a picture")
+    boxes = [{"frame": 0, "box": [0, 0, 0.5, 0.5]}, {"frame": 8, "box": [0.5, 0.5, 1, 1]}]
+    tmp_path.joinpath("track.json").write_text(json.dumps({"units": "shares", "boxes": boxes}))
     _sound_alone(tmp_path / "sound.mp4")
 
     def call(*arguments, model="toy-video"):
@@ -73,10 +75,10 @@ def _sound_alone(path):
 SHOTS = ("--prompt", PROMPT, "--prompt", "a red circle moves down on a blue background")
 #: Model, what is asked of it, words of the line.
 WRONG = [
-    ("toy-video", (PROMPT, "--source-video", "empty.mp4"), "empty.mp4"),
-    ("toy-video", (PROMPT, "--source-video", "text.mp4"), "text.mp4"),
-    ("toy-video", (PROMPT, "--source-video", "cut.mp4"), "cut.mp4"),
-    ("toy-video", (PROMPT, "--source-video", "sound.mp4"), "sound.mp4"),
+    ("toy-video", (PROMPT, "--source-video", "empty.mp4"), "--source-video empty.mp4"),
+    ("toy-video", (PROMPT, "--source-video", "text.mp4"), "--source-video text.mp4"),
+    ("toy-video", (PROMPT, "--source-video", "cut.mp4"), "--source-video cut.mp4"),
+    ("toy-video", (PROMPT, "--source-video", "sound.mp4"), "--source-video sound.mp4"),
     ("toy-video", (PROMPT, "--source-video", "."), "--source-video"),
     ("toy-video", (PROMPT, "--source-video", "a.png"), "is a picture; give a clip to continue"),
     ("toy-video", (PROMPT, "--source-video", "gone.mp4"), "gone.mp4"),
@@ -93,13 +95,44 @@ WRONG = [
     ("toy-video", (PROMPT, "--image", "a.png", "--num-frames", 24), "24"),
     ("toy-video", (PROMPT, "--image", "a.png", "--height", 100), "100"),
     ("toy-video", (PROMPT, "--last-image", "clip.mp4"), "is a clip"),
+    ("toy-av", (PROMPT, "--video", "empty.mp4"), "cannot read --video empty.mp4 as video or sound: it is damaged"),
+    ("toy-av", (PROMPT, "--video", "sound.mp4"), "--video sound.mp4 has no video in it"),
+    ("toy-av", (PROMPT, "--audio", "text.mp4"), "cannot read --audio text.mp4 as video or sound: it is damaged"),
+    ("toy-av", (PROMPT, "--audio", "clip.mp4"), "--audio clip.mp4 has no sound in it; give a file with a soundtrack"),
+    ("toy-video", (PROMPT, "--boxes", "track.json", "--boxes-weights", "text.png"), "--boxes-weights text.png is no"),
+    (
+        "toy-video",
+        (PROMPT, "--image", "a.png", "--last-image", "wide.png", "--num-frames", 1),
+        "--image a.png and --last-image wide.png are both frame 0 of 1; leave one out",
+    ),
+    ("toy-av", (PROMPT, "--image", "a.png", "--keyframe", "0=wide.png"), "are both frame 0 of 25; leave one out"),
+    ("toy-av", (PROMPT, "--last-image", "a.png", "--keyframe", "-1=wide.png"), "are both frame 24 of 25"),
+    ("toy-av", (PROMPT, "--keyframe", "8=a.png", "--keyframe", "8=wide.png"), "are both frame 8 of 25"),
+    ("toy-av", (PROMPT, "--keyframe", "99=a.png"), "--keyframe: got '99=a.png', allowed: frames 0 to 24"),
+    (
+        "vace",
+        (
+            PROMPT,
+            "--keyframe",
+            "-1=a.png",
+            "--last-image",
+            "wide.png",
+            "--num-frames",
+            9,
+            "--height",
+            64,
+            "--width",
+            64,
+        ),
+        "--keyframe a.png and --last-image wide.png are both frame 8 of 9",
+    ),
     ("toy-video", (PROMPT, "--keyframe", "8=a.png"), "--keyframe"),
     ("toy-video", (PROMPT, "--image", "a.png", "--only-new"), "--only-new"),
     ("toy-video", (*SHOTS, "--image", "a.png", "--source-video", "clip.mp4"), "leave one out"),
     ("toy-video", (*SHOTS, "--source-video", "sound.mp4"), "sound.mp4"),
     ("toy-video", (*SHOTS, "--num-frames", 60), "take 57 or 61"),
     ("toy-video", (*SHOTS, "--stream"), "--at: got 0 frames"),
-    ("toy-video", (*SHOTS, "--border-frames", 25), "frames carried over: got 25"),
+    ("toy-video", (*SHOTS, "--border-frames", 25), "frames carried over (--border-frames, border_frames): got 25"),
     ("toy-video", (PROMPT, "--subject", "gone.png"), "gone.png"),
     ("toy-video", (PROMPT, "--subject", "a.png@much"), "--subject strength"),
     ("toy-video", (PROMPT, "--subject", "a.png@-1"), "--subject strength"),
@@ -155,6 +188,14 @@ def plan(cli, *arguments, model):
     code, out, err = cli(*arguments, "--dry-run", "--json", model=model)
     assert code == 0, err
     return json.loads(out)["outputs"][0]["settings"], err
+
+
+@pytest.mark.parametrize("text", ["@9", " @ 9"])
+def test_frames_behind_a_single_prompt_are_told_as_words(text, cli):
+    _, err = plan(cli, PROMPT + text, model="toy-video")
+    assert "@9 at the end of the prompt is read as words" in err and "give --num-frames 9" in err
+    for more in ((f"{PROMPT}@9 pixels",), (PROMPT,), ("--prompt", f"{PROMPT}@9", "--prompt", f"{PROMPT}@8")):
+        assert "read as words" not in plan(cli, *more, model="toy-video")[1]
 
 
 def test_a_picture_of_other_proportions_is_cut_and_told(cli):

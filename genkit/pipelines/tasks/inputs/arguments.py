@@ -16,6 +16,7 @@ from genkit.pipelines.tasks.inputs.fit import fitted
 from genkit.pipelines.tasks.inputs.pictures import as_masks, as_pictures
 from genkit.pipelines.tasks.inputs.plan import AREA, Plan
 from genkit.pipelines.tasks.inputs.shapes import conditions_of, timeline_of
+from genkit.reading.files import place
 
 if TYPE_CHECKING:
     from genkit.pipelines.resolve import Draft
@@ -46,6 +47,7 @@ class Arguments:
     def made(self) -> dict[str, Any]:
         """All of them."""
         taken = self.plan.taken
+        self._check_places()
         conditions = [kind for kind, names in taken.arguments.items() if "conditions" in names]
         timed = ("source_video", "control", "last_image", "keyframe", "mask") if taken.told.timeline else ()
         for kind in ("image", "last_image", "source_video", "control", "image_prompt"):
@@ -65,6 +67,22 @@ class Arguments:
             if "background_video" in self.values and name in self.model.accepted:
                 self.values[name] = value
         return self.values
+
+    def _check_places(self) -> None:
+        """Refuse two pictures for one frame: one of them would be passed over."""
+        files, frames = self.plan.files, self.plan.frames
+        if frames is None or self.model.kind is IMAGE:
+            return
+        begins = files.of("image") if not self.plan.taken.told.looks and "image" in self.plan.taken.arguments else ()
+        placed = [(0, each) for each in begins[:1]]
+        placed += [(self.number(each), each) for each in files.of("keyframe")]
+        placed += [(frames - 1, each) for each in files.of("last_image")]
+        found: dict[int, GivenFile] = {}
+        for number, each in placed:
+            if number in found:
+                both = " and ".join(f"{flag(one.setting)} {place(one.path.name)}" for one in (found[number], each))
+                raise UsageError(f"{both} are both frame {number} of {frames}; leave one out, or move it")
+            found[number] = each
 
     def _add(self, kind: str) -> None:
         """The usual form: a picture, a list of pictures, or a list of frames under one argument."""
@@ -203,10 +221,12 @@ class Arguments:
         """The frame that a keyframe is, counted from the front."""
         frames = self.plan.frames or 1
         number = int(each.name)
-        place = number + frames if number < 0 else number
-        if not 0 <= place < frames:
-            raise UsageError(explain("--keyframe", f"{each.name}=", f"frames 0 to {frames - 1}, or -{frames} to -1"))
-        return place
+        counted = number + frames if number < 0 else number
+        if not 0 <= counted < frames:
+            raise UsageError(
+                explain("--keyframe", f"{each.name}={each.path.name}", f"frames 0 to {frames - 1}, or -{frames} to -1")
+            )
+        return counted
 
 
 #: Bytes of the frames of a clip that is continued, at most.

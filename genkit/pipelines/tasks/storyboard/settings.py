@@ -134,4 +134,4 @@ def asked_by(settings: StoryboardSettings) -> str | None:
     """The flag by which settings ask for several shots."""
     if settings.storyboard is not None:
         return "--storyboard"
-    return "--prompt given several times (--shots)" if settings.shots else None
+    return "a row of prompts (--prompt several times, --storyboard or --shots)" if settings.shots else None

@@ -21,7 +21,7 @@ def resolve(settings: GenerateSettings):
     shots = shots_of(settings)
     texts, first = tuple(shot.text for shot in shots), shots[0].prompt
     if settings.prompt not in (None, first):
-        raise UsageError("a prompt and several shots exclude each other; leave one out")
+        raise UsageError(f"a prompt of its own and {asked_by(settings)} exclude each other; leave one out")
     # A storyboard's record holds its shots, so that it repeats without the file.
     asked = settings.num_frames if settings.asked("num_frames") else None
     files, way = find(settings), Way(settings)
