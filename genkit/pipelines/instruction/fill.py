@@ -108,7 +108,7 @@ class Answer:
     def _field(self, name: str, options: Sequence[str]) -> Any:
         """The value of a field, chosen."""
         self._key(name)
-        return json.loads(self._choose(options, ","))
+        return parse_json(self._choose(options, ","), f"field {name}")
 
     def _key(self, name: str) -> None:
         self.json += f'{"" if self.json == "{" else ", "}"{name}": '
@@ -126,7 +126,7 @@ class Answer:
             roles = [role for role in roles if role != "keyframe" or numbers]
             if not roles:
                 raise Unusable(f"{each.name}: no role is left for this {each.kind}")
-            role = json.loads(self._choose([json.dumps(role) for role in roles], "}"))
+            role = parse_json(self._choose([json.dumps(role) for role in roles], "}"), "role")
             frame = None
             if role == "keyframe":
                 self.json += ', "frame": '
@@ -196,7 +196,7 @@ class Answer:
             self.json += ", "
             durations.append(self._choose(options, "]" if len(durations) == count - 1 else ","))
         self.json += "]"
-        self.values["durations"] = list(map(json.loads, durations))
+        self.values["durations"] = [parse_json(each, "a duration") for each in durations]
 
     def _prompt(self) -> str:
         """A prompt in the model's words; :class:`Unusable` for none."""
