@@ -18,18 +18,6 @@ ALLOWED = {
     ("models/tensors.py", "stream.read(length)"): "the head of a file that was written just now",
     ("demo/engine/training.py", "line"): "progress that a process of our own writes, line by line",
     ("attention/weights.py", "json.dumps(value)"): "own settings, as a file would give them back",
-    (
-        "pipelines/instruction/fill.py",
-        "self._choose([json.dumps(role) for role in roles], '}')",
-    ): "one of our own literals",
-    (
-        "pipelines/instruction/fill.py",
-        "self._choose(options, ',')",
-    ): "one of our own literals",
-    (
-        "pipelines/instruction/fill.py",
-        "json.loads",
-    ): "likewise, of durations",
     ("evaluation/tuning/store.py", "json.dumps(about)"): "what a run is, as a file would give it back",
     ("evaluation/tuning/report.py", "json.dumps(measured)"): "own numbers, as a file would give them back",
 }
