@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Mapping
 from typing import Any
 
 from genkit.attention import registry
+from genkit.attention.cache import PatchCache
 from genkit.attention.method import Method
-from genkit.attention.site import among
+from genkit.attention.site import Site, among
 from genkit.attention.static import StaticMethod
 from genkit.errors import UsageError, explain
 
@@ -98,3 +101,31 @@ def _plain(value: Any) -> str:
     if isinstance(value, tuple):
         return "x".join(map(_plain, value))
     return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+class WithSparsePart(Method):
+    """A method around a sparse one, which its setting ``sparse`` names as a text; what is told to it goes to both."""
+
+    sparse: str
+
+    @functools.cached_property
+    def part(self) -> Method:
+        """The sparse method."""
+        return parse(self.sparse, f"{self.name}.sparse")
+
+    def why_not(self, site: Site) -> str | None:
+        """As :meth:`Method.why_not`, of both parts."""
+        return super().why_not(site) or self.part.why_not(site)
+
+    def ready(self, cache: PatchCache) -> None:
+        """See :meth:`Method.ready`; the sparse part's, too."""
+        super().ready(cache)
+        self.part.ready(cache)
+
+    def arguments(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """See :meth:`Method.arguments`: those of the sparse part."""
+        return self.part.arguments(given)
+
+    def observe(self, given: Mapping[str, Any], cache: PatchCache) -> None:
+        """See :meth:`Method.observe`: the sparse part's."""
+        self.part.observe(given, cache)

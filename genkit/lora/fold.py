@@ -141,7 +141,7 @@ def changed(weight: torch.Tensor, pair: Pair, strength: float, key: str) -> torc
 
     Args:
         weight: (out, in, ...), of any precision; the sum is made in float32 or wider.
-        pair: the change, :meth:`~genkit.lora.pair.Pair.folded`.
+        pair: the change, :meth:`~genkit.lora.pair.Pair.folded`, on any device.
         strength: its factor.
         key: name of the weight, for messages.
 
@@ -154,12 +154,11 @@ def changed(weight: torch.Tensor, pair: Pair, strength: float, key: str) -> torc
     if weight.dtype not in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
         raise UnsupportedError(f"{short(key)} is {weight.dtype}: LoRAs are folded into weights that are not quantised")
     wide = torch.promote_types(weight.dtype, torch.float32)
-    found = weight.to(wide) + strength * (pair.up.flatten(1).to(wide) @ pair.down.flatten(1).to(wide)).view(
-        weight.shape
-    )
+    up, down = (half.flatten(1).to(weight.device, wide) for half in (pair.up, pair.down))
+    found = weight.to(wide) + strength * (up @ down).view(weight.shape)
     if pair.magnitude is not None:
         rows = found.flatten(1)
-        lengths = pair.magnitude.to(wide).flatten() / rows.norm(dim=1)
+        lengths = pair.magnitude.to(weight.device, wide).flatten() / rows.norm(dim=1)
         found = (rows * lengths[:, None]).view(weight.shape)
     if not bool(found.isfinite().all()):
         raise ArtifactError(f"{short(key)} is not finite after the LoRA was added; the strength is too large")

@@ -132,9 +132,10 @@ def resolve(settings: Settings) -> Request:
         settings, told = through_door(settings)
         request = task_of(settings).resolve(settings)
     except GenkitError as error:
-        if reading is None or reading.about(error) is error:
+        told_of = error if reading is None else reading.about(error)
+        if told_of is error:
             raise
-        raise reading.about(error) from error
+        raise told_of from error
     told = (*(() if reading is None else reading.told), *told)
     return replace(request, notes=(*told, *request.notes), reading=reading) if told else request
 

@@ -27,6 +27,22 @@ def rotate(x: torch.Tensor, rotary: Rotary) -> torch.Tensor:
     return turned(x, cos[..., 0::2], sin[..., 1::2])
 
 
+def placed(
+    window: Window, made: int, tables: Callable[[tuple[int, ...]], Rotary], remembers: bool
+) -> tuple[Rotary, Rotary | None]:
+    """Rotary tables of the chunk after ``made`` frames: of all frames that it sees, and of those that a memory takes in
+    with it, None for none.
+
+    Args:
+        window: of the stream.
+        made: frames that are done.
+        tables: positions in time -> rotary tables.
+        remembers: whether there is a memory.
+    """
+    gone = window.leaving_positions(made) if remembers else ()
+    return tables(window.positions(made)), tables(gone) if gone else None
+
+
 @dataclass
 class _Layer:
     """Buffers of one layer: (B, slots, H, D) each. ``turned`` is the chunk whose rotated earlier keys ``rotated``
@@ -152,9 +168,11 @@ class RollingCache:
         leaving = self.window.leaving(self.made)
         if self.memory is None or self._leaving is None:
             return
-        slots = [held.index(frame) * self.tokens + token for frame in leaving for token in range(self.tokens)]
+        frames = torch.tensor([held.index(frame) for frame in leaving])[:, None]
+        slots = (frames * self.tokens + torch.arange(self.tokens)).flatten()
         for name, layer in self._layers.items():
-            self.memory.absorb(name, layer.keys[:, slots], layer.values[:, slots], self._leaving)
+            at = slots.to(layer.keys.device)
+            self.memory.absorb(name, layer.keys[:, at], layer.values[:, at], self._leaving)
 
     def clear(self) -> None:
         """Forget everything; the buffers are given back."""

@@ -13,7 +13,7 @@ from genkit.errors import UnsupportedError, UsageError, explain
 from genkit.families.lookup import facts_of
 from genkit.patching import patch, unrotated
 from genkit.streaming.attention import StreamAttention
-from genkit.streaming.cache import Evicted, RollingCache
+from genkit.streaming.cache import Evicted, RollingCache, placed
 from genkit.streaming.chunks import ChunkStream
 from genkit.streaming.decode import ChunkDecoder
 from genkit.streaming.plan import FRAMES, PIXELS, configs_of, plan_stream, sidecar_of
@@ -262,9 +262,9 @@ class Stream(ChunkStream):
         call = self.attention.call
         call.served, call.write = 0, False
         with unrotated(model) as positions, patch(model, self.attention, roles="self") as handle:
-            rotary = positions.tables(window.positions(self.made), latents)
-            gone = window.leaving_positions(self.made) if self.attention.state is not None else ()
-            leaving = positions.tables(gone, latents) if gone else None
+            rotary, leaving = placed(
+                window, self.made, lambda frames: positions.tables(frames, latents), self.attention.state is not None
+            )
             for cache in self.caches.values():
                 cache.begin(rotary, self._tokens, leaving)
 

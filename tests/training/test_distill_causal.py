@@ -7,6 +7,7 @@ from itertools import islice
 
 import pytest
 import torch
+from distill_helpers import WINDOW, same_weights, tiny_settings
 
 from genkit.errors import UnsupportedError, UsageError
 from genkit.lora.facts import read_facts
@@ -15,26 +16,19 @@ from genkit.models.check import check_safetensors
 from genkit.streaming import Stream
 from genkit.training.distill.plan import Plan
 from genkit.training.distill.run import Run, distill
-from genkit.training.distill.settings import DistillSettings
-
-WINDOW = {"chunk": 2, "sink": 1, "recent": 2, "trained": 5}
-
-
-@pytest.fixture(scope="module")
-def prompts(tmp_path_factory):
-    path = tmp_path_factory.mktemp("prompts") / "prompts.txt"
-    path.write_text("a red circle moves right\na blue square spins\n")
-    return path
 
 
 def settings(model, prompts, output, **more):
     given = {
-        "kind": "causal", "model": str(model), "prompts": str(prompts), "output": str(output), "height": 32,
-        "width": 32, "num_frames": 13, "steps": 2, "substeps": 2, "guidance_scale": 3.0, "rank": 2,
-        "learning_rate": 0.01, "max_train_steps": 3, "checkpointing_steps": 1, "train_batch_size": 2, "seed": 3,
-        "stream_args": WINDOW, **more,
-    }  # fmt: skip
-    return DistillSettings.from_mappings(("the test", given))
+        "kind": "causal",
+        "num_frames": 13,
+        "steps": 2,
+        "substeps": 2,
+        "max_train_steps": 3,
+        "stream_args": WINDOW,
+        **more,
+    }
+    return tiny_settings(model, prompts, output, **given)
 
 
 def opened(*args, **more):
@@ -148,15 +142,12 @@ def test_clean_chunks_come_before_and_give_no_gradient(tiny_wan, prompts, tmp_pa
 
 
 def test_a_run_that_was_stopped_in_a_round_ends_as_an_unbroken_one(tiny_wan, prompts, tmp_path):
-    from safetensors.torch import load_file
-
     once = distill(settings(tiny_wan, prompts, tmp_path / "once"))
     twice = tmp_path / "twice"
     distill(settings(tiny_wan, prompts, twice, max_train_steps=1))
     (twice / NAMED).unlink()
     distill(settings(tiny_wan, prompts, twice, resume_from_checkpoint="latest"))
-    one, other = load_file(once), load_file(twice / NAMED)
-    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+    same_weights(once, twice / NAMED)
     facts = read_facts(check_safetensors(once)["__metadata__"], "the file")
     assert facts.sampling.stream == {"context": "cache", **WINDOW, "keep": 1.0, "renoise": True}
 

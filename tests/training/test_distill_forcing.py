@@ -7,6 +7,7 @@ from itertools import islice
 
 import pytest
 import torch
+from distill_helpers import WINDOW, same_weights, tiny_settings
 
 from genkit.errors import ArtifactError, UnsupportedError, UsageError
 from genkit.lora.facts import read_facts
@@ -15,28 +16,13 @@ from genkit.models.check import check_safetensors
 from genkit.streaming import Stream
 from genkit.training.distill.plan import Plan
 from genkit.training.distill.run import Run, distill
-from genkit.training.distill.settings import DistillSettings
-from genkit.training.distill.task import taught
 from genkit.training.distill.tdm import student_loss
-
-WINDOW = {"chunk": 2, "sink": 1, "recent": 2, "trained": 5}
-
-
-@pytest.fixture(scope="module")
-def prompts(tmp_path_factory):
-    path = tmp_path_factory.mktemp("prompts") / "prompts.txt"
-    path.write_text("a red circle moves right\na blue square spins\n")
-    return path
 
 
 def settings(model, prompts, output, **more):
-    given = {
-        "kind": "self-forcing", "model": str(model), "prompts": str(prompts), "output": str(output), "height": 32,
-        "width": 32, "num_frames": 13, "steps": 3, "guidance_scale": 3.0, "rank": 2, "learning_rate": 0.01,
-        "max_train_steps": 4, "checkpointing_steps": 1, "train_batch_size": 2, "seed": 3, **more,
-    }  # fmt: skip
+    given = {"kind": "self-forcing", "num_frames": 13, "steps": 3, "max_train_steps": 4, **more}
     given["stream_args"] = WINDOW | given.get("stream_args", {})
-    return DistillSettings.from_mappings(("the test", given))
+    return tiny_settings(model, prompts, output, **given)
 
 
 def opened(*args, **more):
@@ -203,15 +189,13 @@ def test_reflow_is_the_distance_to_the_teachers_clip_from_the_same_noise(tiny_wa
             continue
         wanted = rolled.noise
         for each in range(2):
-            wanted = taught(run.task, run.task.grid, each, wanted, text)
+            wanted = run.task._teach(wanted, text, each)
         distance = (rolled.made - wanted).square().mean()
         torch.testing.assert_close(loss, without + 0.5 * distance, atol=1e-5, rtol=1e-4)
     assert seen == {0, 1}
 
 
 def test_a_run_that_was_stopped_ends_as_an_unbroken_one_and_its_files_stream(tiny_wan, prompts, tmp_path, capsys):
-    from safetensors.torch import load_file
-
     from genkit.cli.main import main
 
     more = {"chunks": 3, "stream_args": {"state": "new", "keep": 0.5}}
@@ -222,8 +206,7 @@ def test_a_run_that_was_stopped_ends_as_an_unbroken_one_and_its_files_stream(tin
         (twice / name).unlink()
     distill(settings(tiny_wan, prompts, twice, resume_from_checkpoint="latest", **more))
     for name in (NAMED, "state.safetensors"):
-        one, other = load_file(once.parent / name), load_file(twice / name)
-        assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+        one = same_weights(once.parent / name, twice / name)
     assert any(value.abs().sum() > 0 for value in one.values()), "the state is trained"
     facts = read_facts(check_safetensors(once)["__metadata__"], "the file")
     wanted = {"context": "cache", **WINDOW, "keep": 0.5, "renoise": True, "state": "state.safetensors"}
@@ -238,7 +221,7 @@ def test_a_run_that_was_stopped_ends_as_an_unbroken_one_and_its_files_stream(tin
         stream_args={"state": str(twice / "state.safetensors"), "keep": 0.5},
     )  # fmt: skip
     held = begun.task.state.weights.named_weights()
-    assert all(torch.equal(held[name], value) for name, value in load_file(twice / "state.safetensors").items())
+    assert all(torch.equal(held[name], value) for name, value in one.items())
     (twice / "state.safetensors").unlink()
     assert main(run) != 0
     assert "state.safetensors, which is not beside it" in "".join(capsys.readouterr())

@@ -9,6 +9,7 @@ import diffusers
 import pytest
 import torch
 from diffusers import WanPipeline
+from distill_helpers import same_weights, tiny_settings
 
 from genkit.errors import UnsupportedError, UsageError
 from genkit.families.training.objectives import Flow, Table
@@ -17,24 +18,12 @@ from genkit.lora.files import NAMED
 from genkit.models.check import check_safetensors
 from genkit.training.distill.plan import Plan
 from genkit.training.distill.run import Run, distill
-from genkit.training.distill.settings import DistillSettings
 from genkit.training.distill.tdm import noised_again, student_loss
 
 
-@pytest.fixture(scope="module")
-def prompts(tmp_path_factory):
-    path = tmp_path_factory.mktemp("prompts") / "prompts.txt"
-    path.write_text("a red circle moves right\na blue square spins\n")
-    return path
-
-
 def settings(model, prompts, output, **more):
-    given = {
-        "kind": "tdm", "model": str(model), "prompts": str(prompts), "output": str(output), "height": 32, "width": 32,
-        "num_frames": 5, "steps": 3, "guidance_scale": 3.0, "rank": 2, "learning_rate": 0.01, "max_train_steps": 4,
-        "checkpointing_steps": 1, "train_batch_size": 2, "seed": 3, **more,
-    }  # fmt: skip
-    return DistillSettings.from_mappings(("the test", given))
+    given = {"kind": "tdm", "num_frames": 5, "steps": 3, "max_train_steps": 4, **more}
+    return tiny_settings(model, prompts, output, **given)
 
 
 def opened(*args, **more):
@@ -148,15 +137,12 @@ def test_the_student_is_sparse_and_the_teacher_dense(tiny_wan, prompts, tmp_path
 
 
 def test_a_run_that_was_stopped_in_a_round_ends_as_an_unbroken_one(tiny_wan, prompts, tmp_path):
-    from safetensors.torch import load_file
-
     once = distill(settings(tiny_wan, prompts, tmp_path / "once"))
     twice = tmp_path / "twice"
     distill(settings(tiny_wan, prompts, twice, max_train_steps=3))
     (twice / NAMED).unlink()
     distill(settings(tiny_wan, prompts, twice, resume_from_checkpoint="latest"))
-    one, other = load_file(once), load_file(twice / NAMED)
-    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+    one = same_weights(once, twice / NAMED)
     assert not any("scores" in name for name in one)
     facts = read_facts(check_safetensors(once)["__metadata__"], "the file")
     assert facts.made_by == "distill" and facts.sampling.steps == 3 and facts.sampling.guidance_scale == 1.0

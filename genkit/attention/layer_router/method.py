@@ -15,10 +15,10 @@ from genkit.attention.cache import PatchCache
 from genkit.attention.layer_router.queries import QueryMeans
 from genkit.attention.layer_router.router import FULL, SPARSE, Router
 from genkit.attention.layer_router.tally import Tally
-from genkit.attention.method import Density, Method, check_flag
+from genkit.attention.method import Density, check_flag
 from genkit.attention.registry import register
 from genkit.attention.site import FOLDED, Place, Site
-from genkit.attention.sparse_part import as_text, parse
+from genkit.attention.sparse_part import WithSparsePart, as_text, parse
 from genkit.attention.static import check_tokens, dense_attention
 from genkit.attention.straight_through import Draws
 from genkit.attention.weights import PatchWeights
@@ -30,7 +30,7 @@ _OWNER = "layer_router"
 
 @register(_OWNER)
 @dataclass(frozen=True)
-class LayerRouter(Method):
+class LayerRouter(WithSparsePart):
     """A small network per layer decides from the mean query whether the layer's attention is full or sparse.
 
     One decision per layer, sample and sampling step; both halves of guidance follow that of the conditional one. Only
@@ -82,11 +82,6 @@ class LayerRouter(Method):
         if self.untrained and self.weights is not None:
             raise UsageError(f"{_OWNER}: weights and untrained=true exclude each other; give one of them")
 
-    @functools.cached_property
-    def part(self) -> Method:
-        """The sparse method."""
-        return parse(self.sparse, f"{_OWNER}.sparse")
-
     @property
     def hides_grid(self) -> bool:
         """See :attr:`Method.hides_grid`: the sparse part's."""
@@ -106,7 +101,7 @@ class LayerRouter(Method):
         """As :meth:`Method.why_not`, of both branches."""
         if site.role in FOLDED:
             return f"{_OWNER} decides by samples, and the batch of {site.role} attention holds parts of them"
-        return super().why_not(site) or self.part.why_not(site)
+        return super().why_not(site)
 
     def check_weights(self) -> None:
         """See :meth:`Method.check_weights`."""
@@ -137,18 +132,9 @@ class LayerRouter(Method):
             *self.part.install(place, cache),
         ]
 
-    def ready(self, cache: PatchCache) -> None:
-        """See :meth:`Method.ready`; the sparse part's, too."""
-        super().ready(cache)
-        self.part.ready(cache)
-
-    def arguments(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """See :meth:`Method.arguments`: those of the sparse part."""
-        return self.part.arguments(given)
-
     def observe(self, given: Mapping[str, Any], cache: PatchCache) -> None:
         """See :meth:`Method.observe`: keeps the noise level."""
-        self.part.observe(given, cache)
+        super().observe(given, cache)
         cache.hold((_OWNER, "level"), given.get(cache.held((_OWNER, "timestep"), "")))
 
     @staticmethod

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -12,11 +11,11 @@ from torch.nn import functional as F
 
 from genkit.attention.cache import PatchCache
 from genkit.attention.linear_forms import FORMS, Inputs, LinearWeights, over_all, over_past, over_unselected
-from genkit.attention.method import Density, Method, check_choice, check_int, check_used
+from genkit.attention.method import Density, check_choice, check_int, check_used
 from genkit.attention.read_blocks import BlocksRead
 from genkit.attention.registry import register
 from genkit.attention.site import Place, Site
-from genkit.attention.sparse_part import as_text, parse, tellers
+from genkit.attention.sparse_part import WithSparsePart, as_text, parse, tellers
 from genkit.attention.static import check_tokens
 from genkit.attention.weights import PatchWeights
 from genkit.errors import UsageError, explain
@@ -35,7 +34,7 @@ _FORMS = {
 
 @register(_OWNER)
 @dataclass(frozen=True)
-class SparseLinear(Method):
+class SparseLinear(WithSparsePart):
     """A sparse method and a linear branch beside it: ``sparse + linear W + c``, W and c trained, zero at the start.
 
     The sparse part is any method that computes self-attention. The branch sums over the blocks it dropped (or over all
@@ -93,19 +92,10 @@ class SparseLinear(Method):
                 f"{part.describe()}; allowed: {', '.join(tellers())}, or keys='all'"
             )
 
-    @functools.cached_property
-    def part(self) -> Method:
-        """The sparse method."""
-        return parse(self.sparse, f"{_OWNER}.sparse")
-
     @property
     def heads_apart(self) -> bool:
         """See :attr:`Method.heads_apart`."""
         return self.part.heads_apart
-
-    def why_not(self, site: Site) -> str | None:
-        """As :meth:`Method.why_not`, of both parts."""
-        return super().why_not(site) or self.part.why_not(site)
 
     def install(self, place: Place, cache: PatchCache) -> Iterable[Any]:
         """Make the layer's weights, and those of the sparse part."""
@@ -116,19 +106,6 @@ class SparseLinear(Method):
     def check_weights(self) -> None:
         """See :meth:`Method.check_weights`: the sparse part's."""
         self.part.check_weights()
-
-    def ready(self, cache: PatchCache) -> None:
-        """See :meth:`Method.ready`; the sparse part's, too."""
-        super().ready(cache)
-        self.part.ready(cache)
-
-    def arguments(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """See :meth:`Method.arguments`: those of the sparse part."""
-        return self.part.arguments(given)
-
-    def observe(self, given: Mapping[str, Any], cache: PatchCache) -> None:
-        """See :meth:`Method.observe`: the sparse part's."""
-        self.part.observe(given, cache)
 
     def recommended(self, steps: int, layers: int) -> dict[str, str]:
         """What the sparse part advises."""

@@ -59,12 +59,12 @@ def files_of(settings: Any) -> tuple[Found, ...]:
     every = {name: [_written(text) for text in _values(getattr(settings, name))] for name in _NAMING}
     stored = [path for paths in every.values() for path in paths]
     written = [path for name, paths in every.items() if settings.asked(name) for path in paths]
-    given = [text for text in settings.file if _checked(text, "--file")]
+    given = [_checked(text, "--file") for text in settings.file]
     named: list[str] = []
     for start, end in _mentions(settings.instruction):
         text = settings.instruction[start:end]
         known = [each for each in (*given, *stored) if Path(each).name == text or _same(each, text)]
-        found = known[0] if known else text if _checked(text, "file in --instruction") else ""
+        found = known[0] if known else _checked(text, "file in --instruction")
         if not any(_same(found, each) for each in named):
             named.append(found)
     named += [each for each in given if not any(_same(each, other) for other in named)]
@@ -94,11 +94,11 @@ def _same(path: str, other: str) -> bool:
     return os.path.abspath(os.path.expanduser(path)) == os.path.abspath(os.path.expanduser(other))
 
 
-def _checked(text: str, what: str) -> bool:
-    """Whether a file can be taken; errors otherwise."""
+def _checked(text: str, what: str) -> str:
+    """A file that can be taken, as it is; errors otherwise."""
     regular(text, what)
     _kind(text)
-    return True
+    return text
 
 
 def _kind(path: str) -> str:

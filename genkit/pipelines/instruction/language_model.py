@@ -85,9 +85,7 @@ class LanguageModel:
             )
         config = self.model.config.get_text_config()
         self.longest = getattr(config, "max_position_embeddings", None) or math.inf
-        self._last = (
-            {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(self.model.forward).parameters else {}
-        )
+        self._keeps = "logits_to_keep" in inspect.signature(self.model.forward).parameters
         self._caches = not self.model._is_stateful
         self._question, self._special = "", True
         self._read: list[int] = []
@@ -200,18 +198,10 @@ class LanguageModel:
         """What follows the last tokens, float32 (last, V), and the cache with all of them; None for models without."""
         import torch
 
-        keep = {name: last for name in self._last}
+        known: dict[str, Any] = {"past_key_values": cache, "use_cache": True} if self._caches else {}
+        known |= {"logits_to_keep": last} if self._keeps else {}
         try:
-            out = (
-                self.model(
-                    input_ids=torch.tensor([tokens], device=self.device),
-                    past_key_values=cache,
-                    use_cache=self._caches,
-                    **keep,
-                )
-                if self._caches
-                else self.model(input_ids=torch.tensor([tokens], device=self.device))
-            )
+            out = self.model(input_ids=torch.tensor([tokens], device=self.device), **known)
         except (RuntimeError, ValueError, IndexError, TypeError) as error:
             raise ArtifactError(f"{FLAG} {place(self.name)} cannot be run: {said(error)}") from error
         return out.logits[0, -last:].float(), getattr(out, "past_key_values", None) if self._caches else None

@@ -18,6 +18,7 @@ from genkit.patching import patch, unrotated
 from genkit.pipelines.tasks.streaming.settings import typed_arguments
 from genkit.reading import user_path
 from genkit.streaming import RollingCache, StreamAttention, TemporalState, Window
+from genkit.streaming.cache import placed
 from genkit.streaming.plan import CACHE, plan_stream
 from genkit.streaming.state import Memory, check_state
 from genkit.training.distill.settings import STREAM_ARGUMENTS
@@ -114,9 +115,9 @@ class Video:
 
     def begin(self, tokens: int) -> None:
         """The next chunk, whose frames have so many tokens each."""
-        window, made = self.cache.window, self.cache.made
-        gone = window.leaving_positions(made) if self.cache.memory is not None else ()
-        self.cache.begin(self._tables(window.positions(made)), tokens, self._tables(gone) if gone else None)
+        cache = self.cache
+        rotary, leaving = placed(cache.window, cache.made, self._tables, cache.memory is not None)
+        cache.begin(rotary, tokens, leaving)
 
     def ask(self, answer: Answer, noisy: torch.Tensor, level: Any) -> torch.Tensor:
         """The answer for the chunk, in sight of the cache; a gradient is taken where one is wanted."""

@@ -25,7 +25,6 @@ from genkit.families.training.parts import facts
 from genkit.training.distill.chunked import Rollout
 from genkit.training.distill.grid import Grid, strides
 from genkit.training.distill.student import Parts, Teaching
-from genkit.training.distill.task import taught
 from genkit.training.distill.tdm import HIGHEST, LOWEST, TdmOptions, TdmTask, noised_again
 from genkit.training.lora.adapter import Adapter
 
@@ -181,7 +180,7 @@ class ForcingTask(TdmTask):
         if self.forcing.reflow and found.exit == 0 and whole:
             wanted = found.noise
             for each in range(self.grid.steps):
-                wanted = taught(self, self.grid, each, wanted, text)
+                wanted = self._teach(wanted, text, each)
             beside = (found.made - wanted).square().mean()
             figures["loss reflow"] = float(beside.detach())
             loss = loss + self.forcing.reflow * beside

@@ -133,9 +133,7 @@ def _put_lora_in(network: Any, pairs: dict[str, Pair], name: str) -> None:
     """Add a LoRA to a denoiser's weights, for good."""
     for path, pair in pairs.items():
         layer, whole = network.get_submodule(path), pair.folded()
-        place = {"device": layer.weight.device}
-        halves = Pair(down=whole.down.to(**place), up=whole.up.to(**place), magnitude=whole.magnitude)
-        layer.weight.copy_(changed(layer.weight, halves, 1.0, f"{name}: {path}"))
+        layer.weight.copy_(changed(layer.weight, whole, 1.0, f"{name}: {path}"))
         if whole.bias is not None:
             layer.bias.add_(whole.bias.to(layer.bias))
 

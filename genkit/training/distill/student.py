@@ -13,6 +13,7 @@ from torch import nn
 
 from genkit.families.training.base import Call, Tensors, Training
 from genkit.families.training.objectives import Objective
+from genkit.training.distill.grid import Grid, strides
 from genkit.training.distill.prompts import Prompts, Texts
 from genkit.training.lora.adapter import Adapter
 
@@ -75,6 +76,9 @@ class Student(nn.Module):
     from the seed, the number and a sample's place in the batch alone.
     """
 
+    #: Noise levels of student and teacher, of students of few steps.
+    grid: Grid
+
     def __init__(self, parts: Parts, teaching: Teaching):
         super().__init__()
         self.pipeline, self.training_record, self.adapter = parts.pipeline, parts.training, parts.adapter
@@ -109,6 +113,15 @@ class Student(nn.Module):
         answer = self._answer(teacher, torch.cat([noisy, noisy]), levels, both, 1.0).float()
         with_prompt, without = answer.chunk(2)
         return without + teaching.guidance * (with_prompt - without)
+
+    @torch.no_grad()
+    def _teach(self, noisy: torch.Tensor, text: Tensors, step: int) -> torch.Tensor:
+        """Where the teacher arrives, from before a step of the student, at the level of its next one."""
+        levels = self.grid.between(step)
+        with self._off() as teacher:
+            for level, stride in zip(levels[:-1], strides(self.teaching.objective, levels), strict=True):
+                noisy = stride.go(noisy, self._guided(teacher, noisy, level, text))
+        return noisy
 
     def _answer(
         self,

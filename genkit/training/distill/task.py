@@ -78,17 +78,3 @@ class DistillTask(Student):
         """(B,) which samples go on from the student's end."""
         draws = [torch.rand((), generator=self._generator(_PATH, found, place, step)) for place in self.places(rank)]
         return torch.stack(draws) < self.own_path
-
-    def _teach(self, noisy: torch.Tensor, text: Tensors, step: int) -> torch.Tensor:
-        """Where the teacher arrives at the level of the student's next step."""
-        return taught(self, self.grid, step, noisy, text)
-
-
-@torch.no_grad()
-def taught(student: Student, grid: Grid, step: int, noisy: torch.Tensor, text: Tensors) -> torch.Tensor:
-    """Where a student's teacher arrives, from before one of its steps, at the level of the next one."""
-    levels = grid.between(step)
-    with student._off() as teacher:
-        for level, stride in zip(levels[:-1], strides(student.teaching.objective, levels), strict=True):
-            noisy = stride.go(noisy, student._guided(teacher, noisy, level, text))
-    return noisy

@@ -9,10 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from genkit.attention import registry
 from genkit.attention.block_select import BlockSelect
 from genkit.errors import UsageError, explain
-from genkit.pipelines.text import parse_pairs
 from genkit.reading import number
 from genkit.training.data.world.clips import LatentPool
 from genkit.training.engine.curriculum import Stage
@@ -20,7 +18,7 @@ from genkit.training.engine.stages import Options
 from genkit.training.routing.keys import ChosenKeys
 from genkit.training.tasks.agent import STAGES, AgentTask
 from genkit.training.tasks.base import Noised
-from genkit.training.tasks.kind import TaskKind
+from genkit.training.tasks.kind import TaskKind, method_of
 
 FACTOR = 1.0
 LEAST = 1e-3
@@ -80,11 +78,7 @@ class KeysTask(AgentTask):
 
 def build(options: Options, pipeline: Any, rng: np.random.Generator) -> KeysTask:
     """The task for the options of the command."""
-    given = parse_pairs(options.attention_args, "--attention-args") if options.attention_args else {}
-    for name in ("weights", "untrained", "score"):
-        if name in given:
-            raise UsageError(f"--attention-args: {name} is the task's own business; --start-from continues a training")
-    method = registry.build("block_select", given | {"score": "keys", "untrained": "true"})
+    method = method_of(options, "block_select", score="keys")
     assert isinstance(method, BlockSelect)
     return KeysTask(pipeline, LatentPool(pipeline.vae, rng, fresh=0.1), method, options.mass, options.layers)
 

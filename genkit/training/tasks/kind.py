@@ -13,9 +13,12 @@ from typing import Any
 
 import numpy as np
 
+from genkit.attention import registry
+from genkit.attention.method import Method
 from genkit.attention.weights import PatchWeights
 from genkit.errors import UsageError
 from genkit.families.lookup import able
+from genkit.pipelines.text import parse_pairs
 from genkit.reading import whole
 from genkit.training.data.pixels import use_onednn
 from genkit.training.engine.checkpoint import load_checkpoint
@@ -156,6 +159,23 @@ class TaskKind:
             facts |= {"samples": options.measure, "size": size, "loss untrained": before, "loss trained": after}
             print(f"loss on {options.measure} new samples of {size}: untrained {before:.5f}, trained {after:.5f}")
         target.with_name(REPORT).write_text(json.dumps(facts, indent=1) + "\n")
+
+
+def method_of(options: Options, name: str, **fixed: str) -> Method:
+    """The method that a task trains, with the settings of ``--attention-args``.
+
+    Args:
+        options: of the command. name: of the method.
+        fixed: settings that are the task's own, besides ``weights`` and ``untrained``.
+
+    Raises:
+        UsageError: settings that mean nothing, or one of the task's own.
+    """
+    given = parse_pairs(options.attention_args, "--attention-args") if options.attention_args else {}
+    for own in ("weights", "untrained", *fixed):
+        if own in given:
+            raise UsageError(f"--attention-args: {own} is the task's own business; --start-from continues a training")
+    return registry.build(name, given | fixed | {"untrained": "true"})
 
 
 def load_pipeline(model: str, families: tuple[str, ...]) -> Any:

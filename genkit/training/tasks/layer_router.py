@@ -8,17 +8,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from genkit.attention import registry
 from genkit.attention.layer_router import LayerRouter
 from genkit.attention.straight_through import Draws
-from genkit.errors import UsageError
-from genkit.pipelines.text import parse_pairs
 from genkit.reading import number
 from genkit.training.data.world.clips import LatentPool
 from genkit.training.engine.curriculum import Stage
 from genkit.training.engine.stages import Options
 from genkit.training.tasks.agent import STAGES
-from genkit.training.tasks.kind import TaskKind
+from genkit.training.tasks.kind import TaskKind, method_of
 from genkit.training.tasks.layers import SPARSITY, ShareTask
 
 
@@ -64,11 +61,7 @@ class RouterTask(ShareTask):
 
 def build(options: Options, pipeline: Any, rng: np.random.Generator) -> RouterTask:
     """The task for the options of the command."""
-    given = parse_pairs(options.attention_args, "--attention-args") if options.attention_args else {}
-    for name in ("weights", "untrained"):
-        if name in given:
-            raise UsageError(f"--attention-args: {name} is the task's own business; --start-from continues a training")
-    method = registry.build("layer_router", given | {"untrained": "true"})
+    method = method_of(options, "layer_router")
     assert isinstance(method, LayerRouter)
     pool = LatentPool(pipeline.vae, rng, fresh=0.1)
     return RouterTask(pipeline, pool, method, options.sparsity, options.layers)

@@ -8,23 +8,15 @@ from typing import Any
 import numpy as np
 
 from genkit.attention.mixture_of_heads import MixtureOfHeads
-from genkit.errors import UsageError
-from genkit.pipelines.text import parse_pairs
 from genkit.training.data.world.clips import LatentPool
 from genkit.training.engine.stages import Options
 from genkit.training.tasks.agent import STAGES, AgentTask
-from genkit.training.tasks.kind import TaskKind
+from genkit.training.tasks.kind import TaskKind, method_of
 
 
 def build(options: Options, pipeline: Any, rng: np.random.Generator) -> AgentTask:
     """The task for the options of the command."""
-    from genkit.attention import registry
-
-    given = parse_pairs(options.attention_args, "--attention-args") if options.attention_args else {}
-    for name in ("weights", "untrained"):
-        if name in given:
-            raise UsageError(f"--attention-args: {name} is the task's own business; --start-from continues a training")
-    method = registry.build("mixture_of_heads", given | {"untrained": "true"})
+    method = method_of(options, "mixture_of_heads")
     assert isinstance(method, MixtureOfHeads)
     pool = LatentPool(pipeline.vae, rng, fresh=0.1)
     return AgentTask(pipeline, pool, options.layers, STAGES, method)
