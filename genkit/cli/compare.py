@@ -175,6 +175,7 @@ def _print_plan(planned: Any, report: Any, json: bool) -> None:
             "dry_run": True, "variants": variants, "prompts": planned.prompts, "seeds": planned.seeds,
             "outputs": runs * len(variants), "settings": planned.settings.to_dict(), "perceptual": planned.perceptual,
             "needed_bytes": planned.needed, "free_bytes": planned.free, "files": [str(path) for path in report.files],
+            "notes": list(planned.notes),
         })  # fmt: skip
         return
     say(f"would write {', '.join(str(path) for path in report.files)} and {report.folder}/")

@@ -168,7 +168,7 @@ def _look(
         found = {
             "settings": plan.request.settings.to_dict(), "sites": list(plan.sites), "steps": plan.steps,
             "queries": plan.queries, "methods": [each.describe() for each in plan.methods],
-            "files": [str(target), str(target.with_suffix(".json"))],
+            "files": [str(target), str(target.with_suffix(".json"))], "notes": list(plan.request.notes),
         }  # fmt: skip
         if json:
             print_json(found)
@@ -186,14 +186,19 @@ def _look(
         look, record = plan.run(progress)
         progress.finished()
     numbers = write(look, record, target)
-    for line in plan.told:
+    left_out = [
+        f"{name} was not compared at {layer}: {reason}"
+        for name, left in look.left_out.items()
+        for layer, reason in left.items()
+    ]
+    warnings = [*plan.told, *left_out]
+    for line in warnings:
         warn(line)
-    for name, left in look.left_out.items():
-        for layer, reason in left.items():
-            warn(f"{name} was not compared at {layer}: {reason}")
     if json:
-        found = look.to_dict()
-        print_json({"files": [str(target), str(numbers)], "methods": found["methods"], "layers": look.rows()})
+        print_json({
+            "files": [str(target), str(numbers)], "methods": look.to_dict()["methods"], "layers": look.rows(),
+            "notes": list(plan.request.notes), "warnings": warnings,
+        })  # fmt: skip
         return
     print_table(*site_table(look))
     say(f"{target}  plots;  {numbers}  all numbers, by layer, step and head")

@@ -11,7 +11,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from genkit.cli.output import OutputError, note, print_json, say
+from genkit.cli.output import OutputError, note, print_json, say, warn
 from genkit.errors import ArtifactError, UsageError, explain
 
 PIPE = "-"
@@ -34,8 +34,8 @@ def check_stream(settings: Any, prompts: list[str], output: Path, force: bool, a
     check_output(output, force=force)
 
 
-def write_stream(session: Any, job: Any, output: Path, as_json: bool) -> None:
-    """Make a stream and write it; whatever ends it, what was written plays."""
+def write_stream(session: Any, job: Any, output: Path, warned: list[str], as_json: bool) -> None:
+    """Make a stream and write it; whatever ends it, what was written plays. ``warned``: what was said before."""
     from genkit.media import FragmentedVideo, ReaderGone, sidecar_of
     from genkit.media.atomic import Files
     from genkit.media.formats import dump
@@ -56,8 +56,8 @@ def write_stream(session: Any, job: Any, output: Path, as_json: bool) -> None:
             finally:
                 failed = sys.exc_info()[0] is not None
                 if video.frames and str(output) != PIPE:
-                    notes = {"frames": video.frames, "seconds": round(time.perf_counter() - begun, 3)}
-                    text = json.dumps({**record, "notes": notes}, indent=2, sort_keys=True)
+                    made = {"frames": video.frames, "seconds": round(time.perf_counter() - begun, 3)}
+                    text = json.dumps({**record, "notes": made}, indent=2, sort_keys=True)
                     # Where the video ended for a reason, that is told and not what became of the file beside it.
                     with suppress(ArtifactError) if failed else nullcontext(), Files() as files:
                         files.new(sidecar_of(output)).write_text(text + "\n", encoding="utf-8")
@@ -65,11 +65,14 @@ def write_stream(session: Any, job: Any, output: Path, as_json: bool) -> None:
         raise OutputError(str(error)) from error
     seconds = time.perf_counter() - begun
     told = f"{video.frames} frames {job.width}x{job.height} at {job.fps} fps, seed {job.seed}, {seconds:.1f} s"
+    notes = list(session.request.notes)
+    later = [line for line in session.warnings if line not in (*notes, *warned)]
+    for line in later:
+        warn(line)
     if as_json:
         print_json({"outputs": [{"file": str(output), "frames": video.frames, "height": job.height, "width": job.width,
                                  "fps": str(job.fps), "seconds": round(seconds, 3), "first_frames_after": first,
-                                 "settings": job.to_dict()}], "notes": list(session.request.notes),
-                    "warnings": [line for line in session.warnings if line not in session.request.notes]})  # fmt: skip
+                                 "settings": job.to_dict()}], "notes": notes, "warnings": warned + later})  # fmt: skip
     elif str(output) == PIPE:
         note(told)
     else:

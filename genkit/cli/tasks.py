@@ -5,7 +5,7 @@ All of them take their settings as flags, from a file and from an earlier output
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -62,10 +62,10 @@ def _command(name: str, task: Task) -> Callable:
         read = config is not None or source is not None  # a file may name the model; otherwise it is said at once
         if not read:
             note(f"loading {task.model_of(given)} ...")
-        record, prompts, settings = _settings(name, task, given, config, source, prompt_file)
+        record, prompts, settings, told = _settings(name, task, given, config, source, prompt_file)
         if read:
             note(f"loading {task.model_of(settings.to_dict())} ...")
-        _run(settings, prompts, record, force, dry_run, json, explain)
+        _run(settings, prompts, record, told, force, dry_run, json, explain)
 
     command.__name__ = name
     command.__doc__ = f"{task.help}\n\n{MORE.format(usual=task.usual)}"
@@ -73,17 +73,18 @@ def _command(name: str, task: Task) -> Callable:
 
 
 def _run(
-    settings: Settings, prompts: list[str], record: Any, force: bool, dry_run: bool, json: bool, explain: bool
-) -> None:
+    settings: Settings, prompts: list[str], record: Any, told: list[str], force: bool, dry_run: bool, json: bool,
+    explain: bool,
+) -> None:  # fmt: skip
     """Check everything, then make one output after the other; several processes share them."""
     quiet_libraries()
     with processes() as joined:
-        _run_share(joined, settings, prompts, record, force, dry_run, json, explain)
+        _run_share(joined, settings, prompts, record, told, force, dry_run, json, explain)
 
 
 def _run_share(
-    joined: Processes, settings: Any, prompts: list[str], record: Any, force: bool, dry_run: bool, json: bool,
-    explain: bool = False,
+    joined: Processes, settings: Any, prompts: list[str], record: Any, warned: list[str], force: bool, dry_run: bool,
+    json: bool, explain: bool = False,
 ) -> None:  # fmt: skip
     from genkit.media.claim import claimed
     from genkit.pipelines.jobs import check_outputs, expand
@@ -98,45 +99,47 @@ def _run_share(
     else:
         check_outputs(jobs, force=force or explain)  # what only tells writes nothing
     speak = note if joined.first else _silent
-    told = list(request.notes)
-    for line in told:
+    for line in request.notes:
         speak(f"note: {line}")
+    warned = list(warned)
     for job, _ in jobs:  # a prompt that is too long must not stop a batch half way
         for line in request.read(job).told:
-            if line not in told:
-                told.append(line)
+            if line not in (*request.notes, *warned):
+                warned.append(line)
                 if joined.first:
                     warn(line)
+    lines = {"notes": list(request.notes), "warnings": warned}
     if explain:
         if joined.first:
-            _print_route(request, json)
+            _print_route(request, lines, json)
         return
     if dry_run:
         if joined.first:
-            _print_plan(jobs, _inputs(request), json)
+            _print_plan(jobs, _inputs(request), lines, json)
         return
     joined.wait()  # no file of one process is there before the others have looked
     session = Session(request)
     if streamed:
         if joined.first:
             with claimed(output for _, output in jobs if str(output) != PIPE):
-                write_stream(session, *jobs[0], json)
+                write_stream(session, *jobs[0], warned, json)
         joined.wait()
         return
     mine = joined.share(jobs)
     with claimed(output for _, output in mine):
-        outputs = _made(joined, session, mine, record, force)
-    for line in session.warnings:
-        if line not in told:
-            warn(line)
+        outputs = _made(joined, session, mine, record, warned, force)
+    later = [line for line in session.warnings if line not in (*request.notes, *warned)]
+    for line in later:
+        warn(line)
     outputs = joined.all(outputs)
     if joined.first:
-        warnings = [line for line in session.warnings if line not in request.notes]
-        _print_outputs(outputs, request.notes, warnings, json)
+        _print_outputs(outputs, {**lines, "warnings": warned + later}, json)
 
 
-def _made(joined: Processes, session: Session, mine: list[Any], record: Any, force: bool) -> list[Any]:
-    """Make and write this process's share of the outputs."""
+def _made(
+    joined: Processes, session: Session, mine: list[Any], record: Any, warned: list[str], force: bool
+) -> list[Any]:
+    """Make and write this process's share of the outputs; what it warns of is added to ``warned``."""
     outputs = []
     progress = RunProgress(len(mine))
     with progress.shown() if joined.first else nullcontext():  # the first process stands for the time of all
@@ -145,6 +148,7 @@ def _made(joined: Processes, session: Session, mine: list[Any], record: Any, for
         if joined.first:
             progress.begin()
             for line in _changes(record, session.made):
+                warned.append(line)
                 warn(line)
         for job, output in mine:
             result = session.run(job, progress if joined.first else None)
@@ -179,14 +183,15 @@ def _settings(
     config: Path | None,
     source: Path | None,
     prompt_file: Path | None,
-) -> tuple[Any, list[str], Any]:
+) -> tuple[Any, list[str], Any, list[str]]:
     """Settings from all sources, the later winning: --from, --config, flags. Returns the --from record, all prompts,
-    settings."""
+    settings, and what was warned of."""
     from genkit.pipelines.prompts import read_prompt_file
     from genkit.pipelines.record import followed, read_record
 
     written = [] if config is None else [(str(config), read_config(config))]
     record = stored = None
+    told: list[str] = []
     if source is not None:
         record = read_record(source)
         if record.command not in ("", command):
@@ -200,9 +205,9 @@ def _settings(
     listed = list(getattr(settings, task.several)) if task.several is not None else []
     if prompt_file is None and listed:
         prompts = [settings.prompt, *listed] if settings.asked("prompt") else listed
-        return record, prompts, settings.replace(prompt=prompts[0])
+        return record, prompts, settings.replace(prompt=prompts[0]), told
     if prompt_file is None:
-        return record, [settings.prompt], settings
+        return record, [settings.prompt], settings, told
     if "prompt" in given:
         raise UsageError("give a prompt or --prompt-file, not both")
     if getattr(settings, "instruction", None) is not None:
@@ -210,7 +215,7 @@ def _settings(
     if task.several is not None and settings.asked(task.several):
         raise UsageError(f"give --{task.several} or --prompt-file, not both")
     prompts = read_prompt_file(prompt_file)
-    return record, prompts, settings.replace(prompt=prompts[0])
+    return record, prompts, settings.replace(prompt=prompts[0]), told
 
 
 def _changes(record: Any, made: dict[str, Any]) -> list[str]:
@@ -249,21 +254,21 @@ def _inputs(request: Any) -> dict[str, str]:
     return every_input(request.model) if isinstance(request.settings, GivenSettings) else {}
 
 
-def _print_route(request: Any, json: bool) -> None:
+def _print_route(request: Any, lines: dict[str, list[str]], json: bool) -> None:
     from genkit.pipelines.routes import route_of
 
     route = route_of(request)
     if json:
-        print_json({"route": route.to_dict()})
+        print_json({"route": route.to_dict(), **lines})
         return
     for line in route.lines():
         say(line)
 
 
-def _print_plan(jobs: list, inputs: dict[str, str], json: bool) -> None:
+def _print_plan(jobs: list, inputs: dict[str, str], lines: dict[str, list[str]], json: bool) -> None:
     plan = [{"file": str(output), "settings": job.to_dict()} for job, output in jobs]
     if json:
-        print_json({"dry_run": True, "outputs": plan, "inputs": inputs})
+        print_json({"dry_run": True, "outputs": plan, "inputs": inputs, **lines})
         return
     for entry in plan:
         say(f"would write {entry['file']}")
@@ -278,9 +283,9 @@ def _print_plan(jobs: list, inputs: dict[str, str], json: bool) -> None:
             say(f"  {name}: {told}")
 
 
-def _print_outputs(outputs: list[dict[str, Any]], notes: Sequence[str], warnings: list[str], json: bool) -> None:
+def _print_outputs(outputs: list[dict[str, Any]], lines: dict[str, list[str]], json: bool) -> None:
     if json:
-        print_json({"outputs": outputs, "notes": list(notes), "warnings": warnings})
+        print_json({"outputs": outputs, **lines})
         return
     for entry in outputs:
         shape = f"{entry['width']}x{entry['height']}"

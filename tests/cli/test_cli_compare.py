@@ -51,6 +51,9 @@ def test_a_dry_run_tells_variants_memory_and_files_and_makes_nothing(cli, tmp_pa
     told = json.loads(out)
     assert code == 0 and told["outputs"] == 2 and 0 < told["needed_bytes"] < told["free_bytes"]
     assert told["files"][0] == "comparison.html" and not list(tmp_path.iterdir())
+    code, out, err = cli("a red circle", *SPARSE, *FAST, "--vae-slicing", "--dry-run", "--json")
+    notes = json.loads(out)["notes"]
+    assert len(notes) == 1 and "--vae-slicing has no effect" in notes[0] and f"genkit: note: {notes[0]}\n" in err
     code, out, _ = cli("a red circle", *SPARSE, *FAST, "--dry-run")
     assert "dense (baseline)" in out and "of memory" in out
 

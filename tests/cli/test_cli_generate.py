@@ -159,6 +159,27 @@ def test_dry_run_writes_nothing(cli):
     assert files() == []
 
 
+@pytest.mark.parametrize("mode", [["--dry-run"], ["--explain"], []], ids=["dry run", "explained", "made"])
+def test_the_json_of_every_run_holds_the_notes_and_warnings_that_are_printed(cli, mode):
+    """A note of the request, a warning of the prompt, one of the record that is repeated and one of its versions."""
+    assert cli("a red circle", "--seed", 1, "-o", "first.gif")[0] == 0
+    record = json.loads(Path("first.gif.json").read_text())
+    record["settings"]["output"], record["made_with"]["torch"] = "elsewhere.gif", "0"
+    Path("first.gif.json").write_text(json.dumps(record))
+    given = ["--from", "first.gif.json", "--instruction", "red " * 4000, "--truncate-prompt"]
+    code, text, printed = cli(*given, *mode, "-o", "a.gif")
+    assert code == 0
+    code, out, errors = cli(*given, *mode, "-o", "b.gif", "--json")
+    told = json.loads(out)
+    assert code == 0 and errors == printed
+    assert [f"genkit: note: {line}" for line in told["notes"]] == [line for line in printed if ": note: " in line]
+    warnings = [line for line in printed if line.startswith("genkit: warning: ")]
+    assert [f"genkit: warning: {line}" for line in told["warnings"]] == warnings
+    wanted = ["says where to write", "the model reads 16; the end was dropped", *([] if mode else ["torch"])]
+    assert len(warnings) == len(wanted) and all(part in line for part, line in zip(wanted, warnings, strict=True))
+    assert len(told["notes"]) == 1 and "--instruction was read by the rules" in told["notes"][0]
+
+
 def test_truncation_is_asked_for_and_told(cli):
     code, _, errors = cli("red " * 10_000, "--truncate-prompt", "--seed", 1, "-o", "x.gif")
     assert code == 0

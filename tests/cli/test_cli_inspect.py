@@ -49,7 +49,7 @@ def test_a_dry_run_tells_and_writes_nothing(cli, tmp_path):
     code, out, _ = cli(*WORDS, "neighborhood", "--at", "-1", "--dry-run", "--json")
     told = json.loads(out)
     assert code == 0 and told["steps"] == [1] and told["methods"] == ["neighborhood()"]
-    assert told["sites"] == ["blocks.0.attn1", "blocks.1.attn1"] and told["queries"] == 6
+    assert told["sites"] == ["blocks.0.attn1", "blocks.1.attn1"] and told["queries"] == 6 and told["notes"] == []
     code, out, _ = cli(*WORDS, "--dry-run")
     assert code == 0 and "no method" in out and "steps: 0, 1" in out
     assert not list(tmp_path.iterdir())
