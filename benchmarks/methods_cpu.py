@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -31,12 +32,24 @@ VARIANTS = (
     Variant("mixture_of_block", {"temporal": "2", "spatial": "4,4", "box": "4,4,4"}, {}),
     Variant("agent", {}, {}),
 )
+_LEVELS = {"mode": "quantile", "quantiles": "0.14x0.08x0.06x0.3"}
+CHOSEN = (
+    Variant("block_select", {"keep": "0.1875"}, {}),
+    Variant("block_select", {"keep": "0.1875", "score": "antidiagonal"}, {}),
+    Variant("block_select", {"keep": "0.125", "tail": "16"}, {}),
+    Variant("block_select", {"keep": "0.125", "tail": "16", "block": "32"}, {}),
+    Variant("pyramid", _LEVELS, {}),
+    Variant("pyramid", {**_LEVELS, "block": "32"}, {}),
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of ``python -m benchmarks methods_cpu``."""
     parser.add_argument("--grid", action="append", help="frames x rows x columns of tokens (repeatable)")
     parser.add_argument("--dtype", choices=DTYPES, action="append", help="repeatable; default: all")
+    parser.add_argument(
+        "--chosen", action="store_true", help="methods that choose blocks by content, and what they pay"
+    )
     parser.add_argument("--turns", type=int, default=5, help="times everything is measured")
     parser.add_argument("--threads", type=whole(1), default=2)
     parser.add_argument("--output", type=Path, default=RESULTS)
@@ -50,26 +63,32 @@ def run(options: argparse.Namespace) -> int:
         row
         for dtype in options.dtype or DTYPES
         for grid in options.grid or GRIDS
-        for row in measure(grid, dtype, options.turns)
+        for row in measure(grid, dtype, options.turns, CHOSEN if options.chosen else VARIANTS)
     ]
+    told = (
+        "Choosing is part of every call. Over the pairs: the time over (pairs executed x dense time); a "
+        "mean of several tokens counts as one pair."
+        if options.chosen
+        else "Queries and keys are random: methods that choose by content choose at random. "
+        "Mixture of block: a layer of temporal blocks."
+    )
     text = (
         "\n\n".join(
             [
                 "# Attention methods on the CPU",
                 f"{machine_line(facts)} One attention call without a model, {HEADS} heads of {WIDTH} channels, best of "
-                f"{options.turns} turns, wall-clock, dense attention (torch's) measured in the same turns. "
-                "Queries and keys are random: methods that choose by content choose at random. "
-                "Mixture of block: a layer of temporal blocks.",
+                f"{options.turns} turns, wall-clock, dense attention (torch's) measured in the same turns. {told}",
                 table(rows),
             ]
         )
         + "\n"
     )
-    report("methods_cpu", {"environment": facts, "turns": options.turns, "rows": rows}, text, options.output)
+    name = "methods_cpu_chosen" if options.chosen else "methods_cpu"
+    report(name, {"environment": facts, "turns": options.turns, "rows": rows}, text, options.output)
     return 0
 
 
-def measure(grid: str, dtype: str, turns: int) -> list[dict[str, object]]:
+def measure(grid: str, dtype: str, turns: int, variants: Sequence[Variant] = VARIANTS) -> list[dict[str, object]]:
     """A row for dense attention and for every method that can serve the grid."""
     from genkit.attention import registry
     from genkit.attention.cache import PatchCache
@@ -84,12 +103,12 @@ def measure(grid: str, dtype: str, turns: int) -> list[dict[str, object]]:
     def dense() -> torch.Tensor:
         return torch.nn.functional.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v)))
 
-    calls, densities = {"dense": dense}, {}
-    for variant in VARIANTS:
+    calls, sites = {"dense": dense}, {}
+    for variant in variants:
         method, cache = registry.build(variant.method, variant.settings), PatchCache()
         if method.why_not(site) is None:
             calls[variant.describe()] = lambda method=method, cache=cache: method.attend(q, k, v, site, cache)
-            densities[variant.describe()] = method.density(site, cache)
+            sites[variant.describe()] = method, cache
     best = dict.fromkeys(calls, float("inf"))
     with torch.no_grad():
         for turn in range(turns + 1):
@@ -100,7 +119,7 @@ def measure(grid: str, dtype: str, turns: int) -> list[dict[str, object]]:
                     best[name] = min(best[name], time.perf_counter() - start)
     rows = []
     for name, seconds in best.items():
-        density = densities.get(name)
+        density = sites[name][0].density(site, sites[name][1]) if name in sites else None
         rows.append(
             {
                 "grid": grid,
@@ -112,4 +131,6 @@ def measure(grid: str, dtype: str, turns: int) -> list[dict[str, object]]:
                 "speed": f"{best['dense'] / seconds:.2f}x",
             }
         )
+        if variants is CHOSEN:
+            rows[-1]["over the pairs"] = f"{seconds / best['dense'] / density.executed:.2f}" if density else ""
     return rows

@@ -85,6 +85,11 @@ def _per_row(weight: Tensor) -> Tensor:
     return weight.transpose(1, 2).unsqueeze(-1)
 
 
+def _weighted(out: Tensor, share: Tensor) -> Tensor:
+    """share * out, 0 where the share is, whatever the output holds there."""
+    return (out * share).masked_fill_(share == 0, 0)
+
+
 class _Merge(torch.autograd.Function):
     """Backward: with w_i the weights, d out_i = w_i dO and d lse_i = w_i (d lse + <dO, out_i - out>)."""
 
@@ -94,10 +99,10 @@ class _Merge(torch.autograd.Function):
         outs, lses = tensors[:count], tensors[count:]
         wide = _statistics_dtype(outs[0].dtype)
         total, weights = merged_lse([lse.to(wide) for lse in lses])
-        out = torch.zeros(outs[0].shape, dtype=wide, device=outs[0].device)
-        for o, w in zip(outs, weights, strict=True):
-            share = _per_row(w)
-            out += torch.where(share == 0, torch.zeros_like(out), share * o.to(wide))
+        terms = (_weighted(o, _per_row(w)) for o, w in zip(outs, weights, strict=True))
+        out = next(terms)
+        for term in terms:
+            out += term
         ctx.save_for_backward(*outs, *weights, out)
         ctx.lse_dtypes = [lse.dtype for lse in lses]
         ctx.set_materialize_grads(False)

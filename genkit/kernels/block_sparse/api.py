@@ -140,6 +140,9 @@ def _means(x: Tensor, plan: BlockPlan, part: PooledKeys) -> Tensor:
     batch, length, heads, width = x.shape
     slots = plan.blocks_k * plan.block_k
     wide = torch.promote_types(x.dtype, torch.float32)
+    if part.count is None and part.visible is None:  # no mean of real tokens holds anything else
+        padded = torch.nn.functional.pad(x, (0, 0, 0, 0, 0, slots - length)) if slots > length else x
+        return padded.unflatten(1, (-1, factor)).mean(2, dtype=wide).to(x.dtype)
     padded = torch.nn.functional.pad(x.to(wide), (0, 0, 0, 0, 0, slots - length))
     real = part.visible
     if real is None:

@@ -12,6 +12,8 @@ from genkit.kernels.scores.blocks import split_blocks, token_validity
 from genkit.kernels.scores.pool import pool_blocks
 
 NORMALISATIONS = ("none", "softmax")
+_ROWS_BYTES = 2 << 20  # scores at once on a CPU, about what its nearer caches hold
+_LEAST_ROWS = 64  # of them, below which products are slow
 
 
 def _match_heads(k: Tensor, heads: int) -> Tensor:
@@ -99,20 +101,17 @@ def antidiagonal_scores(
     cells_q, real_q = _cells(q, block, stride)
     cells_k, real_k = _cells(_match_heads(k, q.shape[2]), block, stride)
     if pairing == "reversed":
-        cells_q = cells_q.flip(2)
-    scores = torch.einsum("bqshd,bkshd->bhqk", cells_q * factor, cells_k)
-    mass = scores.masked_fill(~real_k, -torch.inf).softmax(-1) * real_q[:, None]
-    b, h, nq, nk = mass.shape
-    per = block // stride
-    return mass.reshape(b, h, nq // per, per, nk // per, per).sum((3, 5))
+        cells_q = cells_q.flip(3)
+    cells_q, cells_k = (x.transpose(3, 4).flatten(4) for x in (cells_q, cells_k))
+    return place_weights(cells_q * factor, real_q, cells_k, real_k, "mass", k.shape[1] % block > 0).sum(2)
 
 
 def _cells(x: Tensor, block: int, stride: int) -> tuple[Tensor, Tensor]:
-    """(B, N, H, D) to cells (B, M * block/stride, stride, H, D) and which cells hold a real token."""
-    tiles = split_blocks(x.float(), block)
-    b, m, _, h, d = tiles.shape
-    real = token_validity(x.shape[1], block, None, x.device).reshape(-1, stride).any(1)
-    return tiles.reshape(b, m * (block // stride), stride, h, d), real
+    """(B, N, H, D) to cells (B, block/stride, M, stride, H, D) and which of them hold a real token. Places within a
+    block come first, so that reductions over them run along whole rows."""
+    cells = split_blocks(x.float(), block).unflatten(2, (-1, stride)).transpose(1, 2)
+    real = token_validity(x.shape[1], block, None, x.device).unflatten(1, (-1, stride)).any(2)
+    return cells, real.T
 
 
 @torch.no_grad()
@@ -150,19 +149,48 @@ def sampled_scores(
     factor = q.shape[-1] ** -0.5 if scale is None else scale
     some_q, real_q = _sample(q, block_q, samples_q, generator)
     some_k, real_k = _sample(k, block_k, samples_k, generator)
-    some_k = _match_heads(some_k.flatten(1, 2), q.shape[2]).unflatten(1, some_k.shape[1:3])
-    b, mq, sq, h, _ = some_q.shape
-    mk, sk = some_k.shape[1:3]
-    scores = torch.einsum("bnhd,bmhd->bhnm", some_q.flatten(1, 2) * factor, some_k.flatten(1, 2))
-    scores = scores.masked_fill(~real_k.reshape(-1), -torch.inf)
-    if reduction == "row_max":
-        weights = (scores - scores.amax(-1, keepdim=True)).exp()
-    else:
-        weights = scores.softmax(-1)
-    weights = (weights * real_q.reshape(-1)[:, None]).reshape(b, h, mq, sq, mk, sk)
+    some_k = _match_heads(some_k.flatten(1, 2), q.shape[2]).unflatten(1, real_k.shape)
+    weights = place_weights(some_q * factor, real_q, some_k, real_k, reduction, k.shape[1] % block_k > 0)
+    return weights.sum(2) / real_q.sum(0).clamp(min=1)[:, None] if reduction == "mass" else weights.amax(2)
+
+
+def place_weights(q: Tensor, real_q: Tensor, k: Tensor, real_k: Tensor, reduction: str, ragged: bool) -> Tensor:
+    """Softmax weights of the keys of every block, reduced over its keys.
+
+    Places within a block come first and blocks last, so that the reductions run along whole rows. On a CPU a few rows
+    are made at a time.
+
+    Args:
+        q, k: (B, places, M, H, D), q with the scale. real_q, real_k: (places, M), which of them there are.
+        reduction: see :func:`sampled_scores`. ragged: whether some keys may not be there.
+
+    Returns:
+        (B, H, places of queries, Mq, Mk) float32, 0 for queries that there are not.
+    """
+    places, count = real_k.shape
+    hidden = ~real_k.flatten() if ragged else None
+    queries, keys = q.flatten(1, 2), k.flatten(1, 2)
+    rows = queries.shape[1]
+    if q.device.type == "cpu":
+        rows = max(_LEAST_ROWS, _ROWS_BYTES // (4 * q.shape[0] * q.shape[3] * places * count))
+    parts = [_by_block(part, keys, hidden, places, reduction) for part in queries.split(rows, 1)]
+    return (torch.cat(parts, 2) * real_q.flatten()[:, None]).unflatten(2, real_q.shape)
+
+
+def _by_block(q: Tensor, k: Tensor, hidden: Tensor | None, places: int, reduction: str) -> Tensor:
+    """(B, H, rows, key blocks): of every query (B, rows, H, D) the weights of the keys (B, places * blocks, H, D) of a
+    block, reduced."""
+    scores = torch.einsum("bnhd,bmhd->bhnm", q, k)
+    if hidden is not None:
+        scores.masked_fill_(hidden, -torch.inf)
     if reduction == "mass":
-        return weights.sum((3, 5)) / real_q.sum(1).clamp(min=1)[:, None]
-    return weights.amax((3, 5))
+        return scores.softmax(-1).unflatten(-1, (places, -1)).sum(-2)
+    best = scores.unflatten(-1, (places, -1)).amax(-2)  # a weight is largest where its score is
+    top = best.amax(-1, keepdim=True)
+    if reduction == "row_max":
+        return (best - top).exp_()
+    total = (scores - top).exp_().sum(-1, keepdim=True)
+    return (best - top).exp_() / total
 
 
 @lru_cache(maxsize=64)
@@ -172,21 +200,23 @@ def _kept_on(places: tuple[int, ...], device: torch.device) -> Tensor:
 
 
 def _sample(x: Tensor, block: int, samples: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """The same random places of every block, wrapped into its real tokens: (B, M, samples, H, D) and which are real."""
+    """The same random places of every block, wrapped into its real tokens: (B, samples, M, H, D), and which of them
+    (samples, M) are real."""
     if not 1 <= samples <= block:
         raise UsageError(f"samples per block must lie between 1 and the block size {block}, got {samples}")
     places = torch.randperm(block, generator=generator)[:samples].sort().values
     if x.device.type != "cpu":
         places = _kept_on(tuple(places.tolist()), x.device)
-    counts = token_validity(x.shape[1], block, None, x.device).sum(1)
+    length = x.shape[1]
+    starts = torch.arange(0, length, block, device=x.device)
     # A short block has fewer tokens than places: wrap into it and drop the repeats, so that no token counts twice.
-    wrapped = places % counts[:, None]
+    wrapped = places[:, None] % (length - starts).clamp(max=block)
     first = torch.ones_like(wrapped, dtype=torch.bool)
-    for column in range(1, samples):
-        first[:, column] = (wrapped[:, :column] != wrapped[:, column : column + 1]).all(1)
-    rows = (torch.arange(len(counts), device=x.device)[:, None] * block + wrapped).reshape(-1)
-    chosen = x.index_select(1, rows).float()
-    return chosen.reshape(x.shape[0], len(counts), samples, *x.shape[2:]), first
+    if length % block:  # only the last block is short
+        short = wrapped[:, -1]
+        first[:, -1] = ~(short[:, None] == short).tril(-1).any(1)
+    chosen = x.index_select(1, (starts + wrapped).flatten()).float()
+    return chosen.unflatten(1, (samples, len(starts))), first
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from genkit.errors import UsageError
 from genkit.kernels.scores.blocks import split_blocks, token_validity
-from genkit.kernels.scores.estimate import _match_heads, _sample
+from genkit.kernels.scores.estimate import _match_heads, _sample, place_weights
 
 _UNIT = 2.0**31  # masses as whole numbers of 2^-31: they add up to the same sum in any order
 
@@ -33,15 +33,14 @@ def row_mass(
         scale: softmax scale, default 1/sqrt(D).
 
     Returns:
-        (B, H, Mq, Mk) float32, rows sum to 1. Memory: rows * Mq * Nk numbers a head for a moment.
+        (B, H, Mq, Mk) float32, rows sum to 1. Memory: rows * Mq * Nk numbers a head for a moment, on a CPU some MB.
     """
     factor = q.shape[-1] ** -0.5 if scale is None else scale
     some, real = _sample(q, block_q, rows, torch.Generator().manual_seed(seed))
-    keys = split_blocks(_match_heads(k, q.shape[2]).float(), block_k).flatten(1, 2)
-    hidden = ~token_validity(k.shape[1], block_k, None, k.device).reshape(-1)
-    scores = torch.einsum("bmshd,bkhd->bhmsk", some * factor, keys).masked_fill(hidden, -torch.inf)
-    weights = scores.softmax(-1) * real[..., None]
-    return weights.sum(3).unflatten(-1, (-1, block_k)).sum(-1) / real.sum(1).clamp(min=1)[:, None]
+    keys = split_blocks(_match_heads(k, q.shape[2]).float(), block_k).transpose(1, 2)
+    there = token_validity(k.shape[1], block_k, None, k.device).T
+    weights = place_weights(some * factor, real, keys, there, "mass", k.shape[1] % block_k > 0)
+    return weights.sum(2) / real.sum(0).clamp(min=1)[:, None]
 
 
 def relative_places(places: Tensor) -> Tensor:

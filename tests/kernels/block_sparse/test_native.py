@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
+from itertools import product
 
 import pytest
 import torch
@@ -18,6 +20,7 @@ from genkit.kernels.native import kinds as native_kinds
 from genkit.kernels.native.attention import bias as native_bias
 from genkit.kernels.native.attention import passes as native
 from genkit.kernels.native.library import KINDS
+from genkit.kernels.plan.visibility import rule_groups
 
 
 def why_not(kind: str) -> str | None:
@@ -70,7 +73,7 @@ def make(seed: int, dtype: torch.dtype) -> tuple[Case, BlockPlan]:
     q, k, v = (x.to(dtype) for x in (q, k, v))
     if dice.share(0.3).item():
         q, k, v = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k, v))
-    blocks_k = (8, 28, 32, 64, 96, 120, 128) if dtype == torch.bfloat16 else (8, 13, 28, 40, 96, 112, 128)
+    blocks_k = (8, 28, 32, 64, 96, 120, 128) if dtype == torch.bfloat16 else (2, 4, 5, 8, 13, 28, 40, 96, 112, 128)
     sizes = {"block_q": dice.pick((16, 32, 48, 64, 100, 256)), "block_k": dice.pick(blocks_k)}
     scale = width**-0.5
     if seed % 2:
@@ -306,16 +309,41 @@ def test_it_is_what_the_cpu_backend_runs(dtype, monkeypatch):
 def test_reasons_to_leave_it_to_torch(monkeypatch):
     q, plan = torch.zeros(1, 64, 1, 64), BlockPlan.dense(64, 64)
     assert "float64" in native.why_not(q.double(), plan, 1.0)
-    assert "blocks of 64x5" in native.why_not(q, BlockPlan.dense(64, 64, block_k=5), 1.0)
+    assert "blocks of 64x1" in native.why_not(q, BlockPlan.dense(64, 64, block_k=1), 1.0)
     assert "blocks of 8x64" in native.why_not(q, BlockPlan.dense(64, 64, block_q=8), 1.0)
     assert "head dim 288" in native.why_not(q.new_zeros(1, 64, 1, 288), plan, 1.0)
     assert "not positive" in native.why_not(q, plan, 0.0)
     monkeypatch.setattr(compiler, "why_not", lambda kind: None)
     assert native.with_tiles(torch.bfloat16) and not native.with_tiles(torch.float16)
+    assert "below 16x8" in native.why_not(q.bfloat16(), BlockPlan.dense(64, 64, block_k=5), 1.0)
     for name in (*KINDS, "torch"):
         monkeypatch.setenv(native_kinds.SWITCH, name)
         assert not native.with_tiles(torch.bfloat16)
     assert "GENKIT_CPU_KERNELS=torch" in native.why_not(q, plan, 1.0)
+
+
+@pytest.mark.parametrize("tiles", [False, True])
+@pytest.mark.parametrize("seed", range(12))
+def test_lists_that_are_made_together_are_those_made_one_by_one(seed, tiles, monkeypatch):
+    case, plan = make(seed, torch.float32)
+    told = {}
+    for together in (0, 1 << 20):
+        monkeypatch.setattr(plan_lists, "_TOGETHER", together)
+        lists = plan_lists.PlanLists(replace(plan, cache={}), tiles)
+        told[together] = []
+        for entry, head in product(range(case.q.shape[0]), range(case.q.shape[2])):
+            for part in lists.visits(entry, head):
+                first, last = part.starts[0], part.starts[-1]
+                masks = part.masks[first:last]
+                bits = torch.where((masks < 0)[:, None, None], -1, part.bits[masks.clamp(min=0).long()])
+                told[together].append((part.starts - first, part.units[first:last], bits, part.valid, part.pieces(3)))
+        # all of one set of rules share their tables
+        assert len(
+            {part.units.data_ptr() for made in lists.plan.cache["native", lists.unit].values() for part in made}
+        ) <= (rule_groups(plan) if together else plan.batch * plan.heads * rule_groups(plan))
+    for one, many in zip(*told.values(), strict=True):
+        assert one[-1] == many[-1]
+        assert all(torch.equal(a, b) for a, b in zip(one[:-1], many[:-1], strict=True))
 
 
 @pytest.mark.parametrize(
@@ -328,6 +356,8 @@ def test_reasons_to_leave_it_to_torch(monkeypatch):
         (120, (60, 120), (64, 128)),
         (96, (48, 96), (32, 96)),
         (8, (8, 8), (32, 32)),
+        (4, (4, 4), (32, 32)),
+        (2, (4, 4), (32, 32)),
         (68, (36, 72), (32, 96)),
         (128, (64, 128), (64, 128)),
     ],

@@ -23,7 +23,7 @@ from genkit.kernels.plan.tables import PlanTables
 
 MAX_DIM = 256
 _MIN_QUERIES = 16  # of a block: the kernels work on 64 at a time
-_MIN_KEYS = 8
+_MIN_KEYS = {False: 2, True: 8}  # with tiles, where fewer would leave most of the 32 slots empty
 _BITS_BYTES = 16 << 20  # of masks from which on a part is run by itself
 _PIECES = 4  # of work for every thread
 _SHARES = 16  # of the heads' gradients of keys and values, for as many threads
@@ -34,9 +34,12 @@ _SET_BYTES = 4 << 20  # keys and values laid out together, per thread: what a le
 def why_not(q: Tensor, plan: PlanTables, scale: float) -> str | None:
     """Why torch's own kernel has to do this, or None. UsageError where the switch holds no known name."""
     kinds.wanted()
-    if plan.block_q < _MIN_QUERIES or plan.block_k < _MIN_KEYS:
-        return f"blocks of {plan.block_q}x{plan.block_k} are below {_MIN_QUERIES}x{_MIN_KEYS}"
-    return inputs_why_not(q, scale)
+    if reason := inputs_why_not(q, scale):
+        return reason
+    least = _MIN_KEYS[with_tiles(q.dtype)]
+    if plan.block_q < _MIN_QUERIES or plan.block_k < least:
+        return f"blocks of {plan.block_q}x{plan.block_k} are below {_MIN_QUERIES}x{least}"
+    return None
 
 
 def inputs_why_not(q: Tensor, scale: float) -> str | None:

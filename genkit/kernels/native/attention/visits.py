@@ -24,7 +24,7 @@ class Visits:
 
     Args:
         first: query block. count: of blocks.
-        starts: (count + 1,) int64, where the visits of each block begin.
+        starts: (count + 1,) int64, where the visits of each block begin. Several lists may share the tables below.
         units: (visits,) int32, which unit of keys. masks: (visits,) int32, which mask, or -1.
         bits: (masks, halves, unit) int32: bit i says whether query i of a half of 32 sees the key.
         valid: (count,) int64 valid queries.
@@ -47,8 +47,11 @@ class Visits:
 
     def pieces(self, count: int) -> list[tuple[int, int]]:
         """At most so many ranges of blocks with about equally many visits each."""
+        if count == 1:
+            return [(0, self.count)] if self.count else []
         if count not in self._pieces:
-            wanted = torch.arange(1, count) * int(self.starts[-1]) // count
+            first, last = int(self.starts[0]), int(self.starts[-1])
+            wanted = first + torch.arange(1, count) * (last - first) // count
             edges = [0, *torch.searchsorted(self.starts, wanted).tolist(), self.count]
             self._pieces[count] = [(low, high) for low, high in pairwise(edges) if high > low]
         return self._pieces[count]
@@ -122,7 +125,7 @@ def unit_for(length: int, tiles: bool) -> tuple[int, int]:
     if tiles:
         slots = -(-length // HALF) * HALF
         return (64 if slots % 64 == 0 else HALF), slots
-    cuts = [(unit, -(-length // unit) * unit) for unit in range(64, 4, -4)]
+    cuts = [(unit, -(-length // unit) * unit) for unit in range(64, 0, -4)]
     return min(cuts, key=lambda cut: cut[1] + _VISIT * cut[1] // cut[0])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from genkit.kernels.plan.visibility import rule_groups
 
 _KEPT_BYTES = 128 << 20  # bits kept on a plan; beyond this they are made again when needed
 _SPAN_BYTES = 32 << 20  # bits made together
+_TOGETHER_BYTES, _TOGETHER = 8 << 20, 1 << 20  # bits and visits of all lists up to which they are made at once
 
 
 class PlanLists(Lists):
@@ -37,49 +39,77 @@ class PlanLists(Lists):
 
     def visits(self, batch: int, head: int) -> Iterator[Visits]:
         """Kept on the plan while the budget lasts."""
-        plan = self.plan
-        key = batch % plan.batch, head % plan.heads, batch % rule_groups(plan)
+        plan, group = self.plan, batch % rule_groups(self.plan)
+        key = batch % plan.batch, head % plan.heads, group
         made = plan.cache.setdefault(("native", self.unit), {})
+        if key not in made:
+            made.update(self._beside(group))
         if key in made:
             yield from made[key]
             return
         partial = plan.partial_count[key[:2]]
         size = self.halves * self.length * 4
-        used = plan.cache.get("native bytes", 0) + int(partial.sum()) * size
+        lists = tuple(slice(at, at + 1) for at in key[:2])
         spans = _spans(partial.tolist(), _SPAN_BYTES // size)
-        if used > _KEPT_BYTES:
-            yield from (self._make(key, low, high) for low, high in spans)
-            return
-        plan.cache["native bytes"] = used
-        made[key] = [self._make(key, low, high) for low, high in spans]
-        yield from made[key]
+        parts = (self._make(lists, low, high, group)[0] for low, high in spans)
+        if self._keep(int(partial.sum()) * size):
+            made[key] = list(parts)
+            parts = iter(made[key])
+        yield from parts
 
-    def _make(self, key: tuple[int, int, int], low: int, high: int) -> Visits:
-        """The visits of the query blocks [low, high): full blocks of keys first, then those with masks. Mask 0 hides
-        the empty slots at the end of a full block."""
-        plan, own = self.plan, key[:2]
+    def _keep(self, size: int) -> bool:
+        """Whether so many bytes may be kept on the plan; they then count."""
+        total = self.plan.cache.get("native bytes", 0) + size
+        if total <= _KEPT_BYTES:
+            self.plan.cache["native bytes"] = total
+        return total <= _KEPT_BYTES
+
+    def _beside(self, group: int) -> dict[tuple[int, int, int], list[Visits]]:
+        """The visits of all lists with the rules of a group, made at once where their masks are small: most of what it
+        takes is then the same for one list and for many. Nothing where they are not."""
+        plan = self.plan
+        batches = slice(0, plan.batch)
+        if plan.batch > 1 and rule_groups(plan) > 1:
+            batches = slice(group, group + 1)
+        partial = int(plan.partial_count[batches].sum())
+        count = (int(plan.full_count[batches].sum()) + partial) * (self.length // self.unit)
+        size = partial * self.halves * self.length * 4
+        if count > _TOGETHER or size > _TOGETHER_BYTES or not self._keep(size):
+            return {}
+        own = product(range(plan.batch)[batches], range(plan.heads))
+        made = self._make((batches, slice(0, plan.heads)), 0, plan.blocks_q, group)
+        return {(*key, group): [visits] for key, visits in zip(own, made, strict=True)}
+
+    def _make(self, lists: tuple[slice, slice], low: int, high: int, group: int) -> list[Visits]:
+        """The visits of the query blocks [low, high) of some lists: full blocks of keys first, then those with masks.
+        Mask 0 hides the empty slots at the end of a full block."""
+        plan, count = self.plan, high - low
         per_block = self.length // self.unit
-        lists = [
-            (count[own][low:high], index[own][low:high])
-            for count, index in ((plan.full_count, plan.full_index), (plan.partial_count, plan.partial_index))
-        ]
-        used = torch.cat([torch.arange(index.shape[1]) < count[:, None] for count, index in lists], 1)
-        blocks = torch.cat([index for _, index in lists], 1)[used]
+
+        def rows_of(table: Tensor) -> Tensor:
+            return table[lists][:, :, low:high].flatten(0, 2)
+
+        full, part = rows_of(plan.full_count), rows_of(plan.partial_count)
+        full_index, part_index = rows_of(plan.full_index), rows_of(plan.partial_index)
+        widths = full_index.shape[1], part_index.shape[1]
+        slots = torch.arange(max(widths))
+        used = torch.cat([slots[: widths[0]] < full[:, None], slots[: widths[1]] < part[:, None]], 1)
+        blocks = torch.cat([full_index, part_index], 1)[used]
         partial = torch.zeros_like(used)
-        partial[:, lists[0][1].shape[1] :] = True
+        partial[:, widths[0] :] = True
         partial = partial[used]
         parts = torch.arange(per_block)
-        filled = plan.block_k == self.length
-        full = torch.where((parts == per_block - 1) & (not filled), 0, -1)
-        masks = torch.where(partial[:, None], (partial.cumsum(0)[:, None] - 1) * per_block + 1 + parts, full)
-        rows = torch.arange(low, high)[:, None].expand_as(used)[used][partial]
+        empty = torch.where((parts == per_block - 1) & (plan.block_k != self.length), 0, -1)
+        masks = torch.where(partial[:, None], (partial.cumsum(0)[:, None] - 1) * per_block + 1 + parts, empty)
+        rows = (torch.arange(len(used)) % count + low)[:, None].expand_as(used)[used][partial]
         starts = torch.nn.functional.pad(used.sum(1).cumsum(0) * per_block, (1, 0))
         units = (blocks[:, None] * per_block + parts).flatten().int()
         tiles = None
         if plan.tiles is not None:
-            tiles = plan.tiles.index[own][low:high][used[:, lists[0][1].shape[1] :]].long()
-        bits = torch.cat([self._tail(), self._bits(rows, blocks[partial].long(), key[2], tiles)])
-        return Visits(low, high - low, starts, units, masks.flatten().int(), bits, plan.q_valid[low:high].long())
+            tiles = rows_of(plan.tiles.index)[used[:, widths[0] :]].long()
+        bits = torch.cat([self._tail(), self._bits(rows, blocks[partial].long(), group, tiles)])
+        shared = {"units": units, "masks": masks.flatten().int(), "bits": bits, "valid": plan.q_valid[low:high].long()}
+        return [Visits(low, count, starts[at : at + count + 1], **shared) for at in range(0, len(used), count)]
 
     def _tail(self) -> Tensor:
         """(1, halves, unit) int32: every query sees the slots of a block's last unit that hold keys."""
