@@ -48,7 +48,9 @@ class Sampler:
         """The scheduler of a model with this scheduler configuration."""
         import diffusers
 
-        return getattr(diffusers, self.name).from_config(config, **self.changes)
+        from genkit.pipelines.clean_end import ends_clean
+
+        return ends_clean(getattr(diffusers, self.name).from_config(config, **self.changes))
 
 
 def find_sampler(text: str, model: Model, flow_shift: float | None, steps: int | None) -> Sampler:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from types import SimpleNamespace
 
+import diffusers
 import numpy as np
 import pytest
 import tiny_pipelines
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler, UniPCMultistepScheduler
 from diffusers.callbacks import PipelineCallback
 from diffusers.pipelines.wan import pipeline_wan, pipeline_wan_i2v
 from PIL import Image
@@ -22,6 +23,7 @@ from genkit.evaluation.given_frames import draw_begun
 from genkit.evaluation.metrics import psnr
 from genkit.families.wan import CODEC
 from genkit.pipelines.resolve import resolve
+from genkit.pipelines.schedulers import FLOWS
 from genkit.pipelines.settings import GenerateSettings
 from genkit.pipelines.tasks.inputs import last_frame
 from genkit.world.caption import caption
@@ -154,13 +156,19 @@ def test_the_steps_that_put_the_picture_in_place(levels, wanted):
     assert last_frame.moments(levels) == wanted
 
 
-UNIPC = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
+def samplers():
+    """Every sampler of flows as Diffusers has it, and those whose last level a setting leaves above 0."""
+    asked = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
+    for name in FLOWS:
+        kind = getattr(diffusers, f"{name}Scheduler")
+        own = inspect.signature(kind).parameters
+        fitting = {key: value for key, value in {**asked, "shift": 3.0}.items() if key in own}
+        yield pytest.param(kind(**fitting), id=name)
+        if name == "UniPCMultistep":
+            yield pytest.param(kind(**fitting, final_sigmas_type="sigma_min"), id=f"{name} to its smallest level")
 
 
-SAMPLERS = [UNIPC, FlowMatchEulerDiscreteScheduler(shift=3.0), FlowMatchHeunDiscreteScheduler(shift=3.0)]
-
-
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sampler", samplers())
 def test_the_picture_is_put_in_place_by_any_sampler_and_leaves_it_as_it_was(given, monkeypatch, sampler):
     seen = []
     monkeypatch.setattr(given, "scheduler", sampler)
@@ -171,7 +179,7 @@ def test_the_picture_is_put_in_place_by_any_sampler_and_leaves_it_as_it_was(give
 
     monkeypatch.setattr(last_frame, "ending", ending)
     _, out = calls(given, last_image=picture(1))
-    assert len(seen) == 1 and seen[0][1].shape == (1, 3, 32, 32)
+    assert len(seen) == 1 and seen[0][1].shape == (1, 3, 32, 32)  # of three steps no other is at a small enough level
     # The last step ends at the clean latents, whatever the sampler.
     torch.testing.assert_close(out, torch.zeros_like(out), atol=1e-5, rtol=0)
     assert "step" not in vars(given.scheduler)

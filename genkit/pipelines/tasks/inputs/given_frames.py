@@ -120,8 +120,8 @@ class WanGivenFramesPipeline(WanPipeline):
                 attention_kwargs, callback_on_step_end, callback_on_step_end_tensor_inputs, max_sequence_length: as in
                 :class:`diffusers.WanPipeline`.
             hold_last: the last picture is put in the last frame's place in three of the steps; off, the clip is only
-                led there and ends mostly a frame's way before. Samplers whose last step does not end at the clean clip
-                (DEIS) end as without.
+                led there and ends mostly a frame's way before. Any sampler holds it; those whose own last step does not
+                end at the clean clip (DEIS and SA as Diffusers has them) are led to it.
 
         Returns:
             ``WanPipelineOutput`` with ``frames`` as ``output_type`` says, or a tuple of them. Nothing given is the

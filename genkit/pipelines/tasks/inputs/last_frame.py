@@ -36,6 +36,9 @@ def held(pipe: Any, picture: torch.Tensor | None) -> Iterator[None]:
         pipe: a Wan pipeline; its scheduler samples a flow, in which x = (1 - s) clean + s noise at level s.
         picture: (P, 3, H, W) in -1..1, one for all clips or one for every prompt; None does nothing.
 
+    A sampler whose last step does not end at the clean clip is led there; see :mod:`genkit.pipelines.clean_end`, which
+    does so for samplers by name.
+
     Cost: three times, decoding and encoding 9 frames twice.
     """
     if picture is None:
@@ -47,11 +50,17 @@ def held(pipe: Any, picture: torch.Tensor | None) -> Iterator[None]:
 
     def step(model_output: torch.Tensor, timestep: Any, sample: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         levels, number = scheduler.sigmas[: len(scheduler.timesteps)], next(numbers)
-        if number in moments(levels.tolist()):
-            level = levels[number].to(sample)
-            clean = ending(pipe.vae, sample - level * model_output, picture)
-            model_output = ((sample - clean) / level).to(model_output.dtype)
-        return inner(model_output, timestep, sample, *args, **kwargs)
+        if number not in moments(levels.tolist()):
+            return inner(model_output, timestep, sample, *args, **kwargs)
+        level = levels[number].to(sample)
+        clean = ending(pipe.vae, sample - level * model_output, picture)
+        answer = inner(((sample - clean) / level).to(model_output.dtype), timestep, sample, *args, **kwargs)
+        if number + 1 < len(levels) or not scheduler.sigmas[-1] > 0:
+            return answer
+        if isinstance(answer, tuple):
+            return (clean.to(answer[0].dtype), *answer[1:])
+        answer.prev_sample = clean.to(answer.prev_sample.dtype)
+        return answer
 
     scheduler.step = step
     try:
