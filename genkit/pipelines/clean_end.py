@@ -27,7 +27,8 @@ def ends_clean(scheduler: Any) -> Any:
     own = inspect.signature(type(scheduler).__init__).parameters
     if "use_flow_sigmas" not in own or "final_sigmas_type" in own or not config.use_flow_sigmas:
         return scheduler
-    return _ending(type(scheduler)).from_config(config)
+    kind: Any = type(scheduler)
+    return _ending(kind).from_config(config)
 
 
 @cache

@@ -236,7 +236,7 @@ def test_an_unusable_answer_leaves_it_to_the_rules(script, raw):
     assert reading.by == "the rules" and "a gave no usable answer" in reading.told[0]
     assert reading.settings == read_instruction("wave, photo.png, then last.jpg").settings
     assert reading.filled == {
-        "prompt": "wave, photo.png, then last.jpg", "image": ("photo.png",), "last_image": "last.jpg"
+        "prompt": "wave", "image": ("photo.png",), "last_image": "last.jpg"
     }  # fmt: skip
 
 
@@ -298,6 +298,8 @@ BAD = {
     "frames in words": ({"frames": "nine"}, "frames: got 'nine'"),
     "no frames": ({"frames": 0}, "frames: got 0"),
     "endless": ({"seconds": float("inf")}, "seconds: got inf"),
+    "a seed in words": ({"seed": "seven"}, "seed: got 'seven'"),
+    "a seed below 0": ({"seed": -1}, "seed: got -1, allowed: a whole number from 0"),
     "true seconds": ({"seconds": True}, "seconds: got True"),
     "width alone": ({"width": 64}, "width and height"),
     "sound in words": ({"sound": "yes"}, "sound: got 'yes'"),
@@ -408,9 +410,9 @@ def test_python_gives_the_same():
     reading = genkit.read_instruction("photo.png waves")
     assert reading.to_dict() == {
         "by": "the rules",
-        "instruction": {"prompts": ["photo.png waves"],
+        "instruction": {"prompts": ["it waves"],
                         "inputs": [{"path": "photo.png", "kind": "picture", "role": "first_frame"}]},
-        "filled": {"prompt": "photo.png waves", "image": ["photo.png"]}, "written": [],
+        "filled": {"prompt": "it waves", "image": ["photo.png"]}, "written": [], "taken": ["photo.png"],
     }  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from genkit.errors import GenkitError, UsageError, explain, shown
 from genkit.pipelines.instruction.files import files_of
 from genkit.pipelines.instruction.fill import Answer, Unusable
-from genkit.pipelines.instruction.rules import by_rules, prompt_written
+from genkit.pipelines.instruction.rules import ByRules, by_rules, prompt_written
 from genkit.pipelines.instruction.schema import Instruction
 from genkit.pipelines.instruction.settings import InstructionSettings
 from genkit.pipelines.kinds import AUDIO_VIDEO
@@ -26,7 +26,8 @@ WITH_SOUND = "toy-av"
 #: Settings that an instruction can fill, in the order in which they are told.
 _FILLED = (
     "model", "prompt", "shots", "image", "last_image", "keyframe", "subject", "source_video", "control", "mask",
-    "image_prompt", "audio", "video", "boxes", "num_frames", "fps", "width", "height", "fast", "offload", "vae_tiling",
+    "image_prompt", "audio", "video", "boxes", "num_frames", "fps", "width", "height", "seed", "fast", "offload",
+    "vae_tiling",
 )  # fmt: skip
 #: How the checks name what has no name of an option there.
 _SAID = {"--prompt": ("the prompt",), "--shots": ("shot",)}
@@ -43,6 +44,7 @@ class Reading:
         by: who read it: the rules, or a language model by name.
         told: what the user should know, one line each.
         settings: all settings, those of the instruction filled in.
+        taken: words of the instruction that the rules understood and took out of the prompt.
     """
 
     instruction: Instruction
@@ -51,17 +53,20 @@ class Reading:
     by: str
     told: tuple[str, ...]
     settings: Any
+    taken: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values, without the settings that it does not concern."""
         filled = {name: list(value) if isinstance(value, tuple) else value for name, value in self.filled.items()}
         return {
             "by": self.by, "instruction": self.instruction.to_dict(), "filled": filled, "written": list(self.written),
+            "taken": list(self.taken),
         }  # fmt: skip
 
     def lines(self) -> list[str]:
         """For people, one a setting."""
         told = [f"read from --instruction by {self.by}: {each}" for each in self._options()]
+        told += [f"taken out of the prompt, for it was understood: {shown(each)}" for each in self.taken]
         return [*told, *(f"written, so not asked for: {flag(name)}" for name in self.written)]
 
     def summary(self) -> str:
@@ -105,8 +110,8 @@ def read_instruction(
         files: further ones that it is about, or a single one.
         language_model: folder of a causal language model of transformers, or its hub id where the cache holds it;
             nothing is downloaded. It chooses among the values that a field can have, by their likelihood, and writes
-            prompts alone; it is out of memory when this returns. Default: rules, by which the text is the prompt and
-            files take their roles by kind and order.
+            prompts alone; it is out of memory when this returns. Default: rules, by which phrases about files,
+            lengths, sizes and seeds become settings and all other words the prompt.
         settings: what is decided already, by the names of the command's options, such as ``model="toy-av"``; they win.
 
     Returns:
@@ -143,27 +148,28 @@ def read(settings: Any) -> Reading:
     files = files_of(settings)
     by, told = RULES, list[str]()
     if settings.instruction_model is None:
-        made = by_rules(settings, files)
+        read_by = by_rules(settings, files)
     else:
-        made, by, told = _by_model(settings, files)
+        read_by, by, told = _by_model(settings, files)
+    made, told = read_by.instruction, [*told, *read_by.told]
     filled, more = _as_settings(made, settings)
     filled = {name: filled[name] for name in _FILLED if name in filled}
     left = [name for name in filled if settings.asked(name)]
     filled = {name: value for name, value in filled.items() if name not in left}
     more += [f"{flag(name)} was written and wins over --instruction" for name in left]
     written = tuple(name for name in (*_FILLED, "storyboard") if settings.asked(name))
-    reading = Reading(made, filled, written, by, (), _merged(settings, filled))
+    reading = Reading(made, filled, written, by, (), _merged(settings, filled), read_by.taken)
     return replace(reading, told=(*told, reading.summary(), *more))
 
 
-def _by_model(settings: Any, files: tuple) -> tuple[Instruction, str, list[str]]:
+def _by_model(settings: Any, files: tuple) -> tuple[ByRules, str, list[str]]:
     """What a language model makes of it; the rules where that means nothing."""
     from genkit.pipelines.instruction import language_model
 
     name = settings.instruction_model
     with language_model.language_model(name, settings.device) as reader:
         try:
-            return Answer(reader, settings, files).made(), name, []
+            return ByRules(Answer(reader, settings, files).made()), name, []
         except Unusable as error:
             reason = f"{name} gave no usable answer ({error})"
     try:
@@ -194,6 +200,8 @@ def _as_settings(made: Instruction, settings: Any) -> tuple[dict[str, Any], list
         _add_sound(found, settings, told)
     if made.fps is not None:
         found["fps"] = f"{made.fps:g}"
+    if made.seed is not None:
+        found["seed"] = made.seed
     if made.width is not None:
         found["width"], found["height"] = made.width, made.height
     if made.frames is not None:

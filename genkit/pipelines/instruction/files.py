@@ -29,6 +29,9 @@ _KINDS = {
 _END = re.compile(rf"(?:{'|'.join(map(re.escape, _KINDS))})(?![A-Za-z0-9_])", re.IGNORECASE)
 #: Characters of a name, and what a name never begins after.
 _LONGEST, _INSIDE = 400, "_-./\\~"
+#: Quotation marks around a name, and around words; an apostrophe within a word is none.
+MARKS = ('""', "''", "“”", "„“", "‘’", "«»", "``", "<>")
+_QUOTED = re.compile(r"\"[^\"\n]+\"|“[^”\n]+”|„[^“\n]+“|«[^»\n]+»|(?<!\w)'[^'\n]+'(?!\w)|(?<!\w)‘[^’\n]+’(?!\w)")
 #: Settings that name files already, whose names in the instruction are no further ones.
 _NAMING = (
     "image", "last_image", "keyframe", "source_video", "control", "mask", "image_prompt", "subject", "reference",
@@ -49,6 +52,22 @@ class Found:
     kind: str
 
 
+@dataclass(frozen=True)
+class Mention:
+    """Where an instruction names a file.
+
+    Args:
+        start, end: its characters, those of quotation marks around it too. text: these characters.
+        path: of the file that is meant. kind: see :class:`Found`.
+    """
+
+    start: int
+    end: int
+    text: str
+    path: str
+    kind: str
+
+
 def files_of(settings: Any) -> tuple[Found, ...]:
     """The files of ``--file`` and those that the instruction names, in the order of the text, but for those that other
     settings, written now, name.
@@ -56,19 +75,15 @@ def files_of(settings: Any) -> tuple[Found, ...]:
     Raises:
         ArtifactError: one that does not exist. UsageError: a kind of file that plays no role, or too many.
     """
-    every = {name: [_written(text) for text in _values(getattr(settings, name))] for name in _NAMING}
-    stored = [path for paths in every.values() for path in paths]
+    every = _by_setting(settings)
     written = [path for name, paths in every.items() if settings.asked(name) for path in paths]
     given = [_checked(text, "--file") for text in settings.file]
     named: list[str] = []
-    for start, end in _mentions(settings.instruction):
-        text = settings.instruction[start:end]
-        known = [each for each in (*given, *stored) if Path(each).name == text or _same(each, text)]
-        found = known[0] if known else _checked(text, "file in --instruction")
-        if not any(_same(found, each) for each in named):
-            named.append(found)
-    named += [each for each in given if not any(_same(each, other) for other in named)]
-    paths = [each for each in named if not any(_same(each, other) for other in written)]
+    for each in mentions(settings):
+        if not any(same(each.path, other) for other in named):
+            named.append(each.path)
+    named += [each for each in given if not any(same(each, other) for other in named)]
+    paths = [each for each in named if not any(same(each, other) for other in written)]
     if len(paths) > MOST_FILES:
         raise UsageError(explain("number of files of --instruction", len(paths), f"{MOST_FILES} or fewer"))
     names = [Path(each).name for each in paths]
@@ -76,6 +91,48 @@ def files_of(settings: Any) -> tuple[Found, ...]:
         Found(path, name if names.count(name) == 1 else path, _kind(path))
         for path, name in zip(paths, names, strict=True)
     )
+
+
+def mentions(settings: Any) -> list[Mention]:
+    """The files that the instruction names outside of quotations, in the order of the text; errors as of
+    :func:`files_of`."""
+    text = settings.instruction
+    stored = [path for paths in _by_setting(settings).values() for path in paths]
+    found = []
+    for start, end in _outside(text):
+        name = text[start:end]
+        known = [each for each in (*settings.file, *stored) if Path(each).name == name or same(each, name)]
+        path = known[0] if known else _checked(name, "file in --instruction")
+        around = text[start - 1 : start] + text[end : end + 1]
+        if around in MARKS:
+            start, end = start - 1, end + 1
+        elif around[:1] == "@":
+            start -= 1
+        found.append(Mention(start, end, text[start:end], path, _kind(path)))
+    return found
+
+
+def quotations(text: str) -> list[tuple[int, int]]:
+    """Where somebody's words stand: quotation marks around more than the name of a file, and less than all."""
+    names = _mentions(text)
+    found = []
+    for match in _QUOTED.finditer(text):
+        if any((start - 1, end + 1) == match.span() for start, end in names) or match[0] == text.strip():
+            continue
+        found.append(match.span())
+    return found
+
+
+def _outside(text: str) -> list[tuple[int, int]]:
+    """Names of files outside of quotations."""
+    quoted = quotations(text)
+    return [
+        (start, end) for start, end in _mentions(text) if not any(low < end and start < high for low, high in quoted)
+    ]
+
+
+def _by_setting(settings: Any) -> dict[str, list[str]]:
+    return {name: [_written(text) for text in _values(getattr(settings, name))] for name in _NAMING}
 
 
 def _values(value: Any) -> tuple[str, ...]:
@@ -90,7 +147,8 @@ def _written(text: str) -> str:
     return text
 
 
-def _same(path: str, other: str) -> bool:
+def same(path: str, other: str) -> bool:
+    """Whether two paths are one file's."""
     return os.path.abspath(os.path.expanduser(path)) == os.path.abspath(os.path.expanduser(other))
 
 
@@ -125,7 +183,7 @@ def _mentions(text: str) -> list[tuple[int, int]]:
         chosen = next((start for start in starts if _exists(text[start:end])), None)
         if chosen is None:
             words = [start for start in starts if not any(map(str.isspace, text[start:end]))]
-            words = [start for start in words if _cased(text[start]) == _cased(text[match.start() - 1])] or words
+            words = [start for start in words if cased(text[start]) == cased(text[match.start() - 1])] or words
             if not words:
                 continue
             chosen = words[0]
@@ -142,10 +200,10 @@ def _begins(text: str, start: int) -> bool:
     before = text[start - 1] if start else " "
     if before in _INSIDE:
         return False
-    return not before.isalnum() or (_cased(text[start]) and not _cased(before))
+    return not before.isalnum() or (cased(text[start]) and not cased(before))
 
 
-def _cased(character: str) -> bool:
+def cased(character: str) -> bool:
     """Whether a character is none of a script that sets no blanks."""
     return not character.isalpha() or character.lower() != character.upper()
 

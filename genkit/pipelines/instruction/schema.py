@@ -74,6 +74,7 @@ class Instruction:
         frames: of the whole clip. seconds: likewise; one of both.
         fps: frames per second.
         width, height: in pixels, both or none.
+        seed: of the noise.
         sound: whether the video is to have one.
         budget: speed, quality or memory.
 
@@ -89,6 +90,7 @@ class Instruction:
     fps: float | None = None
     width: int | None = None
     height: int | None = None
+    seed: int | None = None
     sound: bool = False
     budget: str | None = None
 
@@ -102,6 +104,8 @@ class Instruction:
             value = getattr(self, name)
             if value is not None and (type(value) is not int or not 1 <= value <= 1_000_000):
                 raise UsageError(explain(name, value, "a whole number from 1 to 1000000"))
+        if self.seed is not None and (type(self.seed) is not int or not 0 <= self.seed < 2**63):
+            raise UsageError(explain("seed", self.seed, f"a whole number from 0 to {2**63 - 1}"))
         for name in ("seconds", "fps"):
             if getattr(self, name) is not None:
                 _check_number(name, getattr(self, name))

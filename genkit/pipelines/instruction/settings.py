@@ -28,7 +28,8 @@ class InstructionSettings(Settings):
     )  # fmt: skip
     instruction_model: str | None = option(
         None, "Language model that reads --instruction: folder of transformers, or hub id that the cache holds. By "
-        "rules alone when left out: its words are the prompt, files take their roles by kind and order.", group=GROUP,
+        "rules alone when left out: phrases about files, lengths, sizes and seeds become options, other words the "
+        "prompt.", group=GROUP,
         stored=NEVER,
     )  # fmt: skip
 
