@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 import genkit
 from genkit.attention.registry import trained
 from genkit.evaluation.toy_picture import PictureRequest
+from genkit.evaluation.toy_reference import draw_cases
 from genkit.pipelines.tasks.references.record import record_pictures
 from genkit.training.data.world.boxes import BoxPool
 from genkit.training.data.world.clips import ClipSize, LatentPool
@@ -22,6 +23,7 @@ from genkit.training.data.world.pictures import PictureSize, squares
 from genkit.training.data.world.references import ReferenceClips, ReferencePictures
 from genkit.training.engine.curriculum import Stage
 from genkit.training.engine.memory import checkpoint_gradients
+from genkit.training.tasks import reference
 from genkit.training.tasks.agent import AgentTask
 from genkit.training.tasks.base import Task, mean_loss
 from genkit.training.tasks.reference import ReferenceTask
@@ -106,7 +108,9 @@ def test_samples_carry_picture_and_boxes(tiny_wan):
     assert pool.stored.keys() == {ClipSize(9, 96, 96)}
 
 
-def test_references_are_trained_on_pictures_too(tiny_sd, tmp_path):
+def test_references_are_trained_on_pictures_too(tiny_sd, tmp_path, monkeypatch):
+    # two samples instead of eight after each step: they are drawn and judged alike
+    monkeypatch.setattr(reference, "draw_cases", lambda split, _, request, seed: draw_cases(split, 2, request, seed))
     command = ["reference", "--model", str(tiny_sd), "--folder", str(tmp_path), "--tokens", "128", "--rank", "2"]
     command += ["--measure", "2", "--steps", "2", "--lr", "0.02", "--sample-minutes", "0.00001"]
     assert main("test", command) == 0

@@ -12,7 +12,7 @@ from genkit.kernels.block_lists.impl.triton import backend
 
 
 @pytest.mark.parametrize("budget", BUDGETS[1:6], ids=str)
-@pytest.mark.parametrize("shape", [(2, 1, 9, 21), (1, 1, 2, 600), (1, 2, 5, 1)], ids=str)
+@pytest.mark.parametrize("shape", [(2, 1, 4, 21), (1, 1, 2, 600), (1, 2, 5, 1)], ids=str)
 def test_selection_equals_the_oracle(budget, shape):
     for seed, (levels, odd) in enumerate(((None, False), (2, True))):
         scores = scores_like(seed + shape[-1], shape, levels, odd)
