@@ -59,6 +59,17 @@ def explain(what: str, given: object, allowed: Iterable[object] | str, do: str |
     return f"{message}; {do}" if do else message
 
 
+def counted(count: object, noun: str, several: str | None = None) -> str:
+    """A number with its noun: ``1 frame``, ``2 frames``.
+
+    Args:
+        count: the number, or as it is written; other words are several.
+        noun: of one, with its verb where that changes too, such as ``file is``.
+        several: the same of several; the noun with an s when left out.
+    """
+    return f"{count} {noun if count in (1, '1') else several or f'{noun}s'}"
+
+
 def shown(value: object) -> str:
     """A value as a message shows it: its ``repr``, at most about :data:`SHOWN` characters, no control characters.
 

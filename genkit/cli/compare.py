@@ -14,7 +14,7 @@ import typer
 from genkit.cli.options import Force, Json, with_settings
 from genkit.cli.output import note, print_json, print_table, quiet_libraries, say, warn
 from genkit.cli.progress import RunProgress
-from genkit.errors import GenkitError, UsageError
+from genkit.errors import GenkitError, UsageError, counted
 from genkit.evaluation.comparison.settings import OUTPUT, CompareSettings
 from genkit.pipelines.request import COMMAND_LINE, read_config
 
@@ -141,7 +141,8 @@ def _run(planned: Any, report: Any, json: bool) -> None:
     if comparison.failed:
         names = ", ".join(row.name for row in comparison.failed)
         raise GenkitError(
-            f"{len(comparison.failed)} of {len(rows)} variants failed ({names}); the others are in the report"
+            f"{len(comparison.failed)} of {counted(len(rows), 'variant')} failed ({names}); the others are in "
+            "the report"
         )
 
 
@@ -179,8 +180,10 @@ def _print_plan(planned: Any, report: Any, json: bool) -> None:
         })  # fmt: skip
         return
     say(f"would write {', '.join(str(path) for path in report.files)} and {report.folder}/")
-    say(f"{len(variants)} variants x {len(planned.prompts)} prompts x {len(planned.seeds)} seeds = "
-        f"{runs * len(variants)} outputs")  # fmt: skip
+    say(
+        f"{counted(len(variants), 'variant')} x {counted(len(planned.prompts), 'prompt')} x "
+        f"{counted(len(planned.seeds), 'seed')} = {counted(runs * len(variants), 'output')}"
+    )
     if planned.needed is not None and planned.free is not None:
         say(f"at least {size(planned.needed)} of memory, {size(planned.free)} are free")
     for number, each in enumerate(planned.variants):

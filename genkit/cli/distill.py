@@ -10,7 +10,7 @@ import typer
 from genkit.cli.options import Json, with_settings
 from genkit.cli.output import note, print_json, quiet_libraries, say, warn
 from genkit.cli.train import announced, is_first
-from genkit.errors import UnsupportedError
+from genkit.errors import UnsupportedError, counted
 from genkit.pipelines.memory import size
 from genkit.pipelines.request import COMMAND_LINE, read_config
 from genkit.training.distill.settings import CAUSAL, FEATURES, FORCING, MATCHED, STEPS, DistillSettings
@@ -130,7 +130,7 @@ def _estimated(plan: Plan) -> Estimate | None:
 
 def _say(found: dict[str, Any], settings: DistillSettings) -> None:
     shown = {
-        "prompts": "without end", "train steps": f"as many as {settings.minutes} minutes allow",
+        "prompts": "without end", "train steps": f"as many as {counted(format(settings.minutes, 'g'), 'minute')} allow",
         "attention": "the model's own",
     }  # fmt: skip
     for name, value in found.items():

@@ -12,6 +12,7 @@ import typer
 
 from genkit.cli.options import Json
 from genkit.cli.output import one_line, print_json, print_table, say
+from genkit.errors import counted
 from genkit.pipelines.processor import processor_flags
 
 REQUIRED = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "numpy", "av", "pillow", "pyyaml")
@@ -78,7 +79,10 @@ def processors() -> list[Finding]:
     flags = [flag for flag in CPU_FLAGS if flag in told]
     speed = "bfloat16 is fast here" if FAST_BF16 & set(flags) else "bfloat16 is slow here, use float32"
     instructions = " ".join(flags) or "no special instructions"
-    cpu = f"{_usable_cores()} usable cores, {torch.get_num_threads()} threads, {instructions}; {speed}"
+    cpu = (
+        f"{counted(_usable_cores(), 'usable core')}, {counted(torch.get_num_threads(), 'thread')}, "
+        f"{instructions}; {speed}"
+    )
     found = [Finding("cpu", platform.machine(), "ok", cpu), _native()]
     for index in range(torch.cuda.device_count()):
         card = torch.cuda.get_device_properties(index)

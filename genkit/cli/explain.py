@@ -6,6 +6,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from genkit.cli.output import print_json, print_table, say
+from genkit.errors import counted
 
 if TYPE_CHECKING:
     from genkit.pipelines.explain import Explanation
@@ -45,7 +46,9 @@ def _record(model: Any) -> str:
     except UnsupportedError as error:
         return f"no record: {error}" if "cannot be patched" in str(error) else "no record"
     sites = family.find_sites(model)
-    return f"the record {family.name!r} describes it: {len(sites)} attention modules, {', '.join(family.roles)}"
+    return (
+        f"the record {family.name!r} describes it: {counted(len(sites), 'attention module')}, {', '.join(family.roles)}"
+    )
 
 
 def _arguments(explanation: Explanation) -> dict[str, str]:

@@ -11,7 +11,7 @@ import typer
 
 from genkit.cli.options import Force, Json
 from genkit.cli.output import note, print_json, print_table, quiet_libraries, say, warn
-from genkit.errors import UnsupportedError, UsageError, explain
+from genkit.errors import UnsupportedError, UsageError, counted, explain
 from genkit.pipelines.text import parse_pairs, slug
 
 if TYPE_CHECKING:
@@ -174,8 +174,8 @@ def _look(
             print_json(found)
             return
         shown = plan.request.settings
-        say(f"{shown.model}: {shown.prompt!r}, {shown.steps or 'the usual'} steps, seed {shown.seed}")
-        say(f"  {len(plan.sites)} layers: {', '.join(plan.sites)}")
+        say(f"{shown.model}: {shown.prompt!r}, {counted(shown.steps or 'the usual', 'step')}, seed {shown.seed}")
+        say(f"  {counted(len(plan.sites), 'layer')}: {', '.join(plan.sites)}")
         say(f"  steps: {'8 over the run' if plan.steps is None else ', '.join(map(str, plan.steps))}")
         say(f"  {plan.queries} queries a call; compared: {', '.join(found['methods']) or 'no method'}")
         say(f"  would write {' and '.join(found['files'])}")
@@ -259,7 +259,10 @@ def _draw_mask(
             }
         )
         return
-    say(f"{target}  {built.describe()} on {name} = {layout.length} tokens: {density or 'density depends on the data'}")
+    say(
+        f"{target}  {built.describe()} on {name} = {counted(layout.length, 'token')}: "
+        f"{density or 'density depends on the data'}"
+    )
     for plan in plans:
         say(f"  {plan}")
 

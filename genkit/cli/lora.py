@@ -9,7 +9,7 @@ import typer
 
 from genkit.cli.options import Force, Json
 from genkit.cli.output import note, print_json, print_table, say
-from genkit.errors import UsageError, explain
+from genkit.errors import UsageError, counted, explain
 from genkit.schema import Rule, number
 
 if TYPE_CHECKING:
@@ -66,14 +66,16 @@ def info(
     rows, left = _rows(told, everything)
     print_table(["what", "value"], rows)
     if left:
-        say(f"{left} more settings are as training has them by default; --all lists them")
+        say(
+            f"{counted(left, 'more setting is', 'more settings are')} as training has them by default; --all lists them"
+        )
     shown = told["modules"] if modules else sorted(told["modules"], key=lambda each: -each["norm"])[:_SHOWN]
     print_table(
         ["module", "rank", "alpha", "weight", "norm of the change"],
         [_module_row(each) for each in shown],
     )
     if len(shown) < len(told["modules"]):
-        say(f"the {len(shown)} largest of {len(told['modules'])} modules; --modules lists all")
+        say(f"the {len(shown)} largest of {counted(len(told['modules']), 'module')}; --modules lists all")
 
 
 def _module_row(each: dict[str, Any]) -> tuple[Any, ...]:
@@ -317,7 +319,8 @@ def _fold(loras: list[Lora], into: str, output: Path, family: str | None, json: 
     if json:
         print_json({"folder": str(output), "changed": changed})
         return
-    say(f"{output}  ({', '.join(f'{count} weights of {part}' for part, count in changed.items())} changed)")
+    told = ", ".join(f"{counted(count, 'weight')} of {part}" for part, count in changed.items())
+    say(f"{output}  ({told} changed)")
 
 
 def _write(made: Made, output: Path, dtype: torch.dtype | None, json: bool) -> None:
@@ -335,7 +338,7 @@ def _tell(output: Path, told: dict[str, Any], json: bool) -> None:
     if json:
         print_json({"file": str(output), **told})
         return
-    line = f"{output}  ({told['modules']} modules"
+    line = f"{output}  ({counted(told['modules'], 'module')}"
     if "to" in told:
         line += f", {told['from']} to {told['to']}"
     else:

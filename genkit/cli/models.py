@@ -10,7 +10,7 @@ import typer
 
 from genkit.cli.options import Json
 from genkit.cli.output import print_json, print_table, say
-from genkit.errors import UsageError
+from genkit.errors import UsageError, counted
 
 
 def models(
@@ -120,5 +120,5 @@ def _part(folder: Path, class_name: str) -> str:
 
 def _short(defaults: dict[str, Any]) -> str:
     shape = "x".join(str(defaults[key]) for key in ("width", "height", "num_frames") if key in defaults)
-    steps = f"{defaults['steps']} steps" if "steps" in defaults else ""
+    steps = counted(defaults["steps"], "step") if "steps" in defaults else ""
     return ", ".join(part for part in (shape, steps) if part)

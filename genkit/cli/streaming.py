@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from genkit.cli.output import OutputError, note, print_json, say, warn
-from genkit.errors import ArtifactError, UsageError, explain
+from genkit.errors import ArtifactError, UsageError, counted, explain
 
 PIPE = "-"
 
@@ -52,7 +52,7 @@ def write_stream(session: Any, job: Any, output: Path, warned: list[str], as_jso
                     video.write(frames)
                     if first is None:
                         first = time.perf_counter() - begun
-                        note(f"first {len(frames)} frames after {first:.1f} s")
+                        note(f"first {counted(len(frames), 'frame')} after {first:.1f} s")
             finally:
                 failed = sys.exc_info()[0] is not None
                 if video.frames and str(output) != PIPE:
@@ -64,7 +64,9 @@ def write_stream(session: Any, job: Any, output: Path, warned: list[str], as_jso
     except ReaderGone as error:
         raise OutputError(str(error)) from error
     seconds = time.perf_counter() - begun
-    told = f"{video.frames} frames {job.width}x{job.height} at {job.fps} fps, seed {job.seed}, {seconds:.1f} s"
+    told = (
+        f"{counted(video.frames, 'frame')} {job.width}x{job.height} at {job.fps} fps, seed {job.seed}, {seconds:.1f} s"
+    )
     notes = list(session.request.notes)
     later = [line for line in session.warnings if line not in (*notes, *warned)]
     for line in later:

@@ -17,7 +17,7 @@ from genkit.cli.output import note, print_json, quiet_libraries, say, warn
 from genkit.cli.processes import Processes, processes
 from genkit.cli.progress import RunProgress
 from genkit.cli.streaming import PIPE, check_stream, write_stream
-from genkit.errors import UsageError
+from genkit.errors import UsageError, counted
 from genkit.pipelines.request import COMMAND_LINE, Settings, read_config
 from genkit.pipelines.task import Task, commands
 
@@ -273,7 +273,7 @@ def _print_plan(jobs: list, inputs: dict[str, str], lines: dict[str, list[str]],
     for entry in plan:
         say(f"would write {entry['file']}")
     if len(plan) > 1:
-        say(f"settings that the first of {len(plan)} files will carry; the others differ by prompt or seed:")
+        say(f"settings that the first of {counted(len(plan), 'file')} will carry; the others differ by prompt or seed:")
     for name, value in plan[0]["settings"].items():
         if value not in (None, [], {}):
             say(f"  {name}: {value}")
@@ -290,7 +290,7 @@ def _print_outputs(outputs: list[dict[str, Any]], lines: dict[str, list[str]], j
     for entry in outputs:
         shape = f"{entry['width']}x{entry['height']}"
         if entry["fps"]:
-            shape = f"{entry['frames']} frames {shape} at {entry['fps']} fps"
+            shape = f"{counted(entry['frames'], 'frame')} {shape} at {entry['fps']} fps"
         if entry["sound"]:
             sound = entry["sound"]
             shape += f", {sound['samples'] / sound['sample_rate']:.3f} s of sound at {sound['sample_rate']} Hz"
@@ -328,4 +328,5 @@ def _by_method(sites: Iterable[dict[str, Any]]) -> dict[str, list[dict[str, Any]
 
 def _calls(sites: list[dict[str, Any]]) -> str:
     ran = sum(site["ran"] for site in sites)
-    return f"{ran} of {ran + sum(site['outside'] + sum(site['declined'].values()) for site in sites)} attention calls"
+    every = ran + sum(site["outside"] + sum(site["declined"].values()) for site in sites)
+    return f"{ran} of {counted(every, 'attention call')}"

@@ -14,7 +14,7 @@ import typer
 
 from genkit.cli.options import Json, with_settings
 from genkit.cli.output import note, print_json, quiet_libraries, say, warn
-from genkit.errors import UnsupportedError, UsageError, explain, shown
+from genkit.errors import UnsupportedError, UsageError, counted, explain, shown
 from genkit.pipelines.forecast import span
 from genkit.pipelines.memory import size
 from genkit.pipelines.request import COMMAND_LINE, read_config
@@ -220,8 +220,8 @@ def lines_of(found: dict[str, Any]) -> Iterator[str]:
     """The plan as a person reads it."""
     held = f", {found['held_out']} held out" if found["held_out"] else ""
     yield f"{found['pipeline']} {found['model']}: {found['component']} on {found['device']}, {_types(found)}"
-    captions = f"{found['captions']} captions{_tokens(found)}"
-    yield f"data: {found['files']} files, {found['samples']} samples{held}, {captions}"
+    captions = f"{counted(found['captions'], 'caption')}{_tokens(found)}"
+    yield f"data: {counted(found['files'], 'file')}, {counted(found['samples'], 'sample')}{held}, {captions}"
     for place, count in found["buckets"].items():
         yield f"  {place}: {count}"
     if found["new_words"]:
@@ -234,7 +234,7 @@ def lines_of(found: dict[str, Any]) -> Iterator[str]:
         yield f"task {name}: {task['says']}, {100 * task['share']:.1f}% of the samples"
     if found["words"] is not None:
         yield from _word_lines(found["words"])
-    yield f"trained: {found['trainable_parameters']:,} parameters on {sum(found['trained'].values())} layers"
+    yield f"trained: {found['trainable_parameters']:,} parameters on {counted(sum(found['trained'].values()), 'layer')}"
     yield from layer_lines(found["trained"])
     if found["attention_parameters"]:
         yield f"  the attention methods' own weights: {found['attention_parameters']:,} parameters more"
@@ -255,7 +255,9 @@ def _route_line(route: dict[str, Any]) -> str:
     """Which blocks tokens skip, by the first and the last of them."""
     blocks = route["blocks"]
     ends = blocks[0] if len(blocks) == 1 else f"{blocks[0]} to {blocks[-1]}"
-    return f"route: {100 * route['share']:g}% of the tokens skip {len(blocks)} of {route['of']} blocks: {ends}"
+    return (
+        f"route: {100 * route['share']:g}% of the tokens skip {len(blocks)} of {counted(route['of'], 'block')}: {ends}"
+    )
 
 
 def layer_lines(trained: dict[str, int]) -> Iterator[str]:
@@ -267,7 +269,11 @@ def layer_lines(trained: dict[str, int]) -> Iterator[str]:
             layers, places = ends.get(end, (0, 0))
             ends[end] = (layers + count, places + 1)
         for end, (layers, places) in list(ends.items())[:_LAYERS]:
-            yield f"  ...{end}: {layers} in {places} kinds of blocks" if places > 1 else f"  ...{end}: {layers}"
+            yield (
+                f"  ...{end}: {layers} in {counted(places, 'kind')} of blocks"
+                if places > 1
+                else f"  ...{end}: {layers}"
+            )
         if len(ends) > _LAYERS:
             yield f"  and {len(ends) - _LAYERS} more kinds; --json lists all"
         return
@@ -281,7 +287,7 @@ def _word_lines(words: dict[str, Any]) -> Iterator[str]:
     yield f"words learned: {learned}: {words['parameters']:,} parameters in {words['encoder']}"
     prompts = words["prompts"]
     yield f"  prompts, {words['sampling']}: {_listed([repr(prompt) for prompt in prompts])}"
-    yield f"  prior: {words['prior_images']} pictures" if words["prior_images"] else "  no prior"
+    yield f"  prior: {counted(words['prior_images'], 'picture')}" if words["prior_images"] else "  no prior"
 
 
 def _listed(words: list[str]) -> str:
@@ -291,7 +297,7 @@ def _listed(words: list[str]) -> str:
 
 
 def _tokens(found: dict[str, Any]) -> str:
-    return "" if found["caption_tokens"] is None else f" of up to {found['caption_tokens']} tokens"
+    return "" if found["caption_tokens"] is None else f" of up to {counted(found['caption_tokens'], 'token')}"
 
 
 def _types(found: dict[str, Any]) -> str:
@@ -300,10 +306,10 @@ def _types(found: dict[str, Any]) -> str:
 
 
 def _length(found: dict[str, Any]) -> str:
-    batches = f"{found['batches_per_epoch']} batches an epoch"
+    batches = f"{counted(found['batches_per_epoch'], 'batch', 'batches')} an epoch"
     if found["steps"] is None:
-        return f"{found['minutes']:g} minutes, {batches}"
-    return f"{found['steps']} steps = {found['epochs']:g} epochs, {batches}"
+        return f"{counted(format(found['minutes'], 'g'), 'minute')}, {batches}"
+    return f"{counted(found['steps'], 'step')} = {counted(format(found['epochs'], 'g'), 'epoch')}, {batches}"
 
 
 def _attention(told: dict[str, Any]) -> str:

@@ -10,7 +10,7 @@ import typer
 
 from genkit.cli.options import Force, Json
 from genkit.cli.output import note, print_json, quiet_libraries, say
-from genkit.errors import GenkitError
+from genkit.errors import GenkitError, counted
 from genkit.pipelines.text import slug
 
 if TYPE_CHECKING:
@@ -183,9 +183,12 @@ def _tell_plan(tuning: TunePlan, store: Store, target: Path, json: bool) -> None
     if json:
         print_json(found)
         return
-    say(f"{found['model']} to {found['budget']}, about {tuning.runs} runs")
+    say(f"{found['model']} to {found['budget']}, about {counted(tuning.runs, 'run')}")
     say(f"  settings: {', '.join(found['methods'])}; groups of steps: {', '.join(found['steps'])}")
-    say(f"  {len(found['calibration'])} prompts to choose by, {len(found['held out'])} held out; would write {target}")
+    say(
+        f"  {counted(len(found['calibration']), 'prompt')} to choose by, {len(found['held out'])} held out; "
+        f"would write {target}"
+    )
     there = [f"{count} {name}" for name, count in known.items() if count]
     say(f"  {store.folder}: {'goes on with ' + ', '.join(there) if there else 'nothing measured yet'}")
     if missed:
@@ -224,12 +227,14 @@ def _refuse_unmet(outcome: Outcome, report: Path) -> None:
         if outcome.on_average:
             raise BudgetError(
                 f"{budget} is not surely kept by any plan tried: {outcome.on_average} of {len(outcome.measured)} kept "
-                f"it on average, the best with {has}, but of {count} calibration prompts that differ so much "
+                f"it on average, the best with {has}, but of {counted(count, 'calibration prompt')} that "
+                "differ so much "
                 f"nothing sure follows for others; give more --calibration prompts, or ask for less ({report})"
             )
         raise BudgetError(
             f"{budget} is out of reach with these settings: the best plan tried has {has} on the calibration "
-            f"prompts; give {'sparser' if budget.fast else 'denser'} settings with --try, or ask for less ({report})"
+            f"prompts; give {'sparser' if budget.fast else 'denser'} settings with --try, or ask "
+            f"for less ({report})"
         )
     if not outcome.met:
         raise BudgetError(

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from genkit.errors import UsageError
+from genkit.errors import UsageError, counted
 
 if TYPE_CHECKING:
     import torch
@@ -50,7 +50,8 @@ class Alignment:
         """
         if length < max(len(self.source), self.source_length):
             raise UsageError(
-                f"alignment: prompts of {self.source_length} and {len(self.source)} tokens do not fit {length}"
+                f"alignment: prompts of {self.source_length} and {counted(len(self.source), 'token')} do not "
+                f"fit {length}"
             )
         return Alignment((*self.source, *range(len(self.source), length)), length)
 
@@ -134,7 +135,9 @@ def replacement(source_words: Sequence[Sequence[int]], target_words: Sequence[Se
     import torch
 
     if len(source_words) != len(target_words):
-        raise UsageError(f"replacement: {len(source_words)} source words for {len(target_words)} target words")
+        raise UsageError(
+            f"replacement: {counted(len(source_words), 'source word')} for {counted(len(target_words), 'target word')}"
+        )
     table = torch.zeros(length, length)
     i = j = 0
     for mine, theirs in sorted(zip(source_words, target_words, strict=True), key=lambda pair: tuple(pair[0])):

@@ -29,7 +29,7 @@ from genkit.control.rules import (
     Take,
 )
 from genkit.control.shaping import QueryClass, attend_class, query_classes
-from genkit.errors import UsageError
+from genkit.errors import UsageError, counted
 
 RowRule = Callable[[int, "str | None"], Rows]
 
@@ -55,13 +55,13 @@ class ControlState:
         """Who the rows of a call are."""
         if self.rows is None:
             raise UsageError(
-                f"layer {site.name}: nothing tells who the {batch} rows of this call are: call "
+                f"layer {site.name}: nothing tells who the {counted(batch, 'row')} of this call are: call "
                 f"control.begin(rows=Rows.of(...)) before the denoiser"
             )
         rows = self.rows if isinstance(self.rows, Rows) else self.rows(batch, site.branch)
         if len(rows) != batch:
             raise UsageError(
-                f"layer {site.name}: the call has {batch} rows, control.begin told of {len(rows)} "
+                f"layer {site.name}: the call has {counted(batch, 'row')}, control.begin told of {len(rows)} "
                 f"({', '.join(rows.roles)}); tell the rows of every call"
             )
         return rows

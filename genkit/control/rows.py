@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from genkit.errors import UsageError, explain
+from genkit.errors import UsageError, counted, explain
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,8 @@ class Rows:
         if batch == prompts:
             return cls(tuple([Row(role, branch != "uncond")] * prompts))
         raise UsageError(
-            f"a denoiser call of {batch} rows (announced as {branch}) does not fit {prompts} prompts: expected "
+            f"a denoiser call of {counted(batch, 'row')} (announced as {branch}) does not fit "
+            f"{counted(prompts, 'prompt')}: expected "
             f"{prompts}, or {2 * prompts} with the unconditional half first; say what the rows are by control.begin"
         )
 

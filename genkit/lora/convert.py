@@ -65,7 +65,8 @@ def write(
         return
     if not families:
         raise UnsupportedError(
-            f"the family of the model is not known, so its layers have no names in {form} files; say it with --family: "
+            f"the family of the model is not known, so its layers have no names in {form} files; "
+            "say it with --family: "
             f"{', '.join(sorted(originals()))}"
         )
     two = any(part == "text_encoder_2" for part, _ in pairs) or families[0] != "UNet2DCondition"

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from genkit.errors import ArtifactError, escaped, shortened
+from genkit.errors import ArtifactError, counted, escaped, shortened
 from genkit.reading.files import place
 
 #: Names that Diffusers translates itself: of ComfyUI and the models' authors, of Kohya and musubi, of OneTrainer.
@@ -49,7 +49,8 @@ def check_names(path: Path, names: Sequence[str]) -> None:
         alone = [module for module, found in halves.items() if found == {half}]
         if alone:
             raise ArtifactError(
-                f"{place(path)} has lora_{half} and no lora_{other} for {len(alone)} of {len(halves)} modules, "
+                f"{place(path)} has lora_{half} and no lora_{other} for {len(alone)} of "
+                f"{counted(len(halves), 'module')}, "
                 f"the first is {short(alone[0])}; the file is incomplete"
             )
 

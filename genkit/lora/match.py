@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from genkit.errors import ArtifactError, UsageError, explain
+from genkit.errors import ArtifactError, UsageError, counted, explain
 from genkit.lora.facts import Facts, read_facts
 from genkit.lora.files import Lora
 from genkit.lora.keys import short
@@ -126,7 +126,8 @@ def fitting(
         return used
     first = next(key for key, why in reasons.items() if why is not None)
     line = (
-        f"{place(lora.path)}: used {len(used)} of {len(pairs)} modules for {type(pipeline).__name__}'s {part}, "
+        f"{place(lora.path)}: used {len(used)} of {counted(len(pairs), 'module')} for "
+        f"{type(pipeline).__name__}'s {part}, "
         f"first unused {short('.'.join(first))} ({reasons[first]})"
     )
     if not used:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from genkit.errors import UnsupportedError
+from genkit.errors import UnsupportedError, counted
 from genkit.families.originals.base import Layer, Originals, same
 from genkit.lora.keys import DOWN, KEY, short
 from genkit.lora.pair import Pair
@@ -182,7 +182,9 @@ def _cut(layer: Layer, fields: dict[str, torch.Tensor], rows: dict[str, torch.Te
     total = fields["up"].shape[0]
     unit, rest = divmod(total, sum(layer.sizes))
     if rest:
-        raise UnsupportedError(f"{layer.original}: {total} rows do not divide into {len(layer.sizes)} pieces")
+        raise UnsupportedError(
+            f"{layer.original}: {counted(total, 'row does', 'rows do')} not divide into {len(layer.sizes)} pieces"
+        )
     counts = [unit * size for size in layer.sizes]
     alpha = fields.get("alpha")
     found, start = [], 0

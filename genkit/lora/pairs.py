@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from genkit.errors import ArtifactError, said
+from genkit.errors import ArtifactError, counted, said
 from genkit.families.lookup import diffusers_class, records
 from genkit.families.originals.base import Originals
 from genkit.families.originals.lookup import originals
@@ -307,7 +307,7 @@ def _fill_alphas(held: Held, lora: Lora, facts: Mapping[str, str]) -> None:
     if any(given) and not all(given):
         part, module = next(key for key, pair in held.pairs.items() if pair.alpha is None)
         raise ArtifactError(
-            f"{place(lora.path)} has an alpha for {sum(given)} of {len(given)} modules, none for "
+            f"{place(lora.path)} has an alpha for {sum(given)} of {counted(len(given), 'module')}, none for "
             f"{short(f'{part}.{module}')}; its strength there is not known"
         )
 

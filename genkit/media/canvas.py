@@ -9,7 +9,7 @@ from typing import NamedTuple, Self
 
 import numpy as np
 
-from genkit.errors import UsageError, explain
+from genkit.errors import UsageError, counted, explain
 from genkit.media.images import resized
 from genkit.media.limits import PIXELS
 from genkit.media.read_image import Picture, read_image
@@ -291,7 +291,9 @@ def read_mask(
         )
     mask = mask.grown(grow)
     if mask.empty:
-        raise UsageError(f"nothing is left of the mask {place(path)} when it is made smaller by {-grow} pixels")
+        raise UsageError(
+            f"nothing is left of the mask {place(path)} when it is made smaller by {counted(-grow, 'pixel')}"
+        )
     if mask.full:
         line = f"the mask {place(path)} marks the whole picture; nothing of it is kept"
         mask = replace(mask, told=(*mask.told, line))
@@ -304,7 +306,8 @@ def _weakened(mask: Mask, path: str | Path) -> Mask:
     if whole >= WHOLE:
         return mask
     line = (
-        f"a feather of {mask.feather} pixels is wide for the mask {place(path)}: only {whole:.0%} of it is wholly new, "
+        f"a feather of {counted(mask.feather, 'pixel')} is wide for the mask {place(path)}: only {whole:.0%} "
+        "of it is wholly new, "
         "in the rest the picture shines through; a narrower feather or a larger mask changes more"
     )
     return replace(mask, told=(*mask.told, line))

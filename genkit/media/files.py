@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from genkit.errors import ArtifactError, UsageError, explain
+from genkit.errors import ArtifactError, UsageError, counted, explain
 from genkit.media.atomic import Files
 from genkit.media.formats import FRAME_NAME, PATTERN, check_output, dump, format_of, frame_paths, sidecar_of, stale
 from genkit.media.images import write_gif, write_png, write_webp
@@ -81,7 +81,7 @@ def write_media(
         raise UsageError(explain("fps", fps, f"a number for .{kind}"))
     if kind == "png" and len(frames) > 1:
         raise UsageError(
-            f"{path} holds one image, but there are {len(frames)} frames; "
+            f"{path} holds one image, but there are {counted(len(frames), 'frame')}; "
             f"use a pattern such as {path.stem}-%04d.png, a folder, or .mp4"
         )
     if audio is not None and kind != "mp4":

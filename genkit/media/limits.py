@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from genkit.errors import ArtifactError
+from genkit.errors import ArtifactError, counted
 from genkit.reading.files import called
 
 #: Pixels of one picture or frame.
@@ -29,6 +29,6 @@ def check_decoded(path: str | Path, frames: int, height: int, width: int, pixels
         raise ArtifactError(f"{called(path, what)} has {size}, allowed: {pixels} in all; make it smaller")
     if frames > FRAMES or frames * height * width * 3 > BYTES:
         raise ArtifactError(
-            f"{called(path, what)} has at least {frames} frames of {width}x{height}, "
+            f"{called(path, what)} has at least {counted(frames, 'frame')} of {width}x{height}, "
             f"allowed: {FRAMES} frames and {BYTES >> 30} GiB when decoded; shorten it or make it smaller"
         )

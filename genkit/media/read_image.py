@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from genkit.errors import ArtifactError, UsageError, escaped, shortened
+from genkit.errors import ArtifactError, UsageError, counted, escaped, shortened
 from genkit.media.images import EXIF_DESCRIPTION, PNG_KEY
 from genkit.media.limits import PIXELS, check_decoded
 from genkit.reading import open_file
@@ -91,9 +91,9 @@ def read_image(path: str | Path, most: int | None = None, pixels: int = PIXELS, 
             total += _milliseconds(image)
         pictures = getattr(image, "n_frames", 1)
         if pictures > 1 and image.format not in ANIMATED:
-            told.append(f"{Path(path).name} holds {pictures} pictures; the first was taken")
+            told.append(f"{Path(path).name} holds {counted(pictures, 'picture')}; the first was taken")
         elif pictures > 1 and most == 1:
-            told.append(f"{Path(path).name} is an animation of {pictures} pictures; the first was taken")
+            told.append(f"{Path(path).name} is an animation of {counted(pictures, 'picture')}; the first was taken")
         if len({frame.shape for frame in frames}) > 1:
             raise ValueError("its frames differ in size")
         clip = np.stack(frames)

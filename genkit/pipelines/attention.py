@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from genkit.errors import ArtifactError, UnsupportedError, UsageError, explain
+from genkit.errors import ArtifactError, UnsupportedError, UsageError, counted, explain
 from genkit.pipelines.recipe_match import denoisers_of_folder
 from genkit.pipelines.recipes import SCHEDULE_KEYS, Recipe, recipe
 from genkit.pipelines.text import join_pairs, parse_pairs
@@ -237,7 +237,7 @@ class Attention:
         if report is None:
             return []
         told = report["declined"].items()
-        lines = [f"attention: {count} calls ran the model's own attention: {why}" for why, count in told]
+        lines = [f"attention: {counted(count, 'call')} ran the model's own attention: {why}" for why, count in told]
         lines += [f"attention: {remark}" for remark in report["remarks"]]
         if self.recipe is not None and self.ranges is None:
             remark = self.recipe.remark(steps)

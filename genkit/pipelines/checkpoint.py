@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from genkit.errors import ArtifactError, UsageError, said
+from genkit.errors import ArtifactError, UsageError, counted, said
 from genkit.models.check import check_folder, check_safetensors, parts_of, read_index
 from genkit.models.registry import locate
 from genkit.pipelines.checkpoint_names import (
@@ -262,11 +262,11 @@ def _check_fits(
         name for name in found if name not in wanted and _LAYER.search(name) and not name.startswith(BESIDE)
     ]  # fmt: skip
     if missing:
-        why = f"has nothing for {len(missing)} tensors of it, the first is {missing[0]}"
+        why = f"has nothing for {counted(len(missing), 'tensor')} of it, the first is {missing[0]}"
     elif other is not None:
         why = f"has {list(found[other].shape)} for {other}, where the configuration says {list(wanted[other].shape)}"
     elif extra and not kind.__module__.startswith("transformers"):
-        why = f"has {len(extra)} tensors that it has no place for, the first is {extra[0]}"
+        why = f"has {counted(len(extra), 'tensor')} that it has no place for, the first is {extra[0]}"
     else:
         return
     raise ArtifactError(

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from genkit.errors import UnsupportedError, UsageError
+from genkit.errors import UnsupportedError, UsageError, counted
 from genkit.reading.files import place
 
 if TYPE_CHECKING:
@@ -55,7 +55,8 @@ def check_kind(path: Path, names: Iterable[str]) -> None:
         raise UsageError(f"model {place(path)} holds no weights; get the file again")
     if not holds_denoiser(names):
         raise UsageError(
-            f"model {place(path)} holds no denoiser: none of its {len(names)} tensors is named as one's are, the first "
+            f"model {place(path)} holds no denoiser: none of its {counted(len(names), 'tensor')} is named as "
+            "one's are, the first "
             f"is {min(names)}; give the file of a whole model"
         )
     check_unscaled(f"model {place(path)}", names)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from genkit.errors import ArtifactError, UnsupportedError, UsageError, explain
+from genkit.errors import ArtifactError, UnsupportedError, UsageError, counted, explain
 from genkit.lora.facts import Sampling
 from genkit.lora.files import NAMED, Lora, lora_file
 from genkit.models.check import FAST
@@ -45,7 +45,7 @@ class FewSteps:
         """What the user should know, one line each."""
         sampling = self.sampling
         guided = "without guidance" if sampling.guidance_scale == 1 else f"at guidance {sampling.guidance_scale:g}"
-        lines = [f"{self.name} is made for {sampling.steps} steps {guided}, sampled by {sampling.scheduler}"]
+        lines = [f"{self.name} is made for {counted(sampling.steps, 'step')} {guided}, sampled by {sampling.scheduler}"]
         for name, value in self.values.items():
             asked = getattr(given, name, None)
             if asked is not None and asked != value:
@@ -118,7 +118,8 @@ def few_steps_of(loras: Sequence[Lora]) -> FewSteps | None:
             raise UsageError(explain(f"scheduler that {name} is made for", facts.sampling.scheduler, SAMPLERS))
         if found is not None and found.sampling != facts.sampling:
             raise UsageError(
-                f"{found.name} is made for {found.sampling.steps} steps and {name} for {facts.sampling.steps}; "
+                f"{found.name} is made for {counted(found.sampling.steps, 'step')} and {name} for "
+                f"{facts.sampling.steps}; "
                 "give one of them"
             )
         found = FewSteps(facts.sampling, name, lora.path.parent)

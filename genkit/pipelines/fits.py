@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from genkit.errors import ArtifactError, escaped, said, shortened
+from genkit.errors import ArtifactError, counted, escaped, said, shortened
 from genkit.models.check import Tensor, check_safetensors, parts_of, read_index, read_part_config
 from genkit.reading.files import place
 
@@ -139,8 +139,10 @@ def _numbers(names: Iterable[str]) -> dict[str, set[int]]:
 def _refuse(home: Path, class_name: str, missing: list[str], extra: list[str]) -> None:
     if not missing and not extra:
         return
-    parts = [f"have nothing for {len(missing)} tensors of it, the first is {missing[0]}"] if missing else []
-    parts += [f"have {len(extra)} tensors that it has no place for, the first is {extra[0]}"] if extra else []
+    parts = [f"have nothing for {counted(len(missing), 'tensor')} of it, the first is {missing[0]}"] if missing else []
+    parts += (
+        [f"have {counted(len(extra), 'tensor')} that it has no place for, the first is {extra[0]}"] if extra else []
+    )
     raise ArtifactError(
         f"{place(home)} holds the weights of another model than config.json describes ({class_name}): they "
         f"{' and '.join(escaped(each) for each in parts)}; get the folder again"

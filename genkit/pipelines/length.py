@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from genkit.errors import counted
 from genkit.families.facts import History
 from genkit.families.lookup import facts_of, records
 from genkit.pipelines.kinds import ARGUMENTS, IMAGE
@@ -61,9 +62,10 @@ def length_notes(model: Any, frames: int | None, attention: bool, loras: bool) -
         return []
     grids = [model.grid(count, _SIDE, _SIDE) for count in (trained.frames, frames)]
     known, whole = (None if grid is None else grid[0] for grid in grids)
-    latent = f" ({known} of {whole} latent frames)" if known and whole else ""
+    latent = f" ({known} of {counted(whole, 'latent frame')})" if known and whole else ""
     line = (
-        f"--num-frames {frames}: {model.name} was trained on clips of up to {trained.frames} frames{latent}, says "
+        f"--num-frames {frames}: {model.name} was trained on clips of up to "
+        f"{counted(trained.frames, 'frame')}{latent}, says "
         f"{trained.source}"
     )
     if loras:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from genkit.errors import ArtifactError, UnsupportedError, UsageError, explain, said, shown
+from genkit.errors import ArtifactError, UnsupportedError, UsageError, counted, explain, said, shown
 from genkit.models.check import check_folder
 from genkit.models.registry import Location, locate
 from genkit.pipelines.checkpoint import Checkpoint, find_checkpoint
@@ -230,7 +230,7 @@ def _check_filled(folder: Path, pipeline: DiffusionPipeline) -> None:
         empty = [name for name, parameter in module.named_parameters() if parameter.is_meta]
         if empty:
             raise ArtifactError(
-                f"{folder / part} has no weights for {len(empty)} tensors of its configuration, "
+                f"{folder / part} has no weights for {counted(len(empty), 'tensor')} of its configuration, "
                 f"the first is {empty[0]}; weights and config.json do not belong together"
             )
 

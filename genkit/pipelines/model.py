@@ -12,7 +12,7 @@ from functools import cache, cached_property, reduce
 from pathlib import Path
 from typing import Any
 
-from genkit.errors import ArtifactError, UnsupportedError, UsageError, explain
+from genkit.errors import ArtifactError, UnsupportedError, UsageError, counted, explain
 from genkit.families.facts import tells_flow
 from genkit.families.inputs import Inputs, inputs_of, takes
 from genkit.families.lookup import facts_of
@@ -265,7 +265,8 @@ class Model:
         ):
             if tokens > most:
                 raise UsageError(
-                    f"{flag(name)}: got {value}, which is {tokens} tokens; the positions of {self.name} end at {most}"
+                    f"{flag(name)}: got {value}, which is {counted(tokens, 'token')}; the positions of "
+                    f"{self.name} end at {most}"
                 )
 
     def check_vae(self, method: str, flag: str) -> None:

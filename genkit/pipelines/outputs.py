@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from genkit.errors import ArtifactError, UnsupportedError, UsageError
+from genkit.errors import ArtifactError, UnsupportedError, UsageError, counted
 from genkit.media import format_of
 from genkit.pipelines.attention import report_of
 from genkit.pipelines.kinds import IMAGE, Kind
@@ -22,7 +22,8 @@ def check_format(output: str, kind: Kind, num_frames: int | None) -> None:
     form = format_of(output)
     if form == "png" and kind is not IMAGE and (num_frames or 2) > 1:
         raise UsageError(
-            f"--output {output}: a .png holds one image, not {num_frames} frames; use a folder, shot-%04d.png, or .mp4"
+            f"--output {output}: a .png holds one image, not {counted(num_frames, 'frame')}; use a folder, "
+            "shot-%04d.png, or .mp4"
         )
     if form != "mp4" and "audio" in kind.fields:
         raise UsageError(f"--output {output}: this model makes sound too, which only .mp4 holds")

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from genkit.errors import ArtifactError, UsageError, said
+from genkit.errors import ArtifactError, UsageError, counted, said
 from genkit.pipelines.words import Words
 from genkit.reading import read_text
 from genkit.reading.files import place
@@ -204,7 +204,7 @@ def _fit(name: str, text: str, readers: list[tuple[Any, int]], truncate: bool, c
     if any(length <= limit for length, limit, _ in lengths):
         return text
     length, limit, tokenizer = max(lengths, key=lambda entry: entry[1])
-    told = f"the {name} has {length} tokens, the model reads {limit}"
+    told = f"the {name} has {counted(length, 'token')}, the model reads {limit}"
     if not truncate:
         raise UsageError(f"{told}; shorten it, or add --truncate-prompt to drop the end")
     cut.append(f"{told}; the end was dropped (--truncate-prompt)")
@@ -235,5 +235,7 @@ def read_prompt_file(path: str | Path) -> list[str]:
     if not prompts:
         raise UsageError(f"prompt file {place(path)} holds no prompt; write one per line")
     if len(prompts) > MOST_PROMPTS:
-        raise UsageError(f"prompt file {place(path)} holds {len(prompts)} prompts, allowed: {MOST_PROMPTS}; split it")
+        raise UsageError(
+            f"prompt file {place(path)} holds {counted(len(prompts), 'prompt')}, allowed: {MOST_PROMPTS}; split it"
+        )
     return prompts

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from genkit.errors import GenkitError, UnsupportedError, UsageError, shown
+from genkit.errors import GenkitError, UnsupportedError, UsageError, counted, shown
 from genkit.families.lookup import facts_of
 from genkit.lora.files import parse_lora
 from genkit.lora.load import Share, check_lora, match_loras
@@ -236,7 +236,8 @@ class Draft:
             self.notes += self.few.notes(self.given)
             return
         self.notes.append(
-            f"{self.few.name} is made for {self.few.sampling.steps} steps from noise; genkit {self.task.command} takes "
+            f"{self.few.name} is made for {counted(self.few.sampling.steps, 'step')} from noise; genkit "
+            f"{self.task.command} takes "
             "its own way, on which it was not trained"
         )
         self.few = None

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from genkit.errors import counted
 from genkit.families.inputs import BEGINNING, Inputs, inputs_of, takes
 from genkit.families.lookup import can, facts_of, records
 from genkit.pipelines.kinds import AUDIO_VIDEO, IMAGE, VIDEO, Kind, accepted, demanded, kind_of, makes_nothing
@@ -150,7 +151,7 @@ def _task(settings: Any, inputs: tuple[Given, ...], kind: Kind, prompts: int) ->
     """The task, and the rule: several prompts, then the second pass, then roles from the most particular one on."""
     roles = {each.role for each in inputs}
     if prompts > 1:
-        return "multi_prompt", f"{prompts} prompts in a row"
+        return "multi_prompt", f"{counted(prompts, 'prompt')} in a row"
     if settings.upscale > 1:
         return "upscale", f"--upscale {settings.upscale:g}"
     order: tuple[tuple[str, str], ...] = (

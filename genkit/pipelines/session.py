@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from genkit.errors import GenkitError, UnsupportedError, UsageError, said
+from genkit.errors import GenkitError, UnsupportedError, UsageError, counted, said
 from genkit.lora.load import apply_loras
 from genkit.media import enlarge, write_media
 from genkit.pipelines.cleaning import as_they_are
@@ -279,7 +279,7 @@ class Session:
         seconds += time.perf_counter()
         asked = getattr(settings, "num_frames", None)
         if asked is not None and request.model.kind is not IMAGE and len(made.frames) != asked:
-            self._tell(f"{request.model.class_name} made {len(made.frames)} frames of the {asked} asked for")
+            self._tell(f"{request.model.class_name} made {counted(len(made.frames), 'frame')} of the {asked} asked for")
         if words is not None:
             self._tell(*words.report().remarks)
         if request.attention is not None:

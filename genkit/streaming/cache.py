@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from genkit.attention.frame_lists import turned
-from genkit.errors import UsageError
+from genkit.errors import UsageError, counted
 from genkit.streaming.window import Window
 
 if TYPE_CHECKING:
@@ -87,7 +87,9 @@ class RollingCache:
             leaving: of the window's :meth:`~genkit.streaming.window.Window.leaving_positions`, for the memory.
         """
         if self.tokens not in (0, tokens):
-            raise UsageError(f"the cache holds frames of {self.tokens} tokens each, this chunk's have {tokens}")
+            raise UsageError(
+                f"the cache holds frames of {counted(self.tokens, 'token')} each, this chunk's have {tokens}"
+            )
         self.tokens = tokens
         if self.memory is not None and leaving is None and self.window.leaving(self.made):
             raise UsageError("a cache with a memory is told where the frames stand that leave: begin(..., leaving=)")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from genkit.errors import UnsupportedError, UsageError, explain
+from genkit.errors import UnsupportedError, UsageError, counted, explain
 from genkit.families.codec import Codec
 from genkit.families.facts import History, Streaming
 from genkit.families.lookup import able, facts_of
@@ -117,7 +117,8 @@ def plan_stream(
     else:
         if block > 1:
             raise UsageError(
-                f"context='frames': this model's blocks of {block} frames see only earlier ones; take context='cache'"
+                f"context='frames': this model's blocks of {counted(block, 'frame')} see only earlier ones; "
+                "take context='cache'"
             )
         if sink:
             raise UsageError("sink belongs to context='cache'; clean frames before a chunk have none, leave it out")
@@ -130,7 +131,9 @@ def plan_stream(
         if one and recent > 1:
             raise UsageError(f"recent={recent}: this model is trained to be given its first frame alone; take recent=1")
     if patch > 1:
-        raise UnsupportedError(f"{class_name}: its tokens span {patch} latent frames; streams make them one by one")
+        raise UnsupportedError(
+            f"{class_name}: its tokens span {counted(patch, 'latent frame')}; streams make them one by one"
+        )
     return StreamPlan(context, window, carried, record, facts.codec)
 
 
@@ -138,7 +141,7 @@ def _history(class_name: str, record: History, given: dict[str, Any]) -> StreamP
     """The plan of a pipeline that goes on by itself."""
     if given.pop("context", HISTORY) != HISTORY or given:
         raise UsageError(
-            f"{class_name} goes on in its own way, {record.chunk} latent frames at once after the latest "
+            f"{class_name} goes on in its own way, {counted(record.chunk, 'latent frame')} at once after the latest "
             f"{record.recent}; leave the settings of the stream out"
         )
     window = Window(record.chunk, 1, record.recent, 1 + record.recent + record.chunk)
@@ -165,7 +168,9 @@ def _cached(block: int, chunk: int | None, sink: int | None, recent: int | None,
     """A window over a cache; by default as Hybrid Forcing has it, smaller where the model knows fewer positions."""
     chunk = (block if block > 1 else min(3, max(1, trained // 3))) if chunk is None else chunk
     if block > 1 and chunk != block:
-        raise UsageError(explain("chunk", chunk, f"{block} latent frames, the blocks that the model is trained on"))
+        raise UsageError(
+            explain("chunk", chunk, f"{counted(block, 'latent frame')}, the blocks that the model is trained on")
+        )
     left = max(0, trained - chunk)
     sink = min(chunk, left // 2) if sink is None else sink
     recent = max(0, min(chunk, left - sink)) if recent is None else recent

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from genkit.errors import UnsupportedError, UsageError, explain
+from genkit.errors import UnsupportedError, UsageError, counted, explain
 from genkit.families.lookup import facts_of
 from genkit.patching import patch, unrotated
 from genkit.streaming.attention import StreamAttention
@@ -272,7 +272,8 @@ class Stream(ChunkStream):
                 wanted = calls * len(handle.sites)
                 if call.served != wanted:
                     raise UnsupportedError(
-                        f"{call.served} of {wanted} attention calls of the chunk reached the stream's cache; the "
+                        f"{call.served} of {counted(wanted, 'attention call')} of the chunk reached the "
+                        "stream's cache; the "
                         f"others ran the model's own attention: {handle.report()}"
                     )
 

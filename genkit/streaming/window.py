@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from genkit.errors import UsageError, explain
+from genkit.errors import UsageError, counted, explain
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,8 @@ class Window:
                 raise UsageError(explain(f"{name} of a stream's window", value, f"a whole number of at least {least}"))
         if self.length > self.trained:
             raise UsageError(
-                f"a stream's window of {self.sink} + {self.recent} + {self.chunk} latent frames (sink, recent, chunk) "
+                f"a stream's window of {self.sink} + {self.recent} + {counted(self.chunk, 'latent frame')} "
+                "(sink, recent, chunk) "
                 f"is longer than the {self.trained} that the model was trained on; make one of them smaller"
             )
         if self.sink + self.recent < 1:

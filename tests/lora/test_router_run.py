@@ -129,7 +129,7 @@ def test_masks_say_where_loras_act(tiny_wan, loras, tmp_path):
     assert np.abs(white.frames.astype(int) - clip(tiny_wan, lora=[a]).frames).max() <= 1
     black = clip(tiny_wan, lora=[a], lora_mask=[str(tmp_path / "black.png")])
     assert not np.array_equal(black.frames, white.frames)
-    with pytest.raises(UsageError, match="one for each of the 1 LoRAs"):
+    with pytest.raises(UsageError, match="one for each of the 1 LoRA$"):
         clip(tiny_wan, lora=[a], lora_mask=[str(tmp_path / "white.png")] * 2)
     with pytest.raises(UsageError, match="give one of them"):
         clip(tiny_wan, lora=[a], lora_mask=[str(tmp_path / "white.png")], lora_router="x")

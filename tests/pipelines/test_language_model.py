@@ -266,7 +266,7 @@ DAMAGED = {
     "truncated": (_truncate, "cannot be loaded, for its files are damaged"),
     "no weights": (lambda place: (place / "model.safetensors").unlink(), "has no weights"),
     "pickled": (lambda place: (place / "model.safetensors").rename(place / "pytorch_model.bin"), "has no weights"),
-    "a weight is missing": (_lacking, "lacks 1 weights, such as '.*q_proj"),
+    "a weight is missing": (_lacking, "lacks 1 weight, such as '.*q_proj"),
     "no tokenizer": (_no_tokenizer, "has no tokenizer that reads text|cannot be loaded, for its files are damaged"),
     "broken tokenizer": (lambda place: (place / "tokenizer.json").write_text("{}"), "cannot be loaded"),
     "another tokenizer": (_larger, "tokenizer has 409 tokens and the model 400"),

@@ -158,7 +158,7 @@ def test_checkpoints_of_earlier_versions_are_resumed(tmp_path):
     )
     assert all(torch.equal(ema.shadow[name], value) for name, value in state["ema"].items()) and ema.count == 3
     atomic_save({**old, "module": full, "average": state["ema"]}, path)
-    with pytest.raises(ArtifactError, match=r"1 tensors that this model does not have, such as 3\.extra"):
+    with pytest.raises(ArtifactError, match=r"1 tensor that this model does not have, such as 3\.extra"):
         train(network(), optimizer, squares, LoopConfig(tmp_path, lr=0.01, steps=4))
 
 

@@ -176,7 +176,7 @@ def test_a_shorter_clip_gets_a_shorter_bucket_and_a_single_frame_is_refused(tmp_
     (cut,) = cut_all(tmp_path)
     assert cut.bucket.frames == 5
     clip(tmp_path / "a.mp4", frames=3)
-    with pytest.raises(UsageError, match=r"1 of 1 files cannot be used: .*a\.mp4: 3 frame\(s\) at 8 .* at least 5"):
+    with pytest.raises(UsageError, match=r"1 of 1 file cannot be used: .*a\.mp4: 3 frames at 8 .* at least 5"):
         cut_all(tmp_path)
 
 

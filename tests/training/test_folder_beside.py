@@ -224,5 +224,5 @@ def test_what_is_done_with_clips_without_sound_is_told_with_their_names(tmp_path
     done = {"video": "the video alone is trained with it", "silence": "silence is trained in its place"}
     for name, words in done.items():
         lines = summarise(read(tmp_path, HEARD[name]), 1).notes()
-        assert lines == [f"1 files: there is no sound: {words} (missing_audio): mute.mp4"]
+        assert lines == [f"1 file: there is no sound: {words} (missing_audio): mute.mp4"]
     assert summarise(read(tmp_path, CutRule(64 * 64, 16, 9, 4, Fraction(8))), 1).notes() == []

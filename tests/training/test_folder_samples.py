@@ -311,8 +311,8 @@ def test_the_summary_tells_what_a_run_comes_to(pipeline, folder, tmp_path):
     assert told.batches == data.batches(2).per_epoch and told.captions.longest > 30 and len(told.captions.cut) == 1
     assert told.cache == CacheState(0, 8, 0, False)  # two files are one entry
     text = "\n".join(told.lines())
-    for part in ("3 pictures, 1 clips", "1 captions are longer", "8 must be made", "1 files are not used", "notes.pdf",
-                 "1 files are there more than once"):  # fmt: skip
+    for part in ("3 pictures, 1 clip", "1 caption is longer", "8 must be made", "1 file is not used", "notes.pdf",
+                 "1 file is there more than once"):  # fmt: skip
         assert part in text
     assert told.to_dict()["cache"]["missing"] == 8
 

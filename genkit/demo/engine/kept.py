@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from genkit.errors import counted
 from genkit.evaluation.metrics import SSIM_WINDOW, psnr, ssim
 
 #: Pixels of a result, all frames together, beyond which SSIM takes longer than anybody waits for a number.
@@ -39,7 +40,7 @@ def _outside(before: np.ndarray, inside: np.ndarray, after: np.ndarray) -> dict[
     if before.shape != after.shape or not count:
         return {}
     changed = int((before != after).any(-1)[outside].sum())
-    value = f"all {count} pixels equal" if not changed else f"{changed} of {count} pixels differ"
+    value = f"all {counted(count, 'pixel')} equal" if not changed else f"{changed} of {counted(count, 'pixel')} differ"
     return {"outside the mask": value}
 
 

@@ -18,7 +18,7 @@ from genkit.demo.engine.job import LOADING, STEPS, Job
 from genkit.demo.engine.messages import for_visitor
 from genkit.demo.engine.pictures import CLIPS, check_upload, read
 from genkit.demo.engine.visitors import Visitor
-from genkit.errors import ArtifactError, UsageError, explain
+from genkit.errors import ArtifactError, UsageError, counted, explain
 from genkit.pipelines.following import Interrupted
 
 #: Files of one training.
@@ -52,7 +52,7 @@ def gather(visitor: Visitor, files: Sequence[tuple[Path, str]], roots: Sequence[
         ArtifactError: a picture that cannot be read or is too large.
     """
     if len(files) > MOST_FILES:
-        raise UsageError(f"{len(files)} files are too many; train on at most {MOST_FILES}")
+        raise UsageError(f"{counted(len(files), 'file is', 'files are')} too many; train on at most {MOST_FILES}")
     folder = visitor.new_file("") / "data"
     folder.mkdir(parents=True)
     media = 0

@@ -11,7 +11,7 @@ from genkit.demo.engine.messages import ORIGIN
 from genkit.demo.engine.visitors import Visitor
 from genkit.demo.tabs import fields
 from genkit.demo.tabs.base import Tab, text_or_none
-from genkit.errors import UsageError, explain
+from genkit.errors import UsageError, counted, explain
 from genkit.pipelines.request import Settings
 from genkit.pipelines.tasks.consistent.settings import ConsistentSettings
 
@@ -97,7 +97,7 @@ class Consistent(Tab):
             gr.Examples(
                 [[subject, _scenes(subject, grounds)] for subject, grounds in EXAMPLES],
                 [self.form["subjects"], self.form["scenes"]], label="Try one",
-                example_labels=[f"{subject}, {len(grounds)} scenes" for subject, grounds in EXAMPLES],
+                example_labels=[f"{subject}, {counted(len(grounds), 'scene')}" for subject, grounds in EXAMPLES],
             )  # fmt: skip
         self.wire(go, halt)
 
@@ -107,7 +107,9 @@ class Consistent(Tab):
         if not scenes:
             raise UsageError("write at least one scene, one a line; each is a picture")
         if len(scenes) > MOST_SCENES:
-            raise UsageError(f"{len(scenes)} scenes are too many for one run; at most {MOST_SCENES}")
+            raise UsageError(
+                f"{counted(len(scenes), 'scene is', 'scenes are')} too many for one run; at most {MOST_SCENES}"
+            )
         values |= fields.written(ConsistentSettings, given, *_NUMBERS)
         values |= {"subject": subjects, "box": lines("Where they are", given["boxes"])}
         values["keyword"] = lines("Words that name them", given["keywords"])

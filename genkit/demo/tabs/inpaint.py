@@ -16,7 +16,7 @@ from genkit.demo.tabs import fields
 from genkit.demo.tabs.base import Tab, refusal, text_or_none
 from genkit.demo.tabs.sent import received
 from genkit.demo.tabs.stage import QUEUED
-from genkit.errors import GenkitError, UsageError
+from genkit.errors import GenkitError, UsageError, counted
 from genkit.media.canvas import Mask, read_mask
 from genkit.pipelines.request import Settings
 from genkit.pipelines.tasks.inpaint.choice import PAINTA, RASG, RESAMPLE
@@ -185,5 +185,5 @@ class Inpaint(Tab):
 
 def _told(mask: Mask) -> str:
     """How much is made anew, and how its border is."""
-    blended = f", its border blended over {mask.feather} pixels" if mask.feather else ""
+    blended = f", its border blended over {counted(mask.feather, 'pixel')}" if mask.feather else ""
     return f"Made anew: {mask.inside.mean():.1%} of the picture{blended}"

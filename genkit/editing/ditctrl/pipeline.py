@@ -16,7 +16,7 @@ from genkit.editing.ditctrl.tiles import Texts, TileCalls
 from genkit.editing.shared.pipeline import EditPipeline, Progress, config_of, size_rule
 from genkit.editing.shared.prompts import positions
 from genkit.editing.shared.solver import Solver
-from genkit.errors import UnsupportedError, UsageError, explain
+from genkit.errors import UnsupportedError, UsageError, counted, explain
 from genkit.families.lookup import able, can, diffusers_class
 
 #: Name of the task in the records of families.
@@ -201,15 +201,18 @@ def plan_of(
     elif longer_middle:
         raise UsageError("longer_middle and frames exclude each other: frames say how long every shot is")
     elif len(frames) != shots:
-        raise UsageError(explain("frames", f"{len(frames)} numbers", f"one for each of {shots} prompts"))
+        raise UsageError(
+            explain("frames", counted(len(frames), "number"), f"one for each of {counted(shots, 'prompt')}")
+        )
     else:
         plan = Plan.timed(frames, length, overlap, transitions, each)
     if (plan.total - 1) % decoded:
         step, total = each * decoded, plan.frames
         low = total - (total - 1) % step
         raise UsageError(
-            f"the clip has {total} frames; its decoder takes {decoded} latent frames at a time: give shots of {low} or "
-            f"{low + step} frames together"
+            f"the clip has {counted(total, 'frame')}; its decoder takes {counted(decoded, 'latent frame')} at "
+            f"a time: give shots of {low} or "
+            f"{counted(low + step, 'frame')} together"
         )
     return plan
 
@@ -229,7 +232,8 @@ def refuse(class_name: str, transformer: dict) -> None:
         )
     if (transformer.get("patch_size_t") or 1) > 1:
         raise UnsupportedError(
-            f"storyboards: a token of this {class_name} holds {transformer['patch_size_t']} latent frames, which tiles "
+            f"storyboards: a token of this {class_name} holds "
+            f"{counted(transformer['patch_size_t'], 'latent frame')}, which tiles "
             "do not fit; take a model with one"
         )
 

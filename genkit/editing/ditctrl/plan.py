@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from math import ceil
 from typing import TYPE_CHECKING
 
-from genkit.errors import UsageError, explain
+from genkit.errors import UsageError, counted, explain
 
 if TYPE_CHECKING:
     import torch
@@ -121,7 +121,8 @@ class Plan:
         if total < length:
             least = 1 + each * (length - 1)
             raise UsageError(
-                f"the shots have {sum(frames)} frames together; the model makes {least} at once: give them more, or "
+                f"the shots have {counted(sum(frames), 'frame')} together; the model makes {least} at once: "
+                "give them more, or "
                 "make the tiles shorter (--tile-frames, tile_frames)"
             )
         plan = cls._spread(frames, length, overlap, transitions, each)
@@ -133,7 +134,8 @@ class Plan:
             longer[hidden] += each
             least = longer[hidden]
         raise UsageError(
-            f"shot {hidden + 1} has {frames[hidden]} frames, too few for the model to show its prompt (it makes "
+            f"shot {hidden + 1} has {counted(frames[hidden], 'frame')}, too few for the model to show its "
+            "prompt (it makes "
             f"{1 + each * (length - 1)} at once): give it {least} or more, or take fewer frames a tile or less "
             "transition"
         )
@@ -239,7 +241,9 @@ def _check(length: int, overlap: int, transitions: int) -> None:
         raise UsageError(explain("tile length", length, "1 latent frame or more"))
     if not 0 <= overlap < length:
         raise UsageError(
-            explain("--tile-overlap, overlap", overlap, f"0 to {length - 1} latent frames: a tile has {length}")
+            explain(
+                "--tile-overlap, overlap", overlap, f"0 to {counted(length - 1, 'latent frame')}: a tile has {length}"
+            )
         )
     if not 0 <= transitions <= 10:
         raise UsageError(explain("transitions", transitions, "0 to 10"))
@@ -264,7 +268,8 @@ def _latents(frames: Sequence[int], each: int) -> int:
         last, number = frames[-1], len(frames)
         nearest = " or ".join(str(last + other - total) for other in (low, low + each) if last + other - total > 0)
         raise UsageError(
-            f"the shots have {total} frames together, the model makes 1 plus a multiple of {each}: give shot {number} "
-            f"{nearest} frames in place of {last}"
+            f"the shots have {counted(total, 'frame')} together, the model makes 1 plus a multiple of {each}: "
+            f"give shot {number} "
+            f"{counted(nearest, 'frame')} in place of {last}"
         )
     return 1 + (total - 1) // each

@@ -15,7 +15,7 @@ from genkit.editing.hd_painter.upscale import factor_of, upscale
 from genkit.editing.shared.branches import Branch, Branches
 from genkit.editing.shared.pipeline import EditOutput, EditPipeline, Input, Progress, as_frames, config_of, size_rule
 from genkit.editing.shared.walk import noisier, step, walked
-from genkit.errors import UnsupportedError, UsageError, explain
+from genkit.errors import UnsupportedError, UsageError, counted, explain
 from genkit.media.canvas import Mask, paste
 
 #: The branch of the one picture that is made.
@@ -108,7 +108,7 @@ class HDPainterPipeline(EditPipeline):
             raise UsageError(explain("resample", resample, "1 or more"))
         frames = as_frames(image)
         if len(frames) > 1:
-            raise UsageError(f"inpainting takes one picture, got {len(frames)} frames")
+            raise UsageError(f"inpainting takes one picture, got {counted(len(frames), 'frame')}")
         picture, mask = frames[0], as_mask(mask, frames[0])
         model = self.model
         if least is None:

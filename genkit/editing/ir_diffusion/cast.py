@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from genkit.control.spans import find_words, text_tokens
-from genkit.errors import UsageError, explain
+from genkit.errors import UsageError, counted, explain
 
 if TYPE_CHECKING:
     import torch
@@ -60,7 +60,10 @@ class Cast:
             if isinstance(texts, str) or not texts or not all(isinstance(text, str) and text.strip() for text in texts):
                 raise UsageError(explain(what, texts, "a list of one text or more, none of them empty"))
         if len(keywords) > len(subjects):
-            raise UsageError(f"{len(keywords)} keywords for {len(subjects)} subjects; give one for each, or fewer")
+            raise UsageError(
+                f"{counted(len(keywords), 'keyword')} for {counted(len(subjects), 'subject')}; give one for "
+                "each, or fewer"
+            )
         given = [*keywords, *[None] * (len(subjects) - len(keywords))]
         words = [word or keyword_of(text) for word, text in zip(given, subjects, strict=True)]
         roles = {f"scene-{number + 1}": text for number, text in enumerate(scenes)}

@@ -16,7 +16,7 @@ import torch
 
 from genkit.editing.shared.image_prompt import check_adapters, silenced
 from genkit.editing.shared.levels import levels_of
-from genkit.errors import ArtifactError, UnsupportedError, UsageError, explain
+from genkit.errors import ArtifactError, UnsupportedError, UsageError, counted, explain
 from genkit.families.base import Family
 from genkit.families.lookup import family_of
 from genkit.families.training.base import AUDIO, VIDEO, Call, Media, Training
@@ -133,7 +133,9 @@ class EditModel:
         if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8:
             raise UsageError(explain("frames", (frames.shape, str(frames.dtype)), "uint8 (F, H, W, 3)"))
         if not self.video and len(frames) > 1:
-            raise UsageError(f"{type(self.pipe).__name__} makes pictures; got a clip of {len(frames)} frames")
+            raise UsageError(
+                f"{type(self.pipe).__name__} makes pictures; got a clip of {counted(len(frames), 'frame')}"
+            )
         pixels = torch.from_numpy(np.ascontiguousarray(frames)).permute(3, 0, 1, 2).float()
         return self.encode_pixels(pixels / 127.5 - 1)
 
@@ -310,7 +312,8 @@ def check_channels(pipe: Any) -> None:
     found = pipe.unet.config.in_channels
     if found not in (channels, 2 * channels + 1):
         raise UnsupportedError(
-            f"the denoiser of this {type(pipe).__name__} reads {found} channels; known are those of {channels} "
+            f"the denoiser of this {type(pipe).__name__} reads {counted(found, 'channel')}; known are those "
+            f"of {channels} "
             f"(latents) and, for inpainting, of {2 * channels + 1} (with a mask and a masked picture)"
         )
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from genkit.editing.shared.model import EditModel
-from genkit.errors import UsageError, explain
+from genkit.errors import UsageError, counted, explain
 from genkit.families.lookup import diffusers_class, facts_of
 from genkit.families.sizes import ReadConfig
 from genkit.media.canvas import Canvas
@@ -74,7 +74,9 @@ class Work:
         """
         frames = as_frames(image)
         if not model.video and len(frames) > 1:
-            raise UsageError(f"{type(model.pipe).__name__} edits pictures; got a clip of {len(frames)} frames")
+            raise UsageError(
+                f"{type(model.pipe).__name__} edits pictures; got a clip of {counted(len(frames), 'frame')}"
+            )
         usual = size_rule(model.pipe)
         multiple, steps = multiple or usual[0], steps or usual[1]
         canvas = Canvas.of(frames[0], multiple)
@@ -87,7 +89,10 @@ class Work:
     def told(self) -> tuple[str, ...]:
         """What the user should know of the working size."""
         more = len(self.frames) - self.length
-        late = f"the clip of {self.length} frames is worked on with its last one repeated {more} times, cut off again"
+        late = (
+            f"the clip of {counted(self.length, 'frame')} is worked on with its last one repeated "
+            f"{counted(more, 'time')}, cut off again"
+        )
         return (*self.canvas.told, *([late] if more else []))
 
     def crop(self, frames: np.ndarray) -> np.ndarray:
@@ -187,5 +192,7 @@ def first_step(steps: int, strength: float) -> int:
     share(strength, "strength")
     run = round(steps * strength)
     if not run:
-        raise UsageError(f"strength {strength:g} of {steps} steps leaves no step to run; take more of either")
+        raise UsageError(
+            f"strength {strength:g} of {counted(steps, 'step')} leaves no step to run; take more of either"
+        )
     return steps - run

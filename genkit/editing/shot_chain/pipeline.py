@@ -12,7 +12,7 @@ import torch
 
 from genkit.editing.shared.pipeline import Input, Progress, as_frames, size_rule
 from genkit.editing.shot_chain.plan import ChainPlan, Window
-from genkit.errors import ArtifactError, UnsupportedError, UsageError, explain
+from genkit.errors import ArtifactError, UnsupportedError, UsageError, counted, explain
 
 #: Latent frames that are carried over within a shot, where the model takes how a clip begins: motion needs two, and
 #: what turns back (a ball that bounces) three.
@@ -225,7 +225,9 @@ def _made(pipe: Any, asked: dict[str, Any], part: Window) -> np.ndarray:
     made = pipe(**{name: value for name, value in asked.items() if name in known}).frames[0]
     values = np.asarray(made)
     if len(values) != part.frames:
-        raise UnsupportedError(f"{type(pipe).__name__} made {len(values)} frames where {part.frames} were asked for")
+        raise UnsupportedError(
+            f"{type(pipe).__name__} made {counted(len(values), 'frame')} where {part.frames} were asked for"
+        )
     if not np.isfinite(values).all():
         raise ArtifactError("the model returned NaN or infinite pixels; try float32 or other weights")
     return (values * 255).round().clip(0, 255).astype(np.uint8)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from genkit.errors import UsageError, explain
+from genkit.errors import UsageError, counted, explain
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,9 @@ class ChainPlan:
                 allowed = f"1 plus a multiple of {each}, below the {window} made at once"
                 raise UsageError(explain(f"frames carried over ({name})", given, allowed))
         if frames is not None and len(frames) != shots:
-            raise UsageError(explain("frames", f"{len(frames)} numbers", f"one for each of {shots} shots"))
+            raise UsageError(
+                explain("frames", counted(len(frames), "number"), f"one for each of {counted(shots, 'shot')}")
+            )
         made: list[Window] = []
         for shot in range(shots):
             given = border if shot else min(within, _whole(before, each)) if before else 0
@@ -134,7 +136,7 @@ def _check(shot: int, length: int, each: int, alone: int) -> None:
     low = alone + max((length - alone) // each, 0) * each
     near = " or ".join(str(each_) for each_ in (low, low + each) if each_ > 0)
     rule = f"1 plus a multiple of {each}" if alone else f"a multiple of {each}, for it goes on from a frame before it"
-    raise UsageError(f"shot {shot + 1} has {length} frames; take {near}: {rule}")
+    raise UsageError(f"shot {shot + 1} has {counted(length, 'frame')}; take {near}: {rule}")
 
 
 def _windows(shot: int, length: int, given: int, window: int, each: int, within: int) -> list[Window]:

@@ -11,7 +11,7 @@ from genkit.control.rows import Rows
 from genkit.editing.shared.image_prompt import adapters, embedding, image_prompts
 from genkit.editing.vimaedit.embedding import edited_embedding
 from genkit.editing.vimaedit.rules import SOURCE
-from genkit.errors import UnsupportedError, UsageError, explain
+from genkit.errors import UnsupportedError, UsageError, counted, explain
 
 #: Which of the unguided rows is told the source's picture.
 UNCONDITIONAL = ("source", "zero")
@@ -67,7 +67,8 @@ def _texts(pipe: Any, prompts: tuple[str, str], tower: Any, width: int) -> tuple
     model, tokenizer = tower
     if model is None or getattr(model.config, "projection_dim", None) != width or not hasattr(model, "text_projection"):
         raise UnsupportedError(
-            f"image guidance needs the text model of the CLIP whose pictures the adapter reads ({width} numbers); give "
+            "image guidance needs the text model of the CLIP whose pictures the adapter reads "
+            f"({counted(width, 'number')}); give "
             "it as clip_text=(CLIPTextModelWithProjection, tokenizer)"
         )
     found = []

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from genkit.errors import counted
 from genkit.pipelines import memory
 from genkit.pipelines.processor import processor_name
 
@@ -72,4 +73,4 @@ def machine(device: str) -> dict[str, Any]:
 
     if device.startswith("cuda"):
         return {"gpu": torch.cuda.get_device_name(device)}
-    return {"processor": f"{processor_name()}, {torch.get_num_threads()} of {os.cpu_count()} threads"}
+    return {"processor": f"{processor_name()}, {torch.get_num_threads()} of {counted(os.cpu_count(), 'thread')}"}

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from genkit.errors import counted
 from genkit.evaluation.comparison import perceptual, sound, vmaf
 from genkit.evaluation.metrics import SSIM_WINDOW, change_frames, colour_drift, psnr_frames, rel_l1, ssim_frames
 
@@ -163,7 +164,8 @@ def _compare_latents(latents: Sequence[np.ndarray], baseline: Sequence[np.ndarra
         found.missing["latent_error"] = "the pipeline does not tell its latents step by step"
     elif len(latents) != len(baseline) or latents[0].shape != baseline[0].shape:
         found.missing["latent_error"] = (
-            f"{len(latents)} and {len(baseline)} steps, latents {latents[0].shape} and {baseline[0].shape}: they "
+            f"{len(latents)} and {counted(len(baseline), 'step')}, latents {latents[0].shape} and "
+            f"{baseline[0].shape}: they "
             "cannot be compared step by step"
         )
     else:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from genkit.errors import counted
 from genkit.evaluation.comparison.bands import BANDS, band
 from genkit.evaluation.comparison.intervals import Interval, interval, ratio
 from genkit.evaluation.comparison.numbers import METRICS, Numbers
@@ -179,7 +180,8 @@ class Comparison:
         if not bad:
             return self.told
         line = (
-            f"{self.baseline.name}: in {bad} of {len(judged)} outputs the judge sees less than half of what the prompt "
+            f"{self.baseline.name}: in {bad} of {counted(len(judged), 'output')} the judge sees less than "
+            "half of what the prompt "
             f"asks for, and likeness to those says little: take a size that the model draws, other prompts or seeds"
         )
         return [*self.told, line]

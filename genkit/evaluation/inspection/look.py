@@ -13,7 +13,7 @@ from genkit.attention.cache import PatchCache
 from genkit.attention.copies import read_rows, site_for
 from genkit.attention.method import Method
 from genkit.attention.site import Site
-from genkit.errors import UnsupportedError, UsageError, explain
+from genkit.errors import UnsupportedError, UsageError, counted, explain
 from genkit.evaluation.inspection.result import AttentionLook, MethodLook, SiteLook, StepLook
 from genkit.evaluation.inspection.strip import Against, Energy, Sample
 from genkit.evaluation.inspection.taker import Taker
@@ -164,7 +164,8 @@ class Look:
             seen = self._seen[site.name] = _Seen(site, work)
         elif seen.site.layout != site.layout:
             raise UnsupportedError(
-                f"layer {site.name} had {seen.site.layout.length} tokens and now has {site.layout.length}: look "
+                f"layer {site.name} had {counted(seen.site.layout.length, 'token')} and now has "
+                f"{site.layout.length}: look "
                 f"at runs of different sizes or lengths of text one by one"
             )
         energy = seen.energy.setdefault(site.step, Energy())

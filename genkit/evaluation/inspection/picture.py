@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from genkit.attention.draw import QUERY, SEEN
+from genkit.errors import counted
 from genkit.evaluation.charts import FIRST, LAST, Axis, Series, between, heat, page, plot
 from genkit.evaluation.inspection.result import AttentionLook, StepLook
 
@@ -32,7 +33,8 @@ def _told(look: AttentionLook) -> str:
     steps = sorted({each.step for site in look.sites for each in site.steps if each.step is not None})
     at = f"steps {', '.join(map(str, steps))}" if steps else "outside of a sampling loop"
     return (
-        f"{len(look.sites)} layers, grid {', '.join(grids)}; {at}; at most {look.queries} sampled queries a call; "
+        f"{counted(len(look.sites), 'layer')}, grid {', '.join(grids)}; {at}; at most {look.queries} sampled "
+        "queries a call; "
         f"lines from light to dark: first to last layer"
     )
 

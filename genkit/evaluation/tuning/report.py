@@ -11,7 +11,7 @@ from typing import Any
 
 from genkit import __version__
 from genkit.attention.draw import QUERY, SEEN, SOFT
-from genkit.errors import UsageError, explain
+from genkit.errors import UsageError, counted, explain
 from genkit.evaluation.charts import Axis, Series, page, plot
 from genkit.evaluation.shares import mean_of
 from genkit.evaluation.tuning.budget import METRICS, Budget, sign_of
@@ -208,13 +208,14 @@ def markdown(outcome: Outcome, picture: str, command: str) -> str:
         f"**{_verdict(outcome)[0].upper()}{_verdict(outcome)[1:]}.**",
         "",
         f"Made by `{command}` with genkit {__version__} on {outcome.made.get('machine')}, "
-        f"{outcome.made.get('threads')} threads; model {outcome.made.get('model_fingerprint')}.",
+        f"{counted(outcome.made.get('threads'), 'thread')}; model {outcome.made.get('model_fingerprint')}.",
         "",
         *(f"- {name}: {METRICS[name][0]}" for name in names),
         "",
         "## Plans that were run on the calibration prompts",
         "",
-        f"{len(tuning.cases.calibration)} prompts, means and standard errors. The front: no measured plan is better in "
+        f"{counted(len(tuning.cases.calibration), 'prompt')}, means and standard errors. The front: no "
+        "measured plan is better in "
         f"both speed and {metric}.",
         "",
         "Predicted PSNR is no measurement: what the search expected of a plan and ordered the plans by. It adds up the "
@@ -236,7 +237,7 @@ def markdown(outcome: Outcome, picture: str, command: str) -> str:
         lines += [
             "## The chosen plan on held-out prompts",
             "",
-            f"{len(tuning.cases.held_out)} prompts that had no part in the choice.",
+            f"{counted(len(tuning.cases.held_out), 'prompt')} that had no part in the choice.",
             "",
             "| metric | chosen | worst prompt | dense attention | chosen less dense, pair by pair |",
             "|---|---|---|---|---|",

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from genkit.attention.method import Method
-from genkit.errors import UnsupportedError, UsageError
+from genkit.errors import UnsupportedError, UsageError, counted
 from genkit.evaluation.inspection.look import QUERIES, Look, check_methods
 from genkit.evaluation.tuning.budget import Budget
 from genkit.evaluation.tuning.ladders import short_names
@@ -216,7 +216,9 @@ class Tuner:
 
         def make() -> list[dict[str, Any]]:
             starts = [start for start, _ in self.tuning.groups]
-            self.tell(f"dense runs of {len(self.tuning.cases.calibration)} prompts, settings measured beside them")
+            self.tell(
+                f"dense runs of {counted(len(self.tuning.cases.calibration), 'prompt')}, settings measured beside them"
+            )
             options: dict[str, Any] = {"steps": starts, "queries": self.tuning.queries, "distances": False}
             if any(method.across_steps for method in self.tuning.methods):  # what serves later steps errs there
                 options |= {"steps": "0:", "restarts": starts}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from genkit.errors import UsageError, explain
+from genkit.errors import UsageError, counted, explain
 from genkit.lora.files import Lora
 from genkit.lora.mixture.files import apply_router, experts_of, loras_of, read_router
 from genkit.media.read_image import read_image
@@ -53,7 +53,9 @@ class Mixing:
             return cls(chosen, path), others
         if len(masks) != len(loras):
             raise UsageError(
-                explain("--lora-mask", f"{len(masks)} pictures", f"one for each of the {len(loras)} LoRAs")
+                explain(
+                    "--lora-mask", counted(len(masks), "picture"), f"one for each of the {counted(len(loras), 'LoRA')}"
+                )
             )
         paths = tuple(Path(mask).expanduser() for mask in masks)
         for path in paths:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from genkit.errors import ArtifactError
+from genkit.errors import ArtifactError, counted
 from genkit.lora.files import ROUTER_FORMAT, Lora
 from genkit.lora.match import EXPERTS, match
 from genkit.lora.mixture.mix import Expert, Mixture, groups_of
@@ -201,7 +201,7 @@ def widths_of(model: Any, experts: Sequence[Expert]) -> dict[str, int]:
     for path, group in groups_of(model, experts).items():
         width = next(expert.pairs[path].down.shape[1] for expert in experts if path in expert.pairs)
         if widths.setdefault(group, width) != width:
-            raise ArtifactError(f"layers of {group} have inputs of {widths[group]} and {width} channels")
+            raise ArtifactError(f"layers of {group} have inputs of {widths[group]} and {counted(width, 'channel')}")
     return widths
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from genkit.errors import counted
 from genkit.families.lookup import short_name
 from genkit.pipelines.explain.inputs import CLOCKS, Guess
 from genkit.pipelines.explain.watch import Attended, Explanation
@@ -98,7 +99,7 @@ def _latents(found: Explanation, guess: Guess, name: str) -> tuple[list[str], st
 
 def _site_rule(group: Attended) -> str:
     keys = ', keys=("text",)' if group.role == "cross" else ""
-    note = f"  # {group.modules} modules: {group.why}"
+    note = f"  # {counted(group.modules, 'module')}: {group.why}"
     some = ", some_calls=True" if ";" in group.why else ""
     return f'SiteRule(r"{group.pattern}", "{group.role}"{keys}{some}),{note}'
 

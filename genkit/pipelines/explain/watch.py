@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from genkit.errors import UsageError, explain, said
+from genkit.errors import UsageError, counted, explain, said
 from genkit.patching.bypass import early_name
 from genkit.patching.interception import INTERCEPTION, Call, RunningModule, calling_frame, own_attention, pop, push
 from genkit.pipelines.explain.inputs import BATCH, TEXT, Guess, guesses, parameters, unknown
@@ -160,7 +160,8 @@ def explain_model(model: Any, given: Mapping[str, torch.Tensor] | None = None) -
                 continue
         return _read(model, guess, calls, joins.sizes, likely)
     reason = (
-        f"no forward ran through; the one that came furthest made {max(furthest[0], 0)} attention calls: {furthest[1]}"
+        "no forward ran through; the one that came furthest made "
+        f"{counted(max(furthest[0], 0), 'attention call')}: {furthest[1]}"
     )
     return Explanation(name, config, None, likely=likely, missing=(reason,))
 
@@ -265,7 +266,7 @@ def _groups(model: Any, guess: Guess, calls: list[Any], grid: Any) -> tuple[Atte
 def _role(shapes: tuple[tuple[int, int, int], ...], grid: Any) -> tuple[str, str]:
     """What the calls of a module can only be."""
     if grid is None:
-        return "", "; ".join(f"{asking} tokens ask {keys}" for asking, keys, _ in shapes)
+        return "", "; ".join(f"{counted(asking, 'token asks', 'tokens ask')} {keys}" for asking, keys, _ in shapes)
     t, h, w = grid
     kinds = {
         (t * h * w, t * h * w, BATCH): ("self", "the grid among itself"),

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from genkit.errors import ArtifactError, UsageError, explain, said, shown
+from genkit.errors import ArtifactError, UsageError, counted, explain, said, shown
 from genkit.models.registry import locate
 from genkit.pipelines.load import resolve_device, without_bars
 from genkit.reading import read_json, user_path
@@ -80,7 +80,8 @@ class LanguageModel:
         rows = self.model.get_input_embeddings().weight.shape[0]
         if len(self.tokenizer) > rows:
             raise ArtifactError(
-                f"{FLAG} {place(folder)}: the tokenizer has {len(self.tokenizer)} tokens and the model {rows}; they do "
+                f"{FLAG} {place(folder)}: the tokenizer has {counted(len(self.tokenizer), 'token')} and the "
+                f"model {rows}; they do "
                 "not belong together"
             )
         config = self.model.config.get_text_config()
@@ -120,7 +121,7 @@ class LanguageModel:
         count = len(self._tokens(""))
         if count + _ROOM > self.longest:
             raise UsageError(
-                f"--instruction: with what is asked it has {count} tokens, and {place(self.name)} reads "
+                f"--instruction: with what is asked it has {counted(count, 'token')}, and {place(self.name)} reads "
                 f"{self.longest}, {_ROOM} of which are for the answer; shorten it"
             )
 
@@ -280,7 +281,8 @@ def _loaded(folder: Path, device: Any) -> tuple[Any, Any]:
         names = sorted(each if isinstance(each, str) else each[0] for each in told[keys])
         if names:
             raise ArtifactError(
-                f"{FLAG} {place(folder)} {fault} {len(names)} weights, such as {shown(names[0])}; get it again"
+                f"{FLAG} {place(folder)} {fault} {counted(len(names), 'weight')}, such as {shown(names[0])}; "
+                "get it again"
             )
     if not _reads(tokenizer):
         raise ArtifactError(f"{FLAG} {place(folder)} has no tokenizer that reads text; get the folder again")

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from genkit.errors import UsageError, explain
+from genkit.errors import UsageError, counted, explain
 from genkit.pipelines.tasks.storyboard.shots import MOST_SHOTS
 
 PICTURE, CLIP, SOUND, TRACK = "picture", "clip", "sound", "track"
@@ -127,7 +127,8 @@ class Instruction:
             return
         if len(self.durations) != len(self.prompts):
             raise UsageError(
-                f"durations: got {len(self.durations)} for {len(self.prompts)} prompts; give one for each, or none"
+                f"durations: got {len(self.durations)} for {counted(len(self.prompts), 'prompt')}; give one "
+                "for each, or none"
             )
         for name in ("frames", "seconds"):
             if getattr(self, name) is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from genkit.errors import UsageError, explain
+from genkit.errors import UsageError, counted, explain
 from genkit.pipelines.request import NEVER, Settings, flag, option
 from genkit.pipelines.text import as_texts
 
@@ -43,4 +43,6 @@ class InstructionSettings(Settings):
         if not self.instruction.strip():
             raise UsageError(explain("--instruction", self.instruction, "a text that says what is wanted"))
         if len(self.instruction) > MOST:
-            raise UsageError(f"--instruction: got {len(self.instruction)} characters, allowed: {MOST} or fewer")
+            raise UsageError(
+                f"--instruction: got {counted(len(self.instruction), 'character')}, allowed: {MOST} or fewer"
+            )

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from genkit.errors import UnsupportedError, UsageError, explain
+from genkit.errors import UnsupportedError, UsageError, counted, explain
 from genkit.patching import patch, unrotated
 from genkit.pipelines.tasks.streaming.settings import typed_arguments
 from genkit.reading import user_path
@@ -74,8 +74,9 @@ class Chunked:
             low = latent // window.chunk * window.chunk
             near = " or ".join(str(1 + every * (each - 1)) for each in (low, low + window.chunk) if each)
             raise UsageError(
-                explain("--num-frames", asked, f"{near}: whole chunks of {window.chunk} latent frames "
-                        f"({asked} frames are {latent} latent ones), or another chunk in --stream-args")
+                explain("--num-frames", asked, f"{near}: whole chunks of {counted(window.chunk, 'latent frame')} "
+                        f"({counted(asked, 'frame is', 'frames are')} {counted(latent, 'latent one')}), "
+                        "or another chunk in --stream-args")
             )  # fmt: skip
         return cls(window, latent, every, **own)
 
@@ -125,7 +126,8 @@ class Video:
         found = answer(noisy, level)
         if self.call.served != served + self._layers:
             raise UnsupportedError(
-                f"{self.call.served - served} of {self._layers} attention layers reached the stream's cache; a model "
+                f"{self.call.served - served} of {counted(self._layers, 'attention layer')} reached the "
+                "stream's cache; a model "
                 "whose layers go other ways cannot learn to stream"
             )
         return found

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from genkit.attention.weights import PatchWeights
+from genkit.errors import counted
 from genkit.families.facts import FLOW
 from genkit.families.training.base import Media, Tensors, Training
 from genkit.families.training.objectives import objective_of
@@ -140,7 +141,7 @@ def _put_lora_in(network: Any, pairs: dict[str, Pair], name: str) -> None:
 
 def _few(plan: Plan) -> str:
     streamed = ", chunk by chunk" if plan.chunked is not None else ""
-    return f"{plan.settings.student_steps} steps without guidance{streamed}"
+    return f"{counted(plan.settings.student_steps, 'step')} without guidance{streamed}"
 
 
 def _sampling(plan: Plan, pipeline: Any, teaching: Teaching, sampler: Any, shift: float) -> Sampling:

@@ -109,7 +109,8 @@ class Plan:
             few = few_steps_of([parse_lora(settings.teacher_lora)])
         if settings.kind in MATCHED and process_count() > 1:
             raise UnsupportedError(
-                f"--kind {settings.kind} runs in one process: student and fake scores are updated in turns, and every "
+                f"--kind {settings.kind} runs in one process: student and fake scores are updated "
+                "in turns, and every "
                 "process would wait for the gradients of both; --gradient-accumulation-steps makes a larger batch"
             )
         location = locate(settings.model, files=True)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from genkit.errors import ArtifactError, escaped, shortened, shown
+from genkit.errors import ArtifactError, counted, escaped, shortened, shown
 from genkit.media.atomic import Files
 from genkit.training.engine.ema import EMA, put, trainable
 from genkit.training.engine.shards import gathered, like
@@ -146,7 +146,9 @@ def check_weights(module: nn.Module, values: dict[str, torch.Tensor], path: Path
     _check(trainable(module), values, path)
     unknown = sorted(values.keys() - module.state_dict().keys())
     if unknown:
-        raise ArtifactError(f"{path} holds {len(unknown)} tensors that this model does not have, such as {unknown[0]}")
+        raise ArtifactError(
+            f"{path} holds {counted(len(unknown), 'tensor')} that this model does not have, such as {unknown[0]}"
+        )
     _check(_buffers(module), {**_buffers(module), **values}, path)
 
 
@@ -198,7 +200,8 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any], pat
     counts = [[len(group["params"]) for group in rows] for rows in (state["param_groups"], groups)]
     if counts[0] != counts[1]:
         raise ArtifactError(
-            f"{path} has an optimizer of {counts[0]} parameters, this run one of {counts[1]}: resume with the same "
+            f"{path} has an optimizer of {counted(counts[0], 'parameter')}, this run one of {counts[1]}: "
+            "resume with the same "
             "settings, or in a new folder"
         )
     parameters = [parameter for group in groups for parameter in group["params"]]

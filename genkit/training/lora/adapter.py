@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from genkit.errors import UnsupportedError, UsageError, explain
+from genkit.errors import UnsupportedError, UsageError, counted, explain
 from genkit.lora.lokr import pair_of_lokr
 from genkit.lora.pair import Pair
 from genkit.training.engine.random_state import undisturbed
@@ -187,7 +187,8 @@ class Adapter:
         if differ:
             where = "is not trained here" if differ[0] in pairs else "is not in the file"
             raise UsageError(
-                f"--init-lora {name}: {len(differ)} layers differ from those that are trained, {differ[0]} {where}; "
+                f"--init-lora {name}: {counted(len(differ), 'layer differs', 'layers differ')} from those "
+                f"that are trained, {differ[0]} {where}; "
                 "give the target_modules that it was trained with"
             )
         for path, pair in pairs.items():

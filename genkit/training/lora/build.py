@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from genkit.errors import UsageError, explain, shown
+from genkit.errors import UsageError, counted, explain, shown
 from genkit.families.facts import FLOW
 from genkit.pipelines.request import flag
 from genkit.schema import number, read
@@ -107,7 +107,7 @@ def loop_config(
     """
     warmup = settings.lr_warmup_steps
     if steps is not None and warmup >= steps:
-        raise UsageError(f"--lr-warmup-steps {warmup} must be below the {steps} steps of the run")
+        raise UsageError(f"--lr-warmup-steps {warmup} must be below the {counted(steps, 'step')} of the run")
     return LoopConfig(
         folder=Path(settings.output),
         lr=settings.learning_rate,

@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from genkit.errors import UsageError, explain
+from genkit.errors import UsageError, counted, explain
 from genkit.families.training.base import AUDIO, Training
 from genkit.lora.files import NAMED
 from genkit.lora.mixture.files import ROUTER
@@ -123,7 +123,8 @@ def check_effects(settings: LoraSettings, model: Model, training: Training, pipe
         return
     if not training.slots_chosen:
         raise UsageError(
-            f"--max-sequence-length has no effect: {model.class_name} always reads {training.slots} tokens; leave it "
+            f"--max-sequence-length has no effect: {model.class_name} always reads "
+            f"{counted(training.slots, 'token')}; leave it "
             "out"
         )
     tokenizers = [part for name, part in pipeline.components.items() if name.startswith("tokenizer") and part]

@@ -7,7 +7,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from genkit.errors import UnsupportedError, UsageError
+from genkit.errors import UnsupportedError, UsageError, counted
 from genkit.families.training.base import AUDIO, Training
 from genkit.pipelines.kinds import IMAGE
 from genkit.pipelines.model import Model
@@ -69,7 +69,7 @@ def read_data(
     if silent and not settings.asked("missing_audio") and all(each.missing_audio is None for each in settings.data):
         names = list(dict.fromkeys(place(cut.item.path.name) for cut in data.every))
         raise UsageError(
-            f"{model.class_name} makes sound, and none of the {len(names)} files has any: {listed(names)}; "
+            f"{model.class_name} makes sound, and none of the {counted(len(names), 'file')} has any: {listed(names)}; "
             "--missing-audio video trains the video alone, --missing-audio silence silence"
         )
     return data

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from genkit.errors import UsageError, explain
+from genkit.errors import UsageError, counted, explain
 from genkit.pipelines.request import flag
 from genkit.pipelines.settings import AUTO
 from genkit.training.lora.counterparts import counterpart, foreign, known
@@ -78,8 +78,8 @@ class LoraSettings(
             raise UsageError(f"--min-level {self.min_level:g} must be below --max-level {self.max_level:g}")
         if self.validation_images and len(self.validation_images) != len(self.validation_prompts):
             raise UsageError(
-                f"--validation-images: got {len(self.validation_images)} for {len(self.validation_prompts)} "
-                "validation prompts, allowed: one for each"
+                f"--validation-images: got {len(self.validation_images)} for "
+                f"{counted(len(self.validation_prompts), 'validation prompt')}, allowed: one for each"
             )
 
     def _check_route(self) -> None:

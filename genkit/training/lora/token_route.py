@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from genkit.errors import UnsupportedError
+from genkit.errors import UnsupportedError, counted
 from genkit.families.base import Family
 from genkit.families.lookup import diffusers_class, family_of
 from genkit.families.stack import BlockStack
@@ -218,5 +218,7 @@ def _along(value: torch.Tensor, axis: int, rows: dict[int, torch.Tensor], name: 
     if size == 1:
         return value
     if size not in rows:
-        raise UnsupportedError(f"--route: {name} is of {size} tokens, expected {' or '.join(map(str, rows))}")
+        raise UnsupportedError(
+            f"--route: {name} is of {counted(size, 'token')}, expected {' or '.join(map(str, rows))}"
+        )
     return value.index_select(axis, rows[size].to(value.device))

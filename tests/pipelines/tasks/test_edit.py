@@ -84,7 +84,7 @@ def test_a_clip_keeps_its_frames_and_its_rate(tmp_path, tiny_wan):
     media.write_mp4(tmp_path / "clip.mp4", frames, Fraction(24000, 1001))
     request = resolve(ask(tiny_wan, tmp_path / "clip.mp4", max_sequence_length=16))
     assert (request.settings.method, request.settings.keep) == ("infedit", 0.7)
-    assert any("last one 1 times more" in line for line in request.notes)
+    assert any("last one 1 time more" in line for line in request.notes)
     made = Session(request).run()
     assert made.frames.shape == frames.shape and made.fps == Fraction(24000, 1001)
     (tmp_path / "edit.mp4").unlink(missing_ok=True)

@@ -309,7 +309,7 @@ def test_a_patch_sees_the_frames_behind_the_clip(given):
         ({"image": picture(1), "beginning": [picture(1)]}, "give one of them"),
         ({"beginning": [picture(1)] * 4}, "1 \\+ 4 n frames"),
         ({"beginning": [picture(1)] * 9}, "fewer than the clip's 9"),
-        ({"image": [picture(1)] * 3}, "got 3 pictures for 1 prompts"),
+        ({"image": [picture(1)] * 3}, "got 3 pictures for 1 prompt;"),
         ({"beginning": [picture(1)] * 9, "num_frames": 10}, "fewer than the clip's 9"),
         ({"beginning": []}, "beginning: got no picture"),
         ({"last_image": np.zeros((0, 8, 8, 3), np.uint8)}, "last_image: got no picture"),

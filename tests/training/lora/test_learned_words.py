@@ -222,7 +222,7 @@ def test_a_dry_run_tells_the_words(tiny_sd, data, cache, tmp_path):
 
 BAD = {
     "word missing in the prompt": ({"learn_words": ["a <p>=x", "a <r>=y"]}, "caption"),
-    "one word": ({"learn_words": ["a <p>=x"]}, "1 words"),
+    "one word": ({"learn_words": ["a <p>=x"]}, "got '1 word', allowed"),
     "one word for two": ({"learn_words": ["a <p>=x", "on <p>=y"]}, "two subjects"),
     "known word": ({"learn_words": ["a <p>=x", "a <q> on z=y"]}, "knows already"),
     "start of several tokens": ({"learn_words": ["a <p>=xx", "a <q>=y"]}, "one token"),

@@ -303,7 +303,7 @@ def test_a_lora_of_another_shape_to_begin_with_is_told_without_advice_that_train
     plan(given, init_lora=written("fitting"))
     for name, words, changes in (
         ("rank", "has rank 3, here 2; give the same rank", {"rank": 3}),
-        ("layers", "layers differ from those that are trained", {"left": found.targets[:1]}),
+        ("layers", "layers? differs? from those that are trained", {"left": found.targets[:1]}),
         ("shape", "it maps", {"wider": 1}),
     ):
         with pytest.raises(GenkitError, match=words) as told:

@@ -10,6 +10,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from genkit.errors import counted
 from genkit.evaluation.comparison.bands import BANDS, MEANING, PSNR_KEPT, PSNR_SAME, WORST_KEPT, WORST_SAME
 from genkit.evaluation.comparison.intervals import LEAST
 from genkit.evaluation.comparison.report.media import Shown
@@ -58,7 +59,7 @@ def _lead(comparison: Comparison) -> str:
     parts = [
         str(settings.get("model") or comparison.about.get("pipeline") or ""),
         size,
-        f"{settings['steps']} steps" if settings.get("steps") else "",
+        counted(settings["steps"], "step") if settings.get("steps") else "",
         f"{len(comparison.prompts)} prompt{'s' * (len(comparison.prompts) != 1)} x {len(comparison.seeds)} "
         f"seed{'s' * (len(comparison.seeds) != 1)} = {outputs} output{'s' * (outputs != 1)} a variant",
     ]
@@ -122,7 +123,10 @@ def page(comparison: Comparison, shown: Sequence[Shown], shrunk: str = "") -> st
     command = escape(str(comparison.about.get("command_line", "")))
     left = len(comparison.prompts) * len(comparison.seeds) - len(shown)
     more = (
-        f"{left} more outputs are in the numbers and in the folder of outputs, not in this page. " if left > 0 else ""
+        f"{counted(left, 'more output is', 'more outputs are')} in the numbers and in the folder of outputs, "
+        "not in this page. "
+        if left > 0
+        else ""
     )
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">

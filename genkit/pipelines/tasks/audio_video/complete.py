@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from genkit.errors import UnsupportedError, UsageError, explain
+from genkit.errors import UnsupportedError, UsageError, counted, explain
 from genkit.families.sound_features import SoundFeatures
 from genkit.media import resample
 from genkit.pipelines.tasks.audio_video.given import USUAL_FRAMES, Given
@@ -317,7 +317,9 @@ def _encode_sound(
     spectrum = features(wave[None].to(device), frames).to(vae.dtype)
     tokens = pipeline._pack_audio_latents(vae.encode(spectrum).latent_dist.mode().float())
     if tokens.shape[1] != length:
-        raise UnsupportedError(f"the audio autoencoder made {tokens.shape[1]} tokens of a sound that needs {length}")
+        raise UnsupportedError(
+            f"the audio autoencoder made {counted(tokens.shape[1], 'token')} of a sound that needs {length}"
+        )
     return pipeline._normalize_audio_latents(tokens, vae.latents_mean, vae.latents_std)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from genkit.errors import UnsupportedError, UsageError
+from genkit.errors import UnsupportedError, UsageError, counted
 from genkit.families.lookup import able, can
 from genkit.families.sizes import SizeRule
 from genkit.media import AAC_RATES, Video, probe_video, read_chosen, read_sound, resample, resized
@@ -89,7 +89,7 @@ class Given:
             sound, rate = resample(sound, rate, _MP4_RATE), _MP4_RATE
         length = len(sound)
         sound = fit_sound(sound, rate, num_frames, fps)
-        lasts = f"the {float(Fraction(num_frames) / fps):.3f} s of {num_frames} frames at {fps} fps"
+        lasts = f"the {float(Fraction(num_frames) / fps):.3f} s of {counted(num_frames, 'frame')} at {fps} fps"
         if len(sound) < length:
             told.append(f"the sound lasts {length / rate:.3f} s and was cut to {lasts}")
         elif len(sound) > length:
@@ -102,11 +102,13 @@ class Given:
         if clip.fps != fps or not clip.constant:
             count = max(1, round(clip.seconds * fps))
             kind = f"{clip.fps} frames per second" if clip.constant else "a varying frame rate"
-            told.append(f"the video has {kind}; {count} of its frames were taken for {fps} fps")
+            told.append(
+                f"the video has {kind}; {counted(count, 'of its frames was', 'of its frames were')} taken for {fps} fps"
+            )
         if count > num_frames:
-            told.append(f"the video has {count} frames; the first {num_frames} were taken")
+            told.append(f"the video has {counted(count, 'frame')}; the first {num_frames} were taken")
         elif count < num_frames:
-            told.append(f"the video has {count} frames; the last one was repeated up to {num_frames}")
+            told.append(f"the video has {counted(count, 'frame')}; the last one was repeated up to {num_frames}")
         if (clip.height, clip.width) != (height, width):
             told.append(f"the video was resized from {clip.width}x{clip.height} to {width}x{height}")
         chosen = clip.chosen(fps, num_frames)

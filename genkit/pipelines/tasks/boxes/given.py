@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from genkit.errors import ArtifactError, UnsupportedError, UsageError
+from genkit.errors import ArtifactError, UnsupportedError, UsageError, counted
 from genkit.families.lookup import able, can
 from genkit.reading import file_digest
 from genkit.reading.files import place
@@ -75,7 +75,7 @@ def prepare(settings: GenerateSettings) -> Request:
     draft.attention = with_module(draft.attention, method)
     check_fit_of(method, model)
     weights = WEIGHTS if settings.boxes_weights is None else place(settings.boxes_weights)
-    draft.notes.append(f"boxes: {len(track.boxes)} key frames, followed by {weights}")
+    draft.notes.append(f"boxes: {counted(len(track.boxes), 'key frame')}, followed by {weights}")
     return with_length(draft, inputs=Given(boxes, shown), fingerprints=prints, **places)
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from genkit.errors import UsageError, explain
+from genkit.errors import UsageError, counted, explain
 from genkit.reading import read_yaml
 from genkit.reading.files import place
 from genkit.schema import Rule, read
@@ -57,7 +57,9 @@ class Track:
             name = f"{what}: box {number + 1}"
             if key.frame >= frames:
                 raise UsageError(
-                    explain(f"{name}, frame", key.frame, f"0 to {frames - 1}, for the clip has {frames} frames")
+                    explain(
+                        f"{name}, frame", key.frame, f"0 to {frames - 1}, for the clip has {counted(frames, 'frame')}"
+                    )
                 )
             left, top, right, bottom = key.box
             if right > sides[0] or bottom > sides[1]:

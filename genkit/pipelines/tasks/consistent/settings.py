@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from genkit.errors import UsageError, explain
+from genkit.errors import UsageError, counted, explain
 from genkit.pipelines.request import WHEN_GIVEN, Settings, option
 from genkit.pipelines.settings import MODEL, GenerationSettings, LoadSettings, OutputSettings
 from genkit.pipelines.text import as_texts
@@ -80,7 +80,8 @@ class SubjectSettings(Settings):
             given = getattr(self, name)
             if len(given) > len(self.subject):
                 raise UsageError(
-                    f"--{name}: {len(given)} given for {len(self.subject)} subjects; give one for each, or fewer"
+                    f"--{name}: {len(given)} given for {counted(len(self.subject), 'subject')}; give one for "
+                    "each, or fewer"
                 )
         for text in self.box:
             parse_box(text)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from genkit.errors import ArtifactError, UsageError, explain
+from genkit.errors import ArtifactError, UsageError, counted, explain
 from genkit.media import format_of, probe_video, read_image, read_mp4
 from genkit.media.canvas import Canvas
 from genkit.pipelines.tasks.edit.settings import is_clip
@@ -107,7 +107,10 @@ def read_given(path: Path, model: Model, video: bool, moving: bool = False) -> G
     told = list(canvas.told)
     if frames > len(found.frames):
         more = frames - len(found.frames)
-        told.append(f"the clip of {len(found.frames)} frames is worked on with its last one {more} times more, cut off")
+        told.append(
+            f"the clip of {counted(len(found.frames), 'frame')} is worked on with its last one {counted(more, 'time')} "
+            "more, cut off"
+        )
     values = {
         **vars(found),
         "canvas": canvas,
@@ -158,7 +161,7 @@ def _clip(path: Path, model: Model) -> Given:
     most = model.sidecar.limits.get("max_frames")
     count = len(video.starts)
     if most is not None and count > most:
-        raise UsageError(f"{path.name} has {count} frames, {model.name} goes up to {most}; cut it first")
+        raise UsageError(f"{path.name} has {counted(count, 'frame')}, {model.name} goes up to {most}; cut it first")
     if video.height * video.width > MOST_PIXELS:
         raise ArtifactError(
             f"{path.name} has {video.width}x{video.height} pixels a frame, allowed: {MOST_PIXELS} in all"

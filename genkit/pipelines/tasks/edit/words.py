@@ -5,6 +5,7 @@ from __future__ import annotations
 from genkit.control.alignment import align
 from genkit.control.spans import find_words
 from genkit.control.words import parse_weights
+from genkit.errors import counted
 from genkit.pipelines.request import flag
 from genkit.pipelines.tasks.edit.settings import AUTO, IMG2IMG, INFEDIT, NONE, EditSettings
 
@@ -66,7 +67,7 @@ def _idle_steps(settings: EditSettings) -> list[str]:
     settled, mapped = refined_steps(settle, steps), refined_steps(settings.keep_maps or 0.0, steps)
     followed = early_steps(settings.keep or 0.0, steps)
     told = [
-        f"{flag(name)} {share:g} has no effect: it is {what} of {steps} steps"
+        f"{flag(name)} {share:g} has no effect: it is {what} of {counted(steps, 'step')}"
         for name, share, count, what in (
             ("settle", settle, settled, "less than one"),
             ("keep_maps", settings.keep_maps, mapped, "less than one"),
@@ -77,12 +78,12 @@ def _idle_steps(settings: EditSettings) -> list[str]:
     if settled and mapped and settled >= mapped:
         told.append(
             f"--keep-maps {settings.keep_maps:g} has no effect: --settle {settle:g} leaves maps free in the "
-            f"first {settled} of {steps} steps, where they would be kept"
+            f"first {settled} of {counted(steps, 'step')}, where they would be kept"
         )
     first = max(1, 2 * settled)  # see InfEditPipeline: after the first step, and after twice the steps that settle
     if chosen(settings) and first > steps - 2:
         cause = f"--settle {settle:g} is a half of the steps or nearly" if settled else "too few steps"
-        told.append(f"--words: no effect in {steps} steps: {cause}")
+        told.append(f"--words: no effect in {counted(steps, 'step')}: {cause}")
     return told
 
 

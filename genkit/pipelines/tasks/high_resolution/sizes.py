@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from genkit.errors import UnsupportedError, UsageError, explain
+from genkit.errors import UnsupportedError, UsageError, counted, explain
 from genkit.families.lookup import able, can, records
 
 if TYPE_CHECKING:
@@ -60,7 +60,9 @@ def kept_steps(steps: int, strength: float) -> int:
         raise UsageError(explain("strength", strength, "a number above 0 and up to 1"))
     kept = min(steps, int(steps * strength + 1e-9))
     if kept == 0:
-        raise UsageError(f"strength {strength:g} of {steps} steps leaves no step to run; take more of either")
+        raise UsageError(
+            f"strength {strength:g} of {counted(steps, 'step')} leaves no step to run; take more of either"
+        )
     return kept
 
 

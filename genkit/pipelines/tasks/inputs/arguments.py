@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from genkit.errors import UsageError, explain
+from genkit.errors import UsageError, counted, explain
 from genkit.families.inputs import CLIPS, LOOKED, REPLACES, SCALES
 from genkit.media.canvas import THRESHOLD, read_mask
 from genkit.pipelines.kinds import IMAGE
@@ -95,7 +95,9 @@ class Arguments:
         self._no_names(files)
         if name in CLIPS:
             if len(files) > 1:
-                raise UsageError(f"{flag(kind)}: got {len(files)} files, {self.model.class_name} takes one clip")
+                raise UsageError(
+                    f"{flag(kind)}: got {counted(len(files), 'file')}, {self.model.class_name} takes one clip"
+                )
             self.values[name] = as_pictures(self.clip(files[0]))
         else:
             pictures = [as_pictures(self.picture(each))[0] for each in files]
@@ -173,7 +175,8 @@ class Arguments:
         height, width = each.size
         if 3 * height * width * kept > _MOST_BYTES:
             raise UsageError(
-                f"{_said(each)} has {count} frames of {width}x{height}, too many to be put before the new ones; "
+                f"{_said(each)} has {counted(count, 'frame')} of {width}x{height}, too many to be put before "
+                "the new ones; "
                 "take --only-new, or a shorter clip"
             )
         return self._fitted(each.clip(self.plan.fps, count, count - kept), each)
@@ -209,7 +212,7 @@ class Arguments:
                 raise UsageError(_other_size(each, shown))
             frames = self.clip(each, count)
             if len(frames) < count:
-                raise UsageError(f"--mask {each.path.name} has {len(frames)} frames, the video has {count}")
+                raise UsageError(f"--mask {each.path.name} has {counted(len(frames), 'frame')}, the video has {count}")
             return frames.max(axis=-1) >= THRESHOLD
         mask = read_mask(each.path, shown.size, what="--mask")
         self.draft.notes += [line for line in mask.told if line not in self.draft.notes]

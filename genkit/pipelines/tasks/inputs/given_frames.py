@@ -17,7 +17,7 @@ import torch
 from diffusers import WanPipeline
 from diffusers.pipelines.wan.pipeline_output import WanPipelineOutput
 
-from genkit.errors import UsageError, explain
+from genkit.errors import UsageError, counted, explain
 from genkit.families.wan import CODEC
 from genkit.pipelines.tasks.inputs.last_frame import held
 from genkit.pipelines.tasks.inputs.pictures import as_ready
@@ -143,7 +143,10 @@ class WanGivenFramesPipeline(WanPipeline):
         count = 1 if asked is None or isinstance(asked, str) else len(asked)  # without either the stock call refuses
         for name, part in (("image", given.front), ("last_image", given.last)):
             if part is not None and count % part.shape[0]:
-                raise UsageError(f"{name}: got {part.shape[0]} pictures for {count} prompts; give one, or one for each")
+                raise UsageError(
+                    f"{name}: got {counted(part.shape[0], 'picture')} for {counted(count, 'prompt')}; give "
+                    "one, or one for each"
+                )
 
         def after(pipe: Any, step: int, time: Any, values: dict) -> dict:
             if callback_on_step_end is not None:
@@ -181,7 +184,7 @@ class WanGivenFramesPipeline(WanPipeline):
                 frames = frames // each * each + 1  # as the stock call rounds them
             if len(pixels) % each != 1 or len(pixels) >= frames:
                 allowed = f"1 + {each} n frames, fewer than the clip's {frames}"
-                raise UsageError(explain("beginning", f"{len(pixels)} frames", allowed))
+                raise UsageError(explain("beginning", counted(len(pixels), "frame"), allowed))
             front = self._latents(pixels.transpose(0, 1)[None])
         behind = None if last is None else self._latents(last[:, :, None])
         return Given(front, behind)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from genkit.errors import ArtifactError, UnsupportedError, UsageError, said
+from genkit.errors import ArtifactError, UnsupportedError, UsageError, counted, said
 from genkit.models.check import check_safetensors, fingerprint, read_part_config
 from genkit.pipelines.tasks.inputs.prior import Prior
 from genkit.reading import file_digest, regular, user_path
@@ -136,7 +136,8 @@ def check_added(added: Added, model: Model) -> None:
         own = model.config("unet").get("cross_attention_dim")
         if own is not None and width != own:
             raise UsageError(
-                f"--controlnet: it reads text of {width} numbers and {model.name} of {own}; it is for another model"
+                f"--controlnet: it reads text of {counted(width, 'number')} and {model.name} of {own}; it is "
+                "for another model"
             )
     if added.prior is not None:
         added.prior.check(model)

@@ -7,7 +7,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 from genkit.editing.hd_painter.place import native_side
-from genkit.errors import UsageError
+from genkit.errors import UsageError, counted
 from genkit.pipelines.guidance import argument_names
 from genkit.pipelines.kinds import IMAGE
 from genkit.pipelines.request import flag
@@ -136,10 +136,13 @@ def _length(clip: GivenFile, draft: Draft, taken: Taken) -> None:
         count = 1 + (most - 1) // each * each
         draft.set(num_frames=count)
         if count != has:
-            draft.notes.append(f"{name} has {has} frames; the first {count} are used (--num-frames for others)")
+            draft.notes.append(
+                f"{name} has {counted(has, 'frame')}; the first {count} are used (--num-frames for others)"
+            )
     elif given.num_frames > has and not (taken.told.timeline or "keyframe" in taken.arguments):
         raise UsageError(
-            f"--num-frames: got {given.num_frames}, {name} has {has} frames at {rate} fps; take {has} or fewer"
+            f"--num-frames: got {given.num_frames}, {name} has {counted(has, 'frame')} at {rate} fps; take "
+            f"{has} or fewer"
         )
 
 
@@ -150,7 +153,9 @@ def _rate(clip: GivenFile, draft: Draft) -> tuple[Fraction, int]:
     rate = Fraction(draft.settings.fps)
     has = clip.frames_at(rate)
     if clip.fps not in (None, rate):
-        draft.notes.append(f"{clip.path.name} has {clip.fps} frames per second; at {rate} fps it lasts {has} frames")
+        draft.notes.append(
+            f"{clip.path.name} has {clip.fps} frames per second; at {rate} fps it lasts {counted(has, 'frame')}"
+        )
     return rate, has
 
 

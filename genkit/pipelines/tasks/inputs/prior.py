@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from genkit.errors import ArtifactError, UsageError, said
+from genkit.errors import ArtifactError, UsageError, counted, said
 from genkit.families.lookup import facts_of
 from genkit.models.check import check_folder, read_index, read_part_config
 from genkit.pipelines.fits import check_fits
@@ -61,7 +61,8 @@ class Prior:
         reads = model.config("transformer").get("joint_attention_dim")
         if makes != reads:
             raise UsageError(
-                f"--ip-adapter {place(self.folder)} makes prompts of {makes} numbers a token, and {model.name} reads "
+                f"--ip-adapter {place(self.folder)} makes prompts of {counted(makes, 'number')} a token, and "
+                f"{model.name} reads "
                 f"{reads}; it is for another model"
             )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from genkit.errors import UsageError
+from genkit.errors import UsageError, counted
 from genkit.families.inputs import BEGINNING, USUAL, Inputs, inputs_of, takes
 from genkit.families.lookup import can, facts_of
 from genkit.families.sizes import ReadConfig
@@ -140,7 +140,7 @@ def check_complete(model: Model, settings: GenerateSettings) -> None:
             f"{model.class_name} needs {' and '.join(map(flag, missing))} too; it takes {taken.describe()}"
         )
     if len(settings.image) > 1 and not taken.told.several:
-        raise UsageError(f"--image: got {len(settings.image)} pictures, {model.class_name} takes one")
+        raise UsageError(f"--image: got {counted(len(settings.image), 'picture')}, {model.class_name} takes one")
 
 
 def _refusal(model: Model, classes: list[type], wanted: list[str]) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from genkit.errors import UsageError
+from genkit.errors import UsageError, counted
 from genkit.families.inputs import SCALES
 from genkit.pipelines.request import flag
 from genkit.pipelines.tasks.inputs.pictures import as_masks, as_pictures
@@ -59,7 +59,8 @@ def _latent_condition(making: Arguments, kind: Any, place: int, shown: Any, stre
     first = max((latent - 1) * ratio + 1, 0)
     if first != place and place != (making.plan.frames or 1) - 1:
         making.draft.notes.append(
-            f"--keyframe {place}: {making.model.class_name} counts in steps of {ratio} frames; it acts from frame "
+            f"--keyframe {place}: {making.model.class_name} counts in steps of {counted(ratio, 'frame')}; it "
+            "acts from frame "
             f"{first} on"
         )
     return kind(frames=shown, index=latent, strength=strength)
@@ -92,7 +93,7 @@ def timeline_of(making: Arguments) -> dict[str, Any]:
         if each.setting == "source_video":
             made[: len(clip)] = False
     if len(control) > 1:
-        raise UsageError(f"--control: got {len(control)} files, {making.model.class_name} takes one clip")
+        raise UsageError(f"--control: got {counted(len(control), 'file')}, {making.model.class_name} takes one clip")
     if files.of("mask"):
         if not source:
             raise UsageError("--mask says which part of a clip is made anew; give --source-video")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from genkit.errors import counted
 from genkit.pipelines.noise import INDEPENDENT
 from genkit.pipelines.settings import GenerateSettings
 from genkit.pipelines.task import Made, Task
@@ -31,7 +32,8 @@ def resolve(settings: GenerateSettings):
         )
     if (draft.settings.num_frames or 1) <= trained.frames:
         raise UsageError(
-            f"--noise {settings.noise} shares noise beyond {trained.frames} frames, which {draft.model.name} was "
+            f"--noise {settings.noise} shares noise beyond {counted(trained.frames, 'frame')}, which "
+            f"{draft.model.name} was "
             f"trained on; this clip has {draft.settings.num_frames}: leave it out, or ask for more --num-frames"
         )
     every = 1 if rule is None else rule.frames_multiple

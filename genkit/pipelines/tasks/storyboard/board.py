@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from genkit.editing.ditctrl.pipeline import plan_of
 from genkit.editing.ditctrl.plan import Plan
 from genkit.editing.ditctrl.sharing import Sharing, rules_of, shared_layers
-from genkit.errors import UsageError
+from genkit.errors import UsageError, counted
 from genkit.pipelines.kinds import size_rule
 from genkit.pipelines.tasks.storyboard.shots import Shot, checked, read_storyboard, split
 from genkit.pipelines.text import shares
@@ -53,7 +53,9 @@ class Board:
         if total is not None and frames is None:
             frames = split(total, len(shots))
         elif total is not None and frames is not None and total != sum(frames):
-            raise UsageError(f"--num-frames: got {total}, the shots have {sum(frames)} frames together; leave one out")
+            raise UsageError(
+                f"--num-frames: got {total}, the shots have {counted(sum(frames), 'frame')} together; leave one out"
+            )
         tile = settings.tile_frames or usual_frames(model)
         rule = size_rule(model.class_name, model.config)
         assert rule is not None, "every family that takes storyboards has a rule of sizes"
@@ -75,7 +77,10 @@ class Board:
     def told(self) -> list[str]:
         """What the user should know, one line each."""
         tiles = len(self.plan.tiles)
-        return [f"{len(self.prompts)} shots in {tiles} tiles of {self.tile_frames} frames; shot {self.plan.words()}"]
+        return [
+            f"{counted(len(self.prompts), 'shot')} in {counted(tiles, 'tile')} of "
+            f"{counted(self.tile_frames, 'frame')}; shot {self.plan.words()}"
+        ]
 
     def check_layers(self, request: Request) -> None:
         """Refuse layers that the model does not have, or that a method of attention works on; UsageError."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from genkit.editing.shot_chain.pipeline import accepted, carried_within
 from genkit.editing.shot_chain.plan import ChainPlan, lengths
-from genkit.errors import UnsupportedError, UsageError
+from genkit.errors import UnsupportedError, UsageError, counted
 from genkit.pipelines.kinds import VIDEO, kind_of
 from genkit.pipelines.load import find_class
 from genkit.pipelines.request import flag
@@ -67,18 +67,18 @@ class Chain:
         """What the user should know, one line each."""
         calls, before = len(self.plan.windows), self.plan.before
         given = self.plan.windows[0].given
-        shots = f"{len(self.prompts)} chained shots; shot {self.plan.words()}"
+        shots = f"{counted(len(self.prompts), 'chained shot')}; shot {self.plan.words()}"
         if len(self.prompts) == 1:
-            shots = f"{self.plan.frames - before} new frames"
+            shots = f"{counted(self.plan.frames - before, 'new frame')}"
         made = "one call" if calls == 1 else f"{calls} calls"
-        lines = [f"{shots}, in {made} of at most {max(part.frames for part in self.plan.windows)} frames"]
+        lines = [f"{shots}, in {made} of at most {counted(max(part.frames for part in self.plan.windows), 'frame')}"]
         if before:
             clip = "the clip" if self.only_new else f"the clip of {before} frame{'s' * (before > 1)}"
             last = "its last frame is" if given == 1 else f"its last {given} frames are"
             lines.append(f"{clip} is continued; {last} given to the model")
         if before and given == 1:
             least = 1 + self.each
-            more = f"a clip of {least} frames or more tells how it goes on"
+            more = f"a clip of {counted(least, 'frame')} or more tells how it goes on"
             if self.window < least + self.each:  # at most half of a window is given
                 more = f"--tile-frames {least + self.each} or more, and {more}"
             lines.append(f"one frame shows no motion: {more}")
@@ -186,7 +186,7 @@ def chain_request(draft: Draft, files: Files, shots: Sequence[Shot], total: int 
         frames = lengths(total, len(shots), each, before, kept)
     elif total is not None and frames is not None and total != kept + sum(frames):
         made = kept + sum(frames)
-        raise UsageError(f"--num-frames: got {total}, the shots have {made} frames together; leave one out")
+        raise UsageError(f"--num-frames: got {total}, the shots have {counted(made, 'frame')} together; leave one out")
     laid = ChainPlan.of(len(shots), frames, window, each, border, within, before)
     spans = tuple(end - first for first, end in laid.spans)
     prompts = tuple(shot.prompt for shot in shots)
@@ -226,7 +226,7 @@ def read_given(draft: Draft, files: Files) -> tuple[np.ndarray | None, dict[str,
     if source is not None and files.of("image"):
         raise UsageError("--image and --source-video both say what the clip begins with; leave one out")
     if len(files.of("image")) > 1:
-        raise UsageError(f"--image: got {len(files.of('image'))} pictures, a chain begins with one")
+        raise UsageError(f"--image: got {counted(len(files.of('image')), 'picture')}, a chain begins with one")
     if not files.all:
         return None, {}
     making = Arguments(plan(files, draft), draft)

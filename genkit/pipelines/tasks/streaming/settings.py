@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from genkit.errors import UsageError, explain
+from genkit.errors import UsageError, counted, explain
 from genkit.pipelines.request import WHEN_GIVEN, Settings, option
 from genkit.pipelines.text import as_pairs, as_texts
 
@@ -50,7 +50,8 @@ class StreamSettings(Settings):
         frames = self.frames()
         if len(frames) != len(self.then):
             raise UsageError(
-                f"--at: got {len(frames)} frames for {len(self.then)} prompts that follow the first; give one for each"
+                f"--at: got {counted(len(frames), 'frame')} for "
+                f"{counted(len(self.then), 'prompt that follows', 'prompts that follow')} the first; give one for each"
             )
         if any(later <= before for before, later in zip((0, *frames), frames, strict=False)):
             raise UsageError(explain("--at", ", ".join(self.at), "frames in rising order, above 0"))

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from genkit.errors import UsageError
+from genkit.errors import UsageError, counted
 from genkit.pipelines.settings import GenerateSettings
 from genkit.pipelines.task import Made, Task
 from genkit.pipelines.tasks.inputs.settings import given_flags
@@ -104,13 +104,14 @@ def _check_in_force(plan: StreamPlan, every: int, planned: list[int], frames: in
             last = plan.begin(max(0, frames - plan.step(every)), every)
             last = last if last < frames else 0
             raise UsageError(
-                f"--at: got {frame}, but no chunk of a video of {frames} frames begins there or later, so its prompt "
+                f"--at: got {frame}, but no chunk of a video of {counted(frames, 'frame')} begins there or "
+                "later, so its prompt "
                 f"would never be in force; the last chunk begins at {last}, or take more --num-frames"
             )
         if begin in begins[number + 1 :]:
             raise UsageError(
                 f"--at: got {frame} and {planned[number + 1]}, but the next chunk begins at {begin}, with the later "
-                f"prompt; chunks have {plan.step(every)} frames, give them that far apart"
+                f"prompt; chunks have {counted(plan.step(every), 'frame')}, give them that far apart"
             )
 
 

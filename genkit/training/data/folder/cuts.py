@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 
-from genkit.errors import GenkitError, UsageError
+from genkit.errors import GenkitError, UsageError, counted
 from genkit.media.read_image import read_image
 from genkit.media.read_video import Video, probe_video
 from genkit.media.sound import sound_seconds
@@ -135,13 +135,13 @@ class CutRule:
     def _of_video(self, item: Item) -> list[Cut]:
         video = probe_video(item.path)
         if video.missing:
-            raise UsageError(f"the file is cut off: {video.missing} frames that it promises are not there")
+            raise UsageError(f"the file is cut off: it lacks {counted(video.missing, 'frame')} that it promises")
         sides = self._sides(video.height, video.width)
         resampled = video.chosen(self.fps, len(video.starts) * 64)
         length = choose_frames(len(resampled), self.frames, self.frames_multiple)
         if length == 1 and self.frames > 1:
             raise UsageError(
-                f"{len(resampled)} frame(s) at {float(self.fps):.4g} frames per second; allowed: at least "
+                f"{counted(len(resampled), 'frame')} at {float(self.fps):.4g} frames per second; allowed: at least "
                 f"{1 + self.frames_multiple}, or num_frames=1 for the first frame alone"
             )
         told, heard = self._told(video, resampled), self._heard(item.path)

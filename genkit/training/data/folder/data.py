@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from genkit.errors import ArtifactError, UsageError
+from genkit.errors import ArtifactError, UsageError, counted
 from genkit.reading.files import place
 from genkit.training.data.folder.batches import Batches
 from genkit.training.data.folder.contents import Contents
@@ -81,7 +81,7 @@ class FolderData:
         if progress is not None:
             progress(total, total, "")
         if wrong:
-            raise UsageError(f"data: {len(wrong)} of {total} files cannot be used: {listed(wrong, '; ')}")
+            raise UsageError(f"data: {len(wrong)} of {counted(total, 'file')} cannot be used: {listed(wrong, '; ')}")
         out = _held_out(cuts, contents, held_out)
         kept = [(cut, times) for cut, times in cuts if contents.digest(cut.item.path) not in out]
         return FolderData(
@@ -154,7 +154,7 @@ def _twice(cuts: Sequence[tuple[Cut, float]], contents: Contents) -> list[str]:
     for path in dict.fromkeys(cut.item.path for cut, _ in cuts):
         files.setdefault(contents.digest(path), []).append(place(path))
     found = [" and ".join(names) for names in files.values() if len(names) > 1]
-    return [f"{len(found)} files are there more than once: {listed(found)}"] if found else []
+    return [f"{counted(len(found), 'file is', 'files are')} there more than once: {listed(found)}"] if found else []
 
 
 def _held_out(cuts: Sequence[tuple[Cut, float]], contents: Contents, wanted: float | int) -> set[str]:
@@ -163,7 +163,9 @@ def _held_out(cuts: Sequence[tuple[Cut, float]], contents: Contents, wanted: flo
         raise UsageError(f"held_out: got {wanted}, allowed: a share below 1, or a number of files")
     digests = sorted({contents.digest(cut.item.path) for cut, _ in cuts}, key=_lot)
     if wanted >= len(digests):
-        raise UsageError(f"held_out: got {wanted}, allowed: fewer than the {len(digests)} different files there are")
+        raise UsageError(
+            f"held_out: got {wanted}, allowed: fewer than the {counted(len(digests), 'different file')} that there are"
+        )
     if wanted >= 1:
         return set(digests[: int(wanted)])
     chosen = {digest for digest in digests if _lot(digest) < wanted}

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from genkit.errors import GenkitError, UsageError
+from genkit.errors import GenkitError, UsageError, counted
 from genkit.reading.files import place
 from genkit.training.data.folder.beside import MASK_ENDING, Beside, folder_of
 from genkit.training.data.folder.captions import LISTS, TABLES, read_list, read_sidecar, read_tables
@@ -175,7 +175,7 @@ def _captions(folder: Path, names: Mapping[str, Path], table: Mapping[str, str],
         except GenkitError as error:
             wrong.append(str(error))
     if wrong:
-        raise UsageError(f"data: {len(wrong)} captions cannot be used: {listed(wrong, '; ')}")
+        raise UsageError(f"data: {counted(len(wrong), 'caption')} cannot be used: {listed(wrong, '; ')}")
     ways = f"a {wanted.extension} beside each, {' or '.join(TABLES)}, or one caption for all"
     text = f"has files without a caption ({ways})"
     _refuse(folder, text, [name for name, said in found.items() if said is None])
@@ -203,7 +203,11 @@ def _left(items: Sequence[Item], rooms: Mapping[str, Beside]) -> tuple[str, ...]
     told = [line for room in rooms.values() for line in room.told()]
     lacking = [place(item.path.name) for item in items if item.mask is None]
     if 0 < len(lacking) < len(items):
-        told.insert(0, f"{len(lacking)} of {len(items)} files have no mask, all of them counts: {listed(lacking)}")
+        told.insert(
+            0,
+            f"{len(lacking)} of {counted(len(items), 'file has', 'files have')} no mask, all of them counts: "
+            f"{listed(lacking)}",
+        )
     return tuple(told)
 
 

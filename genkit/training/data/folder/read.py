@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch.nn.functional import adaptive_avg_pool2d
 
-from genkit.errors import UsageError
+from genkit.errors import UsageError, counted
 from genkit.families.training.base import Media
 from genkit.media.images import crop, resized
 from genkit.media.read_image import read_image
@@ -121,7 +121,9 @@ def _check_length(path: Path, frames: int | None, cut: Cut) -> None:
         raise UsageError(f"{place(path)} is a clip and goes with a picture; allowed: a picture")
     own = len(probe_video(cut.item.path).starts)
     if frames != own:
-        raise UsageError(f"{place(path)} has {frames} frames and goes with a clip of {own}; allowed: as many")
+        raise UsageError(
+            f"{place(path)} has {counted(frames, 'frame')} and goes with a clip of {own}; allowed: as many"
+        )
 
 
 def mask_of(cut: Cut, latents: torch.Tensor) -> torch.Tensor:

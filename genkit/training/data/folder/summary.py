@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from genkit.errors import counted
 from genkit.reading.files import place
 from genkit.training.data.cache import Cache
 from genkit.training.data.folder.data import FolderData
@@ -52,7 +53,10 @@ class CacheState:
 
     def __str__(self) -> str:
         sure = "" if self.exact or not self.ready else ", if they are this model's"
-        return f"{self.ready} entries are there{sure}; {self.missing} must be made; {self.others} are of other runs"
+        return (
+            f"{counted(self.ready, 'entry is', 'entries are')} there{sure}; {self.missing} must be made; "
+            f"{self.others} are of other runs"
+        )
 
 
 @dataclass(frozen=True)
@@ -86,13 +90,18 @@ class Summary:
 
     def lines(self) -> list[str]:
         """The summary for people."""
-        found = [f"{place(path)}: {pictures} pictures, {clips} clips" for path, pictures, clips in self.folders]
+        found = [
+            f"{place(path)}: {counted(pictures, 'picture')}, {counted(clips, 'clip')}"
+            for path, pictures, clips in self.folders
+        ]
         shelves = ", ".join(f"{bucket} ({count})" for bucket, count in self.buckets.items())
-        found.append(f"{self.samples} samples in {self.batches} batches an epoch: {shelves}")
+        found.append(
+            f"{counted(self.samples, 'sample')} in {counted(self.batches, 'batch', 'batches')} an epoch: {shelves}"
+        )
         if self.held_out:
-            found.append(f"{self.held_out} samples held out")
+            found.append(f"{counted(self.held_out, 'sample')} held out")
         if self.captions is not None:
-            found.append(f"captions of up to {self.captions.longest} of {self.captions.slots} tokens")
+            found.append(f"captions of up to {self.captions.longest} of {counted(self.captions.slots, 'token')}")
         if self.cache is not None:
             found.append(f"cache: {self.cache}")
         return found + self.notes()
@@ -103,11 +112,14 @@ class Summary:
         if self.captions is not None and self.captions.cut:
             short = [repr(place(caption[:60])) for caption in self.captions.cut]
             found.append(
-                f"{len(short)} captions are longer than the {self.captions.slots} tokens that are read and lose their "
-                f"end: {listed(short)}"
+                f"{counted(len(short), 'caption is', 'captions are')} longer than the {self.captions.slots} tokens "
+                f"that are read; the end is lost: {listed(short)}"
             )
         if self.unused:
-            found.append(f"{len(self.unused)} files are not used: {listed([place(name) for name in self.unused])}")
+            found.append(
+                f"{counted(len(self.unused), 'file is', 'files are')} not used: "
+                f"{listed([place(name) for name in self.unused])}"
+            )
         return found + list(self.told)
 
     def to_dict(self) -> dict[str, Any]:
@@ -159,7 +171,7 @@ def _told(data: FolderData) -> list[str]:
     for cut in data.every:
         for line in cut.told:
             files.setdefault(line, {})[place(cut.item.path.name)] = None
-    return [f"{len(names)} files: {line}: {listed(list(names))}" for line, names in files.items()]
+    return [f"{counted(len(names), 'file')}: {line}: {listed(list(names))}" for line, names in files.items()]
 
 
 def caption_lengths(tokenizers: Sequence[Any], captions: Sequence[str], slots: int) -> CaptionLengths:

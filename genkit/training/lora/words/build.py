@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from genkit.errors import UsageError
+from genkit.errors import UsageError, counted
 from genkit.families.training.base import Training
 from genkit.lora.words import tokenizer_of
 from genkit.pipelines.model import Model
@@ -52,7 +52,8 @@ def subjects_of(
     if len(data.every) != 1:
         names = ", ".join(place(cut.item.path.name) for cut in data.every[:3])
         raise UsageError(
-            f"--learn-words learns from one picture at one --resolution, the data come to {len(data.every)} samples "
+            "--learn-words learns from one picture at one --resolution, the data come to "
+            f"{counted(len(data.every), 'sample')} "
             f"({names}); give a folder with one picture, and one size"
         )
     (cut,) = data.every

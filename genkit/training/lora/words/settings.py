@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from genkit.errors import UsageError, explain, shown
+from genkit.errors import UsageError, counted, explain, shown
 from genkit.pipelines.request import Settings, flag, option
 from genkit.pipelines.text import as_texts
 from genkit.schema import Rule
@@ -114,7 +114,7 @@ def pairs_of(texts: tuple[str, ...]) -> list[tuple[str, str]]:
             )
         pairs.append((phrase, start))
     if not FEWEST <= len(pairs) <= MOST:
-        raise UsageError(explain("--learn-words", f"{len(pairs)} words", f"{FEWEST} or {MOST}"))
+        raise UsageError(explain("--learn-words", counted(len(pairs), "word"), f"{FEWEST} or {MOST}"))
     words = [word_of(phrase).lower() for phrase, _ in pairs]
     for word in words:
         if words.count(word) > 1:
