@@ -291,6 +291,12 @@ def test_a_clip_is_no_single_frame(text):
         read(text)
 
 
+def test_a_role_that_needs_another_option_is_told_with_its_origin():
+    told = r"--image-prompt and --ip-adapter go together.*read from --instruction by the rules: --image-prompt c.png"
+    with pytest.raises(UsageError, match=told):
+        read_instruction("a knight in the style of c.png")
+
+
 def test_two_pictures_for_one_role_are_told():
     with pytest.raises(UsageError, match="role last_frame is given to photo.png and last.jpg"):
         read("a cat, end on photo.png, end on last.jpg")

@@ -158,7 +158,14 @@ def read(settings: Any) -> Reading:
     filled = {name: value for name, value in filled.items() if name not in left}
     more += [f"{flag(name)} was written and wins over --instruction" for name in left]
     written = tuple(name for name in (*_FILLED, "storyboard") if settings.asked(name))
-    reading = Reading(made, filled, written, by, (), _merged(settings, filled), read_by.taken)
+    reading = Reading(made, filled, written, by, (), settings, read_by.taken)
+    try:
+        reading = replace(reading, settings=_merged(settings, filled))
+    except GenkitError as error:  # settings that do not go together
+        told_of = reading.about(error)
+        if told_of is error:
+            raise
+        raise told_of from error
     return replace(reading, told=(*told, reading.summary(), *more))
 
 
