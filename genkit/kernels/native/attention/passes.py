@@ -23,7 +23,7 @@ from genkit.kernels.plan.tables import PlanTables
 
 MAX_DIM = 256
 _MIN_QUERIES = 16  # of a block: the kernels work on 64 at a time
-_MIN_KEYS = {False: 2, True: 8}  # with tiles, where fewer would leave most of the 32 slots empty
+_MIN_KEYS = {False: 4, True: 8}  # without and with tiles: fewer would leave most slots of a visit empty
 _BITS_BYTES = 16 << 20  # of masks from which on a part is run by itself
 _PIECES = 4  # of work for every thread
 _SHARES = 16  # of the heads' gradients of keys and values, for as many threads
