@@ -49,7 +49,7 @@ class PlanLists(Lists):
             return
         partial = plan.partial_count[key[:2]]
         size = self.halves * self.length * 4
-        lists = tuple(slice(at, at + 1) for at in key[:2])
+        lists = slice(key[0], key[0] + 1), slice(key[1], key[1] + 1)
         spans = _spans(partial.tolist(), _SPAN_BYTES // size)
         parts = (self._make(lists, low, high, group)[0] for low, high in spans)
         if self._keep(int(partial.sum()) * size):
@@ -108,8 +108,8 @@ class PlanLists(Lists):
         if plan.tiles is not None:
             tiles = rows_of(plan.tiles.index)[used[:, widths[0] :]].long()
         bits = torch.cat([self._tail(), self._bits(rows, blocks[partial].long(), group, tiles)])
-        shared = {"units": units, "masks": masks.flatten().int(), "bits": bits, "valid": plan.q_valid[low:high].long()}
-        return [Visits(low, count, starts[at : at + count + 1], **shared) for at in range(0, len(used), count)]
+        shared = units, masks.flatten().int(), bits, plan.q_valid[low:high].long()
+        return [Visits(low, count, starts[at : at + count + 1], *shared) for at in range(0, len(used), count)]
 
     def _tail(self) -> Tensor:
         """(1, halves, unit) int32: every query sees the slots of a block's last unit that hold keys."""
