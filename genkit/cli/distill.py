@@ -129,10 +129,10 @@ def _estimated(plan: Plan) -> Estimate | None:
 
 
 def _say(found: dict[str, Any], settings: DistillSettings) -> None:
-    shown = {
-        "prompts": "without end", "train steps": f"as many as {counted(format(settings.minutes, 'g'), 'minute')} allow",
-        "attention": "the model's own",
-    }  # fmt: skip
+    shown = {"prompts": "without end", "attention": "the model's own"}
+    if settings.minutes is not None:
+        minutes = counted(format(settings.minutes, "g"), "minute allows", "minutes allow")
+        shown["train steps"] = f"as many as {minutes}"
     for name, value in found.items():
         if name == "memory":
             parts = ", ".join(f"{part} {size(count)}" for part, count in value.items() if part != "peak")

@@ -232,13 +232,17 @@ def test_the_command_tells_the_roll_out(tiny_wan, prompts, tmp_path, capsys):
 
     flags = [
         "train", "distill", "--kind", "self-forcing", "--model", str(tiny_wan), "--prompts", str(prompts), "--height",
-        "32", "--width", "32", "--num-frames", "13", "--steps", "2", "--rank", "2", "--max-train-steps", "2",
-        "--chunks", "3", "--stream-args", "chunk=2,sink=1,recent=2,trained=5,state=new", "--json",
+        "32", "--width", "32", "--num-frames", "13", "--steps", "2", "--rank", "2",
+        "--chunks", "3", "--stream-args", "chunk=2,sink=1,recent=2,trained=5,state=new",
     ]  # fmt: skip
-    assert main([*flags, "--output", str(tmp_path / "dry"), "--dry-run"]) == 0
+    assert main([*flags, "--max-train-steps", "2", "--json", "--output", str(tmp_path / "dry"), "--dry-run"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["chunks of the longest roll-out"] == 3 and "state=state.safetensors" in found["stream"]
     assert found["memory"]["peak"] > 0
+    for budget, told in (("--max-train-steps 2", "2"), ("--minutes 1", "as many as 1 minute allows")):
+        assert main([*flags, *budget.split(), "--output", str(tmp_path / "dry"), "--dry-run"]) == 0
+        said = capsys.readouterr().out
+        assert f"train steps: {told}\n" in said and "chunks of the longest roll-out: 3\n" in said
 
 
 @pytest.mark.parametrize(
