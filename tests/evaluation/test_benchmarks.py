@@ -81,6 +81,10 @@ def test_the_methods_are_timed_against_dense_attention(tmp_path):
     assert rows[0]["method"] == "dense" and rows[0]["speed"] == "1.00x"
     assert {row["method"].partition("(")[0] for row in rows[1:]} >= {"radial", "mixture_of_block", "agent"}
     assert all(float(row["ms"]) >= 0 and float(row["pairs executed"]) > 0 for row in rows)
+    assert methods_cpu.run(parser.parse_args([*given, "--chosen"])) == 0
+    rows = json.loads((tmp_path / "methods_cpu_chosen.json").read_text())["rows"]
+    assert {row["method"].partition("(")[0] for row in rows} == {"dense", "block_select", "pyramid"}
+    assert all(float(row["pairs executed"]) < 1 and float(row["over the pairs"]) > 0 for row in rows[1:])
 
 
 def test_the_grid_of_masks_tells_errors_and_speed_of_every_backend(tmp_path):

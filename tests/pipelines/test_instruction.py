@@ -483,11 +483,6 @@ def test_whatever_says_what_is_seen_is_told_as_written(tmp_path, given):
     assert reading.written == tuple(given) and not reading.filled
 
 
-def test_a_prompt_that_is_too_long_is_told_with_its_origin():
-    with pytest.raises(UsageError, match=r"the prompt has \d+ tokens.*read from --instruction by the rules: --prompt"):
-        resolve(GenerateSettings(instruction="a red circle " * 100))
-
-
 @pytest.mark.parametrize(
     ("device", "filled"), [("cuda", {"offload": "model", "vae_tiling": True}), ("cpu", {"vae_tiling": True})]
 )

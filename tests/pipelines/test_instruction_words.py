@@ -347,3 +347,8 @@ def test_no_text_takes_long(name):
 def test_a_text_with_the_characters_of_masks_is_words():
     text = "a cat \ue000 in photo.png, 2 seconds"
     assert read(text)[:3] == (text, "first_frame=photo.png", {})
+
+
+def test_a_prompt_that_is_too_long_is_told_with_its_origin():
+    with pytest.raises(UsageError, match=r"the prompt has \d+ tokens.*read from --instruction by the rules: --prompt"):
+        resolve(GenerateSettings(instruction="a red circle " * 100))

@@ -200,13 +200,9 @@ def _article(given: str | None, noun: str) -> str:
 
 
 def _plain(value: Any) -> str:
-    return (
-        "x".join(map(str, value))
-        if isinstance(value, tuple)
-        else f"{value:g}"
-        if isinstance(value, float)
-        else str(value)
-    )
+    if isinstance(value, tuple):
+        return "x".join(map(str, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _links(text: str, end: int) -> bool:

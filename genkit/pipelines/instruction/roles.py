@@ -213,7 +213,7 @@ class Roles:
         return take
 
     def _open(self, match: re.Match) -> str:
-        return self._give(match["file"] or match["other"] if "other" in match.groupdict() else match["file"], None)
+        return self._give(match.groupdict().get("other") or match["file"], None)
 
     def _both(self, match: re.Match) -> str | None:
         if not (self.words.free_left(match.start()) and self.words.free_right(match.end())):

@@ -33,7 +33,6 @@ _SET_BYTES = 4 << 20  # keys and values laid out together, per thread: what a le
 
 def why_not(q: Tensor, plan: PlanTables, scale: float) -> str | None:
     """Why torch's own kernel has to do this, or None. UsageError where the switch holds no known name."""
-    kinds.wanted()
     if reason := inputs_why_not(q, scale):
         return reason
     least = _MIN_KEYS[with_tiles(q.dtype)]
